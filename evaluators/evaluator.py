@@ -1,0 +1,73 @@
+"""The interface of an evaluator: it states requests and scores responses, and never sees a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from evaluators.requests import Request, Response
+from merging.spaces.axes import Vector
+
+Direction: TypeAlias = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInfo:
+    """What an evaluator needs to know of the models to come, in order to prepare its requests.
+
+    Args:
+        tokenizer: the base's tokenizer; None where the base has none (an image classifier).
+        image_processor: the base's image processor; None where it has none.
+        max_length: most tokens that one request may occupy.
+        heads: names of the experts that carry a classification head; empty for language models.
+        causal: True for a left-to-right language model.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    max_length: int
+    heads: tuple[str, ...] = ()
+    causal: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A number and its evidence.
+
+    Args:
+        value: in the metric's own units.
+        cases: ``(items,)`` per-item scores in the metric's own units and direction, same length
+            and order on every call; None where the metric does not decompose.
+    """
+
+    value: float
+    cases: Vector | None = None
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """One task on one split of its data."""
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """Name of every metric that `score` returns, first the main one, with its direction."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Identity of the data and its split, for example ``code/search`` or a file's path."""
+        ...
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Stable digest of every item, in order; two splits must not share them."""
+        ...
+
+    def requests(self) -> Sequence[Request]:
+        """Returns all requests, tokenised once, in the same order on every call."""
+        ...
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns a score for every metric from the answers to `requests`, in order."""
+        ...

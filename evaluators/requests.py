@@ -1,0 +1,96 @@
+"""What an evaluator may ask of a model, and what the engine answers; tokenised once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+
+class EvaluationError(RuntimeError):
+    """A model that could not be scored; the loop records the message as the candidate's failure."""
+
+
+@dataclass(frozen=True)
+class Loglikelihood:
+    """How likely is `continuation` after `context`?
+
+    Args:
+        context: token ids, at least one.
+        continuation: token ids, at least one. A context too long for the model loses its left end.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt.
+
+    Args:
+        prompt: token ids; a prompt too long for the model loses its left end.
+        max_new_tokens: most tokens to generate.
+        stop: texts that end the answer; they are cut off.
+        temperature: 0: greedy.
+        top_p: nucleus; 1: off. Read only where `temperature` is above 0.
+        seed: of the sampling; read only where `temperature` is above 0.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Classify:
+    """Class logits for one input.
+
+    Args:
+        head: name of the expert whose classification head reads the shared encoder.
+        inputs: model inputs of one item without batch dimension, for example ``input_ids``
+            ``(tokens,)`` int64, or ``pixel_values`` ``(channels, height, width)`` float32.
+    """
+
+    head: str
+    inputs: Mapping[str, Tensor]
+
+
+Request: TypeAlias = Loglikelihood | Generate | Classify
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Answer to `Loglikelihood`.
+
+    Args:
+        total: sum of the natural-log probabilities of the continuation's tokens.
+        greedy: whether greedy decoding would give exactly the continuation.
+    """
+
+    total: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answer to `Generate`: the text after the prompt, up to the first stop text."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """Answer to `Classify`: logits ``(classes,)`` float64."""
+
+    logits: npt.NDArray[np.float64]
+
+
+Response: TypeAlias = Likelihood | Generated | Classified

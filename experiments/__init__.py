@@ -1,0 +1,1 @@
+"""Where the parts are put together: command line, assembly, reports and shipped experiments."""

@@ -1,0 +1,1 @@
+"""The quickstart: small byte-level experts trained from text that every Python has."""

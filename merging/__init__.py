@@ -1,0 +1,1 @@
+"""Weights in, weights out: checkpoints, task vectors, merge methods, spaces and recipes."""

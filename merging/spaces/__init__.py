@@ -1,0 +1,1 @@
+"""Search spaces: how a genome becomes the weights of a model."""

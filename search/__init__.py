@@ -1,0 +1,1 @@
+"""Numbers and genomes: strategies, objective, history and the search loop."""

@@ -1,0 +1,210 @@
+"""Tiny real checkpoints on disk: 2 layers, hidden 32, a byte-level tokenizer; no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+VOCAB = 259  # three special tokens and 256 bytes
+_SIZE: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+_TEXT: dict[str, Any] = {"vocab_size": VOCAB, "max_position_embeddings": 512}
+_ENDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def byte_tokenizer(*, classify: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte, ids 3..258; with `classify`, ``<s> text </s>`` as BERT wants it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    if classify:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def perturb(model: PreTrainedModel, *, seed: int, scale: float) -> PreTrainedModel:
+    """Adds seeded noise of standard deviation `scale` to every float parameter, in place."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            step = torch.randn(parameter.shape, generator=noise)
+            parameter.copy_(parameter.float() + scale * step)
+    return model
+
+
+def save(
+    model: PreTrainedModel,
+    path: Path,
+    *,
+    like: Path | None = None,
+    seed: int = 0,
+    scale: float = 0.02,
+    dtype: torch.dtype = torch.float32,
+    shards: bool = False,
+    classify: bool = False,
+) -> Path:
+    """Saves `model` (or, with `like`, that checkpoint plus noise of `seed`) with its tokenizer."""
+    if like is not None:
+        model = perturb(type(model).from_pretrained(like), seed=seed, scale=scale)
+    model = model.to(dtype)
+    model.save_pretrained(path, max_shard_size="40KB" if shards else "5GB")
+    if hasattr(model.config, "vocab_size"):
+        byte_tokenizer(classify=classify).save_pretrained(path)
+    return path
+
+
+def llama(path: Path, *, seed: int = 0, tie: bool = False, **options: Any) -> Path:
+    """`options` go to `save`, the rest of this file likewise; sizes may be overridden."""
+    config, options = _split(options, transformers.LlamaConfig)
+    config = {
+        **_SIZE,
+        **_TEXT,
+        **_ENDS,
+        "intermediate_size": 64,
+        "num_key_value_heads": 2,
+    } | config
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**config, tie_word_embeddings=tie)
+    )
+    return save(model, path, seed=seed, **options)
+
+
+def qwen2(path: Path, *, seed: int = 0, tie: bool = True, **options: Any) -> Path:
+    config, options = _split(options, transformers.Qwen2Config)
+    config = {
+        **_SIZE,
+        **_TEXT,
+        **_ENDS,
+        "intermediate_size": 64,
+        "num_key_value_heads": 2,
+    } | config
+    torch.manual_seed(seed)
+    model = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**config, tie_word_embeddings=tie)
+    )
+    return save(model, path, seed=seed, **options)
+
+
+def gpt_neox(path: Path, *, seed: int = 0, **options: Any) -> Path:
+    config, options = _split(options, transformers.GPTNeoXConfig)
+    config = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64} | config
+    torch.manual_seed(seed)
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**config))
+    return save(model, path, seed=seed, **options)
+
+
+def gpt2(path: Path, *, seed: int = 0, **options: Any) -> Path:
+    """The one whose linear layers are stored transposed (Conv1D)."""
+    config, options = _split(options, transformers.GPT2Config)
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": VOCAB, "n_positions": 512}
+    torch.manual_seed(seed)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | _ENDS | config))
+    return save(model, path, seed=seed, **options)
+
+
+def bert_classifier(
+    path: Path, *, num_labels: int = 2, seed: int = 0, kind: str = "classifier", **options: Any
+) -> Path:
+    """`kind`: ``classifier``, ``encoder`` (no head) or ``masked`` (language-model head)."""
+    config, options = _split(options, transformers.BertConfig)
+    config = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64} | config
+    torch.manual_seed(seed)
+    built = transformers.BertConfig(**config, num_labels=num_labels)
+    kinds: dict[str, Any] = {
+        "classifier": transformers.BertForSequenceClassification,
+        "encoder": transformers.BertModel,
+        "masked": transformers.BertForMaskedLM,
+    }
+    like = options.pop("like", None)
+    model = kinds[kind](built)
+    if like is not None:  # the base's encoder with noise; the head is new
+        encoder = transformers.BertModel.from_pretrained(
+            like, add_pooling_layer=kind != "masked"
+        ).to(torch.float32)
+        model.base_model.load_state_dict(encoder.state_dict())
+        perturb(model, seed=seed, scale=options.pop("scale", 0.02))
+    return save(model, path, classify=True, **options)
+
+
+def vit_classifier(
+    path: Path, *, num_labels: int = 2, seed: int = 0, encoder: bool = False, **options: Any
+) -> Path:
+    """8 x 8 pixels in four patches, with an image processor."""
+    config, options = _split(options, transformers.ViTConfig)
+    sizes = {**_SIZE, "intermediate_size": 64, "image_size": 8, "patch_size": 4} | config
+    torch.manual_seed(seed)
+    built = transformers.ViTConfig(**sizes, num_labels=num_labels)
+    like = options.pop("like", None)
+    model = (
+        transformers.ViTModel(built) if encoder else transformers.ViTForImageClassification(built)
+    )
+    if like is not None:
+        source = transformers.ViTModel.from_pretrained(like, add_pooling_layer=encoder)
+        model.base_model.load_state_dict(source.to(torch.float32).state_dict())
+        perturb(model, seed=seed, scale=options.pop("scale", 0.02))
+    save(model, path, **options)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(path)
+    return path
+
+
+def experts_of(
+    base: Path, n: int, scale: float = 0.02, *, names: Sequence[str] = ("code", "prose", "maths")
+) -> dict[str, str]:
+    """Saves `n` noisy copies of the language model `base` beside it; display name -> path."""
+    experts = {}
+    for i in range(n):
+        name = names[i] if i < len(names) else f"expert{i}"
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        path = save(perturb(model, seed=100 + i, scale=scale), base.parent / f"{base.name}-{name}")
+        experts[name] = str(path)
+    return experts
+
+
+def lora_adapter(
+    path: Path,
+    base: Path,
+    *,
+    rank: int = 4,
+    alpha: float = 8,
+    seed: int = 0,
+    targets: Sequence[str] | str = ("q_proj", "v_proj"),
+    **options: Any,
+) -> Path:
+    """A PEFT adapter for the language model `base` with random factors, B too; see LoraConfig."""
+    import peft  # slow to import, and only these tests need it
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    targets = targets if isinstance(targets, str) else list(targets)
+    options = {"task_type": "CAUSAL_LM", **options}
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **options)
+    )
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+    wrapped.save_pretrained(path)
+    return path
+
+
+def _split(options: dict[str, Any], config: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts `options` into what `save` takes and what the architecture's config takes."""
+    ours = {"like", "scale", "dtype", "shards"}
+    rest = {key: value for key, value in options.items() if key not in ours}
+    unknown = [key for key in rest if not hasattr(config(), key)]
+    if unknown:
+        raise TypeError(f"{config.__name__} knows no {unknown}")
+    return rest, {key: value for key, value in options.items() if key in ours}

@@ -1,0 +1,283 @@
+"""The search: ask, evaluate, write down, tell; resuming replays what is written down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic
+
+import numpy as np
+import torch
+
+from evaluators.evaluator import Score
+from evaluators.requests import EvaluationError
+from merging.method import MergeError
+from merging.spaces.axes import Vector
+from search.history import History, Record
+from search.objective import Objective
+from search.ranking import Best
+from search.strategy import Candidate, G, Outcome, Strategy
+
+logger = logging.getLogger(__name__)
+
+_LONELY_FAILURES = 4
+"""Failures in a row that end a search whose generations hold a single candidate."""
+
+
+class SearchFailed(RuntimeError):  # noqa: N818
+    """No candidate can be scored; the message has the reason of the first that failed."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop; whichever is reached first, and at least one must be given.
+
+    Args:
+        evaluations: most candidates to evaluate, failures included; repeats cost nothing.
+        seconds: no evaluation starts after this much time in evaluations, over all sessions.
+        target: fitness (the first, where there are several) that is good enough.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.evaluations is None and self.seconds is None and self.target is None:
+            raise ValueError("the budget is unlimited; set evaluations, seconds or target")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError(f"budget.evaluations must be at least 1, got {self.evaluations}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"budget.seconds must be above 0, got {self.seconds}")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"budget.target must be finite, got {self.target}")
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What a search gave.
+
+    Args:
+        stop: ``evaluations``, ``seconds`` or ``target``: the budget; ``exhausted``: the strategy
+            has nothing more to ask; ``stalled``: it only asked what had been evaluated.
+        records: all candidates, in the order of ids.
+        best: ids of the best record (the first of equals), or of the non-dominated ones.
+        evaluations: how many were evaluated, in all sessions; failures included.
+        failures: how many of these failed.
+        repeats: how many candidates had been evaluated before.
+        seconds: time spent in evaluations, in all sessions.
+    """
+
+    stop: str
+    records: tuple[Record, ...]
+    best: tuple[int, ...]
+    evaluations: int
+    failures: int
+    repeats: int
+    seconds: float
+
+
+def search(
+    strategy: Strategy[G],
+    evaluate: Callable[[G], Mapping[str, Score]],
+    objective: Objective,
+    history: History,
+    budget: Budget,
+    *,
+    encode: Callable[[G], Any],
+    canonical: Callable[[G], Any] | None = None,
+    on_record: Callable[[Record, bool], None] | None = None,
+    stall_generations: int = 20,
+) -> SearchResult:
+    """Searches until the budget is spent, and writes every candidate to the history.
+
+    With a history that is not empty the strategy, freshly built, is told what is in it instead of
+    evaluating again: the search goes on where it was stopped, with the same candidates.
+
+    Args:
+        strategy: freshly built.
+        evaluate: scores a genome, by ``task/metric``.
+        objective: turns scores into fitness.
+        history: of this run; may hold candidates of earlier sessions.
+        budget: when to stop. A last generation that it cuts short is not told.
+        encode: genome to JSON values, for the history.
+        canonical: genome to JSON values that are equal for genomes that mean the same model;
+            None: `encode`. A genome that was evaluated before is not evaluated again.
+        on_record: called with every record in order, and whether it came from the history.
+        stall_generations: so many generations in a row with nothing but repeats end the search.
+
+    Raises:
+        SearchFailed: all candidates of a generation failed (of generations of one: four in a row),
+            or the budget ended before any could be scored.
+        RuntimeError: the history belongs to another configuration or version.
+    """
+    run = _Run(evaluate, objective, history, budget, encode, canonical or encode, on_record)
+    stalled = 0
+    while (stop := run.spent()) is None:
+        candidates = sorted(strategy.ask(), key=lambda candidate: candidate.id)
+        if not candidates:
+            stop = "exhausted"
+            break
+        records = run.generation(candidates)
+        if len(records) < len(candidates):
+            continue
+        run.check_alive(records)
+        strategy.tell([Outcome(r.id, r.fitness, r.cases) for r in records])
+        stalled = stalled + 1 if all(r.same_as is not None for r in records) else 0
+        if stalled >= stall_generations:
+            stop = "stalled"
+            break
+    return run.result(stop)
+
+
+class _Run(Generic[G]):
+    """One session of a search: what is known so far."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[G], Mapping[str, Score]],
+        objective: Objective,
+        history: History,
+        budget: Budget,
+        encode: Callable[[G], Any],
+        canonical: Callable[[G], Any],
+        on_record: Callable[[Record, bool], None] | None,
+    ) -> None:
+        self._evaluate, self._objective = evaluate, objective
+        self._history, self._budget = history, budget
+        self._encode, self._canonical, self._on_record = encode, canonical, on_record
+        self._records: list[Record] = []
+        self._originals: dict[str, Record] = {}
+        self._best: Best[None] = Best()
+        self._highest = -math.inf
+        self._failed_in_row: list[Record] = []
+        self._seconds = 0.0
+
+    def spent(self) -> str | None:
+        """Returns which part of the budget is used up; None: there is some left."""
+        limit = self._budget
+        if limit.target is not None and self._highest >= limit.target:
+            return "target"
+        if limit.evaluations is not None and len(self._originals) >= limit.evaluations:
+            return "evaluations"
+        if limit.seconds is not None and self._seconds >= limit.seconds:
+            return "seconds"
+        return None
+
+    def generation(self, candidates: list[Candidate[G]]) -> list[Record]:
+        """Returns the candidates' records; fewer than candidates where the budget ends."""
+        records: list[Record] = []
+        for candidate in candidates:
+            if self.spent() is not None:
+                break
+            records.append(self._record(candidate))
+        return records
+
+    def _record(self, candidate: Candidate[G]) -> Record:
+        key = json.dumps(self._canonical(candidate.genome))
+        original = self._originals.get(key)
+        record = self._history.records.get(candidate.id)
+        replayed = record is not None
+        if record is not None:
+            self._check(record, candidate, original)
+        else:
+            record = self._new(candidate, original)
+            self._history.append(record)
+        self._note(record, key)
+        if self._on_record is not None:
+            self._on_record(record, replayed)
+        return record
+
+    def _new(self, candidate: Candidate[G], original: Record | None) -> Record:
+        genome = self._encode(candidate.genome)
+        if original is not None:
+            return replace(
+                original, id=candidate.id, genome=genome, same_as=original.id, seconds=0.0
+            )
+        began = time.perf_counter()
+        scores: Mapping[str, Score] = {}
+        fitness: Vector | None = None
+        cases: Vector | None = None
+        failure: str | None = None
+        try:
+            scores = self._evaluate(candidate.genome)
+            fitness, cases = self._objective(scores)
+        except (EvaluationError, MergeError) as error:
+            failure = str(error) or type(error).__name__
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            failure = "out of memory"
+        if failure is not None:
+            logger.warning("candidate %d failed: %s", candidate.id, failure)
+        return Record(
+            id=candidate.id,
+            genome=genome,
+            scores={name: float(score.value) for name, score in scores.items()},
+            fitness=fitness,
+            failure=failure,
+            cases=cases,
+            seconds=round(time.perf_counter() - began, 6),
+        )
+
+    def _check(self, record: Record, candidate: Candidate[G], original: Record | None) -> None:
+        """Refuses a record that this very configuration would not have written."""
+        asked, same_as = self._encode(candidate.genome), None if original is None else original.id
+        if json.dumps(record.genome) != json.dumps(asked) or record.same_as != same_as:
+            raise RuntimeError(
+                f"candidate {record.id} of the history has another genome than the strategy asks "
+                "now; the history does not belong to this configuration or these library "
+                "versions: start in an empty directory"
+            )
+        if record.fitness is None:
+            return
+        fitness = self._objective.fitness(record.scores)
+        if not np.array_equal(fitness, record.fitness):
+            raise RuntimeError(
+                f"candidate {record.id} of the history has fitness {record.fitness.tolist()}, but "
+                f"the objective makes {fitness.tolist()} of its scores; the objective or its "
+                "references changed: start in an empty directory"
+            )
+
+    def _note(self, record: Record, key: str) -> None:
+        self._records.append(record)
+        self._seconds += record.seconds
+        self._best.add(record.id, None, record.fitness)
+        if record.same_as is None:
+            self._originals[key] = record
+            self._failed_in_row = (
+                [] if record.fitness is not None else [*self._failed_in_row, record]
+            )
+        if record.fitness is not None:
+            self._highest = max(self._highest, float(record.fitness[0]))
+
+    def check_alive(self, generation: list[Record]) -> None:
+        """Raises SearchFailed where a generation shows that nothing can be scored."""
+        new = [record for record in generation if record.same_as is None]
+        if not new or any(record.fitness is not None for record in generation):
+            return
+        failed = new if len(generation) > 1 else self._failed_in_row
+        if len(generation) > 1 or len(failed) >= _LONELY_FAILURES:
+            raise SearchFailed(
+                f"all {len(failed)} candidates failed, the search stops; candidate "
+                f"{failed[0].id}: {failed[0].failure}"
+            )
+
+    def result(self, stop: str) -> SearchResult:
+        """Returns what was found."""
+        failed = [r for r in self._originals.values() if r.fitness is None]
+        if not self._best.ids and self._records:
+            raise SearchFailed(
+                f"no candidate could be scored; candidate {failed[0].id}: {failed[0].failure}"
+            )
+        return SearchResult(
+            stop=stop,
+            records=tuple(self._records),
+            best=self._best.ids,
+            evaluations=len(self._originals),
+            failures=len(failed),
+            repeats=len(self._records) - len(self._originals),
+            seconds=self._seconds,
+        )

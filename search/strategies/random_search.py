@@ -1,0 +1,83 @@
+"""Random search: independent samples, the baseline that every strategy has to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from merging.spaces.axes import Axis, Choice, Vector, start
+from search.journal import Journal, replay
+from search.strategy import Candidate, Outcome
+
+
+class RandomSearch:
+    """Uniform between the bounds of an axis; normal around its start where it has none.
+
+    A one-sided axis takes the normal sample's distance from the start mirrored at its bound.
+
+    Args:
+        axes: what each number of a genome means.
+        seed: with the candidate's id, decides its genome.
+        popsize: candidates per generation; changes no genome.
+        sigma: standard deviation on unbounded axes, in units of the axis' own scale.
+        include_start: candidate 0 is the start point.
+    """
+
+    def __init__(
+        self,
+        *,
+        axes: tuple[Axis, ...],
+        seed: int,
+        popsize: int = 8,
+        sigma: float = 1.0,
+        include_start: bool = True,
+    ) -> None:
+        if popsize < 1:
+            raise ValueError(f"popsize must be at least 1, got {popsize}")
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be a finite number above 0, got {sigma}")
+        self._axes, self._seed = tuple(axes), seed
+        self._popsize, self._sigma, self._include_start = popsize, sigma, include_start
+        self._journal = Journal()
+
+    def ask(self) -> list[Candidate[Vector]]:
+        """Returns the next `popsize` samples."""
+        first = self._journal.asked * self._popsize
+        return self._journal.ask([self._genome(first + i) for i in range(self._popsize)])
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Remembers the best; the samples to come do not depend on it."""
+        self._journal.tell(outcomes)
+
+    def recommend(self) -> list[Vector]:
+        """Returns the best genome told, or the non-dominated ones."""
+        return self._journal.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the outcomes told, as JSON values."""
+        return self._journal.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replays the outcomes of `state`."""
+        self._journal = Journal()
+        replay(state, self.ask, self.tell)
+
+    def _genome(self, candidate_id: int) -> Vector:
+        if candidate_id == 0 and self._include_start:
+            return start(self._axes)
+        rng = np.random.default_rng([self._seed, candidate_id])
+        return np.array([_sample(axis, rng, self._sigma) for axis in self._axes], np.float64)
+
+
+def _sample(axis: Axis, rng: np.random.Generator, sigma: float) -> float:
+    if isinstance(axis, Choice):
+        return float(rng.integers(len(axis.options)))
+    if math.isfinite(axis.low) and math.isfinite(axis.high):
+        return min(max(float(rng.uniform(axis.low, axis.high)), axis.low), axis.high)
+    value = float(rng.normal(axis.start, sigma * axis.scale))
+    if value < axis.low:
+        return 2 * axis.low - value
+    return 2 * axis.high - value if value > axis.high else value

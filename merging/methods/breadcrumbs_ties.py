@@ -1,0 +1,59 @@
+"""Model breadcrumbs with the sign election of TIES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.consensus import Majority, add_consensus, check_majority
+from merging.knobs import DENSITY, WEIGHT, read, scale_knob
+from merging.method import Knob, Slot
+from merging.sparsify import band
+
+
+@dataclass(frozen=True)
+class BreadcrumbsTies:
+    """Cuts the largest and smallest entries of every delta, then merges what agrees, as TIES.
+
+    Args:
+        majority: ``mass`` elects the sign of the sum, ``count`` the sign of most experts.
+        normalize: divide by ``sum |w_i|`` over the experts that agree; otherwise a plain sum.
+
+    Source: Davari & Belilovsky 2023, Model breadcrumbs, arXiv:2312.06795. The masks are per
+    tensor, and the density says what is left after both cuts, as in mergekit. Signs:
+    Yadav et al. 2023, arXiv:2306.01708.
+    """
+
+    majority: Majority = "mass"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        check_majority(self.majority)
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """Weight, density and gamma (share of outliers removed) per expert, one scale."""
+        return (
+            WEIGHT,
+            DENSITY,
+            Knob("gamma", low=0.0, high=1.0, start=0.01, scale=0.01),
+            scale_knob(self.normalize),
+        )
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        each = inputs.each
+        kept = [
+            band(delta, density, gamma)
+            for delta, density, gamma in zip(
+                inputs.deltas, each["density"], each["gamma"], strict=True
+            )
+        ]
+        return add_consensus(base, inputs, kept, majority=self.majority, normalize=self.normalize)

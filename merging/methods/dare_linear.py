@@ -1,0 +1,58 @@
+"""DARE: random drop and rescale, then task arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.consensus import add_sum
+from merging.knobs import DENSITY, WEIGHT, read, scale_knob
+from merging.method import Knob, Slot
+from merging.seeding import generator
+from merging.sparsify import drop
+
+
+@dataclass(frozen=True)
+class DareLinear:
+    """``base + scale sum_i w_i m_i d_i / p_i``, every entry of m_i 1 with probability p_i.
+
+    p_i is the density.
+
+    Args:
+        normalize: divide the sum by ``sum_i w_i``; the scale then starts at 1.
+        rescale: divide what is kept by its probability, so that the mean over seeds is exact.
+        seed: of the noise, which also depends on the expert's identity and the tensor's name.
+
+    Source: Yu et al. 2024, Language models are super Mario (DARE), arXiv:2311.03099.
+    """
+
+    normalize: bool = False
+    rescale: bool = True
+    seed: int = 0
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """Weight and density per expert, one scale."""
+        return (WEIGHT, DENSITY, scale_knob(self.normalize))
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the merged task vectors; see `MergeMethod.merge`.
+
+        Raises:
+            MergeError: an argument is refused, or weights to be normalised sum to zero.
+        """
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        each = inputs.each
+        kept = [
+            drop(delta, density, generator(self.seed, expert, slot.name), rescale=self.rescale)
+            for delta, density, expert in zip(
+                inputs.deltas, each["density"], inputs.experts, strict=True
+            )
+        ]
+        return add_sum(base, inputs, kept, normalize=self.normalize)

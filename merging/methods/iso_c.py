@@ -1,0 +1,45 @@
+"""Iso-C: the sum of the task vectors with an isotropic spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.consensus import weighted_sum
+from merging.knobs import SCALE, read
+from merging.method import Knob, Slot
+from merging.spectral import thin_svd
+
+
+@dataclass(frozen=True)
+class IsoC:
+    """``base + scale mean(S) U V`` with ``U S V = sum_i d_i``, for every matrix.
+
+    Tensors that are no matrix get the mean of the deltas.
+
+    Source: Marczak et al. 2025, No task left behind (Iso-C), arXiv:2502.04959. Singular values
+    below rounding stay out of U, V and the mean, as their vectors are arbitrary.
+    """
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One scale."""
+        return (SCALE,)
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the flattened sum; see `MergeMethod.merge`."""
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        count, scale = len(inputs.deltas), inputs.shared["scale"]
+        total = weighted_sum(inputs.deltas, [1.0] * count)
+        if base.dim() != 2:
+            return base.add(total, alpha=scale / count)
+        left, values, right = thin_svd(total)
+        if not len(values):
+            return base.clone()
+        return base.add(left @ right, alpha=scale * float(values.mean()))

@@ -1,0 +1,51 @@
+"""Karcher mean: the Riemannian centre of the experts on a sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.knobs import WEIGHT, read
+from merging.method import Knob, Slot
+from merging.spherical import mean
+
+
+@dataclass(frozen=True)
+class Karcher:
+    """The direction least far from all experts in squared angle, times the weighted mean length.
+
+    Args:
+        task_vectors: average the deltas and add the result to the base, not whole weights.
+        tolerance: step in radians at which the iteration stops.
+        max_iterations: at which it stops in any case.
+
+    Source: Karcher 1977, Riemannian center of mass and mollifier smoothing; iterated as in
+    Buss & Fillmore 2001, Spherical averages, algorithm A1.
+    """
+
+    task_vectors: bool = False
+    tolerance: float = 1e-6
+    max_iterations: int = 50
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One weight per expert."""
+        return (WEIGHT,)
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the spherical mean; see `MergeMethod.merge`.
+
+        Raises:
+            MergeError: an argument is refused, or the weights sum to zero.
+        """
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        shares = inputs.shares()
+        vectors = inputs.deltas if self.task_vectors else [base + d for d in inputs.deltas]
+        centre = mean(vectors, shares, iterations=self.max_iterations, tolerance=self.tolerance)
+        return base + centre if self.task_vectors else centre

@@ -1,0 +1,36 @@
+"""Nearswap: takes the expert's value where it is near the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.knobs import read
+from merging.method import Knob, Slot
+
+
+@dataclass(frozen=True)
+class Nearswap:
+    """``base + a d`` with ``a = clamp(t / |d|, 0, 1)``, which is ``base + clamp(d, -t, t)``.
+
+    Takes exactly one expert. Entries that moved by at most t are the expert's, others move by t.
+
+    Source: alchemonaut 2024, QuartetAnemoi-70B-t0.0001 (model card), where t is 1e-4.
+    """
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One threshold t in the units of the weights."""
+        return (Knob("t", low=0.0, start=0.0001, per_expert=False, scale=0.0001),)
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base moved by at most t; see `MergeMethod.merge`."""
+        inputs = read(self, slot, base, deltas, knobs, least=1, most=1)
+        if inputs.unmoved:
+            return base.clone()
+        t = inputs.shared["t"]
+        return base + inputs.deltas[0].clamp(-t, t)

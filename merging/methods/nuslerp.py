@@ -1,0 +1,48 @@
+"""NuSLERP: spherical interpolation between two task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.knobs import WEIGHT, read
+from merging.method import Knob, Slot
+from merging.spherical import slerp
+
+
+@dataclass(frozen=True)
+class NuSlerp:
+    """``base + slerp(d_1, d_2, t)`` with ``t = w_2 / (w_1 + w_2)``; takes exactly two experts.
+
+    Args:
+        flatten: a tensor is one vector; otherwise its rows or columns are.
+        row_wise: without `flatten`: vectors lie along the last dimension, not along the first.
+
+    Source: mergekit's method ``nuslerp`` (C. Goddard), options of the same meaning.
+    """
+
+    flatten: bool = True
+    row_wise: bool = False
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One weight per expert."""
+        return (WEIGHT,)
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the interpolated task vector; see `MergeMethod.merge`.
+
+        Raises:
+            MergeError: an argument is refused, or the weights sum to zero.
+        """
+        inputs = read(self, slot, base, deltas, knobs, least=2, most=2)
+        if inputs.unmoved:
+            return base.clone()
+        _, t = inputs.shares()
+        first, second = inputs.deltas
+        dim = None if self.flatten or base.dim() == 0 else -1 if self.row_wise else 0
+        return base + slerp(first, second, t, dim)

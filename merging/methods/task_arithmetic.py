@@ -1,0 +1,46 @@
+"""Task arithmetic: scaled sum of the task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from merging.consensus import add_sum
+from merging.knobs import WEIGHT, read, scale_knob
+from merging.method import Knob, Slot
+
+
+@dataclass(frozen=True)
+class TaskArithmetic:
+    """``base + scale sum_i w_i d_i``.
+
+    At the start values every weight is 1 and the scale 0.3, which is in the range that the paper
+    finds best for adding tasks; a uniform mean of n experts is the scale 1/n.
+
+    Args:
+        normalize: divide the sum by ``sum_i w_i``; the scale then starts at 1.
+
+    Source: Ilharco et al. 2023, Editing models with task arithmetic, section 4, arXiv:2212.04089.
+    """
+
+    normalize: bool = False
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One weight per expert, one scale."""
+        return (WEIGHT, scale_knob(self.normalize))
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the sum; see `MergeMethod.merge`.
+
+        Raises:
+            MergeError: an argument is refused, or weights to be normalised sum to zero.
+        """
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        return add_sum(base, inputs, inputs.deltas, normalize=self.normalize)

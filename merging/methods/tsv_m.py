@@ -1,0 +1,50 @@
+"""TSV-M: task singular vectors, made orthogonal between experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merging.consensus import weighted_sum
+from merging.knobs import SCALE, read
+from merging.method import Knob, Slot
+from merging.spectral import polar_factor, thin_svd
+
+
+@dataclass(frozen=True)
+class TsvM:
+    """``base + scale U S V``: every expert's leading singular triplets, decorrelated.
+
+    Of each matrix the ``min(shape) / experts`` leading triplets are kept (rounded down, at least
+    one), concatenated over the experts, and the left and right vectors replaced by the nearest
+    orthonormal ones. Tensors that are no matrix get the mean of the deltas.
+
+    Source: Gargiulo et al. 2025, Task singular vectors (TSV-Merge), arXiv:2412.00081.
+    Singular values below rounding are left out here, as their vectors are arbitrary: LoRA experts
+    have many of them.
+    """
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One scale."""
+        return (SCALE,)
+
+    def merge(
+        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Returns the base plus the decorrelated task vectors; see `MergeMethod.merge`."""
+        inputs = read(self, slot, base, deltas, knobs)
+        if inputs.unmoved:
+            return base.clone()
+        count, scale = len(inputs.deltas), inputs.shared["scale"]
+        if base.dim() != 2:
+            return base.add(weighted_sum(inputs.deltas, [1 / count] * count), alpha=scale)
+        share = max(1, min(base.shape) // count)
+        parts = [thin_svd(delta, share) for delta in inputs.deltas]
+        left = polar_factor(torch.cat([u for u, _, _ in parts], dim=1))
+        right = polar_factor(torch.cat([v for _, _, v in parts]))
+        values = torch.cat([s for _, s, _ in parts])
+        return base.add((left * values) @ right, alpha=scale)

@@ -1,0 +1,347 @@
+"""A Hugging Face checkpoint as a lazy mapping from the module's names to tensors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from merging import naming
+from merging.hashing import files_sha256
+from merging.sources import resolve
+from merging.weight_files import WeightFiles
+from merging.weights import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
+
+    Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
+    Where transformers renames tensors between file and module, this mapping has the module's
+    names; where it converts them (Mixtral fuses its experts), the weights are loaded through the
+    class and held in memory.
+
+    Attributes:
+        source: as the user named it.
+        path: its directory on this machine.
+        config: its configuration.
+        architecture: the transformers class that `module` builds.
+        skeleton: that class without data, on the meta device.
+        file_names: module name -> name in the file, in the module's order; None where converted.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        path: Path,
+        config: PreTrainedConfig,
+        architecture: type[PreTrainedModel],
+        *,
+        encoder: bool,
+    ):
+        self.source = source
+        self.path = path
+        self.config = config
+        self.architecture = architecture
+        self.skeleton = naming.skeleton(architecture, config)
+        self._encoder = encoder
+        self._files = WeightFiles.find(path)
+        self._absent: tuple[str, ...] = ()
+        names = naming.match(self.skeleton, self._files)
+        self.file_names = None if names is None else self._settle(names)
+        self._weights: Mapping[str, Tensor] = self._files
+        if self.file_names is None:
+            logger.info("%s: transformers converts its tensors, so all are loaded", source)
+            self._weights = self._load_all()
+        self._keys = self.file_names or {name: name for name in self._weights}
+        self._check_skeleton()
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        encoder: bool = False,
+    ) -> Checkpoint:
+        """Returns the checkpoint; reads configuration and headers, no weights.
+
+        Args:
+            source: a local directory or a Hugging Face id.
+            revision: branch, tag or commit of an id.
+            trust_remote_code: whether code that the repository brings may run.
+            encoder: only what transformers' AutoModel takes of it: the model without its head.
+
+        Raises:
+            CheckpointError: missing, truncated, corrupt, quantised or of unknown kind; names the
+                file or tensor.
+        """
+        path = resolve(source, revision)
+        config = read_config(path, trust_remote_code=trust_remote_code)
+        return cls(source, path, config, _architecture(path, config, encoder), encoder=encoder)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weight files by their bytes; see `merging.hashing.files_sha256`."""
+        return files_sha256(self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        return self._files.files
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Name left out because it is tied -> the name that is kept."""
+        return naming.tied(self.skeleton)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it carries a classification head over whole inputs."""
+        return not self._encoder and self.architecture.__name__.endswith(_CLASSIFIERS)
+
+    @property
+    def prefix(self) -> str:
+        """Where the model without its head sits in the names: ``bert.``; empty for an encoder."""
+        prefix: str = self.skeleton.base_model_prefix
+        return f"{prefix}." if prefix and hasattr(self.skeleton, prefix) else ""
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns a tensor's shape without reading it."""
+        if self.file_names is None:
+            return self._weights[name].shape
+        return self._files.shape(self._keys[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns a tensor's dtype in the file without reading it."""
+        if self.file_names is None:
+            return self._weights[name].dtype
+        return self._files.dtype(self._keys[name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[self._keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """Returns a new module with these weights, in evaluation mode, without gradients."""
+        module, _ = self._load(dtype)
+        for child in self._absent:
+            setattr(module, child, None)
+        return module.to(device).eval().requires_grad_(False)
+
+    def tokenizer(self) -> Any | None:
+        """Returns the tokenizer; None where the checkpoint brings none."""
+        if not any((self.path / name).is_file() for name in _TOKENIZER_FILES):
+            return None
+        return transformers.AutoTokenizer.from_pretrained(self.path)
+
+    def image_processor(self) -> Any | None:
+        """Returns the image processor; None where the checkpoint brings none."""
+        if not (self.path / "preprocessor_config.json").is_file():
+            return None
+        processors: Any = transformers.AutoImageProcessor
+        return processors.from_pretrained(self.path)
+
+    def _settle(self, names: naming.Naming) -> dict[str, str]:
+        """Returns module name -> file name, or refuses by name what does not fit."""
+        missing, extra = names.missing, names.extra
+        if self._encoder:
+            inside = f"{self.architecture.base_model_prefix}."
+            if any(name.startswith(inside) for name in self._files):
+                extra = [name for name in extra if name.startswith(inside)]
+            self._absent = _absent_children(names)
+            missing = [name for name in missing if name.split(".")[0] not in self._absent]
+        self._refuse_names(missing, extra)
+        for name, first, second in names.twins:
+            if not same_bytes(self._files[first], self._files[second]):
+                raise CheckpointError(
+                    f"{self.source} unties {second} from {first}: its configuration says that "
+                    f"both are one tensor ({name}), but the values differ; "
+                    "set tie_word_embeddings to false in its config.json if they should"
+                )
+        return names.keys
+
+    def _refuse_names(self, missing: list[str], extra: list[str]) -> None:
+        kind = self.architecture.__name__
+        if missing:
+            raise CheckpointError(
+                f"{self.source} lacks {len(missing)} tensors that {kind} needs: "
+                f"{naming.listing(missing)}; its config.json and weights do not belong together"
+            )
+        if extra:
+            raise CheckpointError(
+                f"{self.source} holds {len(extra)} tensors that {kind} does not know: "
+                f"{naming.listing(extra)}; its config.json and weights do not belong together"
+            )
+
+    def _check_skeleton(self) -> None:
+        """Compares shapes and kinds with what the configuration builds."""
+        state = self.skeleton.state_dict()
+        for name in self._keys:
+            shape, wanted = self.shape(name), state[name].shape
+            if shape != wanted:
+                raise CheckpointError(
+                    f"{self.source}: {name} has shape {tuple(shape)}, its config.json asks for "
+                    f"{tuple(wanted)}; they do not belong together"
+                )
+            if state[name].is_floating_point() and not self.dtype(name).is_floating_point:
+                raise CheckpointError(
+                    f"{self.source}: {name} is stored as {self.dtype(name)}, so it seems "
+                    "quantised; use the checkpoint in full precision"
+                )
+
+    def _load_all(self) -> dict[str, Tensor]:
+        dtype = self.config.dtype
+        if not isinstance(dtype, torch.dtype):
+            dtype = self._files.dtype(next(iter(self._files)))
+        module, report = self._load(dtype)
+        missing = sorted(name for name in report["missing_keys"] if name not in self.aliases)
+        mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+        self._refuse_names(missing + mismatched, sorted(report["unexpected_keys"]))
+        return {n: t for n, t in module.state_dict().items() if n not in self.aliases}
+
+    def _load(self, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+        """Loads through the class; the global random state is left alone.
+
+        Quietly: `_settle` has compared the names already, and refused more than a report would.
+        """
+        options: dict[str, Any] = {"config": copy.deepcopy(self.config), "dtype": dtype}
+        where: Path | None = self.path
+        if self._files.pickled is not None:
+            where, options["state_dict"] = None, dict(self._files.pickled)
+        architecture: Any = self.architecture
+        with torch.random.fork_rng(devices=[]), _quiet_transformers():
+            loaded = architecture.from_pretrained(where, output_loading_info=True, **options)
+        module, report = loaded
+        return module, report
+
+
+def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Returns the configuration in `path`.
+
+    Raises:
+        CheckpointError: none or unreadable; of a kind that transformers does not know; code of
+            the repository's own is wanted and not trusted; quantised weights.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        if (path / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{path} is a PEFT adapter, no whole checkpoint; use it as an expert of its base"
+            )
+        raise CheckpointError(f"{path} has no config.json; expected a Hugging Face checkpoint")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        kind = raw.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no valid JSON object ({error})") from error
+    if kind not in CONFIG_MAPPING and "auto_map" in raw and not trust_remote_code:
+        raise CheckpointError(
+            f"{path} wants to run code of its own (auto_map in config.json); "
+            "read that code, then set trust_remote_code=true"
+        )
+    if "quantization_config" in raw:
+        raise CheckpointError(
+            f"{path} is quantised (quantization_config in config.json); "
+            "use the checkpoint in full precision"
+        )
+    try:
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: transformers {transformers.__version__} cannot read model_type {kind!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return config
+
+
+def is_classifier_config(config: PreTrainedConfig) -> bool:
+    """Whether `config` names a classifier of whole sequences or images."""
+    return any(name.endswith(_CLASSIFIERS) for name in config.architectures or ())
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences the load report and the bar per file; restores both."""
+    output: Any = transformers_logging
+    verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
+    output.set_verbosity_error()
+    output.disable_progress_bar()
+    try:
+        yield
+    finally:
+        output.set_verbosity(verbosity)
+        if bars:
+            output.enable_progress_bar()
+
+
+def _architecture(path: Path, config: PreTrainedConfig, encoder: bool) -> type[PreTrainedModel]:
+    """Returns the class that `config` names, or the one that AutoModel would choose."""
+    kind = type(config)
+    if encoder and kind in MODEL_MAPPING:
+        return _single(MODEL_MAPPING[kind])
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    if not encoder and named and named[0] is not None:
+        return _single(named[0])
+    remote: dict[str, str] = getattr(config, "auto_map", None) or {}
+    wanted = ("AutoModel",) if encoder else ("AutoModelForCausalLM", "AutoModel")
+    for auto in wanted:
+        if auto in remote and kind not in CONFIG_MAPPING.values():
+            return _single(get_class_from_dynamic_module(remote[auto], str(path)))
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and not encoder:
+        return _single(MODEL_FOR_CAUSAL_LM_MAPPING[kind])
+    if kind in MODEL_MAPPING:
+        return _single(MODEL_MAPPING[kind])
+    raise CheckpointError(
+        f"{path}: transformers has no model class for model_type {config.model_type!r}"
+    )
+
+
+def _single(found: Any) -> type[PreTrainedModel]:
+    chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple | list) else found
+    return chosen
+
+
+def _absent_children(names: naming.Naming) -> tuple[str, ...]:
+    """Returns the direct children of which the file holds nothing: an encoder's unused pooler."""
+    held = {name.split(".")[0] for name in names.keys}
+    return tuple(sorted({name.split(".")[0] for name in names.missing} - held))
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(
+        a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
+    )

@@ -1,0 +1,322 @@
+"""A base and the experts fine-tuned from it, as deltas of one tensor at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from merging import classifiers, compatibility
+from merging.adapters import Adapter, is_adapter
+from merging.checkpoint import Checkpoint, is_classifier_config, read_config
+from merging.sources import resolve
+from merging.weights import CheckpointError, Weights
+
+logger = logging.getLogger(__name__)
+
+
+class Expert(Protocol):
+    """One expert, whole or as an adapter, seen from its base."""
+
+    @property
+    def source(self) -> str:
+        """As the user named it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Identity of its content."""
+        ...
+
+    def fill(self, name: str, base: Tensor, out: Tensor) -> None:
+        """Writes expert minus base, float32, into `out`."""
+        ...
+
+    def tensor(self, name: str, base: Tensor) -> Tensor:
+        """Returns the expert's own tensor."""
+        ...
+
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every tensor that it stores."""
+        ...
+
+    def to(self, device: torch.device) -> Expert:
+        """Returns the same expert with what a merge reads held on `device`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class WholeExpert:
+    """An expert that is a checkpoint of its own.
+
+    Args:
+        checkpoint: the expert's checkpoint.
+        weights: its tensors by the base's names.
+    """
+
+    checkpoint: Checkpoint
+    weights: Weights
+
+    @property
+    def source(self) -> str:
+        """As the user named it."""
+        return self.checkpoint.source
+
+    @property
+    def sha256(self) -> str:
+        """Identity of its weight files."""
+        return self.checkpoint.sha256
+
+    def fill(self, name: str, base: Tensor, out: Tensor) -> None:
+        """Writes expert minus base, float32, into `out`."""
+        out.copy_(self.weights[name]).sub_(base)
+
+    def tensor(self, name: str, base: Tensor) -> Tensor:
+        """Returns the expert's own tensor, in its own dtype."""
+        return self.weights[name].to(base.device)
+
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every tensor of the checkpoint, its head included."""
+        yield from self.checkpoint.items()
+
+    def to(self, device: torch.device) -> WholeExpert:
+        """Returns the same expert with its tensors on `device`."""
+        return replace(self, weights=_held(self.weights, device))
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertPool:
+    """Base and experts; reads one tensor at a time until `resident` holds them on a device.
+
+    Language models are merged by the names of their ``state_dict``. Classifiers share what
+    transformers' AutoModel keeps of them, so `base` is opened as that encoder, `names` are the
+    encoder's (``encoder.layer.0...``, not ``bert.encoder.layer.0...``), and each expert keeps its
+    own head.
+
+    Attributes:
+        base: the base's checkpoint; its ``module()`` has the tensors of `names`.
+        expert_names: display names, in the user's order.
+        names: tensors that are merged, in the module's order: float; present in all; where all
+            experts are adapters, touched by one of them.
+        heads: experts that carry a classification head of their own; all of them, or none.
+        device: where `base_tensor` and `deltas` put their results.
+    """
+
+    base: Checkpoint
+    experts: Mapping[str, Expert]
+    names: tuple[str, ...]
+    heads: tuple[str, ...]
+    device: torch.device
+    _base_weights: Weights
+    _deltas: dict[str, Tensor] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        base: str,
+        experts: Mapping[str, str],
+        *,
+        base_revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> ExpertPool:
+        """Returns the pool after all checks that need no weights; `check_finite` reads them.
+
+        Args:
+            base: directory or Hugging Face id.
+            experts: display name -> directory or id of a checkpoint or a LoRA adapter.
+            base_revision: branch, tag or commit of the base's id.
+            trust_remote_code: whether code that a repository brings may run.
+
+        Raises:
+            CheckpointError: no experts; one that is missing, broken, or does not fit the base.
+        """
+        compatibility.check_expert_names(list(experts))
+        paths = {name: resolve(source) for name, source in experts.items()}
+        configs = {
+            name: read_config(path, trust_remote_code=trust_remote_code)
+            for name, path in paths.items()
+            if not is_adapter(path)
+        }
+        heads = tuple(name for name, config in configs.items() if is_classifier_config(config))
+        compatibility.check_same_kind(list(experts), heads)
+        root = Checkpoint.open(
+            base,
+            revision=base_revision,
+            trust_remote_code=trust_remote_code,
+            encoder=bool(heads),
+        )
+        for name, config in configs.items():
+            compatibility.check_config(root, name, experts[name], config)
+        opened: dict[str, Expert] = {}
+        for name, source in experts.items():
+            if name in configs:
+                expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+                compatibility.check_tensors(root, name, expert)
+                weights = classifiers.encoder_of(expert) if heads else expert
+                opened[name] = WholeExpert(expert, weights)
+            else:
+                opened[name] = Adapter.open(source, paths[name], root)
+        names = _merged_names(root, opened)
+        return cls(root, opened, names, heads, torch.device("cpu"), root)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Display names, in the user's order."""
+        return tuple(self.experts)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Content sha256 of each expert, in the order of `expert_names`."""
+        return tuple(expert.sha256 for expert in self.experts.values())
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Display name -> as the user named it."""
+        return {name: expert.source for name, expert in self.experts.items()}
+
+    def check_finite(self) -> None:
+        """Reads every tensor of base and experts once.
+
+        Raises:
+            CheckpointError: one holds NaN or infinity; names the expert and the tensor.
+        """
+        for name, tensor in self.base.items():
+            _refuse_nonfinite(f"base {self.base.source}", name, tensor)
+        for expert in self.experts:
+            for name, tensor in self.experts[expert].stored():
+                _refuse_nonfinite(f"expert {expert!r} ({self.sources[expert]})", name, tensor)
+
+    def base_tensor(self, name: str) -> Tensor:
+        """Returns the base's tensor in its own dtype on `device`; not to be changed."""
+        return self._base_weights[name].to(self.device)
+
+    def deltas(self, name: str) -> Tensor:
+        """Returns expert minus base for every expert, ``(experts, *shape)`` float32 on `device`.
+
+        A LoRA expert's is the exact product B @ A * scale, computed in float64, rounded once.
+        Not to be changed.
+        """
+        if self._deltas is not None and name in self._deltas:
+            return self._deltas[name]
+        base = self.base_tensor(name).float()
+        deltas = torch.empty(
+            (len(self.experts), *base.shape), dtype=torch.float32, device=self.device
+        )
+        for row, expert in zip(deltas, self.experts.values(), strict=True):
+            expert.fill(name, base, row)
+        if self._deltas is not None:
+            self._deltas[name] = deltas
+        return deltas
+
+    def untouched(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the base's tensors that are not merged, with their values."""
+        merged = set(self.names)
+        for name in self.base:
+            if name not in merged:
+                yield name, self.base_tensor(name)
+
+    def expert_weights(self, expert: str) -> Weights:
+        """Returns an expert's own tensors by `names`, read on access, for scoring it alone.
+
+        Raises:
+            CheckpointError: no expert of that name.
+        """
+        compatibility.check_known([expert], self.expert_names)
+        return _ExpertWeights(self, self.experts[expert])
+
+    def select(self, experts: Sequence[str]) -> ExpertPool:
+        """Returns the pool of fewer experts, in the given order.
+
+        `names` stay, so that every merge of one pool writes the same tensors; a tensor that no
+        remaining adapter touches has deltas of zero.
+
+        Raises:
+            CheckpointError: none, an unknown one, or one twice.
+        """
+        compatibility.check_known(experts, self.expert_names)
+        if tuple(experts) == self.expert_names:
+            return self
+        chosen = {name: self.experts[name] for name in experts}
+        heads = tuple(name for name in experts if name in self.heads)
+        cached = None if self._deltas is None else dict[str, Tensor]()
+        return replace(self, experts=chosen, heads=heads, _deltas=cached)
+
+    def resident(self, device: torch.device, *, cache_deltas: bool = False) -> ExpertPool:
+        """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
+
+        Args:
+            device: where merges will run.
+            cache_deltas: also keep every float32 delta once computed: faster, and as much memory
+                as all experts in float32.
+        """
+        return replace(
+            self,
+            experts={name: expert.to(device) for name, expert in self.experts.items()},
+            device=device,
+            _base_weights=_held(self._base_weights, device),
+            _deltas={} if cache_deltas else None,
+        )
+
+    def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
+        """Returns expert -> its classification model; all share one encoder, now the base's.
+
+        ``model.base_model`` of any of them is that encoder, whose ``state_dict`` has `names`.
+        Where the base has no pooler and the experts do (BERT from a masked language model), the
+        pooler stays with the head and the rest of the encoder is shared.
+        """
+        own = {
+            name: expert.checkpoint
+            for name, expert in self.experts.items()
+            if name in self.heads and isinstance(expert, WholeExpert)
+        }
+        return classifiers.assemble(self.base, own, dtype=dtype, device=device)
+
+
+class _ExpertWeights(Mapping[str, Tensor]):
+    """One expert's tensors by the names of the pool."""
+
+    def __init__(self, pool: ExpertPool, expert: Expert) -> None:
+        self._pool, self._expert = pool, expert
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._expert.tensor(name, self._pool.base_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pool.names)
+
+    def __len__(self) -> int:
+        return len(self._pool.names)
+
+
+def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
+    """Returns the float tensors that at least one expert changes and none lacks."""
+    whole = [expert for expert in experts.values() if isinstance(expert, WholeExpert)]
+    touched: set[str] = set()
+    for expert in experts.values():
+        touched |= expert.touched if isinstance(expert, Adapter) else set(base)
+    return tuple(
+        name
+        for name in base
+        if name in touched
+        and base.dtype(name).is_floating_point
+        and all(name in expert.weights for expert in whole)
+    )
+
+
+def _held(weights: Weights, device: torch.device) -> dict[str, Tensor]:
+    """Returns copies on `device`: a memory-mapped file may change or vanish under a long run."""
+    return {name: weights[name].to(device, copy=True) for name in weights}
+
+
+def _refuse_nonfinite(owner: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    raise CheckpointError(
+        f"{owner}: tensor {name} holds {bad} values that are NaN or infinite; "
+        "use an intact checkpoint"
+    )

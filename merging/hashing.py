@@ -1,0 +1,80 @@
+"""sha256 of large files, remembered on disk between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 16 * 2**20
+_SETTLED_S = 2.0
+
+
+def cache_dir() -> Path:
+    """Returns where to keep what can be computed again: $EVOMERGE_CACHE or ~/.cache/evomerge."""
+    return Path(os.environ.get("EVOMERGE_CACHE") or Path.home() / ".cache" / "evomerge")
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Returns the identity of `files` by their bytes.
+
+    One file: its sha256, as ``sha256sum`` prints it. Several: the sha256 of the lines that
+    ``sha256sum`` prints for them in the order of their names.
+    """
+    digests = {file.name: file_sha256(file) for file in files}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's bytes, from the cache where path, size and time agree."""
+    path = path.resolve()
+    stat = path.stat()
+    key = f"{stat.st_size} {stat.st_mtime_ns} {path}"
+    entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    remembered = _recall(entry, key)
+    if remembered is not None:
+        return remembered
+    digest = _digest(path)
+    # A file changed just now may change again within the clock's resolution, unseen.
+    if time.time() - stat.st_mtime > _SETTLED_S:
+        _remember(entry, f"{digest} {key}\n")
+    return digest
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _recall(entry: Path, key: str) -> str | None:
+    """Returns the digest in `entry`, None unless the entry is whole and speaks of `key`."""
+    try:
+        digest, _, told = entry.read_text(encoding="utf-8").rstrip("\n").partition(" ")
+    except (OSError, UnicodeDecodeError):
+        return None
+    whole = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+    return digest if whole and told == key else None
+
+
+def _remember(entry: Path, line: str) -> None:
+    """Writes `entry` at once or not at all; a cache that cannot be written is no error."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(line)
+        os.replace(temporary, entry)
+    except OSError as error:
+        logger.debug("sha256 cache %s cannot be written: %s", entry.parent, error)

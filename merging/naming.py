@@ -1,0 +1,120 @@
+"""Names: which tensor of a file is which tensor of the module, found without reading data."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+# Buffers that older releases saved and today's modules compute.
+_LEGACY = re.compile(
+    r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|embeddings\.position_ids"
+    r"|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Naming:
+    """How the names of a file and of a module correspond.
+
+    Args:
+        keys: module name, tied aliases left out -> name in the file; in the module's order.
+        twins: (module name, first file name, second file name): a tied tensor stored twice.
+        missing: module names that the file does not hold.
+        extra: file names that the module does not know.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    twins: list[tuple[str, str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+
+
+def skeleton(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Returns the module without data (on the meta device): its names, shapes and layer types."""
+    with torch.device("meta"):
+        return architecture(copy.deepcopy(config))
+
+
+def tied(module: nn.Module) -> dict[str, str]:
+    """Returns alias -> first name of the same parameter, for every tied parameter."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        kept = first.setdefault(id(parameter), name)
+        if kept != name:
+            aliases[name] = kept
+    return aliases
+
+
+def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
+    """Returns the naming, or None where transformers converts tensors and not only their names.
+
+    transformers 5 renames (GPT-NeoX, ViT) and fuses (Mixtral) tensors between file and module; its
+    own renaming rules are asked.
+    """
+    renamed = _renamed(module, list(file_names))
+    if renamed is None:
+        return None
+    state = module.state_dict()
+    naming = Naming()
+    found: dict[str, list[str]] = {}
+    aliases = tied(module)
+    for file_name, name in renamed.items():
+        if name in state:
+            found.setdefault(aliases.get(name, name), []).append(file_name)
+        elif not _LEGACY.search(file_name) and not _ignored(module, name):
+            naming.extra.append(file_name)
+    for name in state:
+        if name in aliases:
+            continue
+        if name not in found:
+            naming.missing.append(name)
+            continue
+        naming.keys[name] = found[name][0]
+        naming.twins.extend((name, found[name][0], other) for other in found[name][1:])
+    return naming
+
+
+def listing(names: Sequence[str]) -> str:
+    """Returns the first three of `names` and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _ignored(module: PreTrainedModel, name: str) -> bool:
+    patterns: Iterable[str] = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] | None:
+    """Returns file name -> module name; None where a tensor is converted, not only renamed."""
+    state = module.state_dict()
+    aliases = tied(module)
+    needed = {aliases.get(name, name) for name in state}
+    if needed <= {aliases.get(name, name) for name in file_names}:
+        return {name: name for name in file_names}  # nothing to rename: ask no private function
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # they move between releases; loading through the class is always right
+        return None
+    rules = get_model_conversion_mapping(module)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters: list[Any] = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    prefix = module.base_model_prefix
+    renamed = {}
+    for file_name in file_names:
+        name, converter = rename_source_key(file_name, renamings, converters, prefix, state)
+        if converter is not None:
+            return None
+        if name not in state and file_name in state:
+            name = file_name
+        renamed[file_name] = name
+    return renamed

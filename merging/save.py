@@ -1,0 +1,264 @@
+"""A merged model on disk: loads with ``from_pretrained``, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merging.checkpoint import Checkpoint
+from merging.experts import ExpertPool, WholeExpert
+from merging.naming import listing
+from merging.weights import CheckpointError, Weights
+
+SHARD_BYTES = 5 * 10**9
+
+_COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+)
+
+
+def save_model(
+    pool: ExpertPool,
+    weights: Weights,
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the merged model: configuration, tokenizer, weights in safetensors, README.md.
+
+    What `weights` does not hold keeps the base's value. Classifiers: `out` is the merged encoder
+    (AutoModel), ``out/heads/<expert>`` the whole classifier of each expert around it.
+
+    Args:
+        pool: the experts that were merged.
+        weights: every tensor of ``pool.names``; computed one at a time as they are written.
+        out: directory to create; its parents are created too.
+        dtype: of every float tensor; None: each as in the base.
+        card: text of README.md; None: a short one that names base and experts.
+        overwrite: replace `out` where it holds a model.
+        shard_bytes: largest size of a weight file; the most that is held in memory.
+
+    Raises:
+        CheckpointError: `out` exists and is not to be replaced; it cannot be written; `weights`
+            lacks a tensor, has an unknown one or one of another shape.
+    """
+    _check_target(out, overwrite)
+    _check_names(pool, weights)
+    with _staged(out, overwrite) as draft:
+        _write(pool.base, _Merged(pool.base, weights, ""), draft, dtype, shard_bytes)
+        (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
+        for name in pool.heads:
+            expert = pool.experts[name]
+            assert isinstance(expert, WholeExpert)
+            own = expert.checkpoint
+            head = draft / "heads" / name
+            head.mkdir(parents=True)
+            _write(own, _Merged(own, weights, own.prefix), head, dtype, shard_bytes)
+
+
+def _write(
+    like: Checkpoint, weights: Weights, directory: Path, dtype: torch.dtype | None, limit: int
+) -> None:
+    """Writes `weights` as a checkpoint of the kind of `like`."""
+    for pattern in _COPIED:
+        for path in sorted(like.path.glob(pattern)):
+            if path.is_dir():
+                shutil.copytree(path, directory / path.name)
+            else:
+                shutil.copyfile(path, directory / path.name)
+    kept = _Typed(like, weights, dtype)
+    if like.file_names is None:
+        module = like.module(dtype=kept.main_dtype(), device=torch.device("cpu"))
+        state = module.state_dict()
+        for name in kept:
+            state[name].copy_(kept[name])
+        module.save_pretrained(directory, max_shard_size=limit)  # type: ignore[operator]
+        return
+    config = copy.deepcopy(like.config)
+    config.architectures = [like.architecture.__name__]
+    config.dtype = kept.main_dtype()
+    config.save_pretrained(directory)
+    _write_shards(kept, like.file_names, directory, limit)
+
+
+def _write_shards(weights: _Typed, names: Mapping[str, str], directory: Path, limit: int) -> None:
+    """Writes tensors under the names of the base's own files; holds one shard at a time."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in weights:
+        if shards[-1] and size + weights.nbytes(name) > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += weights.nbytes(name)
+    index: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {names[name]: weights[name] for name in shard}
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, file))
+    if len(shards) > 1:
+        total = sum(weights.nbytes(name) for name in weights)
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+class _Merged(Mapping[str, Tensor]):
+    """A checkpoint with merged tensors in place of its own; `prefix` leads to where they sit."""
+
+    def __init__(self, own: Checkpoint, merged: Weights, prefix: str) -> None:
+        self._own, self._merged, self._prefix = own, merged, prefix
+        self._names = {prefix + name: name for name in merged}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            return self._own[name]
+        tensor = self._merged[self._names[name]]
+        if tensor.shape != self._own.shape(name):
+            raise CheckpointError(
+                f"merged tensor {name} has shape {tuple(tensor.shape)}, "
+                f"{self._own.source} has {tuple(self._own.shape(name))}"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+class _Typed(Mapping[str, Tensor]):
+    """Tensors as they will lie in the file: dtype settled, on the CPU, contiguous."""
+
+    def __init__(self, like: Checkpoint, weights: Weights, dtype: torch.dtype | None) -> None:
+        self._like, self._weights, self._dtype = like, weights, dtype
+
+    def dtype(self, name: str) -> torch.dtype:
+        own = self._like.dtype(name)
+        return self._dtype if self._dtype is not None and own.is_floating_point else own
+
+    def nbytes(self, name: str) -> int:
+        return self._like.shape(name).numel() * self.dtype(name).itemsize
+
+    def main_dtype(self) -> torch.dtype:
+        """Returns the float dtype that most values have, which the configuration names."""
+        counts: dict[torch.dtype, int] = {}
+        for name in self:
+            if self.dtype(name).is_floating_point:
+                counts[self.dtype(name)] = counts.get(self.dtype(name), 0) + self.nbytes(name)
+        return max(counts, key=lambda dtype: (counts[dtype], str(dtype)))
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._weights[name].detach()
+        return tensor.to(device="cpu", dtype=self.dtype(name)).contiguous()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _check_names(pool: ExpertPool, weights: Weights) -> None:
+    missing = [name for name in pool.names if name not in weights]
+    if missing:
+        raise CheckpointError(
+            f"the merged weights lack {len(missing)} tensors: {listing(missing)}; "
+            "give every tensor of pool.names"
+        )
+    unknown = [name for name in weights if name not in pool.base]
+    if unknown:
+        raise CheckpointError(
+            f"the merged weights hold {len(unknown)} tensors that the base {pool.base.source} "
+            f"lacks: {listing(unknown)}"
+        )
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    if not overwrite:
+        raise CheckpointError(f"{out} exists; choose another directory, or allow to overwrite it")
+    if not (out / "config.json").is_file():
+        raise CheckpointError(
+            f"{out} exists and holds no model, so it is not replaced; choose another directory"
+        )
+
+
+@contextmanager
+def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a directory beside `out` that becomes `out` at the end, or vanishes on any error."""
+    out = out.absolute()
+    draft: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+        draft.chmod(0o777 & ~_umask())
+        yield draft
+        if overwrite and out.exists():
+            old = draft.with_suffix(".old")
+            os.replace(out, old)
+            os.replace(draft, out)
+            shutil.rmtree(old)
+        else:
+            if out.exists():
+                out.rmdir()
+            os.replace(draft, out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _unwritable(out: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write the model to {out} ({error.strerror or error}); "
+        "free space there or choose another directory"
+    )
+
+
+def _card(pool: ExpertPool) -> str:
+    experts = "\n".join(f"- {name}: `{source}`" for name, source in pool.sources.items())
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- merge\n---\n"
+        f"# Merged model\n\nBase: `{pool.base.source}`\n\nExperts:\n{experts}\n"
+    )

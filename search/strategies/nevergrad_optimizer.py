@@ -178,10 +178,12 @@ def _build(
     )
     parametrization.random_state = np.random.RandomState(seed)
     if name in _CMA:
-        # Scores that count items tie often; pycma's default restarts from the start point, and
-        # forgets all it learned, after the second generation with equal leaders.
+        # Scores that count items tie often. By default pycma restarts after two generations with
+        # equal leaders, from the start point and without what it learned; see
+        # test_ties_do_not_restart_cma.
+        patient = {"tolflatfitness": 10**9, "tolfun": 0.0, "tolfunhist": 0.0}
         family = ng.optimizers.ParametrizedCMA(
-            popsize=popsize, diagonal=_CMA[name], inopts={"tolflatfitness": 100}
+            popsize=popsize, diagonal=_CMA[name], inopts=patient
         )
     else:
         family = ng.optimizers.registry[name]

@@ -1,0 +1,204 @@
+"""What a run directory holds, read back: the only input of tables, reports and model cards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+Split: TypeAlias = Literal["search", "selection", "report"]
+FINISH = "run the command that started it again: it continues where it stopped"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its display name, its main metric ``task/metric`` and that metric's direction."""
+
+    name: str
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model scored on one split.
+
+    Args:
+        fitness: ``(objectives,)``, higher is better; None where the model could not be scored.
+        scores: ``task/metric`` to value, in the metric's own units.
+        failure: why there is no fitness; None where there is one.
+    """
+
+    fitness: tuple[float, ...] | None
+    scores: Mapping[str, float]
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the result: the base, an expert, a static merge or an evolved one."""
+
+    name: str
+    kind: Literal["base", "expert", "static", "evolved"]
+    search: Reading | None
+    selection: Reading | None
+    report: Reading | None
+
+    def on(self, split: Split) -> Reading | None:
+        """Returns the reading of one split; None where the model was not scored on it."""
+        readings = {"search": self.search, "selection": self.selection, "report": self.report}
+        return readings[split]
+
+    def fitness(self, split: Split) -> tuple[float, ...] | None:
+        """Returns the fitness on one split, ``(objectives,)``; None where there is none."""
+        reading = self.on(split)
+        return reading.fitness if reading is not None else None
+
+    def score(self, split: Split, metric: str) -> float | None:
+        """Returns one score on one split; None where there is none."""
+        reading = self.on(split)
+        return reading.scores.get(metric) if reading is not None else None
+
+    def failure(self, split: Split) -> str | None:
+        """Returns why the model has no fitness on one split; None where it has one."""
+        reading = self.on(split)
+        if reading is None:
+            return "it was not scored"
+        return reading.failure or ("it has no fitness" if reading.fitness is None else None)
+
+
+def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    """Returns a fitness as ``(objectives,)``, from a number, a list or nothing."""
+    if value is None:
+        return None
+    if isinstance(value, (int, float)):
+        return (float(value),)
+    return tuple(float(number) for number in value)
+
+
+def _reading(entry: Json | None) -> Reading | None:
+    if entry is None:
+        return None
+    scores = {name: float(score) for name, score in (entry.get("scores") or {}).items()}
+    return Reading(fitness_of(entry.get("fitness")), scores, entry.get("failure"))
+
+
+def models_of(summary: Json) -> list[Model]:
+    """Returns the rows of a ``summary.json``, in its order."""
+    return [
+        Model(
+            entry["name"],
+            entry["kind"],
+            _reading(entry.get("search")),
+            _reading(entry.get("selection")),
+            _reading(entry.get("report")),
+        )
+        for entry in summary["models"]
+    ]
+
+
+def tasks_of(summary: Json) -> list[Task]:
+    """Returns the tasks of a ``summary.json``, in its order."""
+    return [
+        Task(name, entry["metric"], entry["direction"]) for name, entry in summary["tasks"].items()
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in `path`.
+
+    Raises:
+        ValueError: the file does not hold one JSON object; names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {FINISH}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a JSON-lines file; a line cut off at the end is left out.
+
+    Raises:
+        ValueError: a line other than an unfinished last one is not a JSON object; names it.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is cut off
+        try:
+            record = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object")
+        records.append(record)
+    return records
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory in memory; files that an unfinished run lacks are None or empty.
+
+    Args:
+        path: the directory.
+        history: records of ``history.jsonl``, one per evaluation.
+        seconds: evaluation id to seconds, from ``timing.jsonl``.
+        summary: ``summary.json``; None while the run is unfinished.
+        recipe: ``recipe.json``; None while the run is unfinished.
+        environment: ``environment.json``, empty where it is missing.
+    """
+
+    path: Path
+    history: Sequence[Json]
+    seconds: Mapping[int, float]
+    summary: Json | None
+    recipe: Json | None
+    environment: Json
+
+    @classmethod
+    def read(cls, run: Path) -> RunFiles:
+        """Returns the contents of `run`.
+
+        Raises:
+            FileNotFoundError: `run` is no run directory; says what it lacks.
+            ValueError: a file in it is damaged; names the file and the line.
+        """
+        if not run.is_dir():
+            raise FileNotFoundError(f"{run} is no directory; give the directory of a run")
+        history = run / "history.jsonl"
+        if not history.exists():
+            raise FileNotFoundError(
+                f"{run} has no history.jsonl, so no candidate was evaluated there; "
+                "give the directory that `evomerge search` printed"
+            )
+        timing = run / "timing.jsonl"
+        times = read_lines(timing) if timing.exists() else []
+        return cls(
+            path=run,
+            history=read_lines(history),
+            seconds={int(line["id"]): float(line["seconds"]) for line in times},
+            summary=_optional(run / "summary.json"),
+            recipe=_optional(run / "recipe.json"),
+            environment=_optional(run / "environment.json") or {},
+        )
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` in one piece: a reader sees the old file or the new one, never a half."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

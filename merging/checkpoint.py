@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +14,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from merging import naming
+from merging.architecture import CLASSIFIERS, POOLER, architecture_of, read_config
 from merging.hashing import files_sha256
 from merging.sources import resolve
 from merging.weight_files import WeightFiles
@@ -28,7 +25,6 @@ from merging.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
 
@@ -98,7 +94,9 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)
-        return cls(source, path, config, _architecture(path, config, encoder), encoder=encoder)
+        return cls(
+            source, path, config, architecture_of(path, config, encoder=encoder), encoder=encoder
+        )
 
     @cached_property
     def sha256(self) -> str:
@@ -118,7 +116,7 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def is_classifier(self) -> bool:
         """Whether it carries a classification head over whole inputs."""
-        return not self._encoder and self.architecture.__name__.endswith(_CLASSIFIERS)
+        return not self._encoder and self.architecture.__name__.endswith(CLASSIFIERS)
 
     @property
     def prefix(self) -> str:
@@ -177,8 +175,9 @@ class Checkpoint(Mapping[str, Tensor]):
             inside = f"{self.architecture.base_model_prefix}."
             if any(name.startswith(inside) for name in self._files):
                 extra = [name for name in extra if name.startswith(inside)]
-            self._absent = _absent_children(names)
-            missing = [name for name in missing if name.split(".")[0] not in self._absent]
+            if not any(name.startswith(POOLER) for name in names.keys):
+                self._absent = tuple({POOLER[:-1] for n in missing if n.startswith(POOLER)})
+                missing = [name for name in missing if not name.startswith(POOLER)]
         self._refuse_names(missing, extra)
         for name, first, second in names.twins:
             if not same_bytes(self._files[first], self._files[second]):
@@ -244,52 +243,6 @@ class Checkpoint(Mapping[str, Tensor]):
         return module, report
 
 
-def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Returns the configuration in `path`.
-
-    Raises:
-        CheckpointError: none or unreadable; of a kind that transformers does not know; code of
-            the repository's own is wanted and not trusted; quantised weights.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        if (path / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{path} is a PEFT adapter, no whole checkpoint; use it as an expert of its base"
-            )
-        raise CheckpointError(f"{path} has no config.json; expected a Hugging Face checkpoint")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no valid JSON object ({error})") from error
-    if kind not in CONFIG_MAPPING and "auto_map" in raw and not trust_remote_code:
-        raise CheckpointError(
-            f"{path} wants to run code of its own (auto_map in config.json); "
-            "read that code, then set trust_remote_code=true"
-        )
-    if "quantization_config" in raw:
-        raise CheckpointError(
-            f"{path} is quantised (quantization_config in config.json); "
-            "use the checkpoint in full precision"
-        )
-    try:
-        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code
-        )
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise CheckpointError(
-            f"{file}: transformers {transformers.__version__} cannot read model_type {kind!r} "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    return config
-
-
-def is_classifier_config(config: PreTrainedConfig) -> bool:
-    """Whether `config` names a classifier of whole sequences or images."""
-    return any(name.endswith(_CLASSIFIERS) for name in config.architectures or ())
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silences the load report and the bar per file; restores both."""
@@ -303,39 +256,6 @@ def _quiet_transformers() -> Iterator[None]:
         output.set_verbosity(verbosity)
         if bars:
             output.enable_progress_bar()
-
-
-def _architecture(path: Path, config: PreTrainedConfig, encoder: bool) -> type[PreTrainedModel]:
-    """Returns the class that `config` names, or the one that AutoModel would choose."""
-    kind = type(config)
-    if encoder and kind in MODEL_MAPPING:
-        return _single(MODEL_MAPPING[kind])
-    named = [getattr(transformers, name, None) for name in config.architectures or ()]
-    if not encoder and named and named[0] is not None:
-        return _single(named[0])
-    remote: dict[str, str] = getattr(config, "auto_map", None) or {}
-    wanted = ("AutoModel",) if encoder else ("AutoModelForCausalLM", "AutoModel")
-    for auto in wanted:
-        if auto in remote and kind not in CONFIG_MAPPING.values():
-            return _single(get_class_from_dynamic_module(remote[auto], str(path)))
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and not encoder:
-        return _single(MODEL_FOR_CAUSAL_LM_MAPPING[kind])
-    if kind in MODEL_MAPPING:
-        return _single(MODEL_MAPPING[kind])
-    raise CheckpointError(
-        f"{path}: transformers has no model class for model_type {config.model_type!r}"
-    )
-
-
-def _single(found: Any) -> type[PreTrainedModel]:
-    chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple | list) else found
-    return chosen
-
-
-def _absent_children(names: naming.Naming) -> tuple[str, ...]:
-    """Returns the direct children of which the file holds nothing: an encoder's unused pooler."""
-    held = {name.split(".")[0] for name in names.keys}
-    return tuple(sorted({name.split(".")[0] for name in names.missing} - held))
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
+from merging.architecture import POOLER
 from merging.checkpoint import Checkpoint, same_bytes
 from merging.naming import listing
-from merging.weights import CheckpointError
+from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,16 @@ _SIZES = {
     "intermediate_size": "units in the MLP",
     "num_attention_heads": "attention heads",
     "num_key_value_heads": "key-value heads",
-    "max_position_embeddings": "positions",
 }
 # Fields that change what the same weights compute: the merged model takes the base's.
-_MEANINGS = ("hidden_act", "rope_parameters", "sliding_window", "rms_norm_eps", "layer_norm_eps")
+_MEANINGS = (
+    "hidden_act",
+    "max_position_embeddings",
+    "rope_parameters",
+    "sliding_window",
+    "rms_norm_eps",
+    "layer_norm_eps",
+)
 
 
 def check_expert_names(names: Sequence[str]) -> None:
@@ -107,9 +114,9 @@ def check_tensors(base: Checkpoint, name: str, expert: Checkpoint) -> None:
     own = {key.removeprefix(prefix): key for key in expert if key.startswith(prefix)}
     missing = [key for key in base if key not in own]
     extra = [key for key in own if key not in base]
-    if prefix:  # a pooler that one side has no use for, wholly absent there, is no difference
-        missing = [key for key in missing if _child(key) in {_child(k) for k in own}]
-        extra = [key for key in extra if _child(key) in {_child(k) for k in base}]
+    if prefix and not (_has_pooler(base) and _has_pooler(own)):
+        missing = [key for key in missing if not key.startswith(POOLER)]
+        extra = [key for key in extra if not key.startswith(POOLER)]
     for key in [key for key in extra if key in base.aliases]:
         if not same_bytes(expert[own[key]], expert[own[base.aliases[key]]]):
             raise CheckpointError(
@@ -135,5 +142,15 @@ def check_tensors(base: Checkpoint, name: str, expert: Checkpoint) -> None:
             )
 
 
-def _child(name: str) -> str:
-    return name.split(".")[0]
+def check_poolers(base: Checkpoint, encoders: Mapping[str, Weights]) -> None:
+    """Raises CheckpointError where the base's pooler could be merged for some experts only."""
+    without = [name for name, encoder in encoders.items() if not _has_pooler(encoder)]
+    if _has_pooler(base) and without and len(without) < len(encoders):
+        raise CheckpointError(
+            f"expert {without[0]!r} has no pooler, other experts and the base {base.source} have; "
+            "merge experts of one class at a time"
+        )
+
+
+def _has_pooler(names: Iterable[str]) -> bool:
+    return any(name.startswith(POOLER) for name in names)

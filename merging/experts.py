@@ -5,87 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from merging import classifiers, compatibility
 from merging.adapters import Adapter, is_adapter
-from merging.checkpoint import Checkpoint, is_classifier_config, read_config
+from merging.architecture import is_classifier_config, read_config
+from merging.checkpoint import Checkpoint
+from merging.expert import Expert, WholeExpert, held
 from merging.sources import resolve
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
-
-
-class Expert(Protocol):
-    """One expert, whole or as an adapter, seen from its base."""
-
-    @property
-    def source(self) -> str:
-        """As the user named it."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Identity of its content."""
-        ...
-
-    def fill(self, name: str, base: Tensor, out: Tensor) -> None:
-        """Writes expert minus base, float32, into `out`."""
-        ...
-
-    def tensor(self, name: str, base: Tensor) -> Tensor:
-        """Returns the expert's own tensor."""
-        ...
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every tensor that it stores."""
-        ...
-
-    def to(self, device: torch.device) -> Expert:
-        """Returns the same expert with what a merge reads held on `device`."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class WholeExpert:
-    """An expert that is a checkpoint of its own.
-
-    Args:
-        checkpoint: the expert's checkpoint.
-        weights: its tensors by the base's names.
-    """
-
-    checkpoint: Checkpoint
-    weights: Weights
-
-    @property
-    def source(self) -> str:
-        """As the user named it."""
-        return self.checkpoint.source
-
-    @property
-    def sha256(self) -> str:
-        """Identity of its weight files."""
-        return self.checkpoint.sha256
-
-    def fill(self, name: str, base: Tensor, out: Tensor) -> None:
-        """Writes expert minus base, float32, into `out`."""
-        out.copy_(self.weights[name]).sub_(base)
-
-    def tensor(self, name: str, base: Tensor) -> Tensor:
-        """Returns the expert's own tensor, in its own dtype."""
-        return self.weights[name].to(base.device)
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every tensor of the checkpoint, its head included."""
-        yield from self.checkpoint.items()
-
-    def to(self, device: torch.device) -> WholeExpert:
-        """Returns the same expert with its tensors on `device`."""
-        return replace(self, weights=_held(self.weights, device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +45,7 @@ class ExpertPool:
     device: torch.device
     _base_weights: Weights
     _deltas: dict[str, Tensor] | None = None
+    _whole: ExpertPool | None = None
 
     @classmethod
     def open(
@@ -160,6 +93,7 @@ class ExpertPool:
                 opened[name] = WholeExpert(expert, weights)
             else:
                 opened[name] = Adapter.open(source, paths[name], root)
+        compatibility.check_poolers(root, _encoders(opened) if heads else {})
         names = _merged_names(root, opened)
         return cls(root, opened, names, heads, torch.device("cpu"), root)
 
@@ -202,6 +136,9 @@ class ExpertPool:
         """
         if self._deltas is not None and name in self._deltas:
             return self._deltas[name]
+        if self._whole is not None and self._whole._deltas is not None:
+            rows = [self._whole.expert_names.index(expert) for expert in self.experts]
+            return self._whole.deltas(name)[rows]
         base = self.base_tensor(name).float()
         deltas = torch.empty(
             (len(self.experts), *base.shape), dtype=torch.float32, device=self.device
@@ -242,8 +179,7 @@ class ExpertPool:
             return self
         chosen = {name: self.experts[name] for name in experts}
         heads = tuple(name for name in experts if name in self.heads)
-        cached = None if self._deltas is None else dict[str, Tensor]()
-        return replace(self, experts=chosen, heads=heads, _deltas=cached)
+        return replace(self, experts=chosen, heads=heads, _deltas=None, _whole=self._whole or self)
 
     def resident(self, device: torch.device, *, cache_deltas: bool = False) -> ExpertPool:
         """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
@@ -257,8 +193,9 @@ class ExpertPool:
             self,
             experts={name: expert.to(device) for name, expert in self.experts.items()},
             device=device,
-            _base_weights=_held(self._base_weights, device),
+            _base_weights=held(self._base_weights, device),
             _deltas={} if cache_deltas else None,
+            _whole=None,
         )
 
     def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
@@ -292,6 +229,13 @@ class _ExpertWeights(Mapping[str, Tensor]):
         return len(self._pool.names)
 
 
+def _encoders(experts: Mapping[str, Expert]) -> dict[str, Weights]:
+    """Returns expert -> its encoder's tensors."""
+    return {
+        name: expert.weights for name, expert in experts.items() if isinstance(expert, WholeExpert)
+    }
+
+
 def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
     """Returns the float tensors that at least one expert changes and none lacks."""
     whole = [expert for expert in experts.values() if isinstance(expert, WholeExpert)]
@@ -305,11 +249,6 @@ def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str,
         and base.dtype(name).is_floating_point
         and all(name in expert.weights for expert in whole)
     )
-
-
-def _held(weights: Weights, device: torch.device) -> dict[str, Tensor]:
-    """Returns copies on `device`: a memory-mapped file may change or vanish under a long run."""
-    return {name: weights[name].to(device, copy=True) for name in weights}
 
 
 def _refuse_nonfinite(owner: str, name: str, tensor: Tensor) -> None:

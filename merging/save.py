@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -236,7 +237,7 @@ def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
             if out.exists():
                 out.rmdir()
             os.replace(draft, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unwritable(out, error) from error
     finally:
         if draft is not None:
@@ -249,10 +250,10 @@ def _umask() -> int:
     return mask
 
 
-def _unwritable(out: Path, error: OSError) -> CheckpointError:
+def _unwritable(out: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
     return CheckpointError(
-        f"cannot write the model to {out} ({error.strerror or error}); "
-        "free space there or choose another directory"
+        f"cannot write the model to {out} ({reason}); free space there or choose another directory"
     )
 
 

@@ -74,7 +74,8 @@ class WeightFiles(Mapping[str, Tensor]):
         index = directory / f"{stem}.safetensors.index.json"
         single = directory / f"{stem}.safetensors"
         if index.is_file():
-            return cls._indexed(index)
+            listed = _read_index(index)
+            return cls(_shards(index, listed))._holding(index, listed)
         if single.is_file():
             return cls((single,))
         odd = sorted(directory.glob("*.safetensors"))
@@ -82,36 +83,24 @@ class WeightFiles(Mapping[str, Tensor]):
             raise CheckpointError(
                 f"{odd[0]} is not named as transformers expects; rename it to {single.name}"
             )
+        index = directory / "pytorch_model.bin.index.json"
+        if index.is_file():
+            files = _shards(index, _read_index(index))
+            return cls(files, _unpickle_all(files))
         pickles = {path for pattern in _PICKLES for path in directory.glob(pattern)}
         files = tuple(sorted(path for path in pickles if path.name not in _NOT_WEIGHTS))
         if not files:
-            raise CheckpointError(
-                f"{directory} holds no weights; expected {single.name} or {index.name}"
-            )
+            raise CheckpointError(f"{directory} holds no weights; expected {single.name}")
         return cls(files, _unpickle_all(files))
 
-    @classmethod
-    def _indexed(cls, index: Path) -> WeightFiles:
-        try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted({index.parent / str(name) for name in listed.values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{index} is corrupt: no weight_map ({error!r}); download the checkpoint again"
-            ) from error
-        for shard in shards:
-            if not shard.is_file():
+    def _holding(self, index: Path, listed: Mapping[str, str]) -> WeightFiles:
+        for name, file in listed.items():
+            if name not in self:
                 raise CheckpointError(
-                    f"{shard} is missing, but {index.name} names it; download the checkpoint again"
-                )
-        found = cls(tuple(shards))
-        for name in listed:
-            if name not in found:
-                raise CheckpointError(
-                    f"{index} places tensor {name} in {listed[name]}, which does not hold it; "
+                    f"{index} places tensor {name} in {file}, which does not hold it; "
                     "download the checkpoint again"
                 )
-        return found
+        return self
 
     def shape(self, name: str) -> torch.Size:
         """Returns a tensor's shape without reading the tensor."""
@@ -135,6 +124,26 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in listed.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{index} is corrupt: no weight_map ({error!r}); download the checkpoint again"
+        ) from error
+
+
+def _shards(index: Path, listed: Mapping[str, str]) -> tuple[Path, ...]:
+    shards = tuple(index.parent / name for name in sorted(set(listed.values())))
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(
+                f"{shard} is missing, but {index.name} names it; download the checkpoint again"
+            )
+    return shards
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:

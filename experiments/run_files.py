@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,7 @@ def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | Non
 def _reading(entry: Json | None) -> Reading | None:
     if entry is None:
         return None
-    scores = {name: float(score) for name, score in (entry.get("scores") or {}).items()}
+    scores = {k: float(v) for k, v in (entry.get("scores") or {}).items() if v is not None}
     return Reading(fitness_of(entry.get("fitness")), scores, entry.get("failure"))
 
 
@@ -106,6 +105,11 @@ def tasks_of(summary: Json) -> list[Task]:
     return [
         Task(name, entry["metric"], entry["direction"]) for name, entry in summary["tasks"].items()
     ]
+
+
+def shown_split(models: Sequence[Model]) -> Split:
+    """Returns ``report``, or ``search`` where the run has no held-out items."""
+    return "report" if any(model.report is not None for model in models) else "search"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -192,13 +196,3 @@ class RunFiles:
 
 def _optional(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `path` in one piece: a reader sees the old file or the new one, never a half."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

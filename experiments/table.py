@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from experiments.run_files import Json, Model, Split, Task, models_of, tasks_of
+from experiments.run_files import Json, Model, Split, Task, models_of, shown_split, tasks_of
 
 KINDS = ("base", "expert", "static", "evolved")
 Fitness = tuple[float, ...]
@@ -46,52 +46,44 @@ def best_of(models: Sequence[Model], kind: str, split: Split) -> Model | None:
 
 
 def verdict(summary: Json) -> str:
-    """Returns one sentence: does evolved beat every static merge on held-out data, by how much."""
+    """Returns one sentence: does evolved beat every static merge, on which data, by how much."""
     models = models_of(summary)
-    winner = best_of(models, "evolved", "report")
+    split = shown_split(models)
+    data = "held-out data" if split == "report" else "the search items, which chose it,"
+    winner = best_of(models, "evolved", split)
     if winner is None:
         evolved = [model for model in models if model.kind == "evolved"]
-        reason = evolved[0].failure("report") if evolved else "the run has none"
-        return f"The evolved merge has no held-out score: {reason}."
-    statics = [model for model in models if model.kind == "static"]
-    rivals = {model.name: model.fitness("report") for model in statics}
+        reason = evolved[0].failure(split) if evolved else "the run has none"
+        return f"The evolved merge has no score on {data.rstrip(',')}: {reason}."
+    rivals = {m.name: m.fitness(split) for m in models if m.kind == "static"}
     scored = {name: fitness for name, fitness in rivals.items() if fitness is not None}
     missing = len(rivals) - len(scored)
-    note = f"; {missing} of {len(rivals)} static merges have no score" if missing else ""
+    note = f"; {missing} of {len(rivals)} static merges failed" if missing else ""
     if not scored:
-        return f"The evolved merge has no static merge to compare with{note}."
-    fitness = winner.fitness("report")
-    assert fitness is not None
-    if len(fitness) > 1:
-        fronts = [model.fitness("report") for model in models if model.kind == "evolved"]
-        return _front_verdict([front for front in fronts if front], scored, note)
-    return _single_verdict(fitness[0], {name: value[0] for name, value in scored.items()}, note)
+        return f"The evolved merge has no static merge to be compared with{note}."
+    own = winner.fitness(split)
+    assert own is not None
+    compare = _one_objective if len(own) == 1 else _many_objectives
+    return f"The evolved merge {compare(own, scored, data)}{note}."
 
 
-def _single_verdict(mine: float, rivals: dict[str, float], note: str) -> str:
+def _one_objective(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
     name = max(rivals, key=lambda rival: rivals[rival])
-    best = rivals[name]
+    mine, best = own[0], rivals[name][0]
     relation = "beats every static merge"
     if mine <= best:
-        relation = (
-            "only equals the best static merge" if mine == best else "loses to a static merge"
-        )
+        relation = "only equals the best static merge" if mine == best else "loses to a static one"
     return (
-        f"The evolved merge {relation} on held-out data: fitness {number(mine)} against "
-        f"{number(best)} of {name} ({mine - best:+.4f}){note}."
+        f"{relation} on {data} with fitness {number(mine)} against {number(best)} of {name} "
+        f"({mine - best:+.4f})"
     )
 
 
-def _front_verdict(front: list[Fitness], rivals: dict[str, Fitness], note: str) -> str:
-    beaten = [
-        name for name, rival in rivals.items() if any(dominates(own, rival) for own in front)
-    ]
-    left = [name for name in rivals if name not in beaten]
-    tail = f", but not {', '.join(left)}" if left else ""
-    return (
-        f"The evolved merges ({len(front)} on the front) dominate {len(beaten)} of {len(rivals)} "
-        f"static merges on held-out data{tail}{note}."
-    )
+def _many_objectives(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
+    left = [name for name, rival in rivals.items() if not dominates(own, rival)]
+    tail = f" (not {', '.join(left)})" if left else ""
+    beaten = len(rivals) - len(left)
+    return f"dominates {beaten} of {len(rivals)} static merges on {data.rstrip(',')}{tail}"
 
 
 def dominates(one: Fitness, other: Fitness) -> bool:
@@ -99,54 +91,62 @@ def dominates(one: Fitness, other: Fitness) -> bool:
     return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
 
 
-def render_table(summary: Json) -> str:
-    """Returns the held-out scores of every model as text of plain ASCII lines.
+def table(summary: Json) -> str:
+    """Returns the held-out scores of every model as lines of plain text.
 
     Rows: the base, the experts, the static merges from worst to best, and last, under a rule, the
     evolved merge. Columns: the main metric of every task, then fitness (higher is better). ``*``
-    marks the best value of a column. The last line is `verdict`.
+    marks the best value of a column. The last line is `verdict`. A run without held-out items
+    shows its search scores and says so.
     """
     models, tasks = models_of(summary), tasks_of(summary)
-    better = ["lower" if task.direction == "minimize" else "higher" for task in tasks]
-    heads = [["", *(task.metric for task in tasks), "fitness"], ["better", *better, "higher"]]
-    rows = [[head[0], *(f"{cell} " for cell in head[1:])] for head in heads]  # a column for "*"
-    best = {task.metric: best_value(models, task, "report") for task in tasks}
-    top = max((f for f in (model.fitness("report") for model in models) if f), default=None)
-    shown = [_sorted_kind(models, kind) for kind in KINDS]
-    for model in (model for kind in shown for model in kind):
-        cells = [
-            _starred(number(model.score("report", task.metric)), model, task, best[task.metric])
-            for task in tasks
-        ]
-        fitness = model.fitness("report")
-        star = "*" if fitness is not None and len(fitness) == 1 and fitness == top else " "
-        label = model.name if model.kind == "evolved" else f"{model.kind} {model.name}"
-        name = "base" if model.kind == "base" else label
-        rows.append([name, *cells, fitness_text(fitness) + star])
-    return "\n".join(
-        [*_aligned(rows, rules=(2, len(rows) - len(shown[-1]))), "", verdict(summary)]
-    )
+    split = shown_split(models)
+    shown = [_of_kind(models, kind, split) for kind in KINDS]
+    rows = [model for kind in shown for model in kind]
+    columns = [
+        ["", "better", *map(_label, rows)],
+        *(_scores(rows, task, split) for task in tasks),
+        ["fitness ", "higher ", *_fitnesses(rows, split)],
+    ]
+    title = "held-out items" if split == "report" else "search items (there are no held-out items)"
+    rules = (2, 2 + len(rows) - len(shown[-1]))
+    return "\n".join([f"Scores on {title}", "", *_aligned(columns, rules), "", verdict(summary)])
 
 
-def _sorted_kind(models: Sequence[Model], kind: str) -> list[Model]:
+def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:
     same = [model for model in models if model.kind == kind]
-    return by_fitness(same, "report") if kind in ("static", "evolved") else same
+    return by_fitness(same, split) if kind in ("static", "evolved") else same
 
 
-def _starred(text: str, model: Model, task: Task, best: float | None) -> str:
-    score = model.score("report", task.metric)
-    return text + ("*" if score is not None and score == best else " ")
+def _label(model: Model) -> str:
+    return model.name if model.kind in ("base", "evolved") else f"{model.kind} {model.name}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], rules: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for index, row in enumerate(rows):
-        if index in rules:
-            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-        cells = [
-            row[0].ljust(widths[0]),
-            *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells).rstrip())
+def _scores(rows: Sequence[Model], task: Task, split: Split) -> list[str]:
+    best = best_value(rows, task, split)
+    scores = [model.score(split, task.metric) for model in rows]
+    cells = [
+        number(score) + ("*" if score is not None and score == best else " ") for score in scores
+    ]
+    better = "lower" if task.direction == "minimize" else "higher"
+    return [f"{task.metric} ", f"{better} ", *cells]
+
+
+def _fitnesses(rows: Sequence[Model], split: Split) -> list[str]:
+    values = [model.fitness(split) for model in rows]
+    single = [value[0] for value in values if value is not None and len(value) == 1]
+    best = (max(single),) if single else None
+    return [fitness_text(v) + ("*" if v is not None and v == best else " ") for v in values]
+
+
+def _aligned(columns: Sequence[Sequence[str]], rules: Sequence[int]) -> list[str]:
+    """Returns the rows of a table as lines, with a rule above each row that `rules` counts."""
+    widths = [max(map(len, column)) for column in columns]
+    first, *others = [
+        [cell.ljust(width) if index == 0 else cell.rjust(width) for cell in column]
+        for index, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    lines = ["  ".join(cells).rstrip() for cells in zip(first, *others, strict=True)]
+    for row in sorted(rules, reverse=True):
+        lines.insert(row, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return lines

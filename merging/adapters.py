@@ -194,14 +194,14 @@ def _sort(
     """Parts the adapter's tensors into factors and whole tensors, by the base's names."""
     sides: dict[str, dict[str, str]] = {}
     copies: dict[str, Tensor] = {}
-    unknown = []
+    unknown: dict[str, None] = {}  # in order, each once
     for key in files:
         stripped = key.removeprefix("base_model.model.")
         found = _FACTOR.match(stripped)
         name = f"{found['module']}.weight" if found else stripped.replace(".base_layer.", ".")
         name = _owned(source, name, base)
         if name not in base:
-            unknown.append(name)
+            unknown[name] = None
         elif found:
             sides.setdefault(name, {})[found["side"]] = key
         else:
@@ -209,7 +209,7 @@ def _sort(
     if unknown:
         raise CheckpointError(
             f"adapter {source} targets {len(unknown)} tensors that the base {base.source} lacks: "
-            f"{listing(unknown)}; it belongs to another base"
+            f"{listing(list(unknown))}; it belongs to another base"
         )
     factors = {
         name: _factors(source, name, keys, files, config, base) for name, keys in sides.items()

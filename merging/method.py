@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class MergeError(ValueError):
-    """A merge that cannot be computed from these experts, knobs or tensors; the message says why."""
+    """A merge that cannot be computed from these experts or knobs; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoint import Checkpoint
-from merging.experts import ExpertPool, WholeExpert
+from merging.expert import WholeExpert
+from merging.experts import ExpertPool
 from merging.naming import listing
 from merging.weights import CheckpointError, Weights
 

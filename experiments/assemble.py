@@ -1,0 +1,104 @@
+"""From configuration to objects: the one place where Hydra and the rooms meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from evaluators.engine import Engine
+from evaluators.panel import Panel
+from evaluators.resident import Resident
+from experiments.device import choose_device, choose_dtype
+from experiments.sources import ExpertSource
+from merging.experts import ExpertPool
+from merging.method import MergeMethod
+from merging.recipe import parse_dtype
+from merging.spaces.space import VectorSpace
+
+Split = Literal["search", "selection", "report"]
+_TASK = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the resident model lives.
+
+    Args:
+        device: of the resident model and the experts.
+        dtype: of the resident model's parameters.
+        save_dtype: of the saved model; None: each parameter's in the base.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    save_dtype: torch.dtype | None
+
+
+def open_machine(config: DictConfig) -> Machine:
+    """Returns the device and precision that the configuration asks for; sets torch's threads."""
+    if config.threads is not None:
+        torch.set_num_threads(int(config.threads))
+    device = choose_device(config.device)
+    save_dtype = None if config.save_dtype is None else parse_dtype(config.save_dtype)
+    return Machine(device, choose_dtype(config.dtype, device), save_dtype)
+
+
+def open_pool(config: DictConfig) -> ExpertPool:
+    """Returns base and experts, checked to fit each other."""
+    source: ExpertSource = instantiate(config.experts, _convert_="all")
+    return ExpertPool.open(
+        source.base,
+        source.experts,
+        base_revision=source.base_revision,
+        trust_remote_code=source.trust_remote_code,
+    )
+
+
+def open_engine(config: DictConfig, resident: Resident) -> Engine:
+    """Returns the engine that scores whatever `resident` holds."""
+    return Engine(resident, batch_tokens=config.batch_tokens, timeout_s=config.timeout_s)
+
+
+def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> Panel | None:
+    """Returns the evaluators of one split; None where the configuration names none.
+
+    Raises:
+        ValueError: a task's name would be ambiguous in metric names and files.
+    """
+    if not entries:
+        return None
+    evaluators = {}
+    for task, entry in entries.items():
+        if not _TASK.fullmatch(str(task)):
+            raise ValueError(f"task {task!r}: name it with letters, digits, '.', '_' and '-' only")
+        if entry is not None:
+            evaluators[str(task)] = instantiate(entry, _convert_="all")(model=resident.info)
+    return Panel(split, evaluators)
+
+
+def open_method(config: DictConfig) -> MergeMethod:
+    """Returns a merge method from its configuration."""
+    method: MergeMethod = instantiate(config, _convert_="all")
+    return method
+
+
+def open_space(config: DictConfig, pool: ExpertPool) -> VectorSpace:
+    """Returns the search space over `pool`, decoding to float32."""
+    space: VectorSpace = instantiate(config.space, _convert_="all")(pool, dtype=torch.float32)
+    return space
+
+
+def open_baselines(config: DictConfig) -> Mapping[str, MergeMethod]:
+    """Returns the static merges that are scored beside the evolved one."""
+    return {str(name): open_method(entry) for name, entry in (config.baselines or {}).items()}
+
+
+def open_partial(config: DictConfig) -> Any:
+    """Returns what a `_partial_` entry builds, still to be completed."""
+    return instantiate(config, _convert_="all")

@@ -1,0 +1,59 @@
+"""The command line; heavy imports wait until a verb needs them, so that help answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+_VERBS = {
+    "search": ("experiments.hydra_verbs", "search"),
+    "check": ("experiments.hydra_verbs", "check"),
+    "merge": ("experiments.hydra_verbs", "merge"),
+    "evaluate": ("experiments.hydra_verbs", "evaluate"),
+    "rebuild": ("experiments.plain_verbs", "rebuild"),
+    "report": ("experiments.plain_verbs", "report"),
+}
+
+HELP = """\
+evomerge: evolve one multi-task model from a base and its fine-tuned experts, without gradients
+
+  evomerge search experiment=quickstart       evolve a merge; run it again to continue or to see it
+  evomerge search -m strategy=cma,random seed=0,1    sweep; what is finished is not run twice
+  evomerge check experiment=quickstart        everything that can be known before the work starts
+  evomerge merge method=ties experts=local experts.base=DIR 'experts.experts={a:DIR,b:DIR}' out=DIR
+  evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
+  evomerge evaluate model=DIR report_on=...   score one model
+  evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
+  evomerge report RUN                         write RUN/report.html again
+
+search, check, merge and evaluate are Hydra applications: NAME=VALUE replaces an option, GROUP=NAME
+a part, `evomerge search --cfg job` prints the whole configuration, `evomerge VERB --help` more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit status: 0 well, 1 failed, 2 wrong input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"evomerge {version('evomerge')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in _VERBS:
+        print(f"evomerge: unknown verb {verb!r}: expected {', '.join(_VERBS)}", file=sys.stderr)
+        return 2
+    module, function = _VERBS[verb]
+    try:
+        return int(getattr(importlib.import_module(module), function)(rest))
+    except KeyboardInterrupt:
+        print(f"evomerge {verb}: interrupted; the same command continues it", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The one exception that reaches a person: a sentence, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one sentence that says how."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns the errors of checking and assembling into UserError.
+
+    Only for code that runs before the long work: there a ValueError is about the input. Hydra
+    wraps what a constructor raises; the cause is what the user needs, and the key it came from.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(_sentence(error)) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        raise UserError(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""
+    cause = error
+    while cause.__cause__ is not None and "full_key: " in str(cause):
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())
+    return f"{key}: {text}" if key and cause is not error else text

@@ -1,0 +1,48 @@
+"""Scores of one model: `evomerge evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from evaluators.requests import EvaluationError
+from evaluators.resident import Resident
+from experiments import assemble
+from experiments.errors import UserError, explained
+from experiments.run_directory import check_writable
+from merging.experts import ExpertPool
+from merging.files import write_text
+
+
+def run_evaluate(config: DictConfig) -> float:
+    """Prints every score of ``config.model`` and writes them to ``config.out`` if it is named.
+
+    Returns:
+        The first task's main score, for a sweeper.
+    """
+    with explained():
+        if config.out is not None:
+            check_writable(Path(config.out).absolute().parent, "out", 1e6)
+        machine = assemble.open_machine(config)
+        base = config.base or config.model
+        pool = ExpertPool.open(
+            base, {"model": config.model}, trust_remote_code=config.trust_remote_code
+        ).resident(machine.device)
+        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
+        panel = assemble.open_panel("report", config.report_on, resident)
+        if panel is None:
+            raise UserError("report_on names no evaluator: choose a group, e.g. report_on=NAME")
+        resident.write(pool.expert_weights("model"))
+    try:
+        scores = panel.evaluate(assemble.open_engine(config, resident))
+    except EvaluationError as error:
+        raise UserError(f"{config.model} cannot be scored: {error}") from error
+    width = max(len(key) for key in scores)
+    for key, score in scores.items():
+        print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})")
+    if config.out is not None:
+        content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
+        write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
+    return scores[next(iter(panel.main.values()))].value

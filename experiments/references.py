@@ -1,0 +1,112 @@
+"""The models that a search is measured against: base, experts and static merges."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
+from experiments.study import Study
+from merging.grouping import Whole
+from merging.method import MergeError
+from merging.plan import uniform_plan
+from merging.weights import Weights
+from search import jsonl
+
+log = logging.getLogger(__name__)
+Kind = Literal["base", "expert", "static", "evolved"]
+_KINDS: tuple[Kind, ...] = ("base", "expert", "static")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What one model scored on one split.
+
+    Args:
+        name: of the model; a static merge has its method's name.
+        kind: what it is.
+        split: ``search``, ``selection`` or ``report``.
+        scores: ``task/metric`` to value; empty where it could not be scored.
+        failure: why it could not be scored.
+    """
+
+    name: str
+    kind: Kind
+    split: str
+    scores: Mapping[str, float]
+    failure: str | None = None
+
+
+class References:
+    """Scores of all models but the candidates, kept in an append-only ``references.jsonl``.
+
+    Args:
+        study: the experts, the static merges and the engine.
+        path: the file; what an earlier start has written there is not scored again.
+    """
+
+    def __init__(self, study: Study, path: Path) -> None:
+        self._study, self._path = study, path
+        self._known = {
+            (rival.kind, rival.name, rival.split): rival
+            for rival in (Rival(**line) for line in jsonl.read(path))
+        }
+
+    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, Rival]:
+        """Returns label to scores: base first, then experts, then static merges.
+
+        A model whose name is taken by another kind is labelled ``name (kind)``.
+
+        Raises:
+            EvaluationError: the base itself cannot be scored, so that nothing can.
+        """
+        models = [entry for entry in self._models() if entry[1] in kinds]
+        rivals: dict[str, Rival] = {}
+        for name, kind, weights in tqdm(models, desc=f"references, {panel.split}", leave=False):
+            rival = self.score_one(name, kind, panel, weights)
+            if kind == "base" and rival.failure is not None:
+                raise EvaluationError(f"the base cannot be scored: {rival.failure}")
+            rivals[name if name not in rivals else f"{name} ({kind})"] = rival
+        return rivals
+
+    def score_one(
+        self, name: str, kind: Kind, panel: Panel, weights: Callable[[], Weights]
+    ) -> Rival:
+        """Returns one model's scores on a panel, computed at most once per run."""
+        key = (kind, name, panel.split)
+        if key not in self._known:
+            try:
+                scored = self._study.scorer(panel)(weights())
+                scores = {label: float(score.value) for label, score in scored.items()}
+                rival = Rival(name, kind, panel.split, scores)
+            except (EvaluationError, MergeError) as error:
+                log.info("%s %s has no score: %s", kind, name, error)
+                rival = Rival(name, kind, panel.split, {}, str(error))
+            jsonl.append(self._path, asdict(rival))
+            self._known[key] = rival
+        return self._known[key]
+
+    def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
+        study, pool = self._study, self._study.held
+        models: list[tuple[str, Kind, Callable[[], Weights]]] = [
+            ("base", "base", lambda: {name: pool.base_tensor(name) for name in pool.names})
+        ]
+        for expert in pool.expert_names:
+            models.append((expert, "expert", lambda expert=expert: pool.expert_weights(expert)))
+        for name, method in study.baselines.items():
+            models.append(
+                (
+                    name,
+                    "static",
+                    lambda method=method: uniform_plan(method, Whole(), pool).weights(
+                        pool, dtype=study.machine.save_dtype
+                    ),
+                )
+            )
+        return models

@@ -1,0 +1,144 @@
+"""A run's directory: its identity, its lock, and how a second start finds the first."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.errors import UserError
+from merging.files import write_text
+
+# What may differ between two starts of the same run: where files go and who watches.
+_NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads")
+
+
+def identity_config(config: DictConfig) -> dict[str, Any]:
+    """Returns the resolved configuration without what does not change the result."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+
+
+def run_identity(config: DictConfig) -> str:
+    """Returns 12 hex digits that name the run: the digest of its resolved configuration."""
+    text = json.dumps(identity_config(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan_run(config: DictConfig, strategy: str) -> Path:
+    """Returns the run's directory, new or the same configuration's from an earlier start.
+
+    Makes nothing, so that a run that is refused later leaves nothing behind.
+
+    Raises:
+        UserError: the directory belongs to another configuration, holds something else, cannot
+            be written, or its disk is full.
+    """
+    identity = run_identity(config)
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{config.name}-{strategy}-s{config.seed}")
+    path = Path(config.out) if config.out else Path(config.runs) / f"{name}-{identity[:8]}"
+    if (path / "config.yaml").exists():
+        _refuse_other(path, OmegaConf.load(path / "config.yaml"), config)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"out={path} is a file: name a directory")
+    elif path.exists() and any(entry.name != "run.lock" for entry in path.iterdir()):
+        raise UserError(f"out={path} holds something else: name a new directory")
+    check_writable(path, "out")
+    return path
+
+
+def check_writable(path: Path, option: str, needed_bytes: float = 50e6) -> None:
+    """Raises UserError unless a directory at `path` can be made and filled."""
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".evomerge-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: {parent} cannot be written ({error.strerror}): "
+            "name a directory that you may write"
+        ) from None
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{option}={path}: {free / 1e9:.2f} GB free on its disk, {needed_bytes / 1e9:.2f} GB "
+            "are needed: free some space or name a directory elsewhere"
+        )
+
+
+def make_run(path: Path, config: DictConfig) -> None:
+    """Makes the run's directory with what identifies it, unless an earlier start has."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / "config.yaml").exists():
+        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+
+def _refuse_other(path: Path, saved: Any, config: DictConfig) -> None:
+    before, now = flatten(identity_config(saved)), flatten(identity_config(config))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path} belongs to another configuration: {len(changed)} option(s) differ, first "
+            f"{key}: {before.get(key)!r} there, {now.get(key)!r} now; choose another out="
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns dotted key to leaf value."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the run's lock; the system frees it when the process dies, however it dies.
+
+    Raises:
+        UserError: another process is at work in the directory.
+    """
+    with (path / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path}: another process is at work on this run: wait for it or stop it"
+            ) from None
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the numbers of a run may depend on: versions, machine, threads."""
+    wanted = ("torch", "transformers", "nevergrad", "cma", "numpy", "lm-eval", "peft", "evomerge")
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    lower = {name.lower().replace("_", "-"): version for name, version in found.items()}
+    return {
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: lower.get(name) for name in wanted},
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }

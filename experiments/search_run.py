@@ -1,0 +1,222 @@
+"""One search from configuration to report: `evomerge search` and `evomerge check`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
+from experiments import assemble
+from experiments.errors import UserError, explained
+from experiments.preflight import check
+from experiments.progress import Progress
+from experiments.references import References, Rival
+from experiments.report import write_report
+from experiments.run_directory import locked, make_run, plan_run, run_identity
+from experiments.run_files import read_json
+from experiments.study import Study
+from experiments.summary import Finished, write_summary
+from experiments.table import table
+from experiments.tracking import Tracker
+from merging.method import MergeError
+from merging.recipe import Recipe, dtype_name
+from merging.save import save_model
+from merging.spaces.axes import Vector
+from search.history import History, Record
+from search.loop import Budget, SearchFailed, SearchResult, search
+from search.objective import Objective
+from search.selection import Finalist, finalists, second_look
+
+log = logging.getLogger(__name__)
+
+
+def run_check(config: DictConfig) -> None:
+    """Prints what is known before a search starts; raises UserError where it cannot start."""
+    with explained():
+        run = plan_run(config, _strategy_name())
+        Budget(**config.budget)
+        study = Study.open(config)
+        found = check(study, run)
+    print("\n".join(found.lines))
+    if config.budget.evaluations:
+        minutes = found.seconds_per_candidate * config.budget.evaluations / 60
+        print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")
+    print(f"run         {run}\nready")
+
+
+def run_search(config: DictConfig) -> float:
+    """Runs or continues the search of a configuration; a finished one is shown, not run again.
+
+    Returns:
+        The winner's fitness on the selection items (on the search items where there are none,
+        the mean of several objectives), higher is better: what a sweeper may look at. The
+        held-out score is never returned.
+    """
+    with explained():
+        run = plan_run(config, _strategy_name())
+        budget = Budget(**config.budget)
+    if (run / "summary.json").exists():
+        return _show(run)
+    with explained():
+        study = Study.open(config)
+        found = check(study, run)
+        make_run(run, config)
+    with locked(run):
+        print("\n".join(found.lines))
+        tracker: Tracker = assemble.open_partial(config.tracker)
+        try:
+            _SearchRun(config, study, run, budget, tracker).finish()
+        except (SearchFailed, EvaluationError, MergeError, OSError) as error:
+            raise UserError(f"{error} (run directory {run})") from error
+    return _show(run)
+
+
+def _strategy_name() -> str:
+    return str(HydraConfig.get().runtime.choices.get("strategy", "search"))
+
+
+def _show(run: Path) -> float:
+    """Prints a finished run's table; returns the winner's fitness."""
+    summary = read_json(run / "summary.json")
+    print(table(summary))
+    print(f"\nrun       {run}\nreport    {run / 'report.html'}")
+    if (run / "model").exists():
+        print(f"model     {run / 'model'}")
+    return float(summary["fitness"])
+
+
+class _SearchRun:
+    """The steps of a search; each is skipped where an earlier start has done it."""
+
+    def __init__(
+        self, config: DictConfig, study: Study, run: Path, budget: Budget, tracker: Tracker
+    ) -> None:
+        self._config, self._study, self._run = config, study, run
+        self._budget, self._tracker = budget, tracker
+        self._references = References(study, run / "references.jsonl")
+
+    def finish(self) -> None:
+        """Runs every step that is left; the last one writes the summary."""
+        resolved = OmegaConf.to_container(self._config, resolve=True)
+        self._tracker.start(resolved, self._run, run_identity(self._config))
+        rivals = self._references.score(self._study.search_on)
+        objective = self._bind(self._study.search_on, rivals)
+        result = self._search(objective)
+        ranked = self._second_look(result)
+        winner = ranked[0]
+        recipe = self._write_model(winner)
+        report = self._report(winner)
+        reporting = None
+        if report is not None and self._study.report_on is not None:
+            reporting = self._bind(self._study.report_on, report)
+        finished = Finished(
+            config=self._config,
+            study=self._study,
+            run=self._run,
+            rivals=rivals,
+            objective=objective,
+            result=result,
+            finalists=ranked,
+            report=report,
+            reporting=reporting,
+            recipe=recipe,
+        )
+        summary = write_summary(finished)
+        write_report(self._run)
+        self._tracker.finish(summary, [self._run / "recipe.json", self._run / "report.html"])
+
+    def _bind(self, panel: Panel, rivals: Mapping[str, Rival]) -> Objective:
+        """Returns the objective, normalised by base and experts on the panel's own split."""
+        try:
+            bound: Objective = self._study.objective.bind(
+                panel.directions,
+                panel.main,
+                rivals["base"].scores,
+                {r.name: r.scores for r in rivals.values() if r.kind == "expert"},
+            )
+        except ValueError as error:
+            raise UserError(f"{panel.split} items: {error}") from error
+        return bound
+
+    def _search(self, objective: Objective) -> SearchResult:
+        study = self._study
+        scorer = study.scorer(study.search_on)
+
+        def evaluate(genome: Vector) -> dict[str, Score]:
+            return scorer(study.space.decode(genome))
+
+        with Progress(self._budget, objective) as progress:
+
+            def on_record(record: Record, replayed: bool) -> None:
+                progress.update(record, replayed)
+                self._tracker.log(record, replayed)
+
+            return search(
+                study.strategy,
+                evaluate,
+                objective,
+                History(self._run),
+                self._budget,
+                encode=lambda genome: genome.tolist(),
+                canonical=lambda genome: study.space.canonical(genome).tolist(),
+                on_record=on_record,
+            )
+
+    def _second_look(self, result: SearchResult) -> list[Finalist]:
+        """Returns the best few, the winner first, ranked on items that did not rank them before."""
+        study, panel = self._study, self._study.select_on
+        if panel is None:
+            best = finalists(result.records, self._config.finalists)
+            unseen = [
+                Finalist(r.id, r.genome, r.fitness, {}, None)
+                for r in best
+                if r.fitness is not None
+            ]
+            return sorted(unseen, key=lambda f: (-float(np.mean(f.search)), f.id))
+        selecting = self._bind(panel, self._references.score(panel, kinds=("base", "expert")))
+        scorer = study.scorer(panel)
+
+        def evaluate(record: Record) -> dict[str, Score]:
+            return scorer(study.space.decode(np.array(record.genome, np.float64)))
+
+        return second_look(
+            result.records,
+            self._config.finalists,
+            evaluate,
+            selecting,
+            self._run / "finalists.jsonl",
+        )
+
+    def _write_model(self, winner: Finalist) -> Recipe:
+        """Writes the recipe and, from the experts on disk, the model; as `rebuild` does."""
+        study = self._study
+        plan = study.space.plan(np.array(winner.genome, np.float64))
+        dtype = study.machine.save_dtype
+        recipe = Recipe.of(study.pool, plan, dtype=dtype_name(dtype))
+        recipe.save(self._run / "recipe.json")
+        if study.save_model and not (self._run / "model").exists():
+            weights = plan.weights(study.pool, dtype=dtype)
+            save_model(study.pool, weights, self._run / "model", dtype=dtype)
+        return recipe
+
+    def _report(self, winner: Finalist) -> dict[str, Rival] | None:
+        """Reads the held-out items, once and for all models; None: there are none."""
+        study, panel = self._study, self._study.report_on
+        if panel is None:
+            return None
+        rivals = self._references.score(panel)
+        plan = study.space.plan(np.array(winner.genome, np.float64))
+        rivals["evolved"] = self._references.score_one(
+            "evolved",
+            "evolved",
+            panel,
+            lambda: plan.weights(study.held, dtype=study.machine.save_dtype),
+        )
+        return rivals

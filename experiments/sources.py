@@ -1,0 +1,48 @@
+"""Where base and experts come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class ExpertSource(Protocol):
+    """What an entry of the configuration group `experts` gives."""
+
+    @property
+    def base(self) -> str:
+        """Hugging Face id or directory of the base."""
+        ...
+
+    @property
+    def experts(self) -> Mapping[str, str]:
+        """Expert name to Hugging Face id or directory, at least one."""
+        ...
+
+    @property
+    def base_revision(self) -> str | None:
+        """Branch, tag or commit of the base on the hub; None: its default branch."""
+        ...
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code from the checkpoints' repositories may run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Base and experts as the user names them.
+
+    Args:
+        base: Hugging Face id or directory.
+        experts: expert name to id or directory of a full checkpoint or a PEFT LoRA adapter.
+        base_revision: branch, tag or commit of the base on the hub.
+        trust_remote_code: let code from these repositories run; off unless asked for.
+    """
+
+    base: str
+    experts: Mapping[str, str] = field(default_factory=dict)
+    base_revision: str | None = None
+    trust_remote_code: bool = False

@@ -1,0 +1,152 @@
+"""The summary of a finished run: every number that tables and reports show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.device import peak_memory_bytes
+from experiments.references import Rival
+from experiments.run_directory import run_identity
+from experiments.study import Study
+from merging.files import write_text
+from merging.recipe import Recipe, dtype_name
+from search.loop import SearchResult
+from search.objective import Objective
+from search.selection import Finalist
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All that a search has found out.
+
+    Args:
+        config: of the run.
+        study: what was searched.
+        run: the run's directory.
+        rivals: base, experts and static merges on the search items.
+        objective: bound on the search items.
+        result: of the loop.
+        finalists: the winner first.
+        selecting: objective bound on the selection items; None: there are none.
+        report: all models on the held-out items; None: there are none.
+        reporting: objective bound on the held-out items; None: there are none.
+        recipe: of the winner.
+    """
+
+    config: DictConfig
+    study: Study
+    run: Path
+    rivals: Mapping[str, Rival]
+    objective: Objective
+    result: SearchResult
+    finalists: Sequence[Finalist]
+    report: Mapping[str, Rival] | None
+    reporting: Objective | None
+    recipe: Recipe
+
+
+def write_summary(found: Finished) -> dict[str, Any]:
+    """Writes ``summary.json``, which marks the run as finished, and returns its content."""
+    study, result, winner = found.study, found.result, found.finalists[0]
+    looked = winner.selection if winner.selection is not None else winner.search
+    models = _models(found)
+    held_out = models[-1]["report"]
+    optimism = None
+    if held_out is not None and held_out["fitness"] is not None:
+        optimism = float(np.mean(winner.search) - np.mean(held_out["fitness"]))
+    options = OmegaConf.to_container(found.config, resolve=True)
+    assert isinstance(options, dict)
+    summary = {
+        "name": found.config.name,
+        "run": found.run.name,
+        "identity": run_identity(found.config),
+        "seed": found.config.seed,
+        "strategy": _label(options["strategy"]),
+        "method": type(found.recipe.plan.method).__name__,
+        "space": f"{type(study.space).__name__}, {len(study.space.axes)} dimensions",
+        "objectives": list(found.objective.names),
+        "tasks": {
+            task: {"metric": key, "direction": study.search_on.directions[key]}
+            for task, key in study.search_on.main.items()
+        },
+        "models": models,
+        "finalists": [
+            {
+                "id": each.id,
+                "search": each.search.tolist(),
+                "selection": None if each.selection is None else each.selection.tolist(),
+            }
+            for each in found.finalists
+        ],
+        "fitness": float(np.mean(looked)),
+        "optimism": optimism,
+        "budget": options["budget"],
+        "stop": result.stop,
+        "evaluations": result.evaluations,
+        "item_evaluations": result.evaluations * study.search_on.item_count,
+        "failures": result.failures,
+        "repeats": result.repeats,
+        "seconds": result.seconds,
+        "peak_memory_bytes": peak_memory_bytes(study.machine.device),
+        "device": str(study.machine.device),
+        "dtype": dtype_name(study.machine.dtype),
+    }
+    write_text(found.run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _label(strategy: Mapping[str, Any]) -> str:
+    """Returns the class of a strategy, with the optimizer where it names one."""
+    name = str(strategy["_target_"]).rsplit(".", 1)[-1]
+    return f"{name}({strategy['optimizer']})" if "optimizer" in strategy else name
+
+
+def _models(found: Finished) -> list[dict[str, Any]]:
+    """Returns a row per model, the evolved one last."""
+    rows = [
+        {
+            "name": label,
+            "kind": rival.kind,
+            "search": _reading(rival, found.objective),
+            "selection": None,
+            "report": _reading(found.report[label], found.reporting) if found.report else None,
+        }
+        for label, rival in found.rivals.items()
+    ]
+    winner = found.finalists[0]
+    record = next(r for r in found.result.records if r.id == winner.id)
+    selection = None
+    if winner.selection is not None:
+        selection = {
+            "fitness": winner.selection.tolist(),
+            "scores": dict(winner.scores),
+            "failure": None,
+        }
+    rows.append(
+        {
+            "name": "evolved",
+            "kind": "evolved",
+            "search": {
+                "fitness": winner.search.tolist(),
+                "scores": dict(record.scores),
+                "failure": None,
+            },
+            "selection": selection,
+            "report": _reading(found.report["evolved"], found.reporting) if found.report else None,
+        }
+    )
+    return rows
+
+
+def _reading(rival: Rival, objective: Objective | None) -> dict[str, Any]:
+    fitness = None
+    if rival.failure is None and objective is not None:
+        fitness = objective.fitness(rival.scores).tolist()
+    return {"fitness": fitness, "scores": dict(rival.scores), "failure": rival.failure}

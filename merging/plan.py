@@ -1,0 +1,198 @@
+"""A merge plan: method, grouping and coefficients; with a pool of experts it becomes weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merging import grouping as groupings
+from merging.experts import ExpertPool
+from merging.grouping import Grouping
+from merging.method import MergeError, MergeMethod, Slot
+from merging.weights import Weights
+
+Coefficients: TypeAlias = Mapping[str, Mapping[str, "Mapping[str, float] | float"]]
+"""Group to knob to value: a number per expert name, or one number for a shared knob."""
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything that turns a pool into one model.
+
+    Args:
+        method: computes each parameter.
+        grouping: which parameters share coefficients.
+        experts: names of the experts that take part, in the order of the pool.
+        coefficients: a value for every group and every knob of the method.
+    """
+
+    method: MergeMethod
+    grouping: Grouping
+    experts: tuple[str, ...]
+    coefficients: Coefficients
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+        """Returns the merged parameters, computed when read, in float32 and cast once.
+
+        Args:
+            pool: holds at least the plan's experts.
+            dtype: of the result; None: each parameter's dtype in the base.
+
+        Raises:
+            MergeError: no expert takes part, or a coefficient is missing; on reading, whatever
+                the method refuses.
+        """
+        if not self.experts:
+            raise MergeError("the merge has no expert: select at least one")
+        return _PlannedWeights(self, pool.select(self.experts), dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON, readable by `from_description`."""
+        return {
+            "kind": "coefficients",
+            "method": describe_method(self.method),
+            "grouping": groupings.describe(self.grouping),
+            "merged": list(self.experts),
+            "coefficients": {
+                group: {
+                    knob: dict(value) if isinstance(value, Mapping) else value
+                    for knob, value in knobs.items()
+                }
+                for group, knobs in self.coefficients.items()
+            },
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> MergePlan:
+        """Returns the plan that `describe` wrote.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        for key in ("method", "grouping", "merged", "coefficients"):
+            if key not in description:
+                raise ValueError(f"recipe: {key!r} is missing")
+        return cls(
+            method=method_from_description(description["method"]),
+            grouping=groupings.from_description(description["grouping"]),
+            experts=tuple(description["merged"]),
+            coefficients=description["coefficients"],
+        )
+
+
+def uniform_plan(method: MergeMethod, grouping: Grouping, pool: ExpertPool) -> MergePlan:
+    """Returns the static merge: every knob of `method` at its start value, for every group."""
+    knobs: dict[str, Mapping[str, float] | float] = {
+        knob.name: dict.fromkeys(pool.expert_names, knob.start) if knob.per_expert else knob.start
+        for knob in method.knobs
+    }
+    groups = dict.fromkeys(grouping.assign(pool.names).values())
+    return MergePlan(method, grouping, pool.expert_names, dict.fromkeys(groups, knobs))
+
+
+class _PlannedWeights(Mapping[str, Tensor]):
+    """The plan's result over a pool; every read computes one parameter."""
+
+    def __init__(self, plan: MergePlan, pool: ExpertPool, dtype: torch.dtype | None) -> None:
+        self._plan, self._pool, self._dtype = plan, pool, dtype
+        self._group = plan.grouping.assign(pool.names)
+        self._knobs = {group: self._tensors(group) for group in set(self._group.values())}
+
+    def _tensors(self, group: str) -> dict[str, Tensor]:
+        """Returns every knob of a group as float32, ``(experts,)`` or ``()``, range checked."""
+        if group not in self._plan.coefficients:
+            raise MergeError(f"no coefficients for group {group!r}: the plan names other groups")
+        given = self._plan.coefficients[group]
+        known = {knob.name for knob in self._plan.method.knobs}
+        if unknown := sorted(set(given) - known):
+            raise MergeError(
+                f"{type(self._plan.method).__name__} has no knob {unknown[0]!r}: "
+                f"it reads {', '.join(sorted(known)) or 'none'}"
+            )
+        tensors = {}
+        for knob in self._plan.method.knobs:
+            if knob.name not in given:
+                raise MergeError(f"group {group!r}: no value for knob {knob.name!r}")
+            values = self._values(group, knob.name, knob.per_expert, given[knob.name])
+            for value in values if isinstance(values, list) else [values]:
+                if not (math.isfinite(value) and knob.low <= value <= knob.high):
+                    raise MergeError(
+                        f"group {group!r}: {knob.name} is {value}, "
+                        f"it must lie in [{knob.low}, {knob.high}]"
+                    )
+            tensors[knob.name] = torch.tensor(values, dtype=torch.float32)
+        return tensors
+
+    def _values(
+        self, group: str, knob: str, per_expert: bool, value: Mapping[str, float] | float
+    ) -> list[float] | float:
+        if not per_expert:
+            if isinstance(value, Mapping):
+                raise MergeError(
+                    f"group {group!r}: knob {knob!r} takes one number for all experts"
+                )
+            return float(value)
+        if not isinstance(value, Mapping):
+            return [float(value)] * len(self._plan.experts)
+        if missing := [expert for expert in self._plan.experts if expert not in value]:
+            raise MergeError(f"group {group!r}: knob {knob!r} has no value for {missing[0]!r}")
+        return [float(value[expert]) for expert in self._plan.experts]
+
+    def __getitem__(self, name: str) -> Tensor:
+        knobs = self._knobs[self._group[name]]
+        base = self._pool.base_tensor(name)
+        merged = self._plan.method.merge(
+            Slot(name, self._pool.identities),
+            base.float(),
+            self._pool.deltas(name),
+            {knob: value.to(base.device) for knob, value in knobs.items()},
+        )
+        return merged.to(self._dtype or base.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pool.names)
+
+    def __len__(self) -> int:
+        return len(self._pool.names)
+
+
+def describe_method(method: MergeMethod) -> dict[str, Any]:
+    """Returns import path and options of a method, as Hydra would name it."""
+    cls = type(method)
+    options = dataclasses.asdict(method)  # type: ignore[call-overload]
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
+
+
+def method_from_description(description: Mapping[str, Any]) -> MergeMethod:
+    """Returns the method that `describe_method` wrote.
+
+    Only a dataclass with the interface of a merge method is ever called, so that a recipe from
+    a stranger cannot run something else by its name.
+
+    Raises:
+        ValueError: the path does not lead to a merge method, or an option is wrong.
+    """
+    options = dict(description)
+    path = str(options.pop("_target_", ""))
+    module, _, name = path.rpartition(".")
+    try:
+        cls: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(
+            f"method {path!r} cannot be imported: install the package that defines it"
+        ) from None
+    fits = isinstance(cls, type) and hasattr(cls, "merge") and hasattr(cls, "knobs")
+    if not (fits and hasattr(cls, "__dataclass_fields__")):
+        raise ValueError(f"{path!r} is no merge method")
+    try:
+        method: MergeMethod = cls(**options)
+    except TypeError as error:
+        raise ValueError(f"method {path}: {error}") from None
+    return method

@@ -1,0 +1,192 @@
+"""Recipes: a merged model in a few kilobytes, beside experts that everyone has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merging.checkpoint import Checkpoint
+from merging.experts import ExpertPool
+from merging.files import write_text
+from merging.plan import MergePlan
+
+FORMAT = 1
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read or rebuilt; names the file, key or expert and the remedy."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A checkpoint by name and content.
+
+    Args:
+        source: Hugging Face id or directory, as the user named it.
+        sha256: of its weight files.
+    """
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that rebuilds a merged model bit for bit.
+
+    Args:
+        base: the base model.
+        experts: expert name to ingredient, in the order of the pool.
+        plan: what was done with them.
+        dtype: of the saved parameters, for example ``bfloat16``; None: each one's in the base.
+        privacy: ledger entry; None: no expert carries a privacy record.
+    """
+
+    base: Ingredient
+    experts: Mapping[str, Ingredient]
+    plan: MergePlan
+    dtype: str | None = None
+    privacy: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, pool: ExpertPool, plan: MergePlan, *, dtype: str | None = None) -> Recipe:
+        """Returns the recipe of `plan` over `pool`."""
+        experts = {
+            name: Ingredient(pool.sources[name], sha256)
+            for name, sha256 in zip(pool.expert_names, pool.identities, strict=True)
+        }
+        return cls(Ingredient(pool.base.source, pool.base.sha256), experts, plan, dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the recipe as JSON."""
+        return {
+            "format": FORMAT,
+            "base": vars(self.base),
+            "experts": {name: vars(expert) for name, expert in self.experts.items()},
+            **self.plan.describe(),
+            "dtype": self.dtype,
+            "privacy": self.privacy,
+            "created_by": f"evomerge {_version()}",
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Recipe:
+        """Returns the recipe that `to_json` wrote.
+
+        Raises:
+            RecipeError: another format, or a missing or senseless key.
+        """
+        if content.get("format") != FORMAT:
+            raise RecipeError(
+                f"recipe: format {content.get('format')!r} is not {FORMAT}: "
+                "rebuild it with the version of evomerge that wrote it"
+            )
+        try:
+            return cls(
+                base=Ingredient(**content["base"]),
+                experts={k: Ingredient(**v) for k, v in content["experts"].items()},
+                plan=MergePlan.from_description(content),
+                dtype=content.get("dtype"),
+                privacy=content.get("privacy"),
+            )
+        except KeyError as error:
+            raise RecipeError(f"recipe: {error.args[0]!r} is missing") from None
+        except (TypeError, AttributeError) as error:
+            raise RecipeError(f"recipe: malformed: {error}") from None
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe as indented JSON."""
+        write_text(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Returns the recipe in a file.
+
+        Raises:
+            RecipeError: no such file, not JSON, or as in `from_json`; names the file.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"{path}: not JSON: {error}") from None
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+
+    def open_pool(
+        self, *, replaced: Mapping[str, str] | None = None, trust_remote_code: bool = False
+    ) -> ExpertPool:
+        """Opens base and experts and checks that their content is what the recipe names.
+
+        Args:
+            replaced: expert name (or ``base``) to where it lies now, if it moved.
+            trust_remote_code: passed to transformers.
+
+        Raises:
+            RecipeError: a checkpoint's content differs, or `replaced` names no ingredient.
+            CheckpointError: a checkpoint cannot be opened.
+        """
+        moved = dict(replaced or {})
+        if unknown := sorted(set(moved) - {"base", *self.experts}):
+            raise RecipeError(
+                f"source {unknown[0]!r} is no ingredient: expected base, {', '.join(self.experts)}"
+            )
+        base = Checkpoint.open(
+            moved.get("base", self.base.source), trust_remote_code=trust_remote_code
+        )
+        _compare("base", base.source, base.sha256, self.base)
+        pool = ExpertPool.open(
+            base.source,
+            {name: moved.get(name, each.source) for name, each in self.experts.items()},
+            trust_remote_code=trust_remote_code,
+        )
+        for name, sha256 in zip(pool.expert_names, pool.identities, strict=True):
+            _compare(name, pool.sources[name], sha256, self.experts[name])
+        return pool
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype of the saved parameters; None: each one's in the base."""
+        return None if self.dtype is None else parse_dtype(self.dtype)
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Returns the floating-point dtype that torch calls `name`.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    known = {"float64", "float32", "bfloat16", "float16"}
+    if name not in known:
+        raise ValueError(f"dtype {name!r} is unknown: expected one of {', '.join(sorted(known))}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    """Returns torch's name of a dtype without the module, for example ``bfloat16``."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _compare(name: str, source: str, sha256: str, wanted: Ingredient) -> None:
+    if sha256 != wanted.sha256:
+        raise RecipeError(
+            f"{name}: {source} has content {sha256[:12]}, the recipe was made with "
+            f"{wanted.sha256[:12]}: name the right checkpoint with --source {name}=PATH"
+        )
+
+
+def _version() -> str:
+    try:
+        return version("evomerge")
+    except PackageNotFoundError:
+        return "unknown"

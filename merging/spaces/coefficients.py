@@ -1,0 +1,161 @@
+"""Coefficient space: a number for every group, knob and expert of one merge method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from merging.experts import ExpertPool
+from merging.grouping import Grouping
+from merging.method import Knob, MergeError, MergeMethod
+from merging.plan import MergePlan
+from merging.spaces.axes import Axis, Real, Vector, check
+from merging.weights import Weights
+
+
+class CoefficientSpace:
+    """Genome: one float64 per (group, knob, expert), shared knobs once per group.
+
+    Weights are unbounded by default: negative ones and those above 1 leave the convex hull of
+    the experts, which is the point.
+
+    Args:
+        pool: base and experts.
+        method: its knobs are the search's dimensions.
+        grouping: which parameters share coefficients.
+        knobs: the knobs that are searched; None: all. The others stay at their value in `start`.
+        start: knob name to the centre of the search, where it differs from the knob's own.
+        bounds: knob name to (low, high), where narrower than the knob's own.
+        scale: knob name to the typical step of the search.
+        dtype: of decoded weights; None: the base's.
+
+    Raises:
+        MergeError: `knobs`, `start`, `bounds` or `scale` name a knob that the method lacks, a
+            bound lies outside the knob's own range, or a start outside its bounds.
+    """
+
+    def __init__(
+        self,
+        pool: ExpertPool,
+        method: MergeMethod,
+        grouping: Grouping,
+        *,
+        knobs: Sequence[str] | None = None,
+        start: Mapping[str, float] | None = None,
+        bounds: Mapping[str, Sequence[float]] | None = None,
+        scale: Mapping[str, float] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.pool, self.method, self.grouping, self.dtype = pool, method, grouping, dtype
+        self.groups = tuple(dict.fromkeys(grouping.assign(pool.names).values()))
+        self._knobs = adjust(method, start or {}, bounds or {}, scale or {})
+        searched = [knob.name for knob in self._knobs] if knobs is None else list(knobs)
+        _refuse_unknown(method, "knobs", searched)
+        self._searched = frozenset(searched)
+        self.axes: tuple[Axis, ...] = knob_axes(
+            [knob for knob in self._knobs if knob.name in self._searched],
+            self.groups,
+            pool.expert_names,
+        )
+        if not self.axes:
+            raise MergeError(
+                f"{type(method).__name__} leaves nothing to search: "
+                "choose a method with knobs, or use the merge command"
+            )
+
+    def plan(self, genome: Vector) -> MergePlan:
+        """Returns the merge that `genome`, ``(axes,)`` float64, stands for.
+
+        Raises:
+            ValueError: wrong length, or a value outside its axis; names the axis.
+        """
+        check(self.axes, genome)
+        coefficients = read_knobs(
+            genome, self._knobs, self._searched, self.groups, self.pool.expert_names
+        )
+        return MergePlan(self.method, self.grouping, self.pool.expert_names, coefficients)
+
+    def decode(self, genome: Vector) -> Weights:
+        """Returns the weights of `genome`, computed when read; same genome, same bits."""
+        return self.plan(genome).weights(self.pool, dtype=self.dtype)
+
+    def describe(self, genome: Vector) -> dict[str, Any]:
+        """Returns the plan as JSON."""
+        return self.plan(genome).describe()
+
+    def canonical(self, genome: Vector) -> Vector:
+        """Returns `genome` itself: every number is read."""
+        return genome
+
+
+def adjust(
+    method: MergeMethod,
+    start: Mapping[str, float],
+    bounds: Mapping[str, Sequence[float]],
+    scale: Mapping[str, float],
+) -> tuple[Knob, ...]:
+    """Returns the method's knobs with the user's start, bounds and scale."""
+    for option, given in (("start", start), ("bounds", bounds), ("scale", scale)):
+        _refuse_unknown(method, option, given)
+    adjusted = []
+    for knob in method.knobs:
+        low, high = bounds.get(knob.name, (knob.low, knob.high))
+        if not knob.low <= low <= high <= knob.high:
+            raise MergeError(
+                f"bounds of {knob.name}: [{low}, {high}] does not lie in [{knob.low}, {knob.high}]"
+            )
+        centre = start.get(knob.name, knob.start)
+        if not low <= centre <= high:
+            raise MergeError(f"start of {knob.name}: {centre} lies outside [{low}, {high}]")
+        step = scale.get(knob.name, knob.scale)
+        adjusted.append(Knob(knob.name, low, high, centre, knob.per_expert, step))
+    return tuple(adjusted)
+
+
+def knob_axes(
+    knobs: Sequence[Knob], groups: Sequence[str], experts: Sequence[str], prefix: str = ""
+) -> tuple[Real, ...]:
+    """Returns an axis for every group, knob and expert (a shared knob has one for all experts)."""
+    return tuple(
+        Real(f"{prefix}{knob.name}/{group}/{expert}", knob.low, knob.high, knob.start, knob.scale)
+        for group in groups
+        for knob in knobs
+        for expert in (experts if knob.per_expert else ("all",))
+    )
+
+
+def read_knobs(
+    genome: Vector,
+    knobs: Sequence[Knob],
+    searched: frozenset[str],
+    groups: Sequence[str],
+    experts: Sequence[str],
+) -> dict[str, dict[str, Mapping[str, float] | float]]:
+    """Returns the coefficients that `knob_axes` laid out in `genome`, in the same order."""
+    values = iter(genome.tolist())
+    coefficients: dict[str, dict[str, Mapping[str, float] | float]] = {}
+    for group in groups:
+        table = coefficients[group] = {}
+        for knob in knobs:
+            if knob.per_expert:
+                table[knob.name] = {
+                    expert: next(values) if knob.name in searched else knob.start
+                    for expert in experts
+                }
+            else:
+                table[knob.name] = next(values) if knob.name in searched else knob.start
+    return coefficients
+
+
+def _refuse_unknown(
+    method: MergeMethod, option: str, names: Sequence[str] | Mapping[str, Any]
+) -> None:
+    known = [knob.name for knob in method.knobs]
+    for name in names:
+        if name not in known:
+            raise MergeError(
+                f"{option}: {type(method).__name__} has no knob {name!r}, "
+                f"its knobs are {', '.join(known) or 'none'}"
+            )

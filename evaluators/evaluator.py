@@ -1,9 +1,9 @@
-"""The interface of an evaluator: it states requests and scores responses, and never sees a model."""
+"""The interface of an evaluator: states requests, scores responses, and never sees a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from evaluators.requests import Request, Response
@@ -22,6 +22,7 @@ class ModelInfo:
         max_length: most tokens that one request may occupy.
         heads: names of the experts that carry a classification head; empty for language models.
         causal: True for a left-to-right language model.
+        classes: number of classes of each head.
     """
 
     tokenizer: Any
@@ -29,6 +30,7 @@ class ModelInfo:
     max_length: int
     heads: tuple[str, ...] = ()
     causal: bool = True
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

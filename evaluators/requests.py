@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class EvaluationError(RuntimeError):
-    """A model that could not be scored; the loop records the message as the candidate's failure."""
+    """A model that could not be scored; the loop records the message as the failure."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Rows of unequal length packed into padded batches under a budget of tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from evaluators.requests import EvaluationError, Response
+from evaluators.resident import Resident
+
+T = TypeVar("T")
+
+
+class Deadline:
+    """Raises EvaluationError from `check` once `timeout_s` seconds have passed; None: never."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._start = time.monotonic()
+        self._timeout_s = timeout_s
+
+    def check(self) -> None:
+        """Raises EvaluationError if the time is up."""
+        seconds = time.monotonic() - self._start
+        if self._timeout_s is not None and seconds > self._timeout_s:
+            raise EvaluationError(
+                f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s"
+            )
+
+
+class Job(Protocol):
+    """All requests of one kind, planned and tensorised once."""
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch; a smaller budget of tokens helps only where above 1."""
+        ...
+
+    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
+        """Fills in the answers to the requests of this job, each at its request's place."""
+        ...
+
+
+def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[T]]:
+    """Yields `rows` in order in batches of at most `batch_tokens` padded tokens, at least one row.
+
+    Args:
+        rows: what to pack, longest first so that padding is small and memory peaks early.
+        lengths: tokens of each row.
+        batch_tokens: rows of a batch times its longest row stay within this.
+    """
+    batch: list[T] = []
+    width = 0
+    for row, length in zip(rows, lengths, strict=True):
+        if batch and (len(batch) + 1) * max(width, length) > batch_tokens:
+            yield batch
+            batch, width = [], 0
+        batch.append(row)
+        width = max(width, length)
+    if batch:
+        yield batch
+
+
+def padded(
+    rows: Sequence[Sequence[int]], *, pad: int, left: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns token ids and attention mask, both ``(rows, longest)`` int64, on `device`."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.int64)
+        mask[i, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pad_token(resident: Resident) -> int:
+    """Returns the id that fills short rows; any id does, as no scored position sees it."""
+    pad = getattr(resident.info.tokenizer, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(resident.module.config, "pad_token_id", None)
+    return 0 if pad is None or pad < 0 else int(pad)

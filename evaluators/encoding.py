@@ -1,0 +1,72 @@
+"""From text to token ids, by the rules that lm-eval made customary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from evaluators.evaluator import ModelInfo
+from evaluators.requests import Loglikelihood
+
+
+def language_tokenizer(model: ModelInfo, task: str) -> Any:
+    """Returns the tokenizer of a causal language model; raises ValueError for other models."""
+    if not model.causal:
+        raise ValueError(f"{task} needs a causal language model, and the base is none")
+    if model.tokenizer is None:
+        raise ValueError(f"{task} needs a tokenizer, and the base's directory has none")
+    return model.tokenizer
+
+
+def prefix_token(tokenizer: Any) -> int:
+    """Returns the token that stands in front of the first: beginning of text, else its end.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError(
+        "the tokenizer has no bos_token and no eos_token, one of which must stand in front of a "
+        "text; set one in its tokenizer_config.json"
+    )
+
+
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> Loglikelihood:
+    """Returns a request for `continuation` after `context`.
+
+    Spaces at the context's end belong to the continuation. Both are tokenised together and cut
+    at the length of the context alone, so that the model sees the tokens of running text.
+
+    Args:
+        tokenizer: of the model.
+        context: text with more than spaces in it.
+        continuation: text.
+    """
+    bare = context.rstrip()
+    whole = tokenizer.encode(bare + context[len(bare) :] + continuation)
+    start = len(tokenizer.encode(bare))
+    return Loglikelihood(tuple(whole[:start]), tuple(whole[start:]))
+
+
+def rolling_windows(
+    tokens: Sequence[int], *, prefix: int, window: int, context: int = 1
+) -> Iterator[Loglikelihood]:
+    """Yields requests that score every token once, `window` tokens of input at a time.
+
+    The first window starts behind `prefix`; every later one reads at least `context` tokens of
+    what was scored before; the last reaches back as far as the window allows.
+
+    Args:
+        tokens: a document.
+        prefix: token in front of the first.
+        window: most tokens the model reads at once.
+        context: fewest tokens that later windows read in front of what they score.
+    """
+    end = min(window, len(tokens))
+    if end:
+        yield Loglikelihood((prefix,), tuple(tokens[:end]))
+    while end < len(tokens):
+        start, end = end, min(end + window - context + 1, len(tokens))
+        yield Loglikelihood(tuple(tokens[end - window - 1 : start]), tuple(tokens[start:end]))

@@ -1,0 +1,138 @@
+"""Runs requests on the resident model in padded batches; nothing is prepared twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from evaluators.batching import Deadline, Job
+from evaluators.class_logits import ClassLogitsJob
+from evaluators.generation import GenerationJob
+from evaluators.likelihood import LikelihoodJob
+from evaluators.requests import (
+    Classify,
+    EvaluationError,
+    Generate,
+    Loglikelihood,
+    Request,
+    Response,
+)
+from evaluators.resident import Resident
+
+_log = logging.getLogger(__name__)
+_REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+R = TypeVar("R", Loglikelihood, Generate, Classify)
+
+
+class Engine:
+    """Answers requests with the resident model.
+
+    The same tuple of requests, given again, is neither planned nor tensorised again: its padded
+    inputs stay on the device. The plan depends on the requests alone, so the same weights give
+    the same answers to the bit.
+
+    Args:
+        resident: the model.
+        batch_tokens: most padded tokens of one forward pass; halved where memory runs out.
+        timeout_s: most seconds of one `run`; looked at between forward passes. None: no limit.
+    """
+
+    def __init__(
+        self, resident: Resident, *, batch_tokens: int = 8192, timeout_s: float | None = None
+    ) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0 seconds or null, got {timeout_s}")
+        self.resident = resident
+        self.batch_tokens = batch_tokens
+        self._timeout_s = timeout_s
+        self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Returns the answers to `requests`, in order.
+
+        Raises:
+            EvaluationError: memory runs out with one row per batch, the time is up, or the
+                logits are not finite.
+            ValueError: a request that this model cannot answer whatever its weights are.
+        """
+        asked = requests if isinstance(requests, tuple) else tuple(requests)
+        deadline = Deadline(self._timeout_s)
+        batch_tokens = self.batch_tokens
+        while True:
+            answers = self._attempt(asked, batch_tokens, deadline, keep=asked is requests)
+            if answers is not None:
+                self.batch_tokens = batch_tokens
+                return answers
+            # outside the handler of the error, which would keep the tensors of the failed pass
+            self._plans.pop(id(asked), None)
+            if self.resident.device.type == "cuda":
+                torch.cuda.empty_cache()
+            batch_tokens = max(1, batch_tokens // 2)
+            _log.warning("out of memory; going on with batch_tokens=%d", batch_tokens)
+
+    def _attempt(
+        self,
+        requests: tuple[Request, ...],
+        batch_tokens: int,
+        deadline: Deadline,
+        *,
+        keep: bool,
+    ) -> list[Response] | None:
+        """Returns the answers, or None where memory ran out and smaller batches may help."""
+        jobs: list[Job] = []
+        try:
+            jobs = self._plan(requests, batch_tokens, keep=keep)
+            answers: list[Response | None] = [None] * len(requests)
+            with torch.inference_mode():
+                for job in jobs:
+                    job.run(self.resident, deadline, answers)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if batch_tokens == 1 or (jobs and all(job.most_rows == 1 for job in jobs)):
+                raise EvaluationError(
+                    "out of memory with one row per batch; lower max_length, or take a smaller "
+                    "dtype or a larger device"
+                ) from error
+            return None
+        return [answer for answer in answers if answer is not None]
+
+    def _plan(self, requests: tuple[Request, ...], batch_tokens: int, *, keep: bool) -> list[Job]:
+        if not keep:  # a list may be changed by its owner, so its plan is good for one run only
+            return _jobs(requests, self.resident, batch_tokens)
+        known = self._plans.pop(id(requests), None)
+        if known is None or known[1] != batch_tokens:
+            known = (requests, batch_tokens, _jobs(requests, self.resident, batch_tokens))
+        self._plans[id(requests)] = known  # the tuple is held, so its id is not given away
+        while len(self._plans) > _REMEMBERED:
+            del self._plans[next(iter(self._plans))]
+        return known[2]
+
+
+def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
+    """Returns one job for each kind of request that occurs."""
+    jobs: list[Job] = []
+    if likelihoods := _of(Loglikelihood, requests):
+        jobs.append(LikelihoodJob(likelihoods, resident, batch_tokens=batch_tokens))
+    if generations := _of(Generate, requests):
+        jobs.append(GenerationJob(generations, resident, batch_tokens=batch_tokens))
+    if classifications := _of(Classify, requests):
+        jobs.append(ClassLogitsJob(classifications, resident, batch_tokens=batch_tokens))
+    return jobs
+
+
+def _of(kind: type[R], requests: tuple[Request, ...]) -> list[tuple[int, R]]:
+    return [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; CPU and MPS raise a plain RuntimeError with a text."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or any(text in str(error).lower() for text in _OUT_OF_MEMORY)

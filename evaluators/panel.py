@@ -1,0 +1,97 @@
+"""Several named evaluators on one split of their data, asked in one go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from evaluators.engine import Engine
+from evaluators.evaluator import Direction, Evaluator, Score
+from evaluators.requests import EvaluationError, Request
+
+Split: TypeAlias = Literal["search", "selection", "report"]
+
+
+class Panel:
+    """The tasks of one split; scores are named ``task/metric``.
+
+    Args:
+        split: what the scores are for: to rank candidates, to look again, or to report.
+        evaluators: task name to evaluator.
+    """
+
+    def __init__(self, split: Split, evaluators: Mapping[str, Evaluator]) -> None:
+        if not evaluators:
+            raise ValueError(f"the {split} panel has no evaluator; name at least one")
+        self.split = split
+        self.evaluators = dict(evaluators)
+        requests: list[Request] = []
+        self._parts: dict[str, slice] = {}
+        for task, evaluator in evaluators.items():
+            if "/" in task or not task:
+                raise ValueError(f"task name {task!r} must not be empty or contain '/'")
+            if not evaluator.items:
+                raise ValueError(f"{split} task {task!r} ({evaluator.source}) has no items")
+            start = len(requests)
+            requests.extend(evaluator.requests())
+            self._parts[task] = slice(start, len(requests))
+        self._requests = tuple(requests)  # one object for all candidates: the engine plans once
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Direction of every ``task/metric``, in the order of the tasks."""
+        return {
+            f"{task}/{metric}": direction
+            for task, evaluator in self.evaluators.items()
+            for metric, direction in evaluator.metrics.items()
+        }
+
+    @property
+    def main(self) -> Mapping[str, str]:
+        """Task to its main ``task/metric``."""
+        return {
+            task: f"{task}/{next(iter(evaluator.metrics))}"
+            for task, evaluator in self.evaluators.items()
+        }
+
+    @property
+    def item_count(self) -> int:
+        """Items of all tasks together."""
+        return sum(len(evaluator.items) for evaluator in self.evaluators.values())
+
+    def evaluate(self, engine: Engine) -> dict[str, Score]:
+        """Returns the scores of the model that `engine` holds.
+
+        Raises:
+            EvaluationError: the model could not be asked, or a score is not finite.
+        """
+        responses = engine.run(self._requests)
+        scores: dict[str, Score] = {}
+        for task, evaluator in self.evaluators.items():
+            for metric, score in evaluator.score(responses[self._parts[task]]).items():
+                if not math.isfinite(score.value):
+                    raise EvaluationError(f"{task}/{metric} is {score.value}, no finite score")
+                scores[f"{task}/{metric}"] = score
+        return scores
+
+    def check_apart(self, other: Panel) -> None:
+        """Raises ValueError if the two panels read the same data or have items in common."""
+        for task, evaluator in self.evaluators.items():
+            for other_task, other_evaluator in other.evaluators.items():
+                pair = f"{self.split} task {task!r} and {other.split} task {other_task!r}"
+                if evaluator.source == other_evaluator.source:
+                    raise ValueError(
+                        f"{pair} both read {evaluator.source}; give them different items"
+                    )
+                _check_items(pair, evaluator.items, other_evaluator.items)
+
+
+def _check_items(pair: str, items: Sequence[str], others: Sequence[str]) -> None:
+    held = set(others)
+    shared = [i for i, item in enumerate(items) if item in held]
+    if shared:
+        raise ValueError(
+            f"{pair} share {len(shared)} of {len(items)} items, for example item {shared[0]} of "
+            "the first; give them different items"
+        )

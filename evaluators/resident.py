@@ -1,0 +1,169 @@
+"""The one model that stays in memory; candidates are written into its parameters in place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluators.evaluator import ModelInfo
+from merging.experts import ExpertPool
+from merging.weights import Weights
+
+_DEFAULT_LENGTH = 2048  # where neither config nor tokenizer gives one, as lm-eval does
+
+
+class Resident:
+    """A Hugging Face model in eval mode whose parameters take one candidate after the other.
+
+    Args:
+        module: the model that weights are written into; for classifiers their shared backbone.
+        tokenizer: the model's tokenizer; None where it has none.
+        image_processor: the model's image processor; None where it has none.
+        classifiers: head name to full classification module; each holds `module` as its backbone.
+        device: where the modules lie; they are moved there.
+        max_length: most tokens of one request; None: as the model's config says.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        tokenizer: Any,
+        image_processor: Any = None,
+        classifiers: Mapping[str, nn.Module] | None = None,
+        device: torch.device | str = "cpu",
+        max_length: int | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, got {max_length}")
+        self.device = torch.device(device)
+        self.module: Any = module.to(self.device).eval().requires_grad_(False)
+        self.classifiers: dict[str, Any] = {
+            head: classifier.to(self.device).eval().requires_grad_(False)
+            for head, classifier in (classifiers or {}).items()
+        }
+        self.dtype: torch.dtype = next(module.parameters()).dtype
+        self._targets = _targets(module)
+        causal = _is_causal(self.module) and not self.classifiers
+        self.info = ModelInfo(
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            max_length=max_length or _config_length(self.module.config, tokenizer, causal=causal),
+            heads=tuple(self.classifiers),
+            causal=causal,
+            classes={
+                head: int(classifier.config.num_labels)
+                for head, classifier in self.classifiers.items()
+            },
+        )
+
+    @classmethod
+    def from_pool(
+        cls,
+        pool: ExpertPool,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        max_length: int | None = None,
+    ) -> Resident:
+        """Returns a resident with the base's weights; with the experts' heads where they have any.
+
+        Args:
+            pool: base and experts.
+            device: where the model shall lie.
+            dtype: of the parameters; a search that steps below its resolution sees no change.
+            max_length: most tokens of one request; None: as the base's config says.
+        """
+        device = torch.device(device)
+        classifiers = pool.classifiers(dtype=dtype, device=device) if pool.heads else {}
+        module = (
+            _shared_backbone(classifiers, pool.names)
+            if classifiers
+            else pool.base.module(dtype=dtype, device=device)
+        )
+        return cls(
+            module,
+            tokenizer=pool.base.tokenizer(),
+            image_processor=pool.base.image_processor(),
+            classifiers=classifiers,
+            device=device,
+            max_length=max_length,
+        )
+
+    def write(self, weights: Weights) -> None:
+        """Copies every tensor of `weights` into its parameter or buffer, in place.
+
+        Names that `weights` lacks keep what they hold. Lazy weights are computed as they are
+        read, one tensor at a time.
+
+        Raises:
+            ValueError: a name that the model does not have, or a tensor of another shape; names
+                are checked before the first tensor is written.
+        """
+        for name in weights:
+            if name not in self._targets:
+                raise ValueError(self._unknown(name))
+        with torch.no_grad():
+            for name in weights:
+                target, tensor = self._targets[name], weights[name]
+                if tensor.shape != target.shape:
+                    raise ValueError(
+                        f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's has "
+                        f"{tuple(target.shape)}; candidates must have the base's architecture"
+                    )
+                target.copy_(tensor)
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._targets, n=1)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        return f"the model has no parameter or buffer {name!r}{hint}"
+
+
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter and buffer by name, aliases of tied weights included."""
+    targets: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    targets.update(module.named_buffers(remove_duplicate=False))
+    return targets
+
+
+def _shared_backbone(classifiers: Mapping[str, nn.Module], names: Sequence[str]) -> nn.Module:
+    """Returns one classifier's backbone, after a check that all hold the same parameters."""
+    backbones: dict[str, Any] = {
+        head: getattr(classifier, "base_model", None) for head, classifier in classifiers.items()
+    }
+    first, *_ = backbones.values()
+    for head, backbone in backbones.items():
+        for name in names:
+            if backbone.get_parameter(name) is not first.get_parameter(name):
+                raise ValueError(
+                    f"the classifiers of {next(iter(backbones))} and {head} do not share tensor "
+                    f"{name!r}, so that writing into one would leave the other behind"
+                )
+    module: nn.Module = first
+    return module
+
+
+def _is_causal(module: Any) -> bool:
+    can_generate = getattr(module, "can_generate", None)
+    encoder_decoder = getattr(module.config, "is_encoder_decoder", False)
+    return can_generate is not None and bool(can_generate()) and not encoder_decoder
+
+
+def _config_length(config: Any, tokenizer: Any, *, causal: bool) -> int:
+    """Returns the context length; encoders are bounded by their tokenizer too.
+
+    RoBERTa's config counts two positions that no token can take; its tokenizer knows.
+    """
+    text = getattr(config, "text_config", None) or config
+    lengths = [
+        int(length)
+        for key in ("n_positions", "max_position_embeddings", "n_ctx")
+        if (length := getattr(text, key, None)) is not None
+    ][:1]
+    if tokenizer is not None and not (causal and lengths):
+        lengths.append(int(min(tokenizer.model_max_length, 10**9)))
+    return min(lengths) if lengths and min(lengths) < 10**9 else _DEFAULT_LENGTH

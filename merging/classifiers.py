@@ -46,6 +46,9 @@ class _Encoder(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._expert[self._expert.prefix + name]
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._expert.prefix + name in self._expert
+
     def __iter__(self) -> Iterator[str]:
         prefix = self._expert.prefix
         return (name.removeprefix(prefix) for name in self._expert if name.startswith(prefix))

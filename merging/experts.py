@@ -222,6 +222,9 @@ class _ExpertWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._expert.tensor(name, self._pool.base_tensor(name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._pool.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._pool.names)
 

@@ -191,7 +191,8 @@ class _Typed(Mapping[str, Tensor]):
 
 
 def _check_names(pool: ExpertPool, weights: Weights) -> None:
-    missing = [name for name in pool.names if name not in weights]
+    given = set(weights)  # asking a lazy mapping whether it has a name would compute the tensor
+    missing = [name for name in pool.names if name not in given]
     if missing:
         raise CheckpointError(
             f"the merged weights lack {len(missing)} tensors: {listing(missing)}; "

@@ -119,6 +119,9 @@ class WeightFiles(Mapping[str, Tensor]):
         tensor: Tensor = self._handles[entry.file].get_tensor(name)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # the inherited one would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

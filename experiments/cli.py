@@ -23,7 +23,7 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge check experiment=quickstart        everything that can be known before the work starts
   evomerge merge method=ties experts=local experts.base=DIR 'experts.experts={a:DIR,b:DIR}' out=DIR
   evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
-  evomerge evaluate model=DIR report_on=...   score one model
+  evomerge evaluate model=DIR evaluator@report_on=...  score one model
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
 

@@ -33,7 +33,9 @@ def run_evaluate(config: DictConfig) -> float:
         resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
         panel = assemble.open_panel("report", config.report_on, resident)
         if panel is None:
-            raise UserError("report_on names no evaluator: choose a group, e.g. report_on=NAME")
+            raise UserError(
+                "report_on names no evaluator: choose a group, e.g. evaluator@report_on=NAME"
+            )
         resident.write(pool.expert_weights("model"))
     try:
         scores = panel.evaluate(assemble.open_engine(config, resident))

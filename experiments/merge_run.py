@@ -95,7 +95,9 @@ class _Shown(Mapping[str, Any]):
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._bar = tqdm(total=len(weights), desc="merging", unit="tensor", leave=False)
+        self._bar = tqdm(
+            total=len(weights), desc="merging", unit="tensor", leave=False, disable=None
+        )
         self._left = set(weights)
 
     def __getitem__(self, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from evaluators.panel import Panel
+from experiments.run_directory import check_writable
 from experiments.study import Study
 from merging.spaces.axes import start
 
@@ -30,7 +30,7 @@ class Check:
     seconds_per_candidate: float
 
 
-def check(study: Study, run: Path | None) -> Check:
+def check(study: Study, run: Path) -> Check:
     """Returns the findings of a study that is ready to run.
 
     Raises:
@@ -44,8 +44,8 @@ def check(study: Study, run: Path | None) -> Check:
     for panel in (study.select_on, study.report_on):
         if panel is not None:
             _time_panel(study, panel)
-    if run is not None:
-        _check_disk(study, run)
+    needed = study.model_bytes if study.save_model else 0
+    check_writable(run, "out", needed_bytes=1.1 * needed + 50e6)
     lines = [
         f"base        {study.pool.base.source} ({study.parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(study.pool.expert_names)}",
@@ -102,16 +102,6 @@ def _time_panel(study: Study, panel: Panel) -> float:
         study.engine.run(sample)
         total += (time.perf_counter() - began) * len(requests) / len(sample)
     return total
-
-
-def _check_disk(study: Study, run: Path) -> None:
-    free = shutil.disk_usage(run).free
-    needed = study.model_bytes if study.save_model else 0
-    if free < needed * 1.1 + 50e6:
-        raise ValueError(
-            f"{run}: {free / 1e9:.1f} GB free, the merged model needs {needed / 1e9:.1f} GB: "
-            "free some space, choose another out=, or save_model=false"
-        )
 
 
 def _warnings(study: Study) -> list[str]:

@@ -68,7 +68,9 @@ class References:
         """
         models = [entry for entry in self._models() if entry[1] in kinds]
         rivals: dict[str, Rival] = {}
-        for name, kind, weights in tqdm(models, desc=f"references, {panel.split}", leave=False):
+        for name, kind, weights in tqdm(
+            models, desc=f"references, {panel.split}", leave=False, disable=None
+        ):
             rival = self.score_one(name, kind, panel, weights)
             if kind == "base" and rival.failure is not None:
                 raise EvaluationError(f"the base cannot be scored: {rival.failure}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -152,7 +153,8 @@ class _SearchRun:
         def evaluate(genome: Vector) -> dict[str, Score]:
             return scorer(study.space.decode(genome))
 
-        with Progress(self._budget, objective) as progress:
+        mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
+        with Progress(self._budget, objective, mode=mode) as progress:
 
             def on_record(record: Record, replayed: bool) -> None:
                 progress.update(record, replayed)

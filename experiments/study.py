@@ -90,7 +90,9 @@ class Study:
         resident = Resident.from_pool(held, device=machine.device, dtype=machine.dtype)
         search_on = assemble.open_panel("search", config.search_on, resident)
         if search_on is None:
-            raise ValueError("search_on names no evaluator: choose a group, e.g. search_on=NAME")
+            raise ValueError(
+                "search_on names no evaluator: choose a group, e.g. evaluator@search_on=NAME"
+            )
         return cls(
             seed=config.seed,
             machine=machine,

@@ -65,7 +65,8 @@ class WandbTracker:
     fragments of a run that was killed and continued in order of their start.
 
     A restart continues the W&B run of the same id and logs only the steps that are missing: online
-    those that the server lacks, offline those that had not reached the disk (W&B buffers 32 KiB).
+    those that the server lacks, offline those that had not reached the disk (W&B buffers 32 KiB;
+    its own process outlives a killed run by moments, in which a restart may log a few twice).
 
     Args:
         mode: ``offline``, ``online`` or ``disabled``.
@@ -230,7 +231,7 @@ def result_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _logged_offline(run_dir: Path, run_id: str) -> frozenset[int]:
     """Returns the steps of this run that earlier starts have brought to the disk."""
-    logs = sorted((run_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    logs = sorted((run_dir / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
     return frozenset(step for path in logs for step in offline_log.steps(path))
 
 

@@ -24,8 +24,8 @@ from search.strategy import Candidate, G, Outcome, Strategy
 
 logger = logging.getLogger(__name__)
 
-_LONELY_FAILURES = 4
-"""Failures in a row that end a search whose generations hold a single candidate."""
+_HOPELESS = 4
+"""Failures in a row below which a generation of failures, being so small, shows nothing."""
 
 
 class SearchFailed(RuntimeError):  # noqa: N818
@@ -111,8 +111,8 @@ def search(
         stall_generations: so many generations in a row with nothing but repeats end the search.
 
     Raises:
-        SearchFailed: all candidates of a generation failed (of generations of one: four in a row),
-            or the budget ended before any could be scored.
+        SearchFailed: all candidates of a generation failed (of smaller generations than four:
+            at least four in a row), or the search ended before any could be scored.
         RuntimeError: the history belongs to another configuration or version.
     """
     run = _Run(evaluate, objective, history, budget, encode, canonical or encode, on_record)
@@ -258,11 +258,11 @@ class _Run(Generic[G]):
         new = [record for record in generation if record.same_as is None]
         if not new or any(record.fitness is not None for record in generation):
             return
-        failed = new if len(generation) > 1 else self._failed_in_row
-        if len(generation) > 1 or len(failed) >= _LONELY_FAILURES:
+        failed = self._failed_in_row
+        if len(failed) >= _HOPELESS:
             raise SearchFailed(
-                f"all {len(failed)} candidates failed, the search stops; candidate "
-                f"{failed[0].id}: {failed[0].failure}"
+                f"the last {len(failed)} candidates failed, a whole generation among them; the "
+                f"search stops; candidate {failed[0].id}: {failed[0].failure}"
             )
 
     def result(self, stop: str) -> SearchResult:

@@ -18,6 +18,9 @@ from search.strategy import Candidate, Outcome
 _FIRST_FAILURE = 1e15
 """Loss of a failure before any finite loss is known; nevergrad clips losses above 5e20."""
 
+_UNKNOWN_BUDGET = 100
+"""What optimizers plan for that cannot do without a budget; NGOpt fails an assertion."""
+
 
 class NevergradStrategy:
     """Asks and tells one of nevergrad's optimizers, generation by generation.
@@ -37,7 +40,7 @@ class NevergradStrategy:
             that evaluate one candidate at a time.
         sigma: first step on real axes, in units of the axis' own scale.
         budget: evaluations to be expected, read by the optimizers that plan ahead (NGOpt); not a
-            limit. None: unknown.
+            limit. None: unknown, they plan for 100.
         include_start: candidate 0 is the start point.
 
     Raises:
@@ -62,6 +65,8 @@ class NevergradStrategy:
             raise ValueError("the space has no axis; there is nothing to search")
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be a finite number above 0, got {sigma}")
+        if budget is not None and budget < 1:
+            raise ValueError(f"budget must be at least 1 or null, got {budget}")
         self._axes, self._seed, self._sigma = tuple(axes), seed, sigma
         self._name, self._budget, self._include_start = optimizer, budget, include_start
         self._popsize = _popsize(optimizer, popsize, len(axes))
@@ -187,7 +192,7 @@ def _build(
         )
     else:
         family = ng.optimizers.registry[name]
-    return family(parametrization, budget=budget, num_workers=popsize)
+    return family(parametrization, budget=budget or _UNKNOWN_BUDGET, num_workers=popsize)
 
 
 def _reals(axes: tuple[Axis, ...]) -> int:

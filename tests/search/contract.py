@@ -38,7 +38,7 @@ STRATEGIES = [
     Entry("de", partial(NevergradStrategy, optimizer="DE")),
     Entry("pso", partial(NevergradStrategy, optimizer="RealSpacePSO")),
     Entry("oneplusone", partial(NevergradStrategy, optimizer="OnePlusOne", popsize=1)),
-    Entry("ngopt", partial(NevergradStrategy, optimizer="NGOpt", budget=200)),
+    Entry("ngopt", partial(NevergradStrategy, optimizer="NGOpt", budget=150)),
     Entry("tbpsa", partial(NevergradStrategy, optimizer="TBPSA", include_start=False), False),
     Entry("random", RandomSearch, learns=False),
     Entry("grid", Grid, learns=False),
@@ -295,7 +295,7 @@ class StrategyContract:
 
         def best(build: Callable[..., Strategy[Vector]], seed: int) -> float:
             strategy, spent, highest = build(axes=axes, seed=seed), 0, -np.inf
-            while spent < 240:
+            while spent < 150:
                 candidates = strategy.ask()
                 told = outcomes(candidates, lambda g: -((g - 0.5) ** 2).sum(keepdims=True))
                 strategy.tell(told)

@@ -114,9 +114,17 @@ def test_a_zero_vector_only_shortens_a_spherical_mean() -> None:
 
 
 def test_opposite_vectors_have_no_spherical_mean_and_average_linearly() -> None:
-    given = problem([[3.0, 4.0], [-3.0, -4.0]], weight=[1.0, 1.0])
+    given = problem([[3.0, 4.0], [-6.0, -8.0]], weight=[1.0, 1.0])
     for method in (MultiSlerp(), Karcher()):
-        assert merge(method, given).tolist() == [0.0, 0.0]
+        assert merge(method, given).tolist() == pytest.approx([-1.5, -2.0], rel=1e-12)
+
+
+def test_an_opposite_vector_does_not_turn_a_spherical_mean_by_rounding() -> None:
+    given = random_problem(Karcher(), (50,), 0, experts=2).but(weight=[3.0, 1.0])
+    given.deltas[1] = -3 * given.deltas[0]
+    for method in (MultiSlerp(task_vectors=True), Karcher(task_vectors=True)):
+        expected = given.base + given.deltas[0] * (3 + 3) / 4  # the mean of the lengths
+        torch.testing.assert_close(merge(method, given), expected)
 
 
 def test_ties() -> None:

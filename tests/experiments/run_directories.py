@@ -38,6 +38,16 @@ def write_run(
     ]
     _lines(path / "timing.jsonl", timing)
     (path / "config.yaml").write_text("name: quickstart\nseed: 0\n")
+    environment = {
+        "command": ["/home/user/.venv/bin/evomerge", "search", "experiment=quickstart", "seed=0"],
+        "python": "3.11.7",
+        "platform": "Linux-x86_64",
+        "packages": {"torch": "2.13.0", "transformers": "5.23.0", "peft": None},
+        "cuda": [],
+        "threads": 2,
+        "cores": 2,
+    }
+    (path / "environment.json").write_text(json.dumps(environment))
     if finished:
         recipe = build_recipe(groups=groups, knobs=knobs, experts=experts)
         summary = build_summary(history, objectives=objectives, experts=experts)
@@ -64,8 +74,10 @@ def build_recipe(
             name: {"source": f"hub-org/{name}", "sha256": f"{index:x}" * 64}
             for index, name in enumerate(experts)
         },
+        "kind": "coefficients",
+        "merged": list(experts),
         "method": {"_target_": "merging.methods.task_arithmetic.TaskArithmetic"},
-        "grouping": {"_target_": "merging.grouping.Blocks", "size": 1},
+        "grouping": {"_target_": "merging.grouping.Layers", "every": 1},
         "coefficients": {
             f"layers.{index}" if index else "embeddings": {name: knob(name) for name in knobs}
             for index in range(groups)
@@ -89,8 +101,7 @@ def build_summary(
         scores = {f"{name}/bits_per_byte": 2.5 - 0.4 * gain for name, gain in gains.items()}
         scores["questions/acc"] = 0.25 + 0.3 * level - shift
         fitness = [float(np.mean(list(gains.values()))), level - 2 * shift, level][:objectives]
-        value = fitness[0] if objectives == 1 else fitness
-        return {"fitness": value, "scores": scores, "failure": None}
+        return {"fitness": fitness, "scores": scores, "failure": None}
 
     def row(name: str, kind: str, level: float, own: str | None = None) -> dict[str, Any]:
         search, report = reading(level, own, 0.0), reading(level, own, 0.02)
@@ -99,7 +110,6 @@ def build_summary(
             "name": name, "kind": kind, "search": search, "selection": selection, "report": report,
         }  # fmt: skip
 
-    evolved = ["evolved"] if objectives == 1 else ["evolved 1", "evolved 2"]
     broken = {"fitness": None, "scores": {}, "failure": "weights sum to zero"}
     models = [
         row("base", "base", 0.0),
@@ -108,7 +118,7 @@ def build_summary(
         row("ties", "static", 0.7),
         row("task arithmetic 0.4", "static", 0.74),
         {"name": "slerp", "kind": "static", "search": broken, "selection": None, "report": broken},
-        *(row(name, "evolved", 0.9 - 0.05 * index) for index, name in enumerate(evolved)),
+        row("evolved", "evolved", 0.9),
     ]
     tasks = {
         name: {"metric": f"{name}/bits_per_byte", "direction": "minimize"} for name in experts
@@ -116,14 +126,18 @@ def build_summary(
     tasks["questions"] = {"metric": "questions/acc", "direction": "maximize"}
     failed = sum(line["failure"] is not None for line in history)
     return {
-        "name": "quickstart", "run": "3f2a9c01d4e5", "seed": 0, "strategy": "nevergrad CMA",
-        "method": "task_arithmetic", "space": "12 weights: 4 groups x 3 experts", "tasks": tasks,
+        "name": "quickstart", "run": "quickstart-cma-s0-3f2a9c01", "identity": "3f2a9c01d4e5",
+        "seed": 0,
+        "strategy": "Nevergrad(CMA)", "method": "TaskArithmetic",
+        "space": "CoefficientSpace, 12 dimensions",
+        "objectives": ["fitness"] if objectives == 1 else ["code", "prose", "config"][:objectives],
+        "tasks": tasks,
         "models": models,
         "finalists": [
-            {"id": 41, "search": 0.905, "selection": 0.88},
-            {"id": 57, "search": 0.9, "selection": 0.89},
+            {"id": 41, "search": [0.905] * objectives, "selection": [0.88] * objectives},
+            {"id": 57, "search": [0.9] * objectives, "selection": [0.89] * objectives},
         ],
-        "optimism": 0.02 if objectives == 1 else None,
+        "fitness": 0.89, "optimism": 0.02,
         "budget": {"evaluations": 60, "seconds": None, "target": None}, "stop": "evaluations",
         "evaluations": len(history), "item_evaluations": 600 * len(history), "failures": failed,
         "repeats": 0, "seconds": 81.4, "peak_memory_bytes": 1_234_567_890, "device": "cpu",

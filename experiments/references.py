@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -54,8 +54,7 @@ class References:
     def __init__(self, study: Study, path: Path) -> None:
         self._study, self._path = study, path
         self._known = {
-            (rival.kind, rival.name, rival.split): rival
-            for rival in (Rival(**line) for line in jsonl.read(path))
+            (rival.kind, rival.name, rival.split): rival for rival in map(_rival, jsonl.read(path))
         }
 
     def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, Rival]:
@@ -90,7 +89,7 @@ class References:
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
                 rival = Rival(name, kind, panel.split, {}, str(error))
-            jsonl.append(self._path, asdict(rival))
+            jsonl.append(self._path, {"id": len(self._known), **asdict(rival)})
             self._known[key] = rival
         return self._known[key]
 
@@ -112,3 +111,7 @@ class References:
                 )
             )
         return models
+
+
+def _rival(line: dict[str, Any]) -> Rival:
+    return Rival(**{key: value for key, value in line.items() if key != "id"})

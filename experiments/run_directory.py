@@ -128,6 +128,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def clear_drafts(path: Path) -> None:
+    """Removes what a killed start was writing under a temporary name."""
+    for draft in [*path.glob(".*.tmp"), *path.glob(".*.part")]:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink()
+
+
 def environment() -> dict[str, Any]:
     """Returns what the numbers of a run may depend on: versions, machine, threads."""
     wanted = ("torch", "transformers", "nevergrad", "cma", "numpy", "lm-eval", "peft", "evomerge")

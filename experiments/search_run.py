@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
@@ -16,16 +17,18 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments import assemble
 from experiments.errors import UserError, explained
+from experiments.model_card import model_card
 from experiments.preflight import check
 from experiments.progress import Progress
 from experiments.references import References, Rival
 from experiments.report import write_report
-from experiments.run_directory import locked, make_run, plan_run, run_identity
+from experiments.run_directory import clear_drafts, locked, make_run, plan_run, run_identity
 from experiments.run_files import read_json
 from experiments.study import Study
 from experiments.summary import Finished, write_summary
 from experiments.table import table
 from experiments.tracking import Tracker
+from merging.files import write_text
 from merging.method import MergeError
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
@@ -63,13 +66,14 @@ def run_search(config: DictConfig) -> float:
     with explained():
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
-    if (run / "summary.json").exists():
+    if _is_finished(run):
         return _show(run)
     with explained():
         study = Study.open(config)
         found = check(study, run)
         make_run(run, config)
     with locked(run):
+        clear_drafts(run)
         print("\n".join(found.lines))
         tracker: Tracker = assemble.open_partial(config.tracker)
         try:
@@ -81,6 +85,10 @@ def run_search(config: DictConfig) -> float:
 
 def _strategy_name() -> str:
     return str(HydraConfig.get().runtime.choices.get("strategy", "search"))
+
+
+def _is_finished(run: Path) -> bool:
+    return (run / "summary.json").exists() and (run / "report.html").exists()
 
 
 def _show(run: Path) -> float:
@@ -104,9 +112,11 @@ class _SearchRun:
         self._references = References(study, run / "references.jsonl")
 
     def finish(self) -> None:
-        """Runs every step that is left; the last one writes the summary."""
+        """Runs every step that is left; the report comes last and marks the run as finished."""
         resolved = OmegaConf.to_container(self._config, resolve=True)
-        self._tracker.start(resolved, self._run, run_identity(self._config))
+        assert isinstance(resolved, dict)
+        options = {str(key): value for key, value in resolved.items()}
+        self._tracker.start(options, self._run, run_identity(self._config))
         rivals = self._references.score(self._study.search_on)
         objective = self._bind(self._study.search_on, rivals)
         result = self._search(objective)
@@ -130,8 +140,11 @@ class _SearchRun:
             recipe=recipe,
         )
         summary = write_summary(finished)
+        if (self._run / "model").exists():
+            card = model_card(summary, recipe.to_json())
+            write_text(self._run / "model" / "README.md", card)
+        self._tracker.finish(summary, [self._run / "recipe.json"])
         write_report(self._run)
-        self._tracker.finish(summary, [self._run / "recipe.json", self._run / "report.html"])
 
     def _bind(self, panel: Panel, rivals: Mapping[str, Rival]) -> Objective:
         """Returns the objective, normalised by base and experts on the panel's own split."""
@@ -172,7 +185,7 @@ class _SearchRun:
             )
 
     def _second_look(self, result: SearchResult) -> list[Finalist]:
-        """Returns the best few, the winner first, ranked on items that did not rank them before."""
+        """Returns the best few, the winner first, ranked on items that were not ranked on yet."""
         study, panel = self._study, self._study.select_on
         if panel is None:
             best = finalists(result.records, self._config.finalists)

@@ -156,6 +156,9 @@ class _PlannedWeights(Mapping[str, Tensor]):
         )
         return merged.to(self._dtype or base.dtype)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._group
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._pool.names)
 

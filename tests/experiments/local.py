@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests import builders
@@ -56,6 +55,11 @@ def overrides(root: Path, *more: str) -> list[str]:
     ]
 
 
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """Returns the environment of a child process: one thread, nothing online."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **(more or {})}
+
+
 def evomerge(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
@@ -63,7 +67,7 @@ def evomerge(
     return subprocess.run(
         [sys.executable, "-m", "experiments.cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(env or {})},
+        env=environment(env),
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -1,0 +1,152 @@
+"""The search command as a person runs it: from another directory, killed, continued, swept."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.experiments.local import environment, evomerge, overrides
+
+KEPT = ("history.jsonl", "cases.jsonl", "references.jsonl", "finalists.jsonl", "recipe.json")
+
+
+def finished(root: Path, cwd: Path, *more: str, env: dict[str, str] | None = None) -> str:
+    done = evomerge("search", *overrides(root, *more), cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("search") / "run"
+    stdout = finished(world, out.parent, f"out={out}")
+    assert "evolved" in stdout
+    assert "static ties" in stdout
+    return out
+
+
+def test_run_directory_is_complete(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {*KEPT, "config.yaml", "timing.jsonl", "summary.json", "environment.json"} <= names
+    assert {"model", "report.html"} <= names
+    assert not [name for name in names if name.endswith((".tmp", ".part"))]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["evaluations"] == 8
+    assert len((run / "history.jsonl").read_text().splitlines()) == 8
+    kinds = [model["kind"] for model in summary["models"]]
+    assert kinds == ["base"] + ["expert"] * 3 + ["static"] * 3 + ["evolved"]
+
+
+def test_model_loads_and_rebuild_is_bit_identical(run: Path, tmp_path: Path) -> None:
+    done = evomerge(
+        "rebuild", str(run / "recipe.json"), "--out", str(tmp_path / "m"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    first = load_file(run / "model" / "model.safetensors")
+    again = load_file(tmp_path / "m" / "model.safetensors")
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for directory in (run / "model", tmp_path / "m"):
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        tokens = AutoTokenizer.from_pretrained(directory)("hello", return_tensors="pt")
+        assert torch.isfinite(model(**tokens).logits).all()
+
+
+def test_same_seed_gives_the_same_run_in_another_process(
+    run: Path, world: Path, tmp_path: Path
+) -> None:
+    finished(world, tmp_path, f"out={tmp_path}/again", env={"PYTHONHASHSEED": "77"})
+    for name in KEPT:
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_second_start_shows_the_finished_run(run: Path, world: Path, tmp_path: Path) -> None:
+    before = (run / "summary.json").stat().st_mtime_ns
+    assert "evolved" in finished(world, tmp_path, f"out={run}")
+    assert (run / "summary.json").stat().st_mtime_ns == before
+
+
+def test_killed_at_any_moment_ends_the_same(run: Path, world: Path, tmp_path: Path) -> None:
+    """SIGKILL at five random moments from the first score to the last file; then to the end."""
+    out = tmp_path / "killed"
+    arguments = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        "search",
+        *overrides(world, f"out={out}"),
+    ]
+    chance = random.Random(20261122)
+    moments = [
+        ("references.jsonl", chance.randint(1, 7)),
+        *(("history.jsonl", n) for n in sorted(chance.sample(range(1, 9), 2))),
+        ("finalists.jsonl", chance.randint(1, 5)),
+        ("recipe.json", 1),
+    ]
+    kills = 0
+    for name, lines in moments:
+        process = subprocess.Popen(
+            arguments,
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and _lines(out / name) < lines:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.02))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 4
+    assert not (out / "summary.json").exists()
+    finished(world, tmp_path, f"out={out}")
+    for name in KEPT:
+        assert (out / name).read_bytes() == (run / name).read_bytes(), name
+    first, again = (load_file(d / "model" / "model.safetensors") for d in (run, out))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_two_processes_do_not_share_a_run(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "busy"
+    out.mkdir()
+    with (out / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = evomerge("search", *overrides(world, f"out={out}"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search("another process is at work on this run", done.stderr)
+
+
+def test_sweep_runs_each_once_and_a_second_start_skips_them(world: Path, tmp_path: Path) -> None:
+    line = ["search", "-m", *overrides(world, "strategy=cma,random", "seed=0,1", "tracker=wandb")]
+    line = [o for o in line if o not in ("tracker=none",)]
+    runs = f"runs={tmp_path}/runs"
+    first = evomerge(*line, runs, "budget.evaluations=4", cwd=tmp_path, timeout_s=500)
+    assert first.returncode == 0, first.stderr
+    found = sorted((tmp_path / "runs").glob("search-*-s*-*"))
+    assert len(found) == 4
+    for path in found:
+        assert list((path / "wandb").glob("offline-run-*/run-*.wandb")), path
+    before = {path: (path / "summary.json").stat().st_mtime_ns for path in found}
+    second = evomerge(*line, runs, "budget.evaluations=4", cwd=tmp_path, timeout_s=500)
+    assert second.returncode == 0, second.stderr
+    assert sorted((tmp_path / "runs").glob("search-*-s*-*")) == found
+    assert {path: (path / "summary.json").stat().st_mtime_ns for path in found} == before

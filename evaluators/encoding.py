@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evaluators.evaluator import ModelInfo
-from evaluators.requests import Loglikelihood
+from evaluators.requests import Generate, Loglikelihood, Request
 
 
 def language_tokenizer(model: ModelInfo, task: str) -> Any:
@@ -70,3 +70,21 @@ def rolling_windows(
     while end < len(tokens):
         start, end = end, min(end + window - context + 1, len(tokens))
         yield Loglikelihood(tuple(tokens[end - window - 1 : start]), tuple(tokens[start:end]))
+
+
+def check_fits(requests: Sequence[Request], max_length: int, task: str) -> None:
+    """Raises ValueError for an answer that the model has no room for, whatever it reads before."""
+    for request in requests:
+        if isinstance(request, Loglikelihood):
+            if not request.continuation:
+                raise ValueError(f"{task}: an answer has no token of its own behind its context")
+            if len(request.continuation) > max_length:
+                raise ValueError(
+                    f"{task}: an answer has {len(request.continuation)} tokens, the model takes "
+                    f"{max_length}"
+                )
+        if isinstance(request, Generate) and request.max_new_tokens >= max_length:
+            raise ValueError(
+                f"{task}: {request.max_new_tokens} new tokens leave no room for a prompt, the "
+                f"model takes {max_length}; set fewer (gen_kwargs.max_gen_toks)"
+            )

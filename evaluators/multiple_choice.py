@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.data import Line, data_path, digest, read_lines, take_range
-from evaluators.encoding import encode_pair, language_tokenizer, prefix_token
+from evaluators.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response
 
@@ -59,7 +59,7 @@ class MultipleChoice:
             self._sizes.append(np.array([len(choice.encode()) for choice in choices], float))
             requests.extend(_ask(tokenizer, question, delimiter + choice) for choice in choices)
             items.append(digest(question, choices))
-        _check_lengths(requests, model.max_length, path.name)
+        check_fits(requests, model.max_length, f"multiple choice on {path.name}")
         self._items, self._requests = tuple(items), tuple(requests)
 
     @property
@@ -120,12 +120,3 @@ def _label(line: Line, field: str, count: int) -> int:
     if not 0 <= label < count:
         raise ValueError(f"{line}: label {label} is no index into its {count} choices")
     return label
-
-
-def _check_lengths(requests: Sequence[Loglikelihood], max_length: int, name: str) -> None:
-    longest = max(len(request.continuation) for request in requests)
-    if longest > max_length:
-        raise ValueError(
-            f"multiple choice on {name}: an answer has {longest} tokens, the model takes "
-            f"{max_length}"
-        )

@@ -1,0 +1,113 @@
+"""Tiny models that the evaluators' tests share; `kick` changes one in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ViTImageProcessor,
+)
+
+from evaluators.resident import Resident
+from tests import builders
+
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "box")
+
+
+def sentence(seed: int, words: int) -> str:
+    """Different for every seed, the same on every machine."""
+    return " ".join(WORDS[(seed * 7 + i * i + seed * i) % len(WORDS)] for i in range(words))
+
+
+def kick(resident: Resident, seed: int = 1, scale: float = 0.2) -> None:
+    """Writes noise on every parameter through `Resident.write`."""
+    noise = torch.Generator().manual_seed(seed)
+    resident.write(
+        {
+            name: parameter + scale * torch.randn(parameter.shape, generator=noise)
+            for name, parameter in resident.module.named_parameters()
+        }
+    )
+
+
+def language_resident(path: Path, **options: Any) -> Resident:
+    return Resident(
+        AutoModelForCausalLM.from_pretrained(path),
+        tokenizer=AutoTokenizer.from_pretrained(path),
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("checkpoints")
+    builders.llama(root / "llama", scale=0.2)
+    builders.llama(root / "short", scale=0.2, max_position_embeddings=48)
+    builders.gpt2(root / "gpt2", scale=0.2)
+    builders.gpt_neox(root / "gpt_neox", scale=0.2)
+    builders.qwen2(root / "qwen2", scale=0.2)
+    builders.bert_classifier(root / "bert", num_labels=3)
+    builders.vit_classifier(root / "vit", num_labels=4)
+    return root
+
+
+@pytest.fixture
+def llama(checkpoints: Path) -> Resident:
+    resident = language_resident(checkpoints / "llama")
+    kick(resident)  # away from the flat distribution of a fresh model
+    return resident
+
+
+@pytest.fixture
+def short(checkpoints: Path) -> Resident:
+    """At most 48 tokens."""
+    resident = language_resident(checkpoints / "short")
+    kick(resident)
+    return resident
+
+
+@pytest.fixture
+def bert(checkpoints: Path) -> Resident:
+    """Two heads over one encoder."""
+    path = checkpoints / "bert"
+    first = AutoModelForSequenceClassification.from_pretrained(path)
+    second = AutoModelForSequenceClassification.from_pretrained(path)
+    second.bert = first.bert
+    with torch.no_grad():
+        second.classifier.weight.neg_()
+    return Resident(
+        first.bert,
+        tokenizer=AutoTokenizer.from_pretrained(path),
+        classifiers={"sentiment": first, "topic": second},
+    )
+
+
+@pytest.fixture
+def vit(checkpoints: Path) -> Resident:
+    path = checkpoints / "vit"
+    model = AutoModelForImageClassification.from_pretrained(path)
+    return Resident(
+        model.base_model,
+        tokenizer=None,
+        image_processor=ViTImageProcessor.from_pretrained(path),
+        classifiers={"digits": model},
+    )
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., str]:
+    def write(rows: Sequence[dict[str, Any]], name: str = "data.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+        return str(path)
+
+    return write

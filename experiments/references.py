@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.study import Study
 from merging.grouping import Whole
-from merging.method import MergeError
+from merging.method import MergeError, MergeMethod
 from merging.plan import uniform_plan
 from merging.weights import Weights
 from search import jsonl
@@ -95,22 +96,22 @@ class References:
 
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         study, pool = self._study, self._study.held
-        models: list[tuple[str, Kind, Callable[[], Weights]]] = [
-            ("base", "base", lambda: {name: pool.base_tensor(name) for name in pool.names})
-        ]
+        models: list[tuple[str, Kind, Callable[[], Weights]]] = [("base", "base", self._base)]
         for expert in pool.expert_names:
-            models.append((expert, "expert", lambda expert=expert: pool.expert_weights(expert)))
+            models.append((expert, "expert", partial(pool.expert_weights, expert)))
         for name, method in study.baselines.items():
-            models.append(
-                (
-                    name,
-                    "static",
-                    lambda method=method: uniform_plan(method, Whole(), pool).weights(
-                        pool, dtype=study.machine.save_dtype
-                    ),
-                )
-            )
+            models.append((name, "static", partial(self._static, method)))
         return models
+
+    def _base(self) -> Weights:
+        pool = self._study.held
+        return {name: pool.base_tensor(name) for name in pool.names}
+
+    def _static(self, method: MergeMethod) -> Weights:
+        """Returns a static merge as it would be saved."""
+        study = self._study
+        plan = uniform_plan(method, Whole(), study.held)
+        return plan.weights(study.held, dtype=study.machine.save_dtype)
 
 
 def _rival(line: dict[str, Any]) -> Rival:

@@ -124,7 +124,7 @@ class LmEvalTask:
         """Returns every metric; cases where the metric means something for a single item.
 
         Raises:
-            EvaluationError: a metric overflows.
+            EvaluationError: a metric has no value for these answers, or overflows.
             ValueError: the task does not give a metric that it declares.
         """
         self._answer(responses)
@@ -159,10 +159,10 @@ class LmEvalTask:
             value = float(aggregate(found))
             decomposes = aggregate in _BY_ITEM and len(found) == len(self._docs)
             cases = [float(aggregate([each])) for each in found] if decomposes else None
-        except OverflowError as error:
+        except (OverflowError, ValueError, ZeroDivisionError) as error:
             raise EvaluationError(
-                f"metric {metric!r} of lm-eval task {self._task.task_name!r} overflows: the "
-                "model finds the text all but impossible"
+                f"metric {metric!r} of lm-eval task {self._task.task_name!r} has no value for "
+                f"these answers ({type(error).__name__}: {error})"
             ) from error
         return Score(value, None if cases is None else np.array(cases, dtype=np.float64))
 

@@ -1,0 +1,117 @@
+"""One run for all tasks of a panel; panels that must not share items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from evaluators.engine import Engine
+from evaluators.multiple_choice import MultipleChoice
+from evaluators.panel import Panel
+from evaluators.perplexity import Perplexity
+from evaluators.requests import EvaluationError, Request, Response
+from evaluators.resident import Resident
+from tests.evaluators.conftest import sentence
+from tests.evaluators.test_evaluators import CHOICES, TEXTS
+
+WriteLines = Callable[..., str]
+
+
+class Counting(Engine):
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        self.asked = [*getattr(self, "asked", []), requests]
+        return super().run(requests)
+
+
+@pytest.fixture
+def panel(llama: Resident, write_lines: WriteLines) -> Panel:
+    return Panel(
+        "search",
+        {
+            "code": Perplexity(llama.info, data=write_lines(TEXTS, "code.jsonl")),
+            "quiz": MultipleChoice(llama.info, data=write_lines(CHOICES, "quiz.jsonl")),
+        },
+    )
+
+
+def test_all_tasks_in_one_run_of_the_same_object(panel: Panel, llama: Resident) -> None:
+    engine = Counting(llama)
+    scores = panel.evaluate(engine)
+    panel.evaluate(engine)
+    assert len(engine.asked) == 2
+    assert engine.asked[0] is engine.asked[1]
+    for task, evaluator in panel.evaluators.items():
+        alone = evaluator.score(Engine(llama).run(evaluator.requests()))
+        for metric, score in alone.items():
+            assert scores[f"{task}/{metric}"].value == pytest.approx(score.value, rel=1e-5)
+
+
+def test_names_directions_and_counts(panel: Panel, llama: Resident) -> None:
+    assert panel.directions == {
+        "code/bits_per_byte": "minimize",
+        "code/perplexity": "minimize",
+        "quiz/acc": "maximize",
+        "quiz/acc_norm": "maximize",
+    }
+    assert panel.main == {"code": "code/bits_per_byte", "quiz": "quiz/acc"}
+    assert panel.item_count == len(TEXTS) + len(CHOICES)
+    assert list(panel.evaluate(Engine(llama))) == list(panel.directions)
+
+
+def test_a_score_that_is_not_finite_is_a_failure(
+    panel: Panel, llama: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiz = panel.evaluators["quiz"]
+    real = quiz.score
+
+    def broken(responses: Sequence[Response]) -> object:
+        score = real(responses)["acc"]
+        return {"acc": type(score)(np.inf, score.cases)}
+
+    monkeypatch.setattr(quiz, "score", broken)
+    with pytest.raises(EvaluationError, match="quiz/acc is inf, no finite score"):
+        panel.evaluate(Engine(llama))
+
+
+def test_the_same_source_is_refused(
+    panel: Panel, llama: Resident, write_lines: WriteLines
+) -> None:
+    again = MultipleChoice(llama.info, data=write_lines(CHOICES, "quiz.jsonl"))
+    report = Panel("report", {"exam": again})
+    with pytest.raises(
+        ValueError,
+        match=r"search task 'quiz' and report task 'exam' both read .*quiz\.jsonl\[0:7\]",
+    ):
+        panel.check_apart(report)
+
+
+def test_shared_items_are_refused_with_an_example(
+    panel: Panel, llama: Resident, write_lines: WriteLines
+) -> None:
+    rows = [{"text": sentence(50, 9)}, TEXTS[4], TEXTS[2]]
+    report = Panel("report", {"prose": Perplexity(llama.info, data=write_lines(rows))})
+    with pytest.raises(
+        ValueError,
+        match=r"search task 'code' and report task 'prose' share 2 of 6 items, for example item 2",
+    ):
+        panel.check_apart(report)
+
+
+def test_ranges_of_one_file_may_stand_apart(llama: Resident, write_lines: WriteLines) -> None:
+    data = write_lines(TEXTS)
+
+    def panel(take: str) -> Panel:
+        return Panel("search", {"code": Perplexity(llama.info, data=data, take=take)})
+
+    panel("0:3").check_apart(panel("3:6"))
+    with pytest.raises(ValueError, match="share 1 of 3 items, for example item 2"):
+        panel("0:3").check_apart(panel("2:5"))
+
+
+def test_bad_panels_are_refused(llama: Resident, write_lines: WriteLines) -> None:
+    with pytest.raises(ValueError, match="the report panel has no evaluator"):
+        Panel("report", {})
+    with pytest.raises(ValueError, match="task name 'a/b' must not be empty or contain '/'"):
+        Panel("search", {"a/b": Perplexity(llama.info, data=write_lines(TEXTS))})

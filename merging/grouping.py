@@ -49,8 +49,11 @@ class Layers:
     by_kind: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"grouping: every is {self.every}, it must be at least 1 layer")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(
+                f"grouping: every is {self.every!r}, it must be a whole number of layers, "
+                "at least 1"
+            )
 
     def assign(self, names: Sequence[str]) -> dict[str, str]:
         """Returns groups such as ``layers.0-3``, ``layers.4-7`` and ``rest``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -76,9 +77,17 @@ class MergePlan:
         Raises:
             ValueError: a key is missing or its value makes no sense; names it.
         """
-        for key in ("method", "grouping", "merged", "coefficients"):
+        kinds = {"method": dict, "grouping": dict, "merged": list, "coefficients": dict}
+        for key, kind in kinds.items():
             if key not in description:
                 raise ValueError(f"recipe: {key!r} is missing")
+            if not isinstance(description[key], kind):
+                raise ValueError(
+                    f"recipe: {key!r} must be a {kind.__name__}, got {description[key]!r}"
+                )
+        for group, knobs in description["coefficients"].items():
+            if not isinstance(knobs, dict):
+                raise ValueError(f"recipe: coefficients of {group!r} must be a dict, got {knobs}")
         return cls(
             method=method_from_description(description["method"]),
             grouping=groupings.from_description(description["grouping"]),
@@ -108,7 +117,10 @@ class _PlannedWeights(Mapping[str, Tensor]):
     def _tensors(self, group: str) -> dict[str, Tensor]:
         """Returns every knob of a group as float32, ``(experts,)`` or ``()``, range checked."""
         if group not in self._plan.coefficients:
-            raise MergeError(f"no coefficients for group {group!r}: the plan names other groups")
+            raise MergeError(
+                f"no coefficients for group {group!r}: the plan has them for "
+                f"{', '.join(self._plan.coefficients) or 'no group'}"
+            )
         given = self._plan.coefficients[group]
         known = {knob.name for knob in self._plan.method.knobs}
         if unknown := sorted(set(given) - known):
@@ -125,7 +137,7 @@ class _PlannedWeights(Mapping[str, Tensor]):
                 if not (math.isfinite(value) and knob.low <= value <= knob.high):
                     raise MergeError(
                         f"group {group!r}: {knob.name} is {value}, "
-                        f"it must lie in [{knob.low}, {knob.high}]"
+                        f"it must be a finite number in [{knob.low}, {knob.high}]"
                     )
             tensors[knob.name] = torch.tensor(values, dtype=torch.float32)
         return tensors
@@ -133,17 +145,15 @@ class _PlannedWeights(Mapping[str, Tensor]):
     def _values(
         self, group: str, knob: str, per_expert: bool, value: Mapping[str, float] | float
     ) -> list[float] | float:
-        if not per_expert:
-            if isinstance(value, Mapping):
-                raise MergeError(
-                    f"group {group!r}: knob {knob!r} takes one number for all experts"
-                )
-            return float(value)
+        where = f"group {group!r}: knob {knob!r}"
         if not isinstance(value, Mapping):
-            return [float(value)] * len(self._plan.experts)
+            one = _number(where, value)
+            return [one] * len(self._plan.experts) if per_expert else one
+        if not per_expert:
+            raise MergeError(f"{where} takes one number for all experts")
         if missing := [expert for expert in self._plan.experts if expert not in value]:
-            raise MergeError(f"group {group!r}: knob {knob!r} has no value for {missing[0]!r}")
-        return [float(value[expert]) for expert in self._plan.experts]
+            raise MergeError(f"{where} has no value for {missing[0]!r}")
+        return [_number(where, value[expert]) for expert in self._plan.experts]
 
     def __getitem__(self, name: str) -> Tensor:
         knobs = self._knobs[self._group[name]]
@@ -166,6 +176,12 @@ class _PlannedWeights(Mapping[str, Tensor]):
         return len(self._pool.names)
 
 
+def _number(where: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise MergeError(f"{where} needs a number, got {value!r}")
+    return float(value)
+
+
 def describe_method(method: MergeMethod) -> dict[str, Any]:
     """Returns import path and options of a method, as Hydra would name it."""
     cls = type(method)
@@ -185,6 +201,8 @@ def method_from_description(description: Mapping[str, Any]) -> MergeMethod:
     options = dict(description)
     path = str(options.pop("_target_", ""))
     module, _, name = path.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # never imported: some of them act
+        raise ValueError(f"{path!r} is no merge method")
     try:
         cls: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):

@@ -82,17 +82,22 @@ class Recipe:
         Raises:
             RecipeError: another format, or a missing or senseless key.
         """
+        if not isinstance(content, Mapping):
+            raise RecipeError("recipe: expected a JSON object: this is no recipe of evomerge")
         if content.get("format") != FORMAT:
             raise RecipeError(
                 f"recipe: format {content.get('format')!r} is not {FORMAT}: "
                 "rebuild it with the version of evomerge that wrote it"
             )
         try:
+            dtype = content.get("dtype")
+            if dtype is not None:
+                parse_dtype(dtype)
             return cls(
                 base=Ingredient(**content["base"]),
                 experts={k: Ingredient(**v) for k, v in content["experts"].items()},
                 plan=MergePlan.from_description(content),
-                dtype=content.get("dtype"),
+                dtype=dtype,
                 privacy=content.get("privacy"),
             )
         except KeyError as error:
@@ -103,8 +108,8 @@ class Recipe:
             raise RecipeError(str(error)) from None
 
     def save(self, path: Path) -> None:
-        """Writes the recipe as indented JSON."""
-        write_text(path, json.dumps(self.to_json(), indent=2) + "\n")
+        """Writes the recipe as JSON, the coefficients of a group on one line."""
+        write_text(path, _laid_out(self.to_json()) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -117,7 +122,7 @@ class Recipe:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: not JSON: {error}") from None
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
@@ -175,6 +180,15 @@ def parse_dtype(name: str) -> torch.dtype:
 def dtype_name(dtype: torch.dtype | None) -> str | None:
     """Returns torch's name of a dtype without the module, for example ``bfloat16``."""
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _laid_out(value: Any, depth: int = 0) -> str:
+    """Returns JSON with one line per entry down to the second level, compact below."""
+    if not isinstance(value, Mapping) or not value or depth == 2:
+        return json.dumps(value)
+    indent = "  " * (depth + 1)
+    lines = (f"{indent}{json.dumps(k)}: {_laid_out(v, depth + 1)}" for k, v in value.items())
+    return "{\n" + ",\n".join(lines) + "\n" + indent[2:] + "}"
 
 
 def _compare(name: str, source: str, sha256: str, wanted: Ingredient) -> None:

@@ -1,8 +1,4 @@
-"""A mergekit file as a merge plan.
-
-Parameter values follow mergekit's rules: a number; a list, interpolated over the layers; or a
-list of ``{filter, value}`` whose filter is a part of the tensor's name.
-"""
+"""A mergekit file as a merge plan."""
 
 from __future__ import annotations
 
@@ -15,12 +11,38 @@ import torch
 import yaml
 
 from merging.experts import ExpertPool
-from merging.grouping import Grouping, PerTensor, Whole, layer_of
+from merging.grouping import Grouping, PerTensor, Whole
+from merging.mergekit_yaml.models import Entry, Sources, listed, merged_models
+from merging.mergekit_yaml.parameters import (
+    Place,
+    Settings,
+    check_model_words,
+    check_words,
+    layer_counts,
+    number,
+    places,
+    resolve,
+)
 from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
 from merging.method import MergeMethod
 from merging.methods.slerp import Slerp
 from merging.plan import MergePlan
 from merging.recipe import parse_dtype
+
+_KEYS = frozenset(
+    {
+        "base_model",
+        "dtype",
+        "merge_method",
+        "models",
+        "name",
+        "out_dtype",
+        "parameters",
+        "slices",
+        "tokenizer",
+        "tokenizer_source",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +57,18 @@ class MergekitJob:
 def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob:
     """Returns the merge that a mergekit YAML file describes.
 
+    Sums and defaults are those of mergekit 0.1.5; all arithmetic is float32, whatever the
+    file's ``dtype``, which here names the saved one only. Random methods draw other noise.
+
     Raises:
         MergekitError: not such a file, or it asks for what cannot be done here; names the key.
-        CheckpointError: a model cannot be opened.
+        CheckpointError: a model cannot be opened, or they do not fit each other.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MergekitError(f"mergekit={path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MergekitError(f"mergekit={path}: not YAML: {error}") from None
     try:
         return _read(content, trust_remote_code)
@@ -54,186 +79,153 @@ def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob
 def _read(content: Any, trust_remote_code: bool) -> MergekitJob:
     if not isinstance(content, dict) or "merge_method" not in content:
         raise MergekitError("there is no merge_method: this is no mergekit merge")
-    _refuse_keys(content)
     name = content["merge_method"]
     if name not in METHODS:
         raise MergekitError(
             f"merge_method {name!r} is not supported: expected one of {', '.join(METHODS)}"
         )
+    _refuse_keys(content)
+    dtype = _dtype(content)
     spelling = METHODS[name]
-    entries = _entries(content)
+    sources = listed(content)
+    for settings in sources.shared:
+        check_words(settings, spelling, name, "parameters")
     base = content.get("base_model")
-    if base is None and spelling.base == "model" and name != "nuslerp":
-        raise MergekitError(f"merge_method {name} needs a base_model")
-    entries, origin = _place_base(entries, base, spelling, name)
-    names = _expert_names([model for model, _ in entries])
+    entries, origin = merged_models(sources.entries, base, spelling, name)
+    for entry in entries:
+        check_model_words(entry.settings, spelling, name, entry.model.text)
+    method = _method(name, spelling, sources.shared, base is not None)
     pool = ExpertPool.open(
         origin,
-        dict(zip(names, [model for model, _ in entries], strict=True)),
+        {entry.name: entry.model.source for entry in entries},
         trust_remote_code=trust_remote_code,
     )
-    shared = content.get("parameters") or {}
-    method = _method(name, spelling, shared, base)
+    stand = places(tuple(pool.base), pool.base.file_names or {})
+    _check_layer_ranges(sources, layer_counts(tuple(pool.base)))
     values = {
-        tensor: _knob_values(name, spelling, method, names, entries, shared, tensor, where)
-        for tensor, where in _depths(pool.names).items()
+        tensor: _knobs(name, spelling, method, entries, sources.shared, stand[tensor])
+        for tensor in pool.names
     }
     first = next(iter(values.values()))
     grouping: Grouping = PerTensor()
     if all(value == first for value in values.values()):
         grouping, values = Whole(), {"model": first}
-    dtype = content.get("out_dtype") or content.get("dtype")
-    plan = MergePlan(method, grouping, pool.expert_names, values)
-    return MergekitJob(pool, plan, None if dtype is None else parse_dtype(dtype))
+    return MergekitJob(pool, MergePlan(method, grouping, pool.expert_names, values), dtype)
 
 
 def _refuse_keys(content: Mapping[str, Any]) -> None:
-    known = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
+    base = ("base", content.get("base_model"))
     for key, value in content.items():
-        harmless = key == "name" or value is None or (key, value) == ("tokenizer_source", "base")
-        if key not in known and not harmless:
+        if value is None:
+            continue
+        if key not in _KEYS:
             raise MergekitError(f"{key}: {value} is not supported: remove the key")
-
-
-def _entries(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns every model with its own parameters, from ``models`` or one whole slice."""
-    listed = content.get("models")
-    if listed is None:
-        slices = content.get("slices") or []
-        if len(slices) != 1:
+        source = value.get("source") if isinstance(value, dict) else value
+        if key.startswith("tokenizer") and (
+            source not in base or (isinstance(value, dict) and len(value) > 1)
+        ):
             raise MergekitError(
-                "slices: layers are not re-ordered here: give models, or one slice"
+                f"{key}: {value} is not supported: the merged model takes the base's tokenizer; "
+                "remove the key if all models share it"
             )
-        listed = slices[0].get("sources", [])
-    if not listed or not all(
-        isinstance(e, dict) and isinstance(e.get("model"), str) for e in listed
-    ):
-        raise MergekitError("models: expected a list of {model: ID or directory, parameters: ...}")
-    for entry in listed:
-        span = entry.get("layer_range")
-        if span is not None and span[0] != 0:
-            raise MergekitError("slices: a layer_range must cover the whole model")
-    return [(entry["model"], entry.get("parameters") or {}) for entry in listed]
 
 
-def _place_base(
-    entries: list[tuple[str, Mapping[str, Any]]], base: str | None, spelling: Spelling, name: str
-) -> tuple[list[tuple[str, Mapping[str, Any]]], str]:
-    """Returns the experts, and the model that task vectors start from."""
-    others = [entry for entry in entries if entry[0] != base]
-    if spelling.base == "expert":
-        if base is None or len(others) != 1:
-            raise MergekitError(f"merge_method {name} needs a base_model and one other model")
-        return [(base, {}), *others], base
-    if base is not None and (spelling.base == "model" or name in ("multislerp", "karcher")):
-        entries = others
-    if not entries:
-        raise MergekitError("models: there is none beside the base_model")
-    return entries, base if base is not None else entries[0][0]
+def _dtype(content: Mapping[str, Any]) -> torch.dtype | None:
+    """Returns the dtype to save in; None: each tensor's in the base."""
+    dtypes = []
+    for key in ("dtype", "out_dtype"):
+        if (named := content.get(key)) is not None:
+            try:
+                dtypes.append(parse_dtype(str(named).removeprefix("torch.")))
+            except ValueError as error:
+                raise MergekitError(f"{key}: {error}") from None
+    return dtypes[-1] if dtypes else None
 
 
-def _expert_names(models: Sequence[str]) -> list[str]:
-    """Returns a short name for every model: the last part of its path, numbered if needed."""
-    names: list[str] = []
-    for model in models:
-        name = model.rstrip("/").rsplit("/", 1)[-1]
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
-    return names
+def _check_layer_ranges(sources: Sources, counts: Mapping[str, int]) -> None:
+    for span in sources.layer_ranges:
+        if span != [0, *set(counts.values())]:
+            raise MergekitError(
+                f"slices: layer_range {span} is not the whole model, {sorted(counts.values())} "
+                "layers: layers are not re-ordered here"
+            )
 
 
 def _method(
-    name: str, spelling: Spelling, shared: Mapping[str, Any], base: str | None
+    name: str, spelling: Spelling, shared: Sequence[Settings], has_base: bool
 ) -> MergeMethod:
-    known = {*spelling.params, "normalize", "rescale", "t", "weight", "int8_mask"}
-    known |= {"nuslerp_flatten", "nuslerp_row_wise", "max_iter", "tol"}
-    if unknown := sorted(set(shared) - known):
-        raise MergekitError(f"parameters: {unknown[0]} is not supported with {name}: remove it")
-    options: dict[str, Any] = {}
-    if spelling.normalize is not None:
-        options["normalize"] = bool(shared.get("normalize", spelling.normalize))
-    if "rescale" in shared and name.startswith(("dare", "della")):
-        options["rescale"] = bool(shared["rescale"])
-    if name in ("multislerp", "karcher"):
-        options["task_vectors"] = base is not None
-    if name == "karcher":
-        options["max_iterations"] = int(shared.get("max_iter", 10))
-        options["tolerance"] = float(shared.get("tol", 1e-5))
+    """Returns our method with the file's options, mergekit's defaults where it gives none."""
+    fields = dict(spelling.fixed)
+    for theirs, option in spelling.options.items():
+        value = _option(theirs, shared, option.default)
+        if option.only and value != option.default:
+            raise MergekitError(
+                f"parameters: {theirs}: {value} is not supported with {name}: remove it"
+            )
+        if option.field is not None:
+            fields[option.field] = value
+    if name == "multislerp":
+        fields["task_vectors"] = has_base
     if name == "nuslerp":
-        if base is None:
+        if not has_base and not fields["flatten"]:
+            raise MergekitError(
+                "parameters: nuslerp_flatten: false needs a base_model here: give one"
+            )
+        if not has_base:
             return Slerp()
-        options["flatten"] = bool(shared.get("nuslerp_flatten", True))
-        options["row_wise"] = bool(shared.get("nuslerp_row_wise", False))
-    method: MergeMethod = spelling.cls(**options)
+        # mergekit's row_wise transposes (out, in) first, so that it turns columns
+        fields["row_wise"] = not fields["flatten"] and not fields["row_wise"]
+    method: MergeMethod = spelling.cls(**fields)
     return method
 
 
-def _knob_values(
+def _option(name: str, shared: Sequence[Settings], default: Any) -> Any:
+    """Returns a setting that is one value for all tensors, of the default's type."""
+    given = next((settings[name] for settings in shared if name in settings), default)
+    if isinstance(default, bool):
+        if not isinstance(given, bool):
+            raise MergekitError(f"parameters: {name} needs true or false, got {given!r}")
+        return given
+    value = number(name, given)
+    if isinstance(default, int) and value != int(value):
+        raise MergekitError(f"parameters: {name} needs a whole number, got {given!r}")
+    return type(default)(value)
+
+
+def _knobs(
     name: str,
     spelling: Spelling,
     method: MergeMethod,
-    names: Sequence[str],
-    entries: Sequence[tuple[str, Mapping[str, Any]]],
-    shared: Mapping[str, Any],
-    tensor: str,
-    depth: float,
+    entries: Sequence[Entry],
+    shared: Sequence[Settings],
+    place: Place,
 ) -> dict[str, Mapping[str, float] | float]:
     """Returns our knobs for one tensor."""
-    if name == "slerp":
-        t = _value("t", entries[1][1].get("t", shared.get("t")), tensor, depth)
-        return {"weight": dict(zip(names, (1 - t, t), strict=True))}
-    spelt = {ours: theirs for theirs, ours in spelling.params.items()}
-    values: dict[str, Mapping[str, float] | float] = {}
-    for knob in method.knobs:
-        theirs = spelt.get(knob.name)
-        default = spelling.defaults.get(theirs or knob.name, knob.start)
-        if theirs is None:
-            values[knob.name] = dict.fromkeys(names, default) if knob.per_expert else default
-        elif knob.per_expert:
-            given = [
-                parameters.get(theirs, shared.get(theirs, default)) for _, parameters in entries
-            ]
-            values[knob.name] = {
-                expert: _value(theirs, value, tensor, depth)
-                for expert, value in zip(names, given, strict=True)
-            }
-        else:
-            own = [parameters[theirs] for _, parameters in entries if theirs in parameters]
-            values[knob.name] = _value(
-                theirs, own[0] if own else shared.get(theirs, default), tensor, depth
+
+    def value(parameter: str, scopes: Sequence[Settings], owner: str) -> float:
+        given = resolve(parameter, scopes, place)
+        given = spelling.defaults.get(parameter) if given is None else given
+        if given is None:
+            raise MergekitError(
+                f"parameters: merge_method {name} needs a {parameter}{owner} at {place.name}: "
+                "add one without filter"
             )
-    return values
+        return given
 
-
-def _value(parameter: str, given: Any, tensor: str, depth: float) -> float:
-    """Returns mergekit's reading of a parameter for one tensor at a depth in [0, 1]."""
-    if isinstance(given, bool) or given is None:
-        raise MergekitError(f"parameters: {parameter} needs a number, got {given}")
-    if isinstance(given, (int, float)):
-        return float(given)
-    if isinstance(given, list) and all(isinstance(each, dict) for each in given):
-        for each in given:
-            part = each.get("filter")
-            if part in (None, "*") or str(part) in tensor:
-                return _value(parameter, each.get("value"), tensor, depth)
-        raise MergekitError(
-            f"parameters: {parameter} has no value for {tensor}: add one without filter"
-        )
-    if isinstance(given, list) and given:
-        place = depth * (len(given) - 1)
-        low = min(int(place), len(given) - 1)
-        high = min(low + 1, len(given) - 1)
-        share = place - low
-        return float(given[low]) * (1 - share) + float(given[high]) * share
-    raise MergekitError(f"parameters: {parameter}: {given!r} is no number, list or filter list")
-
-
-def _depths(names: Sequence[str]) -> dict[str, float]:
-    """Returns every tensor's depth: 0 before the layers, 1 behind them, linear between."""
-    layers = [layer_of(name) for name in names]
-    count = max((layer[1] for layer in layers if layer), default=0)
-    depths: dict[str, float] = {}
-    seen = False
-    for name, layer in zip(names, layers, strict=True):
-        seen = seen or layer is not None
-        depths[name] = (layer[1] / count if count else 0.0) if layer else float(seen)
-    return depths
+    if name == "slerp":
+        t = value("t", shared, "")
+        return {"weight": {entries[0].name: 1 - t, entries[1].name: t}}
+    knobs: dict[str, Mapping[str, float] | float] = {
+        knob.name: dict.fromkeys((entry.name for entry in entries), 1.0)
+        if knob.per_expert
+        else 1.0
+        for knob in method.knobs
+    }
+    for theirs, ours in spelling.per_model.items():
+        knobs[ours] = {
+            entry.name: value(theirs, (entry.settings, *shared), f" for {entry.model.text}")
+            for entry in entries
+        }
+    for theirs, ours in spelling.shared.items():
+        knobs[ours] = value(theirs, shared, "")
+    return knobs

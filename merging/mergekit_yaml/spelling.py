@@ -1,9 +1,9 @@
-"""How mergekit spells the merge methods and their knobs."""
+"""How mergekit spells the merge methods, their knobs and their options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from merging.methods.breadcrumbs import Breadcrumbs
@@ -15,7 +15,6 @@ from merging.methods.della_linear import DellaLinear
 from merging.methods.karcher import Karcher
 from merging.methods.linear import Linear
 from merging.methods.model_stock import ModelStock
-from merging.methods.multi_slerp import MultiSlerp
 from merging.methods.nearswap import Nearswap
 from merging.methods.nuslerp import NuSlerp
 from merging.methods.sce import Sce
@@ -29,50 +28,136 @@ class MergekitError(ValueError):
 
 
 @dataclass(frozen=True)
+class Option:
+    """A parameter of mergekit that is a field of our method, not a knob.
+
+    Args:
+        field: of our dataclass; None: it changes nothing that we compute.
+        default: mergekit's value where the file gives none; its type is the option's.
+        only: no other value than the default can be honoured here.
+    """
+
+    field: str | None
+    default: bool | int | float
+    only: bool = False
+
+
+@dataclass(frozen=True)
 class Spelling:
-    """How one of mergekit's methods is spelt here.
+    """How one of mergekit's methods is spelt here; defaults are those of mergekit 0.1.5.
 
     Args:
         cls: our method.
-        params: mergekit's parameter to our knob.
-        defaults: mergekit's value where the file gives none; the others take ours.
-        normalize: mergekit's default of ``normalize``; None: the method has no such option.
-        base: ``model``: the base is the task vectors' origin; ``expert``: it is merged as well;
-            ``none``: there is none.
+        per_model: mergekit's parameter of one model to our knob.
+        shared: mergekit's parameter of the whole merge to our knob.
+        defaults: mergekit's value where the file gives none; a parameter without one is required.
+        options: mergekit's parameter to what it is here.
+        base: what the base_model is. ``origin``: task vectors start there, it is not merged
+            itself; ``optional``: likewise, and without one whole weights are merged; ``first``:
+            the first of two merged models; ``member``: one of the merged models, where given.
+        count: least and largest number of merged models; None: no limit.
+        fixed: fields of our method that have this value, whatever the file says.
     """
 
     cls: type[Any]
-    params: Mapping[str, str]
-    defaults: Mapping[str, float]
-    normalize: bool | None = None
-    base: Literal["model", "expert", "none"] = "model"
+    per_model: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    base: Literal["origin", "optional", "first", "member"] = "origin"
+    count: tuple[int, int | None] = (1, None)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """All that mergekit reads with this method."""
+        return frozenset({*self.per_model, *self.shared, *self.options})
 
 
-_W = {"weight": "weight"}
-_WL = {"weight": "weight", "lambda": "scale"}
-_WDL = {"weight": "weight", "density": "density", "lambda": "scale"}
-_ONES = {"weight": 1.0, "density": 1.0, "lambda": 1.0}
+_WEIGHT = {"weight": "weight"}
+
+
+def _task_vectors(
+    cls: type[Any], *extra: str, normalize: bool, rescale: bool | None = None
+) -> Spelling:
+    """Returns the spelling of mergekit's generalised task arithmetic with one sparsifier.
+
+    Args:
+        cls: our method.
+        extra: its knobs beside weight and scale.
+        normalize: mergekit's default.
+        rescale: likewise; None: ours never rescales.
+    """
+    return Spelling(
+        cls,
+        per_model=_WEIGHT | {name: name for name in extra},
+        shared={"lambda": "scale"},
+        defaults={"density": 1.0, "gamma": 0.01, "epsilon": 0.15, "lambda": 1.0},
+        options={
+            "normalize": Option("normalize", normalize),
+            "rescale": Option("rescale", rescale)
+            if rescale is not None
+            else Option(None, default=False, only=True),
+            "int8_mask": Option(None, default=False),
+        },
+    )
+
+
 METHODS: Mapping[str, Spelling] = {
-    "linear": Spelling(Linear, _W, {"weight": 1.0}, True, "none"),
-    "task_arithmetic": Spelling(TaskArithmetic, _WL, {"weight": 1.0, "lambda": 1.0}, False),
-    "slerp": Spelling(Slerp, {}, {}, None, "expert"),
-    "nuslerp": Spelling(NuSlerp, _W, {"weight": 1.0}),
-    "multislerp": Spelling(MultiSlerp, _W, {"weight": 1.0}, None, "none"),
-    "karcher": Spelling(Karcher, {}, {"weight": 1.0}, None, "none"),
-    "ties": Spelling(Ties, _WDL, _ONES, True),
-    "dare_linear": Spelling(DareLinear, _WDL, _ONES, False),
-    "dare_ties": Spelling(DareTies, _WDL, _ONES, False),
-    "della": Spelling(Della, {**_WDL, "epsilon": "epsilon"}, {**_ONES, "epsilon": 0.15}, False),
-    "della_linear": Spelling(
-        DellaLinear, {**_WDL, "epsilon": "epsilon"}, {**_ONES, "epsilon": 0.15}, False
+    "linear": Spelling(
+        Linear, _WEIGHT, options={"normalize": Option("normalize", default=True)}, base="member"
     ),
-    "breadcrumbs": Spelling(
-        Breadcrumbs, {**_WDL, "gamma": "gamma"}, {**_ONES, "gamma": 0.01}, False
+    "task_arithmetic": _task_vectors(TaskArithmetic, normalize=False),
+    "slerp": Spelling(Slerp, shared={"t": "weight"}, base="first", count=(2, 2)),
+    "nuslerp": Spelling(
+        NuSlerp,
+        _WEIGHT,
+        options={
+            "nuslerp_flatten": Option("flatten", default=True),
+            "nuslerp_row_wise": Option("row_wise", default=False),
+        },
+        base="optional",
+        count=(2, 2),
     ),
-    "breadcrumbs_ties": Spelling(
-        BreadcrumbsTies, {**_WDL, "gamma": "gamma"}, {**_ONES, "gamma": 0.01}, False
+    # The direction of the weighted mean: mergekit's tangent step there is zero, ours is not.
+    "multislerp": Spelling(
+        Karcher,
+        _WEIGHT,
+        options={
+            "normalize_weights": Option(None, default=True, only=True),
+            "eps": Option(None, default=1e-8),
+        },
+        base="optional",
+        fixed={"max_iterations": 0},
     ),
-    "sce": Spelling(Sce, {"select_topk": "density"}, {"select_topk": 1.0}),
-    "model_stock": Spelling(ModelStock, {}, {}),
-    "nearswap": Spelling(Nearswap, {"t": "t"}, {}),
+    "karcher": Spelling(
+        Karcher,
+        options={"max_iter": Option("max_iterations", 10), "tol": Option("tolerance", 1e-5)},
+        base="member",
+    ),
+    "ties": _task_vectors(Ties, "density", normalize=True),
+    "dare_linear": _task_vectors(DareLinear, "density", normalize=False, rescale=True),
+    "dare_ties": _task_vectors(DareTies, "density", normalize=False, rescale=True),
+    "della": _task_vectors(Della, "density", "epsilon", normalize=True, rescale=True),
+    "della_linear": _task_vectors(
+        DellaLinear, "density", "epsilon", normalize=False, rescale=True
+    ),
+    "breadcrumbs": _task_vectors(Breadcrumbs, "density", "gamma", normalize=False),
+    "breadcrumbs_ties": _task_vectors(BreadcrumbsTies, "density", "gamma", normalize=False),
+    "sce": Spelling(
+        Sce,
+        shared={"select_topk": "density"},
+        defaults={"select_topk": 1.0},
+        options={"int8_mask": Option(None, default=False)},
+        count=(2, None),
+    ),
+    "model_stock": Spelling(
+        ModelStock,
+        options={"filter_wise": Option(None, default=False, only=True)},
+        count=(2, None),
+    ),
+    "nearswap": Spelling(Nearswap, shared={"t": "t"}, count=(1, 1)),
 }
+
+WORDS = frozenset().union(*(spelling.parameters for spelling in METHODS.values()))
+"""Every parameter that some method of mergekit reads."""

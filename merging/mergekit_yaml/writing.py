@@ -2,70 +2,161 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from merging.adapters import Adapter
 from merging.experts import ExpertPool
-from merging.mergekit_yaml.spelling import METHODS, MergekitError
-from merging.recipe import Recipe
+from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
+from merging.method import MergeMethod
+from merging.plan import MergePlan
+from merging.recipe import Recipe, dtype_name
 
 
 def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     """Returns a coefficient recipe as mergekit YAML; random methods draw other noise there.
 
     Raises:
-        MergekitError: mergekit has no such method or knob.
+        MergekitError: mergekit has no such method, knob or option.
     """
     plan = recipe.plan
-    name = next((n for n, m in METHODS.items() if m.cls is type(plan.method)), None)
-    if name is None:
-        raise MergekitError(
-            f"mergekit has no method for {type(plan.method).__name__}: keep the recipe as it is"
-        )
-    spelling = METHODS[name]
-    groups = plan.grouping.assign(pool.names)
-    parameters: dict[str, Any] = {}
+    name, spelling = _spelling(plan.method)
+    _refuse_inexpressible(plan, spelling, name)
+    models = {expert: _model(recipe, pool, expert) for expert in plan.experts}
+    groups = _file_groups(plan, pool)
     own: dict[str, dict[str, Any]] = {expert: {} for expert in plan.experts}
-    if name == "slerp":
-        parameters["t"] = _spread(groups, {g: _slerp_t(k) for g, k in plan.coefficients.items()})
-    for theirs, ours in spelling.params.items():
+    shared: dict[str, Any] = {}
+    for theirs, ours in spelling.per_model.items():
         for expert in plan.experts:
-            column = {group: knobs[ours] for group, knobs in plan.coefficients.items()}
-            values = {g: v[expert] if isinstance(v, Mapping) else v for g, v in column.items()}
-            target = (
-                own[expert] if isinstance(next(iter(column.values())), Mapping) else parameters
-            )
-            target[theirs] = _spread(groups, values)
-    for option in ("normalize", "rescale"):
-        if hasattr(plan.method, option):
-            parameters[option] = getattr(plan.method, option)
-    models: list[dict[str, Any]] = [
-        {
-            "model": recipe.experts[expert].source,
-            **({"parameters": own[expert]} if own[expert] else {}),
-        }
+            values = {g: _of(plan, g, ours, expert) for g in plan.coefficients}
+            own[expert][theirs] = _spread(groups, values)
+    for theirs, ours in spelling.shared.items():
+        read = _slerp_t if name == "slerp" else _shared
+        shared[theirs] = _spread(groups, {g: read(plan, g, ours) for g in plan.coefficients})
+    document: dict[str, Any] = {"merge_method": name}
+    if base := _base_model(plan, spelling, recipe, models):
+        document["base_model"] = base
+    document["models"] = [
+        {"model": models[expert], **({"parameters": own[expert]} if own[expert] else {})}
         for expert in plan.experts
     ]
-    base = recipe.experts[plan.experts[0]].source if name == "slerp" else recipe.base.source
-    document: dict[str, Any] = {"merge_method": name, "models": models}
-    if spelling.base != "none":
-        document["base_model"] = base
-    document |= {"parameters": parameters, "dtype": recipe.dtype or "float32"}
+    if shared := {**shared, **_options(plan.method, spelling)}:
+        document["parameters"] = shared
+    document |= _dtypes(recipe, pool)
     text: str = yaml.safe_dump(document, sort_keys=False)
     return text
 
 
-def _slerp_t(knobs: Mapping[str, Mapping[str, float] | float]) -> float:
-    weights = knobs["weight"]
-    assert isinstance(weights, Mapping)
-    first, second = weights.values()
-    return float(second / (first + second))
+def _spelling(method: MergeMethod) -> tuple[str, Spelling]:
+    for name, spelling in METHODS.items():
+        fits = all(getattr(method, each, None) == value for each, value in spelling.fixed.items())
+        if fits and spelling.cls is type(method):
+            return name, spelling
+    raise MergekitError(
+        f"mergekit has no method for {type(method).__name__}: keep the recipe as it is"
+    )
+
+
+def _refuse_inexpressible(plan: MergePlan, spelling: Spelling, name: str) -> None:
+    """Raises for options and knobs that mergekit would replace by its own value."""
+    known = {option.field for option in spelling.options.values()} | {"seed", *spelling.fixed}
+    known |= {"task_vectors"} if spelling.base == "optional" else set()
+    for each in dataclasses.fields(plan.method):  # type: ignore[arg-type]
+        value = getattr(plan.method, each.name)
+        if each.name not in known and value != each.default:
+            raise MergekitError(
+                f"mergekit's {name} has no {each.name}={value!r}: keep the recipe as it is"
+            )
+    spelt = {*spelling.per_model.values(), *spelling.shared.values()}
+    for group, knobs in plan.coefficients.items():
+        for knob in plan.method.knobs:
+            if knob.name in spelt:
+                continue
+            given = knobs[knob.name]
+            values = set(given.values()) if isinstance(given, Mapping) else {given}
+            if len(values) > 1 or (not knob.per_expert and values != {1.0}):
+                raise MergekitError(
+                    f"mergekit's {name} has no {knob.name}, group {group!r} has it at "
+                    f"{', '.join(map(str, sorted(values)))}: keep the recipe as it is"
+                )
+
+
+def _model(recipe: Recipe, pool: ExpertPool, expert: str) -> str:
+    """Returns mergekit's name of an expert; an adapter stands behind its base."""
+    source = recipe.experts[expert].source
+    is_adapter = isinstance(pool.experts[expert], Adapter)
+    return f"{recipe.base.source}+{source}" if is_adapter else source
+
+
+def _base_model(
+    plan: MergePlan, spelling: Spelling, recipe: Recipe, models: Mapping[str, str]
+) -> str | None:
+    if spelling.base == "member":
+        return None
+    if spelling.base == "first":
+        return models[plan.experts[0]]
+    if not getattr(plan.method, "task_vectors", True):
+        return None
+    return recipe.base.source
+
+
+def _options(method: MergeMethod, spelling: Spelling) -> dict[str, Any]:
+    options = {
+        theirs: getattr(method, option.field)
+        for theirs, option in spelling.options.items()
+        if option.field is not None
+    }
+    if options.get("nuslerp_flatten") is False:  # see `merging.mergekit_yaml.reading`
+        options["nuslerp_row_wise"] = not options["nuslerp_row_wise"]
+    return options
+
+
+def _dtypes(recipe: Recipe, pool: ExpertPool) -> dict[str, str]:
+    """Returns float32 for the arithmetic and the recipe's dtype for the result.
+
+    Where the base mixes dtypes and the recipe keeps them, mergekit can only be told nothing.
+    """
+    saved = recipe.dtype
+    if saved is None:
+        dtypes = {pool.base.dtype(name) for name in pool.names}
+        saved = dtype_name(dtypes.pop()) if len(dtypes) == 1 else None
+    return {} if saved is None else {"dtype": "float32", "out_dtype": saved}
+
+
+def _of(plan: MergePlan, group: str, knob: str, expert: str) -> float:
+    value = plan.coefficients[group][knob]
+    return value[expert] if isinstance(value, Mapping) else value
+
+
+def _shared(plan: MergePlan, group: str, knob: str) -> float:
+    value = plan.coefficients[group][knob]
+    assert not isinstance(value, Mapping)
+    return value
+
+
+def _slerp_t(plan: MergePlan, group: str, knob: str) -> float:
+    first, second = (_of(plan, group, knob, expert) for expert in plan.experts)
+    if first + second == 0:
+        raise MergekitError(f"group {group!r}: weights that sum to zero have no t")
+    return second / (first + second)
+
+
+def _file_groups(plan: MergePlan, pool: ExpertPool) -> dict[str, str]:
+    """Returns name in the base's file -> group, longer names first.
+
+    The first filter that is a part of the name counts: ``norm.weight`` must come behind
+    ``q_norm.weight``.
+    """
+    names = pool.base.file_names or {}
+    groups = {names.get(n, n): group for n, group in plan.grouping.assign(pool.names).items()}
+    return dict(sorted(groups.items(), key=lambda item: len(item[0]), reverse=True))
 
 
 def _spread(groups: Mapping[str, str], values: Mapping[str, float]) -> Any:
     """Returns one number where all groups agree, else mergekit's list of filters."""
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
-    return [{"filter": tensor, "value": values[group]} for tensor, group in groups.items()]
+    return [{"filter": name, "value": values[group]} for name, group in groups.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class CoefficientSpace:
 
     Raises:
         MergeError: `knobs`, `start`, `bounds` or `scale` name a knob that the method lacks, a
-            bound lies outside the knob's own range, or a start outside its bounds.
+            bound lies outside the knob's own range, a start outside its bounds, or a scale is
+            not positive.
     """
 
     def __init__(
@@ -101,17 +103,29 @@ def adjust(
         _refuse_unknown(method, option, given)
     adjusted = []
     for knob in method.knobs:
-        low, high = bounds.get(knob.name, (knob.low, knob.high))
-        if not knob.low <= low <= high <= knob.high:
-            raise MergeError(
-                f"bounds of {knob.name}: [{low}, {high}] does not lie in [{knob.low}, {knob.high}]"
-            )
+        low, high = _bounds(knob, bounds.get(knob.name, (knob.low, knob.high)))
         centre = start.get(knob.name, knob.start)
-        if not low <= centre <= high:
-            raise MergeError(f"start of {knob.name}: {centre} lies outside [{low}, {high}]")
+        if not (math.isfinite(centre) and low <= centre <= high):
+            raise MergeError(
+                f"start of {knob.name}: {centre} lies outside [{low}, {high}]: "
+                f"set start.{knob.name} inside"
+            )
         step = scale.get(knob.name, knob.scale)
+        if not (math.isfinite(step) and step > 0):
+            raise MergeError(f"scale of {knob.name}: {step} is no step, it must be positive")
         adjusted.append(Knob(knob.name, low, high, centre, knob.per_expert, step))
     return tuple(adjusted)
+
+
+def _bounds(knob: Knob, given: Sequence[float]) -> tuple[float, float]:
+    if len(given) != 2:
+        raise MergeError(f"bounds of {knob.name}: expected [low, high], got {list(given)}")
+    low, high = given
+    if not knob.low <= low <= high <= knob.high:
+        raise MergeError(
+            f"bounds of {knob.name}: [{low}, {high}] does not lie in [{knob.low}, {knob.high}]"
+        )
+    return low, high
 
 
 def knob_axes(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
-from merging.method import MergeError, MergeMethod
+from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
-from merging.spaces.axes import Axis, Choice, Vector, check
+from merging.spaces.axes import Axis, Choice, Vector, check, start
 from merging.spaces.coefficients import knob_axes, read_knobs
 from merging.weights import Weights
 
@@ -46,11 +45,13 @@ class MixedSpace:
         head: list[Axis] = [Choice("method", tuple(self.methods))]
         head += [Choice(f"use/{expert}", ("no", "yes"), start=1) for expert in self._choosing]
         self._spans: dict[str, slice] = {}
+        self._owners: list[str | None] = [None] * len(head)
         axes = list(head)
         for name, method in self.methods.items():
             added = knob_axes(method.knobs, self.groups, pool.expert_names, f"{name}/")
             self._spans[name] = slice(len(axes), len(axes) + len(added))
             axes.extend(added)
+            self._owners += _owners(method.knobs, self.groups, pool.expert_names)
         self.axes = tuple(axes)
 
     def plan(self, genome: Vector) -> MergePlan:
@@ -61,11 +62,8 @@ class MixedSpace:
             MergeError: no expert is chosen.
         """
         check(self.axes, genome)
-        name = tuple(self.methods)[int(genome[0])]
+        name, experts = self._chosen(genome)
         method = self.methods[name]
-        flags = genome[1 : 1 + len(self._choosing)]
-        unused = {e for e, flag in zip(self._choosing, flags, strict=True) if not flag}
-        experts = tuple(e for e in self.pool.expert_names if e not in unused)
         if not experts:
             raise MergeError("no expert is chosen: at least one must take part")
         coefficients = read_knobs(
@@ -93,12 +91,36 @@ class MixedSpace:
         return self.plan(genome).describe()
 
     def canonical(self, genome: Vector) -> Vector:
-        """Returns `genome` with the knobs of methods that are not chosen at their start.
+        """Returns `genome` with every number that is not read at its start.
 
-        Two genomes with the same canonical form decode to the same weights.
+        These are the knobs of the methods that are not chosen, and those of the experts that
+        take no part.
         """
-        chosen = self._spans[tuple(self.methods)[int(genome[0])]]
-        fixed = np.array([axis.start for axis in self.axes], dtype=np.float64)
+        name, experts = self._chosen(genome)
         head = 1 + len(self._choosing)
-        fixed[:head], fixed[chosen] = genome[:head], genome[chosen]
+        fixed = start(self.axes)
+        fixed[:head] = genome[:head]
+        span = self._spans[name]
+        for i in range(span.start, span.stop):
+            if self._owners[i] is None or self._owners[i] in experts:
+                fixed[i] = genome[i]
         return fixed
+
+    def _chosen(self, genome: Vector) -> tuple[str, tuple[str, ...]]:
+        """Returns the name of the method and those of the experts that take part."""
+        flags = genome[1 : 1 + len(self._choosing)]
+        unused = {e for e, flag in zip(self._choosing, flags, strict=True) if not flag}
+        experts = tuple(e for e in self.pool.expert_names if e not in unused)
+        return tuple(self.methods)[int(genome[0])], experts
+
+
+def _owners(
+    knobs: Sequence[Knob], groups: Sequence[str], experts: Sequence[str]
+) -> list[str | None]:
+    """Returns whose number each axis of `knob_axes` is; None: that of all experts."""
+    return [
+        expert
+        for _ in groups
+        for knob in knobs
+        for expert in (experts if knob.per_expert else (None,))
+    ]

@@ -1,0 +1,187 @@
+"""Which models a mergekit file names, and which of them are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merging.mergekit_yaml.parameters import Settings
+from merging.mergekit_yaml.spelling import MergekitError, Spelling
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as mergekit writes it: ``ID``, a directory, or ``BASE+ADAPTER``."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text.count("+") > 1 and not self._is_directory:
+            raise MergekitError(f"model {self.text}: expected one adapter behind the +")
+        if "@" in self.text and not self._is_directory:
+            raise MergekitError(
+                f"model {self.text}: a revision behind @ is not supported: "
+                "download it and name its directory"
+            )
+
+    @property
+    def source(self) -> str:
+        """What is opened as an expert: the adapter, or the whole model."""
+        return self.text.split("+")[-1] if self.is_adapter else self.text
+
+    @property
+    def origin(self) -> str:
+        """What the expert differs from if it is merged without a base_model."""
+        return self.text.split("+")[0] if self.is_adapter else self.text
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is named beside its base."""
+        return "+" in self.text and not self._is_directory
+
+    @property
+    def _is_directory(self) -> bool:
+        return Path(self.text).expanduser().is_dir()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One merged model: a name for the recipe, and the file's parameters for it."""
+
+    name: str
+    model: Model
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a file lists under ``models``, or under its one slice.
+
+    Args:
+        entries: models with their own parameters, in order.
+        shared: parameters of all models, those of the slice before those of the file.
+        layer_ranges: of the slice's models.
+    """
+
+    entries: Sequence[tuple[Model, Settings]]
+    shared: Sequence[Settings]
+    layer_ranges: Sequence[list[int]] = field(default_factory=tuple)
+
+
+def listed(content: Mapping[str, Any]) -> Sources:
+    """Returns the models of a file, from ``models`` or from one slice with all layers.
+
+    Raises:
+        MergekitError: both or none, several slices, or an entry of another form.
+    """
+    models, slices = content.get("models"), content.get("slices")
+    whole = _settings(content, "parameters")
+    if (models is None) == (slices is None):
+        raise MergekitError("expected one of models and slices, got both or none")
+    if models is not None:
+        return Sources(_entries(models, "models", frozenset({"model", "parameters"})), (whole,))
+    if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
+        raise MergekitError(
+            "slices: layers are not re-ordered here: give models, or one slice of all layers"
+        )
+    _refuse_keys(slices[0], {"sources", "parameters"}, "slices")
+    sources = slices[0].get("sources")
+    known = frozenset({"model", "layer_range", "parameters"})
+    entries = _entries(sources, "sources", known)
+    return Sources(
+        entries,
+        (_settings(slices[0], "parameters of the slice"), whole),
+        [each["layer_range"] for each in sources or () if "layer_range" in each],
+    )
+
+
+def merged_models(
+    entries: Sequence[tuple[Model, Settings]], base: Any, spelling: Spelling, name: str
+) -> tuple[list[Entry], str]:
+    """Returns the models that are merged, and the one that their deltas start from.
+
+    Raises:
+        MergekitError: no base_model where one is needed, or too few or too many models.
+    """
+    if base is None and spelling.base in ("origin", "first"):
+        raise MergekitError(f"merge_method {name} needs a base_model")
+    if base is not None and not isinstance(base, str):
+        raise MergekitError(f"base_model: {base} is no model: name an id or a directory")
+    root = None if base is None else Model(base)
+    merged = list(entries)
+    if root is not None and spelling.base in ("origin", "optional"):
+        merged = [(model, settings) for model, settings in entries if model != root]
+    elif root is not None and spelling.base == "first":
+        rest = [each for each in entries if each[0] != root]
+        merged = [(root, {}), *rest]
+    elif root is not None and root not in [model for model, _ in entries]:
+        merged = [*entries, (root, {})]  # mergekit counts it as one more model
+    least, most = spelling.count
+    if len(merged) < least or (most is not None and len(merged) > most):
+        wanted = f"exactly {least}" if least == most else f"at least {least}"
+        beside = " beside the base_model" if spelling.base in ("origin", "optional") else ""
+        raise MergekitError(
+            f"merge_method {name} merges {wanted} model{'s' if least > 1 else ''}{beside}, "
+            f"{len(merged)} given"
+        )
+    names = _names([model for model, _ in merged])
+    origin = _origin(root, [model for model, _ in merged])
+    return [
+        Entry(name, model, settings) for name, (model, settings) in zip(names, merged, strict=True)
+    ], origin
+
+
+def _origin(root: Model | None, merged: Sequence[Model]) -> str:
+    """Returns the base; adapters must belong to it."""
+    bases = list(dict.fromkeys(model.origin for model in merged if model.is_adapter))
+    if root is not None and not root.is_adapter:
+        bases = list(dict.fromkeys([root.text, *bases]))
+    if len(bases) > 1:
+        raise MergekitError(
+            f"models: adapters of {bases[0]} and of {bases[1]} cannot be merged: use one base"
+        )
+    return bases[0] if bases else merged[0].text
+
+
+def _entries(
+    listing: Any, where: str, known: frozenset[str]
+) -> tuple[tuple[Model, Settings], ...]:
+    """Returns model and own parameters of every entry of a list."""
+    if not isinstance(listing, list) or not listing:
+        raise MergekitError(f"{where}: expected a list of {{model: ID or directory, ...}}")
+    entries: dict[Model, Settings] = {}
+    for entry in listing:
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+            raise MergekitError(f"{where}: {entry} is no {{model: ID or directory, ...}}")
+        _refuse_keys(entry, known, where)
+        model = Model(entry["model"])
+        if model in entries:
+            raise MergekitError(f"{where}: {model.text} is listed twice: list it once")
+        entries[model] = _settings(entry, f"parameters of {model.text}")
+    return tuple(entries.items())
+
+
+def _settings(owner: Mapping[str, Any], where: str) -> Settings:
+    settings = owner.get("parameters") or {}
+    if not isinstance(settings, dict):
+        raise MergekitError(f"{where}: expected parameter: value, got {settings!r}")
+    return settings
+
+
+def _refuse_keys(entry: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:
+    if unknown := sorted(set(entry) - known):
+        raise MergekitError(f"{where}: {unknown[0]}: is not supported: remove the key")
+
+
+def _names(models: Sequence[Model]) -> list[str]:
+    """Returns a short name for every model: the last part of its path, numbered if needed."""
+    names: list[str] = []
+    for model in models:
+        stem = model.source.rstrip("/").rsplit("/", 1)[-1]
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names

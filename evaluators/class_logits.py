@@ -41,7 +41,7 @@ class ClassLogitsJob:
         for (head, *_), group in groups.items():
             classifier = resident.classifiers[head]
             # without a padding token a decoder's head cannot find the ends of several rows
-            tokens = batch_tokens if _can_pad(classifier) else 1
+            tokens = batch_tokens if _can_pad(group[0][1].inputs, classifier) else 1
             ordered = sorted(group, key=lambda each: -_cost(each[1].inputs))
             for batch in pack(ordered, [_cost(each[1].inputs) for each in ordered], tokens):
                 inputs = _stack([request.inputs for _, request in batch], classifier, resident)
@@ -83,10 +83,10 @@ def _cost(inputs: Mapping[str, Tensor]) -> int:
     )
 
 
-def _can_pad(classifier: Any) -> bool:
+def _can_pad(inputs: Mapping[str, Tensor], classifier: Any) -> bool:
     return (
-        not classifier.can_generate() and getattr(classifier.config, "is_decoder", None) is None
-    ) or getattr(classifier.config, "pad_token_id", None) is not None
+        "input_ids" not in inputs or getattr(classifier.config, "pad_token_id", None) is not None
+    )
 
 
 def _stack(

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from evaluators.engine import Engine
+from evaluators.forward import token_log_probs
 from evaluators.requests import Classify, EvaluationError, Generate, Loglikelihood
 from evaluators.resident import Resident
-from tests.evaluators.conftest import kick
+from tests.evaluators.conftest import kick, language_resident
 from tests.evaluators.test_likelihood import random_requests
 
 
@@ -154,6 +162,58 @@ def test_mask_is_made_where_inputs_have_none(bert: Resident) -> None:
     alone = [Engine(bert).run([each])[0] for each in requests]
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+
+
+def test_a_decoders_head_without_padding_token_reads_row_by_row() -> None:
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config)
+    resident = Resident(model.base_model, tokenizer=None, classifiers={"topic": model})
+    rows = [torch.arange(3, 3 + n) for n in (2, 7, 4)]
+    answers = Engine(resident).run([Classify("topic", {"input_ids": row}) for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=row.unsqueeze(0)).logits[0]
+        np.testing.assert_allclose(answer.logits, logits.numpy(), atol=1e-6)
+
+
+def test_images_are_batched(vit: Resident) -> None:
+    rows: list[int] = []
+    vit.classifiers["digits"].register_forward_pre_hook(
+        lambda _, __, options: rows.append(options["pixel_values"].shape[0]), with_kwargs=True
+    )
+    noise = torch.Generator().manual_seed(0)
+    images = [torch.randn(3, 8, 8, generator=noise) for _ in range(5)]
+    requests = [Classify("digits", {"pixel_values": image}) for image in images]
+    answers = Engine(vit).run(requests)
+    assert rows == [5]
+    with torch.no_grad():
+        logits = vit.classifiers["digits"](pixel_values=torch.stack(images)).logits
+    np.testing.assert_allclose([each.logits for each in answers], logits.numpy(), atol=1e-6)
+
+
+def test_bfloat16_scores_are_summed_in_float32(checkpoints: Path) -> None:
+    path = checkpoints / "llama"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    coarse = Resident(model, tokenizer=AutoTokenizer.from_pretrained(path))
+    requests = (*random_requests(1, 8, 30), Generate((40, 50), 4))
+    answers = Engine(coarse).run(requests)
+    exact = Engine(language_resident(path)).run(requests)
+    for a, b in zip(answers[:-1], exact[:-1], strict=True):
+        assert a.total == pytest.approx(b.total, rel=0.01)
+    logits = model(input_ids=torch.tensor([[9, 8]])).logits[0]
+    token = torch.tensor([5, 6])
+    log_probs, _ = token_log_probs(logits, torch.arange(2), token)
+    expected = logits.double().log_softmax(dim=-1)[torch.arange(2), token]
+    torch.testing.assert_close(log_probs.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_unknown_head_is_refused(bert: Resident) -> None:

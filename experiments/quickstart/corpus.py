@@ -1,0 +1,307 @@
+"""Text that every machine with this project has, in three domains, split by document.
+
+``code``: the standard library's Python without docstrings and comments. ``prose``: the standard
+library's docstrings and the texts of ``pydoc``, without examples. ``headers``: the C++ headers
+that come with torch, without comments. All of it is reduced to printable ASCII, so that one byte
+is one character is one token.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data import topics
+from typing import TypeAlias
+
+import torch
+
+from merging.seeding import stable_seed
+
+DOMAINS = ("code", "prose", "headers")
+EVALUATION_SPLITS = ("search", "selection", "report")
+
+_NOT_LIBRARY = frozenset(
+    {
+        *("test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3"),
+        *("pydoc_data", "encodings"),
+    }
+)
+_DIFFERS_BETWEEN_BUILDS = ("_sysconfigdata", "config-")
+_Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_LARGEST_FILE_BYTES = 60_000
+_SMALLEST_DOCUMENT_BYTES = 600
+_BOILERPLATE_LINE_BYTES = 24
+_PRINTABLE = re.compile(r"[\n\x20-\x7e]*")
+_BLOCK_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_LINE_COMMENT = re.compile(r"\s*//.*")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One source file's share of a domain.
+
+    Args:
+        name: stable across machines: a path below the library's folder, with forward slashes.
+        text: printable ASCII and newlines.
+    """
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain's documents, split so that no document is in two splits.
+
+    Args:
+        train: documents to train on.
+        held_out: split name -> documents; the keys are `EVALUATION_SPLITS`.
+    """
+
+    train: tuple[Document, ...]
+    held_out: Mapping[str, tuple[Document, ...]]
+
+
+def read_domains() -> dict[str, list[Document]]:
+    """Returns the documents of every one of `DOMAINS`, cleaned, without shared boilerplate."""
+    code: list[Document] = []
+    prose = [
+        Document(f"pydoc/{topic}", prose_of(topics.topics[topic]))
+        for topic in sorted(topics.topics)
+    ]
+    for name, source in _files(Path(sysconfig.get_path("stdlib")), ".py", _NOT_LIBRARY):
+        if (tree := _parsed(source)) is not None:
+            code.append(Document(name, code_of(source, tree)))
+            prose.append(Document(name, prose_of(docstrings_of(tree))))
+    # ATen/ops holds thousands of generated files that differ in a name.
+    aten = Path(torch.__file__).parent / "include" / "ATen"
+    headers = [
+        Document(name, header_of(source))
+        for name, source in _files(aten, ".h", frozenset({"ops"}))
+    ]
+    documents = zip(DOMAINS, (code, prose, headers), strict=True)
+    return {domain: without_boilerplate(found) for domain, found in documents}
+
+
+def _files(root: Path, suffix: str, skip: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yields (name, text) of the UTF-8 files below a folder, in sorted order of names."""
+    found = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob(f"*{suffix}"))
+    for name, path in found:
+        wanted = not skip & set(name.split("/")) and not name.startswith(_DIFFERS_BETWEEN_BUILDS)
+        if wanted and path.stat().st_size <= _LARGEST_FILE_BYTES:
+            try:
+                yield name, path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue  # a source in another encoding is not needed
+
+
+def _parsed(source: str) -> ast.Module | None:
+    """Returns the syntax tree; None for a template that is no Python of this version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in other people's strings
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return None
+
+
+def _documented(tree: ast.Module) -> list[_Documented]:
+    return [node for node in ast.walk(tree) if isinstance(node, _Documented)]
+
+
+def docstrings_of(tree: ast.Module) -> str:
+    """Returns all docstrings of a module as one text."""
+    strings = (ast.get_docstring(node) for node in _documented(tree))
+    return "\n\n".join(string for string in strings if string)
+
+
+def code_of(source: str, tree: ast.Module) -> str:
+    """Returns Python source without docstrings, comment lines and runs of blank lines.
+
+    Args:
+        source: of a module.
+        tree: of the same module.
+    """
+    lines = source.split("\n")
+    for node in _documented(tree):
+        if ast.get_docstring(node, clean=False) is not None:
+            string = node.body[0]
+            for number in range(string.lineno - 1, string.end_lineno or string.lineno):
+                lines[number] = ""
+    return _tidy(line for line in lines if not line.lstrip().startswith("#"))
+
+
+def prose_of(text: str) -> str:
+    """Returns the paragraphs of a text that read as sentences, without examples."""
+    return _tidy(
+        line
+        for paragraph in text.split("\n\n")
+        if _is_prose(paragraph)
+        for line in [*paragraph.split("\n"), ""]
+    )
+
+
+def _is_prose(paragraph: str) -> bool:
+    if ">>>" in paragraph or len(paragraph) < 40:
+        return False
+    plain = sum(character.isalpha() or character in " ,.\n" for character in paragraph)
+    return plain > 0.9 * len(paragraph)
+
+
+def header_of(source: str) -> str:
+    """Returns C++ source without comment lines and runs of blank lines."""
+    lines = _BLOCK_COMMENT.sub("", source).split("\n")
+    return _tidy(line for line in lines if not _LINE_COMMENT.fullmatch(line))
+
+
+def _tidy(lines: Iterator[str]) -> str:
+    """Joins lines, without those that are not ASCII and without more than one blank in a row."""
+    kept: list[str] = []
+    for line in lines:
+        line = line.rstrip()
+        if _PRINTABLE.fullmatch(line) and (line or (kept and kept[-1])):
+            kept.append(line)
+    return "\n".join(kept).strip("\n") + "\n"
+
+
+def without_boilerplate(documents: Sequence[Document]) -> list[Document]:
+    """Returns the documents without the long lines that several of them share.
+
+    Licence headers and copied paragraphs would otherwise be known by heart on held-out text. A
+    document that is hardly more than that is dropped.
+    """
+    owners = Counter(line for document in documents for line in set(_long_lines(document.text)))
+    kept = []
+    for document in documents:
+        lines = document.text.split("\n")
+        text = _tidy(line for line in lines if owners[line.strip()] < 2)
+        if len(text) >= _SMALLEST_DOCUMENT_BYTES:
+            kept.append(Document(document.name, text))
+    return kept
+
+
+def _long_lines(text: str) -> list[str]:
+    stripped = (line.strip() for line in text.split("\n"))
+    return [line for line in stripped if len(line) >= _BOILERPLATE_LINE_BYTES]
+
+
+def split_documents(
+    documents: Sequence[Document], *, domain: str, seed: int, held_out_bytes: Mapping[str, int]
+) -> Domain:
+    """Returns the documents dealt to splits in an order that depends on names and seed alone.
+
+    Args:
+        documents: of one domain.
+        domain: its name, for messages and seeds.
+        seed: another seed deals other documents.
+        held_out_bytes: split -> bytes of text it needs; the rest is for training.
+
+    Raises:
+        ValueError: less text than asked for.
+    """
+    order = sorted(documents, key=lambda document: stable_seed(seed, domain, document.name))
+    held_out: dict[str, tuple[Document, ...]] = {}
+    for split, needed in held_out_bytes.items():
+        dealt: list[Document] = []
+        while sum(len(document.text) for document in dealt) < needed:
+            if not order:
+                raise ValueError(
+                    f"domain {domain!r} has too little text for its {split} split: expected "
+                    f"{needed} bytes more; use a full Python and torch or smaller splits"
+                )
+            dealt.append(order.pop())
+        held_out[split] = tuple(dealt)
+    return Domain(tuple(order), held_out)
+
+
+def chunks(documents: Sequence[Document], *, count: int, size: int, seed: int) -> list[str]:
+    """Returns `count` different pieces of exactly `size` bytes that start where a line starts.
+
+    Raises:
+        ValueError: the documents do not hold that many.
+    """
+    found = {piece for document in documents for piece in _pieces(document.text, size)}
+    return _sample(sorted(found), count, f"pieces of {size} bytes", seed)
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start >= size:
+        yield text[start : start + size]
+        line_end = text.find("\n", start + size)
+        if line_end < 0:
+            return
+        start = line_end + 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question: which of four texts follows?
+
+    Args:
+        context: the text before.
+        choices: four texts of equal length, all from the same domain and split.
+        label: index of the one that follows.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    label: int
+
+
+def choices(
+    documents: Sequence[Document], *, count: int, context: int, continuation: int, seed: int
+) -> list[Choice]:
+    """Returns `count` questions about text of these documents.
+
+    Every continuation starts inside a word, the true one and the three others, so that a model
+    of modest size can tell them apart.
+
+    Args:
+        documents: of one domain and split.
+        count: questions.
+        context: bytes before.
+        continuation: bytes of each choice.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the documents do not hold that many.
+    """
+    size = context + continuation + 16  # room to shift the cut into a word
+    found = sorted({piece for document in documents for piece in _pieces(document.text, size)})
+    cut = {piece: place for piece in found if (place := _cut(piece, context)) is not None}
+    endings = sorted({piece[place : place + continuation] for piece, place in cut.items()})
+    if len(endings) < 4:
+        raise ValueError(f"expected 4 different continuations, found {len(endings)}")
+    draw = random.Random(seed)
+    questions = []
+    for piece in _sample(sorted(cut), count, "places for a question", seed):
+        place = cut[piece]
+        true = piece[place : place + continuation]
+        options = [*draw.sample([ending for ending in endings if ending != true], 3), true]
+        draw.shuffle(options)
+        questions.append(
+            Choice(piece[place - context : place], tuple(options), options.index(true))
+        )
+    return questions
+
+
+def _cut(piece: str, context: int) -> int | None:
+    """Returns the first place from `context` on with three letters before and two after it."""
+    for place in range(context, context + 14):
+        if piece[place - 3 : place + 2].isalpha():
+            return place
+    return None
+
+
+def _sample(population: Sequence[str], count: int, what: str, seed: int) -> list[str]:
+    if len(population) < count:
+        raise ValueError(f"expected {count} {what} in this split, found {len(population)}")
+    return random.Random(seed).sample(population, count)

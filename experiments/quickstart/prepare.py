@@ -1,0 +1,218 @@
+"""Trains the quickstart's base and experts once and keeps them in a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from experiments.quickstart import corpus, tasks, tokenizer, training
+from experiments.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
+from experiments.quickstart.tasks import HeldOut
+from experiments.quickstart.training import ModelSize, Schedule, Stream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where a prepared quickstart lies.
+
+    Args:
+        base: model folder of the base.
+        experts: domain -> model folder.
+        data: folder of ``<domain>.<split>.jsonl`` and ``choice.<split>.jsonl``.
+        tasks: folder of lm-eval task files ``quickstart_choice_<split>.yaml``.
+    """
+
+    base: Path
+    experts: Mapping[str, Path]
+    data: Path
+    tasks: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> Prepared:
+        """Returns the layout below a folder."""
+        experts = {domain: folder / "experts" / domain for domain in DOMAINS}
+        return cls(folder / "base", experts, folder / "data", folder / "tasks")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and on how much text it is judged.
+
+    Args:
+        size: of the model.
+        base: training on all domains in equal shares.
+        expert: training of each expert, from the base, on its own domain.
+        held_out: how much text each split asks.
+    """
+
+    size: ModelSize = field(default_factory=ModelSize)
+    base: Schedule = field(default_factory=lambda: Schedule(steps=400, rate=4e-3, final=0.3))
+    expert: Schedule = field(default_factory=lambda: Schedule(steps=300, rate=1e-3, final=0.05))
+    held_out: HeldOut = field(default_factory=HeldOut)
+
+    def __post_init__(self) -> None:
+        asked = self.held_out
+        longest = max(asked.chunk_bytes, asked.context_bytes + asked.continuation_bytes)
+        if longest >= self.size.context:
+            raise ValueError(
+                f"held_out: a text of {longest} bytes does not fit the model, expected less than "
+                f"its context of {self.size.context}; raise size.context or shorten the text"
+            )
+
+
+def prepare(
+    cache_dir: Path,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    settings: Settings | None = None,
+    progress: bool = True,
+) -> Prepared:
+    """Returns a base, an expert for each of `DOMAINS` and held-out data, trained on first use.
+
+    Training runs on the CPU. A finished folder carries a digest of all settings, the versions it
+    depends on and this code in its name; it appears at once or not at all, and a second process
+    waits for the first.
+
+    Args:
+        cache_dir: folder that keeps what was prepared.
+        seed: of the weights, the splits and the order of the text.
+        threads: of the training; None: as many as torch has now.
+        settings: what is trained; None: the quickstart's own.
+        progress: show a bar with the time left.
+
+    Raises:
+        ValueError: there is too little text on this machine.
+    """
+    chosen = settings or Settings()
+    folder = cache_dir.expanduser().resolve() / f"quickstart-{digest_of(chosen, seed)}"
+    if folder.is_dir():
+        return Prepared.at(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            log.info("preparing the quickstart in %s", folder)
+            with _appearing(folder) as unfinished, _threads(threads):
+                domains = _read(chosen.held_out, seed)
+                _write_data(Prepared.at(unfinished), Prepared.at(folder), domains, chosen, seed)
+                _train_all(Prepared.at(unfinished), domains, chosen, seed, progress)
+    return Prepared.at(folder)
+
+
+def digest_of(settings: Settings, seed: int) -> str:
+    """Returns 16 hexadecimal digits that change with settings, seed, versions or this code."""
+    versions = {"python": platform.python_version()}
+    versions |= {package: version(package) for package in ("torch", "transformers", "tokenizers")}
+    plain = [dataclasses.asdict(settings), seed, versions]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for module in (corpus, tokenizer, training, tasks):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder` that becomes it if nothing fails.
+
+    What a killed process left is removed; the caller holds the lock.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
+    return {
+        domain: corpus.split_documents(
+            documents, domain=domain, seed=seed, held_out_bytes=held_out.needed_bytes()
+        )
+        for domain, documents in corpus.read_domains().items()
+    }
+
+
+def _write_data(
+    unfinished: Prepared,
+    finished: Prepared,
+    domains: Mapping[str, Domain],
+    settings: Settings,
+    seed: int,
+) -> None:
+    unfinished.data.mkdir()
+    unfinished.tasks.mkdir()
+    tasks.write_texts(domains, settings.held_out, unfinished.data, seed)
+    tasks.write_choices(domains, settings.held_out, unfinished.data, seed)
+    tasks.write_tasks(unfinished.tasks, finished.data, EVALUATION_SPLITS)
+
+
+def _train_all(
+    folders: Prepared, domains: Mapping[str, Domain], settings: Settings, seed: int, progress: bool
+) -> None:
+    """Trains and saves the base, then each expert from the base's weights."""
+    size, base, expert = settings.size, settings.base, settings.expert
+    streams = {
+        name: Stream.of(domain.train, window=size.context) for name, domain in domains.items()
+    }
+    model = training.new_model(size, seed=seed)
+    windows = base.steps * base.batch + len(streams) * expert.steps * expert.batch
+    with tqdm(total=windows, unit="window", disable=not progress) as bar:
+        _train(model, "base", streams, base, seed, bar)
+        _save(model, size, folders.base)
+        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for name, stream in streams.items():
+            model.load_state_dict(start)
+            _train(model, name, {name: stream}, expert, seed, bar)
+            _save(model, size, folders.experts[name])
+
+
+def _train(
+    model: LlamaForCausalLM,
+    label: str,
+    streams: Mapping[str, Stream],
+    schedule: Schedule,
+    seed: int,
+    bar: tqdm[NoReturn],
+) -> None:
+    def advance(loss: float) -> None:
+        bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+        bar.update(schedule.batch)
+
+    bar.set_description(f"quickstart, once: training {label}")
+    training.train(model, streams, schedule, seed=seed, label=label, on_step=advance)
+
+
+def _save(model: LlamaForCausalLM, size: ModelSize, out: Path) -> None:
+    model.save_pretrained(out)
+    tokenizer.byte_tokenizer(size.context).save_pretrained(out)

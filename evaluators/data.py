@@ -60,7 +60,7 @@ def data_path(data: str, split: str | None) -> Path:
         )
     path = Path(data.replace("{split}", split or "")).expanduser()
     if not path.is_file():
-        raise ValueError(f"data file {path} does not exist")
+        raise ValueError(f"data file {path} does not exist: correct its path")
     return path
 
 
@@ -89,9 +89,9 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"data file {path} is not UTF-8 text: {error}") from error
+        raise ValueError(f"data file {path} is not UTF-8 text ({error}): convert it") from error
     if not text.strip():
-        raise ValueError(f"data file {path} is empty")
+        raise ValueError(f"data file {path} is empty: name a file that holds items")
     return text
 
 

@@ -71,11 +71,6 @@ def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> 
     Raises:
         ValueError: a task's name would be ambiguous in metric names and files.
     """
-    if entries is not None and not isinstance(entries, DictConfig):
-        raise ValueError(
-            f"the {split} items are {entries!r}: choose a group with evaluator@NAME_on=GROUP, "
-            "for example evaluator@search_on=perplexity"
-        )
     if not entries:
         return None
     evaluators = {}

@@ -11,6 +11,8 @@ from evaluators.requests import EvaluationError
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.errors import UserError, explained
+from experiments.options import check_groups, check_options
+from experiments.rehearsal import check_data
 from experiments.run_directory import check_writable
 from merging.experts import ExpertPool
 from merging.files import write_text
@@ -23,8 +25,11 @@ def run_evaluate(config: DictConfig) -> float:
         The first task's main score, for a sweeper.
     """
     with explained():
+        check_options(config)
         if config.out is not None:
-            check_writable(Path(config.out).absolute().parent, "out", 1e6)
+            _check_file(Path(config.out))
+        check_groups(config)
+        check_data(config.report_on)
         machine = assemble.open_machine(config)
         base = config.base or config.model
         pool = ExpertPool.open(
@@ -46,5 +51,14 @@ def run_evaluate(config: DictConfig) -> float:
         print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})")
     if config.out is not None:
         content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
-        write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
+        with explained():
+            write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
     return scores[next(iter(panel.main.values()))].value
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"out={out} is a directory: name a JSON file in it")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"out={out}: {out.absolute().parent} does not exist: make it first")
+    check_writable(out.absolute().parent, "out")

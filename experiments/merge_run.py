@@ -12,14 +12,16 @@ from tqdm import tqdm
 from experiments import assemble
 from experiments.errors import UserError, explained
 from experiments.model_card import static_card
+from experiments.options import check_groups, check_options
+from experiments.run_directory import check_writable
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.mergekit_yaml.reading import from_mergekit
 from merging.method import MergeError, MergeMethod
 from merging.plan import MergePlan, uniform_plan
 from merging.recipe import Recipe, dtype_name
-from merging.save import save_model
-from merging.weights import Weights
+from merging.save import save_model, saved_bytes
+from merging.weights import CheckpointError, Weights
 
 
 def run_merge(config: DictConfig) -> None:
@@ -29,11 +31,14 @@ def run_merge(config: DictConfig) -> None:
         UserError: wrong input, found before any tensor is merged.
     """
     with explained():
-        machine = assemble.open_machine(config)
+        check_options(config)
         out = Path(config.out)
         if out.exists():
             raise UserError(f"out={out} exists already: name a new directory")
+        check_writable(out, "out")
+        machine = assemble.open_machine(config)
         if config.mergekit is None:
+            check_groups(config)
             pool = assemble.open_pool(config)
             plan = static_plan(
                 assemble.open_method(config.method),
@@ -45,6 +50,7 @@ def run_merge(config: DictConfig) -> None:
         else:
             job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
+        check_writable(out, "out", saved_bytes(pool, dtype))
         pool.check_finite()
         held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
         weights = plan.weights(held, dtype=dtype)
@@ -52,7 +58,7 @@ def run_merge(config: DictConfig) -> None:
     try:
         save_model(pool, _Shown(weights), out, dtype=dtype, card=static_card(recipe.to_json()))
         recipe.save(out / "recipe.json")
-    except (MergeError, OSError) as error:
+    except (MergeError, CheckpointError, OSError) as error:
         raise UserError(str(error)) from error
     print(out)
 

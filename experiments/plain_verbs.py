@@ -42,6 +42,7 @@ def _rebuild(options: argparse.Namespace) -> None:
     from merging.save import save_model
 
     recipe = Recipe.load(options.recipe)
+    _check_target(options.mergekit or options.out, "--mergekit" if options.mergekit else "--out")
     replaced = {}
     for pair in options.source:
         name, separator, path = pair.partition("=")
@@ -62,6 +63,16 @@ def _rebuild(options: argparse.Namespace) -> None:
         card=card.read_text(encoding="utf-8") if card.exists() else None,
     )
     print(options.out)
+
+
+def _check_target(path: Path, option: str) -> None:
+    from experiments.run_directory import check_writable
+
+    if path.exists() and option == "--out":
+        raise UserError(f"--out {path} exists already: name a new directory")
+    if option == "--mergekit" and not path.absolute().parent.is_dir():
+        raise UserError(f"--mergekit {path}: its directory does not exist: make it first")
+    check_writable(path.absolute().parent if option == "--mergekit" else path, option)
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -36,16 +36,12 @@ def check(study: Study, run: Path) -> Check:
     Raises:
         ValueError: the study cannot run; one sentence with the remedy.
     """
-    study.pool.check_finite()
-    _check_apart(study)
-    _check_objective(study)
+    check_writable(run, "out", study.model_bytes)
     merge_s = _time_merge(study)
     ask_s = sum(_time_panel(study, panel) for panel in [study.search_on])
     for panel in (study.select_on, study.report_on):
         if panel is not None:
             _time_panel(study, panel)
-    needed = study.model_bytes if study.save_model else 0
-    check_writable(run, "out", needed_bytes=1.1 * needed + 50e6)
     lines = [
         f"base        {study.pool.base.source} ({study.parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(study.pool.expert_names)}",
@@ -57,22 +53,6 @@ def check(study: Study, run: Path) -> Check:
     ]
     lines += _warnings(study)
     return Check(tuple(lines), merge_s + ask_s)
-
-
-def _check_apart(study: Study) -> None:
-    panels = [p for p in (study.search_on, study.select_on, study.report_on) if p is not None]
-    for i, panel in enumerate(panels):
-        for other in panels[i + 1 :]:
-            panel.check_apart(other)
-
-
-def _check_objective(study: Study) -> None:
-    """Binds the objective to made-up scores, so that a wrong task or metric is found now."""
-    directions = study.search_on.directions
-    better = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
-    study.objective.bind(
-        directions, study.search_on.main, dict.fromkeys(directions, 0.0), {"expert": better}
-    )
 
 
 def _memory_bytes(study: Study) -> int:

@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 from merging.files import write_text
 
+_LOGS_BYTES = 50e6  # room for logs and reports
+
 # What may differ between two starts of the same run: where files go and who watches.
 _NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads")
 
@@ -56,14 +58,25 @@ def plan_run(config: DictConfig, strategy: str) -> Path:
         _refuse_other(path, OmegaConf.load(path / "config.yaml"), config)
     elif path.exists() and not path.is_dir():
         raise UserError(f"out={path} is a file: name a directory")
-    elif path.exists() and any(entry.name != "run.lock" for entry in path.iterdir()):
+    elif path.exists() and not all(_is_ours(entry.name) for entry in path.iterdir()):
         raise UserError(f"out={path} holds something else: name a new directory")
-    check_writable(path, "out")
+    check_writable(path, "out" if config.out else "runs")
     return path
 
 
-def check_writable(path: Path, option: str, needed_bytes: float = 50e6) -> None:
-    """Raises UserError unless a directory at `path` can be made and filled."""
+def _is_ours(name: str) -> bool:
+    """Whether a start that was killed before it wrote config.yaml may have left a file."""
+    return name == "run.lock" or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
+    """Raises UserError unless `path` can be made and filled; a parent that is missing is made.
+
+    Args:
+        path: of a file or directory.
+        option: what the message calls it.
+        content_bytes: what will be written there, without logs and reports.
+    """
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".evomerge-"):
@@ -73,6 +86,7 @@ def check_writable(path: Path, option: str, needed_bytes: float = 50e6) -> None:
             f"{option}={path}: {parent} cannot be written ({error.strerror}): "
             "name a directory that you may write"
         ) from None
+    needed_bytes = 1.1 * content_bytes + _LOGS_BYTES
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise UserError(
@@ -85,8 +99,9 @@ def make_run(path: Path, config: DictConfig) -> None:
     """Makes the run's directory with what identifies it, unless an earlier start has."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / "config.yaml").exists():
-        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if not (path / "environment.json").exists():
+        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
 
 def _refuse_other(path: Path, saved: Any, config: DictConfig) -> None:

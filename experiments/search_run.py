@@ -18,6 +18,7 @@ from evaluators.requests import EvaluationError
 from experiments import assemble
 from experiments.errors import UserError, explained
 from experiments.model_card import model_card
+from experiments.options import check_options
 from experiments.preflight import check
 from experiments.progress import Progress
 from experiments.references import References, Rival
@@ -33,17 +34,22 @@ from merging.method import MergeError
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
 from merging.spaces.axes import Vector
-from search.history import History, Record
+from merging.weights import CheckpointError
+from search.history import History, HistoryError, Record
 from search.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import Objective
 from search.selection import Finalist, finalists, second_look
 
 log = logging.getLogger(__name__)
 
+# What may go wrong in mid-run and is no fault of the program: the message says what to do.
+_EXPLAINED = (SearchFailed, HistoryError, EvaluationError, MergeError, CheckpointError, OSError)
+
 
 def run_check(config: DictConfig) -> None:
     """Prints what is known before a search starts; raises UserError where it cannot start."""
     with explained():
+        check_options(config)
         run = plan_run(config, _strategy_name())
         Budget(**config.budget)
         study = Study.open(config)
@@ -64,6 +70,7 @@ def run_search(config: DictConfig) -> float:
         held-out score is never returned.
     """
     with explained():
+        check_options(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
     if _is_finished(run):
@@ -75,10 +82,12 @@ def run_search(config: DictConfig) -> float:
     with locked(run):
         clear_drafts(run)
         print("\n".join(found.lines))
-        tracker: Tracker = assemble.open_partial(config.tracker)
+        with explained():
+            tracker: Tracker = assemble.open_partial(config.tracker)
+            steps = _SearchRun(config, study, run, budget, tracker)
         try:
-            _SearchRun(config, study, run, budget, tracker).finish()
-        except (SearchFailed, EvaluationError, MergeError, OSError) as error:
+            steps.finish()
+        except _EXPLAINED as error:
             raise UserError(f"{error} (run directory {run})") from error
     return _show(run)
 
@@ -110,6 +119,7 @@ class _SearchRun:
         self._config, self._study, self._run = config, study, run
         self._budget, self._tracker = budget, tracker
         self._references = References(study, run / "references.jsonl")
+        self._history = History(run)
 
     def finish(self) -> None:
         """Runs every step that is left; the report comes last and marks the run as finished."""
@@ -117,7 +127,8 @@ class _SearchRun:
         assert isinstance(resolved, dict)
         options = {str(key): value for key, value in resolved.items()}
         self._tracker.start(options, self._run, run_identity(self._config))
-        rivals = self._references.score(self._study.search_on)
+        with explained():  # the first whole panel: an evaluator that cannot score says so here
+            rivals = self._references.score(self._study.search_on)
         objective = self._bind(self._study.search_on, rivals)
         result = self._search(objective)
         ranked = self._second_look(result)
@@ -177,7 +188,7 @@ class _SearchRun:
                 study.strategy,
                 evaluate,
                 objective,
-                History(self._run),
+                self._history,
                 self._budget,
                 encode=lambda genome: genome.tolist(),
                 canonical=lambda genome: study.space.canonical(genome).tolist(),

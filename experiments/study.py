@@ -13,9 +13,11 @@ from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
+from experiments.rehearsal import check_merges, check_panels, rehearse
 from experiments.scorer import Scorer
 from merging.experts import ExpertPool
 from merging.method import MergeMethod
+from merging.save import saved_bytes
 from merging.spaces.space import VectorSpace
 from search.strategy import Strategy
 
@@ -63,12 +65,8 @@ class Study:
 
     @property
     def model_bytes(self) -> int:
-        """Size of the saved model: each tensor in the saved dtype, else in the base's."""
-        dtype = self.machine.save_dtype
-        return sum(
-            self.pool.base.shape(name).numel() * (dtype or self.pool.base.dtype(name)).itemsize
-            for name in self.pool.base
-        )
+        """Size of the saved model; 0 where none is saved."""
+        return saved_bytes(self.pool, self.machine.save_dtype) if self.save_model else 0
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
@@ -76,23 +74,29 @@ class Study:
 
     @classmethod
     def open(cls, config: DictConfig) -> Study:
-        """Returns the study that the configuration describes; cheap checks come first.
+        """Returns the study that the configuration describes.
+
+        The longer a step takes, the later it comes: options, headers of the checkpoints, one
+        tensor, the base, the evaluators' data; then all weights are read, and last held.
 
         Raises:
             ValueError: an option, file or checkpoint cannot be used; names it.
         """
+        rehearse(config)
         machine = assemble.open_machine(config)
-        strategy = assemble.open_partial(config.strategy)
-        baselines = assemble.open_baselines(config)
         pool = assemble.open_pool(config)
-        held = pool.resident(machine.device)
-        space = assemble.open_space(config, held)
-        resident = Resident.from_pool(held, device=machine.device, dtype=machine.dtype)
+        space = assemble.open_space(config, pool)
+        strategy = assemble.open_partial(config.strategy)(axes=space.axes, seed=config.seed)
+        check_merges(space, pool)
+        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
         search_on = assemble.open_panel("search", config.search_on, resident)
-        if search_on is None:
-            raise ValueError(
-                "search_on names no evaluator: choose a group, e.g. evaluator@search_on=NAME"
-            )
+        assert search_on is not None, "refused in the rehearsal"
+        select_on = assemble.open_panel("selection", config.select_on, resident)
+        report_on = assemble.open_panel("report", config.report_on, resident)
+        objective = assemble.open_partial(config.objective)
+        check_panels(search_on, select_on, report_on, objective)
+        pool.check_finite()
+        held = pool.resident(machine.device)
         return cls(
             seed=config.seed,
             machine=machine,
@@ -100,12 +104,12 @@ class Study:
             held=held,
             resident=resident,
             engine=assemble.open_engine(config, resident),
-            space=space,
+            space=assemble.open_space(config, held),
             search_on=search_on,
-            select_on=assemble.open_panel("selection", config.select_on, resident),
-            report_on=assemble.open_panel("report", config.report_on, resident),
-            objective=assemble.open_partial(config.objective),
-            baselines=baselines,
-            strategy=strategy(axes=space.axes, seed=config.seed),
+            select_on=select_on,
+            report_on=report_on,
+            objective=objective,
+            baselines=assemble.open_baselines(config),
+            strategy=strategy,
             save_model=config.save_model,
         )

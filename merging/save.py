@@ -83,6 +83,15 @@ def save_model(
             _write(own, _Merged(own, weights, own.prefix), head, dtype, shard_bytes)
 
 
+def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None) -> int:
+    """Returns the size of the weights that `save_model` writes, every head's encoder included."""
+    encoder = sum(
+        pool.base.shape(name).numel() * (dtype or pool.base.dtype(name)).itemsize
+        for name in pool.base
+    )
+    return encoder * (1 + len(pool.heads))
+
+
 def _write(
     like: Checkpoint, weights: Weights, directory: Path, dtype: torch.dtype | None, limit: int
 ) -> None:

@@ -16,6 +16,10 @@ from merging.spaces.axes import Vector
 from search import jsonl
 
 
+class HistoryError(RuntimeError):
+    """What an earlier session wrote down does not belong to this search; says what to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """One evaluated candidate.

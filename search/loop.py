@@ -17,7 +17,7 @@ from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from merging.method import MergeError
 from merging.spaces.axes import Vector
-from search.history import History, Record
+from search.history import History, HistoryError, Record
 from search.objective import Objective
 from search.ranking import Best
 from search.strategy import Candidate, G, Outcome, Strategy
@@ -113,7 +113,7 @@ def search(
     Raises:
         SearchFailed: all candidates of a generation failed (of smaller generations than four:
             at least four in a row), or the search ended before any could be scored.
-        RuntimeError: the history belongs to another configuration or version.
+        HistoryError: the history belongs to another configuration or version.
     """
     run = _Run(evaluate, objective, history, budget, encode, canonical or encode, on_record)
     stalled = 0
@@ -226,7 +226,7 @@ class _Run(Generic[G]):
         """Refuses a record that this very configuration would not have written."""
         asked, same_as = self._encode(candidate.genome), None if original is None else original.id
         if json.dumps(record.genome) != json.dumps(asked) or record.same_as != same_as:
-            raise RuntimeError(
+            raise HistoryError(
                 f"candidate {record.id} of the history has another genome than the strategy asks "
                 "now; the history does not belong to this configuration or these library "
                 "versions: start in an empty directory"
@@ -235,7 +235,7 @@ class _Run(Generic[G]):
             return
         fitness = self._objective.fitness(record.scores)
         if not np.array_equal(fitness, record.fitness):
-            raise RuntimeError(
+            raise HistoryError(
                 f"candidate {record.id} of the history has fitness {record.fitness.tolist()}, but "
                 f"the objective makes {fitness.tolist()} of its scores; the objective or its "
                 "references changed: start in an empty directory"

@@ -15,7 +15,7 @@ from evaluators.requests import EvaluationError
 from merging.method import MergeError
 from merging.spaces.axes import Vector
 from search import jsonl
-from search.history import Record
+from search.history import HistoryError, Record
 from search.loop import SearchFailed
 from search.objective import Objective
 from search.ranking import crowding, non_dominated
@@ -91,7 +91,7 @@ def second_look(
 
     Raises:
         ValueError: the file is corrupt, or `k` is below 1.
-        RuntimeError: the file belongs to another search.
+        HistoryError: the file belongs to another search.
         SearchFailed: there is no finalist that could be scored.
     """
     known = {line["id"]: line for line in jsonl.read(path)}
@@ -137,7 +137,7 @@ def _finalist(record: Record, line: dict[str, Any], objective: Objective, path: 
     if not same or (
         selection is not None and not np.array_equal(objective.fitness(scores), selection)
     ):
-        raise RuntimeError(
+        raise HistoryError(
             f"{path}: candidate {record.id} has another genome or fitness than in this search; "
             "the file does not belong to it: remove it"
         )

@@ -67,7 +67,9 @@ def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MergekitError(f"mergekit={path}: cannot be read: {error.strerror}") from None
+        raise MergekitError(
+            f"mergekit={path}: cannot be read ({error.strerror}): correct its path"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MergekitError(f"mergekit={path}: not YAML: {error}") from None
     try:

@@ -123,7 +123,8 @@ def _bounds(knob: Knob, given: Sequence[float]) -> tuple[float, float]:
     low, high = given
     if not knob.low <= low <= high <= knob.high:
         raise MergeError(
-            f"bounds of {knob.name}: [{low}, {high}] does not lie in [{knob.low}, {knob.high}]"
+            f"bounds of {knob.name}: [{low}, {high}] does not lie in [{knob.low}, {knob.high}]: "
+            f"narrow bounds.{knob.name}"
         )
     return low, high
 

@@ -69,7 +69,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         "identity": run_identity(found.config),
         "seed": found.config.seed,
         "strategy": _label(options["strategy"]),
-        "method": type(found.recipe.plan.method).__name__,
+        "method": found.recipe.plan.name,
         "space": f"{type(study.space).__name__}, {len(study.space.axes)} dimensions",
         "objectives": list(found.objective.names),
         "tasks": {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from merging import described
 from merging import grouping as groupings
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
@@ -23,9 +21,26 @@ Coefficients: TypeAlias = Mapping[str, Mapping[str, "Mapping[str, float] | float
 """Group to knob to value: a number per expert name, or one number for a shared knob."""
 
 
+class Plan(Protocol):
+    """Everything that turns a pool into one model: what a recipe holds."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+        """Returns the model's merged parameters, computed when read; same plan, same bits."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON with its ``kind``, readable by `plan_from_description`."""
+        ...
+
+
 @dataclass(frozen=True)
 class MergePlan:
-    """Everything that turns a pool into one model.
+    """A merge method with a value for each of its knobs.
 
     Args:
         method: computes each parameter.
@@ -38,6 +53,11 @@ class MergePlan:
     grouping: Grouping
     experts: tuple[str, ...]
     coefficients: Coefficients
+
+    @property
+    def name(self) -> str:
+        """The method's class name."""
+        return type(self.method).__name__
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
         """Returns the merged parameters, computed when read, in float32 and cast once.
@@ -184,36 +204,14 @@ def _number(where: str, value: object) -> float:
 
 def describe_method(method: MergeMethod) -> dict[str, Any]:
     """Returns import path and options of a method, as Hydra would name it."""
-    cls = type(method)
-    options = dataclasses.asdict(method)  # type: ignore[call-overload]
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
+    return described.describe(method)
 
 
 def method_from_description(description: Mapping[str, Any]) -> MergeMethod:
-    """Returns the method that `describe_method` wrote.
-
-    Only a dataclass with the interface of a merge method is ever called, so that a recipe from
-    a stranger cannot run something else by its name.
+    """Returns the method that `describe_method` wrote; nothing else is ever called by its name.
 
     Raises:
         ValueError: the path does not lead to a merge method, or an option is wrong.
     """
-    options = dict(description)
-    path = str(options.pop("_target_", ""))
-    module, _, name = path.rpartition(".")
-    if module.partition(".")[0] in sys.stdlib_module_names:  # never imported: some of them act
-        raise ValueError(f"{path!r} is no merge method")
-    try:
-        cls: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ValueError(
-            f"method {path!r} cannot be imported: install the package that defines it"
-        ) from None
-    fits = isinstance(cls, type) and hasattr(cls, "merge") and hasattr(cls, "knobs")
-    if not (fits and hasattr(cls, "__dataclass_fields__")):
-        raise ValueError(f"{path!r} is no merge method")
-    try:
-        method: MergeMethod = cls(**options)
-    except TypeError as error:
-        raise ValueError(f"method {path}: {error}") from None
+    method: MergeMethod = described.rebuild(description, "merge method", ("merge", "knobs"))
     return method

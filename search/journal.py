@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from merging.spaces.axes import Vector
 from search.asked import Asked
 from search.ranking import Best
-from search.strategy import Candidate, Outcome
+from search.strategy import Candidate, G, Outcome
 
 
-class Journal:
-    """What a strategy over vectors was told, enough to derive its state again.
+class GenomeJournal(Generic[G]):
+    """What a strategy was told, enough to derive its state again.
 
     For strategies whose asks depend on their arguments and the outcomes told alone. nevergrad's
     optimizers are among them: several cannot be pickled, and all that were tried can be replayed.
+
+    Args:
+        digest: a few characters that tell one list of genomes from another.
+        copy: what callers get of a genome; genomes that cannot be changed need none.
     """
 
-    def __init__(self) -> None:
-        self._asked: Asked[Vector] = Asked()
-        self._best: Best[Vector] = Best()
+    def __init__(
+        self, digest: Callable[[Sequence[G]], str], copy: Callable[[G], G] | None = None
+    ) -> None:
+        self._digest, self._copy = digest, copy
+        self._asked: Asked[G] = Asked()
+        self._best: Best[G] = Best()
         self._generations: list[dict[str, Any]] = []
 
     @property
@@ -32,27 +39,27 @@ class Journal:
         return len(self._generations) + bool(self._asked.pending)
 
     @property
-    def best(self) -> list[Vector]:
+    def best(self) -> list[G]:
         """The best genome told, or the non-dominated ones; copies."""
-        return [genome.copy() for genome in self._best.genomes]
+        return [self._own(genome) for genome in self._best.genomes]
 
     def check_told(self) -> None:
         """Raises RuntimeError while a generation waits for its outcomes."""
         self._asked.check_told()
 
-    def ask(self, genomes: Sequence[Vector]) -> list[Candidate[Vector]]:
+    def ask(self, genomes: Sequence[G]) -> list[Candidate[G]]:
         """Returns candidates for copies of the genomes: what a caller does to them is his own."""
         candidates = self._asked.ask(genomes)
-        return [Candidate(candidate.id, candidate.genome.copy()) for candidate in candidates]
+        return [Candidate(candidate.id, self._own(candidate.genome)) for candidate in candidates]
 
-    def tell(self, outcomes: Sequence[Outcome]) -> list[tuple[Candidate[Vector], Outcome]]:
+    def tell(self, outcomes: Sequence[Outcome]) -> list[tuple[Candidate[G], Outcome]]:
         """Returns candidates with their outcomes sorted by id; errors as in `Strategy.tell`."""
         pairs = self._asked.tell(outcomes)
         for candidate, outcome in pairs:
             self._best.add(candidate.id, candidate.genome, outcome.fitness)
         self._generations.append(
             {
-                "genomes": _digest([candidate.genome for candidate, _ in pairs]),
+                "genomes": self._digest([candidate.genome for candidate, _ in pairs]),
                 "fitness": [
                     None if outcome.fitness is None else outcome.fitness.tolist()
                     for _, outcome in pairs
@@ -66,8 +73,24 @@ class Journal:
         pending = [candidate.genome for candidate in self._asked.pending]
         return {
             "generations": [dict(generation) for generation in self._generations],
-            "pending": _digest(pending) if pending else None,
+            "pending": self._digest(pending) if pending else None,
         }
+
+    def _own(self, genome: G) -> G:
+        return genome if self._copy is None else self._copy(genome)
+
+
+class Journal(GenomeJournal[Vector]):
+    """The journal of a strategy over vectors."""
+
+    def __init__(self) -> None:
+        super().__init__(vector_digest, np.ndarray.copy)
+
+
+def vector_digest(genomes: Sequence[Vector]) -> str:
+    """Returns 16 characters that tell one list of vectors from another."""
+    rows = b"".join(np.ascontiguousarray(genome).tobytes() for genome in genomes)
+    return hashlib.blake2b(rows, digest_size=8).hexdigest()
 
 
 def replay(
@@ -75,13 +98,23 @@ def replay(
     ask: Callable[[], list[Candidate[Vector]]],
     tell: Callable[[Sequence[Outcome]], None],
 ) -> None:
+    """Replays a strategy over vectors; see `replay_genomes`."""
+    replay_genomes(state, ask, tell, vector_digest)
+
+
+def replay_genomes(
+    state: Mapping[str, Any],
+    ask: Callable[[], list[Candidate[G]]],
+    tell: Callable[[Sequence[Outcome]], None],
+    digest: Callable[[Sequence[G]], str],
+) -> None:
     """Puts a fresh strategy into `state` by asking and telling what was asked and told.
 
     Raises:
         RuntimeError: the strategy asks other genomes than those the outcomes belong to.
     """
     for number, generation in enumerate(state["generations"]):
-        candidates = _ask_same(ask, generation["genomes"], number)
+        candidates = _ask_same(ask, generation["genomes"], number, digest)
         tell(
             [
                 Outcome(candidate.id, None if fitness is None else np.array(fitness, np.float64))
@@ -89,21 +122,19 @@ def replay(
             ]
         )
     if state["pending"] is not None:
-        _ask_same(ask, state["pending"], len(state["generations"]))
+        _ask_same(ask, state["pending"], len(state["generations"]), digest)
 
 
 def _ask_same(
-    ask: Callable[[], list[Candidate[Vector]]], digest: str, number: int
-) -> list[Candidate[Vector]]:
+    ask: Callable[[], list[Candidate[G]]],
+    expected: str,
+    number: int,
+    digest: Callable[[Sequence[G]], str],
+) -> list[Candidate[G]]:
     candidates = ask()
-    if _digest([candidate.genome for candidate in candidates]) != digest:
+    if digest([candidate.genome for candidate in candidates]) != expected:
         raise RuntimeError(
             f"generation {number} asks other genomes than this state was saved with; load it into "
             "a strategy built with the same arguments and library versions"
         )
     return candidates
-
-
-def _digest(genomes: Sequence[Vector]) -> str:
-    rows = b"".join(np.ascontiguousarray(genome).tobytes() for genome in genomes)
-    return hashlib.blake2b(rows, digest_size=8).hexdigest()

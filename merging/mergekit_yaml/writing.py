@@ -23,6 +23,11 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
         MergekitError: mergekit has no such method, knob or option.
     """
     plan = recipe.plan
+    if not isinstance(plan, MergePlan):
+        raise MergekitError(
+            f"mergekit has nothing for {plan.name!r}: keep the recipe, or save the model with "
+            "the rebuild command"
+        )
     name, spelling = _spelling(plan.method)
     _refuse_inexpressible(plan, spelling, name)
     models = {expert: _model(recipe, pool, expert) for expert in plan.experts}

@@ -1,0 +1,50 @@
+"""Parts of a plan as JSON: import path and options, as Hydra would name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """Returns import path (``_target_``) and options of a dataclass instance."""
+    cls = type(part)
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(part)}
+
+
+def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...]) -> Any:
+    """Returns the part that `describe` wrote.
+
+    Only a dataclass with the given members is ever called, so that a recipe from a stranger
+    cannot run something else by its name.
+
+    Args:
+        description: as `describe` wrote it.
+        what: the part's name in messages, for example ``merge method``.
+        members: attributes that make a class such a part.
+
+    Raises:
+        ValueError: the path does not lead to such a part, or an option is wrong.
+    """
+    short = what.rpartition(" ")[2]
+    options = dict(description)
+    path = str(options.pop("_target_", ""))
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # never imported: some of them act
+        raise ValueError(f"{path!r} is no {what}")
+    try:
+        cls: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(
+            f"{short} {path!r} cannot be imported: install the package that defines it"
+        ) from None
+    fits = isinstance(cls, type) and all(hasattr(cls, member) for member in members)
+    if not (fits and hasattr(cls, "__dataclass_fields__")):
+        raise ValueError(f"{path!r} is no {what}")
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ValueError(f"{short} {path}: {error}") from None

@@ -1,0 +1,281 @@
+"""Paths through parameter space: a start and the noise that was added to it, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merging.experts import ExpertPool
+from merging.perturbation import Draw, Noise, describe_noise, noise_from_description
+from merging.plan import Plan
+from merging.seeding import stable_seed
+from merging.weights import Weights
+
+Term: TypeAlias = tuple[int, float]
+"""Number of a noise, counted from 0 over the run, and what it is multiplied by."""
+
+Step: TypeAlias = tuple[Term, ...]
+
+BASE = "base"
+"""The start that every space knows: the base model itself."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A point by the way to it: ``start + sum_t sum_a blend[a] step[t - a] + own``.
+
+    Hundreds of terms take a few kilobytes, whatever the size of the model.
+
+    Args:
+        start: name of the point that the path starts from.
+        steps: one per generation; each is a sum of noises.
+        blend: what the steps of this generation, the last, the one before it ... weigh in each
+            move: ``(1, m, m ** 2)`` is momentum m with a memory of two generations.
+        own: the candidate's own perturbation; None: it is the centre.
+    """
+
+    start: str = BASE
+    steps: tuple[Step, ...] = ()
+    blend: tuple[float, ...] = (1.0,)
+    own: Term | None = None
+
+    @property
+    def centre(self) -> Path:
+        """The same path without the candidate's own perturbation."""
+        return replace(self, own=None)
+
+    def moved(self, step: Step) -> Path:
+        """Returns the centre one generation later."""
+        return replace(self, steps=(*self.steps, step), own=None)
+
+    def perturbed(self, number: int, coefficient: float) -> Path:
+        """Returns a candidate around this centre."""
+        return replace(self, own=(number, coefficient))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the path as JSON values."""
+        return {
+            "start": self.start,
+            "steps": [[list(term) for term in step] for step in self.steps],
+            "blend": list(self.blend),
+            "own": None if self.own is None else list(self.own),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Path:
+        """Returns the path that `to_json` wrote.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        for key in ("start", "steps", "blend", "own"):
+            if key not in content:
+                raise ValueError(f"path: {key!r} is missing")
+        own = content["own"]
+        return cls(
+            start=str(content["start"]),
+            steps=tuple(
+                tuple(_term("steps", term) for term in _list("steps", step))
+                for step in _list("steps", content["steps"])
+            ),
+            blend=tuple(_number("blend", each) for each in _list("blend", content["blend"])),
+            own=None if own is None else _term("own", own),
+        )
+
+
+def _list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"path: {key!r} must be a list, got {value!r}")
+    return value
+
+
+def _term(key: str, value: Any) -> Term:
+    """Returns [noise number, coefficient]."""
+    match value:
+        case [int() as number, int() | float() as coefficient] if not isinstance(number, bool):
+            return number, _number(key, coefficient)
+    raise ValueError(f"path: {key!r} must hold [noise number, coefficient], got {value!r}")
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"path: {key!r} must hold finite numbers, got {value!r}")
+    return float(value)
+
+
+@dataclass
+class Walk:
+    """Computes points on paths, one tensor at a time, in float32 and in a fixed order.
+
+    Per generation the noises, each multiplied by its coefficient, are summed in the order of the
+    path, the oldest generation of the blend first; the sum is added to the centre. A kept centre
+    goes on from there, with the same operations as from the start, and so with the same bits.
+
+    Args:
+        pool: base and experts.
+        starts: by name; `BASE` needs none.
+        noise: kind of noise.
+        seed: of the run.
+        keep: hold the last centre of every tensor that was read: as much memory as one model in
+            float32. Beside it a read takes two tensors of the size of the one read.
+    """
+
+    pool: ExpertPool
+    starts: Mapping[str, Weights]
+    noise: Noise
+    seed: int
+    keep: bool = False
+    _kept: dict[str, tuple[Path, Tensor]] = field(default_factory=dict)
+
+    def tensor(self, name: str, path: Path) -> Tensor:
+        """Returns one tensor at the end of `path`, ``(*shape)`` float32, the caller's own."""
+        draw = self.noise.on(name, self.pool) if path.steps or path.own else None
+        centre = self._centre(name, path.centre, draw)
+        if path.own is None or draw is None:
+            return centre.clone() if self.keep else centre
+        number, coefficient = path.own
+        return self._term(draw, number, coefficient).add_(centre)
+
+    def _centre(self, name: str, path: Path, draw: Draw | None) -> Tensor:
+        # Taken out while it changes: an error half-way must not leave half a step behind.
+        known, centre = self._kept.pop(name, (None, None))
+        if known is None or centre is None or not _leads_to(known, path):
+            centre, done = self._start(name, path.start), 0
+        else:
+            done = len(known.steps)
+        for generation in range(done, len(path.steps)):
+            assert draw is not None
+            if (move := self._move(path, generation, draw)) is not None:
+                centre.add_(move)
+        if self.keep:
+            self._kept[name] = path, centre
+        return centre
+
+    def _start(self, name: str, start: str) -> Tensor:
+        """Returns a copy of the start's tensor, float32."""
+        whole = self.pool.base_tensor(name) if start == BASE else self.starts[start][name]
+        return whole.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def _move(self, path: Path, generation: int, draw: Draw) -> Tensor | None:
+        """Returns what a generation adds to the centre; None: nothing."""
+        move: Tensor | None = None
+        for age in reversed(range(min(len(path.blend), generation + 1))):
+            for number, coefficient in path.steps[generation - age]:
+                term = self._term(draw, number, path.blend[age] * coefficient)
+                move = term if move is None else move.add_(term)
+        return move
+
+    def _term(self, draw: Draw, number: int, coefficient: float) -> Tensor:
+        return draw(stable_seed("noise", self.seed, number)).mul_(coefficient)
+
+
+def _leads_to(known: Path, path: Path) -> bool:
+    """Whether `path` goes on from the centre `known`."""
+    return (
+        known.start == path.start
+        and known.blend == path.blend
+        and known.steps == path.steps[: len(known.steps)]
+    )
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """A path with all that it needs to become a model: the plan of a point beyond the hull.
+
+    Args:
+        start: the merge that it starts from; None: the base.
+        noise: kind of noise.
+        seed: of the run that found it.
+        path: the way.
+    """
+
+    start: Plan | None
+    noise: Noise
+    seed: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The start's name, and that noise was added to it."""
+        return f"{'base' if self.start is None else self.start.name} + noise"
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+        """Returns the parameters, computed when read, in float32 and cast once.
+
+        Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre.
+
+        Args:
+            pool: the experts that the path was found with.
+            dtype: of the result; None: each parameter's dtype in the base.
+
+        Raises:
+            MergeError: as the start's plan raises.
+        """
+        starts = (
+            {}
+            if self.start is None
+            else {self.path.start: self.start.weights(pool, dtype=torch.float32)}
+        )
+        return PathWeights(Walk(pool, starts, self.noise, self.seed), self.path, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON, readable by `plan_from_description`."""
+        return {
+            "kind": "path",
+            "start": None if self.start is None else self.start.describe(),
+            "noise": describe_noise(self.noise),
+            "seed": self.seed,
+            "path": self.path.to_json(),
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> PathPlan:
+        """Returns the plan that `describe` wrote.
+
+        Args:
+            description: as written.
+            start: the plan of the start, already read.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        kinds = {"noise": dict, "seed": int, "path": dict}
+        for key, kind in kinds.items():
+            if not isinstance(description.get(key), kind):
+                raise ValueError(
+                    f"recipe: {key!r} must be a {kind.__name__}, got {description.get(key)!r}"
+                )
+        path = Path.from_json(description["path"])
+        if (path.start == BASE) != (start is None):
+            raise ValueError(
+                f"recipe: the path starts from {path.start!r}, which does not fit 'start'"
+            )
+        noise = noise_from_description(description["noise"])
+        return cls(start, noise, description["seed"], path)
+
+
+class PathWeights(Mapping[str, Tensor]):
+    """The point at the end of a path; every read computes one parameter."""
+
+    def __init__(self, walk: Walk, path: Path, dtype: torch.dtype | None) -> None:
+        self._walk, self._path, self._dtype = walk, path, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        tensor = self._walk.tensor(name, self._path)
+        return tensor.to(self._dtype or self._walk.pool.base.dtype(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._walk.pool.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._walk.pool.names)
+
+    def __len__(self) -> int:
+        return len(self._walk.pool.names)

@@ -1,0 +1,320 @@
+"""MERGEvolve: an evolution strategy in full parameter space that starts from a merge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from merging.path import Path, Step
+from merging.seeding import stable_seed
+from merging.spaces.axes import Axis, Vector
+from search.journal import GenomeJournal, replay_genomes
+from search.strategy import Candidate, Outcome
+
+_TARGET = 0.2
+"""Share of samples better than their centre at which the step size stays as it is."""
+
+
+def initial_weights(fitness: Sequence[float], *, temperature: float = 1.0) -> Vector:
+    """Returns ``softmax(z / temperature)``, z the z-score of the experts' fitness: ``(experts,)``.
+
+    Equally fit experts get equal weights.
+
+    Args:
+        fitness: of each expert on the search items, higher is better.
+        temperature: small: the best expert alone; large: the mean of all.
+
+    Source: MERGEvolve, arXiv 2606.28373, step 1 (population standard deviation; temperature 1,
+    0.1 advised at 7B).
+    """
+    values = np.array(fitness, np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"fitness must be one finite number per expert, got {list(fitness)}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    deviations = values - values.mean()
+    spread = values.std()
+    scores = deviations / spread / temperature if spread > 0 else deviations * 0
+    shares = np.exp(scores - scores.max())
+    weights: Vector = shares / shares.sum()
+    return weights
+
+
+def rank_utilities(count: int) -> Vector:
+    """Returns what each rank (best first) weighs in a step: ``(count,)``, the sum is 0.
+
+    ``max(0, ln(N/2 + 1) - ln k) / sum - 1/N`` for rank k.
+
+    Source: MERGEvolve, arXiv 2606.28373, step 2; Wierstra et al. 2014, Natural evolution
+    strategies, section 3.1.
+    """
+    ranks = np.arange(1, count + 1)
+    raw = np.maximum(0.0, math.log(count / 2 + 1) - np.log(ranks))
+    utilities: Vector = raw / raw.sum() - 1 / count
+    return utilities
+
+
+def utilities_of(fitness: Sequence[float | None]) -> Vector:
+    """Returns each sample's utility; equal ones share theirs, so that ids decide nothing.
+
+    Args:
+        fitness: higher is better; None: failed, ranks behind all others.
+    """
+    values = np.array([-math.inf if value is None else value for value in fitness])
+    by_rank = rank_utilities(len(values))
+    ranked = np.sort(-values)
+    return np.array([by_rank[ranked == -value].mean() for value in values])
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One candidate's noise: its number in the run, and on which side of the centre it lies."""
+
+    number: int
+    sign: float
+
+
+class MergEvolve:
+    """Evolves paths through parameter space: sample around a centre, step along the ranks.
+
+    ``theta(t+1) = theta(t) + alpha / (N sigma) sum_i u_i eps_i`` with u the rank utilities of the
+    N candidates ``theta(t) + sigma eps_i``. Every score is paired with its noise by id. What is
+    recommended is the best candidate ever told, a centre or a sample.
+
+    Deviations from the paper: equally fit samples share the utilities of their ranks; failures
+    rank behind all others; a generation in which all are equal does not move the centre. When
+    sigma changes (`sigma_decay`, `adapt`), the step keeps its proportion to the noise: alpha in
+    the formula becomes ``alpha (sigma_t / sigma) ** 2``. Adam is no option: its second moments
+    need an array of the model's size, and the square of a sum of noises is no sum of noises.
+
+    Args:
+        seed: decides the shuffle of ``pairing="as_released"``; the noises' seed is the space's.
+        axes: of the space, which must have none: this strategy searches full weights.
+        starts: names of the points of the space to start from. Several: all are scored first,
+            and the best becomes the centre.
+        popsize: N, samples per generation.
+        sigma: noise of the samples, in the unit of the space's noise.
+        alpha: step size; ``sigma ** 2`` is the natural gradient's step of 1.
+        antithetic: sample both sides of every noise; N noises become N / 2.
+        momentum: m in [0, 1): earlier steps go on with weights m, m ** 2, ... A step of constant
+            direction grows up to ``1 / (1 - m)`` times.
+        memory: how many earlier generations the momentum reaches back; each costs as many draws
+            of noise as a generation does, once per generation and not per candidate.
+        sigma_decay: factor of sigma from one generation to the next.
+        alpha_decay: factor of alpha from one generation to the next, besides the above.
+        adapt: rate of the 1/5 success rule: sigma times ``exp(adapt (p - 1/5))``, p the share of
+            samples better than their centre; 0: off. Needs ``include_centre="always"``.
+        include_centre: score the centre as first candidate of the first generation, of every
+            generation, or never.
+        pairing: ``aligned``: every utility goes to its own noise, the paper's algorithm;
+            ``as_released``: to a shuffled one, as in the published code, for comparison only.
+        generations: most generations of samples; None: the budget decides.
+        patience: stop after so many generations without a new best; None: never.
+
+    Raises:
+        ValueError: an option has no meaning, or two exclude each other.
+
+    Source: MERGEvolve, arXiv 2606.28373; defaults N = 10, sigma = alpha = 0.1. 1/5 rule:
+    Rechenberg 1973, Evolutionsstrategie.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        axes: tuple[Axis, ...] = (),
+        starts: Sequence[str] = ("merge",),
+        popsize: int = 10,
+        sigma: float = 0.1,
+        alpha: float = 0.1,
+        antithetic: bool = False,
+        momentum: float = 0.0,
+        memory: int = 3,
+        sigma_decay: float = 1.0,
+        alpha_decay: float = 1.0,
+        adapt: float = 0.0,
+        include_centre: Literal["start", "always", "never"] = "start",
+        pairing: Literal["aligned", "as_released"] = "aligned",
+        generations: int | None = None,
+        patience: int | None = None,
+    ) -> None:
+        if axes:
+            raise ValueError(
+                f"mergevolve moves all weights, the space has {len(axes)} axes: "
+                "choose space=full_weights, or a strategy over coefficients such as cma"
+            )
+        for name, number, least in (
+            ("popsize", popsize, 2),
+            ("memory", memory, 1),
+            ("generations", generations, 1),
+            ("patience", patience, 1),
+        ):
+            if number is not None and number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
+        for name, value in (
+            ("sigma", sigma),
+            ("alpha", alpha),
+            ("sigma_decay", sigma_decay),
+            ("alpha_decay", alpha_decay),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if not (math.isfinite(adapt) and adapt >= 0):
+            raise ValueError(f"adapt must be a finite number of at least 0, got {adapt}")
+        _check_choices(include_centre, pairing)
+        _check_together(starts, popsize, antithetic, adapt, include_centre)
+        self._seed, self._starts, self._popsize = seed, tuple(starts), popsize
+        self._sigma, self._alpha, self._antithetic = sigma, alpha, antithetic
+        self._blend = tuple(momentum**age for age in range(memory + 1)) if momentum else (1.0,)
+        self._sigma_decay, self._alpha_decay, self._adapt = sigma_decay, alpha_decay, adapt
+        self._include_centre, self._pairing = include_centre, pairing
+        self._generations, self._patience = generations, patience
+        self._reset()
+
+    def _reset(self) -> None:
+        self._journal: GenomeJournal[Path] = GenomeJournal(_digest)
+        first = self._starts[0] if len(self._starts) == 1 else None
+        self._centre = None if first is None else Path(first, blend=self._blend)
+        self._generation = 0  # of samples
+        self._noises = 0
+        self._growth = 1.0  # of sigma
+        self._highest, self._stale = -math.inf, 0
+        self._samples: list[_Sample] = []
+
+    def ask(self) -> list[Candidate[Path]]:
+        """Returns the next generation: the centre where it is to be scored, then the samples.
+
+        With several starts the first generation is these. Nothing is left to ask after
+        `generations`, or when `patience` is at its end.
+        """
+        self._journal.check_told()
+        if self._centre is None:
+            return self._journal.ask([Path(start, blend=self._blend) for start in self._starts])
+        if self._generation == self._generations or self._stale == self._patience:
+            return self._journal.ask([])
+        sides = (1.0, -1.0) if self._antithetic else (1.0,)
+        count = self._popsize // len(sides)
+        self._samples = [
+            _Sample(number, side)
+            for number in range(self._noises, self._noises + count)
+            for side in sides
+        ]
+        sigma = self._sigma * self._growth
+        genomes = [
+            self._centre.perturbed(sample.number, sample.sign * sigma) for sample in self._samples
+        ]
+        return self._journal.ask([self._centre, *genomes] if self._scores_centre else genomes)
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Steps along the noises by the ranks of their samples, which ids pair.
+
+        Raises:
+            ValueError: a fitness has several objectives; else as `Strategy.tell`.
+        """
+        for outcome in outcomes:
+            if outcome.fitness is not None and outcome.fitness.size > 1:
+                raise ValueError(
+                    f"mergevolve ranks by one number, candidate {outcome.id} has "
+                    f"{outcome.fitness.size}: choose an objective with one, not pareto"
+                )
+        pairs = self._journal.tell(outcomes)
+        fitness = [None if o.fitness is None else float(o.fitness[0]) for _, o in pairs]
+        self._note_best(fitness)
+        if self._centre is None:
+            best = self._journal.best
+            self._centre = best[0] if best else pairs[0][0].genome
+            return
+        centre = fitness.pop(0) if self._scores_centre else None
+        self._step(self._centre, fitness)
+        self._resize(centre, fitness)
+        self._noises = self._samples[-1].number + 1
+        self._generation += 1
+
+    def recommend(self) -> list[Path]:
+        """Returns the best path ever told; of equals the first."""
+        return self._journal.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the outcomes told, as JSON values."""
+        return self._journal.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replays the outcomes of `state`."""
+        self._reset()
+        replay_genomes(state, self.ask, self.tell, _digest)
+
+    @property
+    def _scores_centre(self) -> bool:
+        """Whether the first candidate of the present generation is its centre."""
+        if self._include_centre == "start":
+            return self._generation == 0 and len(self._starts) == 1
+        return self._include_centre == "always"
+
+    def _note_best(self, fitness: Sequence[float | None]) -> None:
+        highest = max([self._highest, *(value for value in fitness if value is not None)])
+        self._stale = 0 if highest > self._highest else self._stale + 1
+        self._highest = highest
+
+    def _step(self, centre: Path, fitness: Sequence[float | None]) -> None:
+        utilities = utilities_of(fitness)
+        if self._pairing == "as_released":
+            seed = stable_seed("as_released", self._seed, self._generation)
+            utilities = np.random.default_rng(seed).permutation(utilities)
+        # alpha_t / (N sigma_t), with alpha_t = alpha decay**t growth**2, sigma_t = sigma growth
+        alpha = self._alpha * self._alpha_decay**self._generation
+        rate = alpha * self._growth / (self._popsize * self._sigma)
+        summed: dict[int, float] = {}
+        for sample, utility in zip(self._samples, utilities.tolist(), strict=True):
+            term = rate * utility * sample.sign
+            summed[sample.number] = summed.get(sample.number, 0.0) + term
+        step: Step = tuple((number, term) for number, term in summed.items() if term != 0)
+        # A step of nothing counts where momentum carries earlier ones on.
+        moves = bool(step) or (len(self._blend) > 1 and bool(centre.steps))
+        self._centre = centre.moved(step) if moves else centre
+
+    def _resize(self, centre: float | None, fitness: Sequence[float | None]) -> None:
+        self._growth *= self._sigma_decay
+        if self._adapt and centre is not None:
+            better = sum(value is not None and value > centre for value in fitness)
+            self._growth *= math.exp(self._adapt * (better / len(fitness) - _TARGET))
+
+
+def _check_choices(include_centre: str, pairing: str) -> None:
+    if include_centre not in ("start", "always", "never"):
+        raise ValueError(
+            f"include_centre must be 'start', 'always' or 'never', got {include_centre!r}"
+        )
+    if pairing not in ("aligned", "as_released"):
+        raise ValueError(f"pairing must be 'aligned' or 'as_released', got {pairing!r}")
+
+
+def _check_together(
+    starts: Sequence[str], popsize: int, antithetic: bool, adapt: float, include_centre: str
+) -> None:
+    """Refuses options that exclude each other."""
+    if isinstance(starts, str) or not starts or len(set(starts)) < len(starts):
+        raise ValueError(f"starts must be a list of different names, got {starts!r}")
+    if len(starts) > 1 and include_centre == "never":
+        raise ValueError(
+            "include_centre='never' leaves no score to choose among several starts by: "
+            "name one start, or set include_centre=start"
+        )
+    if antithetic and popsize % 2:
+        raise ValueError(f"antithetic pairs need an even popsize, got {popsize}")
+    if adapt and include_centre != "always":
+        raise ValueError(
+            "adapt compares samples with their centre: set include_centre=always, or adapt=0"
+        )
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    text = json.dumps([path.to_json() for path in paths])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,185 @@
+"""Who may import whom, read from the sources without running them; and that the examples run."""
+
+import ast
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("merging", "evaluators", "search", "experiments")  # each imports only those before it
+PACKAGES = (*ROOMS, "conf")
+FILES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
+IMPORT_NAMES = {"hydra-core": "hydra", "lm-eval": "lm_eval", "types-PyYAML": "yaml"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def label(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports anywhere, in functions too, with the line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{label(path)}:{node.lineno}: imports are absolute"
+            yield node.module or "", node.lineno
+
+
+def tops(path: Path) -> dict[str, int]:
+    """First part of every imported module -> a line that imports it."""
+    return {module.partition(".")[0]: line for module, line in imported(path)}
+
+
+def test_there_is_something_to_test() -> None:
+    assert {room_of(path) for path in FILES} == set(PACKAGES)
+    assert len(FILES) > 50
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_a_room_imports_only_those_before_it(path: Path) -> None:
+    room = room_of(path)
+    allowed = set(ROOMS[: ROOMS.index(room) + 1]) if room in ROOMS else set()
+    for top, line in tops(path).items():
+        if top in (*PACKAGES, "tests"):
+            assert top in allowed, f"{label(path)}:{line}: {room} must not import {top}"
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("hydra", ("experiments/",)),
+        ("omegaconf", ("experiments/",)),
+        ("wandb", ("experiments/",)),
+        ("transformers", ("merging/", "evaluators/", "experiments/")),
+        ("lm_eval", ("evaluators/harness", "evaluators/lm_eval_")),
+        ("nevergrad", ("search/",)),
+        ("peft", ("merging/", "experiments/")),
+    ],
+)
+def test_a_dependency_is_known_to_few(module: str, allowed: tuple[str, ...]) -> None:
+    for path in FILES:
+        line = tops(path).get(module)
+        fits = label(path).startswith(allowed)
+        assert line is None or fits, f"{label(path)}:{line}: must not import {module}"
+
+
+def test_conf_imports_nothing() -> None:
+    for path in (ROOT / "conf").rglob("*.py"):
+        assert set(tops(path)) <= {"__future__"}, label(path)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=label)
+def test_init_files_hold_a_docstring_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    for folder in {path.parent for path in FILES}:
+        assert (folder / "__init__.py").is_file(), f"{label(folder)} lacks __init__.py"
+
+
+def test_no_module_shadows_the_standard_library_or_a_dependency() -> None:
+    named = [text.split(";")[0].strip() for text in requires("evomerge") or ()]
+    projects = {
+        "".join(c if c.isalnum() or c in "-_" else " " for c in n).split()[0] for n in named
+    }
+    taken = sys.stdlib_module_names | {
+        IMPORT_NAMES.get(project, project.replace("-", "_")) for project in projects
+    }
+    taken |= {"omegaconf", "yaml", "tokenizers", "datasets", "huggingface_hub", "evaluate"}
+    assert {"torch", "lm_eval", "hydra", "random"} <= taken
+    for path in FILES:
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        assert name not in taken, f"{label(path)} shadows {name}"
+
+
+def test_nothing_catches_everything() -> None:
+    """But the edge to the user, which sorts Hydra's errors out and lets the others through."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and label(path) != "experiments/errors.py":
+                caught = None if node.type is None else ast.unparse(node.type)
+                assert caught not in (None, "Exception", "BaseException"), (
+                    f"{label(path)}:{node.lineno}: name the errors that are expected"
+                )
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called, where = ast.unparse(node.func), f"{label(path)}:{node.lineno}"
+            assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler"), where
+            if called == "torch.load":
+                options = {each.arg: ast.unparse(each.value) for each in node.keywords}
+                assert options.get("weights_only") == "True", where
+
+
+def modules(*rooms: str) -> list[str]:
+    """Import paths of all files of some rooms."""
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if room_of(path) in rooms and path.name != "__main__.py"
+    ]
+
+
+SIDE_EFFECTS = """
+import importlib, os, random, sys
+import nevergrad, numpy, torch, transformers
+
+def state():
+    return str([
+        torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),
+        torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(), torch.cuda.is_initialized(),
+        numpy.random.get_state()[1].tolist(), random.getstate(), dict(os.environ), os.getcwd(),
+    ])
+
+before = state()
+for name in NAMES:
+    importlib.import_module(name)
+assert state() == before, "a module changes global state when it is imported"
+heavy = {"lm_eval", "wandb", "hydra", "matplotlib"} & set(sys.modules)
+assert not heavy, f"{heavy} must wait until it is needed"
+"""
+
+
+def test_importing_merging_and_search_has_no_side_effects() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIDE_EFFECTS.replace("NAMES", repr(modules("merging", "search")))],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in FILES
+        if ">>> " in path.read_text(encoding="utf-8")
+    ],
+)
+def test_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0

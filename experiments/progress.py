@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TextIO
 
 from tqdm import tqdm
 
+from experiments.table import duration
 from search.history import Record
 from search.loop import Budget
 
@@ -144,17 +145,3 @@ class Progress:
         if len(self._best) == 1:
             return f"{self._best[0]:.4f}"
         return " ".join(f"{n} {v:.4f}" for n, v in zip(self._names, self._best, strict=True))
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as people say it.
-
-    Example:
-        >>> duration(42.4), duration(200), duration(9000), duration(200000)
-        ('42 s', '3 min', '2.5 h', '2.3 days')
-    """
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if seconds < 99.5 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

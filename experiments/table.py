@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from experiments.run_files import Json, Model, Split, Task, models_of, shown_split, tasks_of
 
@@ -18,6 +19,20 @@ def number(value: float | None, digits: int = 4) -> str:
 def fitness_text(fitness: Sequence[float] | None) -> str:
     """Returns a fitness as text, several objectives separated by blanks."""
     return "-" if fitness is None else " ".join(number(value) for value in fitness)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people say it.
+
+    Example:
+        >>> duration(42.4), duration(200), duration(9000), duration(200000)
+        ('42 s', '3 min', '2.5 h', '2.3 days')
+    """
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def best_value(models: Sequence[Model], task: Task, split: Split) -> float | None:
@@ -45,26 +60,40 @@ def best_of(models: Sequence[Model], kind: str, split: Split) -> Model | None:
     return by_fitness(scored, split)[-1] if scored else None
 
 
-def verdict(summary: Json) -> str:
-    """Returns one sentence: does evolved beat every static merge, on which data, by how much."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether evolution was worth it.
+
+    Args:
+        text: one sentence with the numbers and the data they come from.
+        wins: beats (or, with several objectives, dominates) every static merge that has a score;
+            None: there is nothing to compare.
+    """
+
+    text: str
+    wins: bool | None = None
+
+
+def verdict(summary: Json) -> Verdict:
+    """Returns how the evolved merge compares with the static merges, on which data."""
     models = models_of(summary)
     split = shown_split(models)
     data = "held-out data" if split == "report" else "the search items, which chose it,"
     winner = best_of(models, "evolved", split)
-    if winner is None:
+    own = winner.fitness(split) if winner is not None else None
+    if own is None:
         evolved = [model for model in models if model.kind == "evolved"]
         reason = evolved[0].failure(split) if evolved else "the run has none"
-        return f"The evolved merge has no score on {data.rstrip(',')}: {reason}."
+        return Verdict(f"The evolved merge has no score on {data.rstrip(',')}: {reason}.")
     rivals = {m.name: m.fitness(split) for m in models if m.kind == "static"}
     scored = {name: fitness for name, fitness in rivals.items() if fitness is not None}
     missing = len(rivals) - len(scored)
     note = f"; {missing} of {len(rivals)} static merges failed" if missing else ""
     if not scored:
-        return f"The evolved merge has no static merge to be compared with{note}."
-    own = winner.fitness(split)
-    assert own is not None
+        return Verdict(f"The evolved merge has no static merge to be compared with{note}.")
     compare = _one_objective if len(own) == 1 else _many_objectives
-    return f"The evolved merge {compare(own, scored, data)}{note}."
+    wins = all(dominates(own, rival) for rival in scored.values())
+    return Verdict(f"The evolved merge {compare(own, scored, data)}{note}.", wins)
 
 
 def _one_objective(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
@@ -110,7 +139,9 @@ def table(summary: Json) -> str:
     ]
     title = "held-out items" if split == "report" else "search items (there are no held-out items)"
     rules = (2, 2 + len(rows) - len(shown[-1]))
-    return "\n".join([f"Scores on {title}", "", *_aligned(columns, rules), "", verdict(summary)])
+    return "\n".join(
+        [f"Scores on {title}", "", *_aligned(columns, rules), "", verdict(summary).text]
+    )
 
 
 def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:

@@ -134,8 +134,8 @@ def build_summary(
         "tasks": tasks,
         "models": models,
         "finalists": [
-            {"id": 41, "search": [0.905] * objectives, "selection": [0.88] * objectives},
             {"id": 57, "search": [0.9] * objectives, "selection": [0.89] * objectives},
+            {"id": 40, "search": [0.905] * objectives, "selection": [0.88] * objectives},
         ],
         "fitness": 0.89, "optimism": 0.02,
         "budget": {"evaluations": 60, "seconds": None, "target": None}, "stop": "evaluations",

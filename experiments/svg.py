@@ -1,0 +1,66 @@
+"""How charts look, and a figure as an SVG element: no script, no font file, no address."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee3"
+BLUE, RED, GREEN, ORANGE, PURPLE = "#0b63b0", "#c2361f", "#1b7f5c", "#c77700", "#7a4fa3"
+COLOURS = {"base": MUTED, "expert": ORANGE, "static": PURPLE, "evolved": GREEN}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.0,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.axisbelow": True,
+}
+
+
+def short(text: str, length: int) -> str:
+    """Returns `text`, cut in the middle where it is longer than `length`."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def to_svg(figure: Figure, name: str, title: str) -> str:
+    """Returns the figure as an SVG element for use inside HTML; equal figures, equal bytes.
+
+    Args:
+        figure: drawn under `STYLE`.
+        name: begins every id, so that several elements can share a page.
+        title: what a screen reader says.
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", metadata=nothing, transparent=True)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them; no address in the page
+    text = text.replace("*{", "svg *{")  # its style must not reach the rest of the page
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    width = figure.get_size_inches()[0] * 96
+    head = re.match(r'<svg width="[^"]*" height="[^"]*"', text)
+    assert head is not None
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    style = f"width:100%;max-width:{width:.0f}px;height:auto"
+    return f'<svg role="img" aria-label="{label}" style="{style}"{text[head.end() :]}'

@@ -67,6 +67,8 @@ def utilities_of(fitness: Sequence[float | None]) -> Vector:
         fitness: higher is better; None: failed, ranks behind all others.
     """
     values = np.array([-math.inf if value is None else value for value in fitness])
+    if (values == values[0]).all():
+        return np.zeros(len(values))  # the mean of all utilities is 0 but for its rounding
     by_rank = rank_utilities(len(values))
     ranked = np.sort(-values)
     return np.array([by_rank[ranked == -value].mean() for value in values])

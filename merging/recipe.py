@@ -14,7 +14,8 @@ import torch
 from merging.checkpoint import Checkpoint
 from merging.experts import ExpertPool
 from merging.files import write_text
-from merging.plan import MergePlan
+from merging.plan import Plan
+from merging.plans import plan_from_description
 
 FORMAT = 1
 
@@ -50,12 +51,12 @@ class Recipe:
 
     base: Ingredient
     experts: Mapping[str, Ingredient]
-    plan: MergePlan
+    plan: Plan
     dtype: str | None = None
     privacy: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, pool: ExpertPool, plan: MergePlan, *, dtype: str | None = None) -> Recipe:
+    def of(cls, pool: ExpertPool, plan: Plan, *, dtype: str | None = None) -> Recipe:
         """Returns the recipe of `plan` over `pool`."""
         experts = {
             name: Ingredient(pool.sources[name], sha256)
@@ -96,7 +97,7 @@ class Recipe:
             return cls(
                 base=Ingredient(**content["base"]),
                 experts={k: Ingredient(**v) for k, v in content["experts"].items()},
-                plan=MergePlan.from_description(content),
+                plan=plan_from_description(content),
                 dtype=dtype,
                 privacy=content.get("privacy"),
             )

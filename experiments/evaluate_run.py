@@ -34,14 +34,15 @@ def run_evaluate(config: DictConfig) -> float:
         base = config.base or config.model
         pool = ExpertPool.open(
             base, {"model": config.model}, trust_remote_code=config.trust_remote_code
-        ).resident(machine.device)
+        )
         resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
         panel = assemble.open_panel("report", config.report_on, resident)
         if panel is None:
             raise UserError(
                 "report_on names no evaluator: choose a group, e.g. evaluator@report_on=NAME"
             )
-        resident.write(pool.expert_weights("model"))
+        pool.check_finite()
+        resident.write(pool.resident(machine.device).expert_weights("model"))
     try:
         scores = panel.evaluate(assemble.open_engine(config, resident))
     except EvaluationError as error:

@@ -13,6 +13,7 @@ from experiments import assemble
 from experiments.errors import UserError, explained
 from experiments.model_card import static_card
 from experiments.options import check_groups, check_options
+from experiments.rehearsal import check_merges
 from experiments.run_directory import check_writable
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
@@ -32,6 +33,8 @@ def run_merge(config: DictConfig) -> None:
     """
     with explained():
         check_options(config)
+        if config.out is None:
+            raise UserError("out is not set: give out=DIR")
         out = Path(config.out)
         if out.exists():
             raise UserError(f"out={out} exists already: name a new directory")
@@ -51,6 +54,7 @@ def run_merge(config: DictConfig) -> None:
             job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
         check_writable(out, "out", saved_bytes(pool, dtype))
+        check_merges(plan.weights(pool), pool)
         pool.check_finite()
         held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
         weights = plan.weights(held, dtype=dtype)

@@ -13,8 +13,7 @@ from evaluators.panel import Panel
 from experiments import assemble
 from experiments.options import check_groups
 from merging.experts import ExpertPool
-from merging.spaces.axes import start
-from merging.spaces.space import VectorSpace
+from merging.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,13 @@ def check_data(entries: Mapping[str, Any] | None) -> None:
                 raise ValueError(f"data file {path} is empty: name a file that holds items")
 
 
-def check_merges(space: VectorSpace, pool: ExpertPool) -> None:
-    """Merges the smallest tensor of `pool` at the space's start.
+def check_merges(weights: Weights, pool: ExpertPool) -> None:
+    """Computes the smallest tensor of a merge of `pool`.
 
     Raises:
         MergeError: the method does not take these experts or these knobs.
     """
-    smallest = min(pool.names, key=lambda name: pool.base.shape(name).numel())
-    space.plan(start(space.axes)).weights(pool)[smallest]
+    weights[min(pool.names, key=lambda name: pool.base.shape(name).numel())]
 
 
 def check_panels(

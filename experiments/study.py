@@ -18,6 +18,7 @@ from experiments.scorer import Scorer
 from merging.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.save import saved_bytes
+from merging.spaces.axes import start
 from merging.spaces.space import VectorSpace
 from search.strategy import Strategy
 
@@ -87,7 +88,7 @@ class Study:
         pool = assemble.open_pool(config)
         space = assemble.open_space(config, pool)
         strategy = assemble.open_partial(config.strategy)(axes=space.axes, seed=config.seed)
-        check_merges(space, pool)
+        check_merges(space.decode(start(space.axes)), pool)
         resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
         search_on = assemble.open_panel("search", config.search_on, resident)
         assert search_on is not None, "refused in the rehearsal"

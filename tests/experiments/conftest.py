@@ -1,0 +1,34 @@
+"""A shell for commands that must be refused, in which long work is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.quickstart import source
+from merging.experts import ExpertPool
+from tests.experiments.refusals import Shell
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    """A shell in an empty directory."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    return Shell(cwd, capsys)
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that trains the quickstart, reads all weights or holds them in memory."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        pytest.fail("long work began before the refusal")
+
+    monkeypatch.setattr(source, "prepare", forbidden)
+    monkeypatch.setattr(ExpertPool, "check_finite", forbidden)
+    monkeypatch.setattr(ExpertPool, "resident", forbidden)

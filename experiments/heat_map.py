@@ -64,17 +64,18 @@ def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        bar_in = min(row_in * len(groups), 2.2)
-        bar = figure.add_axes(
-            (
-                place[0] + span[0] + 0.2 / width,
-                place[1] + span[1] - bar_in / height,
-                0.13 / width,
-                bar_in / height,
+        if len(groups) >= 4 or not numbered:  # fewer rows: the numbers say it all
+            bar_in = min(row_in * len(groups), 2.2)
+            bar = figure.add_axes(
+                (
+                    place[0] + span[0] + 0.2 / width,
+                    place[1] + span[1] - bar_in / height,
+                    0.13 / width,
+                    bar_in / height,
+                )
             )
-        )
-        figure.colorbar(image, cax=bar).outline.set_visible(False)
-        bar.tick_params(length=0, labelsize=8)
+            figure.colorbar(image, cax=bar).outline.set_visible(False)
+            bar.tick_params(length=0, labelsize=8)
         return to_svg(figure, f"heat-{knob}", f"{knob}: {len(groups)} groups by {len(experts)}")
 
 

@@ -253,7 +253,7 @@ def _coefficients(recipe: Json) -> str:
         figures.append(
             figure(
                 heat_map(knob, rows),
-                f"{knob}: {len(values)} values from {min(values):.3f} to {max(values):.3f}, "
+                f"{knob}: {len(values)} value(s) from {min(values):.3f} to {max(values):.3f}, "
                 f"{sum(v < 0 for v in values)} below 0, {sum(v > 1 for v in values)} above 1.",
             )
         )
@@ -297,11 +297,10 @@ def _optimism_text(summary: Json) -> str:
     if optimism is None:
         return f"{why}; this run has no held-out score to measure by how much."
     amount = f"{abs(optimism):.4f} {'higher' if optimism >= 0 else 'lower'}"
-    return (
-        f"{why}: on the search items the winner reads {amount} than on held-out items. The "
-        "finalists were read again on selection items before the winner was named, and held-out "
-        "items were read for the winner alone."
-    )
+    text = f"{why}: on the search items the winner reads {amount} than on held-out items."
+    if any(each["selection"] is not None for each in summary.get("finalists") or []):
+        text += " The finalists were read again on selection items before the winner was named."
+    return f"{text} Of the finalists, held-out items were read for the winner alone."
 
 
 def _failures(history: Sequence[Json]) -> str:

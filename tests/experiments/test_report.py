@@ -174,6 +174,19 @@ def test_optimism_shows_all_three_readings(plain):
     assert "on the search items the winner reads 0.0200 higher than on held-out items" in page.text
 
 
+def test_a_second_look_is_claimed_only_where_there_was_one(tmp_path, plain):
+    _, page = plain
+    assert "read again on selection items" in page.text
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    for finalist in summary["finalists"]:
+        finalist["selection"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "read again on selection items" not in page.text
+    assert ["candidate 57 (winner)", "0.9000", "-", "0.8800"] in page.rows
+
+
 def test_run_facts_and_versions(plain):
     _, page = plain
     facts = {row[0]: row[1] for row in page.rows if len(row) == 2}

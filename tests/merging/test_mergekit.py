@@ -6,11 +6,20 @@ from torch import Tensor
 
 from merging.grouping import Whole
 from merging.mergekit_yaml.reading import MergekitJob
+from merging.mergekit_yaml.spelling import METHODS
+from merging.method import MergeMethod
 from merging.methods.breadcrumbs import Breadcrumbs
 from merging.methods.breadcrumbs_ties import BreadcrumbsTies
+from merging.methods.dare_linear import DareLinear
 from merging.methods.dare_ties import DareTies
 from merging.methods.della import Della
+from merging.methods.della_linear import DellaLinear
 from merging.methods.karcher import Karcher
+from merging.methods.linear import Linear
+from merging.methods.model_stock import ModelStock
+from merging.methods.nuslerp import NuSlerp
+from merging.methods.sce import Sce
+from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, describe_method
 from tests.merging.mergekit_files import (
@@ -23,6 +32,44 @@ from tests.merging.mergekit_files import (
     largest,
     sphere,
 )
+
+DENSE = {"weight": 1.0, "density": 1.0, "scale": 1.0}
+DEFAULTS: dict[str, tuple[MergeMethod, dict[str, float]]] = {
+    "linear": (Linear(), {"weight": 1.0}),
+    "task_arithmetic": (TaskArithmetic(), {"weight": 1.0, "scale": 1.0}),
+    "nuslerp": (NuSlerp(), {"weight": 1.0}),
+    "multislerp": (Karcher(task_vectors=True, max_iterations=0), {"weight": 1.0}),
+    "karcher": (Karcher(max_iterations=10, tolerance=1e-5), {"weight": 1.0}),
+    "ties": (Ties(normalize=True), DENSE),
+    "dare_linear": (DareLinear(), DENSE),
+    "dare_ties": (DareTies(normalize=False), DENSE),
+    "della": (Della(normalize=True), {**DENSE, "epsilon": 0.15}),
+    "della_linear": (DellaLinear(), {**DENSE, "epsilon": 0.15}),
+    "breadcrumbs": (Breadcrumbs(), {**DENSE, "gamma": 0.01}),
+    "breadcrumbs_ties": (BreadcrumbsTies(normalize=False), {**DENSE, "gamma": 0.01}),
+    "sce": (Sce(), {"density": 1.0, "scale": 1.0}),
+    "model_stock": (ModelStock(), {"scale": 1.0}),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_those_of_mergekit(run: Run, name: str) -> None:
+    method, knobs = DEFAULTS[name]
+    job = run(f"""
+        merge_method: {name}
+        base_model: base
+        models:
+          - model: code
+          - model: prose
+        {"parameters: {weight: 1}" if "weight" in METHODS[name].per_model else ""}
+        """)
+    assert job.plan.method == method
+    assert job.plan.coefficients["model"] == {
+        knob.name: dict.fromkeys(job.pool.expert_names, knobs[knob.name])
+        if knob.per_expert
+        else knobs[knob.name]
+        for knob in method.knobs
+    }
 
 
 class TestMethods:

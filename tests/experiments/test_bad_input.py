@@ -213,7 +213,6 @@ class TestData:
         )
         shell.refuse(pattern, "search", *overrides(world), f"report_on.text.data={data}")
 
-    @pytest.mark.parametrize("panel", ["search_on", "select_on", "report_on"])
     @pytest.mark.parametrize(
         ("content", "pattern"),
         [
@@ -226,11 +225,11 @@ class TestData:
         ],
     )
     def test_data_file(
-        self, shell: Shell, world: Path, tmp_path: Path, panel: str, content: bytes, pattern: str
+        self, shell: Shell, world: Path, tmp_path: Path, content: bytes, pattern: str
     ) -> None:
         data = tmp_path / "data.jsonl"
         data.write_bytes(content)
-        shell.refuse(pattern, "search", *overrides(world), f"{panel}.text.data={data}")
+        shell.refuse(pattern, "search", *overrides(world), f"report_on.text.data={data}")
 
     def test_missing_data_file(self, shell: Shell, world: Path) -> None:
         wrong = f"report_on.text.data={world}/gone.jsonl"

@@ -36,6 +36,13 @@ class Ingredient:
     source: str
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.source, str) and isinstance(self.sha256, str)):
+            raise ValueError(
+                f"recipe: source {self.source!r} and sha256 {self.sha256!r} must be text: "
+                "use the recipe.json that the run wrote"
+            )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -122,9 +129,11 @@ class Recipe:
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+            raise RecipeError(
+                f"{path}: cannot be read ({error.strerror}): name a run's recipe.json"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: not JSON: {error}") from None
+            raise RecipeError(f"{path}: not JSON ({error}): name a run's recipe.json") from None
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
 

@@ -40,11 +40,11 @@ class HeldOut:
         continuation_bytes: bytes of each of its four answers.
     """
 
-    search: SplitSize = SplitSize(chunks=80, questions=48)
-    selection: SplitSize = SplitSize(chunks=80, questions=48)
-    report: SplitSize = SplitSize(chunks=200, questions=100)
+    search: SplitSize = SplitSize(chunks=80, questions=80)
+    selection: SplitSize = SplitSize(chunks=80, questions=80)
+    report: SplitSize = SplitSize(chunks=200, questions=200)
     chunk_bytes: int = 127
-    context_bytes: int = 48
+    context_bytes: int = 24
     continuation_bytes: int = 8
 
     def sizes(self) -> dict[str, SplitSize]:

@@ -36,7 +36,7 @@ SENTENCE = "The {} and {} and {} fox number {} jumps over dogs while others look
 TINY = Settings(
     size=ModelSize(hidden=16, intermediate=24, layers=2, heads=2, context=64),
     base=Schedule(steps=3, batch=4),
-    expert=Schedule(steps=2, batch=2),
+    experts=dict.fromkeys(DOMAINS, Schedule(steps=2, batch=2)),
     held_out=HeldOut(
         search=SplitSize(6, 3),
         selection=SplitSize(4, 2),
@@ -271,6 +271,11 @@ def test_settings_seed_and_versions_change_the_digest(monkeypatch: pytest.Monkey
 def test_text_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match=r"text of 127 bytes does not fit the model.*of 64"):
         Settings(size=ModelSize(context=64))
+
+
+def test_a_schedule_for_another_domain_is_refused() -> None:
+    with pytest.raises(ValueError, match="schedule for each of code, prose, headers, got poems"):
+        Settings(experts={"poems": Schedule(steps=1)})
 
 
 def test_this_python_has_text_enough() -> None:

@@ -143,6 +143,14 @@ class TestDirectories:
         pattern = f"{option}=/proc/new.*: /proc cannot be written .*: name a directory that you m"
         shell.refuse(pattern, "search", *overrides(world), f"{option}=/proc/new")
 
+    def test_read_only_sweep(self, shell: Shell, world: Path) -> None:
+        if not Path("/proc/self").exists():
+            pytest.skip("nobody, root included, may write to /proc; there is none here")
+        sweep = ["-m", *overrides(world), "runs=/proc/new", "seed=0,1"]
+        shell.refuse(
+            "runs=/proc/new: /proc cannot be written .*: name a directory", "search", *sweep
+        )
+
     @pytest.mark.parametrize("verb", ["search", "check", "merge", "evaluate", "rebuild"])
     def test_full_disk(
         self, shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch, verb: str

@@ -117,7 +117,7 @@ class TestRoundTrip:
         path = tmp_path / "recipe.json"
         Recipe.of(pool, plan).save(path)
         assert path.stat().st_size < 100_000
-        assert max(map(len, path.read_text().splitlines())) < 500  # readable: a group a line
+        assert len(path.read_text().splitlines()) < len(third) + 40  # readable: a group a line
         assert Recipe.load(path).plan == plan
 
 

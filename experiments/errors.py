@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ class UserError(Exception):
 def explained() -> Iterator[None]:
     """Turns the errors of checking and assembling into UserError.
 
+    EVOMERGE_DEBUG=1 in the environment shows the traceback instead.
+
     Only for code that runs before the long work: there a ValueError is about the input. Hydra
     wraps what a constructor raises; the cause is what the user needs, and the key it came from.
     """
@@ -22,9 +25,13 @@ def explained() -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError) as error:
+        if os.environ.get("EVOMERGE_DEBUG"):
+            raise
         raise UserError(_sentence(error)) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf") or (
+            os.environ.get("EVOMERGE_DEBUG")
+        ):
             raise
         raise UserError(_sentence(error)) from error
 

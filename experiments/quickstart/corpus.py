@@ -1,9 +1,9 @@
 """Text that every machine with this project has, in three domains, split by document.
 
-``code``: the standard library's Python without docstrings and comments. ``prose``: the standard
-library's docstrings and the texts of ``pydoc``, without examples. ``headers``: the C++ headers
-that come with torch, without comments. All of it is reduced to printable ASCII, so that one byte
-is one character is one token.
+``code``: the standard library's Python without docstrings and comments. ``prose``: the docstrings
+of the standard library and of torch and the texts of ``pydoc``, without examples. ``headers``: the
+C++ headers that come with torch, without comments. All of it is reduced to printable ASCII, so
+that one byte is one character is one token.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from pydoc_data import topics
 from typing import TypeAlias
@@ -35,6 +36,7 @@ _NOT_LIBRARY = frozenset(
 )
 _DIFFERS_BETWEEN_BUILDS = ("_sysconfigdata", "config-")
 _Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_DOCUMENTED_FOLDERS = ("distributions/", "nn/", "optim/", "utils/")  # of torch
 _LARGEST_FILE_BYTES = 60_000
 _SMALLEST_DOCUMENT_BYTES = 600
 _BOILERPLATE_LINE_BYTES = 24
@@ -71,6 +73,7 @@ class Domain:
 
 def read_domains() -> dict[str, list[Document]]:
     """Returns the documents of every one of `DOMAINS`, cleaned, without shared boilerplate."""
+    library = Path(torch.__file__).parent
     code: list[Document] = []
     prose = [
         Document(f"pydoc/{topic}", prose_of(topics.topics[topic]))
@@ -80,8 +83,11 @@ def read_domains() -> dict[str, list[Document]]:
         if (tree := _parsed(source)) is not None:
             code.append(Document(name, code_of(source, tree)))
             prose.append(Document(name, prose_of(docstrings_of(tree))))
+    for name, source in _files(library, ".py", _NOT_LIBRARY):
+        if name.startswith(_DOCUMENTED_FOLDERS) and (tree := _parsed(source)) is not None:
+            prose.append(Document(f"torch/{name}", prose_of(docstrings_of(tree))))
     # ATen/ops holds thousands of generated files that differ in a name.
-    aten = Path(torch.__file__).parent / "include" / "ATen"
+    aten = library / "include" / "ATen"
     headers = [
         Document(name, header_of(source))
         for name, source in _files(aten, ".h", frozenset({"ops"}))
@@ -193,7 +199,7 @@ def _long_lines(text: str) -> list[str]:
 
 
 def split_documents(
-    documents: Sequence[Document], *, domain: str, seed: int, held_out_bytes: Mapping[str, int]
+    documents: Sequence[Document], *, domain: str, seed: int, held_out: Mapping[str, int]
 ) -> Domain:
     """Returns the documents dealt to splits in an order that depends on names and seed alone.
 
@@ -201,34 +207,46 @@ def split_documents(
         documents: of one domain.
         domain: its name, for messages and seeds.
         seed: another seed deals other documents.
-        held_out_bytes: split -> bytes of text it needs; the rest is for training.
+        held_out: split -> documents it gets; the rest is for training.
 
     Raises:
-        ValueError: less text than asked for.
+        ValueError: fewer documents than asked for.
     """
     order = sorted(documents, key=lambda document: stable_seed(seed, domain, document.name))
-    held_out: dict[str, tuple[Document, ...]] = {}
-    for split, needed in held_out_bytes.items():
-        dealt: list[Document] = []
-        while sum(len(document.text) for document in dealt) < needed:
-            if not order:
-                raise ValueError(
-                    f"domain {domain!r} has too little text for its {split} split: expected "
-                    f"{needed} bytes more; use a full Python and torch or smaller splits"
-                )
-            dealt.append(order.pop())
-        held_out[split] = tuple(dealt)
-    return Domain(tuple(order), held_out)
+    needed = sum(held_out.values())
+    if needed >= len(order):
+        raise ValueError(
+            f"domain {domain!r} has {len(order)} documents on this machine, expected more than "
+            f"the {needed} that are held out; use a full Python and torch, or smaller splits"
+        )
+    dealt: dict[str, tuple[Document, ...]] = {}
+    for split, count in held_out.items():
+        dealt[split] = tuple(order[:count])
+        order = order[count:]
+    return Domain(tuple(order), dealt)
 
 
 def chunks(documents: Sequence[Document], *, count: int, size: int, seed: int) -> list[str]:
     """Returns `count` different pieces of exactly `size` bytes that start where a line starts.
 
+    They are spread over the documents as evenly as these allow, so that no file dominates.
+
     Raises:
         ValueError: the documents do not hold that many.
     """
-    found = {piece for document in documents for piece in _pieces(document.text, size)}
-    return _sample(sorted(found), count, f"pieces of {size} bytes", seed)
+    pieces = [list(_pieces(document.text, size)) for document in documents]
+    return _spread(pieces, count, f"pieces of {size} bytes", seed)
+
+
+def _spread(pieces: Sequence[Sequence[str]], count: int, what: str, seed: int) -> list[str]:
+    """Returns `count` different texts: one of every document, then a second of every one, ..."""
+    draw = random.Random(seed)
+    shuffled = [draw.sample(own, len(own)) for own in pieces]
+    rounds = (text for texts in zip_longest(*shuffled) for text in texts if text is not None)
+    found = list(islice(dict.fromkeys(rounds), count))
+    if len(found) < count:
+        raise ValueError(f"expected {count} {what} in this split, found {len(found)}")
+    return found
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:
@@ -275,21 +293,22 @@ def choices(
         ValueError: the documents do not hold that many.
     """
     size = context + continuation + 16  # room to shift the cut into a word
-    found = sorted({piece for document in documents for piece in _pieces(document.text, size)})
-    cut = {piece: place for piece in found if (place := _cut(piece, context)) is not None}
-    endings = sorted({piece[place : place + continuation] for piece, place in cut.items()})
+    pieces = [
+        [piece for piece in _pieces(document.text, size) if _cut(piece, context) is not None]
+        for document in documents
+    ]
+    cuts = {piece: _cut(piece, context) or context for own in pieces for piece in own}
+    endings = sorted({piece[cut : cut + continuation] for piece, cut in cuts.items()})
     if len(endings) < 4:
         raise ValueError(f"expected 4 different continuations, found {len(endings)}")
     draw = random.Random(seed)
     questions = []
-    for piece in _sample(sorted(cut), count, "places for a question", seed):
-        place = cut[piece]
-        true = piece[place : place + continuation]
+    for piece in _spread(pieces, count, "places for a question", seed):
+        cut = cuts[piece]
+        true = piece[cut : cut + continuation]
         options = [*draw.sample([ending for ending in endings if ending != true], 3), true]
         draw.shuffle(options)
-        questions.append(
-            Choice(piece[place - context : place], tuple(options), options.index(true))
-        )
+        questions.append(Choice(piece[cut - context : cut], tuple(options), options.index(true)))
     return questions
 
 
@@ -299,9 +318,3 @@ def _cut(piece: str, context: int) -> int | None:
         if piece[place - 3 : place + 2].isalpha():
             return place
     return None
-
-
-def _sample(population: Sequence[str], count: int, what: str, seed: int) -> list[str]:
-    if len(population) < count:
-        raise ValueError(f"expected {count} {what} in this split, found {len(population)}")
-    return random.Random(seed).sample(population, count)

@@ -8,17 +8,18 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from experiments.quickstart import corpus, tasks, tokenizer, training
 from experiments.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
@@ -34,7 +35,7 @@ class Prepared:
 
     Args:
         base: model folder of the base.
-        experts: domain -> model folder.
+        experts: name -> model folder.
         data: folder of ``<domain>.<split>.jsonl`` and ``choice.<split>.jsonl``.
         tasks: folder of lm-eval task files ``quickstart_choice_<split>.yaml``.
     """
@@ -45,17 +46,27 @@ class Prepared:
     tasks: Path
 
     @classmethod
-    def at(cls, folder: Path) -> Prepared:
-        """Returns the layout below a folder."""
-        experts = {domain: folder / "experts" / domain for domain in DOMAINS}
-        return cls(folder / "base", experts, folder / "data", folder / "tasks")
+    def at(cls, folder: Path, experts: Iterable[str]) -> Prepared:
+        """Returns the layout below a folder, for experts of these names."""
+        folders = {name: folder / "experts" / name for name in experts}
+        return cls(folder / "base", folders, folder / "data", folder / "tasks")
 
 
-def _unequal_experts() -> dict[str, Schedule]:
+@dataclass(frozen=True)
+class Training:
+    """How one expert is made from the base: on which domain, and how long and fast."""
+
+    domain: str
+    schedule: Schedule
+
+
+def _pool() -> dict[str, Training]:
+    """Returns the quickstart's experts: of unequal strength, and two of them for one domain."""
     return {
-        "code": Schedule(steps=200, rate=3e-4, final=0.05),
-        "prose": Schedule(steps=300, rate=1e-3, final=0.05),
-        "headers": Schedule(steps=300, rate=2e-3, final=0.05),
+        "code": Training("code", Schedule(steps=200, rate=3e-4, final=0.05)),
+        "prose": Training("prose", Schedule(steps=250, rate=1e-3, final=0.05)),
+        "headers": Training("headers", Schedule(steps=250, rate=1e-3, final=0.05)),
+        "headers_hot": Training("headers", Schedule(steps=250, rate=2e-3, final=0.05)),
     }
 
 
@@ -64,27 +75,28 @@ class Settings:
     """What is trained, and on how much text it is judged.
 
     The base stops while it still learns fast, so that every expert also learns what all domains
-    share: their average is then better than the base everywhere. The experts are trained for
-    unequally long and at unequal rates, as those of a pool found in practice are, so that the
-    best weights are not equal ones.
+    share: their average is then better than the base everywhere. The experts are trained at
+    unequal rates and one domain has two, as in pools found in practice, so that equal weights
+    are not the best ones.
 
     Args:
         size: of the model.
         base: training on all domains in equal shares.
-        experts: domain -> training from the base on this domain; one for each of `DOMAINS`.
+        experts: name -> training from the base; at least one for each of `DOMAINS`.
         held_out: how much text each split asks.
     """
 
     size: ModelSize = field(default_factory=ModelSize)
     base: Schedule = field(default_factory=lambda: Schedule(steps=400, rate=4e-3, final=0.3))
-    experts: Mapping[str, Schedule] = field(default_factory=_unequal_experts)
+    experts: Mapping[str, Training] = field(default_factory=_pool)
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self) -> None:
-        if set(self.experts) != set(DOMAINS):
+        trained = {made.domain for made in self.experts.values()}
+        if trained != set(DOMAINS):
             raise ValueError(
-                f"experts: expected a schedule for each of {', '.join(DOMAINS)}, got "
-                f"{', '.join(self.experts) or 'none'}"
+                f"experts: expected some for each of {', '.join(DOMAINS)}, got "
+                f"{', '.join(sorted(trained)) or 'none'}"
             )
         asked = self.held_out
         longest = max(asked.chunk_bytes, asked.context_bytes + asked.continuation_bytes)
@@ -103,7 +115,7 @@ def prepare(
     settings: Settings | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Returns a base, an expert for each of `DOMAINS` and held-out data, trained on first use.
+    """Returns a base, experts for all of `DOMAINS` and held-out data, trained on first use.
 
     Training runs on the CPU. A finished folder carries a digest of all settings, the versions it
     depends on and this code in its name; it appears at once or not at all, and a second process
@@ -121,17 +133,19 @@ def prepare(
     """
     chosen = settings or Settings()
     folder = cache_dir.expanduser().resolve() / f"quickstart-{digest_of(chosen, seed)}"
+    finished = Prepared.at(folder, chosen.experts)
     if folder.is_dir():
-        return Prepared.at(folder)
+        return finished
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():  # another process may have made it while this one waited
             log.info("preparing the quickstart in %s", folder)
             with _appearing(folder) as unfinished, _threads(threads):
                 domains = _read(chosen.held_out, seed)
-                _write_data(Prepared.at(unfinished), Prepared.at(folder), domains, chosen, seed)
-                _train_all(Prepared.at(unfinished), domains, chosen, seed, progress)
-    return Prepared.at(folder)
+                draft = Prepared.at(unfinished, chosen.experts)
+                _write_data(draft, finished, domains, chosen, seed)
+                _train_all(draft, domains, chosen, seed, progress)
+    return finished
 
 
 def digest_of(settings: Settings, seed: int) -> str:
@@ -173,10 +187,9 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
+    counts = {split: size.documents for split, size in held_out.sizes().items()}
     return {
-        domain: corpus.split_documents(
-            documents, domain=domain, seed=seed, held_out_bytes=held_out.needed_bytes()
-        )
+        domain: corpus.split_documents(documents, domain=domain, seed=seed, held_out=counts)
         for domain, documents in corpus.read_domains().items()
     }
 
@@ -204,15 +217,15 @@ def _train_all(
         name: Stream.of(domain.train, window=size.context) for name, domain in domains.items()
     }
     model = training.new_model(size, seed=seed)
-    schedules = [base, *settings.experts.values()]
+    schedules = [base, *(made.schedule for made in settings.experts.values())]
     windows = sum(schedule.steps * schedule.batch for schedule in schedules)
     with tqdm(total=windows, unit="window", disable=not progress) as bar:
         _train(model, "base", streams, base, seed, bar)
         _save(model, size, folders.base)
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        for name, stream in streams.items():
+        for name, made in settings.experts.items():
             model.load_state_dict(start)
-            _train(model, name, {name: stream}, settings.experts[name], seed, bar)
+            _train(model, name, {made.domain: streams[made.domain]}, made.schedule, seed, bar)
             _save(model, size, folders.experts[name])
 
 
@@ -233,5 +246,12 @@ def _train(
 
 
 def _save(model: LlamaForCausalLM, size: ModelSize, out: Path) -> None:
-    model.save_pretrained(out)
+    output: Any = transformers_logging
+    bars = output.is_progress_bar_enabled()
+    output.disable_progress_bar()  # one per file, across the bar of the training
+    try:
+        model.save_pretrained(out)
+    finally:
+        if bars:
+            output.enable_progress_bar()
     tokenizer.byte_tokenizer(size.context).save_pretrained(out)

@@ -8,7 +8,7 @@ from experiments.quickstart.prepare import Prepared, prepare
 from experiments.sources import Sources
 
 
-def experts(cache_dir: str, seed: int = 0, threads: int | None = None) -> Sources:
+def experts(cache_dir: str, seed: int = 0, threads: int | None = 1) -> Sources:
     """Returns base and experts of the quickstart, trained on first use (a few minutes).
 
     Args:

@@ -19,10 +19,12 @@ class SplitSize:
     """How much of one split is asked, for each domain.
 
     Args:
+        documents: that the split gets.
         chunks: pieces of text for bits per byte.
         questions: multiple-choice questions.
     """
 
+    documents: int
     chunks: int
     questions: int
 
@@ -40,9 +42,9 @@ class HeldOut:
         continuation_bytes: bytes of each of its four answers.
     """
 
-    search: SplitSize = SplitSize(chunks=80, questions=80)
-    selection: SplitSize = SplitSize(chunks=80, questions=80)
-    report: SplitSize = SplitSize(chunks=200, questions=200)
+    search: SplitSize = SplitSize(documents=48, chunks=40, questions=30)
+    selection: SplitSize = SplitSize(documents=48, chunks=60, questions=40)
+    report: SplitSize = SplitSize(documents=60, chunks=80, questions=60)
     chunk_bytes: int = 127
     context_bytes: int = 24
     continuation_bytes: int = 8
@@ -50,14 +52,6 @@ class HeldOut:
     def sizes(self) -> dict[str, SplitSize]:
         """Returns split -> size, in the order of `EVALUATION_SPLITS`."""
         return {"search": self.search, "selection": self.selection, "report": self.report}
-
-    def needed_bytes(self) -> dict[str, int]:
-        """Returns split -> bytes of documents that hold enough text, with room for cutting."""
-        question_bytes = self.context_bytes + self.continuation_bytes
-        return {
-            split: 4 * size.chunks * self.chunk_bytes + 8 * size.questions * question_bytes
-            for split, size in self.sizes().items()
-        }
 
 
 def write_texts(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, seed: int) -> None:

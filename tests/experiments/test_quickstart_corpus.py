@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.quickstart import corpus, prepare, training
 from experiments.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Document
-from experiments.quickstart.prepare import Settings
+from experiments.quickstart.prepare import Settings, Training
 from experiments.quickstart.tasks import HeldOut, SplitSize
 from experiments.quickstart.tokenizer import VOCABULARY_SIZE, byte_tokenizer
 from experiments.quickstart.training import ModelSize, Schedule, Stream
@@ -36,11 +36,11 @@ SENTENCE = "The {} and {} and {} fox number {} jumps over dogs while others look
 TINY = Settings(
     size=ModelSize(hidden=16, intermediate=24, layers=2, heads=2, context=64),
     base=Schedule(steps=3, batch=4),
-    experts=dict.fromkeys(DOMAINS, Schedule(steps=2, batch=2)),
+    experts={d: Training(d, Schedule(steps=2, batch=2)) for d in DOMAINS},
     held_out=HeldOut(
-        search=SplitSize(6, 3),
-        selection=SplitSize(4, 2),
-        report=SplitSize(8, 4),
+        search=SplitSize(2, 6, 4),
+        selection=SplitSize(1, 4, 4),
+        report=SplitSize(3, 8, 5),
         chunk_bytes=60,
         context_bytes=30,
         continuation_bytes=8,
@@ -94,26 +94,23 @@ def test_long_lines_that_documents_share_are_removed() -> None:
 
 def test_splits_share_no_document_and_depend_on_names_and_seed_alone() -> None:
     documents = [document(f"file{i}") for i in range(30)]
-    needed = {"search": 5000, "report": 9000}
+    counts = {"search": 5, "report": 9}
     one, again, other = (
-        corpus.split_documents(order, domain="code", seed=seed, held_out_bytes=needed)
+        corpus.split_documents(order, domain="code", seed=seed, held_out=counts)
         for order, seed in ((documents, 0), (documents[::-1], 0), (documents, 1))
     )
     assert one == again != other
-    names = [d.name for d in one.train]
-    for split, least in needed.items():
-        assert sum(len(d.text) for d in one.held_out[split]) >= least
-        names += [d.name for d in one.held_out[split]]
-    assert sorted(names) == sorted(d.name for d in documents)
+    assert {split: len(dealt) for split, dealt in one.held_out.items()} == counts
+    dealt = [*one.train, *one.held_out["search"], *one.held_out["report"]]
+    assert sorted(d.name for d in dealt) == sorted(d.name for d in documents)
 
 
 def test_too_little_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="'code' has too little text for its report split"):
-        corpus.split_documents(
-            [document("a")], domain="code", seed=0, held_out_bytes={"report": 10_000_000}
-        )
+    documents = [document("a"), document("b")]
+    with pytest.raises(ValueError, match=r"'code' has 2 documents .* more than the 2 that are"):
+        corpus.split_documents(documents, domain="code", seed=0, held_out={"report": 2})
     with pytest.raises(ValueError, match="expected 1000 pieces of 60 bytes in this split"):
-        corpus.chunks([document("a")], count=1000, size=60, seed=0)
+        corpus.chunks(documents, count=1000, size=60, seed=0)
     with pytest.raises(ValueError, match="expected 4 different continuations, found 1"):
         corpus.choices(
             [Document("a", "abcdefgh" * 9)], count=1, context=30, continuation=8, seed=0
@@ -127,6 +124,12 @@ def test_chunks_are_different_and_start_where_a_line_starts() -> None:
     assert {len(chunk) for chunk in found} == {60}
     assert all(chunk.startswith("The ") for chunk in found)
     assert found == corpus.chunks(documents, count=20, size=60, seed=3)
+
+
+def test_chunks_are_spread_over_long_and_short_documents() -> None:
+    documents = [document("long", 400), document("b"), document("c")]
+    found = corpus.chunks(documents, count=12, size=60, seed=0)
+    assert [sum(chunk in d.text for chunk in found) for d in documents] == [4, 4, 4]
 
 
 def test_questions_have_one_true_answer_that_starts_inside_a_word() -> None:
@@ -274,23 +277,21 @@ def test_text_longer_than_the_context_is_refused() -> None:
 
 
 def test_a_schedule_for_another_domain_is_refused() -> None:
-    with pytest.raises(ValueError, match="schedule for each of code, prose, headers, got poems"):
-        Settings(experts={"poems": Schedule(steps=1)})
+    with pytest.raises(ValueError, match="some for each of code, prose, headers, got poems"):
+        Settings(experts={"poems": Training("poems", Schedule(steps=1))})
 
 
 def test_this_python_has_text_enough() -> None:
     held_out = HeldOut()
+    counts = {split: size.documents for split, size in held_out.sizes().items()}
     for domain, documents in corpus.read_domains().items():
-        dealt = corpus.split_documents(
-            documents, domain=domain, seed=0, held_out_bytes=held_out.needed_bytes()
-        )
+        dealt = corpus.split_documents(documents, domain=domain, seed=0, held_out=counts)
         assert sum(len(d.text) for d in dealt.train) > 400_000
         for split, size in held_out.sizes().items():
-            corpus.chunks(
-                dealt.held_out[split], count=size.chunks, size=held_out.chunk_bytes, seed=0
-            )
+            own = dealt.held_out[split]
+            corpus.chunks(own, count=size.chunks, size=held_out.chunk_bytes, seed=0)
             corpus.choices(
-                dealt.held_out[split],
+                own,
                 count=size.questions,
                 context=held_out.context_bytes,
                 continuation=held_out.continuation_bytes,

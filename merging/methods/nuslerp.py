@@ -20,7 +20,8 @@ class NuSlerp:
         flatten: a tensor is one vector; otherwise its rows or columns are.
         row_wise: without `flatten`: vectors lie along the last dimension, not along the first.
 
-    Source: mergekit's method ``nuslerp`` (C. Goddard), options of the same meaning.
+    Source: mergekit's method ``nuslerp`` (C. Goddard); its ``nuslerp_row_wise`` is the opposite of
+        `row_wise`, which `merging.mergekit_yaml` translates.
     """
 
     flatten: bool = True

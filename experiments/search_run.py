@@ -36,6 +36,7 @@ from merging.save import save_model
 from merging.spaces.axes import Vector
 from merging.weights import CheckpointError
 from search.history import History, HistoryError, Record
+from search.jsonl import DamagedFileError
 from search.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import Objective
 from search.selection import Finalist, finalists, second_look
@@ -43,7 +44,15 @@ from search.selection import Finalist, finalists, second_look
 log = logging.getLogger(__name__)
 
 # What may go wrong in mid-run and is no fault of the program: the message says what to do.
-_EXPLAINED = (SearchFailed, HistoryError, EvaluationError, MergeError, CheckpointError, OSError)
+_EXPLAINED = (
+    SearchFailed,
+    HistoryError,
+    DamagedFileError,
+    EvaluationError,
+    MergeError,
+    CheckpointError,
+    OSError,
+)
 
 
 def run_check(config: DictConfig) -> None:

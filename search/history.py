@@ -14,6 +14,7 @@ import numpy as np
 
 from merging.spaces.axes import Vector
 from search import jsonl
+from search.jsonl import DamagedFileError
 
 
 class HistoryError(RuntimeError):
@@ -140,9 +141,11 @@ def _by_id(
     for number, value in enumerate(values, start=1):
         lacking = [field for field in fields if field not in value]
         if lacking:
-            raise ValueError(f"{path}, line {number} lacks {lacking}; restore the file")
+            raise DamagedFileError(f"{path}, line {number} lacks {lacking}; restore the file")
         if value["id"] in found:
-            raise ValueError(f"{path}, line {number} repeats id {value['id']}; restore the file")
+            raise DamagedFileError(
+                f"{path}, line {number} repeats id {value['id']}; restore the file"
+            )
         found[value["id"]] = value
     return found
 
@@ -161,7 +164,7 @@ def _belonging(path: Path, history: Mapping[int, Any], field: str) -> dict[int, 
 def _check_present(path: Path, ids: list[int], found: Mapping[int, Any]) -> None:
     missing = [i for i in ids if i not in found]
     if missing:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} lacks ids {missing[:5]} that history.jsonl holds; restore the file, or start "
             "in an empty directory"
         )

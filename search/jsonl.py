@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
+class DamagedFileError(ValueError):
+    """A file whose complete lines cannot be read; names file, line and remedy."""
+
+
 def append(path: Path, value: Mapping[str, Any]) -> None:
     """Writes one line in one write and waits until it is on disk.
 
@@ -42,7 +46,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     A last line without a line feed was being written when the process died, and is cut off.
 
     Raises:
-        ValueError: a complete line is not a JSON object with an integer ``id``; names file, line.
+        DamagedFileError: a complete line is not a JSON object with an integer ``id``.
     """
     if not path.exists():
         return []
@@ -72,12 +76,12 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path}, line {number} is not JSON ({error}); restore the file from a copy, or start "
             "in an empty directory"
         ) from error
     if not isinstance(value, dict) or type(value.get("id")) is not int:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path}, line {number} has no integer 'id'; it was not written by evomerge"
         )
     return value

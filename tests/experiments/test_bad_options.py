@@ -46,7 +46,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("space.start.weight=a", r"space.start={.*'weight': 'a'}: expected a mapping {NAME: a num"),
     ("strategy.optimizer=CMAA", "nevergrad has no optimizer 'CMAA'; close are CMA"),
     ("strategy.sigma=wide", "strategy.sigma=wide: expected a number"),
-    ("grouping.every=0", "every is 0, it must be a whole number of layers, at least 1"),
+    ("grouping=layers && grouping.every=0", "every is 0, it must be a whole number of layers"),
     ("objective.normalize=best", "objective.normalize=best: expected 'expert' or 'raw'"),
     ("budget.evaluations=null", "the budget is unlimited; set evaluations, seconds or target"),
     ("budget.evaluations=-1", "budget.evaluations must be at least 1, got -1"),
@@ -82,7 +82,7 @@ def test_option_is_refused_before_experts_are_opened(
     shell: Shell, option: str, pattern: str
 ) -> None:
     line = ["experiment=quickstart", "baselines=none", "tracker=none"]
-    shell.refuse(pattern, "search", *line, option)
+    shell.refuse(pattern, "search", *line, *option.split(" && "))
 
 
 @pytest.mark.parametrize(("option", "pattern"), LATER)

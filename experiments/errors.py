@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 
 class UserError(Exception):
     """Something that the user can mend; the message is one sentence that says how."""
@@ -24,14 +27,8 @@ def explained() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("EVOMERGE_DEBUG"):
-            raise
-        raise UserError(_sentence(error)) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf") or (
-            os.environ.get("EVOMERGE_DEBUG")
-        ):
             raise
         raise UserError(_sentence(error)) from error
 

@@ -21,6 +21,7 @@ FILES = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.yaml"
 
 # What the program hands over at run time, so that a file must not name it.
 RUN_TIME = {"self", "model", "axes", "pool", "dtype", "run", "clock", "stream"}
+RUN_TIME |= {"start", "starts", "corners", "founders"}
 SEED_IS_RUN_TIME = {"strategy"}
 
 

@@ -18,6 +18,7 @@ import pytest
 from merging.spaces.axes import Axis, Choice, Real, Vector, check, start
 from search.ranking import dominates
 from search.strategies.grid import Grid
+from search.strategies.model_swarms import ModelSwarms
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome, Strategy
@@ -40,6 +41,7 @@ STRATEGIES = [
     Entry("oneplusone", partial(NevergradStrategy, optimizer="OnePlusOne", popsize=1)),
     Entry("ngopt", partial(NevergradStrategy, optimizer="NGOpt", budget=150)),
     Entry("tbpsa", partial(NevergradStrategy, optimizer="TBPSA", include_start=False), False),
+    Entry("model swarms", ModelSwarms),
     Entry("random", RandomSearch, learns=False),
     Entry("grid", Grid, learns=False),
     Entry("coordinate grid", partial(Grid, mode="coordinate", levels=9), learns=False),

@@ -1,0 +1,279 @@
+"""Model Swarms: a particle swarm that starts at the experts and stays in their affine span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from merging.seeding import stable_seed
+from merging.spaces.axes import Axis, Choice, Vector
+from search.journal import Journal, replay
+from search.strategies.random_search import RandomSearch
+from search.strategy import Candidate, Outcome
+
+_SMALLEST_SWARM = 20
+"""Particles where `popsize` is None and there are fewer experts; the paper's N."""
+
+
+@dataclass(frozen=True)
+class _Particle:
+    """Where one particle is, where it goes, and the best place that it has been to."""
+
+    place: Vector
+    velocity: Vector
+    best: Vector | None = None
+    highest: float = -math.inf
+    stale: int = 0  # steps since `best` was found
+
+
+@dataclass(frozen=True)
+class _Pulls:
+    """The four coefficients of the update; each step multiplies them by random numbers."""
+
+    inertia: float
+    cognitive: float
+    social: float
+    repel: float
+
+
+class ModelSwarms:
+    """Particles that remember, follow the best of all and flee the worst of all.
+
+    ``v <- (r_v phi_v v + r_p phi_p (p - x) + r_g phi_g (g - x) - r_w phi_w (w - x)) / C`` and
+    ``x <- x + lambda v``, with r four numbers from U[0, 1] per particle and step, C the sum of
+    the four ``r phi``, p the particle's best place, g and w the best and worst place of all so
+    far. All r are scalars, so that every particle is an affine combination of where the swarm
+    started: on coefficients of experts this is the method itself, not a projection of it.
+
+    The first generation is the experts, then random points between two of them up to `popsize`.
+    A particle without a new best for `restart` steps goes back to its best place and stands
+    still before each further step. lambda shrinks by `step_length_factor` after every step.
+
+    Deviations from the paper: places are clipped to the axes' bounds, after which they may leave
+    the affine span. A choice moves as a real number and is rounded. A failure is neither best nor
+    worst, and counts as a step without improvement; what is not known yet (p, g, w) pulls
+    nowhere. Several objectives are followed by their mean, and all non-dominated genomes are
+    recommended. With fewer than two corners the swarm starts as random search does.
+
+    Args:
+        axes: what each number of a genome means.
+        seed: decides first places, first velocities and all r.
+        corners: the genome that is each expert, by expert; None or empty: the space has none.
+        popsize: particles; None: one per corner, at least 20 as in the paper.
+        sigma: spread of the first places around the axes' starts, in units of the axes' scales;
+            read only where there are no corners.
+        spread: a first place between experts a and b is ``t a + (1 - t) b``, t from
+            ``U[0, spread]``; 1: between them, as in the paper; 2: as in the released code, half of
+            them beyond.
+        inertia: phi_v.
+        cognitive: phi_p.
+        social: phi_g.
+        repel: phi_w.
+        step_length: lambda of the first step.
+        step_length_factor: of lambda from one step to the next.
+        least_step_length: that lambda does not fall below.
+        restart: steps without a new best after which a particle goes back to it; None: never.
+        patience: stop after so many generations without a new best of all; None: never.
+
+    Raises:
+        ValueError: an option has no meaning, there is no axis, or there are more corners than
+            particles.
+
+    Source: Feng et al. 2024, Model Swarms: collaborative search to adapt LLM experts via swarm
+    intelligence, arXiv 2410.11163, Algorithm 1; coefficients and `restart` as MERGEvolve, arXiv
+    2606.28373, runs it; `spread` and `least_step_length` from the released code.
+    """
+
+    def __init__(
+        self,
+        *,
+        axes: tuple[Axis, ...],
+        seed: int,
+        corners: Mapping[str, Vector] | None = None,
+        popsize: int | None = None,
+        sigma: float = 1.0,
+        spread: float = 1.0,
+        inertia: float = 0.2,
+        cognitive: float = 0.3,
+        social: float = 0.4,
+        repel: float = 0.05,
+        step_length: float = 1.0,
+        step_length_factor: float = 0.95,
+        least_step_length: float = 0.1,
+        restart: int | None = 3,
+        patience: int | None = None,
+    ) -> None:
+        if not axes:
+            raise ValueError("the space has no axis; there is nothing to search")
+        self._axes, self._seed = tuple(axes), seed
+        self._corners = _checked(corners or {}, len(axes))
+        self._popsize = _popsize(popsize, len(self._corners))
+        for name, value in (
+            ("sigma", sigma),
+            ("spread", spread),
+            ("step_length", step_length),
+            ("step_length_factor", step_length_factor),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+        for name, value in (
+            ("inertia", inertia),
+            ("cognitive", cognitive),
+            ("social", social),
+            ("repel", repel),
+            ("least_step_length", least_step_length),
+        ):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+        if not inertia + cognitive + social + repel:
+            raise ValueError("inertia, cognitive, social and repel are all 0: nothing would move")
+        for name, number in (("restart", restart), ("patience", patience)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {number}")
+        self._sigma, self._spread = sigma, spread
+        self._pulls = _Pulls(inertia, cognitive, social, repel)
+        self._step_length, self._factor, self._least = (
+            step_length,
+            step_length_factor,
+            least_step_length,
+        )
+        self._restart, self._patience = restart, patience
+        self._reset()
+
+    def _reset(self) -> None:
+        self._journal = Journal()
+        self._swarm: list[_Particle] = []
+        self._best: Vector | None = None
+        self._worst: Vector | None = None
+        self._highest, self._lowest, self._stale = -math.inf, math.inf, 0
+
+    def ask(self) -> list[Candidate[Vector]]:
+        """Returns where the particles are after their next step; nothing after `patience`."""
+        self._journal.check_told()
+        if self._stale == self._patience:
+            return self._journal.ask([])
+        step = self._journal.asked
+        if step == 0:
+            self._swarm = self._first_swarm()
+        else:
+            self._swarm = [self._moved(one, step, i) for i, one in enumerate(self._swarm)]
+        return self._journal.ask([self._genome(particle.place) for particle in self._swarm])
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Remembers every particle's best place, and the best and the worst of all."""
+        pairs = self._journal.tell(outcomes)
+        before = self._highest
+        self._swarm = [
+            self._learned(particle, outcome)
+            for particle, (_, outcome) in zip(self._swarm, pairs, strict=True)
+        ]
+        self._stale = 0 if self._highest > before else self._stale + 1
+
+    def recommend(self) -> list[Vector]:
+        """Returns the best genome told, or the non-dominated ones."""
+        return self._journal.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the outcomes told, as JSON values."""
+        return self._journal.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replays the outcomes of `state`."""
+        self._reset()
+        replay(state, self.ask, self.tell)
+
+    def _first_swarm(self) -> list[_Particle]:
+        rng = self._random("first")
+        places = self._first_places(rng)
+        count = len(places)
+        # Each towards another particle: any but itself.
+        towards = [(i + 1 + int(rng.integers(max(count - 1, 1)))) % count for i in range(count)]
+        return [
+            _Particle(place, places[other] - place)
+            for place, other in zip(places, towards, strict=True)
+        ]
+
+    def _first_places(self, rng: np.random.Generator) -> list[Vector]:
+        if len(self._corners) < 2:
+            random = RandomSearch(
+                axes=self._axes, seed=self._seed, popsize=self._popsize, sigma=self._sigma
+            )
+            places = [*self._corners, *(candidate.genome for candidate in random.ask())]
+            return [self._clipped(place) for place in places[: self._popsize]]
+        places = list(self._corners)
+        while len(places) < self._popsize:
+            one, other = rng.choice(len(self._corners), 2, replace=False)
+            share = self._spread * rng.random()
+            places.append(share * self._corners[one] + (1 - share) * self._corners[other])
+        return [self._clipped(place) for place in places]
+
+    def _moved(self, particle: _Particle, step: int, number: int) -> _Particle:
+        """Returns the particle after the step: paper, Algorithm 1, velocity and weight update."""
+        best, place, velocity = particle.best, particle.place, particle.velocity
+        if best is not None and self._restart is not None and particle.stale >= self._restart:
+            place, velocity = best, np.zeros_like(velocity)
+        r_v, r_p, r_g, r_w = self._random("step", step, number).random(4).tolist()
+        v, p = r_v * self._pulls.inertia, r_p * self._pulls.cognitive
+        g, w = r_g * self._pulls.social, r_w * self._pulls.repel
+        velocity = (
+            v * velocity
+            + p * _way(place, best)
+            + g * _way(place, self._best)
+            - w * _way(place, self._worst)
+        ) / (v + p + g + w)
+        length = max(self._step_length * self._factor ** (step - 1), self._least)
+        return replace(particle, place=self._clipped(place + length * velocity), velocity=velocity)
+
+    def _learned(self, particle: _Particle, outcome: Outcome) -> _Particle:
+        if outcome.fitness is None:
+            return replace(particle, stale=particle.stale + 1)
+        value = float(outcome.fitness.mean())
+        if value > self._highest:
+            self._highest, self._best = value, particle.place
+        if value < self._lowest:
+            self._lowest, self._worst = value, particle.place
+        if value > particle.highest:
+            return replace(particle, best=particle.place, highest=value, stale=0)
+        return replace(particle, stale=particle.stale + 1)
+
+    def _clipped(self, place: Vector) -> Vector:
+        low = [0 if isinstance(axis, Choice) else axis.low for axis in self._axes]
+        high = [
+            len(axis.options) - 1 if isinstance(axis, Choice) else axis.high for axis in self._axes
+        ]
+        clipped: Vector = np.clip(place, low, high)
+        return clipped
+
+    def _genome(self, place: Vector) -> Vector:
+        choices = [isinstance(axis, Choice) for axis in self._axes]
+        return np.where(choices, np.rint(place), place)
+
+    def _random(self, *parts: str | int) -> np.random.Generator:
+        return np.random.default_rng(stable_seed("model_swarms", self._seed, *parts))
+
+
+def _way(place: Vector, goal: Vector | None) -> Vector:
+    """Returns the way from `place` to `goal`; none to where is not known yet."""
+    return np.zeros_like(place) if goal is None else goal - place
+
+
+def _checked(corners: Mapping[str, Vector], axes: int) -> list[Vector]:
+    for name, corner in corners.items():
+        if corner.shape != (axes,):
+            raise ValueError(f"corner {name} has shape {corner.shape}, the axes want ({axes},)")
+    return [np.array(corner, np.float64) for corner in corners.values()]
+
+
+def _popsize(popsize: int | None, corners: int) -> int:
+    if popsize is None:
+        return max(_SMALLEST_SWARM, corners)
+    if popsize < max(2, corners):
+        raise ValueError(
+            f"popsize must be at least {max(2, corners)}, got {popsize}: "
+            + ("every expert is a first particle" if corners > 2 else "a swarm has two particles")
+        )
+    return popsize

@@ -1,4 +1,4 @@
-"""Accuracy and macro-F1 of a classification head over the merged encoder, from a local file."""
+"""How well a classification head does over the merged encoder, on items of a local file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Accuracy:
     """How often does an expert's own head, on top of the merged encoder, name the right class?
 
     Cases are 1 for a right item and 0 for a wrong one. macro_f1 is the mean over all classes
-    that occur, as label or as answer, of 2 TP / (2 TP + FP + FN).
+    that occur, as label or as answer, of 2 TP / (2 TP + FP + FN). log_likelihood is the mean
+    over items of log p(right class), in nats, with one case per item: a search on few items sees
+    steps in it that leave every answer as it was.
 
     Args:
         model: what the models to come have in common.
@@ -77,8 +79,8 @@ class Accuracy:
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
-        """``accuracy`` first, then ``macro_f1``; both to be maximised."""
-        return {"accuracy": "maximize", "macro_f1": "maximize"}
+        """``accuracy`` first, then ``macro_f1`` and ``log_likelihood``; all to be maximised."""
+        return {"accuracy": "maximize", "macro_f1": "maximize", "log_likelihood": "maximize"}
 
     @property
     def source(self) -> str:
@@ -95,14 +97,15 @@ class Accuracy:
         return self._requests
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns accuracy and macro-F1 in [0, 1]."""
-        answers = np.array(
-            [np.argmax(each.logits) for each in responses if isinstance(each, Classified)]
-        )
+        """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""
+        logits = [each.logits for each in responses if isinstance(each, Classified)]
+        answers = np.array([np.argmax(row) for row in logits])
         right = (answers == self._labels).astype(np.float64)
+        likelihoods = log_likelihoods(logits, self._labels)
         return {
             "accuracy": Score(float(right.mean()), right),
             "macro_f1": Score(macro_f1(self._labels, answers)),
+            "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
         }
 
 
@@ -113,6 +116,23 @@ def macro_f1(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> f
         hits = np.sum((labels == each) & (answers == each))
         scores.append(2 * hits / (np.sum(labels == each) + np.sum(answers == each)))
     return float(np.mean(scores))
+
+
+def log_likelihoods(
+    logits: Sequence[npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Returns ``(items,)`` log softmax(logits)[label], in nats; finite for finite logits.
+
+    Args:
+        logits: ``(classes,)`` for each item.
+        labels: ``(items,)`` index of the right class.
+    """
+    return np.array(
+        [
+            row[label] - row.max() - np.log(np.exp(row - row.max()).sum())
+            for row, label in zip(logits, labels, strict=True)
+        ]
+    )
 
 
 def _texts(path: Path, fields: Sequence[str], label_field: str, model: ModelInfo) -> list[Example]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from evaluators.classification import Accuracy, macro_f1
+from evaluators.classification import Accuracy, log_likelihoods, macro_f1
 from evaluators.engine import Engine
 from evaluators.evaluator import Evaluator, ModelInfo
 from evaluators.harness import LmEvalTask
@@ -214,6 +214,30 @@ def test_classification_known_answer(bert: Resident, write_lines: WriteLines) ->
     scores = evaluator.score([Classified(row) for row in logits])
     assert scores["accuracy"].value == pytest.approx(2 / 3)
     assert scores["macro_f1"].value == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_log_likelihood_equals_torch_and_survives_large_logits() -> None:
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(0, 5, (40, 4)), draw.integers(0, 4, 40)
+    expected = torch.log_softmax(torch.from_numpy(logits), 1)[torch.arange(40), labels].numpy()
+    np.testing.assert_allclose(log_likelihoods(list(logits), labels), expected, rtol=1e-12)
+    far = log_likelihoods([np.array([-2e4, 2e4])], np.array([0]))
+    assert far == pytest.approx([-4e4])
+
+
+def test_log_likelihood_sees_what_accuracy_does_not(
+    bert: Resident, write_lines: WriteLines
+) -> None:
+    evaluator = Accuracy(bert.info, data=write_lines(LABELLED[:2]), head="topic")
+    faint, sure = (
+        evaluator.score([Classified(step * np.eye(3)[i]) for i in range(2)]) for step in (0.1, 3)
+    )
+    assert faint["accuracy"].value == sure["accuracy"].value == 1
+    one = math.log(math.exp(0.1) / (2 + math.exp(0.1)))
+    assert faint["log_likelihood"].cases == pytest.approx([one, one])
+    assert faint["log_likelihood"].value < sure["log_likelihood"].value < 0
+    assert evaluator.metrics["log_likelihood"] == "maximize"
+    assert next(iter(evaluator.metrics)) == "accuracy"
 
 
 def test_text_pairs_and_long_texts(bert: Resident, write_lines: WriteLines) -> None:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
+from experiments.item_scores import SPLITS, append_item_scores, drop_unentered
 from experiments.study import Study
 from merging.grouping import Whole
 from merging.method import MergeError, MergeMethod
@@ -47,6 +49,8 @@ class Rival:
 class References:
     """Scores of all models but the candidates, kept in an append-only ``references.jsonl``.
 
+    Their per-item scores on selection and held-out items lie beside it (`item_scores`).
+
     Args:
         study: the experts, the static merges and the engine.
         path: the file; what an earlier start has written there is not scored again.
@@ -57,6 +61,7 @@ class References:
         self._known = {
             (rival.kind, rival.name, rival.split): rival for rival in map(_rival, jsonl.read(path))
         }
+        drop_unentered(path.parent, range(len(self._known)))
 
     def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, Rival]:
         """Returns label to scores: base first, then experts, then static merges.
@@ -87,12 +92,19 @@ class References:
                 scored = self._study.scorer(panel)(weights())
                 scores = {label: float(score.value) for label, score in scored.items()}
                 rival = Rival(name, kind, panel.split, scores)
+                self._keep_items(rival, panel, scored)
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
                 rival = Rival(name, kind, panel.split, {}, str(error))
             jsonl.append(self._path, {"id": len(self._known), **asdict(rival)})
             self._known[key] = rival
         return self._known[key]
+
+    def _keep_items(self, rival: Rival, panel: Panel, scored: Mapping[str, Score]) -> None:
+        """Writes per-item scores before the model's own line, so that a line has its items."""
+        if panel.split in SPLITS:
+            run, number = self._path.parent, len(self._known)
+            append_item_scores(run, panel, number, rival.name, rival.kind, scored)
 
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         study, pool = self._study, self._study.held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.device import peak_memory_bytes
-from experiments.references import Rival
+from experiments.references import References, Rival
 from experiments.run_directory import run_identity
 from experiments.study import Study
 from merging.files import write_text
 from merging.recipe import Recipe, dtype_name
 from search.loop import SearchResult
-from search.objective import Objective
+from search.objective import BoundObjective, Objective
 from search.selection import Finalist
 
 
@@ -55,6 +55,7 @@ class Finished:
 def write_summary(found: Finished) -> dict[str, Any]:
     """Writes ``summary.json``, which marks the run as finished, and returns its content."""
     study, result, winner = found.study, found.result, found.finalists[0]
+    _keep_selection_items(found)
     looked = winner.selection if winner.selection is not None else winner.search
     models = _models(found)
     held_out = models[-1]["report"]
@@ -76,6 +77,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
             task: {"metric": key, "direction": study.search_on.directions[key]}
             for task, key in study.search_on.main.items()
         },
+        "terms": _terms(found.reporting),
         "models": models,
         "finalists": [
             {
@@ -100,6 +102,33 @@ def write_summary(found: Finished) -> dict[str, Any]:
     }
     write_text(found.run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _keep_selection_items(found: Finished) -> None:
+    """Scores the winner, as it is saved, on the selection items for the sake of its items."""
+    study, panel = found.study, found.study.select_on
+    if panel is not None:
+        References(study, found.run / "references.jsonl").score_one(
+            "evolved",
+            "evolved",
+            panel,
+            lambda: found.recipe.plan.weights(study.held, dtype=study.machine.save_dtype),
+        )
+
+
+def _terms(objective: Objective | None) -> list[dict[str, Any]] | None:
+    """Returns how held-out scores make a fitness: ``sum weight * (sign * score - base) / span``.
+
+    Several objectives: equal weights, as their mean is what models are ranked by. None: there are
+    no held-out items, or the objective is not made of terms.
+    """
+    if not isinstance(objective, BoundObjective):
+        return None
+    weights = objective.weights or [1 / len(objective.terms)] * len(objective.terms)
+    return [
+        {**asdict(term), "weight": weight}
+        for term, weight in zip(objective.terms, weights, strict=True)
+    ]
 
 
 def _label(strategy: Mapping[str, Any]) -> str:

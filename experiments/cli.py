@@ -11,6 +11,7 @@ _VERBS = {
     "check": ("experiments.hydra_verbs", "check"),
     "merge": ("experiments.hydra_verbs", "merge"),
     "evaluate": ("experiments.hydra_verbs", "evaluate"),
+    "statistics": ("experiments.hydra_verbs", "statistics"),
     "rebuild": ("experiments.plain_verbs", "rebuild"),
     "report": ("experiments.plain_verbs", "report"),
 }
@@ -24,11 +25,13 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge merge method=ties experts=local experts.base=DIR 'experts.experts={a:DIR,b:DIR}' out=DIR
   evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
   evomerge evaluate model=DIR evaluator@report_on=...  score one model
+  evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
 
-search, check, merge and evaluate are Hydra applications: NAME=VALUE replaces an option, GROUP=NAME
-a part, `evomerge search --cfg job` prints the whole configuration, `evomerge VERB --help` more.
+search, check, merge, evaluate and statistics are Hydra applications: NAME=VALUE replaces an
+option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole configuration, `evomerge
+VERB --help` more.
 """
 
 

@@ -1,4 +1,4 @@
-"""The verbs that are Hydra applications: search, check, merge, evaluate."""
+"""The verbs that are Hydra applications: search, check, merge, evaluate, statistics."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def evaluate(arguments: Sequence[str]) -> int:
         run_evaluate(config)
 
     return _application("evaluate", "evaluate", task, arguments)
+
+
+def statistics(arguments: Sequence[str]) -> int:
+    """Gathers statistics of the experts' data, for merge methods that need them."""
+
+    def task(config: DictConfig) -> None:
+        from experiments.gathering.run import run_statistics
+
+        run_statistics(config)
+
+    return _application("statistics", "statistics", task, arguments)
 
 
 def _application(verb: str, config_name: str, task: Task, arguments: Sequence[str]) -> int:

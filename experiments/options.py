@@ -45,8 +45,15 @@ _PLAIN: Mapping[str, _Plain] = {
     "model": _Plain(str),
     "base": _Plain(str | None),
     "trust_remote_code": _Plain(bool),
+    "kind": _Plain(Literal["gram", "fisher"]),
+    "per_expert": _Plain(Mapping[str, Sequence[str]] | None),
 }
-_PANELS = {"search_on": "search", "select_on": "selection", "report_on": "report"}
+_PANELS = {
+    "search_on": "search",
+    "select_on": "selection",
+    "report_on": "report",
+    "gather_on": "gathered",
+}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 

@@ -49,6 +49,8 @@ METHODS: dict[MergeMethod, int] = {  # a method at its defaults: how many expert
     TsvM(): 3,
 }
 
+WITH_STATISTICS = {"fisher", "regmean"}  # they read files: tests/merging/statistics_cases.py
+
 SHAPES = [(), (0,), (1,), (3,), (3, 0), (1, 1), (4, 6), (7, 3), (2, 3, 4)]
 
 

@@ -35,6 +35,7 @@ from merging.methods.ties import Ties
 from tests.merging.method_cases import (
     METHODS,
     SHAPES,
+    WITH_STATISTICS,
     Problem,
     merge,
     name_of,
@@ -246,7 +247,7 @@ def test_unknown_majority(cls: type[Ties]) -> None:
 
 
 def test_every_method_has_a_file_a_configuration_and_a_place_in_the_list() -> None:
-    listed = {name_of(method) for method in METHODS}
+    listed = {name_of(method) for method in METHODS} | WITH_STATISTICS
     folder = Path(str(methods.__file__)).parent
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == listed
     configured = Path(str(conf.__file__)).parent / "method"

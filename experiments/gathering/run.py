@@ -1,0 +1,224 @@
+"""Statistics of every expert's data on disk: `evomerge statistics`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
+from evaluators.resident import Resident
+from experiments import assemble
+from experiments.errors import UserError, explained
+from experiments.gathering.fisher import gather_fisher
+from experiments.gathering.gram import Layers, gather_gram
+from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
+from experiments.options import check_groups, check_options
+from experiments.rehearsal import check_data
+from experiments.run_directory import check_writable, clear_drafts, locked
+from merging.experts import ExpertPool
+from merging.recipe import dtype_name
+from merging.statistics_files import Origin, path_of, read_origin, write_statistics
+from merging.weights import CheckpointError
+
+
+def run_statistics(config: DictConfig) -> None:
+    """Writes one file per expert to ``config.out``; a file that is there already is kept.
+
+    Raises:
+        UserError: wrong input, found before the first pass; or an expert that cannot be asked.
+    """
+    with explained():
+        check_options(config)
+        check_groups(config)
+        check_data(config.gather_on)
+        gathering = _Gathering.open(config)
+        out = Path(config.out)
+        check_writable(out, "out", gathering.file_bytes * len(gathering.pool.expert_names))
+        gathering.pool.check_finite()
+        out.mkdir(parents=True, exist_ok=True)
+    print(gathering.summary)
+    with locked(out):
+        clear_drafts(out)
+        try:
+            for name in gathering.pool.expert_names:
+                print(f"{name:<11} {gathering.file(name, out)}")
+        except (EvaluationError, CheckpointError, ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory ({str(error).splitlines()[0]}): lower batch_tokens, or take a "
+                "smaller dtype or another device"
+            ) from error
+
+
+def tasks_of(
+    per_expert: Any, experts: Sequence[str], tasks: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns expert to the tasks whose items it sees, in the panel's order; default: all.
+
+    Args:
+        per_expert: expert to tasks, for the experts that see some only; or None.
+        experts: all experts.
+        tasks: all tasks.
+
+    Raises:
+        ValueError: an unknown expert or task, or an expert without any.
+    """
+    chosen = {name: list(tasks) for name in experts}
+    for name, wanted in (per_expert or {}).items():
+        if name not in chosen:
+            raise ValueError(
+                f"per_expert names {name!r}, which is no expert: expected {', '.join(experts)}"
+            )
+        if unknown := [task for task in wanted if task not in tasks]:
+            raise ValueError(
+                f"per_expert.{name} names {unknown[0]!r}, which is no task of gather_on: "
+                f"expected {', '.join(tasks)}"
+            )
+        if not wanted:
+            raise ValueError(f"per_expert.{name} is empty: name a task, or leave {name} out")
+        chosen[name] = [task for task in tasks if task in wanted]
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gathering:
+    """Experts, their items, and the one model that they are written into."""
+
+    kind: Any
+    seed: int
+    batch_tokens: int
+    pool: ExpertPool
+    resident: Resident
+    layers: Layers
+    items: Mapping[str, Sequence[Item]]
+
+    @classmethod
+    def open(cls, config: DictConfig) -> _Gathering:
+        machine = assemble.open_machine(config)
+        pool = assemble.open_pool(config)
+        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
+        panel = assemble.open_panel("search", config.gather_on, resident)
+        if panel is None:
+            raise UserError(
+                "gather_on names no evaluator: choose a group, e.g. evaluator@gather_on=perplexity"
+            )
+        wanted = OmegaConf.to_container(config.per_expert) if config.per_expert else None
+        tasks = tasks_of(wanted, pool.expert_names, list(panel.evaluators))
+        return cls(
+            config.kind,
+            config.seed if config.kind == "fisher" else 0,
+            config.batch_tokens,
+            pool,
+            resident,
+            Layers.of(resident.module, pool.names),
+            _items(panel, tasks, resident.info.max_length),
+        )
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of one expert's file."""
+        if self.kind == "gram":
+            return 4 * sum(self.layers.width(name) ** 2 for name in self.layers.modules)
+        return 4 * sum(math.prod(self.pool.base.shape(name)) for name in self.pool.names)
+
+    @property
+    def summary(self) -> str:
+        """What will be gathered, for a person."""
+        what = {
+            "gram": f"Gram matrices of {len(self.layers.modules)} linear layers",
+            "fisher": f"Fisher information of {len(self.pool.names)} parameters",
+        }[self.kind]
+        return (
+            f"{what}, {self.file_bytes / 1e6:.1f} MB for each of "
+            f"{len(self.pool.expert_names)} experts, "
+            f"{self.resident.device} {dtype_name(self.resident.dtype)}"
+        )
+
+    def file(self, name: str, out: Path) -> Path:
+        """Returns an expert's file, gathered now unless it is there.
+
+        Raises:
+            ValueError: a file is there that was gathered from something else.
+            EvaluationError: the expert cannot be asked, or a statistic is not finite.
+        """
+        origin = self._origin(name)
+        path = path_of(out, self.kind, origin.expert)
+        if path.exists():
+            _refuse_other(path, name, read_origin(path), origin)
+            return path
+        self.resident.write(self.pool.expert_weights(name))
+        tensors = self._gathered(name, origin)
+        for tensor, value in tensors.items():
+            if not bool(value.isfinite().all()):
+                raise EvaluationError(
+                    f"expert {name!r}: the statistics of {tensor} are not finite: gather in "
+                    "dtype=float32 and leave out items that overflow"
+                )
+        return write_statistics(out, origin, tensors)
+
+    def _origin(self, name: str) -> Origin:
+        items = self.items[name]
+        gram = self.kind == "gram"
+        return Origin(
+            kind=self.kind,
+            expert=self.pool.experts[name].sha256,
+            base=self.pool.base.sha256,
+            data=digest_of(items),
+            dtype=str(dtype_name(self.resident.dtype)),
+            seed=self.seed,
+            items=len(items),
+            tokens=sum(item.tokens for item in items),
+            transposed=self.layers.transposed if gram else (),
+            averaged=self.layers.averaged if gram else (),
+        )
+
+    def _gathered(self, name: str, origin: Origin) -> dict[str, Tensor]:
+        items = self.items[name]
+        with tqdm(total=len(items), desc=name, unit="item", leave=False, disable=None) as bar:
+            if self.kind == "gram":
+                limit = self.batch_tokens if pads(self.resident, name) else 1
+                batches = batches_of(items, limit)
+                return gather_gram(self.resident, name, batches, self.layers, advance=bar.update)
+            return gather_fisher(
+                self.resident,
+                name,
+                items,
+                self.pool.names,
+                seed=origin.seed,
+                expert=origin.expert,
+                advance=bar.update,
+            )
+
+
+def _items(
+    panel: Panel, tasks: Mapping[str, Sequence[str]], max_length: int
+) -> dict[str, list[Item]]:
+    """Returns expert to items; experts with the same tasks share them."""
+    by_task = {
+        task: items_of(evaluator.requests(), max_length)
+        for task, evaluator in panel.evaluators.items()
+    }
+    return {
+        name: [item for task in chosen for item in by_task[task]] for name, chosen in tasks.items()
+    }
+
+
+def _refuse_other(path: Path, name: str, there: Origin, now: Origin) -> None:
+    before, after = dataclasses.asdict(there), dataclasses.asdict(now)
+    changed = [key for key in after if before[key] != after[key]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{path} of expert {name!r} was gathered otherwise ({key}: {before[key]!r:.60} there, "
+            f"{after[key]!r:.60} now): delete it, or name another out="
+        )

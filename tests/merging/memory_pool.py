@@ -38,6 +38,9 @@ class MemoryBase(dict[str, Tensor]):
 
     source = "memory"
 
+    def shape(self, name: str) -> torch.Size:
+        return self[name].shape
+
     def dtype(self, name: str) -> torch.dtype:
         return self[name].dtype
 

@@ -125,7 +125,9 @@ class RegMean:
         factor, failed = torch.linalg.cholesky_ex(gram)
         # squared pivot over diagonal entry: the part of an input that the others do not explain
         pivots = factor.diagonal().square() / gram.diagonal()
-        rounding = len(gram) * torch.finfo(gram.dtype).eps
+        # without a ridge, what float32 on disk rounded away must not decide
+        stored = torch.float64 if self.ridge else torch.float32
+        rounding = len(gram) * torch.finfo(stored).eps
         if int(failed) or not bool((pivots > rounding).all()):
             raise MergeError(
                 f"regmean: the Gram matrices of tensor {inputs.tensor!r} are singular: set "

@@ -23,12 +23,16 @@ class GenomeJournal(Generic[G]):
     Args:
         digest: a few characters that tell one list of genomes from another.
         copy: what callers get of a genome; genomes that cannot be changed need none.
+        keep_cases: keep the outcomes' cases too, for a strategy whose asks depend on them.
     """
 
     def __init__(
-        self, digest: Callable[[Sequence[G]], str], copy: Callable[[G], G] | None = None
+        self,
+        digest: Callable[[Sequence[G]], str],
+        copy: Callable[[G], G] | None = None,
+        keep_cases: bool = False,
     ) -> None:
-        self._digest, self._copy = digest, copy
+        self._digest, self._copy, self._keep_cases = digest, copy, keep_cases
         self._asked: Asked[G] = Asked()
         self._best: Best[G] = Best()
         self._generations: list[dict[str, Any]] = []
@@ -57,15 +61,13 @@ class GenomeJournal(Generic[G]):
         pairs = self._asked.tell(outcomes)
         for candidate, outcome in pairs:
             self._best.add(candidate.id, candidate.genome, outcome.fitness)
-        self._generations.append(
-            {
-                "genomes": self._digest([candidate.genome for candidate, _ in pairs]),
-                "fitness": [
-                    None if outcome.fitness is None else outcome.fitness.tolist()
-                    for _, outcome in pairs
-                ],
-            }
-        )
+        generation: dict[str, Any] = {
+            "genomes": self._digest([candidate.genome for candidate, _ in pairs]),
+            "fitness": [_values(outcome.fitness) for _, outcome in pairs],
+        }
+        if self._keep_cases:
+            generation["cases"] = [_values(outcome.cases) for _, outcome in pairs]
+        self._generations.append(generation)
         return pairs
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,14 +117,24 @@ def replay_genomes(
     """
     for number, generation in enumerate(state["generations"]):
         candidates = _ask_same(ask, generation["genomes"], number, digest)
+        fitness = generation["fitness"]
+        cases = generation.get("cases", [None] * len(fitness))
         tell(
             [
-                Outcome(candidate.id, None if fitness is None else np.array(fitness, np.float64))
-                for candidate, fitness in zip(candidates, generation["fitness"], strict=True)
+                Outcome(candidate.id, _vector(values), _vector(items))
+                for candidate, values, items in zip(candidates, fitness, cases, strict=True)
             ]
         )
     if state["pending"] is not None:
         _ask_same(ask, state["pending"], len(state["generations"]), digest)
+
+
+def _values(vector: Vector | None) -> list[float] | None:
+    return None if vector is None else vector.tolist()
+
+
+def _vector(values: Sequence[float] | None) -> Vector | None:
+    return None if values is None else np.array(values, np.float64)
 
 
 def _ask_same(

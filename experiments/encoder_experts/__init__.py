@@ -1,0 +1,1 @@
+"""Experts for sentence classification: one pretrained encoder, fine-tuned once for each task."""

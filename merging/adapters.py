@@ -45,8 +45,15 @@ _UNSUPPORTED = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Factors:
-    """``scale * b @ a``, transposed where the layer stores its weight as (in, out)."""
+class Factors:
+    """``scale * b @ a``, transposed where the layer stores its weight as (in, out).
+
+    Attributes:
+        a: ``(rank, in)``, dtype as stored.
+        b: ``(out, rank)``.
+        scale: of the product.
+        transposed: whether the layer stores its weight as ``(in, out)``.
+    """
 
     a: Tensor
     b: Tensor
@@ -74,7 +81,7 @@ class Adapter:
     path: Path
     sha256: str
     touched: frozenset[str]
-    _factors: Mapping[str, _Factors]
+    _factors: Mapping[str, Factors]
     _copies: Mapping[str, Tensor]
 
     @classmethod
@@ -121,6 +128,14 @@ class Adapter:
             out.copy_(self._factors[name].product())
         else:
             out.zero_()
+
+    def factors(self, name: str) -> Factors | None:
+        """Returns the factors of a tensor of the base; None: the adapter has none for it."""
+        return self._factors.get(name)
+
+    def copy(self, name: str) -> Tensor | None:
+        """Returns the whole tensor that the adapter brings (``modules_to_save``); None: none."""
+        return self._copies.get(name)
 
     def tensor(self, name: str, base: Tensor) -> Tensor:
         """Returns the tensor of base and adapter together, dtype of `base`."""
@@ -190,7 +205,7 @@ def _warn_of_other_base(source: str, config: Mapping[str, Any], base: Checkpoint
 
 def _sort(
     source: str, files: WeightFiles, config: Mapping[str, Any], base: Checkpoint
-) -> tuple[dict[str, _Factors], dict[str, Tensor]]:
+) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """Parts the adapter's tensors into factors and whole tensors, by the base's names."""
     sides: dict[str, dict[str, str]] = {}
     copies: dict[str, Tensor] = {}
@@ -243,7 +258,7 @@ def _factors(
     files: WeightFiles,
     config: Mapping[str, Any],
     base: Checkpoint,
-) -> _Factors:
+) -> Factors:
     if set(keys) != {"A", "B"}:
         lacking = ({"A", "B"} - set(keys)).pop()
         raise CheckpointError(
@@ -274,7 +289,7 @@ def _factors(
             f"{tuple(base.shape(name))}; it belongs to another base"
         )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return _Factors(a, b, scale, transposed)
+    return Factors(a, b, scale, transposed)
 
 
 def _setting(config: Mapping[str, Any], pattern: str, default: str, module: str) -> Any:

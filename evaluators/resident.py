@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluators.evaluator import ModelInfo
+from merging.depth import AdjustableDepth, Restacked
 from merging.experts import ExpertPool
+from merging.layer_stack import layers_of
+from merging.layers import LayerMap
 from merging.weights import Weights
 
 _DEFAULT_LENGTH = 2048  # where neither config nor tokenizer gives one, as lm-eval does
@@ -26,6 +29,8 @@ class Resident:
         classifiers: head name to full classification module; each holds `module` as its backbone.
         device: where the modules lie; they are moved there.
         max_length: most tokens of one request; None: as the model's config says.
+        original: what tensors hold that a candidate leaves alone; None: what the last one left.
+        depth: shortens the model to a candidate's layers; None: all have the base's.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class Resident:
         classifiers: Mapping[str, nn.Module] | None = None,
         device: torch.device | str = "cpu",
         max_length: int | None = None,
+        original: Weights | None = None,
+        depth: AdjustableDepth | None = None,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {max_length}")
@@ -48,6 +55,10 @@ class Resident:
         }
         self.dtype: torch.dtype = next(module.parameters()).dtype
         self._targets = _targets(module)
+        self._original, self._depth = original, depth
+        self._written: set[str] = set()
+        if depth is not None:
+            depth.set(None)
         causal = _is_causal(self.module) and not self.classifiers
         self.info = ModelInfo(
             tokenizer=tokenizer,
@@ -69,6 +80,7 @@ class Resident:
         device: torch.device | str,
         dtype: torch.dtype,
         max_length: int | None = None,
+        layers: int | None = None,
     ) -> Resident:
         """Returns a resident with the base's weights; with the experts' heads where they have any.
 
@@ -77,14 +89,18 @@ class Resident:
             device: where the model shall lie.
             dtype: of the parameters; a search that steps below its resolution sees no change.
             max_length: most tokens of one request; None: as the base's config says.
+            layers: of the candidates, where they may be stacks of another depth than the base;
+                the model holds as many as the deeper of both.
         """
         device = torch.device(device)
         classifiers = pool.classifiers(dtype=dtype, device=device) if pool.heads else {}
-        module = (
-            _shared_backbone(classifiers, pool.names)
-            if classifiers
-            else pool.base.module(dtype=dtype, device=device)
-        )
+        depth = None
+        if classifiers:
+            module = _shared_backbone(classifiers, pool.names)
+        elif layers is None:
+            module = pool.base.module(dtype=dtype, device=device)
+        else:
+            module, depth = _adjustable(pool, layers, dtype, device)
         return cls(
             module,
             tokenizer=pool.base.tokenizer(),
@@ -92,13 +108,15 @@ class Resident:
             classifiers=classifiers,
             device=device,
             max_length=max_length,
+            original=pool.base,
+            depth=depth,
         )
 
     def write(self, weights: Weights) -> None:
         """Copies every tensor of `weights` into its parameter or buffer, in place.
 
-        Names that `weights` lacks keep what they hold. Lazy weights are computed as they are
-        read, one tensor at a time.
+        Names that `weights` lacks go back to the original, where there is one. Lazy weights are
+        computed as they are read, one tensor at a time.
 
         Raises:
             ValueError: a name that the model does not have, or a tensor of another shape; names
@@ -107,7 +125,10 @@ class Resident:
         for name in weights:
             if name not in self._targets:
                 raise ValueError(self._unknown(name))
+        if self._depth is not None:
+            self._depth.set(layers_of(weights))
         with torch.no_grad():
+            self._restore(weights)
             for name in weights:
                 target, tensor = self._targets[name], weights[name]
                 if tensor.shape != target.shape:
@@ -116,6 +137,15 @@ class Resident:
                         f"{tuple(target.shape)}; candidates must have the base's architecture"
                     )
                 target.copy_(tensor)
+
+    def _restore(self, weights: Weights) -> None:
+        """Puts back what earlier candidates have written and this one will not."""
+        names = set(weights)
+        if self._original is not None:
+            for name in sorted(self._written - names):
+                if name in self._original:  # else a layer that the base does not have
+                    self._targets[name].copy_(self._original[name])
+        self._written = names
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._targets, n=1)
@@ -128,6 +158,18 @@ def _targets(module: nn.Module) -> dict[str, Tensor]:
     targets: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     targets.update(module.named_buffers(remove_duplicate=False))
     return targets
+
+
+def _adjustable(
+    pool: ExpertPool, layers: int, dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, AdjustableDepth | None]:
+    """Returns a model that can be as deep as the base and as the candidates."""
+    stack = LayerMap.of(pool.base)
+    if layers == stack.count:
+        return pool.base.module(dtype=dtype, device=device), None
+    like = pool.base if layers < stack.count else Restacked(pool.base, layers)
+    module = like.module(dtype=dtype, device=device)
+    return module, AdjustableDepth(module, stack)
 
 
 def _shared_backbone(classifiers: Mapping[str, nn.Module], names: Sequence[str]) -> nn.Module:

@@ -232,15 +232,40 @@ class Checkpoint(Mapping[str, Tensor]):
 
         Quietly: `_settle` has compared the names already, and refused more than a report would.
         """
-        options: dict[str, Any] = {"config": copy.deepcopy(self.config), "dtype": dtype}
-        where: Path | None = self.path
-        if self._files.pickled is not None:
-            where, options["state_dict"] = None, dict(self._files.pickled)
-        architecture: Any = self.architecture
-        with torch.random.fork_rng(devices=[]), _quiet_transformers():
-            loaded = architecture.from_pretrained(where, output_loading_info=True, **options)
-        module, report = loaded
-        return module, report
+        pickled = self._files.pickled
+        return load(
+            self.architecture,
+            copy.deepcopy(self.config),
+            dtype,
+            path=self.path if pickled is None else None,
+            state=None if pickled is None else dict(pickled),
+        )
+
+
+def load(
+    architecture: Any,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    path: Path | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns a new module, and transformers' report of what it found; says nothing itself.
+
+    Args:
+        architecture: the transformers class.
+        config: becomes the module's own.
+        dtype: of the parameters.
+        path: directory of the weight files; or
+        state: the tensors, by the names that a file would have.
+    """
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if state is not None:
+        options["state_dict"] = state
+    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+        loaded = architecture.from_pretrained(path, output_loading_info=True, **options)
+    module, report = loaded
+    return module, report
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoint import Checkpoint
+from merging.depth import Restacked
 from merging.expert import WholeExpert
 from merging.experts import ExpertPool
+from merging.layer_stack import layers_of
 from merging.naming import listing
 from merging.weights import CheckpointError, Weights
 
@@ -58,7 +60,8 @@ def save_model(
 
     Args:
         pool: the experts that were merged.
-        weights: every tensor of ``pool.names``; computed one at a time as they are written.
+        weights: every tensor of ``pool.names``; computed one at a time as they are written. A
+            stack of another depth than the base's: those of its own layers instead.
         out: directory to create; its parents are created too.
         dtype: of every float tensor; None: each as in the base.
         card: text of README.md; None: a short one that names base and experts.
@@ -70,9 +73,10 @@ def save_model(
             lacks a tensor, has an unknown one or one of another shape.
     """
     _check_target(out, overwrite)
-    _check_names(pool, weights)
+    like = _like(pool, layers_of(weights))
+    _check_names(pool, weights, like)
     with _staged(out, overwrite) as draft:
-        _write(pool.base, _Merged(pool.base, weights, ""), draft, dtype, shard_bytes)
+        _write(like, _Merged(like, weights, ""), draft, dtype, shard_bytes)
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
         for name in pool.heads:
             expert = pool.experts[name]
@@ -83,17 +87,32 @@ def save_model(
             _write(own, _Merged(own, weights, own.prefix), head, dtype, shard_bytes)
 
 
-def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None) -> int:
-    """Returns the size of the weights that `save_model` writes, every head's encoder included."""
-    encoder = sum(
-        pool.base.shape(name).numel() * (dtype or pool.base.dtype(name)).itemsize
-        for name in pool.base
-    )
+def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | None = None) -> int:
+    """Returns the size of the weights that `save_model` writes, every head's encoder included.
+
+    Args:
+        pool: the experts that are merged.
+        dtype: of every float tensor; None: each as in the base.
+        layers: of a stack; None: as many as the base has.
+    """
+    like = _like(pool, layers)
+    encoder = sum(like.shape(name).numel() * (dtype or like.dtype(name)).itemsize for name in like)
     return encoder * (1 + len(pool.heads))
 
 
+def _like(pool: ExpertPool, layers: int | None) -> Checkpoint | Restacked:
+    """Returns the base, or what it would be with as many layers as a stack has."""
+    if layers is None or layers == getattr(pool.base.config, "num_hidden_layers", None):
+        return pool.base
+    return Restacked(pool.base, layers)
+
+
 def _write(
-    like: Checkpoint, weights: Weights, directory: Path, dtype: torch.dtype | None, limit: int
+    like: Checkpoint | Restacked,
+    weights: Weights,
+    directory: Path,
+    dtype: torch.dtype | None,
+    limit: int,
 ) -> None:
     """Writes `weights` as a checkpoint of the kind of `like`."""
     for pattern in _COPIED:
@@ -132,7 +151,7 @@ def _write_shards(weights: _Typed, names: Mapping[str, str], directory: Path, li
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {names[name]: weights[name] for name in shard}
+        tensors = _apart({names[name]: weights[name] for name in shard})
         save_file(tensors, directory / file, metadata={"format": "pt"})
         index.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
@@ -142,10 +161,20 @@ def _write_shards(weights: _Typed, names: Mapping[str, str], directory: Path, li
         (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors, copied where two share memory: a stack may repeat a layer."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
 class _Merged(Mapping[str, Tensor]):
     """A checkpoint with merged tensors in place of its own; `prefix` leads to where they sit."""
 
-    def __init__(self, own: Checkpoint, merged: Weights, prefix: str) -> None:
+    def __init__(self, own: Checkpoint | Restacked, merged: Weights, prefix: str) -> None:
         self._own, self._merged, self._prefix = own, merged, prefix
         self._names = {prefix + name: name for name in merged}
 
@@ -170,7 +199,9 @@ class _Merged(Mapping[str, Tensor]):
 class _Typed(Mapping[str, Tensor]):
     """Tensors as they will lie in the file: dtype settled, on the CPU, contiguous."""
 
-    def __init__(self, like: Checkpoint, weights: Weights, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, like: Checkpoint | Restacked, weights: Weights, dtype: torch.dtype | None
+    ) -> None:
         self._like, self._weights, self._dtype = like, weights, dtype
 
     def dtype(self, name: str) -> torch.dtype:
@@ -199,15 +230,16 @@ class _Typed(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-def _check_names(pool: ExpertPool, weights: Weights) -> None:
+def _check_names(pool: ExpertPool, weights: Weights, like: Checkpoint | Restacked) -> None:
     given = set(weights)  # asking a lazy mapping whether it has a name would compute the tensor
-    missing = [name for name in pool.names if name not in given]
+    needed = like.needed(pool.names) if isinstance(like, Restacked) else pool.names
+    missing = [name for name in needed if name not in given]
     if missing:
         raise CheckpointError(
             f"the merged weights lack {len(missing)} tensors: {listing(missing)}; "
             "give every tensor of pool.names"
         )
-    unknown = [name for name in weights if name not in pool.base]
+    unknown = [name for name in weights if name not in like]
     if unknown:
         raise CheckpointError(
             f"the merged weights hold {len(unknown)} tensors that the base {pool.base.source} "

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from experiments.encoder_experts import sentences, training
-from experiments.encoder_experts.sentences import Sizes, Task
+from experiments.encoder_experts.sentences import Task
 from experiments.encoder_experts.training import Schedule
 from merging.checkpoint import Checkpoint
 from merging.hashing import file_sha256
@@ -63,18 +63,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained, and on how many items it is judged.
+    """What is trained.
 
     Args:
         tasks: folders of the data; each becomes an expert of that name.
         schedule: of every expert.
-        sizes: items of each split.
         device: of the training, for example ``cpu`` or ``cuda``.
     """
 
     tasks: tuple[str, ...]
     schedule: Schedule = field(default_factory=Schedule)
-    sizes: Sizes = field(default_factory=Sizes)
     device: str = "cpu"
 
 
@@ -124,7 +122,7 @@ def prepare(
             names the file.
     """
     files = sentences.task_files(data, settings.tasks)
-    tasks = [sentences.read_task(n, files[n], settings.sizes, seed=seed) for n in settings.tasks]
+    tasks = [sentences.read_task(n, files[n], seed=seed) for n in settings.tasks]
     encoder = _open(base)
     digest = digest_of(encoder, files, settings, seed)
     folder = cache_dir.expanduser().resolve() / f"sentences-{digest}"

@@ -28,26 +28,6 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How many items of each task every split holds.
-
-    Args:
-        search: rank candidates; from ``valid.jsonl``.
-        selection: a second look at the best few; others of ``valid.jsonl``.
-        report: read once at the end; from ``test.jsonl``.
-    """
-
-    search: int = 100
-    selection: int = 150
-    report: int = 500
-
-    def __post_init__(self) -> None:
-        for split in EVALUATION_SPLITS:
-            if getattr(self, split) < 1:
-                raise ValueError(f"{split}={getattr(self, split)}: expected at least 1 item")
-
-
-@dataclass(frozen=True)
 class Task:
     """One task's sentences; no text is in two of its parts.
 
@@ -55,7 +35,8 @@ class Task:
         name: of its folder.
         classes: number of classes.
         train: sentences to train on.
-        held_out: split name -> sentences; the keys are `EVALUATION_SPLITS`.
+        held_out: split name -> sentences, in an order drawn once, so that the first of them are a
+            random sample; the keys are `EVALUATION_SPLITS`.
     """
 
     name: str
@@ -89,21 +70,20 @@ def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Pa
     return files
 
 
-def read_task(name: str, files: Mapping[str, Path], sizes: Sizes, *, seed: int) -> Task:
-    """Returns a task's sentences, cut in an order that depends on texts and seed alone.
+def read_task(name: str, files: Mapping[str, Path], *, seed: int) -> Task:
+    """Returns a task's sentences: half of ``valid`` to search, half to select, ``test`` to report.
 
-    A text that occurs again is kept once: for the report before the other splits, for these
-    before the training.
+    Their order, and the halves, depend on texts and seed alone. A text that occurs again is kept
+    once: for the report before the other splits, for these before the training.
 
     Args:
         name: of the task.
         files: as `task_files` gives them.
-        sizes: items of each split.
-        seed: another seed draws other items.
+        seed: another seed draws other halves.
 
     Raises:
-        ValueError: a line cannot be read, a class is unknown to the training sentences, or there
-            are fewer items than asked for; names the file.
+        ValueError: a line cannot be read, a class is unknown to the training sentences, or too
+            little is left; names the file.
     """
     found = {file: _read(path) for file, path in files.items()}
     classes = 1 + max(sentence.label for sentence in found["train"])
@@ -118,13 +98,18 @@ def read_task(name: str, files: Mapping[str, Path], sizes: Sizes, *, seed: int) 
     test = {sentence.text: sentence for sentence in found["test"]}
     valid = {s.text: s for s in found["valid"] if s.text not in test}
     train = {s.text: s for s in found["train"] if s.text not in test and s.text not in valid}
-    _check_count(files["valid"], len(valid), sizes.search + sizes.selection)
-    _check_count(files["test"], len(test), sizes.report)
+    if len(valid) < 2 or not train:
+        short = "valid" if train else "train"
+        raise ValueError(
+            f"{files[short]} leaves too little without the texts that are also held out: expected "
+            f"at least {2 if train else 1} of its own"
+        )
     drawn = _in_drawn_order(valid.values(), name, seed)
+    half = len(drawn) // 2
     held_out = {
-        "search": drawn[: sizes.search],
-        "selection": drawn[sizes.search : sizes.search + sizes.selection],
-        "report": _in_drawn_order(test.values(), name, seed)[: sizes.report],
+        "search": drawn[:half],
+        "selection": drawn[half:],
+        "report": _in_drawn_order(test.values(), name, seed),
     }
     return Task(name, classes, tuple(train.values()), held_out)
 
@@ -145,13 +130,6 @@ def _read(path: Path) -> list[Sentence]:
             raise ValueError(f"{line}: label {label} is negative; classes count from 0")
         sentences.append(Sentence(line.text("text"), label))
     return sentences
-
-
-def _check_count(path: Path, count: int, asked: int) -> None:
-    if count < asked:
-        raise ValueError(
-            f"{path} has {count} different items, but its splits ask for {asked}: ask for fewer"
-        )
 
 
 def _in_drawn_order(sentences: Iterable[Sentence], task: str, seed: int) -> tuple[Sentence, ...]:

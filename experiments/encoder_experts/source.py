@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.device import choose_device
 from experiments.encoder_experts.prepare import Prepared, Settings, packaged_encoder, prepare
-from experiments.encoder_experts.sentences import EVALUATION_SPLITS, Sizes
+from experiments.encoder_experts.sentences import EVALUATION_SPLITS
 from experiments.encoder_experts.training import Schedule
 from experiments.sources import Sources
 
@@ -17,12 +17,9 @@ def experts(
     data: str | None,
     base: str | None = None,
     tasks: Sequence[str] = ("sst2", "trec", "subj"),
-    steps: int = 350,
+    steps: int = 200,
     batch: int = 16,
-    learning_rate: float = 5e-5,
-    search: int = 100,
-    selection: int = 150,
-    report: int = 500,
+    learning_rate: float = 1e-4,
     seed: int = 0,
     threads: int | None = 1,
     device: str = "cpu",
@@ -39,9 +36,6 @@ def experts(
         steps: optimizer steps of each expert.
         batch: sentences per step.
         learning_rate: the highest of each training.
-        search: items per task that rank candidates, from ``valid.jsonl``.
-        selection: items per task of the second look, others of ``valid.jsonl``.
-        report: items per task that are read once at the end, from ``test.jsonl``.
         seed: of the training and the splits; not the seed of a search.
         threads: of the training; None: torch's own choice.
         device: of the training.
@@ -52,7 +46,6 @@ def experts(
     settings = Settings(
         tasks=tuple(tasks),
         schedule=Schedule(steps, batch, learning_rate),
-        sizes=Sizes(search, selection, report),
         device=str(choose_device(device)),
     )
     source = str(packaged_encoder()) if base is None else base
@@ -63,7 +56,10 @@ def experts(
 
 
 def data_file(pool: Sources, task: str, split: str) -> str:
-    """Returns the path of a task's held-out items.
+    """Returns the path of a task's held-out items, in an order drawn once.
+
+    ``search`` is one half of the task's ``valid.jsonl``, ``selection`` the other half, ``report``
+    its ``test.jsonl``; an evaluator's ``take`` says how many of them are asked.
 
     Args:
         pool: what `experts` gave.

@@ -32,9 +32,9 @@ class Schedule:
         warmup: share of the steps until the highest rate.
     """
 
-    steps: int = 350
+    steps: int = 200
     batch: int = 16
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     warmup: float = 0.06
 
     def __post_init__(self) -> None:

@@ -122,12 +122,13 @@ def prepare(
             names the file.
     """
     files = sentences.task_files(data, settings.tasks)
-    tasks = [sentences.read_task(n, files[n], seed=seed) for n in settings.tasks]
-    encoder = _open(base)
+    encoder = Checkpoint.open(base, encoder=True)
     digest = digest_of(encoder, files, settings, seed)
     folder = cache_dir.expanduser().resolve() / f"sentences-{digest}"
     finished = Prepared.at(folder, settings.tasks)
     if not folder.is_dir():
+        tasks = [sentences.read_task(n, files[n], seed=seed) for n in settings.tasks]
+        _check_tokenizer(encoder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():  # another process may have made it while this one waited
@@ -141,9 +142,10 @@ def prepare(
 def digest_of(
     encoder: Checkpoint, files: Mapping[str, Mapping[str, Path]], settings: Settings, seed: int
 ) -> str:
-    """Returns 16 hexadecimal digits that change with base, data, settings, versions or code.
+    """Returns 16 hexadecimal digits that change with all that the trained numbers depend on.
 
-    Where the files lie does not matter.
+    These are base, data, settings, seed, versions, and the code that reads and trains; where the
+    files lie does not matter.
     """
     versions = {"python": platform.python_version()}
     versions |= {package: version(package) for package in ("torch", "transformers", "tokenizers")}
@@ -157,19 +159,16 @@ def digest_of(
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for module in (sentences, training):
         digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _open(base: str) -> Checkpoint:
-    encoder = Checkpoint.open(base, encoder=True)
+def _check_tokenizer(encoder: Checkpoint) -> None:
     tokenizer = encoder.tokenizer()
     if tokenizer is None or tokenizer.pad_token is None:
         raise ValueError(
-            f"base {base} has no tokenizer with a padding token, so sentences cannot be batched: "
-            "name an encoder that has one"
+            f"base {encoder.source} has no tokenizer with a padding token, so sentences cannot be "
+            "batched: name an encoder that has one"
         )
-    return encoder
 
 
 def _make(

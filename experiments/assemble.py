@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from hydra.utils import instantiate
@@ -15,11 +16,17 @@ from evaluators.engine import Engine
 from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments.device import choose_device, choose_dtype
+from experiments.initial import Initial
+from experiments.pairing import build_space, build_strategy
 from experiments.sources import ExpertSource
 from merging.experts import ExpertPool
 from merging.method import MergeMethod
+from merging.plan import Plan
 from merging.recipe import parse_dtype
-from merging.spaces.space import VectorSpace
+from merging.spaces.displaced import DisplacedSpace
+from merging.spaces.space import SearchSpace
+from merging.spaces.vectors import VectorGenomes, VectorSpace
+from search.strategy import Strategy
 
 Split = Literal["search", "selection", "report"]
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
@@ -88,10 +95,32 @@ def open_method(config: DictConfig) -> MergeMethod:
     return method
 
 
-def open_space(config: DictConfig, pool: ExpertPool) -> VectorSpace:
-    """Returns the search space over `pool`, decoding to float32."""
-    space: VectorSpace = instantiate(config.space, _convert_="all")(pool, dtype=torch.float32)
+def open_space(config: DictConfig, pool: ExpertPool, start: Plan | None) -> SearchSpace[Any]:
+    """Returns the search space over `pool`, decoding to float32.
+
+    Args:
+        config: of the run.
+        pool: base and experts.
+        start: the point to start from; None: the space's own.
+    """
+    build = instantiate(config.space, _convert_="all")
+    space: SearchSpace[Any] = build_space(build, pool, {"initial": start, "dtype": torch.float32})
+    takes_start = "initial" in inspect.signature(build).parameters
+    if start is not None and isinstance(space, VectorGenomes) and not takes_start:
+        return DisplacedSpace(cast(VectorSpace, space), start, dtype=torch.float32)
     return space
+
+
+def open_strategy(config: DictConfig, space: SearchSpace[Any]) -> Strategy[Any]:
+    """Returns the strategy for `space`, freshly seeded."""
+    build = instantiate(config.strategy, _convert_="all")
+    return build_strategy(build, space, int(config.seed))
+
+
+def open_initial(config: DictConfig) -> Initial:
+    """Returns the choice of the initial point."""
+    initial: Initial = instantiate(config.initial, _convert_="all")
+    return initial
 
 
 def open_baselines(config: DictConfig) -> Mapping[str, MergeMethod]:

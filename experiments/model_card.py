@@ -17,6 +17,15 @@ _ROWS = 60
 """Most groups whose coefficients the card lists; the recipe has all."""
 
 
+_PLANS = {
+    "path": "a path through all weights, from a start along ranked noise",
+    "factors": "a path through the factors of LoRA adapters, from a start along ranked noise",
+    "displaced": "a merge moved so that the search began at another point",
+    "lineage": "a tree of crossovers and mutations of the experts' task vectors",
+    "layer_stack": "layers of base and experts, stacked anew",
+}
+
+
 def model_card(summary: Json, recipe: Json) -> str:
     """Returns the card of an evolved merge: Markdown with a YAML head.
 
@@ -26,7 +35,7 @@ def model_card(summary: Json, recipe: Json) -> str:
     """
     experts = ", ".join(recipe["experts"])
     made = (
-        f"The coefficients were found by {summary['strategy']} in {summary['evaluations']} "
+        f"It was found by {summary['strategy']} in {summary['evaluations']} "
         f"evaluations ({summary['failures']} failed), seed {summary['seed']}, without gradients."
     )
     parts = [
@@ -79,8 +88,6 @@ def _lineage(recipe: Json) -> str:
 
 
 def _method(recipe: Json, made: str) -> str:
-    method, options = _class(recipe["method"])
-    grouping, group_options = _class(recipe["grouping"])
     dtype = recipe.get("dtype") or "each parameter's own in the base"
     return "\n".join(
         [
@@ -88,12 +95,29 @@ def _method(recipe: Json, made: str) -> str:
             "",
             f"{made} Merging is computed in float32 and cast once.",
             "",
-            f"- method: {method}{options}",
-            f"- parameters share coefficients by: {grouping}{group_options}",
+            *_plan(recipe),
             f"- saved as: {dtype}",
             f"- made by: {recipe['created_by']}",
         ]
     )
+
+
+def _plan(recipe: Json) -> list[str]:
+    """Returns what the plan is made of, a line each."""
+    lines = []
+    if "method" in recipe:
+        method, options = _class(recipe["method"])
+        grouping, group_options = _class(recipe["grouping"])
+        lines += [
+            f"- method: {method}{options}",
+            f"- parameters share coefficients by: {grouping}{group_options}",
+        ]
+    elif plan := _PLANS.get(str(recipe.get("kind"))):
+        lines.append(f"- plan: {plan}; `recipe.json` holds every step")
+    if isinstance(recipe.get("noise"), Mapping):
+        noise, options = _class(recipe["noise"])
+        lines.append(f"- noise: {noise}{options}, drawn again from seeds")
+    return lines
 
 
 def _class(description: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,6 @@ import torch
 from evaluators.panel import Panel
 from experiments.run_directory import check_writable
 from experiments.study import Study
-from merging.spaces.axes import start
 
 _SAMPLE = 16  # requests per evaluator that the time estimate is taken from
 
@@ -45,7 +44,7 @@ def check(study: Study, run: Path) -> Check:
     lines = [
         f"base        {study.pool.base.source} ({study.parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(study.pool.expert_names)}",
-        f"search      {len(study.space.axes)} dimensions, {study.search_on.item_count} items "
+        f"search      {study.space.dimensions:,} dimensions, {study.search_on.item_count} items "
         f"on {', '.join(study.search_on.main)}",
         f"device      {study.machine.device}, {str(study.machine.dtype).removeprefix('torch.')}",
         f"memory      about {_memory_bytes(study) / 1e9:.2f} GB for base, experts and model",
@@ -67,7 +66,7 @@ def _memory_bytes(study: Study) -> int:
 def _time_merge(study: Study) -> float:
     """Merges the start genome into the resident model: every shape and knob is tried once."""
     began = time.perf_counter()
-    study.resident.write(study.space.decode(start(study.space.axes)))
+    study.resident.write(study.space.decode(study.space.first()))
     return time.perf_counter() - began
 
 

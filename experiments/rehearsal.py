@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
+from transformers import LlamaConfig
 
 from evaluators.data import data_path
 from evaluators.panel import Panel
 from experiments import assemble
 from experiments.options import check_groups
+from experiments.pairing import check_pair
 from merging.experts import ExpertPool
 from merging.weights import Weights
+
+
+class _StandInBase(dict[str, Tensor]):
+    """Two layers that can be rearranged and scaled."""
+
+    source = "stand-in"
+
+    def __init__(self) -> None:
+        super().__init__({f"layers.{i}.weight": torch.empty(1) for i in range(2)})
+        self.config = LlamaConfig(num_hidden_layers=2)
+
+    def shape(self, name: str) -> torch.Size:
+        return self[name].shape
 
 
 @dataclass(frozen=True)
@@ -22,10 +39,11 @@ class _StandIn:
 
     names: tuple[str, ...] = ("layers.0.weight",)
     expert_names: tuple[str, ...] = ("first", "second")
+    base: _StandInBase = field(default_factory=_StandInBase)
 
 
 def rehearse(config: DictConfig) -> None:
-    """Builds space, strategy, objective and baselines on a stand-in for the experts.
+    """Builds start, space, strategy, objective and baselines on a stand-in for the experts.
 
     Raises:
         ValueError: a wrong device, method, knob, bound, optimizer, ... no evaluator to search
@@ -35,8 +53,12 @@ def rehearse(config: DictConfig) -> None:
     assemble.open_machine(config)
     assemble.open_baselines(config)
     assemble.open_partial(config.objective)
-    space = assemble.open_space(config, cast(ExpertPool, _StandIn()))
-    assemble.open_partial(config.strategy)(axes=space.axes, seed=config.seed)
+    assemble.open_initial(config)
+    build = assemble.open_partial(config.space)
+    check_pair(build, assemble.open_partial(config.strategy))
+    if "axes" in build.func.gives:
+        space = assemble.open_space(config, cast(ExpertPool, _StandIn()), None)
+        assemble.open_strategy(config, space)
     if not any((config.search_on or {}).values()):
         raise ValueError(
             "search_on names no evaluator: choose a group, e.g. evaluator@search_on=perplexity"
@@ -60,7 +82,9 @@ def check_merges(weights: Weights, pool: ExpertPool) -> None:
     Raises:
         MergeError: the method does not take these experts or these knobs.
     """
-    weights[min(pool.names, key=lambda name: pool.base.shape(name).numel())]
+    given = set(weights)  # a stack of layers may lack what the pool merges
+    names = [name for name in pool.names if name in given] or list(weights)[:1]
+    weights[min(names, key=lambda name: pool.base.shape(name).numel())]
 
 
 def check_panels(

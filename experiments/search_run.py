@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments import assemble
 from experiments.errors import UserError, explained
+from experiments.initial import Scouting
 from experiments.model_card import model_card
 from experiments.options import check_options
 from experiments.preflight import check
@@ -31,9 +32,9 @@ from experiments.table import table
 from experiments.tracking import Tracker
 from merging.files import write_text
 from merging.method import MergeError
+from merging.plan import Plan
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
-from merging.spaces.axes import Vector
 from merging.weights import CheckpointError
 from search.history import History, HistoryError, Record
 from search.jsonl import DamagedFileError
@@ -139,6 +140,8 @@ class _SearchRun:
         with explained():  # the first whole panel: an evaluator that cannot score says so here
             rivals = self._references.score(self._study.search_on)
         objective = self._bind(self._study.search_on, rivals)
+        with explained():
+            self._study = self._study.started(self._scouting(objective, rivals))
         result = self._search(objective)
         ranked = self._second_look(result)
         winner = ranked[0]
@@ -166,6 +169,23 @@ class _SearchRun:
         self._tracker.finish(summary, [self._run / "recipe.json"])
         write_report(self._run)
 
+    def _scouting(self, objective: Objective, rivals: Mapping[str, Rival]) -> Scouting:
+        """Returns what the search items say of the experts, and of any other point when asked."""
+
+        def fitness(rival: Rival) -> float | None:
+            if rival.failure is not None:
+                return None
+            return float(np.mean(objective.fitness(rival.scores)))
+
+        def score(name: str, plan: Plan) -> float | None:
+            panel, held = self._study.search_on, self._study.held
+            return fitness(
+                self._references.score_one(name, "start", panel, lambda: plan.weights(held))
+            )
+
+        experts = {r.name: fitness(r) for r in rivals.values() if r.kind == "expert"}
+        return Scouting(experts, score)
+
     def _bind(self, panel: Panel, rivals: Mapping[str, Rival]) -> Objective:
         """Returns the objective, normalised by base and experts on the panel's own split."""
         try:
@@ -183,7 +203,7 @@ class _SearchRun:
         study = self._study
         scorer = study.scorer(study.search_on)
 
-        def evaluate(genome: Vector) -> dict[str, Score]:
+        def evaluate(genome: Any) -> dict[str, Score]:
             return scorer(study.space.decode(genome))
 
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
@@ -199,8 +219,8 @@ class _SearchRun:
                 objective,
                 self._history,
                 self._budget,
-                encode=lambda genome: genome.tolist(),
-                canonical=lambda genome: study.space.canonical(genome).tolist(),
+                encode=study.space.to_json,
+                canonical=lambda genome: study.space.to_json(study.space.canonical(genome)),
                 on_record=on_record,
             )
 
@@ -219,7 +239,7 @@ class _SearchRun:
         scorer = study.scorer(panel)
 
         def evaluate(record: Record) -> dict[str, Score]:
-            return scorer(study.space.decode(np.array(record.genome, np.float64)))
+            return scorer(study.space.decode(study.space.from_json(record.genome)))
 
         return second_look(
             result.records,
@@ -232,7 +252,7 @@ class _SearchRun:
     def _write_model(self, winner: Finalist) -> Recipe:
         """Writes the recipe and, from the experts on disk, the model; as `rebuild` does."""
         study = self._study
-        plan = study.space.plan(np.array(winner.genome, np.float64))
+        plan = study.space.plan(study.space.from_json(winner.genome))
         dtype = study.machine.save_dtype
         recipe = Recipe.of(study.pool, plan, dtype=dtype_name(dtype))
         recipe.save(self._run / "recipe.json")
@@ -247,7 +267,7 @@ class _SearchRun:
         if panel is None:
             return None
         rivals = self._references.score(panel)
-        plan = study.space.plan(np.array(winner.genome, np.float64))
+        plan = study.space.plan(study.space.from_json(winner.genome))
         rivals["evolved"] = self._references.score_one(
             "evolved",
             "evolved",

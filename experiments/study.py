@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,13 +13,14 @@ from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
+from experiments.initial import Initial, Scouting
 from experiments.rehearsal import check_merges, check_panels, rehearse
 from experiments.scorer import Scorer
 from merging.experts import ExpertPool
+from merging.layer_stack import layers_of
 from merging.method import MergeMethod
 from merging.save import saved_bytes
-from merging.spaces.axes import start
-from merging.spaces.space import VectorSpace
+from merging.spaces.space import SearchSpace
 from search.strategy import Strategy
 
 
@@ -28,12 +29,14 @@ class Study:
     """Experts, space, evaluators and the resident model of one configuration.
 
     Args:
+        config: what it was assembled from.
         seed: of the run.
         machine: device and precision.
         pool: base and experts, on disk.
         held: the same pool, held on the device.
         resident: the one model, on the device.
         engine: asks the resident model.
+        initial: chooses the point that the search starts from.
         space: genomes to weights, over the pool held on the device.
         search_on: ranks candidates.
         select_on: takes a second look at the best few; None: no second look.
@@ -44,13 +47,15 @@ class Study:
         save_model: whether the winner is written as a model.
     """
 
+    config: DictConfig
     seed: int
     machine: Machine
     pool: ExpertPool
     held: ExpertPool
     resident: Resident
     engine: Engine
-    space: VectorSpace
+    initial: Initial
+    space: SearchSpace[Any]
     search_on: Panel
     select_on: Panel | None
     report_on: Panel | None
@@ -67,15 +72,30 @@ class Study:
     @property
     def model_bytes(self) -> int:
         """Size of the saved model; 0 where none is saved."""
-        return saved_bytes(self.pool, self.machine.save_dtype) if self.save_model else 0
+        if not self.save_model:
+            return 0
+        layers = layers_of(self.space.decode(self.space.first()))
+        return saved_bytes(self.pool, self.machine.save_dtype, layers=layers)
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
         return Scorer(self.resident, self.engine, panel)
 
+    def started(self, scouting: Scouting) -> Study:
+        """Returns the study that starts from the point which `scouting` decides.
+
+        Raises:
+            ValueError: there is no such point.
+        """
+        start = self.initial.plan(self.held, scouting)
+        space = assemble.open_space(self.config, self.held, start)
+        return replace(self, space=space, strategy=assemble.open_strategy(self.config, space))
+
     @classmethod
     def open(cls, config: DictConfig) -> Study:
-        """Returns the study that the configuration describes.
+        """Returns the study that the configuration describes; `started` completes it.
+
+        Until the experts have been scored, its space starts from where equal scores lead.
 
         The longer a step takes, the later it comes: options, headers of the checkpoints, one
         tensor, the base, the evaluators' data; then all weights are read, and last held.
@@ -86,10 +106,15 @@ class Study:
         rehearse(config)
         machine = assemble.open_machine(config)
         pool = assemble.open_pool(config)
-        space = assemble.open_space(config, pool)
-        strategy = assemble.open_partial(config.strategy)(axes=space.axes, seed=config.seed)
-        check_merges(space.decode(start(space.axes)), pool)
-        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
+        initial = assemble.open_initial(config)
+        start = initial.plan(pool, _unread(pool))
+        space = assemble.open_space(config, pool, start)
+        assemble.open_strategy(config, space)
+        first = space.decode(space.first())
+        check_merges(first, pool)
+        resident = Resident.from_pool(
+            pool, device=machine.device, dtype=machine.dtype, layers=layers_of(first)
+        )
         search_on = assemble.open_panel("search", config.search_on, resident)
         assert search_on is not None, "refused in the rehearsal"
         select_on = assemble.open_panel("selection", config.select_on, resident)
@@ -98,19 +123,27 @@ class Study:
         check_panels(search_on, select_on, report_on, objective)
         pool.check_finite()
         held = pool.resident(machine.device)
+        space = assemble.open_space(config, held, start)
         return cls(
+            config=config,
             seed=config.seed,
             machine=machine,
             pool=pool,
             held=held,
             resident=resident,
             engine=assemble.open_engine(config, resident),
-            space=assemble.open_space(config, held),
+            initial=initial,
+            space=space,
             search_on=search_on,
             select_on=select_on,
             report_on=report_on,
             objective=objective,
             baselines=assemble.open_baselines(config),
-            strategy=strategy,
+            strategy=assemble.open_strategy(config, space),
             save_model=config.save_model,
         )
+
+
+def _unread(pool: ExpertPool) -> Scouting:
+    """Returns what is known before anything has been scored: all are equal."""
+    return Scouting(dict.fromkeys(pool.expert_names, 0.0), lambda name, plan: 0.0)

@@ -17,6 +17,7 @@ from experiments.run_directory import run_identity
 from experiments.study import Study
 from merging.files import write_text
 from merging.recipe import Recipe, dtype_name
+from merging.spaces.displaced import DisplacedSpace
 from search.loop import SearchResult
 from search.objective import BoundObjective, Objective
 from search.selection import Finalist
@@ -71,7 +72,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         "seed": found.config.seed,
         "strategy": _label(options["strategy"]),
         "method": found.recipe.plan.name,
-        "space": f"{type(study.space).__name__}, {len(study.space.axes)} dimensions",
+        "space": f"{_space_name(study.space)}, {study.space.dimensions:,} dimensions",
         "objectives": list(found.objective.names),
         "tasks": {
             task: {"metric": key, "direction": study.search_on.directions[key]}
@@ -102,6 +103,12 @@ def write_summary(found: Finished) -> dict[str, Any]:
     }
     write_text(found.run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _space_name(space: Any) -> str:
+    """Returns the class of a space, and of the one that it displaces."""
+    name = type(space).__name__
+    return f"{name} of {type(space.inner).__name__}" if isinstance(space, DisplacedSpace) else name
 
 
 def _keep_selection_items(found: Finished) -> None:

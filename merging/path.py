@@ -24,6 +24,9 @@ Step: TypeAlias = tuple[Term, ...]
 BASE = "base"
 """The start that every space knows: the base model itself."""
 
+START = "start"
+"""The start that a run has chosen: a merge, a recipe, an expert."""
+
 
 @dataclass(frozen=True)
 class Path:

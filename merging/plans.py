@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from merging.factors import FactorPlan
+from merging.layer_stack import LayerStackPlan
 from merging.path import PathPlan
 from merging.plan import MergePlan, Plan
+from merging.replay import LineagePlan
+from merging.spaces.displaced import DisplacedPlan
 
 
 def plan_from_description(description: Mapping[str, Any]) -> Plan:
@@ -25,4 +29,24 @@ def plan_from_description(description: Mapping[str, Any]) -> Plan:
         return PathPlan.from_description(
             description, None if start is None else plan_from_description(start)
         )
-    raise ValueError(f"recipe: kind {kind!r} is unknown, expected coefficients or path")
+    if kind == "lineage":
+        own = None if description.get("start") is None else _part(description, "start")
+        return LineagePlan.from_description(description, own)
+    if kind == "layer_stack":
+        merged = description.get("merged_source")
+        return LayerStackPlan.from_description(
+            description, None if merged is None else _part(description, "merged_source")
+        )
+    if kind == "displaced":
+        return DisplacedPlan(*(_part(description, key) for key in ("start", "here", "there")))
+    if kind == "factors":
+        return FactorPlan(_part(description, "factors"))
+    raise ValueError(
+        f"recipe: kind {kind!r} is unknown: rebuild it with the version of evomerge that wrote it"
+    )
+
+
+def _part(description: Mapping[str, Any], key: str) -> Plan:
+    if not isinstance(description.get(key), Mapping):
+        raise ValueError(f"recipe: {key!r} must be a plan, got {description.get(key)!r}")
+    return plan_from_description(description[key])

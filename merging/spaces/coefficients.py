@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from merging.experts import ExpertPool
@@ -13,10 +14,11 @@ from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
 from merging.spaces.axes import Axis, Real, Vector, check
+from merging.spaces.vectors import VectorGenomes
 from merging.weights import Weights
 
 
-class CoefficientSpace:
+class CoefficientSpace(VectorGenomes):
     """Genome: one float64 per (group, knob, expert), shared knobs once per group.
 
     Weights are unbounded by default: negative ones and those above 1 leave the convex hull of
@@ -83,13 +85,21 @@ class CoefficientSpace:
         """Returns the weights of `genome`, computed when read; same genome, same bits."""
         return self.plan(genome).weights(self.pool, dtype=self.dtype)
 
-    def describe(self, genome: Vector) -> dict[str, Any]:
-        """Returns the plan as JSON."""
-        return self.plan(genome).describe()
+    @property
+    def corners(self) -> Mapping[str, Vector]:
+        """The genome of every expert alone; none for a method that does more than add them up.
 
-    def canonical(self, genome: Vector) -> Vector:
-        """Returns `genome` itself: every number is read."""
-        return genome
+        The expert's own weights are 1, all others 0; a scale is 1, searched or fixed.
+        """
+        fixed = {k.name: k.start for k in self._knobs if k.name not in self._searched}
+        others = {knob.name for knob in self._knobs} - {"weight", "scale"}
+        if others or "weight" not in self._searched or fixed.get("scale", 1.0) != 1.0:
+            return {}
+        owners = [axis.name.rpartition("/")[2] for axis in self.axes]
+        return {
+            expert: np.array([float(owner in (expert, "all")) for owner in owners])
+            for expert in self.pool.expert_names
+        }
 
 
 def adjust(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,10 +11,9 @@ from merging.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeError
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.path import BASE, Path, PathPlan, PathWeights, Walk
+from merging.path import BASE, START, Path, PathPlan, PathWeights, Walk
 from merging.perturbation import Noise
 from merging.plan import MergePlan, Plan
-from merging.spaces.axes import Axis
 from merging.weights import Weights
 
 
@@ -29,35 +28,40 @@ class FullWeightSpace:
 
     Args:
         pool: base and experts.
-        starts: name to the plan of a point that paths may start from; ``base`` is always known.
         noise: kind of noise.
+        initial: plan of the point that paths start from; None: the base.
         seed: of the run; with a noise's number and a tensor's name it decides that noise.
         dtype: of decoded weights; None: the base's.
-
-    Raises:
-        MergeError: a start is called ``base``, or its plan does not fit the pool.
-
-    Attributes:
-        axes: none: a genome is no vector.
     """
 
-    axes: tuple[Axis, ...] = ()
+    gives: ClassVar[tuple[str, ...]] = ("starts",)
 
     def __init__(
         self,
         pool: ExpertPool,
-        starts: Mapping[str, Plan],
         noise: Noise,
         *,
+        initial: Plan | None = None,
         seed: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if BASE in starts:
-            raise MergeError(f"a start cannot be called {BASE!r}: that is the base model itself")
-        self.pool, self.noise, self.seed, self.dtype = pool, noise, seed, dtype
-        self.starts = dict(starts)
-        weights = {name: plan.weights(pool, dtype=torch.float32) for name, plan in starts.items()}
-        self._walk = Walk(pool, weights, noise, seed, keep=True)
+        self.pool, self.noise, self.initial = pool, noise, initial
+        self.seed, self.dtype = seed, dtype
+        self._walk: Walk | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Number of parameters that move."""
+        return sum(self.pool.base.shape(name).numel() for name in self.pool.names)
+
+    @property
+    def domain(self) -> Mapping[str, Any]:
+        """The one point that paths start from."""
+        return {"starts": (BASE if self.initial is None else START,)}
+
+    def first(self) -> Path:
+        """Returns the start itself."""
+        return Path(*self.domain["starts"])
 
     def plan(self, genome: Path) -> PathPlan:
         """Returns the plan of the point that `genome` leads to.
@@ -65,12 +69,12 @@ class FullWeightSpace:
         Raises:
             ValueError: the path starts from a point that the space does not know.
         """
-        if genome.start != BASE and genome.start not in self.starts:
+        known = [BASE] if self.initial is None else [BASE, START]
+        if genome.start not in known:
             raise ValueError(
-                f"the path starts from {genome.start!r}: the space knows "
-                f"{', '.join([BASE, *self.starts])}"
+                f"the path starts from {genome.start!r}: the space knows {', '.join(known)}"
             )
-        start = None if genome.start == BASE else self.starts[genome.start]
+        start = None if genome.start == BASE else self.initial
         return PathPlan(start, self.noise, self.seed, genome)
 
     def decode(self, genome: Path) -> Weights:
@@ -79,14 +83,31 @@ class FullWeightSpace:
         They are those of `plan`, bit for bit, from the held centre where it lies on the path.
         """
         self.plan(genome)
+        if self._walk is None:
+            starts = {}
+            if self.initial is not None:
+                starts[START] = self.initial.weights(self.pool, dtype=torch.float32)
+            self._walk = Walk(self.pool, starts, self.noise, self.seed, keep=True)
         return PathWeights(self._walk, genome, self.dtype)
-
-    def describe(self, genome: Path) -> dict[str, Any]:
-        """Returns the plan as JSON."""
-        return self.plan(genome).describe()
 
     def canonical(self, genome: Path) -> Path:
         """Returns `genome` itself."""
+        return genome
+
+    def to_json(self, genome: Path) -> dict[str, Any]:
+        """Returns the path."""
+        return genome.to_json()
+
+    def from_json(self, value: Any) -> Path:
+        """Returns the path.
+
+        Raises:
+            ValueError: it is none, or starts from a point that the space does not know.
+        """
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a genome of this space is a path, got {value!r}")
+        genome = Path.from_json(value)
+        self.plan(genome)
         return genome
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -13,10 +12,11 @@ from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
 from merging.spaces.axes import Axis, Choice, Vector, check, start
 from merging.spaces.coefficients import knob_axes, read_knobs
+from merging.spaces.vectors import VectorGenomes
 from merging.weights import Weights
 
 
-class MixedSpace:
+class MixedSpace(VectorGenomes):
     """Genome: method index, one yes/no per expert, then the knobs of every method in turn.
 
     Args:
@@ -85,10 +85,6 @@ class MixedSpace:
     def decode(self, genome: Vector) -> Weights:
         """Returns the weights of `genome`, computed when read; same genome, same bits."""
         return self.plan(genome).weights(self.pool, dtype=self.dtype)
-
-    def describe(self, genome: Vector) -> dict[str, Any]:
-        """Returns the plan as JSON."""
-        return self.plan(genome).describe()
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns `genome` with every number that is not read at its start.

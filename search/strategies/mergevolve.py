@@ -13,7 +13,7 @@ import numpy as np
 
 from merging.path import Path, Step
 from merging.seeding import stable_seed
-from merging.spaces.axes import Axis, Vector
+from merging.spaces.axes import Vector
 from search.journal import GenomeJournal, replay_genomes
 from search.strategy import Candidate, Outcome
 
@@ -97,7 +97,6 @@ class MergEvolve:
 
     Args:
         seed: decides the shuffle of ``pairing="as_released"``; the noises' seed is the space's.
-        axes: of the space, which must have none: this strategy searches full weights.
         starts: names of the points of the space to start from. Several: all are scored first,
             and the best becomes the centre.
         popsize: N, samples per generation.
@@ -130,8 +129,7 @@ class MergEvolve:
         self,
         *,
         seed: int,
-        axes: tuple[Axis, ...] = (),
-        starts: Sequence[str] = ("merge",),
+        starts: Sequence[str],
         popsize: int = 10,
         sigma: float = 0.1,
         alpha: float = 0.1,
@@ -146,11 +144,6 @@ class MergEvolve:
         generations: int | None = None,
         patience: int | None = None,
     ) -> None:
-        if axes:
-            raise ValueError(
-                f"mergevolve moves all weights, the space has {len(axes)} axes: "
-                "choose space=full_weights, or a strategy over coefficients such as cma"
-            )
         for name, number, least in (
             ("popsize", popsize, 2),
             ("memory", memory, 1),

@@ -20,8 +20,8 @@ GROUPS = sorted(
 FILES = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.yaml"))
 
 # What the program hands over at run time, so that a file must not name it.
-RUN_TIME = {"self", "model", "axes", "pool", "dtype", "run", "clock", "stream"}
-RUN_TIME |= {"start", "starts", "corners", "founders"}
+RUN_TIME = {"self", "model", "pool", "dtype", "run", "clock", "stream", "initial"}
+RUN_TIME |= {"axes", "corners", "starts", "founders"}  # of a space's domain
 SEED_IS_RUN_TIME = {"strategy"}
 
 
@@ -66,9 +66,11 @@ def _check_options(path: Path, node: dict[Any, Any]) -> None:
     known = set(inspect.signature(built).parameters) - RUN_TIME
     if path.parent.name in SEED_IS_RUN_TIME:
         known.discard("seed")
-    if path.parent.name == "space":
-        known -= {"methods"}  # named by the defaults list
     named = {str(key) for key in node} - {"_target_", "_partial_", "defaults"}
+    for entry in node.get("defaults", []):  # /method@methods.ties: ties
+        group = next(iter(entry)) if isinstance(entry, dict) else entry
+        if not group.startswith("override "):
+            named |= {group.partition("@")[2].partition(".")[0]} - {""}
     assert named == known, f"{path.name}: {target}"
 
 

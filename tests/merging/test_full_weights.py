@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Mapping
 from pathlib import Path as File
@@ -50,7 +51,7 @@ def name_of(noise: object) -> str:
 
 def space_of(pool: ExpertPool, noise: Noise | None = None, **options: Any) -> FullWeightSpace:
     start: Plan = weighted_start(pool, [0.5, 0.25, 0.25])
-    return FullWeightSpace(pool, {"merge": start}, noise or Gaussian(), **options)
+    return FullWeightSpace(pool, noise or Gaussian(), initial=start, **options)
 
 
 def read(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> No
 @pytest.mark.parametrize("noise", KINDS, ids=name_of)
 def test_a_path_is_the_sum_it_says(noise: Noise) -> None:
     pool = random_pool(SHAPES)
-    path = Path("merge", STEPS, (1.0, 0.5, 0.25), (9, 0.1))
+    path = Path("start", STEPS, (1.0, 0.5, 0.25), (9, 0.1))
     weights = space_of(pool, noise, seed=3).decode(path)
     totals = {0: 0.5 * 1.75, 1: -0.25 * 1.75, 2: 0.125 * 1.75, 3: 1.75 / 3, 4: -0.7 * 1.5, 9: 0.1}
     for name in pool.names:
@@ -83,8 +84,9 @@ def test_a_path_is_the_sum_it_says(noise: Noise) -> None:
 def test_a_path_without_steps_is_its_start() -> None:
     pool = random_pool(SHAPES, dtype=torch.bfloat16)
     space = space_of(pool)
-    start = space.starts["merge"].weights(pool)
-    assert_same(read(space.decode(Path("merge"))), read(start))
+    assert space.initial is not None
+    start = space.initial.weights(pool)
+    assert_same(read(space.decode(Path("start"))), read(start))
     base = space.decode(Path())
     assert_same(read(base), {name: pool.base_tensor(name) for name in pool.names})
     base["w"].zero_()
@@ -99,9 +101,9 @@ def test_held_centre_and_walk_from_the_start_agree_to_the_bit(
     pool = random_pool(SHAPES)
     space = space_of(pool, noise)
     for length in range(len(STEPS) + 1):
-        centre = Path("merge", STEPS[:length], blend)
+        centre = Path("start", STEPS[:length], blend)
         for path in (centre, centre.perturbed(20 + length, 0.1), centre.perturbed(7, -0.1)):
-            alone = PathPlan(space.starts["merge"], noise, 0, path).weights(pool)
+            alone = PathPlan(space.initial, noise, 0, path).weights(pool)
             assert_same(read(space.decode(path)), read(alone))
 
 
@@ -109,7 +111,7 @@ terms = st.tuples(st.integers(0, 6), st.floats(-1, 1, allow_nan=False))
 steps = st.lists(st.lists(terms, max_size=3).map(tuple), max_size=4).map(tuple)
 paths = st.builds(
     Path,
-    start=st.sampled_from(["base", "merge"]),
+    start=st.sampled_from(["base", "start"]),
     steps=steps,
     blend=st.sampled_from([(1.0,), (1.0, 0.5)]),
     own=st.none() | terms,
@@ -128,9 +130,9 @@ def test_what_was_decoded_before_changes_no_bit(history: list[Path]) -> None:
 
 def test_weights_decoded_before_the_centre_moved_on_still_hold() -> None:
     space = space_of(random_pool(SHAPES))
-    early = space.decode(Path("merge", STEPS[:1], own=(8, 0.1)))
+    early = space.decode(Path("start", STEPS[:1], own=(8, 0.1)))
     before = read(early)
-    read(space.decode(Path("merge", STEPS)))
+    read(space.decode(Path("start", STEPS)))
     assert_same(read(early), before)
 
 
@@ -153,9 +155,9 @@ def test_an_error_half_way_leaves_no_half_step() -> None:
 
     for left in range(3):
         space = space_of(pool, Failing())
-        path = Path("merge", STEPS)
+        path = Path("start", STEPS)
         Failing.left = 10**9
-        read(space.decode(Path("merge", STEPS[:1])))
+        read(space.decode(Path("start", STEPS[:1])))
         Failing.left = left
         with pytest.raises(torch.OutOfMemoryError):
             space.decode(path)["w"]
@@ -171,7 +173,7 @@ def test_run_seed_number_and_tensor_decide_the_noise() -> None:
     )
 
     def noise(seed: int, number: int) -> dict[str, Tensor]:
-        return read(FullWeightSpace(zero, {}, Gaussian(), seed=seed).decode(Path(own=(number, 1))))
+        return read(FullWeightSpace(zero, Gaussian(), seed=seed).decode(Path(own=(number, 1))))
 
     first = noise(0, 0)
     assert_same(first, noise(0, 0))
@@ -182,9 +184,7 @@ def test_run_seed_number_and_tensor_decide_the_noise() -> None:
 
 def test_unknown_starts_are_refused() -> None:
     pool = random_pool(SHAPES)
-    with pytest.raises(MergeError, match="a start cannot be called 'base': that is the base"):
-        FullWeightSpace(pool, {"base": weighted_start(pool, [1, 0, 0])}, Gaussian())
-    with pytest.raises(ValueError, match="starts from 'ties': the space knows base, merge"):
+    with pytest.raises(ValueError, match="starts from 'ties': the space knows base, start"):
         space_of(pool).decode(Path("ties"))
     with pytest.raises(MergeError, match="2 weights for 3 experts: give one per expert"):
         weighted_start(pool, [0.5, 0.5])
@@ -232,7 +232,7 @@ def test_a_population_of_32_takes_the_memory_of_two_models(noise: Noise) -> None
     with LiveBytes() as memory:
         resident = {name: torch.empty_like(pool.base_tensor(name)) for name in pool.names}
         space = space_of(pool, noise)
-        centre, candidates = Path("merge", blend=blend), []
+        centre, candidates = Path("start", blend=blend), []
         for numbers in (range(32), range(32, 34)):  # the second generation moves the centre
             candidates = [space.decode(centre.perturbed(n, 0.1)) for n in numbers]
             for weights in candidates:
@@ -272,12 +272,8 @@ def long_path(start: str, generations: int, samples: int) -> Path:
 @pytest.mark.parametrize("noise", [LowRank(2, "base"), RowNoise()], ids=name_of)
 def test_recipe_rebuilds_to_the_bit(files: File, tmp_path: File, kind: str, noise: Noise) -> None:
     pool = open_pool(files, kind)
-    starts = {
-        "merge": weighted_start(pool, [0.75, 0.25]),
-        "ties": uniform_plan(Ties(), Layers(1), pool),
-    }
-    space = FullWeightSpace(pool, starts, noise, seed=5)
-    path = long_path("ties", 3, 4)
+    space = FullWeightSpace(pool, noise, initial=uniform_plan(Ties(), Layers(1), pool), seed=5)
+    path = long_path("start", 3, 4)
     read(space.decode(path.centre))
     plan = space.plan(path)
     Recipe.of(pool, plan).save(tmp_path / "recipe.json")
@@ -295,7 +291,7 @@ def test_recipe_rebuilds_to_the_bit(files: File, tmp_path: File, kind: str, nois
 def test_recipe_of_fifty_generations_of_ten_stays_small(files: File, tmp_path: File) -> None:
     pool = open_pool(files, "whole")
     start = weighted_start(pool, [0.75, 0.25])
-    plan = PathPlan(start, Gaussian(), 0, long_path("merge", 50, 10))
+    plan = PathPlan(start, Gaussian(), 0, long_path("start", 50, 10))
     Recipe.of(pool, plan).save(tmp_path / "recipe.json")
     assert (tmp_path / "recipe.json").stat().st_size < 30_000
     assert Recipe.load(tmp_path / "recipe.json").plan == plan
@@ -304,8 +300,8 @@ def test_recipe_of_fifty_generations_of_ten_stays_small(files: File, tmp_path: F
 def test_a_path_may_start_where_another_ended(files: File) -> None:
     pool = open_pool(files, "whole")
     first = PathPlan(None, Gaussian("deltas"), 1, Path(own=(0, 0.1)))
-    space = FullWeightSpace(pool, {"found": first}, LowRank(1, "deltas"), seed=2)
-    plan = space.plan(Path("found", (((0, 0.2),),)))
+    space = FullWeightSpace(pool, LowRank(1, "deltas"), initial=first, seed=2)
+    plan = space.plan(Path("start", (((0, 0.2),),)))
     assert plan.name == "base + noise + noise"
     again = plan_from_description(json.loads(json.dumps(plan.describe())))
     assert again == plan
@@ -325,12 +321,12 @@ GOOD = PathPlan(None, Gaussian(), 0, Path("base", STEPS, own=(3, 0.5))).describe
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "tree"}, "kind 'tree' is unknown, expected coefficients or path"),
+        ({"kind": "tree"}, "kind 'tree' is unknown: rebuild it with the version"),
         ({"start": "ties"}, "'start' must be a plan or null, got 'ties'"),
         ({"noise": None}, "'noise' must be a dict, got None"),
         ({"seed": "x"}, "'seed' must be a int, got 'x'"),
         ({"path": {}}, "path: 'start' is missing"),
-        ({"path": {**GOOD["path"], "start": "merge"}}, "starts from 'merge', which does not fit"),
+        ({"path": {**GOOD["path"], "start": "start"}}, "starts from 'start', which does not fit"),
         ({"path": {**GOOD["path"], "steps": 3}}, "path: 'steps' must be a list, got 3"),
         ({"path": {**GOOD["path"], "steps": [[[1]]]}}, r"'steps' must hold \[noise number, coeff"),
         ({"path": {**GOOD["path"], "own": [1, "x"]}}, "'own' must hold .* got .1, 'x'."),
@@ -364,5 +360,18 @@ def test_walk_reads_no_deltas_where_nothing_moves(monkeypatch: pytest.MonkeyPatc
 
 def test_uniform_plan_and_whole_grouping_make_starts_too() -> None:
     pool = random_pool(SHAPES)
-    space = FullWeightSpace(pool, {"ties": uniform_plan(Ties(), Whole(), pool)}, Gaussian())
-    assert space.describe(Path("ties"))["start"]["kind"] == "coefficients"
+    space = FullWeightSpace(pool, Gaussian(), initial=uniform_plan(Ties(), Whole(), pool))
+    assert space.plan(Path("start")).describe()["start"]["kind"] == "coefficients"
+
+
+def test_json_of_a_genome_is_read_back_and_checked() -> None:
+    space = space_of(random_pool(SHAPES))
+    path = Path("start", (((0, 0.1), (3, -0.2)),), own=(7, 1 / 3))
+    assert space.from_json(json.loads(json.dumps(space.to_json(path)))) == path
+    assert space.first() == Path("start")
+    assert FullWeightSpace(space.pool, Gaussian()).first() == Path("base")
+    assert space.dimensions == sum(math.prod(shape) for shape in SHAPES.values())
+    with pytest.raises(ValueError, match="is a path, got 3"):
+        space.from_json(3)
+    with pytest.raises(ValueError, match="starts from 'ties'"):
+        space.from_json(Path("ties").to_json())

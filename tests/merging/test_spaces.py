@@ -19,7 +19,7 @@ from merging.plan import MergePlan, uniform_plan
 from merging.spaces.axes import Axis, Choice, Real, Vector, check, start
 from merging.spaces.coefficients import CoefficientSpace
 from merging.spaces.mixed import MixedSpace
-from merging.spaces.space import VectorSpace
+from merging.spaces.vectors import VectorSpace
 from tests import builders
 
 SETTINGS = settings(

@@ -22,6 +22,7 @@ def files(group: str) -> list[Path]:
 
 def read(path: Path) -> tuple[Any, dict[str, Any], bool]:
     options = yaml.safe_load(path.read_text().replace("${budget.evaluations}", "60"))
+    options.pop("defaults", None)
     module, name = options.pop("_target_").rsplit(".", 1)
     return (
         getattr(importlib.import_module(module), name),
@@ -34,11 +35,21 @@ def read(path: Path) -> tuple[Any, dict[str, Any], bool]:
 def test_strategies_are_built_by_their_files(path: Path) -> None:
     build, options, partial = read(path)
     assert partial
-    handed_over = {"axes", "corners", "starts", "founders", "seed"}
-    assert set(options) == set(inspect.signature(build).parameters) - handed_over
-    axes = AXES[:3]
-    candidates = build(axes=axes, seed=0, **options).ask()
+    options = {name: _built(value) for name, value in options.items()}
+    taken = set(inspect.signature(build).parameters) - set(options) - {"seed"}
+    domain = {"axes": AXES[:3], "corners": {}, "starts": ["start"], "founders": ["a", "b", "c"]}
+    assert taken <= set(domain), "what no space gives must be named in the file"
+    candidates = build(**{name: domain[name] for name in taken}, seed=0, **options).ask()
     assert candidates[0].id == 0
+
+
+def _built(value: Any) -> Any:
+    """Returns what Hydra would build of a value that has a ``_target_`` of its own."""
+    if not (isinstance(value, dict) and "_target_" in value):
+        return value
+    options = {name: _built(each) for name, each in value.items() if name != "_target_"}
+    module, name = value["_target_"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(**options)
 
 
 @pytest.mark.parametrize("path", files("objective"), ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path as File
 from typing import Any
 
@@ -21,7 +22,7 @@ from evaluators.requests import EvaluationError
 from merging.path import Path
 from merging.perturbation import Gaussian
 from merging.seeding import stable_seed
-from merging.spaces.axes import Real, Vector
+from merging.spaces.axes import Vector
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.weights import Weights
 from search.history import History
@@ -36,6 +37,7 @@ from search.strategies.mergevolve import (
 from search.strategy import Candidate, Outcome
 from tests.merging.memory_pool import memory_pool, random_pool
 
+evolver = partial(MergEvolve, starts=["start"])
 SHAPES = {"w": (8, 9), "v": (5, 8), "bias": (6,)}
 SIZE = 72 + 40 + 6
 OBJECTIVE = BoundObjective((Term("t", "t/loss", -1.0),), (1.0,))
@@ -46,21 +48,21 @@ OPTIONS: list[dict[str, Any]] = [
     {"adapt": 2.0, "include_centre": "always"},
     {"sigma_decay": 0.8, "alpha_decay": 0.9, "include_centre": "never"},
     {"pairing": "as_released", "popsize": 3},
-    {"starts": ["merge", "base"], "antithetic": True, "momentum": 0.5},
+    {"starts": ["start", "base"], "antithetic": True, "momentum": 0.5},
 ]
 
 
 def space_of(seed: int = 0) -> FullWeightSpace:
     pool = random_pool(SHAPES, seed=1)
     return FullWeightSpace(
-        pool, {"merge": weighted_start(pool, [0.5, 0.25, 0.25])}, Gaussian(), seed=seed
+        pool, Gaussian(), initial=weighted_start(pool, [0.5, 0.25, 0.25]), seed=seed
     )
 
 
 def zero_space(seed: int) -> FullWeightSpace:
     """A space whose base is 0: what is decoded is the noise."""
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    return FullWeightSpace(memory_pool(zeros, [zeros]), {}, Gaussian(), seed=seed)
+    return FullWeightSpace(memory_pool(zeros, [zeros]), Gaussian(), seed=seed)
 
 
 def flat(weights: Weights) -> Vector:
@@ -93,7 +95,7 @@ def asked(strategy: MergEvolve, generations: int = 5) -> list[Any]:
 
 
 def asked_by_all() -> list[Any]:
-    return [asked(MergEvolve(seed=3, **options)) for options in OPTIONS]
+    return [asked(evolver(seed=3, **options)) for options in OPTIONS]
 
 
 class TestFormulas:
@@ -160,7 +162,7 @@ def cosines(runs: int, **options: Any) -> npt.NDArray[np.float64]:
     found = []
     for seed in range(runs):
         space = zero_space(seed)
-        strategy = MergEvolve(seed=seed, starts=["base"], include_centre="never", **options)
+        strategy = evolver(seed=seed, starts=["base"], include_centre="never", **options)
         strategy.tell(
             told(strategy.ask(), lambda path, s=space: float(gradient @ flat(s.decode(path))))  # type: ignore[misc]
         )
@@ -200,26 +202,26 @@ class TestStep:
         def score(path: Path) -> float:
             return -float(((flat(space.decode(path)) - target) ** 2).sum())
 
-        strategy = MergEvolve(seed=0, sigma=0.2, alpha=0.3, **options)
+        strategy = evolver(seed=0, sigma=0.2, alpha=0.3, **options)
         for _ in range(4):
             strategy.tell(told(strategy.ask(), score))
         found = flat(space.decode(strategy.ask()[-1].genome.centre))
         expected = dense(space, target, 4, **options)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        assert np.abs(found - flat(space.decode(Path("merge")))).max() > 0.05
+        assert np.abs(found - flat(space.decode(Path("start")))).max() > 0.05
 
     def test_an_all_equal_generation_does_not_move_the_centre(self) -> None:
-        strategy = MergEvolve(seed=0)
+        strategy = evolver(seed=0)
         first = strategy.ask()
         strategy.tell(told(first, lambda path: 1.0))
         second = strategy.ask()
-        assert {c.genome.centre for c in [*first, *second]} == {Path("merge")}
+        assert {c.genome.centre for c in [*first, *second]} == {Path("start")}
         assert first[1].genome.own != second[0].genome.own
 
     def test_the_best_start_becomes_the_centre(self) -> None:
-        strategy = MergEvolve(seed=0, starts=["merge", "ties", "base"])
+        strategy = evolver(seed=0, starts=["start", "ties", "base"])
         starts = strategy.ask()
-        assert [c.genome for c in starts] == [Path("merge"), Path("ties"), Path("base")]
+        assert [c.genome for c in starts] == [Path("start"), Path("ties"), Path("base")]
         strategy.tell([Outcome(2, None), Outcome(1, np.array([3.0])), Outcome(0, np.array([2.0]))])
         samples = strategy.ask()
         assert len(samples) == 10
@@ -230,7 +232,7 @@ class TestStep:
 
         def best(seed: int, moves: bool) -> tuple[float, float]:
             space = zero_space(seed)
-            strategy = MergEvolve(seed=seed, starts=["base"], sigma=0.3, alpha=0.3)
+            strategy = evolver(seed=seed, starts=["base"], sigma=0.3, alpha=0.3)
             highest = -math.inf
 
             def score(path: Path) -> float:
@@ -270,7 +272,7 @@ def dense(
     include_centre: str = "",
 ) -> Vector:
     """The centre after some generations, with whole vectors in float64 and no paths."""
-    theta = flat(space.decode(Path("merge")))
+    theta = flat(space.decode(Path("start")))
     sigma, moves, number = 0.2, list[Vector](), 0
     for t in range(generations):
         noises = []
@@ -304,13 +306,13 @@ class TestPromises:
         return options
 
     def test_ids_count_from_zero_and_noises_never_repeat(self, options: dict[str, Any]) -> None:
-        rows = asked(MergEvolve(seed=0, **options))
+        rows = asked(evolver(seed=0, **options))
         assert [row[0] for row in rows] == list(range(len(rows)))
         own = [tuple(row[1]["own"]) for row in rows if row[1]["own"]]
         assert len(own) == len(set(own))
 
     def test_order_of_telling_changes_nothing(self, options: dict[str, Any]) -> None:
-        one, other = MergEvolve(seed=1, **options), MergEvolve(seed=1, **options)
+        one, other = evolver(seed=1, **options), evolver(seed=1, **options)
         for generation in range(5):
             outcomes = told(one.ask(), by_genome)
             shuffled = np.random.default_rng(generation).permutation(len(outcomes))
@@ -324,7 +326,7 @@ class TestPromises:
     def test_recommends_the_best_ever_told_and_of_equals_the_first(
         self, options: dict[str, Any]
     ) -> None:
-        strategy, seen = MergEvolve(seed=2, **options), list[tuple[float, int, Path]]()
+        strategy, seen = evolver(seed=2, **options), list[tuple[float, int, Path]]()
         assert strategy.recommend() == []
         for _ in range(6):
             candidates = strategy.ask()
@@ -341,11 +343,11 @@ class TestPromises:
     def test_resume_from_state_equals_no_interruption(
         self, options: dict[str, Any], pending: bool
     ) -> None:
-        whole = MergEvolve(seed=6, **options)
+        whole = evolver(seed=6, **options)
         for _ in range(4):
             candidates = whole.ask() if pending else []
             state = json.loads(json.dumps(whole.state_dict()))
-            resumed = MergEvolve(seed=6, **options)
+            resumed = evolver(seed=6, **options)
             resumed.load_state_dict(state)
             assert resumed.state_dict() == state
             if not pending:
@@ -358,13 +360,13 @@ class TestPromises:
             assert resumed.recommend() == whole.recommend()
 
     def test_state_of_another_configuration_is_refused(self, options: dict[str, Any]) -> None:
-        strategy = MergEvolve(seed=6, **options)
+        strategy = evolver(seed=6, **options)
         asked(strategy, 2)
         with pytest.raises(RuntimeError, match="asks other genomes than this state"):
-            MergEvolve(seed=6, **{**options, "sigma": 0.2}).load_state_dict(strategy.state_dict())
+            evolver(seed=6, **{**options, "sigma": 0.2}).load_state_dict(strategy.state_dict())
 
     def test_order_of_calls_is_checked(self, options: dict[str, Any]) -> None:
-        strategy = MergEvolve(seed=0, **options)
+        strategy = evolver(seed=0, **options)
         with pytest.raises(RuntimeError, match=r"tell\(\) was called before ask\(\)"):
             strategy.tell([])
         candidates = strategy.ask()
@@ -375,7 +377,7 @@ class TestPromises:
         strategy.tell(told(candidates, by_genome))
 
     def test_a_generation_of_failures_keeps_the_centre(self, options: dict[str, Any]) -> None:
-        strategy = MergEvolve(seed=0, **options)
+        strategy = evolver(seed=0, **options)
         for _ in range(3):
             strategy.tell(told(strategy.ask(), lambda path: None))
         assert strategy.recommend() == []
@@ -384,11 +386,11 @@ class TestPromises:
     def test_global_generators_are_neither_read_nor_moved(self, options: dict[str, Any]) -> None:
         np.random.seed(1)
         torch.manual_seed(1)
-        first = asked(MergEvolve(seed=3, **options))
+        first = asked(evolver(seed=3, **options))
         assert np.random.rand() == np.random.RandomState(1).rand()
         np.random.seed(2)
         torch.manual_seed(2)
-        assert asked(MergEvolve(seed=3, **options)) == first
+        assert asked(evolver(seed=3, **options)) == first
 
 
 def test_another_process_asks_the_same() -> None:
@@ -406,13 +408,12 @@ def test_another_process_asks_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"axes": (Real("a"),)}, "moves all weights, the space has 1 axes: choose space=full_w"),
         ({"antithetic": True, "popsize": 5}, "antithetic pairs need an even popsize, got 5"),
         ({"adapt": 1.0}, "adapt compares samples with their centre: set include_centre=always"),
         ({"starts": ["a", "b"], "include_centre": "never"}, "'never' leaves no score to choose"),
         ({"starts": []}, r"starts must be a list of different names, got \[\]"),
         ({"starts": ["a", "a"]}, "starts must be a list of different names"),
-        ({"starts": "merge"}, "starts must be a list of different names, got 'merge'"),
+        ({"starts": "start"}, "starts must be a list of different names, got 'start'"),
         ({"include_centre": "maybe"}, "include_centre must be 'start', 'always' or 'never', got"),
         ({"pairing": "random"}, "pairing must be 'aligned' or 'as_released', got 'random'"),
         ({"popsize": 1}, "popsize must be at least 2, got 1"),
@@ -432,11 +433,11 @@ def test_options_without_meaning_or_in_conflict_are_refused(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        MergEvolve(seed=0, **options)
+        evolver(seed=0, **options)
 
 
 def test_several_objectives_are_refused_before_anything_is_told() -> None:
-    strategy = MergEvolve(seed=0)
+    strategy = evolver(seed=0)
     candidates = strategy.ask()
     with pytest.raises(ValueError, match="ranks by one number, candidate 0 has 2: choose an obj"):
         strategy.tell([Outcome(c.id, np.array([1.0, 2.0])) for c in candidates])
@@ -444,10 +445,10 @@ def test_several_objectives_are_refused_before_anything_is_told() -> None:
 
 
 def test_generations_and_patience_end_the_search() -> None:
-    counted = MergEvolve(seed=0, generations=3)
+    counted = evolver(seed=0, generations=3)
     assert len(asked(counted, 3)) == 31
     assert counted.ask() == []
-    patient = MergEvolve(seed=0, patience=2, include_centre="never")
+    patient = evolver(seed=0, patience=2, include_centre="never")
     for generation in range(3):
         patient.tell(told(patient.ask(), lambda path, g=generation: -float(g)))  # type: ignore[misc]
     assert patient.ask() == []
@@ -474,7 +475,7 @@ class TestLoop:
             return {"t/loss": Score(float(items.mean()), items)}
 
         return search(
-            MergEvolve(seed=1, popsize=4, **options),
+            evolver(seed=1, popsize=4, **options),
             evaluate,
             OBJECTIVE,
             History(directory),
@@ -513,7 +514,7 @@ class TestLoop:
 
         with pytest.raises(SearchFailed, match=r"the last 11 candidates failed.*: no$"):
             search(
-                MergEvolve(seed=0),
+                evolver(seed=0),
                 fail,
                 OBJECTIVE,
                 History(tmp_path),

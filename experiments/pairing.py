@@ -1,0 +1,73 @@
+"""Which strategies can search which spaces: refused by name, before anything is opened."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from experiments.errors import UserError
+from merging.spaces.space import SearchSpace
+from search.strategy import Strategy
+
+_KINDS = {
+    "axes": ("numbers along axes", "space=coefficients, convex, mixed or layer_stack"),
+    "starts": ("paths through all weights", "space=full_weights or factors"),
+    "founders": ("lineage trees", "space=lineage"),
+}
+_STRATEGIES = {
+    "axes": "cma, de, pso, model_swarms, ngopt, oneplusone, random or grid",
+    "starts": "mergevolve",
+    "founders": "crossover, m2n2, nsga2, map_elites or cycle_qd",
+}
+
+
+def check_pair(build_space: partial[Any], build_strategy: partial[Any]) -> None:
+    """Compares what a strategy has to know with what a space gives; builds neither.
+
+    Raises:
+        UserError: they cannot go together; names both and what goes with each.
+    """
+    space_class: Any = build_space.func
+    gives: tuple[str, ...] = space_class.gives
+    lacking = [name for name in _required(build_strategy) if name not in gives]
+    if not lacking:
+        return
+    strategy, space = build_strategy.func.__name__, space_class.__name__
+    searched, spaces = _KINDS.get(lacking[0], (lacking[0], f"a space that gives {lacking[0]}"))
+    kind = next((each for each in gives if each in _STRATEGIES), None)
+    others = f", or for {space} a strategy such as {_STRATEGIES[kind]}" if kind else ""
+    raise UserError(
+        f"strategy {strategy} searches {searched}, which {space} has none of: "
+        f"choose {spaces}{others}"
+    )
+
+
+def build_strategy(build: Callable[..., Any], space: SearchSpace[Any], seed: int) -> Strategy[Any]:
+    """Returns the strategy with what it takes of the space's domain.
+
+    Args:
+        build: the configured class, still to be completed.
+        space: what it will search.
+        seed: of the run.
+    """
+    taken = inspect.signature(build).parameters
+    known = {name: value for name, value in space.domain.items() if name in taken}
+    strategy: Strategy[Any] = build(**known, seed=seed)
+    return strategy
+
+
+def build_space(build: Callable[..., Any], pool: Any, options: Mapping[str, Any]) -> Any:
+    """Returns the space with those of the run's `options` that it takes."""
+    taken = inspect.signature(build).parameters
+    return build(pool, **{name: value for name, value in options.items() if name in taken})
+
+
+def _required(build: partial[Any]) -> list[str]:
+    """Returns the arguments that have no default and no value yet, but for the seed."""
+    return [
+        name
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.default is inspect.Parameter.empty and name != "seed"
+    ]

@@ -1,0 +1,78 @@
+"""What all spaces have in common whose genomes are vectors along named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from merging.plan import Plan
+from merging.spaces.axes import Axis, Vector, check, start
+from merging.spaces.space import SearchSpace
+
+
+class VectorSpace(SearchSpace[Vector], Protocol):
+    """A space whose genomes are float64 vectors, ``(axes,)``."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def corners(self) -> Mapping[str, Vector]:
+        """The genome of every expert alone, by its name; empty where they are not points."""
+        ...
+
+
+class VectorGenomes:
+    """First genome, JSON and domain of a space with `axes`; its other half is `plan`."""
+
+    gives: ClassVar[tuple[str, ...]] = ("axes", "corners")
+    axes: tuple[Axis, ...]
+
+    @property
+    def dimensions(self) -> int:
+        """Number of axes."""
+        return len(self.axes)
+
+    @property
+    def corners(self) -> Mapping[str, Vector]:
+        """None: experts alone are no points of this space, unless it says otherwise."""
+        return {}
+
+    @property
+    def domain(self) -> Mapping[str, Any]:
+        """Axes, and the genome of every expert alone."""
+        return {"axes": self.axes, "corners": self.corners}
+
+    def first(self) -> Vector:
+        """Returns the start of every axis, ``(axes,)`` float64."""
+        return start(self.axes)
+
+    def canonical(self, genome: Vector) -> Vector:
+        """Returns `genome` itself: every number is read."""
+        return genome
+
+    def to_json(self, genome: Vector) -> list[float]:
+        """Returns the numbers."""
+        numbers: list[float] = genome.tolist()
+        return numbers
+
+    def from_json(self, value: Any) -> Vector:
+        """Returns the numbers as a vector.
+
+        Raises:
+            ValueError: no list of numbers, or one that does not lie on the axes.
+        """
+        if not isinstance(value, list):
+            raise ValueError(f"a genome of this space is a list of numbers, got {value!r}")
+        genome = np.array(value, np.float64)
+        check(self.axes, genome)
+        return genome
+
+    def describe(self, genome: Vector) -> dict[str, Any]:
+        """Returns the plan as JSON."""
+        return self.plan(genome).describe()
+
+    def plan(self, genome: Vector) -> Plan:
+        """Returns what `genome` stands for."""
+        raise NotImplementedError

@@ -165,8 +165,10 @@ class Statistics:
     def _checked(self, expert: str) -> _Opened:
         path = path_of(self._directory, self._kind, expert)
         if not path.is_file():
+            moved = "if it moved, set the recipe's method.statistics to its directory; else "
             raise StatisticsError(
-                f"no statistics of expert {expert[:12]}: {path} does not exist: {self._again}"
+                f"no statistics of expert {expert[:12]}: {path} does not exist: "
+                f"{moved if path.name in self._digests else ''}{self._again}"
             )
         wanted, found = self._digests.get(path.name), file_sha256(path)
         if found != wanted:

@@ -359,8 +359,10 @@ def test_from_statistics_to_a_rebuilt_merge(
     assert "model.layers.0.self_attn.q_proj.weight" in moved
     assert ("model.norm.weight" in moved) == (kind == "fisher")
     files[0].unlink()
-    shell.refuse(r"no statistics of expert \w{12}: .* does not exist: run `evomerge statistics k",
-                 "rebuild", "merged/recipe.json", "--out", "third")  # fmt: skip
+    shell.refuse(
+        r"no statistics of expert \w{12}: .* does not exist: if it moved, set the recipe's",
+        *("rebuild", "merged/recipe.json", "--out", "third"),
+    )
 
 
 def test_a_search_uses_them_as_method_and_baseline(world: Path, shell: Shell) -> None:

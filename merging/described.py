@@ -10,9 +10,17 @@ from typing import Any
 
 
 def describe(part: Any) -> dict[str, Any]:
-    """Returns import path (``_target_``) and options of a dataclass instance."""
+    """Returns import path (``_target_``) and options of a dataclass instance.
+
+    An option that is a dataclass itself, such as the method within a method, is described alike.
+    """
     cls = type(part)
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(part)}
+    options = dataclasses.asdict(part)
+    for name in options:
+        option = getattr(part, name)
+        if dataclasses.is_dataclass(option):
+            options[name] = describe(option)
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
 
 
 def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...]) -> Any:
@@ -30,7 +38,12 @@ def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...])
         ValueError: the path does not lead to such a part, or an option is wrong.
     """
     short = what.rpartition(" ")[2]
-    options = dict(description)
+    options = {
+        name: rebuild(value, what, members)
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
+        for name, value in description.items()
+    }
     path = str(options.pop("_target_", ""))
     module, _, name = path.rpartition(".")
     if module.partition(".")[0] in sys.stdlib_module_names:  # never imported: some of them act

@@ -17,6 +17,7 @@ from merging.methods.della import Della
 from merging.methods.della_linear import DellaLinear
 from merging.methods.iso_c import IsoC
 from merging.methods.karcher import Karcher
+from merging.methods.knots import Knots
 from merging.methods.linear import Linear
 from merging.methods.model_stock import ModelStock
 from merging.methods.multi_slerp import MultiSlerp
@@ -37,6 +38,7 @@ METHODS: dict[MergeMethod, int] = {  # a method at its defaults: how many expert
     DellaLinear(): 3,
     IsoC(): 3,
     Karcher(): 3,
+    Knots(): 3,
     Linear(): 3,
     ModelStock(): 3,
     MultiSlerp(): 3,

@@ -21,6 +21,7 @@ from merging.methods.della import Della
 from merging.methods.della_linear import DellaLinear
 from merging.methods.iso_c import IsoC
 from merging.methods.karcher import Karcher
+from merging.methods.knots import Knots
 from merging.methods.linear import Linear
 from merging.methods.model_stock import ModelStock
 from merging.methods.multi_slerp import MultiSlerp
@@ -263,6 +264,15 @@ def tsv_m(g: Given) -> Array:
     return g.base + g.scale * merged
 
 
+def knots(g: Given, inner: Callable[[Given], Array]) -> Array:
+    if g.base.ndim != 2:
+        return inner(g)
+    u, s, v = np.linalg.svd(np.hstack(g.deltas), full_matrices=False)
+    coordinates = np.hsplit(np.diag(s) @ v, len(g.deltas))
+    zero = np.zeros_like(coordinates[0])
+    return g.base + u @ inner(Given(zero, coordinates, g.experts, g.tensor, g.knobs))
+
+
 def iso_c(g: Given) -> Array:
     summed = sum(g.deltas)
     if g.base.ndim != 2:
@@ -305,6 +315,11 @@ REFERENCES: list[tuple[MergeMethod, Callable[[Given], Array]]] = [
     (Sce(normalize=False), lambda g: sce(g, normalize=False)),
     (ModelStock(), model_stock),
     (Nearswap(), nearswap),
+    (Knots(), lambda g: knots(g, lambda h: consensus(h, trimmed(h)))),
+    (
+        Knots(DareLinear(seed=2)),
+        lambda g: knots(g, lambda h: total(h, dropped(h, 2))),
+    ),
     (TsvM(), tsv_m),
     (IsoC(), iso_c),
 ]

@@ -32,6 +32,7 @@ from merging.methods.sce import Sce
 from merging.methods.slerp import Slerp
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
+from merging.plan import method_from_description
 from tests.merging.method_cases import (
     METHODS,
     SHAPES,
@@ -264,5 +265,7 @@ def test_configuration_names_every_option_at_its_default(method: MergeMethod) ->
     if "seed" in options:  # the run's
         assert options["seed"] == "${seed}"
         options["seed"] = 0
+    if "inner" in options:
+        options["inner"] = method_from_description(options["inner"])
     assert getattr(importlib.import_module(module), cls)(**options) == method
     assert list(options) == [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""Genetic search over lineages: experts and their descendants, crossed on task vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from merging.lineage import Founder, Lineage, ancestry
+from merging.seeding import stable_seed
+from search.journal import GenomeJournal, replay_genomes
+from search.population import Individual, Pair, Population, Truncation
+from search.strategy import Candidate, Outcome
+from search.variation import Bred, Variation
+
+_TRUNCATION, _VARIATION = Truncation(), Variation()
+_TRIES = 8
+"""Pairs drawn until one has a child with few enough ancestors."""
+
+
+class Crossover:
+    """Breeds generation after generation: pairs from a population, children by variation.
+
+    The first generation are the founders as they are, filled up with children of random pairs of
+    them. What makes it a genetic algorithm, M2N2, NSGA-II, MAP-Elites or CycleQD is `population`:
+    who lives on and who mates. Failures never become parents. While nobody lives, and for pairs
+    whose child would have too many ancestors, children are bred afresh from the founders: from
+    those that were scored, or where these cannot have a child, from all.
+
+    Args:
+        seed: with a child's id, decides its parents and how it is made.
+        founders: names of the space's founders: experts, or the run's start.
+        popsize: candidates per generation; the first has as many as there are founders, if more.
+        ancestors: most individuals in a lineage, itself and every step between parents and child
+            included: bounds the time to compute it and its recipe (about 60 bytes each).
+        population: who lives on and who mates.
+        variation: how children are made.
+
+    Raises:
+        ValueError: an option has no meaning, or no child can be made.
+
+    Source: Holland 1975, Adaptation in natural and artificial systems; the populations name
+        theirs.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        founders: Sequence[str],
+        popsize: int = 16,
+        ancestors: int = 300,
+        population: Population = _TRUNCATION,
+        variation: Variation = _VARIATION,
+    ) -> None:
+        if isinstance(founders, str) or not founders or len(set(founders)) < len(founders):
+            raise ValueError(f"founders must be a list of different names, got {founders!r}")
+        if popsize < 1:
+            raise ValueError(f"popsize must be at least 1, got {popsize}")
+        if ancestors < 1:
+            raise ValueError(f"ancestors must be at least 1, got {ancestors}")
+        if len(founders) == 1 and not variation.mutates:
+            raise ValueError(
+                f"{founders[0]!r} is the only founder and nothing mutates it: name a second "
+                "expert, or give variation.scale, low_rank or sign more than 0"
+            )
+        self._seed, self._popsize, self._ancestors = seed, popsize, ancestors
+        self._founders = [Bred(Founder(name)) for name in founders]
+        self._rules, self._variation = population, variation
+        self._reset()
+
+    def _reset(self) -> None:
+        self._journal: GenomeJournal[Lineage] = GenomeJournal(
+            _digest, keep_cases=self._rules.reads_cases
+        )
+        self._asked = 0  # candidates of the generations told
+        self._brood: list[Bred] = []
+        self._members: list[Individual] = []
+        self._sound = self._founders  # those that did not fail, unless all did
+
+    def ask(self) -> list[Candidate[Lineage]]:
+        """Returns the next generation; the first begins with the founders."""
+        self._journal.check_told()
+        self._brood = list(self._founders) if self._journal.asked == 0 else []
+        pair = None
+        if len(self._members) > 1:
+            pair = self._rules.pairing(self._members, self._journal.asked)
+        for number in range(self._asked + len(self._brood), self._asked + self._popsize):
+            self._brood.append(self._child(pair, number))
+        return self._journal.ask([bred.genome for bred in self._brood])
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Lets children and members compete for a place in the population.
+
+        Raises:
+            ValueError: the population cannot judge a fitness or needs cases; else as
+                `Strategy.tell`.
+        """
+        self._rules.check(outcomes, self._members)
+        pairs = self._journal.tell(outcomes)
+        children = [
+            self._individual(bred, outcome)
+            for bred, (_, outcome) in zip(self._brood, pairs, strict=True)
+            if outcome.fitness is not None
+        ]
+        self._asked += len(pairs)
+        if self._journal.asked == 1:
+            scored = {one.bred for one in children}
+            self._sound = [one for one in self._founders if one in scored] or self._founders
+        if children:
+            self._members = self._rules.survivors([*self._members, *children])
+
+    def recommend(self) -> list[Lineage]:
+        """Returns the best lineage ever told, or the non-dominated ones."""
+        return self._journal.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the outcomes told, with cases where the population reads them."""
+        return self._journal.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replays the outcomes of `state`."""
+        self._reset()
+        replay_genomes(state, self.ask, self.tell, _digest)
+
+    def _individual(self, bred: Bred, outcome: Outcome) -> Individual:
+        """Returns a scored candidate; what a caller does to the outcome later is his own."""
+        assert outcome.fitness is not None
+        cases = outcome.cases if self._rules.reads_cases else None
+        return Individual(
+            outcome.id, bred, outcome.fitness.copy(), None if cases is None else cases.copy()
+        )
+
+    def _child(self, pair: Callable[[np.random.Generator], Pair] | None, number: int) -> Bred:
+        rng = np.random.default_rng(stable_seed("parents", self._seed, number))
+        for _ in range(_TRIES if self._members else 0):
+            parents = self._parents(pair, rng)
+            if parents is not None:
+                child = self._variation.child(*parents, seed=self._seed, number=number)
+                if len(ancestry(child.genome)) <= self._ancestors:
+                    return child
+        return self._fresh(rng, number)
+
+    def _parents(
+        self, pair: Callable[[np.random.Generator], Pair] | None, rng: np.random.Generator
+    ) -> tuple[Bred, Bred | None] | None:
+        """Returns a pair, or a member that is alone; None: alone, and nothing mutates it."""
+        if pair is not None:
+            first, second = pair(rng)
+            return first.bred, second.bred
+        return (self._members[0].bred, None) if self._variation.mutates else None
+
+    def _fresh(self, rng: np.random.Generator, number: int) -> Bred:
+        """Returns a child of founders."""
+        alone = len(self._sound) == 1 and not self._variation.mutates
+        pool = self._founders if alone else self._sound
+        order = rng.permutation(len(pool)).tolist()
+        second = pool[order[1]] if len(pool) > 1 else None
+        return self._variation.child(pool[order[0]], second, seed=self._seed, number=number)
+
+
+def _digest(lineages: Sequence[Lineage]) -> str:
+    keys = b"".join(lineage.key for lineage in lineages)
+    return hashlib.blake2b(keys, digest_size=8).hexdigest()

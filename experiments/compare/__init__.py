@@ -1,0 +1,1 @@
+"""Comparison of runs: groups that differ in more than the seed, tests between them, one page."""

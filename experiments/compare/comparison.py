@@ -1,0 +1,135 @@
+"""What a comparison of runs finds: plain values, from which text, pages and plots are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.compare.paired_tests import Difference
+from experiments.run_files import Task
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number of each run of a group; None where a run has none."""
+
+    values: tuple[float | None, ...]
+
+    @property
+    def known(self) -> list[float]:
+        """The values that there are."""
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the known values; None: there are none."""
+        return math.fsum(self.known) / len(self.known) if self.known else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation with n - 1; None below two values."""
+        return float(np.std(self.known, ddof=1)) if len(self.known) > 1 else None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What it took to reach the target.
+
+    Args:
+        evaluations: median over seeds; None: half of them or more did not reach it.
+        seconds: the same of the time spent in evaluations; None also where it is not recorded.
+        reached: number of runs that did.
+        runs: number of runs.
+    """
+
+    evaluations: float | None
+    seconds: float | None
+    reached: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of runs, or a model that they are measured against.
+
+    Args:
+        label: see `experiments.compare.labels`; of a reference its kind and name.
+        kind: ``evolved``, or the reference's.
+        options: in which the groups differ.
+        seeds: of the runs, in the order of all values.
+        runs: directories.
+        search: fitness on the search items.
+        selection: on the selection items.
+        report: on the held-out items.
+        scores: main ``task/metric`` to the held-out score.
+        optimism: search minus held-out fitness.
+        item_evaluations: of each run: evaluations times items.
+        reach: of the target; None for references and where there is no target.
+        curve: ``(evaluations,)`` mean over seeds of the best fitness so far, and its sd.
+    """
+
+    label: str
+    kind: str
+    options: Mapping[str, str]
+    seeds: tuple[int, ...]
+    runs: tuple[Path, ...]
+    search: Spread
+    selection: Spread
+    report: Spread
+    scores: Mapping[str, Spread]
+    optimism: Spread
+    item_evaluations: Spread
+    reach: Reach | None = None
+    curve: tuple[Sequence[float], Sequence[float]] = ((), ())
+
+
+@dataclass(frozen=True)
+class Test:
+    """One tested pair.
+
+    Args:
+        first: label of a group.
+        second: label of the group or reference that it is compared with.
+        difference: first minus second.
+        corrected: p after Holm's correction for all tests of the comparison; None: not tested.
+    """
+
+    __test__ = False  # for pytest: no test case
+
+    first: str
+    second: str
+    difference: Difference
+    corrected: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that `compare` finds.
+
+    Args:
+        groups: from the best mean held-out fitness (search, where nothing is held out) down.
+        references: base, best expert and best static merge.
+        tasks: with their main metrics.
+        tests: of pairs of groups, or of every group against `against`.
+        against: label of what all are compared with; None: all pairs.
+        target: search fitness whose reaching is timed; None: none.
+        target_name: where the target comes from.
+        held_out: there are held-out scores; tests need them.
+        notes: what a reader has to know: unequal budgets, runs left out, tests of items alone.
+        unfinished: directories of runs that are left out.
+    """
+
+    groups: tuple[Row, ...]
+    references: tuple[Row, ...]
+    tasks: tuple[Task, ...]
+    tests: tuple[Test, ...]
+    against: str | None
+    target: float | None
+    target_name: str
+    held_out: bool
+    notes: tuple[str, ...]
+    unfinished: tuple[Path, ...]

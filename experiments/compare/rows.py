@@ -1,0 +1,173 @@
+"""Runs and reference models as rows of numbers, and as samples for the tests."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.compare.comparison import Reach, Row, Spread
+from experiments.compare.groups import Group, Run, fitness_on, gains_of
+from experiments.compare.paired_tests import Sample
+from experiments.run_files import Model, Split
+from merging.spaces.axes import Vector
+
+EVOLVED = ("evolved", "evolved")
+_REFERENCES = ("base", "expert", "static")
+
+
+def group_row(group: Group, target: float | None) -> Row:
+    """Returns the row of a group; `target` is the search fitness whose reaching is timed."""
+    runs, winners = group.runs, [run.winner for run in group.runs]
+    return Row(
+        label=group.label,
+        kind="evolved",
+        options=group.options,
+        seeds=group.seeds,
+        runs=tuple(run.path for run in runs),
+        search=_fitness(winners, "search"),
+        selection=_fitness(winners, "selection"),
+        report=_fitness(winners, "report"),
+        scores=_scores(runs[0], winners),
+        optimism=Spread(tuple(run.summary.get("optimism") for run in runs)),
+        item_evaluations=Spread(tuple(run.summary["item_evaluations"] for run in runs)),
+        reach=None if target is None else _reach(runs, target),
+        curve=_curve(runs),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The best model of a kind.
+
+    Args:
+        row: its numbers, one per seed.
+        name: without its kind.
+        runs: that scored it, one per seed: runs of the same seed give the same references.
+    """
+
+    row: Row
+    name: str
+    runs: tuple[Run, ...]
+
+
+def references(runs: Sequence[Run], split: Split) -> dict[str, Reference]:
+    """Returns kind to the best model of it: base, expert, static merge."""
+    by_seed = {run.seed: run for run in reversed(runs)}
+    ordered = [by_seed[seed] for seed in sorted(by_seed)]
+    found = {}
+    for kind in _REFERENCES:
+        names = dict.fromkeys(m.name for run in ordered for m in run.models if m.kind == kind)
+        known = [_reference(name, kind, ordered) for name in names]
+        scored = [each for each in known if on(each.row, split).mean is not None]
+        if scored:
+            found[kind] = max(scored, key=lambda each: on(each.row, split).mean or 0.0)
+    return found
+
+
+def on(row: Row, split: Split) -> Spread:
+    """Returns a row's fitness on a split."""
+    return {"search": row.search, "selection": row.selection, "report": row.report}[split]
+
+
+def _model(run: Run, kind: str, name: str) -> Model | None:
+    return next((m for m in run.models if m.kind == kind and m.name == name), None)
+
+
+def _reference(name: str, kind: str, runs: Sequence[Run]) -> Reference:
+    having = tuple(run for run in runs if _model(run, kind, name) is not None)
+    models = [_model(run, kind, name) for run in having]
+    plain = name.removesuffix(f" ({kind})")
+    empty = Spread((None,) * len(having))
+    row = Row(
+        label=plain if kind == "base" else f"{kind} {plain}",
+        kind=kind,
+        options={},
+        seeds=tuple(run.seed for run in having),
+        runs=tuple(run.path for run in having),
+        search=_fitness(models, "search"),
+        selection=_fitness(models, "selection"),
+        report=_fitness(models, "report"),
+        scores=_scores(having[0], models),
+        optimism=empty,
+        item_evaluations=empty,
+    )
+    return Reference(row, plain, having)
+
+
+def _fitness(models: Sequence[Model | None], split: Split) -> Spread:
+    return Spread(tuple(None if m is None else fitness_on(m, split) for m in models))
+
+
+def _scores(run: Run, models: Sequence[Model | None]) -> dict[str, Spread]:
+    return {
+        task.metric: Spread(
+            tuple(None if m is None else m.score("report", task.metric) for m in models)
+        )
+        for task in run.tasks
+    }
+
+
+def _reach(runs: Sequence[Run], target: float) -> Reach:
+    counts, times = [], []
+    for run in runs:
+        at = np.flatnonzero(run.best >= target)
+        counts.append(float(at[0] + 1) if at.size else np.inf)
+        times.append(float(run.seconds[at[0]]) if at.size else np.inf)
+    middle, seconds = statistics.median(counts), float(np.median(times))
+    return Reach(
+        evaluations=middle if np.isfinite(middle) else None,
+        seconds=seconds if np.isfinite(seconds) else None,
+        reached=int(np.isfinite(counts).sum()),
+        runs=len(runs),
+    )
+
+
+def _curve(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
+    """Returns mean and sd of the best so far; a run that has ended keeps what it found.
+
+    It begins where every run has a first success.
+    """
+    longest = max(len(run.best) for run in runs)
+    held = np.array([[*run.best, *[run.best[-1]] * (longest - len(run.best))] for run in runs])
+    mean = held.mean(0)
+    sd = held.std(0, ddof=1) if len(runs) > 1 else np.zeros(longest)
+    return mean.tolist(), sd.tolist()
+
+
+def group_sample(group: Group) -> Sample | None:
+    """Returns a group for the tests; None where a run has no held-out fitness."""
+    fitness = [fitness_on(run.winner, "report") for run in group.runs]
+    return _sample(group.runs, EVOLVED, fitness)
+
+
+def reference_sample(reference: Reference) -> Sample | None:
+    """Returns a reference for the tests; of one that no seed has touched a single run."""
+    kind, name = reference.row.kind, reference.name
+    sample = _sample(reference.runs, (kind, name), reference.row.report.values)
+    if sample is None or np.ptp(sample.fitness) > 0:
+        return sample
+    gains = None if sample.gains is None else tuple(each[:1] for each in sample.gains)
+    return Sample((), sample.fitness[:1], gains, sample.weights)
+
+
+def _sample(
+    runs: Sequence[Run], model: tuple[str, str], fitness: Sequence[float | None]
+) -> Sample | None:
+    if any(value is None for value in fitness):
+        return None
+    per_run = [gains_of(run, model) for run in runs]
+    known = [gains for gains in per_run if gains is not None]
+    weights = tuple(term["weight"] for term in runs[0].summary.get("terms") or ())
+    return Sample(
+        seeds=tuple(run.seed for run in runs),
+        fitness=np.array(fitness, np.float64),
+        gains=_stacked(known) if len(known) == len(per_run) else None,
+        weights=weights,
+    )
+
+
+def _stacked(per_run: Sequence[Sequence[Vector]]) -> tuple[Vector, ...]:
+    return tuple(np.stack(task) for task in zip(*per_run, strict=True))

@@ -31,7 +31,7 @@ class LineageSpace:
 
     Args:
         pool: base and experts; every expert is a founder.
-        start: plan of one more founder, ``start``; None: there is none.
+        initial: plan of one more founder, ``start``; None: there is none.
         base: whether the base model is a founder as well, under the name ``base``. Lineages that
             name it are decoded in either case.
         dtype: of decoded weights; None: the base's.
@@ -46,12 +46,12 @@ class LineageSpace:
         self,
         pool: ExpertPool,
         *,
-        start: Plan | None = None,
+        initial: Plan | None = None,
         base: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.pool, self.start, self.base, self.dtype = pool, start, base, dtype
-        self._replay = Replay(pool, start, keep=True)
+        self.pool, self.initial, self.base, self.dtype = pool, initial, base, dtype
+        self._replay = Replay(pool, initial, keep=True)
 
     @property
     def dimensions(self) -> int:
@@ -61,12 +61,12 @@ class LineageSpace:
     @property
     def domain(self) -> Mapping[str, Any]:
         """The founders' names: experts in the pool's order, then start, then base."""
-        start = () if self.start is None else (START,)
+        start = () if self.initial is None else (START,)
         return {"founders": (*self.pool.expert_names, *start, *((BASE,) if self.base else ()))}
 
     def first(self) -> Lineage:
         """Returns the start; where there is none, the first expert."""
-        return Founder(self.pool.expert_names[0] if self.start is None else START)
+        return Founder(self.pool.expert_names[0] if self.initial is None else START)
 
     def plan(self, genome: Lineage) -> LineagePlan:
         """Returns the plan of the individual.
@@ -75,7 +75,7 @@ class LineageSpace:
             MergeError: it descends from a founder that the space does not know.
         """
         self._replay.check(genome)
-        return LineagePlan(self.start if START in founders(genome) else None, genome)
+        return LineagePlan(self.initial if START in founders(genome) else None, genome)
 
     def decode(self, genome: Lineage) -> Weights:
         """Returns the weights of `genome`, computed when read; those of `plan`, bit for bit."""

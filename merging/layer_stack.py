@@ -182,7 +182,13 @@ def _source(plan: LayerStackPlan, source: str, pool: ExpertPool) -> Weights | No
         return None
     if source == MERGED:
         assert plan.merged is not None
-        return plan.merged.weights(pool, dtype=torch.float32)
+        weights = plan.merged.weights(pool, dtype=torch.float32)
+        if layers_of(weights) not in (None, LayerMap.of(pool.base).count):
+            raise MergeError(
+                f"what layers are to be merged from is a stack of {layers_of(weights)} layers "
+                "itself, the experts have others: start from a merge of the base's depth"
+            )
+        return weights
     return pool.expert_weights(source)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
+from merging.layer_stack import layers_of
 from merging.method import MergeMethod
 from merging.plan import Plan, uniform_plan
 from merging.recipe import Recipe
@@ -107,6 +108,19 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class BestExpert:
+    """The expert with the highest fitness on the search items, as it is; of equals the first."""
+
+    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+        """Returns the expert."""
+        scored = {name: f for name, f in scouting.experts.items() if f is not None}
+        if not scored:
+            raise ValueError("initial: no expert could be scored: choose initial=average")
+        best = max(scored, key=lambda name: scored[name])
+        return weighted_start(pool, [float(name == best) for name in pool.expert_names])
+
+
+@dataclass(frozen=True)
 class RandomWeights:
     """Normal weights around 0: a point without any quality, for comparison only.
 
@@ -171,6 +185,11 @@ class FromRecipe:
                     f"initial.path: {file} is made with expert {name!r}, which this run has not "
                     "under that name with that content: give the run the same experts"
                 )
+        if layers_of(recipe.plan.weights(pool)) is not None:
+            raise ValueError(
+                f"initial.path: {file} is a stack of layers, from where no space goes on: name a "
+                "recipe of another kind"
+            )
         return recipe.plan
 
 

@@ -29,7 +29,8 @@ class CoefficientSpace(VectorGenomes):
         method: its knobs are the search's dimensions.
         grouping: which parameters share coefficients.
         knobs: the knobs that are searched; None: all. The others stay at their value in `start`.
-        start: knob name to the centre of the search, where it differs from the knob's own.
+        start: knob name to the centre of the search, where it differs from the knob's own;
+            ``average``: 1 / number of experts.
         bounds: knob name to (low, high), where narrower than the knob's own.
         scale: knob name to the typical step of the search.
         dtype: of decoded weights; None: the base's.
@@ -47,14 +48,15 @@ class CoefficientSpace(VectorGenomes):
         grouping: Grouping,
         *,
         knobs: Sequence[str] | None = None,
-        start: Mapping[str, float] | None = None,
+        start: Mapping[str, float | str] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
         scale: Mapping[str, float] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.pool, self.method, self.grouping, self.dtype = pool, method, grouping, dtype
         self.groups = tuple(dict.fromkeys(grouping.assign(pool.names).values()))
-        self._knobs = adjust(method, start or {}, bounds or {}, scale or {})
+        centres = {k: _centre(k, v, len(pool.expert_names)) for k, v in (start or {}).items()}
+        self._knobs = adjust(method, centres, bounds or {}, scale or {})
         searched = [knob.name for knob in self._knobs] if knobs is None else list(knobs)
         _refuse_unknown(method, "knobs", searched)
         self._searched = frozenset(searched)
@@ -100,6 +102,15 @@ class CoefficientSpace(VectorGenomes):
             expert: np.array([float(owner in (expert, "all")) for owner in owners])
             for expert in self.pool.expert_names
         }
+
+
+def _centre(knob: str, given: float | str, experts: int) -> float:
+    """Returns a start as a number."""
+    if given == "average":
+        return 1 / experts
+    if isinstance(given, str):
+        raise MergeError(f"start of {knob}: {given!r} is neither a number nor average")
+    return given
 
 
 def adjust(

@@ -105,25 +105,38 @@ def cost_columns() -> list[Column]:
     ]
 
 
-TEST_HEADS = ("first", "second", "difference", "95 % interval", "p", "p (Holm)", "over")
+def test_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Returns heads and rows of the table of tests; over what, where they are not all alike."""
+    heads = ["first", "second", "difference", "95 % interval", "p", "p (Holm)"]
+    rows = [_test_cells(test) for test in comparison.tests]
+    if len(_kinds(comparison)) > 1:
+        heads.append("over")
+        rows = [[*row, _kind(test)] for row, test in zip(rows, comparison.tests, strict=True)]
+    return heads, rows
 
 
-def test_cells(test: Test) -> tuple[str, ...]:
-    """Returns the cells of a test's row, below `TEST_HEADS`."""
+def _test_cells(test: Test) -> list[str]:
     found = test.difference
     interval = "-"
     if found.low is not None and found.high is not None:
         interval = f"{found.low:+.4f} to {found.high:+.4f}"
-    over = found.over + (", paired" if found.paired_seeds else "")
-    return (
-        test.first,
-        test.second,
-        f"{found.effect:+.4f}",
-        interval,
-        p_text(found.p),
-        p_text(test.corrected),
-        over,
-    )
+    effect = f"{found.effect:+.4f}"
+    return [test.first, test.second, effect, interval, p_text(found.p), p_text(test.corrected)]
+
+
+def _kind(test: Test) -> str:
+    return test.difference.over + (", paired seeds" if test.difference.paired_seeds else "")
+
+
+def _kinds(comparison: Comparison) -> list[str]:
+    return sorted({_kind(test) for test in comparison.tests})
+
+
+def method_text(comparison: Comparison) -> str:
+    """Returns how it was tested, in words."""
+    kinds = _kinds(comparison)
+    what = f" Here: {len(comparison.tests)} tests over {kinds[0]}." if len(kinds) == 1 else ""
+    return METHOD + what
 
 
 def verdict(comparison: Comparison) -> str:
@@ -176,8 +189,7 @@ def plain(comparison: Comparison) -> str:
         _aligned(cost_columns(), comparison.groups),
     ]
     if comparison.tests:
-        cells = [test_cells(test) for test in comparison.tests]
-        parts += ["Differences in held-out fitness", _lines(TEST_HEADS, cells)]
+        parts += ["Differences in held-out fitness", _lines(*test_table(comparison))]
     parts += [verdict(comparison), *(f"Note: {note}" for note in notes(comparison))]
     return "\n\n".join(parts)
 
@@ -195,8 +207,8 @@ def markdown(comparison: Comparison) -> str:
         parts += ["Held-out scores.", _table(score_columns(comparison), rows)]
     parts += [target_text(comparison), _table(cost_columns(), comparison.groups)]
     if comparison.tests:
-        cells = [test_cells(test) for test in comparison.tests]
-        parts += ["Differences in held-out fitness.", _pipes(TEST_HEADS, cells), METHOD]
+        table = _pipes(*test_table(comparison))
+        parts += ["Differences in held-out fitness.", table, method_text(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -217,7 +229,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             row[name] = _spread_json(getattr(source, name))
         row["scores"] = {key: _spread_json(spread) for key, spread in source.scores.items()}
     values["unfinished"] = [str(path) for path in comparison.unfinished]
-    return {**values, "method": METHOD, "verdict": verdict(comparison)}
+    return {**values, "method": method_text(comparison), "verdict": verdict(comparison)}
 
 
 def _spread_json(spread: Spread) -> dict[str, Any]:

@@ -32,7 +32,9 @@ class Spread:
     @property
     def sd(self) -> float | None:
         """Standard deviation with n - 1; None below two values."""
-        return float(np.std(self.known, ddof=1)) if len(self.known) > 1 else None
+        if len(self.known) < 2:
+            return None
+        return float(np.std(self.known, ddof=1)) if len(set(self.known)) > 1 else 0.0
 
 
 @dataclass(frozen=True)

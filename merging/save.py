@@ -75,7 +75,7 @@ def save_model(
     _check_target(out, overwrite)
     like = _like(pool, layers_of(weights))
     _check_names(pool, weights, like)
-    with _staged(out, overwrite) as draft:
+    with staged(out, overwrite) as draft:
         _write(like, _Merged(like, weights, ""), draft, dtype, shard_bytes)
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
         for name in pool.heads:
@@ -262,7 +262,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
+def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a directory beside `out` that becomes `out` at the end, or vanishes on any error."""
     out = out.absolute()
     draft: Path | None = None

@@ -35,6 +35,8 @@ class Crossover:
         popsize: candidates per generation; the first has as many as there are founders, if more.
         ancestors: most individuals in a lineage, itself and every step between parents and child
             included: bounds the time to compute it and its recipe (about 60 bytes each).
+        backcross: probability that a member's mate is a founder, even one that lives no more: few
+            founders are soon blended away, and what was lost with them comes back only so.
         population: who lives on and who mates.
         variation: how children are made.
 
@@ -52,6 +54,7 @@ class Crossover:
         founders: Sequence[str],
         popsize: int = 16,
         ancestors: int = 300,
+        backcross: float = 0.1,
         population: Population = _TRUNCATION,
         variation: Variation = _VARIATION,
     ) -> None:
@@ -61,12 +64,15 @@ class Crossover:
             raise ValueError(f"popsize must be at least 1, got {popsize}")
         if ancestors < 1:
             raise ValueError(f"ancestors must be at least 1, got {ancestors}")
+        if not 0 <= backcross <= 1:
+            raise ValueError(f"backcross must lie in [0, 1], got {backcross}")
         if len(founders) == 1 and not variation.mutates:
             raise ValueError(
                 f"{founders[0]!r} is the only founder and nothing mutates it: name a second "
                 "expert, or give variation.scale, low_rank or sign more than 0"
             )
-        self._seed, self._popsize, self._ancestors = seed, popsize, ancestors
+        self._seed, self._popsize = seed, popsize
+        self._ancestors, self._backcross = ancestors, backcross
         self._founders = [Bred(Founder(name)) for name in founders]
         self._rules, self._variation = population, variation
         self._reset()
@@ -147,10 +153,14 @@ class Crossover:
         self, pair: Callable[[np.random.Generator], Pair] | None, rng: np.random.Generator
     ) -> tuple[Bred, Bred | None] | None:
         """Returns a pair, or a member that is alone; None: alone, and nothing mutates it."""
-        if pair is not None:
-            first, second = pair(rng)
-            return first.bred, second.bred
-        return (self._members[0].bred, None) if self._variation.mutates else None
+        first, second = (self._members[0], None) if pair is None else pair(rng)
+        if rng.random() < self._backcross:
+            others = [one for one in self._sound if one.genome != first.bred.genome]
+            if others:
+                return first.bred, others[int(rng.integers(len(others)))]
+        if second is None:
+            return (first.bred, None) if self._variation.mutates else None
+        return first.bred, second.bred
 
     def _fresh(self, rng: np.random.Generator, number: int) -> Bred:
         """Returns a child of founders."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from merging.method import MergeError, MergeMethod
 from merging.plan import MergePlan, uniform_plan
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model, saved_bytes
+from merging.save_adapter import check_adapter, save_adapter
 from merging.weights import CheckpointError, Weights
 
 
@@ -55,6 +57,8 @@ def run_merge(config: DictConfig) -> None:
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
         check_writable(out, "out", saved_bytes(pool, dtype))
         check_merges(plan.weights(pool), pool)
+        if config.adapter_rank is not None:
+            check_adapter(pool, plan.weights(pool))
         pool.check_finite()
         held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
         weights = plan.weights(held, dtype=dtype)
@@ -62,6 +66,9 @@ def run_merge(config: DictConfig) -> None:
     try:
         save_model(pool, _Shown(weights), out, dtype=dtype, card=static_card(recipe.to_json()))
         recipe.save(out / "recipe.json")
+        if config.adapter_rank is not None:
+            exact = plan.weights(held, dtype=torch.float32)
+            print(save_adapter(pool, exact, out / "adapter", rank=config.adapter_rank))
     except (MergeError, CheckpointError, OSError) as error:
         raise UserError(str(error)) from error
     print(out)

@@ -34,6 +34,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "cache": _Plain(str),
     "finalists": _Plain(int, 1),
     "save_model": _Plain(bool),
+    "adapter_rank": _Plain(int | None, 1),
     "device": _Plain(str),
     "dtype": _Plain(str),
     "save_dtype": _Plain(str | None),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,6 +36,7 @@ from merging.method import MergeError
 from merging.plan import Plan
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
+from merging.save_adapter import save_adapter
 from merging.weights import CheckpointError
 from search.history import History, HistoryError, Record
 from search.jsonl import DamagedFileError
@@ -146,6 +148,7 @@ class _SearchRun:
         ranked = self._second_look(result)
         winner = ranked[0]
         recipe = self._write_model(winner)
+        self._write_adapter(recipe.plan)
         report = self._report(winner)
         reporting = None
         if report is not None and self._study.report_on is not None:
@@ -260,6 +263,13 @@ class _SearchRun:
             weights = plan.weights(study.pool, dtype=dtype)
             save_model(study.pool, weights, self._run / "model", dtype=dtype)
         return recipe
+
+    def _write_adapter(self, plan: Plan) -> None:
+        """Writes the winner as an adapter of the asked rank and says what it leaves out."""
+        rank, out = self._config.adapter_rank, self._run / "adapter"
+        if rank is not None and not out.exists():
+            pool = self._study.pool
+            print(save_adapter(pool, plan.weights(pool, dtype=torch.float32), out, rank=rank))
 
     def _report(self, winner: Finalist) -> dict[str, Rival] | None:
         """Reads the held-out items, once and for all models; None: there are none."""

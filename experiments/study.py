@@ -20,6 +20,7 @@ from merging.experts import ExpertPool
 from merging.layer_stack import layers_of
 from merging.method import MergeMethod
 from merging.save import saved_bytes
+from merging.save_adapter import check_adapter
 from merging.spaces.space import SearchSpace
 from search.strategy import Strategy
 
@@ -112,6 +113,8 @@ class Study:
         assemble.open_strategy(config, space)
         first = space.decode(space.first())
         check_merges(first, pool)
+        if config.adapter_rank is not None:
+            check_adapter(pool, first)
         resident = Resident.from_pool(
             pool, device=machine.device, dtype=machine.dtype, layers=layers_of(first)
         )

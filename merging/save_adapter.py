@@ -77,12 +77,7 @@ def save_adapter(pool: ExpertPool, weights: Weights, out: Path, *, rank: int) ->
         raise ValueError(f"rank of the adapter must be at least 1, got {rank}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists: choose another directory for the adapter")
-    if set(weights) != set(pool.names):
-        odd = sorted(set(weights) ^ set(pool.names))
-        raise CheckpointError(
-            f"the merged model has other tensors than the experts change ({listing(odd)}), which "
-            f"no adapter of {pool.base.source} can hold: {_REMEDY}"
-        )
+    _check_names(pool, weights)
     draft = _Draft(pool, rank)
     matrices = dict.fromkeys(name for name in pool.names if _is_matrix(pool, name))
     for name in pool.names:
@@ -102,16 +97,30 @@ def save_adapter(pool: ExpertPool, weights: Weights, out: Path, *, rank: int) ->
     return saved
 
 
-def check_adapter(pool: ExpertPool) -> None:
+def check_adapter(pool: ExpertPool, weights: Weights) -> None:
     """Refuses experts whose merges no adapter can hold, before anything is merged.
 
+    Args:
+        pool: base and experts.
+        weights: a merge of the kind that is to be saved; only their names are read.
+
     Raises:
-        CheckpointError: they change a tensor that is tied or belongs to no single layer.
+        CheckpointError: the experts change a tensor that is tied or belongs to no single layer,
+            or the merge has other tensors than the experts change.
     """
+    _check_names(pool, weights)
     for name in pool.names:
         reason = _refusal(pool, name)
         if reason and bool(pool.deltas(name).any()):
             raise CheckpointError(f"no adapter can hold {name}, {reason}: {_REMEDY}")
+
+
+def _check_names(pool: ExpertPool, weights: Weights) -> None:
+    if odd := sorted(set(weights) ^ set(pool.names)):
+        raise CheckpointError(
+            f"the merged model has other tensors than the experts change ({listing(odd)}), which "
+            f"no adapter of {pool.base.source} can hold: {_REMEDY}"
+        )
 
 
 class _Draft:

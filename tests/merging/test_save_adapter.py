@@ -192,7 +192,7 @@ class TestRefusals:
         pool = pool_of(base, "full")
         text = r"no adapter can hold model\.embed_tokens\.weight, which is tied to another"
         with pytest.raises(CheckpointError, match=text):
-            check_adapter(pool)
+            check_adapter(pool, merged_of(pool))
         with pytest.raises(CheckpointError, match=text):
             save_adapter(pool, merged_of(pool), tmp_path / "adapter", rank=4)
         assert not (tmp_path / "adapter").exists()
@@ -204,7 +204,7 @@ class TestRefusals:
             model.get_parameter("model.layers.1.mlp.up_proj.weight").add_(0.125)
         builders.save(model, tmp_path / "full")
         pool = pool_of(base, "full")
-        check_adapter(pool)
+        check_adapter(pool, merged_of(pool))
         merged = merged_of(pool)
         saved = save_adapter(pool, merged, tmp_path / "adapter", rank=1)
         assert (saved.worst, saved.whole) == ("model.layers.1.mlp.up_proj.weight", ())
@@ -215,12 +215,13 @@ class TestRefusals:
         builders.vit_classifier(tmp_path / "full", like=base, seed=5)
         pool = pool_of(base, "full")
         with pytest.raises(CheckpointError, match=r"cls_token, which belongs to a module with"):
-            check_adapter(pool)
+            check_adapter(pool, merged_of(pool))
         with pytest.raises(CheckpointError, match=r"cls_token, which belongs to a module with"):
             save_adapter(pool, merged_of(pool), tmp_path / "adapter", rank=4)
 
     def test_adapters_can_always_be_held(self, llama: Path) -> None:
-        check_adapter(pool_of(llama, "code", "prose"))
+        pool = pool_of(llama, "code", "prose")
+        check_adapter(pool, merged_of(pool))
 
     def test_merge_that_is_the_base(self, llama: Path, tmp_path: Path) -> None:
         pool = pool_of(llama, "code")
@@ -230,13 +231,12 @@ class TestRefusals:
 
     def test_other_tensors_than_the_pools(self, llama: Path, tmp_path: Path) -> None:
         pool = pool_of(llama, "code")
-        with pytest.raises(CheckpointError, match=r"other tensors.*lm_head\.weight.*no adapter"):
-            save_adapter(
-                pool,
-                {**merged_of(pool), "lm_head.weight": pool.base["lm_head.weight"]},
-                tmp_path / "adapter",
-                rank=4,
-            )
+        more = {**merged_of(pool), "lm_head.weight": pool.base["lm_head.weight"]}
+        text = r"other tensors.*lm_head\.weight.*no adapter"
+        with pytest.raises(CheckpointError, match=text):
+            check_adapter(pool, more)
+        with pytest.raises(CheckpointError, match=text):
+            save_adapter(pool, more, tmp_path / "adapter", rank=4)
 
     def test_directory_that_holds_something(self, llama: Path, tmp_path: Path) -> None:
         pool = pool_of(llama, "code")

@@ -23,7 +23,7 @@ from merging.weights import Weights
 from search import jsonl
 
 log = logging.getLogger(__name__)
-Kind = Literal["base", "expert", "static", "start", "evolved"]
+Kind = Literal["base", "expert", "static", "start", "in_hull", "evolved"]
 _KINDS: tuple[Kind, ...] = ("base", "expert", "static")
 
 

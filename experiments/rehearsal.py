@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from evaluators.data import data_path
 from evaluators.panel import Panel
 from experiments import assemble
+from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
 from experiments.pairing import check_pair
 from merging.experts import ExpertPool
@@ -59,6 +60,7 @@ def rehearse(config: DictConfig) -> None:
     if "axes" in build.func.gives:
         space = assemble.open_space(config, cast(ExpertPool, _StandIn()), None)
         assemble.open_strategy(config, space)
+    check_in_hull(config, cast(ExpertPool, _StandIn()))
     if not any((config.search_on or {}).values()):
         raise ValueError(
             "search_on names no evaluator: choose a group, e.g. evaluator@search_on=perplexity"

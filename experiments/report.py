@@ -12,6 +12,7 @@ from typing import Any
 from experiments import charts
 from experiments.charts import Level
 from experiments.heat_map import heat_map
+from experiments.hull_section import hull_section
 from experiments.page import Cell, figure, page, paragraph, section, table
 from experiments.run_files import (
     Json,
@@ -80,6 +81,7 @@ def render_report(files: RunFiles) -> str:
         _headline(summary, models),
         section("Search", *_search_charts(files.history, models, summary)),
         _scores(summary, models),
+        hull_section(files.certificate),
         *([] if files.recipe is None else [_coefficients(files.recipe)]),
         _optimism(summary, models),
         _failures(files.history),
@@ -124,7 +126,8 @@ def _cards(summary: Json, models: Sequence[Model]) -> str:
     split = shown_split(models)
     data = "held-out" if split == "report" else "search"
     cards = []
-    kinds = {"evolved": "", "static": "best static: ", "expert": "best expert: ", "base": ""}
+    kinds = {"evolved": "", "in_hull": "", "static": "best static: "}
+    kinds |= {"expert": "best expert: ", "base": ""}
     for kind, prefix in kinds.items():
         model = best_of(models, kind, split)
         if model is not None:
@@ -158,14 +161,18 @@ def _search_charts(
 
 
 def _levels(models: Sequence[Model]) -> list[Level]:
-    """Returns base, best expert and best static merge on the search items."""
+    """Returns base, best expert, best static merge and best point in the hull, search items."""
     levels = []
-    for kind in ("base", "expert", "static"):
+    for kind in ("base", "expert", "static", "in_hull"):
         model = best_of(models, kind, "search")
         fitness = model.fitness("search") if model is not None else None
         if model is not None and fitness is not None:
             levels.append(
-                Level(model.name if kind == "base" else f"{kind} {model.name}", kind, fitness)
+                Level(
+                    f"{kind} {model.name}" if kind in ("expert", "static") else model.name,
+                    kind,
+                    fitness,
+                )
             )
     return levels
 

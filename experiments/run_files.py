@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 Json: TypeAlias = Mapping[str, Any]
 Split: TypeAlias = Literal["search", "selection", "report"]
+IN_HULL = "best in hull"  # name of the companion search's winner
 FINISH = "run the command that started it again: it continues where it stopped"
 
 
@@ -39,10 +40,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the result: the base, an expert, a static merge or an evolved one."""
+    """A row of the result: the base, an expert, a static merge or what a search has found."""
 
     name: str
-    kind: Literal["base", "expert", "static", "evolved"]
+    kind: Literal["base", "expert", "static", "in_hull", "evolved"]
     search: Reading | None
     selection: Reading | None
     report: Reading | None
@@ -157,6 +158,7 @@ class RunFiles:
         summary: ``summary.json``; None while the run is unfinished.
         recipe: ``recipe.json``; None while the run is unfinished.
         environment: ``environment.json``, empty where it is missing.
+        certificate: ``certificate.json``; None where there is none.
     """
 
     path: Path
@@ -165,6 +167,7 @@ class RunFiles:
     summary: Json | None
     recipe: Json | None
     environment: Json
+    certificate: Json | None = None
 
     @classmethod
     def read(cls, run: Path) -> RunFiles:
@@ -191,6 +194,7 @@ class RunFiles:
             summary=_optional(run / "summary.json"),
             recipe=_optional(run / "recipe.json"),
             environment=_optional(run / "environment.json") or {},
+            certificate=_optional(run / "certificate.json"),
         )
 
 

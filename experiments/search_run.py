@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
-from experiments import assemble
+from experiments import assemble, in_hull
+from experiments.certificate import Ended, InHull, write_certificate
 from experiments.errors import UserError, explained
 from experiments.initial import Scouting
 from experiments.model_card import model_card
@@ -26,11 +28,11 @@ from experiments.progress import Progress
 from experiments.references import References, Rival
 from experiments.report import write_report
 from experiments.run_directory import clear_drafts, locked, make_run, plan_run, run_identity
-from experiments.run_files import read_json
+from experiments.run_files import IN_HULL, read_json
 from experiments.study import Study
 from experiments.summary import Finished, write_summary
 from experiments.table import table
-from experiments.tracking import Tracker
+from experiments.tracking import NoTracker, Tracker
 from merging.files import write_text
 from merging.method import MergeError
 from merging.plan import Plan
@@ -70,6 +72,8 @@ def run_check(config: DictConfig) -> None:
     if config.budget.evaluations:
         minutes = found.seconds_per_candidate * config.budget.evaluations / 60
         print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")
+        if in_hull.companion(config, study.held, study.space) is not None:
+            print("            and as long again inside the hull, to compare (in_hull=null: not)")
     print(f"run         {run}\nready")
 
 
@@ -126,11 +130,17 @@ class _SearchRun:
     """The steps of a search; each is skipped where an earlier start has done it."""
 
     def __init__(
-        self, config: DictConfig, study: Study, run: Path, budget: Budget, tracker: Tracker
+        self,
+        config: DictConfig,
+        study: Study,
+        run: Path,
+        budget: Budget,
+        tracker: Tracker,
+        references: References | None = None,
     ) -> None:
         self._config, self._study, self._run = config, study, run
         self._budget, self._tracker = budget, tracker
-        self._references = References(study, run / "references.jsonl")
+        self._references = references or References(study, run / "references.jsonl")
         self._history = History(run)
 
     def finish(self) -> None:
@@ -149,10 +159,22 @@ class _SearchRun:
         winner = ranked[0]
         recipe = self._write_model(winner)
         self._write_adapter(recipe.plan)
+        inside = self._in_hull(objective, result)
         report = self._report(winner)
         reporting = None
         if report is not None and self._study.report_on is not None:
             reporting = self._bind(self._study.report_on, report)
+        ended = Ended(
+            run=self._run,
+            study=self._study,
+            result=result,
+            finalists=ranked,
+            rivals=rivals,
+            inside=inside,
+            winner=None if report is None else report["evolved"],
+            reporting=reporting,
+        )
+        certificate = write_certificate(ended)
         finished = Finished(
             config=self._config,
             study=self._study,
@@ -164,6 +186,8 @@ class _SearchRun:
             report=report,
             reporting=reporting,
             recipe=recipe,
+            certificate=certificate,
+            inside=inside,
         )
         summary = write_summary(finished)
         if (self._run / "model").exists():
@@ -270,6 +294,39 @@ class _SearchRun:
         if rank is not None and not out.exists():
             pool = self._study.pool
             print(save_adapter(pool, plan.weights(pool, dtype=torch.float32), out, rank=rank))
+
+    def _in_hull(self, objective: Objective, result: SearchResult) -> InHull | None:
+        """Searches the experts' hull for as many evaluations, below ``in_hull``; None: not asked.
+
+        Its winner is chosen as this run's is, and read on the held-out items as it would be saved.
+        """
+        parts = in_hull.companion(self._config, self._study.held, self._study.space)
+        if parts is None:
+            return None
+        space, strategy = parts
+        study = replace(self._study, space=space, strategy=strategy, save_model=False)
+        folder = self._run / "in_hull"
+        folder.mkdir(exist_ok=True)
+        log.info("inside the hull: %d evaluations to compare with", result.evaluations)
+        budget = Budget(evaluations=result.evaluations)
+        inner = _SearchRun(self._config, study, folder, budget, NoTracker(), self._references)
+        try:
+            found = inner._search(objective)
+            winner = inner._second_look(found)[0]
+        except SearchFailed as error:
+            log.warning("nothing inside the hull to compare with: %s", error)
+            return None
+        plan = inner._write_model(winner).plan
+        report = None
+        if study.report_on is not None:
+            report = self._references.score_one(
+                IN_HULL,
+                "in_hull",
+                study.report_on,
+                lambda: plan.weights(study.held, dtype=study.machine.save_dtype),
+            )
+        scores = next(r.scores for r in found.records if r.id == winner.id)
+        return InHull(found.evaluations, winner, scores, plan, report)
 
     def _report(self, winner: Finalist) -> dict[str, Rival] | None:
         """Reads the held-out items, once and for all models; None: there are none."""

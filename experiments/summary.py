@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.certificate import InHull
 from experiments.device import peak_memory_bytes
 from experiments.references import References, Rival
 from experiments.run_directory import run_identity
+from experiments.run_files import IN_HULL
 from experiments.study import Study
 from merging.files import write_text
 from merging.recipe import Recipe, dtype_name
@@ -39,6 +41,8 @@ class Finished:
         report: all models on the held-out items; None: there are none.
         reporting: objective bound on the held-out items; None: there are none.
         recipe: of the winner.
+        certificate: of the hull, see `write_certificate`.
+        inside: the best point inside the hull at equal budget; None: there is none.
     """
 
     config: DictConfig
@@ -51,6 +55,8 @@ class Finished:
     report: Mapping[str, Rival] | None
     reporting: Objective | None
     recipe: Recipe
+    certificate: Mapping[str, Any]
+    inside: InHull | None
 
 
 def write_summary(found: Finished) -> dict[str, Any]:
@@ -90,6 +96,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         ],
         "fitness": float(np.mean(looked)),
         "optimism": optimism,
+        "certificate": {key: found.certificate[key] for key in ("sentences", "gain")},
         "budget": options["budget"],
         "stop": result.stop,
         "evaluations": result.evaluations,
@@ -145,7 +152,7 @@ def _label(strategy: Mapping[str, Any]) -> str:
 
 
 def _models(found: Finished) -> list[dict[str, Any]]:
-    """Returns a row per model, the evolved one last."""
+    """Returns a row per model, last the companion's inside the hull and the evolved one."""
     rows = [
         {
             "name": label,
@@ -156,8 +163,29 @@ def _models(found: Finished) -> list[dict[str, Any]]:
         }
         for label, rival in found.rivals.items()
     ]
+    if found.inside is not None:
+        inside = found.inside
+        rows.append(
+            _found(
+                IN_HULL, "in_hull", inside.winner, inside.scores, inside.report, found.reporting
+            )
+        )
     winner = found.finalists[0]
     record = next(r for r in found.result.records if r.id == winner.id)
+    held_out = found.report["evolved"] if found.report else None
+    rows.append(_found("evolved", "evolved", winner, record.scores, held_out, found.reporting))
+    return rows
+
+
+def _found(
+    name: str,
+    kind: str,
+    winner: Finalist,
+    scores: Mapping[str, float],
+    report: Rival | None,
+    reporting: Objective | None,
+) -> dict[str, Any]:
+    """Returns the row of a search's winner."""
     selection = None
     if winner.selection is not None:
         selection = {
@@ -165,20 +193,14 @@ def _models(found: Finished) -> list[dict[str, Any]]:
             "scores": dict(winner.scores),
             "failure": None,
         }
-    rows.append(
-        {
-            "name": "evolved",
-            "kind": "evolved",
-            "search": {
-                "fitness": winner.search.tolist(),
-                "scores": dict(record.scores),
-                "failure": None,
-            },
-            "selection": selection,
-            "report": _reading(found.report["evolved"], found.reporting) if found.report else None,
-        }
-    )
-    return rows
+    search = {"fitness": winner.search.tolist(), "scores": dict(scores), "failure": None}
+    return {
+        "name": name,
+        "kind": kind,
+        "search": search,
+        "selection": selection,
+        "report": None if report is None else _reading(report, reporting),
+    }
 
 
 def _reading(rival: Rival, objective: Objective | None) -> dict[str, Any]:

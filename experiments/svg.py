@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee3"
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0b63b0", "#c2361f", "#1b7f5c", "#c77700", "#7a4fa3"
-COLOURS = {"base": MUTED, "expert": ORANGE, "static": PURPLE, "evolved": GREEN}
+MAGENTA = "#b5257e"
+COLOURS = {
+    "base": MUTED,
+    "expert": ORANGE,
+    "static": PURPLE,
+    "in_hull": MAGENTA,
+    "evolved": GREEN,
+}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from experiments.run_files import Json, Model, Split, Task, models_of, shown_split, tasks_of
 
-KINDS = ("base", "expert", "static", "evolved")
+KINDS = ("base", "expert", "static", "in_hull", "evolved")
 Fitness = tuple[float, ...]
 
 
@@ -123,10 +123,11 @@ def dominates(one: Fitness, other: Fitness) -> bool:
 def table(summary: Json) -> str:
     """Returns the held-out scores of every model as lines of plain text.
 
-    Rows: the base, the experts, the static merges from worst to best, and last, under a rule, the
-    evolved merge. Columns: the main metric of every task, then fitness (higher is better). ``*``
-    marks the best value of a column. The last line is `verdict`. A run without held-out items
-    shows its search scores and says so.
+    Rows: the base, the experts, the static merges from worst to best, the best point inside the
+    hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
+    fitness (higher is better). ``*``
+    marks the best value of a column. Below stand `verdict` and what the hull certificate says. A
+    run without held-out items shows its search scores and says so.
     """
     models, tasks = models_of(summary), tasks_of(summary)
     split = shown_split(models)
@@ -140,8 +141,20 @@ def table(summary: Json) -> str:
     title = "held-out items" if split == "report" else "search items (there are no held-out items)"
     rules = (2, 2 + len(rows) - len(shown[-1]))
     return "\n".join(
-        [f"Scores on {title}", "", *_aligned(columns, rules), "", verdict(summary).text]
+        [
+            f"Scores on {title}",
+            "",
+            *_aligned(columns, rules),
+            "",
+            verdict(summary).text,
+            *certified(summary),
+        ]
     )
+
+
+def certified(summary: Json) -> list[str]:
+    """Returns the sentences of the run's hull certificate; none where it has no certificate."""
+    return list((summary.get("certificate") or {}).get("sentences") or [])
 
 
 def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:
@@ -150,7 +163,8 @@ def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:
 
 
 def _label(model: Model) -> str:
-    return model.name if model.kind in ("base", "evolved") else f"{model.kind} {model.name}"
+    own = ("base", "in_hull", "evolved")
+    return model.name if model.kind in own else f"{model.kind} {model.name}"
 
 
 def _scores(rows: Sequence[Model], task: Task, split: Split) -> list[str]:

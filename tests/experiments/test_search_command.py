@@ -46,7 +46,7 @@ def test_run_directory_is_complete(run: Path) -> None:
     assert summary["evaluations"] == 8
     assert len((run / "history.jsonl").read_text().splitlines()) == 8
     kinds = [model["kind"] for model in summary["models"]]
-    assert kinds == ["base"] + ["expert"] * 3 + ["static"] * 3 + ["evolved"]
+    assert kinds == ["base"] + ["expert"] * 3 + ["static"] * 3 + ["in_hull", "evolved"]
 
 
 def test_model_loads_and_rebuild_is_bit_identical(run: Path, tmp_path: Path) -> None:

@@ -125,6 +125,14 @@ def logits(model: Any) -> Tensor:
     return out
 
 
+def continued(model: Any) -> Tensor:
+    """Greedy tokens with a key-value cache."""
+    told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        tokens: Tensor = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **told)
+    return tokens
+
+
 def in_memory(pool: ExpertPool, weights: Weights, **options: Any) -> Tensor:
     resident = Resident.from_pool(
         pool, device="cpu", dtype=torch.float32, layers=layers_of(weights), **options
@@ -170,9 +178,7 @@ def test_any_depth_equals_transformers_by_hand_and_on_disk(
     saved = loaded(tmp_path / "model")
     assert saved.config.num_hidden_layers == len(places) == len(layer_list(saved))
     assert torch.equal(logits(saved), logits(wanted))
-    with torch.no_grad():
-        told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-        assert torch.equal(saved.generate(TOKENS, **told), wanted.generate(TOKENS, **told))
+    assert torch.equal(continued(saved), continued(wanted))
     written = Checkpoint.open(str(tmp_path / "model"))
     assert set(written) == set(wanted.state_dict()) - set(written.aliases)
     size = sum(written.shape(name).numel() * 4 for name in written)
@@ -270,8 +276,10 @@ def test_the_resident_forgets_stacks_of_any_depth(tmp_path: Path) -> None:
         assert torch.equal(logits(resident.module), logits(loaded(base)))
         resident.write(weights)
         assert torch.equal(logits(resident.module), logits(by_hand_of(base, places)))
+        assert torch.equal(continued(resident.module), continued(by_hand_of(base, places)))
         resident.write(told)
         assert torch.equal(logits(resident.module), logits(loaded(base)))
+        assert torch.equal(continued(resident.module), continued(loaded(base)))
         assert resident.module.config.num_hidden_layers == LAYERS
 
 

@@ -197,6 +197,7 @@ MERGES = [
     ("method=slerp", "slerp merges exactly 2 experts, 1 given: select other experts or another"),
     ("out=taken", "out=taken exists already: name a new directory"),
     ("out=null", "out is not set: give out=DIR"),
+    ("adapter_rank=0", "adapter_rank=0: it must be at least 1"),
 ]
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluators.data import digest
-from evaluators.evaluator import Score
-from evaluators.panel import Panel
 from experiments.run_files import read_lines
 from merging.spaces.axes import Vector
 from search import jsonl
@@ -37,33 +34,34 @@ def cases_path(run: Path, split: str) -> Path:
     return run / f"{split}_cases.jsonl"
 
 
-def item_digests(panel: Panel) -> dict[str, str]:
-    """Returns task to one digest of all its items in their order."""
-    return {task: digest(*evaluator.items) for task, evaluator in panel.evaluators.items()}
-
-
 def append_item_scores(
-    run: Path, panel: Panel, number: int, name: str, kind: str, scores: Mapping[str, Score]
+    run: Path,
+    split: str,
+    number: int,
+    *,
+    name: str,
+    kind: str,
+    items: Mapping[str, str],
+    cases: Mapping[str, Vector | None],
 ) -> None:
     """Writes one model's line; equal scores give equal bytes.
 
     Args:
         run: the run's directory.
-        panel: that gave the scores.
+        split: whose items they are.
         number: ``id`` of the model's line in ``references.jsonl``, which is written after it.
         name: of the model.
         kind: what it is.
-        scores: by ``task/metric``; those without cases, or with one that is not finite, are left
-            out.
+        items: task to the digest of its items.
+        cases: ``task/metric`` to ``(items,)``; None, or one that is not finite, is left out.
     """
-    cases = {
-        key: score.cases.tolist()
-        for key, score in scores.items()
-        if score.cases is not None and np.isfinite(score.cases).all()
+    kept = {
+        key: values.tolist()
+        for key, values in cases.items()
+        if values is not None and np.isfinite(values).all()
     }
-    line = {"id": number, "name": name, "kind": kind}
-    line |= {"items": item_digests(panel), "cases": cases}
-    jsonl.append(cases_path(run, panel.split), line)
+    line = {"id": number, "name": name, "kind": kind, "items": dict(items), "cases": kept}
+    jsonl.append(cases_path(run, split), line)
 
 
 def drop_unentered(run: Path, entered: Container[int]) -> None:

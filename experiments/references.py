@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from evaluators.data import digest
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
@@ -103,8 +104,15 @@ class References:
     def _keep_items(self, rival: Rival, panel: Panel, scored: Mapping[str, Score]) -> None:
         """Writes per-item scores before the model's own line, so that a line has its items."""
         if panel.split in SPLITS:
-            run, number = self._path.parent, len(self._known)
-            append_item_scores(run, panel, number, rival.name, rival.kind, scored)
+            append_item_scores(
+                self._path.parent,
+                panel.split,
+                len(self._known),
+                name=rival.name,
+                kind=rival.kind,
+                items={task: digest(*each.items) for task, each in panel.evaluators.items()},
+                cases={key: score.cases for key, score in scored.items()},
+            )
 
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         study, pool = self._study, self._study.held

@@ -9,11 +9,11 @@ from experiments.compare.compare_text import (
     Column,
     columns,
     cost_columns,
+    difference_table,
     method_text,
     notes,
     score_columns,
     target_text,
-    test_table,
     verdict,
 )
 from experiments.compare.comparison import Comparison, Row
@@ -84,7 +84,7 @@ def _differences(comparison: Comparison) -> str:
     caption += " In colour: p < 0.05, green where the first is better."
     if shown < len(comparison.tests):
         caption += f" The first {shown} of {len(comparison.tests)} tests."
-    heads, rows = test_table(comparison)
+    heads, rows = difference_table(comparison)
     named = ("first", "second", "over")
     head = [Cell(name, "text" if name in named else "") for name in heads]
     body = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -103,7 +104,7 @@ def _target(runs: Sequence[Run], target: float | None) -> tuple[float | None, st
     if not statics:
         return None, "the runs have no static merge"
     fitness, name = max(statics)
-    return fitness, f"the search fitness of the best static merge, {name}"
+    return fitness, f"that of the best static merge, {name}"
 
 
 def _chosen(
@@ -112,16 +113,25 @@ def _chosen(
     """Returns whom all are tested against; entrants come best first."""
     if against in rivals:
         return _Entrant(rivals[against].row.label, reference_sample(rivals[against]))
-    wanted = [part.split() for part in against.split("|") if part.strip()]
+    named = {
+        label for part in against.split("|") for label in _named(part.strip(), list(entrants))
+    }
     for label, entrant in entrants.items():
-        if any(all(word in label.split() for word in words) for words in wanted):
-            return entrant
-    for label, entrant in entrants.items():
-        if any(all(word in label for word in words) for words in wanted):
+        if label in named:
             return entrant
     raise ValueError(
         f"against={against!r} names no group: there are {', '.join(entrants)}"
         + (f", and the best {' or '.join(rivals)}" if rivals else "")
+    )
+
+
+def _named(text: str, labels: Sequence[str]) -> list[str]:
+    """Returns the label that is `text`, else those that hold all its words, else all its parts."""
+    words = text.split()
+    return (
+        [label for label in labels if label == text]
+        or [label for label in labels if words and all(word in label.split() for word in words)]
+        or [label for label in labels if words and all(word in label for word in words)]
     )
 
 
@@ -158,12 +168,17 @@ def _budget_notes(groups: Sequence[Group]) -> list[str]:
         group.label: float(np.mean([run.summary["item_evaluations"] for run in group.runs]))
         for group in groups
     }
-    most, least = max(spent, key=lambda k: spent[k]), min(spent, key=lambda k: spent[k])
-    if spent[most] <= spent[least] * (1 + _UNEQUAL):
+    usual = statistics.median_low(spent.values())
+    other = [
+        f"{label} {value:,.0f}"
+        for label, value in spent.items()
+        if abs(value - usual) > _UNEQUAL * usual
+    ]
+    if not other:
         return []
     return [
-        f"Budgets are unequal: {most} spent {spent[most]:,.0f} item evaluations per run, {least} "
-        f"{spent[least]:,.0f}; a difference between such groups may be one of budget."
+        f"Budgets are unequal: {_few(other)} item evaluations per run, where {usual:,.0f} are "
+        "usual; a difference between such groups may be one of budget."
     ]
 
 

@@ -105,7 +105,7 @@ def cost_columns() -> list[Column]:
     ]
 
 
-def test_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Returns heads and rows of the table of tests; over what, where they are not all alike."""
     heads = ["first", "second", "difference", "95 % interval", "p", "p (Holm)"]
     rows = [_test_cells(test) for test in comparison.tests]
@@ -189,7 +189,7 @@ def plain(comparison: Comparison) -> str:
         _aligned(cost_columns(), comparison.groups),
     ]
     if comparison.tests:
-        parts += ["Differences in held-out fitness", _lines(*test_table(comparison))]
+        parts += ["Differences in held-out fitness", _lines(*difference_table(comparison))]
     parts += [verdict(comparison), *(f"Note: {note}" for note in notes(comparison))]
     return "\n\n".join(parts)
 
@@ -207,7 +207,7 @@ def markdown(comparison: Comparison) -> str:
         parts += ["Held-out scores.", _table(score_columns(comparison), rows)]
     parts += [target_text(comparison), _table(cost_columns(), comparison.groups)]
     if comparison.tests:
-        table = _pipes(*test_table(comparison))
+        table = _pipes(*difference_table(comparison))
         parts += ["Differences in held-out fitness.", table, method_text(comparison)]
     return "\n\n".join(parts) + "\n"
 

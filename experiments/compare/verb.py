@@ -15,10 +15,10 @@ from experiments.compare.compare_run import compare as compare_runs
 from experiments.compare.compare_text import (
     columns,
     cost_columns,
+    difference_table,
     markdown,
     plain,
     score_columns,
-    test_table,
     to_json,
 )
 from experiments.compare.comparison import Comparison
@@ -135,7 +135,7 @@ def tables_of(comparison: Comparison) -> list[tuple[str, list[str], list[list[st
     ):
         heads = [head for head, _ in chosen]
         found.append((name, heads, [[cell(row) for _, cell in chosen] for row in kept]))
-    return [*found, ("tests", *test_table(comparison))]
+    return [*found, ("tests", *difference_table(comparison))]
 
 
 if __name__ == "__main__":

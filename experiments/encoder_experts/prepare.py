@@ -127,7 +127,7 @@ def prepare(
     folder = cache_dir.expanduser().resolve() / f"sentences-{digest}"
     finished = Prepared.at(folder, settings.tasks)
     if not folder.is_dir():
-        tasks = [sentences.read_task(n, files[n], seed=seed) for n in settings.tasks]
+        tasks = sentences.read_tasks(files, seed=seed)
         _check_tokenizer(encoder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):

@@ -29,7 +29,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Task:
-    """One task's sentences; no text is in two of its parts.
+    """One task's sentences; no text is in two parts, of this task or of another.
 
     Args:
         name: of its folder.
@@ -70,14 +70,14 @@ def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Pa
     return files
 
 
-def read_task(name: str, files: Mapping[str, Path], *, seed: int) -> Task:
-    """Returns a task's sentences: half of ``valid`` to search, half to select, ``test`` to report.
+def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Task]:
+    """Returns tasks: half of each ``valid`` to search, half to select, ``test`` to report.
 
-    Their order, and the halves, depend on texts and seed alone. A text that occurs again is kept
-    once: for the report before the other splits, for these before the training.
+    Their order, and the halves, depend on texts and seed alone. A text that occurs again, in the
+    same task or in another, stays where it counts most: texts of any task's ``test`` are in no
+    other part of any task, those of ``valid`` once and in no training; sst2 and subj share many.
 
     Args:
-        name: of the task.
         files: as `task_files` gives them.
         seed: another seed draws other halves.
 
@@ -85,33 +85,27 @@ def read_task(name: str, files: Mapping[str, Path], *, seed: int) -> Task:
         ValueError: a line cannot be read, a class is unknown to the training sentences, or too
             little is left; names the file.
     """
-    found = {file: _read(path) for file, path in files.items()}
-    classes = 1 + max(sentence.label for sentence in found["train"])
-    if classes < 2:
-        raise ValueError(f"{files['train']}: expected at least two classes, all labels are 0")
-    for file in ("valid", "test"):
-        highest = max(sentence.label for sentence in found[file])
-        if highest >= classes:
-            raise ValueError(
-                f"{files[file]}: label {highest} is none of the {classes} classes of train.jsonl"
-            )
-    test = {sentence.text: sentence for sentence in found["test"]}
-    valid = {s.text: s for s in found["valid"] if s.text not in test}
-    train = {s.text: s for s in found["train"] if s.text not in test and s.text not in valid}
-    if len(valid) < 2 or not train:
-        short = "valid" if train else "train"
-        raise ValueError(
-            f"{files[short]} leaves too little without the texts that are also held out: expected "
-            f"at least {2 if train else 1} of its own"
-        )
-    drawn = _in_drawn_order(valid.values(), name, seed)
-    half = len(drawn) // 2
-    held_out = {
-        "search": drawn[:half],
-        "selection": drawn[half:],
-        "report": _in_drawn_order(test.values(), name, seed),
-    }
-    return Task(name, classes, tuple(train.values()), held_out)
+    found = {name: {file: _read(path) for file, path in of.items()} for name, of in files.items()}
+    classes = {name: _classes(files[name], found[name]) for name in files}
+    held = {sentence.text for parts in found.values() for sentence in parts["test"]}
+    valid = {}
+    for name, parts in found.items():
+        valid[name] = _without(held, parts["valid"])
+        held |= {sentence.text for sentence in valid[name]}
+        _check_left(files[name]["valid"], len(valid[name]), 2)
+    tasks = []
+    for name, parts in found.items():
+        train = _without(held, parts["train"])
+        _check_left(files[name]["train"], len(train), 1)
+        drawn = _in_drawn_order(valid[name], name, seed)
+        half = len(drawn) // 2
+        held_out = {
+            "search": drawn[:half],
+            "selection": drawn[half:],
+            "report": _in_drawn_order(_without(set(), parts["test"]), name, seed),
+        }
+        tasks.append(Task(name, classes[name], tuple(train), held_out))
+    return tasks
 
 
 def write_held_out(task: Task, folder: Path) -> None:
@@ -130,6 +124,32 @@ def _read(path: Path) -> list[Sentence]:
             raise ValueError(f"{line}: label {label} is negative; classes count from 0")
         sentences.append(Sentence(line.text("text"), label))
     return sentences
+
+
+def _classes(files: Mapping[str, Path], found: Mapping[str, Sequence[Sentence]]) -> int:
+    classes = 1 + max(sentence.label for sentence in found["train"])
+    if classes < 2:
+        raise ValueError(f"{files['train']}: expected at least two classes, all labels are 0")
+    for file in ("valid", "test"):
+        highest = max(sentence.label for sentence in found[file])
+        if highest >= classes:
+            raise ValueError(
+                f"{files[file]}: label {highest} is none of the {classes} classes of train.jsonl"
+            )
+    return classes
+
+
+def _without(held: set[str], sentences: Iterable[Sentence]) -> list[Sentence]:
+    """Returns the sentences whose text is not in `held`, each text once."""
+    return list({each.text: each for each in sentences if each.text not in held}.values())
+
+
+def _check_left(path: Path, count: int, least: int) -> None:
+    if count < least:
+        raise ValueError(
+            f"{path} leaves {count} sentences that are not also held out elsewhere, expected at "
+            f"least {least}: give more"
+        )
 
 
 def _in_drawn_order(sentences: Iterable[Sentence], task: str, seed: int) -> tuple[Sentence, ...]:

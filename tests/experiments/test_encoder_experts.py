@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -106,33 +107,51 @@ def test_splits_share_no_text_and_report_comes_from_test(
         assert all(" valid " in text for text in parts["search"] + parts["selection"])
 
 
-def test_a_text_that_recurs_is_kept_for_the_later_split_only(data: Path) -> None:
+def test_a_text_that_recurs_is_kept_where_it_counts_most(data: Path) -> None:
     shared = [{"text": f"aaa shared {i}", "label": 0} for i in range(3)]
     for file in ("train", "valid", "test"):
         with (data / "mood" / f"{file}.jsonl").open("a") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in shared + shared[:1])
-    files = sentences.task_files(str(data), TASKS)["mood"]
-    task = sentences.read_task("mood", files, seed=0)
+    task, other = sentences.read_tasks(sentences.task_files(str(data), TASKS), seed=0)
     held = {split: {s.text for s in items} for split, items in task.held_out.items()}
     assert {row["text"] for row in shared} <= held["report"]
-    assert len(task.train) == 40
+    assert len(task.train) == len(other.train) == 40
     write(data / "mood" / "valid.jsonl", shared)
-    with pytest.raises(ValueError, match=r"valid\.jsonl leaves too little .* at least 2 of its"):
-        sentences.read_task("mood", files, seed=0)
+    with pytest.raises(ValueError, match=r"mood.valid\.jsonl leaves 0 sentences .* at least 2"):
+        sentences.read_tasks(sentences.task_files(str(data), TASKS), seed=0)
+
+
+def test_tasks_share_no_text_between_splits_or_with_training(data: Path) -> None:
+    shared = [{"text": f"aaa both {i}", "label": 0} for i in range(30)]
+    for task, file, part in (
+        ("mood", "train", shared),
+        ("kind", "valid", shared[:20]),
+        ("mood", "valid", shared[:15]),
+        ("kind", "test", shared[:5]),
+        ("kind", "train", shared[10:]),
+    ):
+        with (data / task / f"{file}.jsonl").open("a") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in part)
+    tasks = sentences.read_tasks(sentences.task_files(str(data), TASKS), seed=0)
+    parts = {split: [t.held_out[split] for t in tasks] for split in EVALUATION_SPLITS}
+    parts["train"] = [task.train for task in tasks]
+    found = {name: {s.text for items in of for s in items} for name, of in parts.items()}
+    for a, b in itertools.combinations(found, 2):
+        assert not found[a] & found[b], (a, b)
+    assert sum(len(items) for items in parts["search"] + parts["selection"]) == 40 + 15
 
 
 def test_splits_depend_on_the_seed_and_not_on_the_order_of_lines(data: Path) -> None:
-    files = sentences.task_files(str(data), TASKS)["mood"]
-    one, other = (sentences.read_task("mood", files, seed=seed) for seed in (0, 1))
-    valid = files["valid"]
+    files = sentences.task_files(str(data), TASKS[:1])
+    (one,), (other,) = (sentences.read_tasks(files, seed=seed) for seed in (0, 1))
+    valid = files["mood"]["valid"]
     valid.write_text("".join(reversed(valid.read_text().splitlines(keepends=True))))
-    assert sentences.read_task("mood", files, seed=0).held_out == one.held_out
+    assert sentences.read_tasks(files, seed=0)[0].held_out == one.held_out
     assert other.held_out != one.held_out
 
 
 def test_training_is_deterministic_and_lowers_the_loss(data: Path, encoder: Path) -> None:
-    files = sentences.task_files(str(data), TASKS)["kind"]
-    task = sentences.read_task("kind", files, seed=0)
+    (task,) = sentences.read_tasks(sentences.task_files(str(data), ("kind",)), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     state = torch.random.get_rng_state()
     losses: list[list[float]] = []
@@ -250,9 +269,8 @@ def test_malformed_data_is_refused_by_name(
     data: Path, file: str, content: str, message: str
 ) -> None:
     (data / "mood" / f"{file}.jsonl").write_text(content)
-    files = sentences.task_files(str(data), TASKS)["mood"]
     with pytest.raises(ValueError, match=message):
-        sentences.read_task("mood", files, seed=0)
+        sentences.read_tasks(sentences.task_files(str(data), TASKS), seed=0)
 
 
 def test_missing_data_is_refused_by_name(data: Path) -> None:
@@ -342,8 +360,7 @@ REAL = os.environ.get("EVOMERGE_SENTENCES")
 def test_real_sentences_are_learnt(tmp_path: Path) -> None:
     pytest.importorskip(prepare.PACKAGE, reason="pip install -e '.[minilm]'")
     assert REAL is not None
-    files = sentences.task_files(REAL, ("subj",))["subj"]
-    task = sentences.read_task("subj", files, seed=0)
+    (task,) = sentences.read_tasks(sentences.task_files(REAL, ("subj",)), seed=0)
     base = prepare.packaged_encoder()
     model = training.new_classifier(base, task.classes, seed=0, label="subj")
     losses: list[float] = []

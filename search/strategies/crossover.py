@@ -53,7 +53,7 @@ class Crossover:
         seed: int,
         founders: Sequence[str],
         popsize: int = 16,
-        ancestors: int = 300,
+        ancestors: int = 200,
         backcross: float = 0.1,
         population: Population = _TRUNCATION,
         variation: Variation = _VARIATION,

@@ -35,7 +35,10 @@ def render_comparison(comparison: Comparison) -> str:
 
 def _headline(comparison: Comparison) -> str:
     runs = sum(len(row.runs) for row in comparison.groups)
-    sure = any((test.corrected or 1.0) < 0.05 for test in comparison.tests)
+    sure = any(
+        test.corrected is not None and test.corrected < 0.05 and test.difference.effect > 0
+        for test in comparison.tests
+    )
     return "\n".join(
         [
             "<h1>Comparison of runs</h1>",

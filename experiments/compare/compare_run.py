@@ -62,8 +62,9 @@ def compare(
     aim, aim_name = _target(finished, target)
     rivals = references(finished, split)
     entrants = {group.label: _Entrant(group.label, group_sample(group)) for group in groups}
-    chosen = None if against is None else _chosen(against, entrants, rivals)
+    chosen, choice = (None, []) if against is None else _chosen(against, entrants, rivals)
     tests = _tests(list(entrants.values()), chosen) if held_out else ()
+    of_tests = _test_notes(groups, tests, held_out=held_out)
     return Comparison(
         groups=tuple(group_row(group, aim) for group in groups),
         references=tuple(rival.row for rival in rivals.values()),
@@ -73,7 +74,7 @@ def compare(
         target=aim,
         target_name=aim_name,
         held_out=held_out,
-        notes=(*repeats, *_budget_notes(groups), *_test_notes(groups, tests, held_out=held_out)),
+        notes=(*repeats, *choice, *_budget_notes(groups), *of_tests),
         unfinished=tuple(path for path, run in read.items() if run is None),
     )
 
@@ -109,16 +110,20 @@ def _target(runs: Sequence[Run], target: float | None) -> tuple[float | None, st
 
 def _chosen(
     against: str, entrants: Mapping[str, _Entrant], rivals: Mapping[str, Reference]
-) -> _Entrant:
-    """Returns whom all are tested against; entrants come best first."""
+) -> tuple[_Entrant, list[str]]:
+    """Returns whom all are tested against, and how it was chosen; entrants come best first."""
     if against in rivals:
-        return _Entrant(rivals[against].row.label, reference_sample(rivals[against]))
+        return _Entrant(rivals[against].row.label, reference_sample(rivals[against])), []
     named = {
         label for part in against.split("|") for label in _named(part.strip(), list(entrants))
     }
     for label, entrant in entrants.items():
         if label in named:
-            return entrant
+            note = (
+                f"{label} has the best mean held-out fitness of the {len(named)} groups that "
+                f"{against!r} names; it is chosen for that, which favours it."
+            )
+            return entrant, [note] if len(named) > 1 else []
     raise ValueError(
         f"against={against!r} names no group: there are {', '.join(entrants)}"
         + (f", and the best {' or '.join(rivals)}" if rivals else "")

@@ -14,10 +14,12 @@ METHOD = (
     "Each test is a hierarchical paired bootstrap of the difference in mean held-out fitness, "
     "10,000 draws: in every draw the held-out items are drawn anew with replacement within each "
     "task, the same ones for both sides, and the mean over seeds is moved by a draw from "
-    "Student's t with the seeds' own standard error, so that few seeds count as few. Runs of "
-    "equal seed are paired where both sides have the same seeds. p is two-sided, twice the "
-    "smaller share of draws on either side of 0; it is corrected for the number of tests in this "
-    "table by Holm's method. Intervals are 95 % and not corrected. Items are assumed independent."
+    "Student's t times the seeds' own standard error (without the part of it that the items "
+    "explain), so that few seeds count as few. Runs of equal seed are paired where both sides "
+    "have the same seeds. p is two-sided, twice the smaller share of draws on either side of 0; "
+    "it is corrected for the number of tests in this table by Holm's method. Intervals are 95 % "
+    "and not corrected. Items count as independent and, within a task, alike: where a score weighs "
+    "them (bits per byte) all are moved together until their mean is the score."
 )
 
 
@@ -145,16 +147,21 @@ def verdict(comparison: Comparison) -> str:
     if not tested:
         return "No difference between groups was tested."
     sure = [test for test in tested if (test.corrected or 0.0) < 0.05]
-    rival = f" from {comparison.against}" if comparison.against else ""
-    count = f"{len(sure)} of {len(tested)} differences{rival} stand the test (p < 0.05, corrected)"
     best = max(sure, key=lambda test: abs(test.difference.effect), default=None)
+    count = f"{len(sure)} of {len(tested)} differences stand the test (p < 0.05, corrected)"
+    if comparison.against is not None:
+        above = sum(test.difference.effect > 0 for test in sure)
+        count = (
+            f"{above} of {len(tested)} groups are above {comparison.against} and "
+            f"{len(sure) - above} below it (p < 0.05, corrected)"
+        )
     if best is None:
-        return f"None of {len(tested)} differences{rival} stands the test (p < 0.05, corrected)."
+        return f"{count}."
     effect = best.difference.effect
     ahead, behind = (best.first, best.second) if effect > 0 else (best.second, best.first)
     return (
-        f"{count}; the largest: {ahead} is above {behind} by {abs(effect):.4f} held-out fitness, "
-        f"p {p_text(best.corrected)}."
+        f"{count}; the largest difference: {ahead} is above {behind} by {abs(effect):.4f} "
+        f"held-out fitness, p {p_text(best.corrected)}."
     )
 
 

@@ -17,6 +17,7 @@ Gains = npt.NDArray[np.float64]
 
 Over = Literal["items and seeds", "items", "seeds", "nothing"]
 LEVEL = 0.95
+_PIECE = 500  # draws that are worked on at once, for the sake of memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,10 @@ class ItemDraws:
     def __init__(self, items: Sequence[int], draws: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.draws = draws
-        self._counts = [
-            rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32) for n in items
+        sizes = [min(_PIECE, draws - begin) for begin in range(0, draws, _PIECE)]
+        self._counts = [  # per task, in pieces: how often an item is drawn, never near 255 times
+            [rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.uint8) for size in sizes]
+            for n in items
         ]
 
     def fitness(self, sample: Sample) -> Vector:
@@ -81,7 +84,9 @@ class ItemDraws:
         for weight, gains, counts in zip(sample.weights, sample.gains, self._counts, strict=True):
             items = gains.mean(0)
             centre = float(items.mean())  # float32 counts times small numbers lose nothing
-            total += weight * (centre + counts @ (items - centre) / len(items))
+            moved = (items - centre).astype(np.float32)
+            drawn = np.concatenate([piece.astype(np.float32) @ moved for piece in counts])
+            total += weight * (centre + drawn / len(items))
         return total
 
 

@@ -224,6 +224,11 @@ def test_all_pairs_are_tested_and_corrected(found):
     assert [test.corrected for test in found.tests] == holm([t.difference.p for t in found.tests])
 
 
+def test_verdict_counts_those_above_and_below(runs):
+    text = plain(compare([runs], against="static"))
+    assert "3 of 3 groups are above static ties and 0 below it (p < 0.05, corrected)" in text
+
+
 @pytest.mark.parametrize(
     ("against", "chosen"),
     [
@@ -249,6 +254,7 @@ def test_exact_label_goes_before_a_longer_one(tmp_path):
     assert compare([tmp_path], against="in-hull CMA").against == "in-hull CMA"
     both = compare([tmp_path], against="in-hull CMA | in-hull CMA with base")
     assert both.against == "in-hull CMA with base"
+    assert "has the best mean held-out fitness of the 2 groups" in both.notes[0]
 
 
 def test_without_items_seeds_alone_are_tested_and_it_is_said(tmp_path):

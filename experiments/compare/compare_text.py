@@ -18,8 +18,8 @@ METHOD = (
     "explain), so that few seeds count as few. Runs of equal seed are paired where both sides "
     "have the same seeds. p is two-sided, twice the smaller share of draws on either side of 0; "
     "it is corrected for the number of tests in this table by Holm's method. Intervals are 95 % "
-    "and not corrected. Items count as independent and, within a task, alike: where a score weighs "
-    "them (bits per byte) all are moved together until their mean is the score."
+    "and not corrected. Items count as independent and, within a task, alike: where a score "
+    "weighs them (bits per byte) all are moved together until their mean is the score."
 )
 
 

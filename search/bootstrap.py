@@ -27,7 +27,8 @@ class Interval:
         difference: first minus second; above 0 the first is better.
         low: lower end of the interval.
         high: upper end.
-        p: two-sided; the smallest level at which the interval touches 0.
+        p: two-sided; the smallest level at which the interval touches 0, but never below
+            ``2^(1 - items)``, the least that a test by signs can find with so few items.
         level: confidence of the interval.
         items: of all tasks together.
         seeds: 1 where they were not resampled.
@@ -98,13 +99,14 @@ def paired_bootstrap(
     low, high = np.quantile(
         spread, [_shifted(at, bias, acceleration) for at in (tail, 1 - tail)]
     ).tolist()
+    items = sum(task.gaps.shape[1] for task in tasks)
     return Interval(
         difference=difference,
         low=low,
         high=high,
-        p=_p_value(spread, bias, acceleration),
+        p=max(_p_value(spread, bias, acceleration), 0.5 ** (items - 1)),
         level=level,
-        items=sum(task.gaps.shape[1] for task in tasks),
+        items=items,
         seeds=seeds,
         resamples=resamples,
     )

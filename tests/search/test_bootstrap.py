@@ -154,10 +154,16 @@ def test_models_that_are_equal_item_by_item():
 
 
 def test_a_constant_gap_has_no_spread():
-    gaps = [np.full(5, 0.5)]
+    gaps = [np.full(15, 0.5)]
     found = paired_bootstrap(gaps, zeros_like(gaps), weights=[1.0], resamples=99)
     assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.5))
     assert found.p == pytest.approx(2 / 100)
+
+
+def test_few_items_cannot_prove_much():
+    """Four gains of one sign happen by chance once in eight times, however alike they are."""
+    gaps = [np.array([1.0, 1.1, 0.9, 1.05])]
+    assert paired_bootstrap(gaps, zeros_like(gaps), weights=[1.0]).p == 1 / 8
 
 
 @pytest.mark.parametrize(

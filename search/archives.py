@@ -71,9 +71,12 @@ class MapElites:
     def __post_init__(self) -> None:
         Grid(self.cells, self.low, self.high)
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Refuses a fitness with one number."""
-        _check_tasks("map_elites", outcomes)
+    def check_objectives(self, count: int) -> None:
+        """Refuses a single number."""
+        _check_objectives("map_elites", count)
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+        """Reads none."""
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the elite of every cell; of equals the oldest."""
@@ -122,9 +125,12 @@ class CycleQD:
     def __post_init__(self) -> None:
         Grid(self.cells, self.low, self.high)
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Refuses a fitness with one number."""
-        _check_tasks("cycle_qd", outcomes)
+    def check_objectives(self, count: int) -> None:
+        """Refuses a single number."""
+        _check_objectives("cycle_qd", count)
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+        """Reads none."""
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns who is elite in at least one archive."""
@@ -195,11 +201,9 @@ def _drawing(
     return draw
 
 
-def _check_tasks(strategy: str, outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        if outcome.fitness is not None and outcome.fitness.size < 2:
-            raise ValueError(
-                f"{strategy} needs a number for each of at least two tasks, candidate "
-                f"{outcome.id} has one: choose objective=pareto and several tasks, or "
-                "strategy=crossover"
-            )
+def _check_objectives(strategy: str, count: int) -> None:
+    if count < 2:
+        raise ValueError(
+            f"{strategy} needs a number for each of at least two tasks, the objective has "
+            f"{count}: choose objective=pareto and several tasks, or strategy=crossover"
+        )

@@ -38,8 +38,11 @@ class Fronts:
         if self.tournament < 1:
             raise ValueError(f"population.tournament must be at least 1, got {self.tournament}")
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Accepts any number of objectives."""
+    def check_objectives(self, count: int) -> None:
+        """Accepts any number."""
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+        """Reads none."""
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the first of `ranked`."""

@@ -65,7 +65,10 @@ class Niches:
                 f"population.scores must be 'above_worst' or 'clipped', got {self.scores!r}"
             )
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+    def check_objectives(self, count: int) -> None:
+        """Accepts any number: who lives and mates is decided by items."""
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
         """Refuses outcomes without finite cases, or with others than the members'."""
         items = _items(members[0]) if members else None
         for outcome in outcomes:

@@ -41,8 +41,12 @@ class Population(Protocol):
         """Whether outcomes must have their cases."""
         ...
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Raises ValueError where these rules cannot judge an outcome; failures always pass."""
+    def check_objectives(self, count: int) -> None:
+        """Raises ValueError where these rules cannot judge a fitness of so many numbers."""
+        ...
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+        """Raises ValueError where an outcome lacks the cases that these rules read."""
         ...
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
@@ -91,14 +95,16 @@ class Truncation:
         if self.tournament < 1:
             raise ValueError(f"population.tournament must be at least 1, got {self.tournament}")
 
-    def check(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Refuses a fitness with several numbers."""
-        for outcome in outcomes:
-            if outcome.fitness is not None and outcome.fitness.size > 1:
-                raise ValueError(
-                    f"crossover ranks by one number, candidate {outcome.id} has "
-                    f"{outcome.fitness.size}: choose an objective with one, or strategy=nsga2"
-                )
+    def check_objectives(self, count: int) -> None:
+        """Refuses several numbers."""
+        if count > 1:
+            raise ValueError(
+                f"crossover ranks by one number, the objective has {count}: choose "
+                "objective=normalized or raw, or strategy=nsga2"
+            )
+
+    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
+        """Reads none."""
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the fittest."""

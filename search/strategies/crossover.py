@@ -86,6 +86,13 @@ class Crossover:
         self._members: list[Individual] = []
         self._sound = self._founders  # those that did not fail, unless all did
 
+    def check_objectives(self, count: int) -> None:
+        """Raises ValueError where the population cannot judge a fitness of so many numbers.
+
+        `tell` does so; a run that knows its objective can ask before any work.
+        """
+        self._rules.check_objectives(count)
+
     def ask(self) -> list[Candidate[Lineage]]:
         """Returns the next generation; the first begins with the founders."""
         self._journal.check_told()
@@ -104,7 +111,10 @@ class Crossover:
             ValueError: the population cannot judge a fitness or needs cases; else as
                 `Strategy.tell`.
         """
-        self._rules.check(outcomes, self._members)
+        for outcome in outcomes:
+            if outcome.fitness is not None:
+                self.check_objectives(outcome.fitness.size)
+        self._rules.check_cases(outcomes, self._members)
         pairs = self._journal.tell(outcomes)
         children = [
             self._individual(bred, outcome)

@@ -254,14 +254,19 @@ class LineageContract:
     ) -> None:
         strategy = build(5)
         if not entry.several:
-            match, wrong = "crossover ranks by one number, candidate 0 has 3", PROBLEM.several
+            match, wrong = "crossover ranks by one number, the objective has 3", PROBLEM.several
         elif not entry.one:
-            match, wrong = "a number for each of at least two tasks, candidate 0 has", PROBLEM.one
+            match, wrong = (
+                "a number for each of at least two tasks, the objective has 1:",
+                PROBLEM.one,
+            )
         else:
             strategy.tell(outcomes(strategy.ask(), PROBLEM.several))
             match, wrong = r"has shape \(1,\), not \(3,\)", PROBLEM.one
+        candidates = strategy.ask()
         with pytest.raises(ValueError, match=match):
-            strategy.tell(outcomes(strategy.ask(), wrong))
+            strategy.tell(outcomes(candidates, wrong))
+        strategy.tell([Outcome(c.id, None) for c in candidates])  # nothing is lost
 
     def test_same_seed_asks_the_same_also_in_another_process(
         self, entry: Entry, build: Callable[[int], Crossover], asked_elsewhere: dict[str, Any]
@@ -331,7 +336,10 @@ class Childless:
 
     reads_cases = False
 
-    def check(self, outcomes: Any, members: Any) -> None:
+    def check_objectives(self, count: int) -> None:
+        """Accepts everything."""
+
+    def check_cases(self, outcomes: Any, members: Any) -> None:
         """Accepts everything."""
 
     def survivors(self, individuals: Any) -> list[Any]:

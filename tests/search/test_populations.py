@@ -217,10 +217,10 @@ class TestNiches:
         good = Outcome(0, np.array([1.0]), np.array([1.0, 2.0]))
         bad = Outcome(1, np.array([1.0]), None if cases is None else np.array(cases))
         with pytest.raises(ValueError, match=match):
-            Niches().check([good, bad], [])
+            Niches().check_cases([good, bad], [])
         with pytest.raises(ValueError, match=match):
-            Niches().check([bad], with_cases([[0.5, 0.5]]))
-        Niches().check([good, Outcome(1, None)], [])
+            Niches().check_cases([bad], with_cases([[0.5, 0.5]]))
+        Niches().check_cases([good, Outcome(1, None)], [])
 
 
 class TestFronts:

@@ -114,7 +114,7 @@ def open_space(config: DictConfig, pool: ExpertPool, start: Plan | None) -> Sear
 def open_strategy(config: DictConfig, space: SearchSpace[Any]) -> Strategy[Any]:
     """Returns the strategy for `space`, freshly seeded."""
     build = instantiate(config.strategy, _convert_="all")
-    return build_strategy(build, space, int(config.seed))
+    return build_strategy(build, space.domain, int(config.seed))
 
 
 def open_initial(config: DictConfig) -> Initial:

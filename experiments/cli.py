@@ -14,6 +14,7 @@ _VERBS = {
     "statistics": ("experiments.hydra_verbs", "statistics"),
     "rebuild": ("experiments.plain_verbs", "rebuild"),
     "report": ("experiments.plain_verbs", "report"),
+    "compare": ("experiments.compare.verb", "compare"),
 }
 
 HELP = """\
@@ -28,6 +29,7 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
+  evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots
 
 search, check, merge, evaluate and statistics are Hydra applications: NAME=VALUE replaces an
 option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole configuration, `evomerge

@@ -56,6 +56,22 @@ class Entry:
     run: Path
 
 
+def check_contest(config: DictConfig) -> None:
+    """Composes and rehearses every arm, and prints what would run.
+
+    Raises:
+        UserError: an arm cannot be composed or started.
+    """
+    plan = _plain(config.contest)
+    entries = list(plan_entries(plan, Path(config.runs) / str(config.name)))
+    _check_all(entries)
+    done = sum((entry.run / "report.html").exists() for entry in entries)
+    for table, content in plan["tables"].items():
+        count = sum(entry.table == table for entry in entries)
+        print(f"{content['title']:<30} {len(content['arms'])} arms, {count} runs")
+    print(f"{'in all':<30} {len(entries)} runs, {done} of them finished\nready")
+
+
 def run_contest(config: DictConfig) -> float:
     """Runs what is left of a contest and writes its results.
 
@@ -152,7 +168,8 @@ def _run_all(entries: Sequence[Entry], workers: int) -> dict[Path, str]:
             }
             for future in as_completed(futures):
                 entry, done = futures[future], done + 1
-                if reason := future.result():
+                reason = _reason(future, entry.run.with_suffix(".log"))
+                if reason is not None:
                     failures[entry.run] = reason
                 left = (time.monotonic() - began) / done * (len(entries) - done)
                 log.info(
@@ -166,6 +183,16 @@ def _run_all(entries: Sequence[Entry], workers: int) -> dict[Path, str]:
                     duration(left),
                 )
     return failures
+
+
+def _reason(future: Future[str | None], output: Path) -> str | None:
+    """Returns why a run failed; None: it did not. What was not foreseen is kept in full."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    with output.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {error} (see {output})"
 
 
 def _run_one(overrides: list[str], run: Path, first: Path) -> str | None:
@@ -190,9 +217,6 @@ def _run_one(overrides: list[str], run: Path, first: Path) -> str | None:
                 run_search(config)
             except UserError as error:
                 return str(error)
-            except Exception as error:  # a worker reports whatever has ended its run
-                traceback.print_exc()
-                return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -213,6 +237,7 @@ def _plain(contest: DictConfig) -> dict[str, Any]:
     for key in wanted:
         if key not in plan:
             raise UserError(f"contest.{key} is missing")
+    plan.pop("adapters", None)  # read by the options of worlds
     if unknown := sorted(set(plan) - set(wanted)):
         raise UserError(f"contest.{unknown[0]} is unknown: expected {', '.join(wanted)}")
     if not isinstance(plan["workers"], int) or plan["workers"] < 1:

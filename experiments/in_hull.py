@@ -34,7 +34,7 @@ def companion(
     if config.in_hull is None or isinstance(own, ConvexSpace):
         return None
     space = _space(config, pool)
-    return space, build_strategy(_partial(config, "strategy"), space, int(config.seed))
+    return space, build_strategy(_partial(config, "strategy"), space.domain, int(config.seed))
 
 
 def check_in_hull(config: DictConfig, stand_in: ExpertPool) -> None:
@@ -59,7 +59,7 @@ def check_in_hull(config: DictConfig, stand_in: ExpertPool) -> None:
             f"in_hull.space: {type(space).__name__} may leave the hull: "
             "choose space@in_hull.space=convex"
         )
-    build_strategy(_partial(config, "strategy"), space, int(config.seed))
+    build_strategy(_partial(config, "strategy"), space.domain, int(config.seed))
 
 
 def _space(config: DictConfig, pool: ExpertPool) -> SearchSpace[Any]:

@@ -33,6 +33,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "runs": _Plain(str),
     "cache": _Plain(str),
     "finalists": _Plain(int, 1),
+    "choose": _Plain(Literal["second_look", "shrinkage"]),
     "save_model": _Plain(bool),
     "adapter_rank": _Plain(int | None, 1),
     "device": _Plain(str),

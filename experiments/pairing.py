@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from experiments.errors import UserError
-from merging.spaces.space import SearchSpace
 from search.strategy import Strategy
 
 _KINDS = {
@@ -44,16 +43,18 @@ def check_pair(build_space: partial[Any], build_strategy: partial[Any]) -> None:
     )
 
 
-def build_strategy(build: Callable[..., Any], space: SearchSpace[Any], seed: int) -> Strategy[Any]:
-    """Returns the strategy with what it takes of the space's domain.
+def build_strategy(
+    build: Callable[..., Any], domain: Mapping[str, Any], seed: int
+) -> Strategy[Any]:
+    """Returns the strategy with what it takes of a space's domain.
 
     Args:
         build: the configured class, still to be completed.
-        space: what it will search.
+        domain: of the space that it will search.
         seed: of the run.
     """
     taken = inspect.signature(build).parameters
-    known = {name: value for name, value in space.domain.items() if name in taken}
+    known = {name: value for name, value in domain.items() if name in taken}
     strategy: Strategy[Any] = build(**known, seed=seed)
     return strategy
 

@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import LlamaConfig
 
 from evaluators.data import data_path
+from evaluators.evaluator import Direction
 from evaluators.panel import Panel
 from experiments import assemble
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
-from experiments.pairing import check_pair
+from experiments.pairing import build_strategy, check_pair
 from merging.experts import ExpertPool
 from merging.weights import Weights
+from search.strategy import Outcome
 
 
 class _StandInBase(dict[str, Tensor]):
@@ -53,20 +56,56 @@ def rehearse(config: DictConfig) -> None:
     check_groups(config)
     assemble.open_machine(config)
     assemble.open_baselines(config)
-    assemble.open_partial(config.objective)
     assemble.open_initial(config)
     build = assemble.open_partial(config.space)
     check_pair(build, assemble.open_partial(config.strategy))
-    if "axes" in build.func.gives:
-        space = assemble.open_space(config, cast(ExpertPool, _StandIn()), None)
-        assemble.open_strategy(config, space)
     check_in_hull(config, cast(ExpertPool, _StandIn()))
     if not any((config.search_on or {}).values()):
         raise ValueError(
             "search_on names no evaluator: choose a group, e.g. evaluator@search_on=perplexity"
         )
+    _one_generation(config, build.func.gives)
     for entries in (config.search_on, config.select_on, config.report_on):
         check_data(entries)
+
+
+def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
+    """Asks the strategy once and tells it made-up outcomes of the objective's shape.
+
+    Raises:
+        ValueError: the strategy cannot work with so many objectives, says it in its own words.
+    """
+    domain: Mapping[str, Any] = {"starts": ("start",), "founders": _StandIn.expert_names}
+    if "axes" in gives:
+        domain = assemble.open_space(config, cast(ExpertPool, _StandIn()), None).domain
+    strategy = build_strategy(assemble.open_partial(config.strategy), domain, int(config.seed))
+    names = _objective_names(config)
+    if config.choose == "shrinkage" and len(names) > 1:
+        raise ValueError(
+            f"choose=shrinkage ranks by one number, the objective has {len(names)}: "
+            "choose=second_look, or choose an objective with one"
+        )
+    candidates = strategy.ask()
+    if candidates:
+        strategy.tell(
+            [
+                Outcome(each.id, np.full(len(names), 0.5 / (1 + each.id)), np.ones(2))
+                for each in candidates
+            ]
+        )
+
+
+def _objective_names(config: DictConfig) -> tuple[str, ...]:
+    """Returns the names of the objectives, from made-up scores of the tasks' main metrics."""
+    objective = assemble.open_partial(config.objective)
+    chosen: Mapping[str, str] = getattr(objective, "metrics", None) or {}
+    tasks = [str(task) for task, entry in config.search_on.items() if entry is not None]
+    main = {task: f"{task}/{chosen.get(task, 'main')}" for task in tasks}
+    directions: dict[str, Direction] = dict.fromkeys(main.values(), "maximize")
+    scores = dict.fromkeys(directions, 1.0)
+    bound = objective.bind(directions, main, dict.fromkeys(directions, 0.0), {"expert": scores})
+    names: tuple[str, ...] = bound.names
+    return names
 
 
 def check_data(entries: Mapping[str, Any] | None) -> None:

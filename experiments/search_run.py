@@ -19,6 +19,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments import assemble, in_hull
 from experiments.certificate import Ended, InHull, write_certificate
+from experiments.contest import check_contest, run_contest
 from experiments.errors import UserError, explained
 from experiments.initial import Scouting
 from experiments.model_card import model_card
@@ -43,8 +44,8 @@ from merging.weights import CheckpointError
 from search.history import History, HistoryError, Record
 from search.jsonl import DamagedFileError
 from search.loop import Budget, SearchFailed, SearchResult, search
-from search.objective import Objective
-from search.selection import Finalist, finalists, second_look
+from search.objective import BoundObjective, Objective
+from search.selection import Finalist, finalists, second_look, shrunken_finalists
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ _EXPLAINED = (
 
 def run_check(config: DictConfig) -> None:
     """Prints what is known before a search starts; raises UserError where it cannot start."""
+    if config.contest is not None:
+        check_contest(config)
+        return
     with explained():
         check_options(config)
         run = plan_run(config, _strategy_name())
@@ -83,8 +87,10 @@ def run_search(config: DictConfig) -> float:
     Returns:
         The winner's fitness on the selection items (on the search items where there are none,
         the mean of several objectives), higher is better: what a sweeper may look at. The
-        held-out score is never returned.
+        held-out score is never returned. Of a contest: how many of its runs failed.
     """
+    if config.contest is not None:
+        return run_contest(config)
     with explained():
         check_options(config)
         run = plan_run(config, _strategy_name())
@@ -109,6 +115,8 @@ def run_search(config: DictConfig) -> float:
 
 
 def _strategy_name() -> str:
+    if not HydraConfig.initialized():
+        return "search"
     return str(HydraConfig.get().runtime.choices.get("strategy", "search"))
 
 
@@ -155,7 +163,7 @@ class _SearchRun:
         with explained():
             self._study = self._study.started(self._scouting(objective, rivals))
         result = self._search(objective)
-        ranked = self._second_look(result)
+        ranked = self._choose(result, objective)
         winner = ranked[0]
         recipe = self._write_model(winner)
         self._write_adapter(recipe.plan)
@@ -251,6 +259,18 @@ class _SearchRun:
                 on_record=on_record,
             )
 
+    def _choose(self, result: SearchResult, objective: Objective) -> list[Finalist]:
+        """Returns the best few, the winner first, as ``choose`` says."""
+        if self._config.choose == "second_look":
+            return self._second_look(result)
+        if not isinstance(objective, BoundObjective) or objective.weights is None:
+            raise UserError("choose=shrinkage needs an objective with one number, not several")
+        panel = self._study.search_on
+        weights = dict(zip([t.task for t in objective.terms], objective.weights, strict=True))
+        strata = [(len(panel.evaluators[task].items), each) for task, each in weights.items()]
+        with explained():
+            return shrunken_finalists(result.records, self._config.finalists, strata)
+
     def _second_look(self, result: SearchResult) -> list[Finalist]:
         """Returns the best few, the winner first, ranked on items that were not ranked on yet."""
         study, panel = self._study, self._study.select_on
@@ -312,7 +332,7 @@ class _SearchRun:
         inner = _SearchRun(self._config, study, folder, budget, NoTracker(), self._references)
         try:
             found = inner._search(objective)
-            winner = inner._second_look(found)[0]
+            winner = inner._choose(found, objective)[0]
         except SearchFailed as error:
             log.warning("nothing inside the hull to compare with: %s", error)
             return None

@@ -64,6 +64,8 @@ def write_summary(found: Finished) -> dict[str, Any]:
     study, result, winner = found.study, found.result, found.finalists[0]
     _keep_selection_items(found)
     looked = winner.selection if winner.selection is not None else winner.search
+    if winner.shrunken is not None:
+        looked = np.array([winner.shrunken])
     models = _models(found)
     held_out = models[-1]["report"]
     optimism = None
@@ -91,6 +93,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
                 "id": each.id,
                 "search": each.search.tolist(),
                 "selection": None if each.selection is None else each.selection.tolist(),
+                "shrunken": each.shrunken,
             }
             for each in found.finalists
         ],

@@ -1,4 +1,4 @@
-"""A second look: the best few of a search are scored on items that the search never saw."""
+"""How a winner is named: by a second look at the best few on other items, or by shrinkage."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from search.history import HistoryError, Record
 from search.loop import SearchFailed
 from search.objective import Objective
 from search.ranking import crowding, non_dominated
+from search.shrinkage import Strata, shrink
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Finalist:
         scores: on selection items, by ``task/metric``.
         selection: fitness on selection items; None: failed there.
         failure: why it failed there; None: it did not.
+        shrunken: estimate of its true fitness from the search items alone; None: not made.
     """
 
     id: int
@@ -40,6 +42,7 @@ class Finalist:
     scores: Mapping[str, float]
     selection: Vector | None
     failure: str | None = None
+    shrunken: float | None = None
 
 
 def finalists(records: Sequence[Record], k: int) -> list[Record]:
@@ -67,6 +70,33 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
         crowded = crowding(np.array([fitness for _, fitness in front]))
         del front[len(front) - 1 - int(np.argmin(crowded[::-1]))]
     return [record for record, _ in front]
+
+
+def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> list[Finalist]:
+    """Returns the `k` records with the highest shrunken fitness, the winner first.
+
+    No further item is read; errors as those of `shrink`.
+
+    Args:
+        records: all records of the search.
+        k: how many to return.
+        strata: of the search items.
+
+    Raises:
+        SearchFailed: no record has a fitness.
+    """
+    estimates = {i: estimate.value for i, estimate in shrink(records, strata).items()}
+    best = sorted(
+        (record for record in records if record.id in estimates),
+        key=lambda record: (-estimates[record.id], record.id),
+    )
+    if not best:
+        raise SearchFailed("the search has no candidate with a fitness; there is no winner")
+    return [
+        Finalist(r.id, r.genome, r.fitness, {}, None, shrunken=estimates[r.id])
+        for r in best[:k]
+        if r.fitness is not None
+    ]
 
 
 def second_look(

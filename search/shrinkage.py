@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +26,6 @@ class Estimate:
 
     value: float
     variance: float
-
-    def updated(self, value: float, variance: float) -> Estimate:
-        """Returns the estimate after another, independent reading (precision-weighted mean)."""
-        if self.variance == 0:
-            return self
-        if variance == 0:
-            return Estimate(value, 0.0)
-        own, new = 1 / self.variance, 1 / variance
-        return Estimate((own * self.value + new * value) / (own + new), 1 / (own + new))
 
 
 def shrink(records: Sequence[Record], strata: Strata) -> dict[int, Estimate]:
@@ -89,18 +80,6 @@ def paired_variances(cases: npt.NDArray[np.float64], strata: Strata) -> Vector:
             variances += weight**2 * apart[:, begin : begin + items].var(axis=1, ddof=1) / items
         begin += items
     return variances
-
-
-def choose(
-    estimates: Mapping[int, Estimate], second: Mapping[int, tuple[float, float]]
-) -> dict[int, Estimate]:
-    """Returns the estimates of the candidates that were looked at twice, both looks weighed.
-
-    Args:
-        estimates: from the search items.
-        second: id to fitness and its sampling variance on the selection items.
-    """
-    return {i: estimates[i].updated(*look) for i, look in second.items()}
 
 
 def _single(record: Record) -> float:

@@ -43,7 +43,24 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("space.knobs=[wieght]", "knobs: TaskArithmetic has no knob 'wieght', its knobs are weight"),
     ("space.bounds={wieght: [0, 1]}", "bounds: TaskArithmetic has no knob 'wieght', its knobs ar"),
     ("space.bounds={weight: 3}", r"space.bounds={'weight': 3}: expected a mapping {NAME: a list"),
-    ("space.start.weight=a", r"space.start={.*'weight': 'a'}: expected a mapping {NAME: a num"),
+    (
+        "strategy=mergevolve && space=coefficients",
+        "MergEvolve searches paths through all weights, which CoefficientSpace has none of: choose",
+    ),
+    (
+        "strategy=cma && space=full_weights",
+        "NevergradStrategy searches numbers along axes, which FullWeightSpace has none of: choose",
+    ),
+    ("strategy=crossover && space=weights", "Crossover searches lineage trees, which Coefficie"),
+    (
+        "strategy=mergevolve && space=full_weights && objective=pareto && ~objective.weights",
+        "mergevolve ranks by one number, candidate 0 has 4: choose an objective with one",
+    ),
+    ("strategy=model_swarms && space=lineage", "ModelSwarms searches numbers along axes, which Line"),
+    ("strategy=map_elites && objective=normalized && space=lineage", "map_elites"),
+    ("objective=pareto && ~objective.weights && choose=shrinkage", "choose=shrinkage ranks by one number, the objective"),
+    ("choose=luck", "choose=luck: expected 'second_look' or 'shrinkage'"),
+    ("space.start.weight=a", r"start of weight: 'a' is neither a number nor average"),
     ("strategy.optimizer=CMAA", "nevergrad has no optimizer 'CMAA'; close are CMA"),
     ("strategy.sigma=wide", "strategy.sigma=wide: expected a number"),
     ("grouping=layers && grouping.every=0", "every is 0, it must be a whole number of layers"),
@@ -306,7 +323,8 @@ def test_unknown_verb(shell: Shell) -> None:
     ended = shell.run("serach")
     assert ended.code == 2
     assert ended.messages == [
-        "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, rebuild, report"
+        "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, statistics, "
+        "rebuild, report, compare"
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search.history import Record
-from search.shrinkage import Estimate, choose, paired_variances, shrink
+from search.shrinkage import paired_variances, shrink
 
 
 def record(number: int, cases: Sequence[float] | None, **more: object) -> Record:
@@ -81,14 +81,6 @@ def test_failures_and_repeats_are_left_out() -> None:
     assert set(shrink(records, [(2, 1.0)])) == {0, 3}
     assert shrink([record(1, None)], [(2, 1.0)]) == {}
     assert shrink([record(0, [1.0, 2.0])], [(2, 1.0)])[0].value == 1.5
-
-
-def test_a_second_look_is_weighed_by_its_precision() -> None:
-    estimate = Estimate(1.0, 0.5)
-    assert estimate.updated(3.0, 0.5) == Estimate(2.0, 0.25)
-    assert estimate.updated(3.0, 0.0) == Estimate(3.0, 0.0)
-    assert Estimate(1.0, 0.0).updated(3.0, 0.1) == Estimate(1.0, 0.0)
-    assert choose({0: estimate, 1: estimate}, {1: (3.0, 0.5)}) == {1: Estimate(2.0, 0.25)}
 
 
 def test_what_cannot_be_shrunk_is_refused() -> None:

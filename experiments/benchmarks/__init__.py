@@ -1,0 +1,1 @@
+"""Measurements of ourselves beside a limit or a peer, from one run each."""

@@ -1,0 +1,136 @@
+"""Peak memory of searches in full weight space beside the size of one model.
+
+    python -m experiments.benchmarks.search_memory
+
+Builds a random Llama and three experts, holds them as a search does, and lets a population of 32
+be decoded into the resident model for two generations, each search in a process of its own.
+Counted is what comes on top of base and experts: the resident model and all that the search
+itself keeps. Linux, where the system tells a process its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path as File
+
+import torch
+import transformers
+
+from evaluators.resident import Resident
+from merging.experts import ExpertPool
+from merging.lineage import Crossed, Founder, Lineage, Mutated
+from merging.mutation import LowRankMutation
+from merging.perturbation import Gaussian, Noise, RowNoise
+from merging.recombination import Arithmetic, Points, Slerp, Uniform
+from merging.spaces.full_weights import FullWeightSpace, weighted_start
+from merging.spaces.lineage import LineageSpace
+from merging.weights import Weights
+
+POPULATION = 32
+GENERATIONS = 2
+
+
+def main() -> int:
+    """Prints one line per search; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--hidden", type=int, default=384, help="width of the model")
+    parser.add_argument("--layers", type=int, default=8)
+    options = parser.parse_args()
+    if not File("/proc/self/clear_refs").exists():
+        print("skipped: only Linux tells a process its peak memory")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        model_bytes = _make(File(folder), options.hidden, options.layers)
+        print(f"one model in float32: {model_bytes / 1e6:.0f} MB; population {POPULATION}\n")
+        print(f"{'search':<44}{'peak MB':>10}{'models':>10}")
+        for name in _SEARCHES:
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as process:
+                peak = process.apply(_measure, (folder, name))
+            print(f"{name:<44}{peak / 1e6:>10.0f}{peak / model_bytes:>10.2f}", flush=True)
+    return 0
+
+
+def _make(folder: File, hidden: int, layers: int) -> int:
+    """Saves base and experts; returns the size of one of them in float32."""
+    config = transformers.LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        vocab_size=4096,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder / "base")
+    for number in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        model.save_pretrained(folder / f"expert{number}")
+    return sum(4 * parameter.numel() for parameter in model.parameters())
+
+
+def _measure(folder: str, search: str) -> int:
+    """Returns the peak in bytes above what base and experts hold."""
+    torch.set_num_threads(1)
+    experts = {f"expert{i}": f"{folder}/expert{i}" for i in range(3)}
+    pool = ExpertPool.open(f"{folder}/base", experts).resident(torch.device("cpu"))
+    for name in pool.names:  # a first read touches every page that the pool holds
+        pool.deltas(name)
+    File("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status_bytes("VmRSS")
+    resident = Resident.from_pool(pool, device="cpu", dtype=torch.float32)
+    for weights in _SEARCHES[search](pool):
+        resident.write(weights)
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(field: str) -> int:
+    """Returns a size from this process's entry in the system's tables."""
+    lines = File("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(each for each in lines if each.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _evolution(noise: Noise) -> Callable[[ExpertPool], Iterable[Weights]]:
+    def candidates(pool: ExpertPool) -> Iterable[Weights]:
+        space = FullWeightSpace(pool, noise, initial=weighted_start(pool, [0.4, 0.3, 0.3]))
+        centre = space.first()
+        for generation in range(GENERATIONS):
+            numbers = range(POPULATION * generation, POPULATION * (generation + 1))
+            for number in numbers:
+                yield space.decode(centre.perturbed(number, 0.1))
+            centre = centre.moved(tuple((number, 0.01) for number in numbers))
+
+    return candidates
+
+
+def _crossover(pool: ExpertPool) -> Iterable[Weights]:
+    space = LineageSpace(pool, initial=weighted_start(pool, [0.4, 0.3, 0.3]))
+    parents: list[Lineage] = [Founder(name) for name in space.domain["founders"]]
+    for _ in range(GENERATIONS):
+        children: list[Lineage] = []
+        for number in range(POPULATION):
+            one, other = parents[number % len(parents)], parents[-1 - number % len(parents) // 2]
+            kinds = (Uniform(number), Points((0.3, 0.7)), Slerp(0.4), Arithmetic(1.3))
+            child: Lineage = Crossed(one, other, kinds[number % len(kinds)])
+            children.append(Mutated(child, LowRankMutation(number, 1, 0.1)))
+        for child in children:
+            yield space.decode(child)
+        parents = children
+
+
+_SEARCHES: dict[str, Callable[[ExpertPool], Iterable[Weights]]] = {
+    "MERGEvolve, normal noise": _evolution(Gaussian("deltas")),
+    "MERGEvolve, noise of rows": _evolution(RowNoise()),
+    "crossover over task vectors": _crossover,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

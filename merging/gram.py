@@ -70,8 +70,15 @@ def measure(
         held_bytes: of the points' tensors at once.
 
     Raises:
-        MergeError: a point lacks a tensor, or holds NaN or infinity in it; names both.
+        MergeError: a point lacks a tensor, has one that the pool does not merge, or holds NaN or
+            infinity; names both.
     """
+    for point, weights in points.items():
+        if foreign := sorted(set(weights) - set(pool.names)):
+            raise MergeError(
+                f"{point!r} has tensor {foreign[0]}, which the experts do not merge: its distance "
+                "from them has no meaning"
+            )
     experts, names = len(pool.expert_names), tuple(points)
     matrix = np.zeros((experts + len(names),) * 2)
     rounding = np.zeros(len(names))

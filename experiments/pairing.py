@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
 from search.strategy import Strategy
@@ -14,6 +17,11 @@ _KINDS = {
     "axes": ("numbers along axes", "space=coefficients, convex, mixed or layer_stack"),
     "starts": ("paths through all weights", "space=full_weights or factors"),
     "founders": ("lineage trees", "space=lineage"),
+}
+_READ_BY = {  # part: its default, and the spaces that read it
+    "method": ("merging.methods.task_arithmetic.TaskArithmetic", "weights or coefficients"),
+    "grouping": ("merging.grouping.Whole", "weights, coefficients or mixed"),
+    "noise": ("merging.perturbation.Gaussian", "full_weights or factors"),
 }
 _STRATEGIES = {
     "axes": "cma, de, pso, model_swarms, ngopt, oneplusone, random or grid",
@@ -41,6 +49,23 @@ def check_pair(build_space: partial[Any], build_strategy: partial[Any]) -> None:
         f"strategy {strategy} searches {searched}, which {space} has none of: "
         f"choose {spaces}{others}"
     )
+
+
+def check_used(config: DictConfig) -> None:
+    """Refuses a method, grouping or noise that the space does not read.
+
+    Raises:
+        UserError: one was chosen; names it, the space and what reads it.
+    """
+    read = json.dumps(OmegaConf.to_container(config.space, resolve=False))
+    for part, (default, spaces) in _READ_BY.items():
+        chosen = str(config[part]["_target_"])
+        if chosen != default and f"${{{part}}}" not in read:
+            space = str(config.space["_target_"]).rpartition(".")[2]
+            raise UserError(
+                f"{part} {chosen.rpartition('.')[2]} has no effect in {space}: leave {part}= out, "
+                f"or choose space={spaces}"
+            )
 
 
 def build_strategy(

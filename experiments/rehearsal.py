@@ -18,7 +18,7 @@ from evaluators.panel import Panel
 from experiments import assemble
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
-from experiments.pairing import build_strategy, check_pair
+from experiments.pairing import build_strategy, check_pair, check_used
 from merging.experts import ExpertPool
 from merging.weights import Weights
 from search.strategy import Outcome
@@ -59,6 +59,7 @@ def rehearse(config: DictConfig) -> None:
     assemble.open_initial(config)
     build = assemble.open_partial(config.space)
     check_pair(build, assemble.open_partial(config.strategy))
+    check_used(config)
     check_in_hull(config, cast(ExpertPool, _StandIn()))
     if not any((config.search_on or {}).values()):
         raise ValueError(

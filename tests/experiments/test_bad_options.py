@@ -45,7 +45,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("space.bounds={weight: 3}", r"space.bounds={'weight': 3}: expected a mapping {NAME: a list"),
     (
         "strategy=mergevolve && space=coefficients",
-        "MergEvolve searches paths through all weights, which CoefficientSpace has none of: choose",
+        "MergEvolve searches paths through all weights, which CoefficientSpace has none of",
     ),
     (
         "strategy=cma && space=full_weights",
@@ -56,9 +56,24 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
         "strategy=mergevolve && space=full_weights && objective=pareto && ~objective.weights",
         "mergevolve ranks by one number, candidate 0 has 4: choose an objective with one",
     ),
-    ("strategy=model_swarms && space=lineage", "ModelSwarms searches numbers along axes, which Line"),
+    (
+        "strategy=model_swarms && space=lineage",
+        "ModelSwarms searches numbers along axes, which Line",
+    ),
     ("strategy=map_elites && objective=normalized && space=lineage", "map_elites"),
-    ("objective=pareto && ~objective.weights && choose=shrinkage", "choose=shrinkage ranks by one number, the objective"),
+    (
+        "objective=pareto && ~objective.weights && choose=shrinkage",
+        "choose=shrinkage ranks by one number, the objective",
+    ),
+    ("space=convex && method=ties", "method Ties has no effect in ConvexSpace: leave method= out"),
+    (
+        "noise=rows",
+        "noise RowNoise has no effect in CoefficientSpace: leave noise= out, or choose",
+    ),
+    (
+        "strategy=mergevolve && space=full_weights && grouping=layers",
+        "grouping Layers has no effect in FullWeightSpace: leave grouping= out",
+    ),
     ("choose=luck", "choose=luck: expected 'second_look' or 'shrinkage'"),
     ("space.start.weight=a", r"start of weight: 'a' is neither a number nor average"),
     ("strategy.optimizer=CMAA", "nevergrad has no optimizer 'CMAA'; close are CMA"),

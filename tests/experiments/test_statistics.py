@@ -26,7 +26,7 @@ from experiments.gathering.run import tasks_of
 from merging.experts import ExpertPool
 from merging.statistics_files import read_origin
 from tests import builders
-from tests.experiments.local import EXPERTS, make_world, write_texts
+from tests.experiments.local import EXPERTS, make_world, overrides, write_texts
 from tests.experiments.refusals import Shell
 
 
@@ -394,6 +394,18 @@ def test_a_search_uses_them_as_method_and_baseline(world: Path, shell: Shell) ->
     lines = (shell.cwd / "run" / "references.jsonl").read_text().splitlines()
     static = [line for line in map(json.loads, lines) if line["kind"] == "static"]
     assert [(line["name"], line["failure"]) for line in static] == [("fisher", None)]
+
+
+def test_a_search_in_all_weights_starts_from_regmean(world: Path, shell: Shell) -> None:
+    assert shell.run(*gather(world, "kind=gram", "out=stats")).code == 0
+    start = ["initial=static", "method@initial.method=regmean", "initial.method.statistics=stats"]
+    line = ["search", *overrides(world), "strategy=mergevolve", "space=full_weights", *start]
+    ended = shell.run(*line, "in_hull=null", "strategy.popsize=3", "out=run")
+    assert ended.code == 0, ended.stderr
+    recipe = json.loads((shell.cwd / "run" / "recipe.json").read_text())
+    assert recipe["kind"] == "path"
+    assert recipe["start"]["method"]["_target_"].endswith("RegMean")
+    assert shell.run("rebuild", "run/recipe.json", "--out", "again").code == 0
 
 
 def test_per_expert_and_other_statistics(world: Path, shell: Shell) -> None:

@@ -13,7 +13,7 @@ from merging.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.layer_stack import layers_of
 from merging.method import MergeMethod
-from merging.plan import Plan, uniform_plan
+from merging.plan import MergePlan, Plan, uniform_plan
 from merging.recipe import Recipe
 from merging.seeding import stable_seed
 from merging.spaces.full_weights import weighted_start
@@ -189,6 +189,12 @@ class FromRecipe:
             raise ValueError(
                 f"initial.path: {file} is a stack of layers, from where no space goes on: name a "
                 "recipe of another kind"
+            )
+        if set(recipe.experts) != set(own) and not isinstance(recipe.plan, MergePlan):
+            raise ValueError(
+                f"initial.path: {file} is a {recipe.plan.name} of {', '.join(recipe.experts)} "
+                "alone, which means something else among other experts: give the run the same "
+                "experts, or take a recipe of coefficients"
             )
         return recipe.plan
 

@@ -27,13 +27,17 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 
 # What may differ between two starts of the same run: where files go and who watches.
 _NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads")
+# Options that came later: unset, they leave older runs their identity.
+_LATER = ("common_items",)
 
 
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """Returns the resolved configuration without what does not change the result."""
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+    unset = [key for key in _LATER if resolved.get(key) is None]
+    left_out = (*_NOT_IDENTITY, *unset)
+    return {str(key): value for key, value in resolved.items() if key not in left_out}
 
 
 def run_identity(config: DictConfig) -> str:
@@ -102,6 +106,32 @@ def make_run(path: Path, config: DictConfig) -> None:
         write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     if not (path / "environment.json").exists():
         write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def check_ingredients(path: Path, ingredients: Mapping[str, Any]) -> None:
+    """Compares what a run is made of with what its first start was made of, and writes it down.
+
+    A configuration names files; this tells whether they still hold the same.
+
+    Args:
+        path: the run's directory.
+        ingredients: name to JSON values that tell one content from another.
+
+    Raises:
+        UserError: something else lies there now; names it.
+    """
+    file = path / "ingredients.json"
+    now = json.loads(json.dumps(ingredients))
+    if not file.exists():
+        write_text(file, json.dumps(now, indent=2) + "\n")
+        return
+    before = flatten(json.loads(file.read_text(encoding="utf-8")))
+    changed = [key for key, value in flatten(now).items() if before.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{path} was begun with another {changed[0]}: what lies there now has other content; "
+            "put the old content back, or choose another out="
+        )
 
 
 def _refuse_other(path: Path, saved: Any, config: DictConfig) -> None:

@@ -28,7 +28,14 @@ from experiments.preflight import check
 from experiments.progress import Progress
 from experiments.references import References, Rival
 from experiments.report import write_report
-from experiments.run_directory import clear_drafts, locked, make_run, plan_run, run_identity
+from experiments.run_directory import (
+    check_ingredients,
+    clear_drafts,
+    locked,
+    make_run,
+    plan_run,
+    run_identity,
+)
 from experiments.run_files import IN_HULL, read_json
 from experiments.study import Study
 from experiments.summary import Finished, write_summary
@@ -162,6 +169,7 @@ class _SearchRun:
         objective = self._bind(self._study.search_on, rivals)
         with explained():
             self._study = self._study.started(self._scouting(objective, rivals))
+            check_ingredients(self._run, self._study.ingredients())
         result = self._search(objective)
         ranked = self._choose(result, objective)
         winner = ranked[0]

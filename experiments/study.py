@@ -13,6 +13,7 @@ from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
+from experiments.common_items import CommonItems
 from experiments.initial import Initial, Scouting
 from experiments.rehearsal import check_merges, check_panels, rehearse
 from experiments.scorer import Scorer
@@ -78,6 +79,12 @@ class Study:
         layers = layers_of(self.space.decode(self.space.first()))
         return saved_bytes(self.pool, self.machine.save_dtype, layers=layers)
 
+    @property
+    def common_items(self) -> CommonItems | None:
+        """The search items of every generation; None: all of them, always."""
+        share = self.config.common_items
+        return None if share is None else CommonItems(self.search_on, share, self.seed)
+
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
         return Scorer(self.resident, self.engine, panel)
@@ -91,6 +98,15 @@ class Study:
         start = self.initial.plan(self.held, scouting)
         space = assemble.open_space(self.config, self.held, start)
         return replace(self, space=space, strategy=assemble.open_strategy(self.config, space))
+
+    def ingredients(self) -> dict[str, Any]:
+        """Returns what tells the content of base, experts and start from any other."""
+        pool, space = self.pool, self.space
+        return {
+            "base": pool.base.sha256,
+            "experts": dict(zip(pool.expert_names, pool.identities, strict=True)),
+            "start": space.plan(space.first()).describe(),
+        }
 
     @classmethod
     def open(cls, config: DictConfig) -> Study:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from merging.seeding import generator
+from merging.threads import one_thread
 
 _FIRST_SKETCH = 64
 """Columns of the first sketch of a matrix; each further one has twice as many."""
@@ -27,8 +28,10 @@ def low_rank_svd(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tenso
     columns = _FIRST_SKETCH
     while 4 * columns <= min(matrix.shape):
         probe = torch.randn((matrix.shape[1], columns), generator=generator("sketch", columns))
-        span, _ = torch.linalg.qr(matrix @ probe.to(matrix))  # (m, columns)
-        left, values, right = thin_svd(span.T @ matrix)
+        with one_thread():
+            span, _ = torch.linalg.qr(matrix @ probe.to(matrix))  # (m, columns)
+            projected = span.T @ matrix
+        left, values, right = thin_svd(projected)
         if len(values) < columns:
             return (span @ left)[:, :most], values[:most], right[:most]
         columns *= 2
@@ -45,7 +48,8 @@ def thin_svd(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor, T
         matrix: ``(m, n)``, at least one entry.
         most: keep only so many leading triplets.
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    with one_thread():
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     floor = values[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
     rank = int((values > floor).sum())
     rank = rank if most is None else min(rank, most)

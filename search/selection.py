@@ -84,7 +84,10 @@ def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> lis
 
     Raises:
         SearchFailed: no record has a fitness.
+        ValueError: `k` is below 1, or as `shrink` raises.
     """
+    if k < 1:
+        raise ValueError(f"the number of finalists must be at least 1, got {k}")
     estimates = {i: estimate.value for i, estimate in shrink(records, strata).items()}
     best = sorted(
         (record for record in records if record.id in estimates),
@@ -124,14 +127,7 @@ def second_look(
         HistoryError: the file belongs to another search.
         SearchFailed: there is no finalist that could be scored.
     """
-    known = {line["id"]: line for line in jsonl.read(path)}
-    looked = []
-    for record in finalists(records, k):
-        line = known.get(record.id)
-        if line is None:
-            line = _score(record, evaluate_selection, objective)
-            jsonl.append(path, line)
-        looked.append(_finalist(record, line, objective, path))
+    looked = look(finalists(records, k), evaluate_selection, objective, path)
     ranked = sorted(looked, key=_rank)
     if not ranked:
         raise SearchFailed("the search has no candidate with a fitness; there is no winner")
@@ -141,6 +137,35 @@ def second_look(
             f"{ranked[0].id}: {ranked[0].failure}"
         )
     return ranked
+
+
+def look(
+    records: Sequence[Record],
+    evaluate: Callable[[Record], Mapping[str, Score]],
+    objective: Objective,
+    path: Path,
+) -> list[Finalist]:
+    """Scores records once more, on other items; what the file holds is not evaluated again.
+
+    Args:
+        records: with a fitness each.
+        evaluate: scores a record's genome on the other items.
+        objective: for the scores on these.
+        path: file that keeps them.
+
+    Raises:
+        ValueError: the file is corrupt.
+        HistoryError: the file belongs to another search.
+    """
+    known = {line["id"]: line for line in jsonl.read(path)}
+    looked = []
+    for record in records:
+        line = known.get(record.id)
+        if line is None:
+            line = _score(record, evaluate, objective)
+            jsonl.append(path, line)
+        looked.append(_finalist(record, line, objective, path))
+    return looked
 
 
 def _score(

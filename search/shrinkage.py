@@ -71,13 +71,17 @@ def paired_variances(cases: npt.NDArray[np.float64], strata: Strata) -> Vector:
         strata: of the items.
 
     Returns:
-        ``(candidates,)``: ``sum_t w_t^2 var_t / n_t``, 0 for a task of one item.
+        ``(candidates,)``: ``sum_t w_t^2 var_t / n_t``, 0 for a task of one item. Where a score is
+        no plain mean of its items (bits per byte weighs them), that is an approximation.
     """
-    apart = cases - cases.mean(axis=0) if len(cases) > 1 else cases
-    variances, begin = np.zeros(len(cases)), 0
+    count = len(cases)
+    apart = cases - cases.mean(axis=0) if count > 1 else cases
+    lost = count / (count - 1) if count > 1 else 1.0  # the mean row is made of the rows
+    variances, begin = np.zeros(count), 0
     for items, weight in strata:
         if items > 1:
-            variances += weight**2 * apart[:, begin : begin + items].var(axis=1, ddof=1) / items
+            spread = apart[:, begin : begin + items].var(axis=1, ddof=1)
+            variances += lost * weight**2 * spread / items
         begin += items
     return variances
 

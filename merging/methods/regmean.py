@@ -14,6 +14,7 @@ from merging.consensus import weighted_sum
 from merging.knobs import WEIGHT, Inputs, read
 from merging.method import Knob, MergeError, Slot
 from merging.statistics_files import Statistics, StatisticsError, digests_of
+from merging.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class RegMean:
 
     def _divided(self, product: Tensor, gram: Tensor, inputs: Inputs) -> Tensor:
         """Returns ``product gram^-1`` by Cholesky."""
-        factor, failed = torch.linalg.cholesky_ex(gram)
+        with one_thread():
+            factor, failed = torch.linalg.cholesky_ex(gram)
         # squared pivot over diagonal entry: the part of an input that the others do not explain
         pivots = factor.diagonal().square() / gram.diagonal()
         # without a ridge, what float32 on disk rounded away must not decide
@@ -133,7 +135,8 @@ class RegMean:
                 f"regmean: the Gram matrices of tensor {inputs.tensor!r} are singular: set "
                 "method.ridge above 0, for example 1e-6, or gather them from more data"
             )
-        return torch.cholesky_solve(product.T, factor).T
+        with one_thread():
+            return torch.cholesky_solve(product.T, factor).T
 
 
 def _float64_device(device: torch.device) -> torch.device:

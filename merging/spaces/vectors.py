@@ -69,10 +69,6 @@ class VectorGenomes:
         check(self.axes, genome)
         return genome
 
-    def describe(self, genome: Vector) -> dict[str, Any]:
-        """Returns the plan as JSON."""
-        return self.plan(genome).describe()
-
     def plan(self, genome: Vector) -> Plan:
         """Returns what `genome` stands for."""
         raise NotImplementedError

@@ -34,7 +34,8 @@ class Crossover:
         founders: names of the space's founders: experts, or the run's start.
         popsize: candidates per generation; the first has as many as there are founders, if more.
         ancestors: most individuals in a lineage, itself and every step between parents and child
-            included: bounds the time to compute it and its recipe (about 60 bytes each).
+            included: bounds the time to compute it and its recipe (about 60 bytes each). Children
+            of founders, of at most six, are never too many.
         backcross: probability that a member's mate is a founder, even one that lives no more: few
             founders are soon blended away, and what was lost with them comes back only so.
         population: who lives on and who mates.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import builders
-from tests.experiments.local import overrides
+from tests.experiments.local import make_world, overrides
 from tests.experiments.refusals import Shell
 
 KEPT = ("history.jsonl", "cases.jsonl", "references.jsonl", "finalists.jsonl", "recipe.json")
@@ -99,6 +99,23 @@ def test_winner_rebuilds_and_a_stopped_run_goes_on_to_the_bit(
     shell: Shell, world: Path, options: list[str]
 ) -> None:
     check(shell, world, options)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_experts(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    own = make_world(tmp_path / "own")
+    options = ["strategy=oneplusone", "space=weights"]
+    run(shell, own, "whole", options)
+    stop_early(shell.cwd / "whole", shell.cwd / "stopped", 5)
+    shutil.copy(shell.cwd / "whole" / "ingredients.json", shell.cwd / "stopped")
+    expert = own / "base-prose"
+    shutil.rmtree(expert)
+    builders.llama(expert, like=own / "base", seed=7, scale=0.1)
+    again = shell.run(
+        "search", *overrides(own), *options, "out=stopped", "in_hull=null", "baselines=none"
+    )
+    assert again.code == 2
+    assert "stopped was begun with another experts.prose: what lies there now has" in again.stderr
 
 
 def test_factors_of_adapters_too(shell: Shell, world: Path) -> None:

@@ -137,7 +137,7 @@ class TestCoefficientSpace:
         genome = values(data, space.axes)
         assert same_bits(space, genome, genome.copy())
         assert same_bits(space, genome, space.canonical(genome))
-        again = MergePlan.from_description(space.describe(genome)).weights(pool)
+        again = MergePlan.from_description(space.plan(genome).describe()).weights(pool)
         assert all(torch.equal(again[n], t) for n, t in space.decode(genome).items())
 
     def test_dtype_of_decoded_weights(self, pool: ExpertPool) -> None:

@@ -68,6 +68,7 @@ def test_tasks_count_by_their_weights() -> None:
     apart = cases - cases.mean(axis=0)
     expected = 0.75**2 * apart[:, :10].var(axis=1, ddof=1) / 10
     expected += 0.25**2 * apart[:, 10:29].var(axis=1, ddof=1) / 19
+    expected *= 5 / 4
     assert paired_variances(cases, strata) == pytest.approx(expected)
 
 

@@ -13,7 +13,6 @@ from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
-from experiments.common_items import CommonItems
 from experiments.initial import Initial, Scouting
 from experiments.rehearsal import check_merges, check_panels, rehearse
 from experiments.scorer import Scorer
@@ -78,12 +77,6 @@ class Study:
             return 0
         layers = layers_of(self.space.decode(self.space.first()))
         return saved_bytes(self.pool, self.machine.save_dtype, layers=layers)
-
-    @property
-    def common_items(self) -> CommonItems | None:
-        """The search items of every generation; None: all of them, always."""
-        share = self.config.common_items
-        return None if share is None else CommonItems(self.search_on, share, self.seed)
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""

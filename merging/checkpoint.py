@@ -262,14 +262,14 @@ def load(
     options: dict[str, Any] = {"config": config, "dtype": dtype}
     if state is not None:
         options["state_dict"] = state
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         loaded = architecture.from_pretrained(path, output_loading_info=True, **options)
     module, report = loaded
     return module, report
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences the load report and the bar per file; restores both."""
     output: Any = transformers_logging
     verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()

@@ -69,7 +69,9 @@ class LayerStackPlan:
         return "LayerStack"
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> StackedWeights:
-        """Returns the stack's parameters, computed when read, in float32 and cast once.
+        """Returns the stack's parameters, computed when read, scaled in float32.
+
+        A layer of a LoRA expert is taken as the expert would be saved, in the base's dtype.
 
         Args:
             pool: base and experts.

@@ -20,12 +20,11 @@ from typing import Any, NoReturn
 import torch
 from filelock import FileLock
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from experiments.encoder_experts import sentences, training
 from experiments.encoder_experts.sentences import Task
 from experiments.encoder_experts.training import Schedule
-from merging.checkpoint import Checkpoint
+from merging.checkpoint import Checkpoint, quiet_transformers
 from merging.hashing import file_sha256
 
 log = logging.getLogger(__name__)
@@ -219,7 +218,7 @@ def _train(
         bar.update()
 
     bar.set_description(f"sentences, once: training {task.name}")
-    with _quiet_transformers():
+    with quiet_transformers():
         model: Any = training.new_classifier(base, task.classes, seed=seed, label=task.name)
     training.train(
         model.to(settings.device),
@@ -235,7 +234,7 @@ def _train(
 
 
 def _save(model: Any, encoder: Checkpoint, out: Path) -> None:
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(out)
     tokenizer: Any = encoder.tokenizer()
     tokenizer.save_pretrained(out)
@@ -290,18 +289,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences the report on the new head and the bar per file, across the training's bar."""
-    output: Any = transformers_logging
-    verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
-    output.set_verbosity_error()
-    output.disable_progress_bar()
-    try:
-        yield
-    finally:
-        output.set_verbosity(verbosity)
-        if bars:
-            output.enable_progress_bar()

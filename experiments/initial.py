@@ -217,7 +217,7 @@ class BestOf:
         """
         best: tuple[float, Plan] | None = None
         for name, initial in self.of.items():
-            plan = initial.plan(pool, scouting)
+            plan = initial.plan(pool, _below(name, scouting))
             if plan is None:
                 raise ValueError(f"initial.of.{name}: a space's own start cannot be compared")
             fitness = scouting.score(name, plan)
@@ -228,3 +228,8 @@ class BestOf:
                 f"initial.of: none of {', '.join(self.of) or 'no points'} has a score"
             )
         return best[1]
+
+
+def _below(name: str, scouting: Scouting) -> Scouting:
+    """Returns the same with the names of what is scored below `name`."""
+    return Scouting(scouting.experts, lambda inner, plan: scouting.score(f"{name}.{inner}", plan))

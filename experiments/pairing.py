@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from search.strategy import Strategy
 
 _KINDS = {
-    "axes": ("numbers along axes", "space=coefficients, convex, mixed or layer_stack"),
+    "axes": ("numbers along axes", "space=weights, coefficients, convex, mixed or layer_stack"),
     "starts": ("paths through all weights", "space=full_weights or factors"),
     "founders": ("lineage trees", "space=lineage"),
 }

@@ -36,6 +36,7 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
     lines = [line for line in jsonl.read(source / "references.jsonl") if line["kind"] in _KINDS]
     numbers = {line["id"]: number for number, line in enumerate(lines)}
     for split in SPLITS:  # before the lines that they belong to, as a run writes them
+        cases_path(run, split).unlink(missing_ok=True)  # of a copy that was cut short
         for line in jsonl.read(cases_path(source, split)):
             if line["id"] in numbers:
                 jsonl.append(cases_path(run, split), {**line, "id": numbers[line["id"]]})

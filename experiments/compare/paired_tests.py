@@ -140,7 +140,10 @@ def difference(
     if over == "nothing":
         return Difference(effect, None, None, None, over, paired)
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Difference(effect, low, high, _p_value(spread, effect), over, paired)
+    least = 0.0
+    if with_items and items is not None and first.gains is not None:
+        least = 2.0 ** (1 - sum(gains.shape[1] for gains in first.gains))  # of a sign test
+    return Difference(effect, low, high, max(least, _p_value(spread, effect)), over, paired)
 
 
 def _over(items: bool, seeds: bool) -> Over:

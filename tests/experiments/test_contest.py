@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.contest import plan_entries
+from experiments.contest_plan import plan_entries
 from experiments.errors import UserError
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
@@ -18,12 +18,12 @@ FILE = """\
 name: duel
 contest:
   title: A duel
-  command: evomerge search experiment=duel
   results: PAGE.md
   workers: 1
   options: [tracker=none, baselines=none, save_model=false, in_hull=null, budget.evaluations=4]
   worlds:
     tiny: {title: A tiny world., options: OPTIONS, seeds: [0, 1]}
+    off: null
   tables:
     main:
       title: Strategies
@@ -32,6 +32,11 @@ contest:
         in hull: [strategy=cma, space=convex]
         affine: [strategy=cma, space=weights]
         broken: [strategy=cma, space=weights, initial=recipe, initial.path=nowhere.json]
+    models:
+      title: Models
+      models: true
+      arms:
+        some: [strategy=oneplusone, space=weights, budget.evaluations=1, baselines=few]
 """
 
 
@@ -52,12 +57,13 @@ def test_contest_runs_shares_reports_and_goes_on(shell: Shell, world: Path) -> N
     write_experiment(shell.cwd, world)
     command = ["search", "--config-dir", "mine", "experiment=duel", "runs=all"]
     first = shell.run(*command)
-    assert first.code == 0, first.stderr
-    assert "6 runs, 1 at a time" in first.stdout
-    assert "initial.path: nowhere.json does not exist" in first.stderr
+    assert first.code == 2
+    assert "2 of 8 runs failed; all/duel/tiny/main/broken-s0: initial.path: nowh" in first.stderr
+    assert "8 runs, 1 at a time" in first.stdout
     page = (shell.cwd / "PAGE.md").read_text()
     assert page == (shell.cwd / "all" / "duel" / "RESULTS.md").read_text()
-    assert "# A duel" in page
+    assert "# A duel\n\nWritten by `evomerge search experiment=duel`" in page
+    assert "| ties | static |" in page
     assert "## Strategies: tiny" in page
     assert "| affine |" in page
     assert "failed: broken, seed 0: initial.path: nowhere.json does not exist" in page
@@ -76,11 +82,11 @@ def test_contest_runs_shares_reports_and_goes_on(shell: Shell, world: Path) -> N
     stamp = (arms / "affine-s0" / "history.jsonl").stat().st_mtime_ns
     (arms / "affine-s0" / "report.html").unlink()
     again = shell.run(*command)
-    assert again.code == 0, again.stderr
+    assert again.code == 2
     assert (arms / "affine-s0" / "history.jsonl").read_bytes() == history
     assert (arms / "affine-s0" / "history.jsonl").stat().st_mtime_ns == stamp
     checked = shell.run("check", *command[1:])
-    assert "in all                         6 runs, 4 of them finished" in checked.stdout
+    assert "in all       8 runs, 6 of them finished" in checked.stdout
 
 
 def test_an_arm_that_cannot_start_is_refused_by_name(shell: Shell, world: Path) -> None:
@@ -94,6 +100,30 @@ def test_an_arm_that_cannot_start_is_refused_by_name(shell: Shell, world: Path) 
         "experiment=duel",
         bad,
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "pattern"),
+    [
+        (
+            "contest.tables.main.against=nobody",
+            "there is no arm 'nobody', only in hull, affine, br",
+        ),
+        ("~contest.worlds.tiny.title", r"contest\.worlds\.tiny\.title is missing"),
+        ("+contest.tables.main.againts=x", r"contest\.tables\.main\.againts is unknown: expected"),
+        ("contest.workers=0", r"contest\.workers=0: it must be at least 1"),
+        (
+            "budget.evaluations=7",
+            "budget.evaluations=7 does not reach the runs of a contest: put it",
+        ),
+        ("contest.title=???", "contest: Missing mandatory value: title"),
+    ],
+)
+def test_contests_that_make_no_sense_are_refused(
+    shell: Shell, world: Path, option: str, pattern: str
+) -> None:
+    write_experiment(shell.cwd, world)
+    shell.refuse(pattern, "check", "--config-dir", "mine", "experiment=duel", option)
 
 
 PLAN = {

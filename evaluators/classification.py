@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from evaluators.data import Line, data_path, digest, read_lines, take_range
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.requests import Classified, Classify, Request, Response
+from evaluators.subset import checked_places
 
 Example = tuple[dict[str, Tensor], int, str]  # inputs, label, digest
 
@@ -107,6 +109,15 @@ class Accuracy:
             "macro_f1": Score(macro_f1(self._labels, answers)),
             "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
         }
+
+    def subset(self, items: Sequence[int]) -> Accuracy:
+        """Returns the same on some of the items; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._requests = tuple(self._requests[place] for place in places)
+        part._labels = self._labels[places]
+        return part
 
 
 def macro_f1(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> float:

@@ -73,3 +73,17 @@ class Evaluator(Protocol):
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns a score for every metric from the answers to `requests`, in order."""
         ...
+
+    def subset(self, items: Sequence[int]) -> Evaluator:
+        """Returns this evaluator on some of its items; nothing is tokenised again.
+
+        Requests, cases and `items` are those of the full one, in the order of the places; a
+        metric of all items together is computed from these alone. The source stays the same.
+
+        Args:
+            items: places in `items`, each once.
+
+        Raises:
+            ValueError: there are none, one is no place, or one comes twice.
+        """
+        ...

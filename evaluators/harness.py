@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from evaluators.harness_tasks import (
     set_shots,
 )
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
+from evaluators.subset import checked_places, of_places
 
 _BY_ITEM = (mean, bits_per_byte, weighted_perplexity, perplexity)  # make sense for one item
 
@@ -136,6 +139,21 @@ class LmEvalTask:
                 for metric, value in self._task.process_results(doc, answers).items():
                     values[_name(metric, key, filters)].append(value)
         return {metric: self._aggregate(metric, values) for metric in self._metrics}
+
+    def subset(self, items: Sequence[int]) -> LmEvalTask:
+        """Returns the same on some of the items, in the same prompts; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        sizes = [len(instances) for instances in self._by_doc]
+        counts = iter(self._counts)
+        requests = [sum(islice(counts, size)) for size in sizes]
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._docs = [self._docs[place] for place in places]
+        part._by_doc = [self._by_doc[place] for place in places]
+        part._instances = [each for instances in part._by_doc for each in instances]
+        part._requests = of_places(self._requests, requests, places)
+        part._counts = list(of_places(self._counts, sizes, places))
+        return part
 
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from evaluators.data import Line, data_path, digest, read_lines, take_range
 from evaluators.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response
+from evaluators.subset import checked_places, of_places
 
 
 class MultipleChoice:
@@ -94,6 +96,16 @@ class MultipleChoice:
             right.append(float(np.argmax(lls) == label))
             right_norm.append(float(np.argmax(lls / sizes) == label))
         return {"acc": _mean(right), "acc_norm": _mean(right_norm)}
+
+    def subset(self, items: Sequence[int]) -> MultipleChoice:
+        """Returns the same on some of the items; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._requests = of_places(self._requests, [len(each) for each in self._sizes], places)
+        part._labels = [self._labels[place] for place in places]
+        part._sizes = [self._sizes[place] for place in places]
+        return part
 
 
 def _mean(cases: Sequence[float]) -> Score:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
+import torch
+
 from evaluators.engine import Engine
 from evaluators.evaluator import Direction, Evaluator, Score
 from evaluators.requests import EvaluationError, Request
+from merging.seeding import generator
 
 Split: TypeAlias = Literal["search", "selection", "report"]
 
@@ -60,6 +63,23 @@ class Panel:
         """Items of all tasks together."""
         return sum(len(evaluator.items) for evaluator in self.evaluators.values())
 
+    def subset(self, share: float, seed: int) -> Panel:
+        """Returns the same tasks on some of their items, drawn without replacement.
+
+        Args:
+            share: of every task's items, in (0, 1]; at least one item of each is taken.
+            seed: decides which, together with the task's name; they stay in their order.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        return Panel(
+            self.split,
+            {
+                task: evaluator.subset(_drawn(len(evaluator.items), share, seed, task))
+                for task, evaluator in self.evaluators.items()
+            },
+        )
+
     def evaluate(self, engine: Engine) -> dict[str, Score]:
         """Returns the scores of the model that `engine` holds.
 
@@ -85,6 +105,12 @@ class Panel:
                         f"{pair} both read {evaluator.source}; give them different items"
                     )
                 _check_items(pair, evaluator.items, other_evaluator.items)
+
+
+def _drawn(count: int, share: float, seed: int, task: str) -> list[int]:
+    taken = max(1, round(share * count))
+    order = torch.randperm(count, generator=generator("items", seed, task))
+    return sorted(order[:taken].tolist())
 
 
 def _check_items(pair: str, items: Sequence[str], others: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from evaluators.data import data_path, digest, read_lines, read_text, take_range
 from evaluators.encoding import language_tokenizer, prefix_token, rolling_windows
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response
+from evaluators.subset import checked_places, of_places
 
 
 class Perplexity:
@@ -62,7 +64,6 @@ class Perplexity:
             requests.extend(windows)
             self._windows.append(len(requests) - before)
         self._requests = tuple(requests)
-        self._tokens = sum(len(request.continuation) for request in requests)
         self._bytes = np.array([len(text.encode()) for text in texts], dtype=np.float64)
 
     @property
@@ -90,10 +91,21 @@ class Perplexity:
         ends = np.cumsum([0, *self._windows[:-1]])
         per_document = np.add.reduceat(np.array(totals, dtype=np.float64), ends)
         cases = -per_document / (math.log(2) * self._bytes)
+        tokens = sum(len(request.continuation) for request in self._requests)
         with np.errstate(over="ignore"):  # infinity is refused where the scores are gathered
-            perplexity = float(np.exp(-per_document.sum() / self._tokens))
+            perplexity = float(np.exp(-per_document.sum() / tokens))
         bits = float(-per_document.sum() / (math.log(2) * self._bytes.sum()))
         return {"bits_per_byte": Score(bits, cases), "perplexity": Score(perplexity)}
+
+    def subset(self, items: Sequence[int]) -> Perplexity:
+        """Returns the same on some of the documents; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._requests = of_places(self._requests, self._windows, places)
+        part._windows = [self._windows[place] for place in places]
+        part._bytes = self._bytes[places]
+        return part
 
 
 def _documents(path: Path, field: str) -> list[str]:

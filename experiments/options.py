@@ -24,6 +24,7 @@ class _Plain:
     least: float = -math.inf
     most: float = math.inf
     above: float = -math.inf
+    below: float = math.inf
 
 
 _PLAIN: Mapping[str, _Plain] = {
@@ -33,6 +34,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "runs": _Plain(str),
     "cache": _Plain(str),
     "finalists": _Plain(int, 1),
+    "common_items": _Plain(float | None, above=0, below=1),
     "choose": _Plain(Literal["second_look", "shrinkage"]),
     "save_model": _Plain(bool),
     "adapter_rank": _Plain(int | None, 1),
@@ -105,6 +107,8 @@ def _check_plain(key: str, value: Any, plain: _Plain) -> None:
         raise UserError(f"{key}={value}: it must be {limit}")
     if not value > plain.above:
         raise UserError(f"{key}={value}: it must be above {plain.above}")
+    if not value < plain.below:
+        raise UserError(f"{key}={value}: it must be below {plain.below}")
 
 
 def _nodes(raw: Any, resolved: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

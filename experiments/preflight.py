@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from evaluators.panel import Panel
+from experiments.common_items import CommonItems
 from experiments.run_directory import check_writable
 from experiments.study import Study
 
@@ -37,15 +38,18 @@ def check(study: Study, run: Path) -> Check:
     """
     check_writable(run, "out", study.model_bytes)
     merge_s = _time_merge(study)
-    ask_s = sum(_time_panel(study, panel) for panel in [study.search_on])
+    common = CommonItems.open(study.config, study.search_on)
+    asked = study.search_on if common is None else common.of(0)
+    ask_s = _time_panel(study, asked)
+    part = "" if common is None else f"{asked.item_count} of "
     for panel in (study.select_on, study.report_on):
         if panel is not None:
             _time_panel(study, panel)
     lines = [
         f"base        {study.pool.base.source} ({study.parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(study.pool.expert_names)}",
-        f"search      {study.space.dimensions:,} dimensions, {study.search_on.item_count} items "
-        f"on {', '.join(study.search_on.main)}",
+        f"search      {study.space.dimensions:,} dimensions, {part}{study.search_on.item_count} "
+        f"items on {', '.join(study.search_on.main)}",
         f"device      {study.machine.device}, {str(study.machine.dtype).removeprefix('torch.')}",
         f"memory      about {_memory_bytes(study) / 1e9:.2f} GB for base, experts and model",
         f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",

@@ -16,6 +16,7 @@ from evaluators.data import data_path
 from evaluators.evaluator import Direction
 from evaluators.panel import Panel
 from experiments import assemble
+from experiments.common_items import check_common_items
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
 from experiments.pairing import build_strategy, check_pair, check_used
@@ -87,6 +88,7 @@ def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
             "choose=second_look, or choose an objective with one"
         )
     candidates = strategy.ask()
+    check_common_items(config, strategy, len(candidates), len(names))
     if candidates:
         strategy.tell(
             [

@@ -155,6 +155,11 @@ def _search_charts(
     failed = values.count(None)
     if failed:
         caption += f" Crosses at the bottom: {failed} failed."
+    if any("items" in line for line in history):
+        caption += (
+            " Every generation was scored on random items of its own: only candidates of one "
+            "generation can be compared, and the best so far is so by luck too."
+        )
     if charts.below(values, [level.fitness[0] for level in _levels(models)]):
         caption += " Triangles at the bottom: too far below to be drawn in place."
     return [figure(chart, caption)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments import assemble, in_hull
 from experiments.certificate import Ended, InHull, write_certificate
+from experiments.common_items import CommonItems
 from experiments.contest import check_contest, run_contest
 from experiments.errors import UserError, explained
 from experiments.initial import Scouting
@@ -50,8 +51,9 @@ from merging.save_adapter import save_adapter
 from merging.weights import CheckpointError
 from search.history import History, HistoryError, Record
 from search.jsonl import DamagedFileError
-from search.loop import Budget, SearchFailed, SearchResult, search
+from search.loop import Budget, ByGeneration, SearchFailed, SearchResult, search
 from search.objective import BoundObjective, Objective
+from search.rescoring import rescore
 from search.selection import Finalist, finalists, second_look, shrunken_finalists
 
 log = logging.getLogger(__name__)
@@ -157,6 +159,7 @@ class _SearchRun:
         self._budget, self._tracker = budget, tracker
         self._references = references or References(study, run / "references.jsonl")
         self._history = History(run)
+        self._common = CommonItems.open(config, study.search_on)
 
     def finish(self) -> None:
         """Runs every step that is left; the report comes last and marks the run as finished."""
@@ -170,7 +173,7 @@ class _SearchRun:
         with explained():
             self._study = self._study.started(self._scouting(objective, rivals))
             check_ingredients(self._run, self._study.ingredients())
-        result = self._search(objective)
+        result, item_evaluations = self._comparable(self._search(objective), objective)
         ranked = self._choose(result, objective)
         winner = ranked[0]
         recipe = self._write_model(winner)
@@ -204,6 +207,7 @@ class _SearchRun:
             recipe=recipe,
             certificate=certificate,
             inside=inside,
+            item_evaluations=item_evaluations,
         )
         summary = write_summary(finished)
         if (self._run / "model").exists():
@@ -244,10 +248,13 @@ class _SearchRun:
 
     def _search(self, objective: Objective) -> SearchResult:
         study = self._study
-        scorer = study.scorer(study.search_on)
 
-        def evaluate(genome: Any) -> dict[str, Score]:
-            return scorer(study.space.decode(genome))
+        def evaluate(genome: Any, panel: Panel = study.search_on) -> dict[str, Score]:
+            return study.scorer(panel)(study.space.decode(genome))
+
+        scored: Callable[[Any], Mapping[str, Score]] | ByGeneration[Any] = evaluate
+        if (common := self._common) is not None:
+            scored = ByGeneration(lambda genome, number: evaluate(genome, common.of(number)))
 
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
         with Progress(self._budget, objective, mode=mode) as progress:
@@ -258,7 +265,7 @@ class _SearchRun:
 
             return search(
                 study.strategy,
-                evaluate,
+                scored,
                 objective,
                 self._history,
                 self._budget,
@@ -266,6 +273,31 @@ class _SearchRun:
                 canonical=lambda genome: study.space.to_json(study.space.canonical(genome)),
                 on_record=on_record,
             )
+
+    def _comparable(self, result: SearchResult, objective: Objective) -> tuple[SearchResult, int]:
+        """Returns the result with records that can be compared, and how many items were asked.
+
+        Where every generation has items of its own, these are the best few of all generations,
+        twice as many as there are finalists, scored once more on all search items.
+        """
+        panel = self._study.search_on
+        if self._common is None:
+            return result, result.evaluations * panel.item_count
+        scorer = self._study.scorer(panel)
+
+        def evaluate(record: Record) -> dict[str, Score]:
+            space = self._study.space
+            return scorer(space.decode(space.from_json(record.genome)))
+
+        again = rescore(
+            result.records,
+            2 * self._config.finalists,
+            evaluate,
+            objective,
+            self._run / "rescored.jsonl",
+        )
+        items = result.evaluations * self._common.item_count + len(again) * panel.item_count
+        return replace(result, records=tuple(again)), items
 
     def _choose(self, result: SearchResult, objective: Objective) -> list[Finalist]:
         """Returns the best few, the winner first, as ``choose`` says."""
@@ -337,7 +369,9 @@ class _SearchRun:
         folder.mkdir(exist_ok=True)
         log.info("inside the hull: %d evaluations to compare with", result.evaluations)
         budget = Budget(evaluations=result.evaluations)
-        inner = _SearchRun(self._config, study, folder, budget, NoTracker(), self._references)
+        config = self._config.copy()
+        config.common_items = None
+        inner = _SearchRun(config, study, folder, budget, NoTracker(), self._references)
         try:
             found = inner._search(objective)
             winner = inner._choose(found, objective)[0]

@@ -35,7 +35,7 @@ class Finished:
         run: the run's directory.
         rivals: base, experts and static merges on the search items.
         objective: bound on the search items.
-        result: of the loop.
+        result: of the loop; its records are those that can be compared.
         finalists: the winner first.
         selecting: objective bound on the selection items; None: there are none.
         report: all models on the held-out items; None: there are none.
@@ -43,6 +43,7 @@ class Finished:
         recipe: of the winner.
         certificate: of the hull, see `write_certificate`.
         inside: the best point inside the hull at equal budget; None: there is none.
+        item_evaluations: search items that candidates were asked, each time counted.
     """
 
     config: DictConfig
@@ -57,6 +58,7 @@ class Finished:
     recipe: Recipe
     certificate: Mapping[str, Any]
     inside: InHull | None
+    item_evaluations: int
 
 
 def write_summary(found: Finished) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         "budget": options["budget"],
         "stop": result.stop,
         "evaluations": result.evaluations,
-        "item_evaluations": result.evaluations * study.search_on.item_count,
+        "item_evaluations": found.item_evaluations,
         "failures": result.failures,
         "repeats": result.repeats,
         "seconds": result.seconds,

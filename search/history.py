@@ -36,6 +36,7 @@ class Record:
             this one was evaluated itself.
         cases: ``(cases,)`` per-item scores, where the objective gives them.
         seconds: time the evaluation took; 0 for a repeat.
+        items: number of the generation on whose own items it was scored; None: on all items.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Record:
     same_as: int | None = None
     cases: Vector | None = None
     seconds: float = 0.0
+    items: int | None = None
 
 
 class History:
@@ -92,7 +94,7 @@ class History:
 
 
 def _line(record: Record) -> dict[str, Any]:
-    return {
+    line = {
         "id": record.id,
         "genome": record.genome,
         "scores": {
@@ -102,6 +104,7 @@ def _line(record: Record) -> dict[str, Any]:
         "failure": record.failure,
         "same_as": record.same_as,
     }
+    return line if record.items is None else {**line, "items": record.items}
 
 
 def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
@@ -127,6 +130,7 @@ def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
             same_as=line["same_as"],
             cases=None if values is None else np.array(values, np.float64),
             seconds=seconds[i]["seconds"] if i in seconds else 0.0,
+            items=line.get("items"),
         )
     return records
 

@@ -57,6 +57,18 @@ class Budget:
             raise ValueError(f"budget.target must be finite, got {self.target}")
 
 
+@dataclass(frozen=True)
+class ByGeneration(Generic[G]):
+    """Scores every generation on items of its own, the same for all of its candidates.
+
+    Args:
+        evaluate: scores a genome on the items of a generation, by its number from 0: how often
+            the strategy was asked before, also in earlier sessions.
+    """
+
+    evaluate: Callable[[G, int], Mapping[str, Score]]
+
+
 @dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search gave.
@@ -65,7 +77,8 @@ class SearchResult:
         stop: ``evaluations``, ``seconds`` or ``target``: the budget; ``exhausted``: the strategy
             has nothing more to ask; ``stalled``: it only asked what had been evaluated.
         records: all candidates, in the order of ids.
-        best: ids of the best record (the first of equals), or of the non-dominated ones.
+        best: ids of the best record (the first of equals), or of the non-dominated ones; by
+            luck where every generation has items of its own.
         evaluations: how many were evaluated, in all sessions; failures included.
         failures: how many of these failed.
         repeats: how many candidates had been evaluated before.
@@ -83,7 +96,7 @@ class SearchResult:
 
 def search(
     strategy: Strategy[G],
-    evaluate: Callable[[G], Mapping[str, Score]],
+    evaluate: Callable[[G], Mapping[str, Score]] | ByGeneration[G],
     objective: Objective,
     history: History,
     budget: Budget,
@@ -100,15 +113,18 @@ def search(
 
     Args:
         strategy: freshly built.
-        evaluate: scores a genome, by ``task/metric``.
+        evaluate: scores a genome, by ``task/metric``; on all items, or on those of its
+            generation. Fitness of different generations cannot be compared then.
         objective: turns scores into fitness.
         history: of this run; may hold candidates of earlier sessions.
         budget: when to stop. A last generation that it cuts short is not told.
         encode: genome to JSON values, for the history.
         canonical: genome to JSON values that are equal for genomes that mean the same model;
-            None: `encode`. A genome that was evaluated before is not evaluated again.
+            None: `encode`. A genome that was evaluated before on the same items is not evaluated
+            again.
         on_record: called with every record in order, and whether it came from the history.
-        stall_generations: so many generations in a row with nothing but repeats end the search.
+        stall_generations: so many generations in a row with nothing but genomes that were asked
+            before end the search.
 
     Raises:
         SearchFailed: all candidates of a generation failed (of smaller generations than four:
@@ -127,7 +143,7 @@ def search(
             continue
         run.check_alive(records)
         strategy.tell([Outcome(r.id, r.fitness, r.cases) for r in records])
-        stalled = stalled + 1 if all(r.same_as is not None for r in records) else 0
+        stalled = 0 if run.new else stalled + 1
         if stalled >= stall_generations:
             stop = "stalled"
             break
@@ -139,7 +155,7 @@ class _Run(Generic[G]):
 
     def __init__(
         self,
-        evaluate: Callable[[G], Mapping[str, Score]],
+        evaluate: Callable[[G], Mapping[str, Score]] | ByGeneration[G],
         objective: Objective,
         history: History,
         budget: Budget,
@@ -151,7 +167,11 @@ class _Run(Generic[G]):
         self._history, self._budget = history, budget
         self._encode, self._canonical, self._on_record = encode, canonical, on_record
         self._records: list[Record] = []
-        self._originals: dict[str, Record] = {}
+        self._generations = 0
+        self._seen: set[str] = set()
+        self._originals: dict[tuple[int | None, str], Record] = {}
+        self.new = 0
+        """Genomes of the last generation that had never been asked before."""
         self._best: Best[None] = Best()
         self._highest = -math.inf
         self._failed_in_row: list[Record] = []
@@ -171,28 +191,34 @@ class _Run(Generic[G]):
     def generation(self, candidates: list[Candidate[G]]) -> list[Record]:
         """Returns the candidates' records; fewer than candidates where the budget ends."""
         records: list[Record] = []
+        items = self._generations if isinstance(self._evaluate, ByGeneration) else None
+        self.new = 0
         for candidate in candidates:
             if self.spent() is not None:
                 break
-            records.append(self._record(candidate))
+            records.append(self._record(candidate, items))
+        self._generations += 1
         return records
 
-    def _record(self, candidate: Candidate[G]) -> Record:
-        key = json.dumps(self._canonical(candidate.genome))
+    def _record(self, candidate: Candidate[G], items: int | None) -> Record:
+        genome = json.dumps(self._canonical(candidate.genome))
+        self.new += genome not in self._seen
+        self._seen.add(genome)
+        key = items, genome
         original = self._originals.get(key)
         record = self._history.records.get(candidate.id)
         replayed = record is not None
         if record is not None:
-            self._check(record, candidate, original)
+            self._check(record, candidate, original, items)
         else:
-            record = self._new(candidate, original)
+            record = self._new(candidate, original, items)
             self._history.append(record)
         self._note(record, key)
         if self._on_record is not None:
             self._on_record(record, replayed)
         return record
 
-    def _new(self, candidate: Candidate[G], original: Record | None) -> Record:
+    def _new(self, candidate: Candidate[G], original: Record | None, items: int | None) -> Record:
         genome = self._encode(candidate.genome)
         if original is not None:
             return replace(
@@ -204,7 +230,7 @@ class _Run(Generic[G]):
         cases: Vector | None = None
         failure: str | None = None
         try:
-            scores = self._evaluate(candidate.genome)
+            scores = self._score(candidate.genome, items)
             fitness, cases = self._objective(scores)
         except (EvaluationError, MergeError) as error:
             failure = str(error) or type(error).__name__
@@ -220,10 +246,28 @@ class _Run(Generic[G]):
             failure=failure,
             cases=cases,
             seconds=round(time.perf_counter() - began, 6),
+            items=items,
         )
 
-    def _check(self, record: Record, candidate: Candidate[G], original: Record | None) -> None:
+    def _score(self, genome: G, items: int | None) -> Mapping[str, Score]:
+        if isinstance(self._evaluate, ByGeneration):
+            assert items is not None
+            return self._evaluate.evaluate(genome, items)
+        return self._evaluate(genome)
+
+    def _check(
+        self,
+        record: Record,
+        candidate: Candidate[G],
+        original: Record | None,
+        items: int | None,
+    ) -> None:
         """Refuses a record that this very configuration would not have written."""
+        if record.items != items:
+            raise HistoryError(
+                f"candidate {record.id} of the history was scored on {_items(record.items)}, this "
+                f"search scores it on {_items(items)}: start in an empty directory"
+            )
         asked, same_as = self._encode(candidate.genome), None if original is None else original.id
         if json.dumps(record.genome) != json.dumps(asked) or record.same_as != same_as:
             raise HistoryError(
@@ -241,7 +285,7 @@ class _Run(Generic[G]):
                 "references changed: start in an empty directory"
             )
 
-    def _note(self, record: Record, key: str) -> None:
+    def _note(self, record: Record, key: tuple[int | None, str]) -> None:
         self._records.append(record)
         self._seconds += record.seconds
         self._best.add(record.id, None, record.fitness)
@@ -281,3 +325,7 @@ class _Run(Generic[G]):
             repeats=len(self._records) - len(self._originals),
             seconds=self._seconds,
         )
+
+
+def _items(generation: int | None) -> str:
+    return "all items" if generation is None else f"the items of generation {generation}"

@@ -105,6 +105,38 @@ class TestContract:
     def test_items_differ(self, case: tuple[Evaluator, Resident]) -> None:
         assert len(set(case[0].items)) == len(case[0].items)
 
+    def test_a_subset_is_the_full_one_restricted(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        places = [4, 0, 3]
+        part = evaluator.subset(places)
+        each = len(evaluator.requests()) // len(evaluator.items)
+        kept = [place * each + i for place in places for i in range(each)]
+        assert list(part.items) == [evaluator.items[place] for place in places]
+        for mine, number in zip(part.requests(), kept, strict=True):
+            assert mine is evaluator.requests()[number]  # nothing is tokenised again
+        responses = Engine(resident).run(evaluator.requests())
+        whole = evaluator.score(responses)
+        scores = part.score([responses[number] for number in kept])
+        asked = part.score(Engine(resident).run(part.requests()))
+        assert list(scores) == list(whole) == list(part.metrics)
+        for metric, score in scores.items():
+            assert asked[metric].value == pytest.approx(score.value, rel=1e-5)
+            if (cases := whole[metric].cases) is not None:
+                assert score.cases is not None
+                assert np.array_equal(score.cases, cases[places])
+        for metric, score in evaluator.score(responses).items():
+            assert score.value == whole[metric].value
+
+    def test_places_of_a_subset_are_checked(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, count = case[0], len(case[0].items)
+        with pytest.raises(ValueError, match=r"a subset of .* needs at least one item"):
+            evaluator.subset([])
+        for outside in (-1, count):
+            with pytest.raises(ValueError, match=rf"0 to {count - 1}, a subset names {outside}"):
+                evaluator.subset([0, outside])
+        with pytest.raises(ValueError, match=r"a subset of .* names item 2 more than once"):
+            evaluator.subset([2, 1, 2])
+
     def test_leaves_weights_mode_and_noise_alone(self, case: tuple[Evaluator, Resident]) -> None:
         evaluator, resident = case
         torch.manual_seed(3)
@@ -148,6 +180,47 @@ def test_windows_score_every_token_once(
     for request in requests[1:]:
         assert len(request.context) >= context
         assert len(request.context) + len(request.continuation) == (window or 48) + 1
+
+
+def test_perplexity_of_a_subset_counts_the_windows_of_its_documents(
+    short: Resident, write_lines: WriteLines
+) -> None:
+    data = write_lines(TEXTS)
+    alone = [Perplexity(short.info, data=data, window=20, take=f"{i}:{i + 1}") for i in range(6)]
+    part = Perplexity(short.info, data=data, window=20).subset([5, 0])
+    requests = [*alone[5].requests(), *alone[0].requests()]
+    assert list(part.requests()) == requests
+    assert len(alone[5].requests()) > 2
+    answers = [Likelihood(-0.5 - 0.1 * i, False) for i in range(len(requests))]
+    scores, total = part.score(answers), -sum(answer.total for answer in answers)
+    tokens = sum(len(request.continuation) for request in requests)
+    size = sum(len(TEXTS[i]["text"].encode()) for i in (5, 0))
+    assert scores["perplexity"].value == pytest.approx(math.exp(total / tokens))
+    assert scores["bits_per_byte"].value == pytest.approx(total / math.log(2) / size)
+    assert scores["bits_per_byte"].cases is not None
+    last = -sum(answer.total for answer in answers[len(alone[5].requests()) :])
+    expected = last / math.log(2) / len(TEXTS[0]["text"])
+    assert scores["bits_per_byte"].cases[1] == pytest.approx(expected)
+
+
+def test_metrics_of_all_items_are_computed_on_the_subset(
+    bert: Resident, llama: Resident, write_lines: WriteLines
+) -> None:
+    data = write_lines(LABELLED)
+    labels = np.array([int(row["label"]) for row in LABELLED])
+    draw, places = np.random.default_rng(1), [6, 1, 2, 3]
+    logits = draw.normal(size=(8, 3))
+    part = Accuracy(bert.info, data=data, head="topic").subset(places)
+    scores = part.score([Classified(logits[place]) for place in places])
+    expected = f1_score(labels[places], logits[places].argmax(axis=1), average="macro")
+    assert scores["macro_f1"].value == pytest.approx(expected)
+    assert scores["accuracy"].value == (labels == logits.argmax(axis=1))[places].mean()
+    quiz = [{**row, "choices": row["choices"][: 2 + i % 2]} for i, row in enumerate(CHOICES)]
+    quiz = [{**row, "label": 1} for row in quiz]  # questions with 2 and with 3 answers
+    asked = MultipleChoice(llama.info, data=write_lines(quiz, "quiz.jsonl")).subset([3, 0])
+    totals = [-3.0, -1.0, -2.0, -1.0, -2.0]
+    scores = asked.score([Likelihood(total, False) for total in totals])
+    assert scores["acc"].cases == pytest.approx([1, 0])
 
 
 def test_text_file_is_one_document(llama: Resident, tmp_path: Path) -> None:

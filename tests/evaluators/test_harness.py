@@ -167,6 +167,32 @@ def test_scores_equal_lm_evals_also_after_a_change(
         assert seen[0] != seen[1]
 
 
+@pytest.mark.parametrize("kind", list(kinds("")))
+def test_a_subset_scores_as_the_task_on_these_items_alone(
+    short: Resident, write_lines: WriteLines, kind: str
+) -> None:
+    """few_shot apart: a task of other items takes its examples from these."""
+    task = kinds(write_lines(ROWS))[kind]
+    evaluator, engine = LmEvalTask(short.info, task=task), Engine(short)
+    kick(short, seed=2, scale=0.3)
+    part = evaluator.subset([1, 2, 3])
+    scores = part.score(engine.run(part.requests()))
+    if kind != "few_shot":
+        alone = LmEvalTask(short.info, task=task, take="1:4")
+        expected = alone.score(engine.run(alone.requests()))
+        assert [len(each.requests()) for each in (part, alone)] == [len(part.requests())] * 2
+        assert part.items == alone.items
+        for metric, score in expected.items():
+            assert scores[metric].value == pytest.approx(score.value, rel=1e-5), metric
+    for metric, score in evaluator.score(engine.run(evaluator.requests())).items():
+        if score.cases is not None:
+            assert scores[metric].cases == pytest.approx(score.cases[1:4], rel=1e-5), metric
+    turned = evaluator.subset([3, 0])
+    for metric, score in turned.score(engine.run(turned.requests())).items():
+        if score.cases is not None and (cases := scores[metric].cases) is not None:
+            assert score.cases[0] == pytest.approx(cases[2], rel=1e-5), metric
+
+
 def test_answers_equal_lm_evals_text_by_text(llama: Resident, write_lines: WriteLines) -> None:
     task = kinds(write_lines(ROWS))["generate"]
     evaluator = LmEvalTask(llama.info, task=task)
@@ -355,6 +381,9 @@ def test_repeats_get_seeds_of_their_own(llama: Resident, write_lines: WriteLines
     assert len({each.seed for each in requests}) == 6
     scores = evaluator.score([Generated("e")] * 3 + [Generated("x")] * 3)
     assert scores["exact_match"].cases == pytest.approx([1, 0])
+    second = evaluator.subset([1])
+    assert list(second.requests()) == requests[3:]
+    assert second.score([Generated("x")] * 3)["exact_match"].value == 0
 
 
 def test_a_second_beginning_of_text_is_not_added() -> None:

@@ -60,6 +60,35 @@ def test_names_directions_and_counts(panel: Panel, llama: Resident) -> None:
     assert list(panel.evaluate(Engine(llama))) == list(panel.directions)
 
 
+def test_a_subset_asks_every_task_a_share_of_its_items(panel: Panel, llama: Resident) -> None:
+    part = panel.subset(0.4, 1)
+    assert part.item_count == round(0.4 * len(TEXTS)) + round(0.4 * len(CHOICES))
+    assert (part.split, part.directions, part.main) == ("search", panel.directions, panel.main)
+    scores, whole = part.evaluate(Engine(llama)), panel.evaluate(Engine(llama))
+    for task, metric in (("code", "bits_per_byte"), ("quiz", "acc_norm")):
+        items = list(panel.evaluators[task].items)
+        places = [items.index(item) for item in part.evaluators[task].items]
+        assert places == sorted(set(places))
+        cases = whole[f"{task}/{metric}"].cases
+        assert cases is not None
+        assert scores[f"{task}/{metric}"].cases == pytest.approx(cases[places], rel=1e-5)
+
+
+def test_a_seed_decides_the_subset_and_every_item_has_its_turn(panel: Panel) -> None:
+    def drawn(seed: int, share: float = 0.5) -> list[tuple[str, ...]]:
+        part = panel.subset(share, seed)
+        return [tuple(evaluator.items) for evaluator in part.evaluators.values()]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    seen = {item for seed in range(20) for items in drawn(seed) for item in items}
+    assert len(seen) == panel.item_count
+    assert [len(items) for items in drawn(0, 1e-9)] == [1, 1]
+    assert panel.subset(1.0, 0).item_count == panel.item_count
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"share must be above 0 and at most 1, got {share}"):
+            panel.subset(share, 0)
+
+
 def test_a_score_that_is_not_finite_is_a_failure(
     panel: Panel, llama: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 
 from experiments.contest_plan import Entry
 from experiments.errors import UserError
+from experiments.search_run import run_search
 from experiments.shared_references import share
 from experiments.table import duration
 
@@ -115,8 +116,6 @@ def _run_one(overrides: list[str], run: Path, first: Path, search_path: str | No
         first: that of the world's first run, whose scores of base and experts it takes over.
         search_path: directory with the user's own configuration.
     """
-    from experiments.search_run import run_search  # which knows contests
-
     if search_path is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{search_path}']"]
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ def search(arguments: Sequence[str]) -> int:
     """Runs a search, or a sweep of them; each returns the winner's fitness to Hydra's sweeper."""
 
     def task(config: DictConfig) -> float:
+        if config.contest is not None:
+            from experiments.contest import run_contest
+
+            return run_contest(config)
         from experiments.search_run import run_search
 
         return run_search(config)
@@ -29,9 +33,13 @@ def check(arguments: Sequence[str]) -> int:
     """Assembles and checks a search without running it."""
 
     def task(config: DictConfig) -> None:
+        if config.contest is not None:
+            from experiments.contest import check_contest
+
+            return check_contest(config)
         from experiments.search_run import run_check
 
-        run_check(config)
+        return run_check(config)
 
     return _application("check", "search", task, arguments)
 

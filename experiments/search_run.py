@@ -2,61 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from evaluators.evaluator import Score
-from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments import assemble, in_hull
-from experiments.certificate import Ended, InHull, write_certificate
-from experiments.common_items import CommonItems
-from experiments.contest import check_contest, run_contest
 from experiments.errors import UserError, explained
-from experiments.initial import Scouting
-from experiments.model_card import model_card
 from experiments.options import check_options
 from experiments.preflight import check
-from experiments.progress import Progress
-from experiments.references import References, Rival
-from experiments.report import write_report
 from experiments.run_directory import (
-    check_ingredients,
     clear_drafts,
     locked,
     make_run,
     plan_run,
-    run_identity,
 )
-from experiments.run_files import IN_HULL, read_json
+from experiments.run_files import read_json
+from experiments.search_steps import SearchSteps
 from experiments.study import Study
-from experiments.summary import Finished, write_summary
 from experiments.table import table
-from experiments.tracking import NoTracker, Tracker
-from merging.files import write_text
+from experiments.tracking import Tracker
 from merging.method import MergeError
-from merging.plan import Plan
-from merging.recipe import Recipe, dtype_name
-from merging.save import save_model
-from merging.save_adapter import save_adapter
 from merging.weights import CheckpointError
-from search.history import History, HistoryError, Record
+from search.history import HistoryError
 from search.jsonl import DamagedFileError
-from search.loop import Budget, ByGeneration, SearchFailed, SearchResult, search
-from search.objective import BoundObjective, Objective
-from search.rescoring import rescore
-from search.selection import Finalist, finalists, second_look, shrunken_finalists
-
-log = logging.getLogger(__name__)
+from search.loop import Budget, SearchFailed
 
 # What may go wrong in mid-run and is no fault of the program: the message says what to do.
 _EXPLAINED = (
@@ -72,9 +43,6 @@ _EXPLAINED = (
 
 def run_check(config: DictConfig) -> None:
     """Prints what is known before a search starts; raises UserError where it cannot start."""
-    if config.contest is not None:
-        check_contest(config)
-        return
     with explained():
         check_options(config)
         run = plan_run(config, _strategy_name())
@@ -96,10 +64,8 @@ def run_search(config: DictConfig) -> float:
     Returns:
         The winner's fitness on the selection items (on the search items where there are none,
         the mean of several objectives), higher is better: what a sweeper may look at. The
-        held-out score is never returned. Of a contest: how many of its runs failed.
+        held-out score is never returned.
     """
-    if config.contest is not None:
-        return run_contest(config)
     with explained():
         check_options(config)
         run = plan_run(config, _strategy_name())
@@ -115,7 +81,7 @@ def run_search(config: DictConfig) -> float:
         print("\n".join(found.lines))
         with explained():
             tracker: Tracker = assemble.open_partial(config.tracker)
-            steps = _SearchRun(config, study, run, budget, tracker)
+            steps = SearchSteps(config, study, run, budget, tracker)
         try:
             steps.finish()
         except _EXPLAINED as error:
@@ -141,266 +107,3 @@ def _show(run: Path) -> float:
     if (run / "model").exists():
         print(f"model     {run / 'model'}")
     return float(summary["fitness"])
-
-
-class _SearchRun:
-    """The steps of a search; each is skipped where an earlier start has done it."""
-
-    def __init__(
-        self,
-        config: DictConfig,
-        study: Study,
-        run: Path,
-        budget: Budget,
-        tracker: Tracker,
-        references: References | None = None,
-    ) -> None:
-        self._config, self._study, self._run = config, study, run
-        self._budget, self._tracker = budget, tracker
-        self._references = references or References(study, run / "references.jsonl")
-        self._history = History(run)
-        self._common = CommonItems.open(config, study.search_on)
-
-    def finish(self) -> None:
-        """Runs every step that is left; the report comes last and marks the run as finished."""
-        resolved = OmegaConf.to_container(self._config, resolve=True)
-        assert isinstance(resolved, dict)
-        options = {str(key): value for key, value in resolved.items()}
-        self._tracker.start(options, self._run, run_identity(self._config))
-        with explained():  # the first whole panel: an evaluator that cannot score says so here
-            rivals = self._references.score(self._study.search_on)
-        objective = self._bind(self._study.search_on, rivals)
-        with explained():
-            self._study = self._study.started(self._scouting(objective, rivals))
-            check_ingredients(self._run, self._study.ingredients())
-        result, item_evaluations = self._comparable(self._search(objective), objective)
-        ranked = self._choose(result, objective)
-        winner = ranked[0]
-        recipe = self._write_model(winner)
-        self._write_adapter(recipe.plan)
-        inside = self._in_hull(objective, result)
-        report = self._report(winner)
-        reporting = None
-        if report is not None and self._study.report_on is not None:
-            reporting = self._bind(self._study.report_on, report)
-        ended = Ended(
-            run=self._run,
-            study=self._study,
-            result=result,
-            finalists=ranked,
-            rivals=rivals,
-            inside=inside,
-            winner=None if report is None else report["evolved"],
-            reporting=reporting,
-        )
-        certificate = write_certificate(ended)
-        finished = Finished(
-            config=self._config,
-            study=self._study,
-            run=self._run,
-            rivals=rivals,
-            objective=objective,
-            result=result,
-            finalists=ranked,
-            report=report,
-            reporting=reporting,
-            recipe=recipe,
-            certificate=certificate,
-            inside=inside,
-            item_evaluations=item_evaluations,
-        )
-        summary = write_summary(finished)
-        if (self._run / "model").exists():
-            card = model_card(summary, recipe.to_json())
-            write_text(self._run / "model" / "README.md", card)
-        self._tracker.finish(summary, [self._run / "recipe.json"])
-        write_report(self._run)
-
-    def _scouting(self, objective: Objective, rivals: Mapping[str, Rival]) -> Scouting:
-        """Returns what the search items say of the experts, and of any other point when asked."""
-
-        def fitness(rival: Rival) -> float | None:
-            if rival.failure is not None:
-                return None
-            return float(np.mean(objective.fitness(rival.scores)))
-
-        def score(name: str, plan: Plan) -> float | None:
-            panel, held = self._study.search_on, self._study.held
-            return fitness(
-                self._references.score_one(name, "start", panel, lambda: plan.weights(held))
-            )
-
-        experts = {r.name: fitness(r) for r in rivals.values() if r.kind == "expert"}
-        return Scouting(experts, score)
-
-    def _bind(self, panel: Panel, rivals: Mapping[str, Rival]) -> Objective:
-        """Returns the objective, normalised by base and experts on the panel's own split."""
-        try:
-            bound: Objective = self._study.objective.bind(
-                panel.directions,
-                panel.main,
-                rivals["base"].scores,
-                {r.name: r.scores for r in rivals.values() if r.kind == "expert"},
-            )
-        except ValueError as error:
-            raise UserError(f"{panel.split} items: {error}") from error
-        return bound
-
-    def _search(self, objective: Objective) -> SearchResult:
-        study = self._study
-
-        def evaluate(genome: Any, panel: Panel = study.search_on) -> dict[str, Score]:
-            return study.scorer(panel)(study.space.decode(genome))
-
-        scored: Callable[[Any], Mapping[str, Score]] | ByGeneration[Any] = evaluate
-        if (common := self._common) is not None:
-            scored = ByGeneration(lambda genome, number: evaluate(genome, common.of(number)))
-
-        mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
-        with Progress(self._budget, objective, mode=mode) as progress:
-
-            def on_record(record: Record, replayed: bool) -> None:
-                progress.update(record, replayed)
-                self._tracker.log(record, replayed)
-
-            return search(
-                study.strategy,
-                scored,
-                objective,
-                self._history,
-                self._budget,
-                encode=study.space.to_json,
-                canonical=lambda genome: study.space.to_json(study.space.canonical(genome)),
-                on_record=on_record,
-            )
-
-    def _comparable(self, result: SearchResult, objective: Objective) -> tuple[SearchResult, int]:
-        """Returns the result with records that can be compared, and how many items were asked.
-
-        Where every generation has items of its own, these are the best few of all generations,
-        twice as many as there are finalists, scored once more on all search items.
-        """
-        panel = self._study.search_on
-        if self._common is None:
-            return result, result.evaluations * panel.item_count
-        scorer = self._study.scorer(panel)
-
-        def evaluate(record: Record) -> dict[str, Score]:
-            space = self._study.space
-            return scorer(space.decode(space.from_json(record.genome)))
-
-        again = rescore(
-            result.records,
-            2 * self._config.finalists,
-            evaluate,
-            objective,
-            self._run / "rescored.jsonl",
-        )
-        items = result.evaluations * self._common.item_count + len(again) * panel.item_count
-        return replace(result, records=tuple(again)), items
-
-    def _choose(self, result: SearchResult, objective: Objective) -> list[Finalist]:
-        """Returns the best few, the winner first, as ``choose`` says."""
-        if self._config.choose == "second_look":
-            return self._second_look(result)
-        if not isinstance(objective, BoundObjective) or objective.weights is None:
-            raise UserError("choose=shrinkage needs an objective with one number, not several")
-        panel = self._study.search_on
-        weights = dict(zip([t.task for t in objective.terms], objective.weights, strict=True))
-        strata = [(len(panel.evaluators[task].items), each) for task, each in weights.items()]
-        with explained():
-            return shrunken_finalists(result.records, self._config.finalists, strata)
-
-    def _second_look(self, result: SearchResult) -> list[Finalist]:
-        """Returns the best few, the winner first, ranked on items that were not ranked on yet."""
-        study, panel = self._study, self._study.select_on
-        if panel is None:
-            best = finalists(result.records, self._config.finalists)
-            unseen = [
-                Finalist(r.id, r.genome, r.fitness, {}, None)
-                for r in best
-                if r.fitness is not None
-            ]
-            return sorted(unseen, key=lambda f: (-float(np.mean(f.search)), f.id))
-        selecting = self._bind(panel, self._references.score(panel, kinds=("base", "expert")))
-        scorer = study.scorer(panel)
-
-        def evaluate(record: Record) -> dict[str, Score]:
-            return scorer(study.space.decode(study.space.from_json(record.genome)))
-
-        return second_look(
-            result.records,
-            self._config.finalists,
-            evaluate,
-            selecting,
-            self._run / "finalists.jsonl",
-        )
-
-    def _write_model(self, winner: Finalist) -> Recipe:
-        """Writes the recipe and, from the experts on disk, the model; as `rebuild` does."""
-        study = self._study
-        plan = study.space.plan(study.space.from_json(winner.genome))
-        dtype = study.machine.save_dtype
-        recipe = Recipe.of(study.pool, plan, dtype=dtype_name(dtype))
-        recipe.save(self._run / "recipe.json")
-        if study.save_model and not (self._run / "model").exists():
-            weights = plan.weights(study.pool, dtype=dtype)
-            save_model(study.pool, weights, self._run / "model", dtype=dtype)
-        return recipe
-
-    def _write_adapter(self, plan: Plan) -> None:
-        """Writes the winner as an adapter of the asked rank and says what it leaves out."""
-        rank, out = self._config.adapter_rank, self._run / "adapter"
-        if rank is not None and not out.exists():
-            pool = self._study.pool
-            print(save_adapter(pool, plan.weights(pool, dtype=torch.float32), out, rank=rank))
-
-    def _in_hull(self, objective: Objective, result: SearchResult) -> InHull | None:
-        """Searches the experts' hull for as many evaluations, below ``in_hull``; None: not asked.
-
-        Its winner is chosen as this run's is, and read on the held-out items as it would be saved.
-        """
-        parts = in_hull.companion(self._config, self._study.held, self._study.space)
-        if parts is None:
-            return None
-        space, strategy = parts
-        study = replace(self._study, space=space, strategy=strategy, save_model=False)
-        folder = self._run / "in_hull"
-        folder.mkdir(exist_ok=True)
-        log.info("inside the hull: %d evaluations to compare with", result.evaluations)
-        budget = Budget(evaluations=result.evaluations)
-        config = self._config.copy()
-        config.common_items = None
-        inner = _SearchRun(config, study, folder, budget, NoTracker(), self._references)
-        try:
-            found = inner._search(objective)
-            winner = inner._choose(found, objective)[0]
-        except SearchFailed as error:
-            log.warning("nothing inside the hull to compare with: %s", error)
-            return None
-        plan = inner._write_model(winner).plan
-        report = None
-        if study.report_on is not None:
-            report = self._references.score_one(
-                IN_HULL,
-                "in_hull",
-                study.report_on,
-                lambda: plan.weights(study.held, dtype=study.machine.save_dtype),
-            )
-        scores = next(r.scores for r in found.records if r.id == winner.id)
-        return InHull(found.evaluations, winner, scores, plan, report)
-
-    def _report(self, winner: Finalist) -> dict[str, Rival] | None:
-        """Reads the held-out items, once and for all models; None: there are none."""
-        study, panel = self._study, self._study.report_on
-        if panel is None:
-            return None
-        rivals = self._references.score(panel)
-        plan = study.space.plan(study.space.from_json(winner.genome))
-        rivals["evolved"] = self._references.score_one(
-            "evolved",
-            "evolved",
-            panel,
-            lambda: plan.weights(study.held, dtype=study.machine.save_dtype),
-        )
-        return rivals

@@ -351,7 +351,7 @@ def test_refusal_in_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_search_says_so_and_continues(world: Path, tmp_path: Path) -> None:
-    line = overrides(world, "out=run", "budget.evaluations=40", "baselines=none")
+    line = overrides(world, "out=run", "budget.evaluations=200", "baselines=none", "in_hull=null")
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", "search", *line],
         cwd=tmp_path,
@@ -369,8 +369,8 @@ def test_interrupted_search_says_so_and_continues(world: Path, tmp_path: Path) -
     assert stderr.endswith("evomerge search: interrupted; the same command continues it\n")
     assert "Traceback" not in stderr
     begun = history.read_bytes()
-    assert begun.count(b"\n") < 40
+    assert begun.count(b"\n") < 200
     done = evomerge("search", *line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert history.read_bytes().startswith(begun)
-    assert history.read_bytes().count(b"\n") == 40
+    assert history.read_bytes().count(b"\n") == 200

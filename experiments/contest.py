@@ -7,7 +7,6 @@ make by itself. Finished runs are not run again, so that the same command goes o
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -29,8 +28,6 @@ from experiments.errors import UserError
 from experiments.options import check_options
 from experiments.rehearsal import rehearse
 from merging.files import write_text
-
-log = logging.getLogger(__name__)
 
 _OWN = ("experiment=", "+experiment=", "contest.", "+contest.", "~contest.", "name=", "runs=")
 

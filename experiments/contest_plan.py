@@ -12,7 +12,7 @@ from experiments.errors import UserError
 
 # key: whether it must be there
 _PLAN = dict.fromkeys(("title", "workers", "results", "options", "worlds", "tables"), True)
-_PLAN["adapters"] = False  # read by the options of worlds
+_PLAN["values"] = False  # what options of worlds and arms read, as ${contest.values.NAME}
 _WORLD = {"title": True, "options": True, "seeds": True}
 _TABLE = {"title": True, "arms": True, "against": False, "worlds": False, "seeds": False}
 _TABLE["models"] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -13,6 +12,7 @@ from typing import Any
 from experiments.compare.compare_run import compare
 from experiments.compare.compare_text import markdown
 from experiments.contest_plan import Entry
+from experiments.run_directory import environment
 from experiments.run_files import Model, models_of, read_json, tasks_of
 from experiments.table import by_fitness, duration, fitness_text, number
 
@@ -132,20 +132,16 @@ def _read_models(run: Path) -> Sequence[Model]:
 
 def _worked_s(run: Path) -> float:
     summary = run / "summary.json"
-    if not summary.exists():
-        return 0.0
-    return float(json.loads(summary.read_text(encoding="utf-8"))["seconds"])
+    return float(read_json(summary)["seconds"]) if summary.exists() else 0.0
 
 
 def _machine() -> str:
-    import torch
-    import transformers
-
+    found = environment()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}"
+        f"{_processor()}, {found['cores']} cores, {memory:.0f} GB, {platform.system()}, Python "
+        f"{found['python']}, torch {found['packages']['torch']}, transformers "
+        f"{found['packages']['transformers']}"
     )
 
 

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 
 from experiments.contest_plan import Entry
 from experiments.errors import UserError
+from experiments.run_directory import RunLocked
 from experiments.search_run import run_search
 from experiments.shared_references import share
 from experiments.table import duration
@@ -130,10 +131,11 @@ def _run_one(overrides: list[str], run: Path, first: Path, search_path: str | No
             while True:
                 try:
                     run_search(config)
-                except UserError as error:
-                    locked = "another process is at work" in str(error)
-                    if not locked or time.monotonic() - began > _LOCK_S:
+                except RunLocked as error:
+                    if time.monotonic() - began > _LOCK_S:
                         return str(error)
                     time.sleep(1)
+                except UserError as error:
+                    return str(error)
                 else:
                     return None

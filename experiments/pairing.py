@@ -18,7 +18,7 @@ _KINDS = {
     "starts": ("paths through all weights", "space=full_weights or factors"),
     "founders": ("lineage trees", "space=lineage"),
 }
-_READ_BY = {  # part: its default, and the spaces that read it
+READ_BY = {  # part: its default, and the spaces that read it
     "method": ("merging.methods.task_arithmetic.TaskArithmetic", "weights or coefficients"),
     "grouping": ("merging.grouping.Whole", "weights, coefficients or mixed"),
     "noise": ("merging.perturbation.Gaussian", "full_weights or factors"),
@@ -58,7 +58,7 @@ def check_used(config: DictConfig) -> None:
         UserError: one was chosen; names it, the space and what reads it.
     """
     read = json.dumps(OmegaConf.to_container(config.space, resolve=False))
-    for part, (default, spaces) in _READ_BY.items():
+    for part, (default, spaces) in READ_BY.items():
         chosen = str(config[part]["_target_"])
         if chosen != default and f"${{{part}}}" not in read:
             space = str(config.space["_target_"]).rpartition(".")[2]

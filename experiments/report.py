@@ -13,6 +13,7 @@ from experiments import charts
 from experiments.charts import Level
 from experiments.heat_map import heat_map
 from experiments.hull_section import hull_section
+from experiments.optimism_section import optimism_section
 from experiments.page import Cell, figure, page, paragraph, section, table
 from experiments.run_files import (
     Json,
@@ -83,7 +84,7 @@ def render_report(files: RunFiles) -> str:
         _scores(summary, models),
         hull_section(files.certificate),
         *([] if files.recipe is None else [_coefficients(files.recipe)]),
-        _optimism(summary, models),
+        optimism_section(summary, models),
         _failures(files.history),
         _facts(files, summary),
         _environment(files),
@@ -282,51 +283,6 @@ def coefficient_maps(recipe: Json) -> dict[str, dict[str, dict[str, float]]]:
             row = value if isinstance(value, Mapping) else {"all experts": value}
             maps.setdefault(knob, {})[group] = {k: float(v) for k, v in row.items()}
     return maps
-
-
-def _optimism(summary: Json, models: Sequence[Model]) -> str:
-    winner = best_of(models, "evolved", "search")
-    held_out = winner.fitness("report") if winner is not None else None
-    rows = []
-    finalists = summary.get("finalists") or []
-    shrunk = _is_shrunk(summary)
-    for place, finalist in enumerate(finalists):
-        second = fitness_of(finalist["selection"])
-        rows.append(
-            [
-                Cell(f"candidate {finalist['id']}" + (" (winner)" if place == 0 else "")),
-                Cell(fitness_text(fitness_of(finalist["search"]))),
-                Cell(number(finalist["shrunken"]) if shrunk else fitness_text(second)),
-                Cell(fitness_text(held_out) if place == 0 else "not read"),
-            ]
-        )
-    second_head = "shrunken ↑" if shrunk else "selection ↑"
-    head = [Cell("finalist"), Cell("search ↑"), Cell(second_head), Cell("held-out ↑")]
-    return section(
-        "Optimism of the winner", paragraph(_optimism_text(summary)), table(head, rows, [0])
-    )
-
-
-def _is_shrunk(summary: Json) -> bool:
-    """Whether the winner was named by estimates instead of a second look."""
-    return any(each.get("shrunken") is not None for each in summary.get("finalists") or [])
-
-
-def _optimism_text(summary: Json) -> str:
-    optimism = summary.get("optimism")
-    why = "A candidate chosen for the best of many readings looks better there than it is"
-    if optimism is None:
-        return f"{why}; this run has no held-out score to measure by how much."
-    amount = f"{abs(optimism):.4f} {'higher' if optimism >= 0 else 'lower'}"
-    text = f"{why}: on the search items the winner reads {amount} than on held-out items."
-    if any(each["selection"] is not None for each in summary.get("finalists") or []):
-        text += " The finalists were read again on selection items before the winner was named."
-    if _is_shrunk(summary):
-        text += (
-            " The winner is the candidate with the highest estimate: its search score, shrunk "
-            "towards the mean of all candidates by as much as its items leave it in doubt."
-        )
-    return f"{text} Of the finalists, held-out items were read for the winner alone."
 
 
 def _failures(history: Sequence[Json]) -> str:

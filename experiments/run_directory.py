@@ -23,6 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 from merging.files import write_text
 
+
+class RunLocked(UserError):  # noqa: N818
+    """Another process is at work in the run's directory."""
+
+
 _LOGS_BYTES = 50e6  # room for logs and reports
 
 # What may differ between two starts of the same run: where files go and who watches.
@@ -161,13 +166,13 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the run's lock; the system frees it when the process dies, however it dies.
 
     Raises:
-        UserError: another process is at work in the directory.
+        RunLocked: another process is at work in the directory.
     """
     with (path / "run.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise RunLocked(
                 f"{path}: another process is at work on this run: wait for it or stop it"
             ) from None
         yield

@@ -12,12 +12,7 @@ from experiments import assemble, in_hull
 from experiments.errors import UserError, explained
 from experiments.options import check_options
 from experiments.preflight import check
-from experiments.run_directory import (
-    clear_drafts,
-    locked,
-    make_run,
-    plan_run,
-)
+from experiments.run_directory import clear_drafts, locked, make_run, plan_run
 from experiments.run_files import read_json
 from experiments.search_steps import SearchSteps
 from experiments.study import Study

@@ -24,10 +24,7 @@ from experiments.model_card import model_card
 from experiments.progress import Progress
 from experiments.references import References, Rival
 from experiments.report import write_report
-from experiments.run_directory import (
-    check_ingredients,
-    run_identity,
-)
+from experiments.run_directory import check_ingredients, run_identity
 from experiments.run_files import IN_HULL
 from experiments.study import Study
 from experiments.summary import Finished, write_summary

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from merging.plan import Plan
 from merging.spaces.axes import Axis, Vector, check, start
 from merging.spaces.space import SearchSpace
 
@@ -68,7 +67,3 @@ class VectorGenomes:
         genome = np.array(value, np.float64)
         check(self.axes, genome)
         return genome
-
-    def plan(self, genome: Vector) -> Plan:
-        """Returns what `genome` stands for."""
-        raise NotImplementedError

@@ -12,6 +12,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 import conf
+from experiments.pairing import READ_BY
 
 ROOT = Path(str(conf.__file__)).parent
 GROUPS = sorted(
@@ -79,6 +80,13 @@ def test_run_seed_reaches_every_random_method() -> None:
     for name, method in config.baselines.items():
         if "seed" in method:
             assert method.seed == 7, name
+
+
+def test_parts_that_a_space_may_ignore_are_known_by_their_defaults() -> None:
+    config = composed()
+    assert {part: config[part]["_target_"] for part in READ_BY} == {
+        part: default for part, (default, _) in READ_BY.items()
+    }
 
 
 @pytest.mark.parametrize("verb", ["search", "merge", "evaluate"])

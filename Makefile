@@ -31,7 +31,7 @@ test: .venv/ready
 	  || $(BIN)/pip install -q --retries 0 --timeout 15 "torch==$$torch" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
 	  || echo "no CPU build of torch $$torch found: taking the ordinary release"; \
 	fi
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,launchers]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,launchers,dp,ray]'
 	@touch $@
 
 clean:

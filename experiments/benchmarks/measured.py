@@ -1,0 +1,89 @@
+"""What a benchmark finds: two figures from one run, taken in turns, and their ratio."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the results.
+
+    Args:
+        measure: what was measured, and on what.
+        ours: our figure, or None where only the ratio is a figure.
+        other: the peer's or the limit's.
+        against: who or what the other is.
+        unit: of both figures.
+        ratio: what the bar is set for.
+        bar: what the ratio should reach; None: no bar on this device.
+        at_most: whether the ratio should stay below the bar instead.
+        note: the reason of a limit, or of a row that was skipped (`ratio` is NaN then).
+    """
+
+    measure: str
+    ours: float | None
+    other: float | None
+    against: str
+    unit: str
+    ratio: float
+    bar: float | None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the bar is met; None: there is none, or nothing was measured."""
+        if self.bar is None or self.ratio != self.ratio:
+            return None
+        return self.ratio <= self.bar if self.at_most else self.ratio >= self.bar
+
+
+def skipped(measure: str, against: str, reason: str) -> Measured:
+    """Returns a row that says why there is no figure."""
+    return Measured(measure, None, None, against, "", float("nan"), None, note=reason)
+
+
+def in_turns(
+    ours: Callable[[], Any],
+    other: Callable[[], Any],
+    *,
+    rounds: int = 7,
+    wait: Callable[[], None] = lambda: None,
+) -> tuple[float, float, float]:
+    """Returns median seconds of both, and the median over rounds of ``other / ours``.
+
+    Both are called once before, then in turns and in changing order, so that a machine that
+    becomes slower meanwhile slows both.
+
+    Args:
+        ours: what is measured.
+        other: what it is compared with.
+        rounds: how often each is called.
+        wait: called before a clock is read; waits for an asynchronous device.
+    """
+    ours(), other()
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            second = _seconds(other, wait)
+            pairs.append((_seconds(ours, wait), second))
+        else:
+            pairs.append((_seconds(ours, wait), _seconds(other, wait)))
+    return (
+        statistics.median(one for one, _ in pairs),
+        statistics.median(two for _, two in pairs),
+        statistics.median(two / one for one, two in pairs),
+    )
+
+
+def _seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began

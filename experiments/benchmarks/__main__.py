@@ -1,9 +1,9 @@
 """All benchmarks, or the named ones, one after the other; writes the results of this device.
 
-    python -m experiments.benchmarks [NAME ...] [--results DIR] [--list]
+    python -m experiments.benchmarks [NAME ...] [--results DIR]
 
-Every benchmark is a module of this package with ``measure() -> Iterable[Measured]``. Each runs in a
-process of its own. ``DIR/DEVICE.json`` keeps the rows of earlier calls on the same device, so that
+Every benchmark is a module of this package with ``measure() -> Iterable[Measured]``. Each runs
+in a process of its own. ``DIR/DEVICE.json`` keeps the rows of earlier calls on the same device, so that
 single benchmarks can be repeated; ``DIR/RESULTS.md`` is written from all files of the folder.
 """
 
@@ -61,10 +61,10 @@ def _run(name: str, results: Path) -> bool:
         print(f"  {_line(row)}", flush=True)
     device = _device()
     path = results / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-    known = json.loads(path.read_text()) if path.exists() else {"device": device, "rows": {}}
-    known["rows"][name] = {"environment": _environment(), "rows": rows}
-    known["rows"] = {each: known["rows"][each] for each in sorted(known["rows"])}
-    write_text(path, json.dumps(known, indent=1) + "\n")
+    known = json.loads(path.read_text())["rows"] if path.exists() else {}
+    known[name] = {"environment": _environment(), "rows": rows}
+    found = {"device": device, "rows": {each: known[each] for each in sorted(known)}}
+    write_text(path, json.dumps(found, indent=1) + "\n")
     return True
 
 
@@ -104,8 +104,8 @@ def _number(value: float | None, unit: str) -> str:
 def _page(results: Path) -> str:
     parts = [
         "# Benchmarks",
-        "Written by `python -m experiments.benchmarks`; do not edit by hand. Both figures of a row "
-        "come from one run on one machine, taken in turns; the ratio is the median over rounds.",
+        "Written by `python -m experiments.benchmarks`; do not edit by hand. Both figures of a "
+        "row come from one run on one machine, taken in turns; the ratio is the median over rounds.",
     ]
     for path in sorted(results.glob("*.json")):
         found = json.loads(path.read_text())

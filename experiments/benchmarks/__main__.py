@@ -3,8 +3,8 @@
     python -m experiments.benchmarks [NAME ...] [--results DIR]
 
 Every benchmark is a module of this package with ``measure() -> Iterable[Measured]``. Each runs
-in a process of its own. ``DIR/DEVICE.json`` keeps the rows of earlier calls on the same device, so that
-single benchmarks can be repeated; ``DIR/RESULTS.md`` is written from all files of the folder.
+in a process of its own. ``DIR/DEVICE.json`` keeps the rows of earlier calls on the same device, so
+that single benchmarks can be repeated; ``DIR/RESULTS.md`` is written from all files of the folder.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _number(value: float | None, unit: str) -> str:
 def _page(results: Path) -> str:
     parts = [
         "# Benchmarks",
-        "Written by `python -m experiments.benchmarks`; do not edit by hand. Both figures of a "
-        "row come from one run on one machine, taken in turns; the ratio is the median over rounds.",
+        "Written by `python -m experiments.benchmarks`; do not edit. Both figures of a row "
+        "come from one run on one machine, taken in turns; the ratio is the median over rounds.",
     ]
     for path in sorted(results.glob("*.json")):
         found = json.loads(path.read_text())

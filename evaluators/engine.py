@@ -19,14 +19,16 @@ from evaluators.requests import (
     Loglikelihood,
     Request,
     Response,
+    TokenStatistics,
 )
 from evaluators.resident import Resident
+from evaluators.token_statistics import TokenStatisticsJob
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
-R = TypeVar("R", Loglikelihood, Generate, Classify)
+R = TypeVar("R", Loglikelihood, Generate, Classify, TokenStatistics)
 
 
 class Engine:
@@ -125,6 +127,8 @@ def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) 
         jobs.append(GenerationJob(generations, resident, batch_tokens=batch_tokens))
     if classifications := _of(Classify, requests):
         jobs.append(ClassLogitsJob(classifications, resident, batch_tokens=batch_tokens))
+    if statistics := _of(TokenStatistics, requests):
+        jobs.append(TokenStatisticsJob(statistics, resident, batch_tokens=batch_tokens))
     return jobs
 
 

@@ -41,10 +41,14 @@ class Score:
         value: in the metric's own units.
         cases: ``(items,)`` per-item scores in the metric's own units and direction, same length
             and order on every call; None where the metric does not decompose.
+        chance: what a model gets on average that has nothing to go by; None: not stated.
+        interval: ends of the 95 % confidence interval of `value` over items; None: not stated.
     """
 
     value: float
     cases: Vector | None = None
+    chance: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @runtime_checkable
@@ -78,7 +82,8 @@ class Evaluator(Protocol):
         """Returns this evaluator on some of its items; nothing is tokenised again.
 
         Requests, cases and `items` are those of the full one, in the order of the places; a
-        metric of all items together is computed from these alone. The source stays the same.
+        metric of all items together is computed from these alone, and so are cases that compare
+        an item with the others. The source stays the same.
 
         Args:
             items: places in `items`, each once.

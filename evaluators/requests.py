@@ -63,7 +63,18 @@ class Classify:
     inputs: Mapping[str, Tensor]
 
 
-Request: TypeAlias = Loglikelihood | Generate | Classify
+@dataclass(frozen=True)
+class TokenStatistics:
+    """How likely is each token of a text, and how likely are tokens there on average?
+
+    Args:
+        tokens: token ids, at least two; the first is only read. They must fit into the model.
+    """
+
+    tokens: tuple[int, ...]
+
+
+Request: TypeAlias = Loglikelihood | Generate | Classify | TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -93,4 +104,19 @@ class Classified:
     logits: npt.NDArray[np.float64]
 
 
-Response: TypeAlias = Likelihood | Generated | Classified
+@dataclass(frozen=True, eq=False)
+class PerToken:
+    """Answer to `TokenStatistics`: a number for each token but the first, in nats.
+
+    Args:
+        log_probs: ``(tokens - 1,)`` float64, log p(token | those before it).
+        means: ``(tokens - 1,)`` float64, ``mu = sum_z p(z) log p(z)`` over the vocabulary.
+        deviations: ``(tokens - 1,)`` float64, ``sqrt(sum_z p(z) (log p(z) - mu)^2)``.
+    """
+
+    log_probs: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64]
+    deviations: npt.NDArray[np.float64]
+
+
+Response: TypeAlias = Likelihood | Generated | Classified | PerToken

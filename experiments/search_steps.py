@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from experiments import in_hull
 from experiments.certificate import Ended, InHull, write_certificate
 from experiments.common_items import CommonItems
 from experiments.errors import UserError, explained
+from experiments.evaluation import open_evaluation
 from experiments.initial import Scouting
 from experiments.model_card import model_card
 from experiments.progress import Progress
@@ -35,7 +36,7 @@ from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
 from merging.save_adapter import save_adapter
 from search.history import History, Record
-from search.loop import Budget, ByGeneration, SearchFailed, SearchResult, search
+from search.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import BoundObjective, Objective
 from search.rescoring import rescore
 from search.selection import Finalist, finalists, second_look, shrunken_finalists
@@ -148,14 +149,7 @@ class SearchSteps:
 
     def _search(self, objective: Objective) -> SearchResult:
         study = self._study
-
-        def evaluate(genome: Any, panel: Panel = study.search_on) -> dict[str, Score]:
-            return study.scorer(panel)(study.space.decode(genome))
-
-        scored: Callable[[Any], Mapping[str, Score]] | ByGeneration[Any] = evaluate
-        if (common := self._common) is not None:
-            scored = ByGeneration(lambda genome, number: evaluate(genome, common.of(number)))
-
+        evaluation = open_evaluation(study, self._common)
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
         with Progress(self._budget, objective, mode=mode) as progress:
 
@@ -165,7 +159,7 @@ class SearchSteps:
 
             return search(
                 study.strategy,
-                scored,
+                evaluation,
                 objective,
                 self._history,
                 self._budget,
@@ -182,7 +176,7 @@ class SearchSteps:
         """
         panel = self._study.search_on
         if self._common is None:
-            return result, result.evaluations * panel.item_count
+            return result, _items_asked(result, panel.item_count)
         scorer = self._study.scorer(panel)
 
         def evaluate(record: Record) -> dict[str, Score]:
@@ -304,3 +298,9 @@ class SearchSteps:
             lambda: plan.weights(study.held, dtype=study.machine.save_dtype),
         )
         return rivals
+
+
+def _items_asked(result: SearchResult, items: int) -> int:
+    """Returns how many items were asked, of all candidates together."""
+    own = (record for record in result.records if record.same_as is None)
+    return sum(items if record.asked is None else record.asked for record in own)

@@ -37,6 +37,7 @@ class Record:
         cases: ``(cases,)`` per-item scores, where the objective gives them.
         seconds: time the evaluation took; 0 for a repeat.
         items: number of the generation on whose own items it was scored; None: on all items.
+        asked: number of items on which the fitness is an estimate; None: it is none.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Record:
     cases: Vector | None = None
     seconds: float = 0.0
     items: int | None = None
+    asked: int | None = None
 
 
 class History:
@@ -104,7 +106,8 @@ def _line(record: Record) -> dict[str, Any]:
         "failure": record.failure,
         "same_as": record.same_as,
     }
-    return line if record.items is None else {**line, "items": record.items}
+    optional = {"items": record.items, "asked": record.asked}
+    return {**line, **{key: value for key, value in optional.items() if value is not None}}
 
 
 def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
@@ -131,6 +134,7 @@ def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
             cases=None if values is None else np.array(values, np.float64),
             seconds=seconds[i]["seconds"] if i in seconds else 0.0,
             items=line.get("items"),
+            asked=line.get("asked"),
         )
     return records
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import numpy as np
-import torch
 
-from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
-from merging.method import MergeError
 from merging.spaces.axes import Vector
+from search.evaluation import Evaluated, Evaluation
 from search.history import History, HistoryError, Record
 from search.objective import Objective
 from search.ranking import Best
@@ -57,18 +54,6 @@ class Budget:
             raise ValueError(f"budget.target must be finite, got {self.target}")
 
 
-@dataclass(frozen=True)
-class ByGeneration(Generic[G]):
-    """Scores every generation on items of its own, the same for all of its candidates.
-
-    Args:
-        evaluate: scores a genome on the items of a generation, by its number from 0: how often
-            the strategy was asked before, also in earlier sessions.
-    """
-
-    evaluate: Callable[[G, int], Mapping[str, Score]]
-
-
 @dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search gave.
@@ -96,7 +81,7 @@ class SearchResult:
 
 def search(
     strategy: Strategy[G],
-    evaluate: Callable[[G], Mapping[str, Score]] | ByGeneration[G],
+    evaluate: Evaluation[G],
     objective: Objective,
     history: History,
     budget: Budget,
@@ -113,8 +98,8 @@ def search(
 
     Args:
         strategy: freshly built.
-        evaluate: scores a genome, by ``task/metric``; on all items, or on those of its
-            generation. Fitness of different generations cannot be compared then.
+        evaluate: scores a generation; where each has items of its own, fitness of different
+            generations cannot be compared.
         objective: turns scores into fitness.
         history: of this run; may hold candidates of earlier sessions.
         budget: when to stop. A last generation that it cuts short is not told.
@@ -155,7 +140,7 @@ class _Run(Generic[G]):
 
     def __init__(
         self,
-        evaluate: Callable[[G], Mapping[str, Score]] | ByGeneration[G],
+        evaluate: Evaluation[G],
         objective: Objective,
         history: History,
         budget: Budget,
@@ -190,70 +175,90 @@ class _Run(Generic[G]):
 
     def generation(self, candidates: list[Candidate[G]]) -> list[Record]:
         """Returns the candidates' records; fewer than candidates where the budget ends."""
+        items = self._generations if self._evaluate.own_items else None
+        keys = [(items, json.dumps(self._canonical(each.genome))) for each in candidates]
+        self.new = len({genome for _, genome in keys} - self._seen)
+        self._seen |= {genome for _, genome in keys}
+        fresh = self._fresh(candidates, keys)
+        recorded = sum(each.id in self._history.records for each in fresh)
+        found: Iterator[Evaluated] = iter(())
+        if recorded < len(fresh):
+            found = self._evaluate(
+                [each.genome for each in fresh], self._generations, tuple(self._records), recorded
+            )
         records: list[Record] = []
-        items = self._generations if isinstance(self._evaluate, ByGeneration) else None
-        self.new = 0
-        for candidate in candidates:
+        for candidate, key in zip(candidates, keys, strict=True):
             if self.spent() is not None:
                 break
-            records.append(self._record(candidate, items))
+            records.append(self._record(candidate, key, found))
         self._generations += 1
         return records
 
-    def _record(self, candidate: Candidate[G], items: int | None) -> Record:
-        genome = json.dumps(self._canonical(candidate.genome))
-        self.new += genome not in self._seen
-        self._seen.add(genome)
-        key = items, genome
+    def _fresh(
+        self, candidates: list[Candidate[G]], keys: Sequence[tuple[int | None, str]]
+    ) -> list[Candidate[G]]:
+        """Returns the candidates whose genomes have not been evaluated before."""
+        known = set(self._originals)
+        fresh = []
+        for candidate, key in zip(candidates, keys, strict=True):
+            if key not in known:
+                fresh.append(candidate)
+                known.add(key)
+        return fresh
+
+    def _record(
+        self, candidate: Candidate[G], key: tuple[int | None, str], found: Iterator[Evaluated]
+    ) -> Record:
+        items = key[0]
         original = self._originals.get(key)
         record = self._history.records.get(candidate.id)
         replayed = record is not None
         if record is not None:
             self._check(record, candidate, original, items)
         else:
-            record = self._new(candidate, original, items)
+            record = self._new(candidate, original, items, found)
             self._history.append(record)
         self._note(record, key)
         if self._on_record is not None:
             self._on_record(record, replayed)
         return record
 
-    def _new(self, candidate: Candidate[G], original: Record | None, items: int | None) -> Record:
+    def _new(
+        self,
+        candidate: Candidate[G],
+        original: Record | None,
+        items: int | None,
+        found: Iterator[Evaluated],
+    ) -> Record:
         genome = self._encode(candidate.genome)
         if original is not None:
             return replace(
                 original, id=candidate.id, genome=genome, same_as=original.id, seconds=0.0
             )
-        began = time.perf_counter()
-        scores: Mapping[str, Score] = {}
+        evaluated = next(found)
         fitness: Vector | None = None
         cases: Vector | None = None
-        failure: str | None = None
-        try:
-            scores = self._score(candidate.genome, items)
-            fitness, cases = self._objective(scores)
-        except (EvaluationError, MergeError) as error:
-            failure = str(error) or type(error).__name__
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            failure = "out of memory"
+        failure = evaluated.failure
+        if evaluated.estimate is not None:
+            fitness, cases = evaluated.estimate.fitness, evaluated.estimate.cases
+        elif failure is None:
+            try:
+                fitness, cases = self._objective(evaluated.scores)
+            except EvaluationError as error:
+                failure = str(error)
         if failure is not None:
             logger.warning("candidate %d failed: %s", candidate.id, failure)
         return Record(
             id=candidate.id,
             genome=genome,
-            scores={name: float(score.value) for name, score in scores.items()},
+            scores={name: float(score.value) for name, score in evaluated.scores.items()},
             fitness=fitness,
             failure=failure,
             cases=cases,
-            seconds=round(time.perf_counter() - began, 6),
+            seconds=round(evaluated.seconds, 6),
             items=items,
+            asked=None if evaluated.estimate is None else evaluated.estimate.asked,
         )
-
-    def _score(self, genome: G, items: int | None) -> Mapping[str, Score]:
-        if isinstance(self._evaluate, ByGeneration):
-            assert items is not None
-            return self._evaluate.evaluate(genome, items)
-        return self._evaluate(genome)
 
     def _check(
         self,
@@ -275,7 +280,7 @@ class _Run(Generic[G]):
                 "now; the history does not belong to this configuration or these library "
                 "versions: start in an empty directory"
             )
-        if record.fitness is None:
+        if record.fitness is None or record.asked is not None:
             return
         fitness = self._objective.fitness(record.scores)
         if not np.array_equal(fitness, record.fitness):
@@ -288,13 +293,14 @@ class _Run(Generic[G]):
     def _note(self, record: Record, key: tuple[int | None, str]) -> None:
         self._records.append(record)
         self._seconds += record.seconds
-        self._best.add(record.id, None, record.fitness)
+        if record.asked is None:
+            self._best.add(record.id, None, record.fitness)
         if record.same_as is None:
             self._originals[key] = record
             self._failed_in_row = (
                 [] if record.fitness is not None else [*self._failed_in_row, record]
             )
-        if record.fitness is not None:
+        if record.fitness is not None and record.asked is None:
             self._highest = max(self._highest, float(record.fitness[0]))
 
     def check_alive(self, generation: list[Record]) -> None:

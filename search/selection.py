@@ -59,7 +59,7 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
     scored: list[tuple[Record, Vector]] = [
         (record, record.fitness)
         for record in sorted(records, key=lambda record: record.id)
-        if record.fitness is not None and record.same_as is None
+        if record.fitness is not None and record.same_as is None and record.asked is None
     ]
     if not scored:
         return []
@@ -88,6 +88,7 @@ def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> lis
     """
     if k < 1:
         raise ValueError(f"the number of finalists must be at least 1, got {k}")
+    records = [record for record in records if record.asked is None]
     estimates = {i: estimate.value for i, estimate in shrink(records, strata).items()}
     best = sorted(
         (record for record in records if record.id in estimates),

@@ -12,8 +12,9 @@ import pytest
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from merging.spaces.axes import Vector
+from search.evaluation import ByGeneration
 from search.history import History, HistoryError
-from search.loop import Budget, ByGeneration, SearchResult, search
+from search.loop import Budget, SearchResult, search
 from search.strategies.mergevolve import utilities_of
 from search.strategy import Strategy
 from tests.search.test_loop import (

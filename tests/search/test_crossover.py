@@ -27,6 +27,7 @@ from merging.spaces.axes import Vector
 from merging.spaces.lineage import LineageSpace
 from search import archives, fronts, niches, population, variation
 from search.archives import CycleQD, MapElites
+from search.evaluation import OneByOne
 from search.fronts import Fronts
 from search.history import History
 from search.loop import Budget, search
@@ -360,7 +361,7 @@ class TestSearch:
 
         return search(
             Crossover(seed=1, founders=problem.names, popsize=5, population=rules),
-            evaluate,
+            OneByOne(evaluate),
             BoundObjective((Term("t", "t/loss", -1.0),), (1.0,)),
             History(directory),
             Budget(evaluations=24),

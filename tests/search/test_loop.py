@@ -14,6 +14,7 @@ from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from merging.method import MergeError
 from merging.spaces.axes import Choice, Real, Vector
+from search.evaluation import OneByOne
 from search.history import History, Record
 from search.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import BoundObjective, Term
@@ -73,7 +74,7 @@ def run(
     directory.mkdir(exist_ok=True)
     return search(
         strategy,
-        evaluate,
+        OneByOne(evaluate),
         objective,
         History(directory),
         budget or Budget(evaluations=17),
@@ -224,7 +225,7 @@ class TestBudget:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr("search.loop.time.perf_counter", lambda: now[0])
+        monkeypatch.setattr("search.evaluation.time.perf_counter", lambda: now[0])
 
         def slow(genome: Vector) -> Scores:
             now[0] += 1.5

@@ -25,6 +25,7 @@ from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.weights import Weights
+from search.evaluation import OneByOne
 from search.history import History
 from search.loop import Budget, SearchFailed, search
 from search.objective import BoundObjective, Term
@@ -476,7 +477,7 @@ class TestLoop:
 
         return search(
             evolver(seed=1, popsize=4, **options),
-            evaluate,
+            OneByOne(evaluate),
             OBJECTIVE,
             History(directory),
             Budget(evaluations=23),
@@ -515,7 +516,7 @@ class TestLoop:
         with pytest.raises(SearchFailed, match=r"the last 11 candidates failed.*: no$"):
             search(
                 evolver(seed=0),
-                fail,
+                OneByOne(fail),
                 OBJECTIVE,
                 History(tmp_path),
                 Budget(evaluations=50),

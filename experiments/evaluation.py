@@ -1,0 +1,28 @@
+"""How a search scores its generations: chosen from the configuration, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from experiments.common_items import CommonItems
+from experiments.study import Study
+from search.evaluation import ByGeneration, Evaluation, OneByOne
+
+
+def open_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
+    """Returns what scores the generations of a study.
+
+    Args:
+        study: started.
+        common: the items of every generation; None: all search items for all.
+    """
+
+    def score(genome: Any, panel: Panel = study.search_on) -> Mapping[str, Score]:
+        return study.scorer(panel)(study.space.decode(genome))
+
+    if common is not None:
+        return ByGeneration(lambda genome, generation: score(genome, common.of(generation)))
+    return OneByOne(score)

@@ -1,0 +1,145 @@
+"""Mechanisms: what was run on private data, as accountants need to know it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias
+
+from merging.weights import CheckpointError
+
+
+class PrivacyRecordError(CheckpointError):
+    """A privacy record that cannot be used; names the file or key, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian noise on a sum of clipped contributions, of all units or of a Poisson sample.
+
+    Args:
+        noise_multiplier: standard deviation of the noise over the L2 sensitivity of the sum,
+            under the relation of the spend.
+        sampling_rate: probability with which every unit is in a step, independently of all
+            others; 1: all are. Shuffled batches of fixed size are no Poisson sample.
+        steps: how often.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float = 1.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(self, "noise_multiplier")
+        check_positive(self, "sampling_rate")
+        if self.sampling_rate > 1:
+            raise PrivacyRecordError(f"sampling_rate must be in (0, 1], got {self.sampling_rate}")
+        check_count(self, "steps")
+
+
+@dataclass(frozen=True)
+class PureEpsilon:
+    """Mechanisms with delta 0 of which no more is known.
+
+    Args:
+        epsilon: of one release.
+        count: how many releases.
+    """
+
+    epsilon: float
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epsilon")
+        check_count(self, "count")
+
+
+@dataclass(frozen=True)
+class Laplace(PureEpsilon):
+    """Laplace noise, all units in every release: epsilon is sensitivity over the noise's scale."""
+
+
+@dataclass(frozen=True)
+class SparseVector(PureEpsilon):
+    """The sparse vector technique (AboveThreshold where it stops at the first).
+
+    Epsilon is that of a whole run, threshold and queries together, however many were below; every
+    run has noise of its own.
+
+    Source: Lyu, Su & Li 2017, Understanding the sparse vector technique, arXiv 1603.01699.
+    """
+
+
+Mechanism: TypeAlias = Gaussian | PureEpsilon
+"""One of the four."""
+
+_KINDS: Mapping[str, type[Mechanism]] = {
+    "gaussian": Gaussian,
+    "pure": PureEpsilon,
+    "laplace": Laplace,
+    "sparse_vector": SparseVector,
+}
+
+
+def mechanism_to_json(mechanism: Mechanism) -> dict[str, Any]:
+    """Returns the mechanism as JSON with its ``kind``, readable by `mechanism_from_json`."""
+    kind = next(name for name, cls in _KINDS.items() if type(mechanism) is cls)
+    return {"kind": kind, **asdict(mechanism)}
+
+
+def mechanism_from_json(content: Any) -> Mechanism:
+    """Returns the mechanism that `mechanism_to_json` wrote.
+
+    Raises:
+        PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
+    """
+    kind = content.get("kind") if isinstance(content, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise PrivacyRecordError(
+            f"a mechanism must have a kind of {', '.join(_KINDS)}, got {content!r}"
+        )
+    cls = _KINDS[kind]
+    check_keys(f"mechanism {kind}", content, ["kind", *(each.name for each in fields(cls))])
+    return cls(**{key: value for key, value in content.items() if key != "kind"})
+
+
+def check_keys(what: str, content: Any, expected: Sequence[str]) -> None:
+    """Raises PrivacyRecordError unless `content` is an object with exactly these keys."""
+    if not isinstance(content, Mapping):
+        raise PrivacyRecordError(f"{what}: expected a JSON object, got {content!r}")
+    for key in expected:
+        if key not in content:
+            raise PrivacyRecordError(f"{what}: {key!r} is missing")
+    for key in content:
+        if key not in expected:
+            raise PrivacyRecordError(f"{what}: {key!r} is unknown, expected {', '.join(expected)}")
+
+
+def check_number(owner: object, name: str) -> None:
+    """Raises PrivacyRecordError unless the attribute is a finite number of at least 0."""
+    value = getattr(owner, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise PrivacyRecordError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def check_positive(owner: object, name: str) -> None:
+    """Raises PrivacyRecordError unless the attribute is a finite number above 0."""
+    check_number(owner, name)
+    if getattr(owner, name) == 0:
+        raise PrivacyRecordError(f"{name} must be above 0")
+
+
+def check_count(owner: object, name: str) -> None:
+    """Raises PrivacyRecordError unless the attribute is a whole number of at least 1."""
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PrivacyRecordError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_tuple(owner: object, name: str, kind: Any) -> None:
+    """Raises PrivacyRecordError unless the attribute is a tuple of one kind."""
+    value = getattr(owner, name)
+    if not isinstance(value, tuple) or not all(isinstance(each, kind) for each in value):
+        raise PrivacyRecordError(f"{name} holds something of another kind: {value!r}")

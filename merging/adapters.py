@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from merging.checkpoint import Checkpoint
 from merging.hashing import files_sha256
 from merging.naming import listing
+from merging.privacy_record import PrivacyRecord, read_record
 from merging.weight_files import WeightFiles
 from merging.weights import CheckpointError
 
@@ -149,6 +150,10 @@ class Adapter:
             yield f"{name} (lora_A)", factors.a
             yield f"{name} (lora_B)", factors.b
         yield from self._copies.items()
+
+    def privacy(self) -> PrivacyRecord | None:
+        """Returns the record beside its weights; raises as `read_record` does."""
+        return read_record(self.path)
 
     def to(self, device: torch.device) -> Adapter:
         """Returns the same adapter with its factors on `device`."""

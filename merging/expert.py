@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merging.checkpoint import Checkpoint
+from merging.privacy_record import PrivacyRecord, read_record
 from merging.weights import Weights
 
 
@@ -36,6 +37,10 @@ class Expert(Protocol):
 
     def stored(self) -> Iterator[tuple[str, Tensor]]:
         """Yields every tensor that it stores."""
+        ...
+
+    def privacy(self) -> PrivacyRecord | None:
+        """Returns the record beside its weights; None: there is none, so it is not private."""
         ...
 
     def to(self, device: torch.device) -> Expert:
@@ -76,6 +81,10 @@ class WholeExpert:
     def stored(self) -> Iterator[tuple[str, Tensor]]:
         """Yields every tensor of the checkpoint, its head included."""
         yield from self.checkpoint.items()
+
+    def privacy(self) -> PrivacyRecord | None:
+        """Returns the record beside its weights; raises as `read_record` does."""
+        return read_record(self.checkpoint.path)
 
     def to(self, device: torch.device) -> WholeExpert:
         """Returns the same expert with its tensors on `device`."""

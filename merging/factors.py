@@ -14,6 +14,7 @@ from merging.checkpoint import Checkpoint
 from merging.experts import ExpertPool
 from merging.method import MergeError
 from merging.plan import Plan
+from merging.privacy_record import PrivacyRecord
 from merging.weights import Weights
 
 _SIDES = (".lora_A", ".lora_B")
@@ -212,6 +213,10 @@ class _FactorExpert:
     def stored(self) -> Iterator[tuple[str, Tensor]]:
         """Yields what the adapter stores."""
         yield from self.adapter.stored()
+
+    def privacy(self) -> PrivacyRecord | None:
+        """Returns the adapter's record."""
+        return self.adapter.privacy()
 
     def to(self, device: torch.device) -> _FactorExpert:
         """Returns the same expert on `device`."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of experts by gradient: plain, in large lots, and under differential privacy."""

@@ -250,7 +250,9 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _weights_sha256(directory: Path) -> str:
-    """Returns the identity of the weight files of a checkpoint or an adapter."""
+    """Returns the identity of the weight files of a checkpoint or an adapter, or of statistics."""
+    if not any((directory / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
+        return files_sha256(sorted(directory.glob("*.safetensors")))
     whole = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     adapter = (directory / "adapter_config.json").is_file() and not any(
         (directory / name).is_file() for name in whole

@@ -53,7 +53,7 @@ class Recipe:
         experts: expert name to ingredient, in the order of the pool.
         plan: what was done with them.
         dtype: of the saved parameters, for example ``bfloat16``; None: each one's in the base.
-        privacy: ledger entry; None: no expert carries a privacy record.
+        privacy: what `merging.ledger.Ledger` describes; None: nothing is known of it.
     """
 
     base: Ingredient
@@ -63,13 +63,21 @@ class Recipe:
     privacy: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, pool: ExpertPool, plan: Plan, *, dtype: str | None = None) -> Recipe:
+    def of(
+        cls,
+        pool: ExpertPool,
+        plan: Plan,
+        *,
+        dtype: str | None = None,
+        privacy: Mapping[str, Any] | None = None,
+    ) -> Recipe:
         """Returns the recipe of `plan` over `pool`."""
         experts = {
             name: Ingredient(pool.sources[name], sha256)
             for name, sha256 in zip(pool.expert_names, pool.identities, strict=True)
         }
-        return cls(Ingredient(pool.base.source, pool.base.sha256), experts, plan, dtype)
+        base = Ingredient(pool.base.source, pool.base.sha256)
+        return cls(base, experts, plan, dtype, privacy)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON."""

@@ -21,7 +21,9 @@ from merging.depth import Restacked
 from merging.expert import WholeExpert
 from merging.experts import ExpertPool
 from merging.layer_stack import layers_of
+from merging.ledger import Ledger
 from merging.naming import listing
+from merging.privacy_record import write_record
 from merging.weights import CheckpointError, Weights
 
 SHARD_BYTES = 5 * 10**9
@@ -50,6 +52,7 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
     card: str | None = None,
+    ledger: Ledger | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -65,6 +68,8 @@ def save_model(
         out: directory to create; its parents are created too.
         dtype: of every float tensor; None: each as in the base.
         card: text of README.md; None: a short one that names base and experts.
+        ledger: what its private data cost, for ``privacy.json``; None, or none of the experts
+            has a record: no such file.
         overwrite: replace `out` where it holds a model.
         shard_bytes: largest size of a weight file; the most that is held in memory.
 
@@ -85,6 +90,14 @@ def save_model(
             head = draft / "heads" / name
             head.mkdir(parents=True)
             _write(own, _Merged(own, weights, own.prefix), head, dtype, shard_bytes)
+            write_ledger(head, ledger)
+        write_ledger(draft, ledger)
+
+
+def write_ledger(directory: Path, ledger: Ledger | None) -> None:
+    """Writes ``privacy.json`` beside the weights in `directory`, where there is a record."""
+    if ledger is not None and ledger.recorded:
+        write_record(directory, ledger.record(), words=ledger.sentences())
 
 
 def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | None = None) -> int:

@@ -15,8 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from merging.experts import ExpertPool
+from merging.ledger import Ledger
 from merging.naming import listing
-from merging.save import staged
+from merging.save import staged, write_ledger
 from merging.spectral import low_rank_svd
 from merging.weights import CheckpointError, Weights
 
@@ -51,7 +52,9 @@ class SavedAdapter:
         )
 
 
-def save_adapter(pool: ExpertPool, weights: Weights, out: Path, *, rank: int) -> SavedAdapter:
+def save_adapter(
+    pool: ExpertPool, weights: Weights, out: Path, *, rank: int, ledger: Ledger | None = None
+) -> SavedAdapter:
     """Writes merged minus base as a PEFT LoRA adapter: the best of its rank, matrix by matrix.
 
     The weight of a linear or embedding layer is held as factors by its leading singular triplets
@@ -64,6 +67,7 @@ def save_adapter(pool: ExpertPool, weights: Weights, out: Path, *, rank: int) ->
         weights: every tensor of ``pool.names``, best in float32: each is read once or twice.
         out: directory to create; its parents are created too.
         rank: of every factor; smaller matrices are padded with zeros.
+        ledger: what its private data cost, for ``privacy.json``; see `save_model`.
 
     Returns:
         How much of the merged model the adapter holds.
@@ -94,6 +98,7 @@ def save_adapter(pool: ExpertPool, weights: Weights, out: Path, *, rank: int) ->
         text = json.dumps(draft.config(), indent=2, sort_keys=True) + "\n"
         (directory / "adapter_config.json").write_text(text, encoding="utf-8")
         (directory / "README.md").write_text(_card(pool, saved), encoding="utf-8")
+        write_ledger(directory, ledger)
     return saved
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluators.batching import Deadline, pack, pad_token, padded
-from evaluators.forward import kept_logits, token_log_probs
-from evaluators.requests import PerToken, Response, TokenStatistics
+from evaluators.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.forward import check_finite, kept_logits, token_log_probs
+from evaluators.population import Population, tiled
+from evaluators.requests import PerToken, TokenStatistics
 from evaluators.resident import Resident
 
 _CHUNK_ELEMENTS = 1 << 25  # float32 log-probabilities held at once, twice: 256 MiB
@@ -64,21 +66,31 @@ class TokenStatisticsJob:
             for batch in packed
         ]
 
-    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
         """Fills in a `PerToken` for every request; see `Job`."""
         for batch in self._batches:
-            deadline.check()
-            logits, _ = kept_logits(
-                resident.module, batch.kept, input_ids=batch.input_ids, use_cache=False
-            )
-            rows = torch.arange(len(batch.token), device=logits.device)
-            log_probs, _ = token_log_probs(logits, rows, batch.token)
-            columns = torch.stack([log_probs, *vocabulary_statistics(logits)]).cpu().double()
-            parts = torch.split(columns, batch.lengths, dim=1)
-            for part, places in zip(parts, batch.places, strict=True):
-                answer = PerToken(*part.numpy())
-                for place in places:
-                    answers[place] = answer
+            for part in population.parts(*batch.input_ids.shape):
+                deadline.check()
+                found = _statistics(resident.module, batch, len(part))
+                for candidate, mine in zip(part, found, strict=True):
+                    check_finite(mine[0].numpy(), candidate, answers)
+                    parts = torch.split(mine, list(batch.lengths), dim=1)
+                    for columns, places in zip(parts, batch.places, strict=True):
+                        answer = PerToken(*columns.numpy())
+                        for place in places:
+                            answers.put(candidate, place, answer)
+
+
+def _statistics(module: Any, batch: _Batch, candidates: int) -> Tensor:
+    """Returns log-probability, mean and deviation: ``(candidates, 3, kept)`` float64."""
+    ids, kept = batch.input_ids, tiled(batch.kept, candidates, batch.input_ids.numel())
+    logits, _ = kept_logits(module, kept, input_ids=ids.repeat(candidates, 1), use_cache=False)
+    rows = torch.arange(len(kept), device=logits.device)
+    log_probs, _ = token_log_probs(logits, rows, batch.token.repeat(candidates))
+    columns = torch.stack([log_probs, *vocabulary_statistics(logits)]).cpu().double()
+    return columns.view(3, candidates, -1).transpose(0, 1)
 
 
 def vocabulary_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,161 @@
+"""Exposure: by how many bits of guessing does the model give a planted value away?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import special
+
+from evaluators.encoding import language_tokenizer
+from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.memorization.canaries import chosen_canaries
+from evaluators.memorization.candidate_losses import CandidateLosses, ScoreOn
+from evaluators.memorization.intervals import mean_interval, share_interval
+from evaluators.memorization.skew_normal import fit_skew_normal
+from evaluators.requests import Request, Response
+from merging.spaces.axes import Vector
+
+
+class Exposure:
+    """Where does the planted value rank among values that were never trained on?
+
+    exposure = log2 R - log2 rank, by loss among R candidates: the planted value and its reference
+    set. Exact where the file's variants are all other values that might have been planted,
+    sampled where they are some of them, or where `references` draws some. It ranges from 0 to
+    log2 R. exposure_extrapolated = -log2 P(loss of a random value <= that of the planted one), by
+    a skew-normal distribution fitted to the losses of the reference set: it has no upper end.
+    ranked_first is the share of canaries with a smaller loss than every variant. The scores are
+    means over canaries; the cases are the canaries'.
+
+    Args:
+        model: what the models to come have in common.
+        data: file of canaries, see `evaluators.memorization.canaries`.
+        split: replaces ``{split}`` in `data`.
+        score_on: ``record``: the loss of the whole record; ``value``: of the value's own tokens,
+            which is less to compute.
+        group: only canaries of this group; None: all.
+        take: ``start:stop`` of these; None: all.
+        references: variants of each canary that are drawn as its reference set; None: all.
+        seed: of this draw.
+
+    Source: Carlini et al. 2019, The Secret Sharer, arXiv 1802.08232, definitions 4 to 6. There the
+        reference set does not contain the canary; here R counts it, so that a value that ranks
+        last has 0 bits. Equal losses share their ranks.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        data: str,
+        split: str | None = None,
+        score_on: ScoreOn = "record",
+        group: str | None = None,
+        take: str | None = None,
+        references: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        canaries, source = chosen_canaries(
+            data, split=split, group=group, take=take, references=references, seed=seed
+        )
+        self._candidates = CandidateLosses(
+            language_tokenizer(model, f"exposure on {data}"),
+            canaries,
+            score_on=score_on,
+            max_length=model.max_length,
+            source=source,
+        )
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """``exposure`` first, ``exposure_extrapolated``, ``ranked_first``: all to be minimised."""
+        return {
+            "exposure": "minimize",
+            "exposure_extrapolated": "minimize",
+            "ranked_first": "minimize",
+        }
+
+    @property
+    def source(self) -> str:
+        """The file's path and which of its canaries."""
+        return self._candidates.source
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Digest of every canary's record and variants."""
+        return self._candidates.items
+
+    def requests(self) -> Sequence[Request]:
+        """Returns one request for every candidate, canary after canary, the planted one first."""
+        return self._candidates.requests
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns exposures in bits, and the share that is ranked first."""
+        losses = self._candidates.losses(responses)
+        exposures = np.array([exposure(each[0], each[1:]) for each in losses])
+        beyond = np.array([extrapolated(each[0], each[1:]) for each in losses])
+        first = np.array([float(each[0] < each[1:].min()) for each in losses])
+        sizes = self._candidates.sizes
+        floor = sum(chance_exposure(size) for size in sizes) / len(sizes)
+        by_luck = sum(1 / size for size in sizes) / len(sizes)
+        hits = share_interval(int(first.sum()), len(first))
+        return {
+            "exposure": Score(float(exposures.mean()), exposures, floor, mean_interval(exposures)),
+            "exposure_extrapolated": Score(
+                float(beyond.mean()), beyond, 1 / math.log(2), mean_interval(beyond)
+            ),
+            "ranked_first": Score(float(first.mean()), first, by_luck, hits),
+        }
+
+    def subset(self, items: Sequence[int]) -> Exposure:
+        """Returns the same on some of the canaries; see `Evaluator`."""
+        part = copy.copy(self)
+        part._candidates = self._candidates.subset(items)
+        return part
+
+
+def exposure(planted: float, references: Vector) -> float:
+    """Returns ``log2 R - log2 rank`` in bits, ``R = references + 1``; ties count half a rank.
+
+    Args:
+        planted: loss of the planted value.
+        references: ``(references,)`` losses of the others.
+
+    Example:
+        >>> import numpy as np
+        >>> exposure(1.0, np.array([2.0, 3.0, 4.0])), exposure(9.0, np.array([2.0, 3.0, 4.0]))
+        (2.0, 0.0)
+    """
+    rank = 1 + float((references < planted).sum()) + 0.5 * float((references == planted).sum())
+    return math.log2((len(references) + 1) / rank)
+
+
+def extrapolated(planted: float, references: Vector) -> float:
+    """Returns ``-log2 F(planted)``, F a skew-normal fitted to `references`; at least 0.
+
+    Where all references are equal there is nothing to fit, and the rank's exposure is returned.
+
+    Args:
+        planted: loss of the planted value.
+        references: ``(references,)`` losses of the others.
+
+    Source: Carlini et al. 2019, arXiv 1802.08232, section 4.3; the fit has a penalty, see
+        `evaluators.memorization.skew_normal`.
+    """
+    if float(np.ptp(references)) == 0:
+        return exposure(planted, references)
+    return -fit_skew_normal(references).log_cdf(planted) / math.log(2)
+
+
+def chance_exposure(candidates: int) -> float:
+    """Returns the mean exposure where every rank is equally likely, in bits.
+
+    ``log2 R - log2(R!) / R``: 1.40 for R = 101, log2 e = 1.44 for large R; not the 1 bit of the
+    middle rank.
+    """
+    return math.log2(candidates) - float(special.gammaln(candidates + 1)) / (
+        candidates * math.log(2)
+    )

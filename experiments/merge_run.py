@@ -14,10 +14,12 @@ from experiments import assemble
 from experiments.errors import UserError, explained
 from experiments.model_card import static_card
 from experiments.options import check_groups, check_options
+from experiments.privacy_section import privacy_lines
 from experiments.rehearsal import check_merges
 from experiments.run_directory import check_writable
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
+from merging.ledger import Ledger
 from merging.mergekit_yaml.reading import from_mergekit
 from merging.method import MergeError, MergeMethod
 from merging.plan import MergePlan, uniform_plan
@@ -56,22 +58,25 @@ def run_merge(config: DictConfig) -> None:
             job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
         check_writable(out, "out", saved_bytes(pool, dtype))
+        ledger = Ledger.of(pool, plan, searched=False)
         check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
             check_adapter(pool, plan.weights(pool))
         pool.check_finite()
         held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
         weights = plan.weights(held, dtype=dtype)
-        recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype))
+        recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     try:
-        save_model(pool, _Shown(weights), out, dtype=dtype, card=static_card(recipe.to_json()))
+        card = static_card(recipe.to_json())
+        save_model(pool, _Shown(weights), out, dtype=dtype, card=card, ledger=ledger)
         recipe.save(out / "recipe.json")
         if config.adapter_rank is not None:
             exact = plan.weights(held, dtype=torch.float32)
-            print(save_adapter(pool, exact, out / "adapter", rank=config.adapter_rank))
+            rank, adapter = config.adapter_rank, out / "adapter"
+            print(save_adapter(pool, exact, adapter, rank=rank, ledger=ledger))
     except (MergeError, CheckpointError, OSError) as error:
         raise UserError(str(error)) from error
-    print(out)
+    print(*privacy_lines(ledger.describe()), out, sep="\n")
 
 
 def static_plan(

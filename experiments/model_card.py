@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from experiments.privacy_section import privacy_words
 from experiments.run_files import Json, models_of, shown_split, tasks_of
 from experiments.table import by_fitness, fitness_text, number, verdict
 
@@ -188,14 +189,11 @@ def _rebuilding() -> str:
 
 
 def _privacy(recipe: Json) -> str:
-    record = recipe.get("privacy")
-    if record is None:
-        return (
-            "## Privacy\n\nNot private: the experts carry no privacy record, so nothing is "
-            "guaranteed about the data they were trained on or the data the search read."
-        )
-    lines = [f"- {key}: {value}" for key, value in record.items()]
-    return "\n".join(["## Privacy", "", "Privacy record of this merge:", "", *lines])
+    words = privacy_words(recipe)
+    if len(words) == 1:
+        return f"## Privacy\n\n{words[0]}"
+    lines = [f"- {' '.join(sentence.split())}" for sentence in words]
+    return "\n".join(["## Privacy", "", *lines, "", "`recipe.json` and `privacy.json` have all."])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -37,6 +37,8 @@ def rebuild(arguments: Sequence[str]) -> int:
 
 def _rebuild(options: argparse.Namespace) -> None:
     from merging.files import write_text
+    from merging.ledger import Ledger
+    from merging.mechanisms import PrivacyRecordError
     from merging.mergekit_yaml.writing import to_mergekit
     from merging.recipe import Recipe
     from merging.save import save_model
@@ -54,6 +56,10 @@ def _rebuild(options: argparse.Namespace) -> None:
         write_text(options.mergekit, to_mergekit(recipe, pool))
         print(options.mergekit)
         return
+    try:
+        ledger = Ledger.rebuilt(recipe.privacy, pool, recipe.plan)
+    except PrivacyRecordError as error:
+        raise PrivacyRecordError(f"{options.recipe}: {error}") from error
     card = options.recipe.parent / "model" / "README.md"
     save_model(
         pool,
@@ -61,6 +67,7 @@ def _rebuild(options: argparse.Namespace) -> None:
         options.out,
         dtype=recipe.torch_dtype,
         card=card.read_text(encoding="utf-8") if card.exists() else None,
+        ledger=ledger,
     )
     print(options.out)
 

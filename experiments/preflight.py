@@ -11,8 +11,10 @@ import torch
 
 from evaluators.panel import Panel
 from experiments.common_items import CommonItems
+from experiments.privacy_section import privacy_lines
 from experiments.run_directory import check_writable
 from experiments.study import Study
+from merging.ledger import Ledger
 
 _SAMPLE = 16  # requests per evaluator that the time estimate is taken from
 
@@ -54,6 +56,8 @@ def check(study: Study, run: Path) -> Check:
         f"memory      about {_memory_bytes(study) / 1e9:.2f} GB for base, experts and model",
         f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",
     ]
+    ledger = Ledger.of(study.pool, study.space.plan(study.space.first()), searched=True)
+    lines += privacy_lines(ledger.describe())
     lines += _warnings(study)
     return Check(tuple(lines), merge_s + ask_s)
 

@@ -15,6 +15,7 @@ from experiments.heat_map import heat_map
 from experiments.hull_section import hull_section
 from experiments.optimism_section import optimism_section
 from experiments.page import Cell, figure, page, paragraph, section, table
+from experiments.privacy_section import privacy_section
 from experiments.run_files import (
     Json,
     Model,
@@ -85,6 +86,7 @@ def render_report(files: RunFiles) -> str:
         hull_section(files.certificate),
         *([] if files.recipe is None else [_coefficients(files.recipe)]),
         optimism_section(summary, models),
+        privacy_section(files.recipe),
         _failures(files.history),
         _facts(files, summary),
         _environment(files),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from experiments import in_hull
 from experiments.certificate import Ended, InHull, write_certificate
 from experiments.common_items import CommonItems
 from experiments.errors import UserError, explained
-from experiments.evaluation import open_evaluation
+from experiments.evaluation import open_bench, open_evaluation
 from experiments.initial import Scouting
 from experiments.model_card import model_card
 from experiments.progress import Progress
@@ -31,6 +32,7 @@ from experiments.study import Study
 from experiments.summary import Finished, write_summary
 from experiments.tracking import NoTracker, Tracker
 from merging.files import write_text
+from merging.ledger import Ledger
 from merging.plan import Plan
 from merging.recipe import Recipe, dtype_name
 from merging.save import save_model
@@ -40,6 +42,7 @@ from search.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import BoundObjective, Objective
 from search.rescoring import rescore
 from search.selection import Finalist, finalists, second_look, shrunken_finalists
+from search.steady import search_steadily
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +112,7 @@ class SearchSteps:
             certificate=certificate,
             inside=inside,
             item_evaluations=item_evaluations,
+            ledger=self._ledger(recipe.plan),
         )
         summary = write_summary(finished)
         if (self._run / "model").exists():
@@ -149,7 +153,11 @@ class SearchSteps:
 
     def _search(self, objective: Objective) -> SearchResult:
         study = self._study
-        evaluation = open_evaluation(study, self._common)
+        run: Callable[..., SearchResult]
+        if self._config.asynchronous:
+            run = partial(search_steadily, study.strategy, open_bench(study))  # type: ignore[arg-type]
+        else:
+            run = partial(search, study.strategy, open_evaluation(study, self._common))
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
         with Progress(self._budget, objective, mode=mode) as progress:
 
@@ -157,9 +165,7 @@ class SearchSteps:
                 progress.update(record, replayed)
                 self._tracker.log(record, replayed)
 
-            return search(
-                study.strategy,
-                evaluation,
+            return run(
                 objective,
                 self._history,
                 self._budget,
@@ -235,19 +241,26 @@ class SearchSteps:
         study = self._study
         plan = study.space.plan(study.space.from_json(winner.genome))
         dtype = study.machine.save_dtype
-        recipe = Recipe.of(study.pool, plan, dtype=dtype_name(dtype))
+        ledger = self._ledger(plan)
+        privacy = ledger.describe()
+        recipe = Recipe.of(study.pool, plan, dtype=dtype_name(dtype), privacy=privacy)
         recipe.save(self._run / "recipe.json")
         if study.save_model and not (self._run / "model").exists():
             weights = plan.weights(study.pool, dtype=dtype)
-            save_model(study.pool, weights, self._run / "model", dtype=dtype)
+            save_model(study.pool, weights, self._run / "model", dtype=dtype, ledger=ledger)
         return recipe
+
+    def _ledger(self, plan: Plan) -> Ledger:
+        """Returns what the experts' and the search's private data cost."""
+        return Ledger.of(self._study.pool, plan, searched=True)
 
     def _write_adapter(self, plan: Plan) -> None:
         """Writes the winner as an adapter of the asked rank and says what it leaves out."""
         rank, out = self._config.adapter_rank, self._run / "adapter"
         if rank is not None and not out.exists():
             pool = self._study.pool
-            print(save_adapter(pool, plan.weights(pool, dtype=torch.float32), out, rank=rank))
+            weights = plan.weights(pool, dtype=torch.float32)
+            print(save_adapter(pool, weights, out, rank=rank, ledger=self._ledger(plan)))
 
     def _in_hull(self, objective: Objective, result: SearchResult) -> InHull | None:
         """Searches the experts' hull for as many evaluations, below ``in_hull``; None: not asked.
@@ -258,13 +271,20 @@ class SearchSteps:
         if parts is None:
             return None
         space, strategy = parts
-        study = replace(self._study, space=space, strategy=strategy, save_model=False)
+        config = self._config.copy()
+        config.common_items, config.asynchronous, config.space = None, False, config.in_hull.space
+        study = replace(
+            self._study,
+            config=config,
+            space=space,
+            strategy=strategy,
+            save_model=False,
+            start=None,
+        )
         folder = self._run / "in_hull"
         folder.mkdir(exist_ok=True)
         log.info("inside the hull: %d evaluations to compare with", result.evaluations)
         budget = Budget(evaluations=result.evaluations)
-        config = self._config.copy()
-        config.common_items = None
         inner = SearchSteps(config, study, folder, budget, NoTracker(), self._references)
         try:
             found = inner._search(objective)

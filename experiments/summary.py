@@ -18,6 +18,7 @@ from experiments.run_directory import run_identity
 from experiments.run_files import IN_HULL
 from experiments.study import Study
 from merging.files import write_text
+from merging.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.spaces.displaced import DisplacedSpace
 from search.loop import SearchResult
@@ -44,6 +45,7 @@ class Finished:
         certificate: of the hull, see `write_certificate`.
         inside: the best point inside the hull at equal budget; None: there is none.
         item_evaluations: search items that candidates were asked, each time counted.
+        ledger: what the winner's private data cost.
     """
 
     config: DictConfig
@@ -59,6 +61,7 @@ class Finished:
     certificate: Mapping[str, Any]
     inside: InHull | None
     item_evaluations: int
+    ledger: Ledger
 
 
 def write_summary(found: Finished) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         optimism = float(np.mean(winner.search) - np.mean(held_out["fitness"]))
     options = OmegaConf.to_container(found.config, resolve=True)
     assert isinstance(options, dict)
+    ledger = found.ledger.describe()
     summary = {
         "name": found.config.name,
         "run": found.run.name,
@@ -102,6 +106,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         "fitness": float(np.mean(looked)),
         "optimism": optimism,
         "certificate": {key: found.certificate[key] for key in ("sentences", "gain")},
+        "privacy": {k: ledger[k] for k in ("private", "words", "data_sets", "unrecorded")},
         "budget": options["budget"],
         "stop": result.stop,
         "evaluations": result.evaluations,

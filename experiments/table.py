@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.privacy_section import privacy_lines
 from experiments.run_files import Json, Model, Split, Task, models_of, shown_split, tasks_of
 
 KINDS = ("base", "expert", "static", "in_hull", "evolved")
@@ -148,6 +149,7 @@ def table(summary: Json) -> str:
             "",
             verdict(summary).text,
             *certified(summary),
+            *privacy_lines(summary.get("privacy")),
         ]
     )
 

@@ -50,6 +50,8 @@ class Ledger:
             PrivacyRecordError: a record is malformed, edited, or of other weights; names it.
         """
         ledger = cls()
+        if (shared := read_record(pool.base.path)) is not None:  # without one it is public
+            ledger = ledger.read(shared, "the base", pool.base.sha256)
         for name in pool.expert_names if searched else experts_of(plan, pool.expert_names):
             expert = pool.experts[name]
             record = expert.privacy()

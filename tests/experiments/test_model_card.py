@@ -115,9 +115,9 @@ def test_no_privacy_record_is_said_in_words():
 
 
 def test_privacy_record_is_shown():
-    recipe = build_recipe() | {"privacy": {"epsilon": 3.0, "delta": 1e-5}}
-    text = section(static_card(recipe), "Privacy")
-    assert "- epsilon: 3.0\n- delta: 1e-05" in text
+    words = ["(ε, δ) = (3, 1e-05) per record of data set tickets.", "Nothing else."]
+    text = section(static_card(build_recipe() | {"privacy": {"words": words}}), "Privacy")
+    assert text.startswith(f"- {words[0]}\n- {words[1]}\n")
     assert "Not private" not in text
 
 

@@ -10,10 +10,28 @@ from evaluators.panel import Panel
 from experiments.common_items import CommonItems
 from experiments.study import Study
 from search.evaluation import ByGeneration, Evaluation, OneByOne
+from search.steady import Bench
 
 
 def open_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
-    """Returns what scores the generations of a study.
+    """Returns what scores the generations of a study, where its execution says.
+
+    Args:
+        study: started.
+        common: the items of every generation; None: all search items for all.
+    """
+    own = own_evaluation(study, common)
+    return study.execution.evaluation(own, study.order, study.space.to_json)
+
+
+def open_bench(study: Study) -> Bench[Any]:
+    """Returns what scores single candidates of a study, some at a time."""
+    own = own_evaluation(study, None)
+    return study.execution.bench(own, study.order, study.space.to_json)
+
+
+def own_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
+    """Returns what scores the generations of a study in this process.
 
     Args:
         study: started.

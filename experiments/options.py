@@ -34,6 +34,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "runs": _Plain(str),
     "cache": _Plain(str),
     "finalists": _Plain(int, 1),
+    "asynchronous": _Plain(bool),
     "common_items": _Plain(float | None, above=0, below=1),
     "choose": _Plain(Literal["second_look", "shrinkage"]),
     "save_model": _Plain(bool),

@@ -81,6 +81,8 @@ def run_search(config: DictConfig) -> float:
             steps.finish()
         except _EXPLAINED as error:
             raise UserError(f"{error} (run directory {run})") from error
+        finally:
+            study.execution.close()
     return _show(run)
 
 

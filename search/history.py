@@ -38,6 +38,8 @@ class Record:
         seconds: time the evaluation took; 0 for a repeat.
         items: number of the generation on whose own items it was scored; None: on all items.
         asked: number of items on which the fitness is an estimate; None: it is none.
+        after: how many candidates had been asked when this one was told alone; None: it was told
+            with its generation.
     """
 
     id: int
@@ -50,6 +52,7 @@ class Record:
     seconds: float = 0.0
     items: int | None = None
     asked: int | None = None
+    after: int | None = None
 
 
 class History:
@@ -106,7 +109,7 @@ def _line(record: Record) -> dict[str, Any]:
         "failure": record.failure,
         "same_as": record.same_as,
     }
-    optional = {"items": record.items, "asked": record.asked}
+    optional = {"items": record.items, "asked": record.asked, "after": record.after}
     return {**line, **{key: value for key, value in optional.items() if value is not None}}
 
 
@@ -135,6 +138,7 @@ def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
             seconds=seconds[i]["seconds"] if i in seconds else 0.0,
             items=line.get("items"),
             asked=line.get("asked"),
+            after=line.get("after"),
         )
     return records
 

@@ -60,7 +60,8 @@ class SearchResult:
 
     Args:
         stop: ``evaluations``, ``seconds`` or ``target``: the budget; ``exhausted``: the strategy
-            has nothing more to ask; ``stalled``: it only asked what had been evaluated.
+            has nothing more to ask; ``stalled``: it only asked what had been evaluated; else what
+            `account` said.
         records: all candidates, in the order of ids.
         best: ids of the best record (the first of equals), or of the non-dominated ones; by
             luck where every generation has items of its own.
@@ -89,6 +90,7 @@ def search(
     encode: Callable[[G], Any],
     canonical: Callable[[G], Any] | None = None,
     on_record: Callable[[Record, bool], None] | None = None,
+    account: Callable[[int], str | None] | None = None,
     stall_generations: int = 20,
 ) -> SearchResult:
     """Searches until the budget is spent, and writes every candidate to the history.
@@ -108,6 +110,8 @@ def search(
             None: `encode`. A genome that was evaluated before on the same items is not evaluated
             again.
         on_record: called with every record in order, and whether it came from the history.
+        account: called before every generation, those of earlier sessions included, with how
+            many genomes have to be evaluated for it; the reason that it returns ends the search.
         stall_generations: so many generations in a row with nothing but genomes that were asked
             before end the search.
 
@@ -116,12 +120,14 @@ def search(
             at least four in a row), or the search ended before any could be scored.
         HistoryError: the history belongs to another configuration or version.
     """
-    run = _Run(evaluate, objective, history, budget, encode, canonical or encode, on_record)
+    run = Session(evaluate, objective, history, budget, encode, canonical or encode, on_record)
     stalled = 0
     while (stop := run.spent()) is None:
         candidates = sorted(strategy.ask(), key=lambda candidate: candidate.id)
         if not candidates:
             stop = "exhausted"
+            break
+        if account is not None and (stop := account(run.count_new(candidates))) is not None:
             break
         records = run.generation(candidates)
         if len(records) < len(candidates):
@@ -135,7 +141,7 @@ def search(
     return run.result(stop)
 
 
-class _Run(Generic[G]):
+class Session(Generic[G]):
     """One session of a search: what is known so far."""
 
     def __init__(
@@ -173,10 +179,19 @@ class _Run(Generic[G]):
             return "seconds"
         return None
 
-    def generation(self, candidates: list[Candidate[G]]) -> list[Record]:
-        """Returns the candidates' records; fewer than candidates where the budget ends."""
-        items = self._generations if self._evaluate.own_items else None
-        keys = [(items, json.dumps(self._canonical(each.genome))) for each in candidates]
+    @property
+    def evaluations(self) -> int:
+        """How many candidates were evaluated, in all sessions; failures included."""
+        return len(self._originals)
+
+    def generation(self, candidates: list[Candidate[G]], after: int | None = None) -> list[Record]:
+        """Returns the candidates' records; fewer than candidates where the budget ends.
+
+        Args:
+            candidates: of one generation, or a single one in a steady state.
+            after: in a steady state how many candidates have been asked so far.
+        """
+        keys = self._keys(candidates)
         self.new = len({genome for _, genome in keys} - self._seen)
         self._seen |= {genome for _, genome in keys}
         fresh = self._fresh(candidates, keys)
@@ -190,9 +205,18 @@ class _Run(Generic[G]):
         for candidate, key in zip(candidates, keys, strict=True):
             if self.spent() is not None:
                 break
-            records.append(self._record(candidate, key, found))
+            records.append(self._record(candidate, key, found, after))
         self._generations += 1
         return records
+
+    def count_new(self, candidates: list[Candidate[G]]) -> int:
+        """Returns how many genomes have to be evaluated, or were for this very generation."""
+        return len(self._fresh(candidates, self._keys(candidates)))
+
+    def _keys(self, candidates: list[Candidate[G]]) -> list[tuple[int | None, str]]:
+        """Returns what tells evaluations apart: the items' generation, and the genome."""
+        items = self._generations if self._evaluate.own_items else None
+        return [(items, json.dumps(self._canonical(each.genome))) for each in candidates]
 
     def _fresh(
         self, candidates: list[Candidate[G]], keys: Sequence[tuple[int | None, str]]
@@ -207,16 +231,20 @@ class _Run(Generic[G]):
         return fresh
 
     def _record(
-        self, candidate: Candidate[G], key: tuple[int | None, str], found: Iterator[Evaluated]
+        self,
+        candidate: Candidate[G],
+        key: tuple[int | None, str],
+        found: Iterator[Evaluated],
+        after: int | None,
     ) -> Record:
         items = key[0]
         original = self._originals.get(key)
         record = self._history.records.get(candidate.id)
         replayed = record is not None
         if record is not None:
-            self._check(record, candidate, original, items)
+            self._check(record, candidate, original, items, after)
         else:
-            record = self._new(candidate, original, items, found)
+            record = replace(self._new(candidate, original, items, found), after=after)
             self._history.append(record)
         self._note(record, key)
         if self._on_record is not None:
@@ -266,8 +294,14 @@ class _Run(Generic[G]):
         candidate: Candidate[G],
         original: Record | None,
         items: int | None,
+        after: int | None,
     ) -> None:
         """Refuses a record that this very configuration would not have written."""
+        if record.after != after:
+            raise HistoryError(
+                f"candidate {record.id} of the history was told {_order(record.after)}, this "
+                f"search tells it {_order(after)}: start in an empty directory"
+            )
         if record.items != items:
             raise HistoryError(
                 f"candidate {record.id} of the history was scored on {_items(record.items)}, this "
@@ -280,8 +314,8 @@ class _Run(Generic[G]):
                 "now; the history does not belong to this configuration or these library "
                 "versions: start in an empty directory"
             )
-        if record.fitness is None or record.asked is not None:
-            return
+        if record.fitness is None or record.asked is not None or not record.scores:
+            return  # nothing that the fitness could be recomputed from
         fitness = self._objective.fitness(record.scores)
         if not np.array_equal(fitness, record.fitness):
             raise HistoryError(
@@ -335,3 +369,7 @@ class _Run(Generic[G]):
 
 def _items(generation: int | None) -> str:
     return "all items" if generation is None else f"the items of generation {generation}"
+
+
+def _order(after: int | None) -> str:
+    return "with its generation" if after is None else f"alone, after {after} had been asked"

@@ -1,0 +1,1 @@
+"""Where the candidates of a search are scored: in this process, or by workers elsewhere."""

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from evaluators.population import Population
 from evaluators.requests import EvaluationError, Response
 from evaluators.resident import Resident
 
@@ -31,6 +32,41 @@ class Deadline:
             )
 
 
+class Answers:
+    """What a run has found so far: every candidate's answers, or why it has none.
+
+    Args:
+        candidates: how many.
+        requests: how many of each are asked.
+    """
+
+    def __init__(self, candidates: int, requests: int) -> None:
+        self._answers: list[list[Response | None]] = [[None] * requests for _ in range(candidates)]
+        self._failures: list[EvaluationError | None] = [None] * candidates
+
+    def put(self, candidate: int, place: int, answer: Response) -> None:
+        """Takes the answer of one candidate to the request at `place`."""
+        self._answers[candidate][place] = answer
+
+    def fail(self, candidate: int, reason: str) -> None:
+        """Takes the reason why a candidate cannot be scored; the first one stays.
+
+        Raises:
+            EvaluationError: with the first candidate's reason, as soon as all have failed.
+        """
+        self._failures[candidate] = self._failures[candidate] or EvaluationError(reason)
+        first, *others = self._failures
+        if first is not None and all(others):
+            raise first
+
+    def found(self) -> list[list[Response] | EvaluationError]:
+        """Returns every candidate's answers, in the order of the requests, or its failure."""
+        return [
+            failure or [answer for answer in answers if answer is not None]
+            for answers, failure in zip(self._answers, self._failures, strict=True)
+        ]
+
+
 class Job(Protocol):
     """All requests of one kind, planned and tensorised once."""
 
@@ -39,8 +75,10 @@ class Job(Protocol):
         """Rows of the largest batch; a smaller budget of tokens helps only where above 1."""
         ...
 
-    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
-        """Fills in the answers to the requests of this job, each at its request's place."""
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in every candidate's answers to the requests of this job, at their places."""
         ...
 
 

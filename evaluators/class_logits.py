@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evaluators.batching import Deadline, pack
-from evaluators.requests import Classified, Classify, EvaluationError, Response
+from evaluators.batching import Answers, Deadline, pack
+from evaluators.population import Population
+from evaluators.requests import Classified, Classify
 from evaluators.resident import Resident
 
 _ELEMENTS_PER_TOKEN = 3 * 16 * 16  # an image costs about what its 16 x 16 patches cost
@@ -20,6 +22,7 @@ _ELEMENTS_PER_TOKEN = 3 * 16 * 16  # an image costs about what its 16 x 16 patch
 class _Batch:
     head: str
     inputs: dict[str, Tensor]
+    cost: int  # tokens of the longest row
     places: tuple[int, ...]
 
 
@@ -45,22 +48,35 @@ class ClassLogitsJob:
             ordered = sorted(group, key=lambda each: -_cost(each[1].inputs))
             for batch in pack(ordered, [_cost(each[1].inputs) for each in ordered], tokens):
                 inputs = _stack([request.inputs for _, request in batch], classifier, resident)
-                self._batches.append(_Batch(head, inputs, tuple(place for place, _ in batch)))
+                cost = max(_cost(request.inputs) for _, request in batch)
+                places = tuple(place for place, _ in batch)
+                self._batches.append(_Batch(head, inputs, cost, places))
         self.most_rows = max(len(batch.places) for batch in self._batches)
 
-    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
         """Fills in a `Classified` for every request; see `Job`."""
         for batch in self._batches:
-            deadline.check()
-            logits = resident.classifiers[batch.head](**batch.inputs).logits
-            rows = logits.cpu().double().numpy()
-            if not torch.isfinite(logits).all():
-                raise EvaluationError(
-                    f"head {batch.head!r} gives logits that are not finite: the candidate's "
-                    "weights give NaN or infinite values"
-                )
-            for place, row in zip(batch.places, rows, strict=True):
-                answers[place] = Classified(row)
+            rows = len(batch.places)
+            for part in population.parts(rows, rows * batch.cost):
+                deadline.check()
+                inputs = {name: _repeated(each, len(part)) for name, each in batch.inputs.items()}
+                logits = resident.classifiers[batch.head](**inputs).logits
+                found = logits.view(len(part), rows, -1).cpu().double().numpy()
+                for candidate, mine in zip(part, found, strict=True):
+                    if not np.isfinite(mine).all():
+                        answers.fail(
+                            candidate,
+                            f"head {batch.head!r} gives logits that are not finite: the "
+                            "candidate's weights give NaN or infinite values",
+                        )
+                    for place, row in zip(batch.places, mine, strict=True):
+                        answers.put(candidate, place, Classified(row))
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return tensor if times == 1 else tensor.repeat(times, *[1] * (tensor.dim() - 1))
 
 
 def _is_sequence(tensor: Tensor) -> bool:

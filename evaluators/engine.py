@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
-from evaluators.batching import Deadline, Job
+from evaluators.batching import Answers, Deadline, Job
 from evaluators.class_logits import ClassLogitsJob
 from evaluators.generation import GenerationJob
 from evaluators.likelihood import LikelihoodJob
+from evaluators.population import PLAIN, Population, factor_bytes
 from evaluators.requests import (
     Classify,
     EvaluationError,
@@ -23,9 +24,12 @@ from evaluators.requests import (
 )
 from evaluators.resident import Resident
 from evaluators.token_statistics import TokenStatisticsJob
+from merging.low_rank import LowRankDeltas
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
+_CPU_PASS = 512  # tokens of a pass that candidates share
+_FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 R = TypeVar("R", Loglikelihood, Generate, Classify, TokenStatistics)
@@ -41,11 +45,18 @@ class Engine:
     Args:
         resident: the model.
         batch_tokens: most padded tokens of one forward pass; halved where memory runs out.
-        timeout_s: most seconds of one `run`; looked at between forward passes. None: no limit.
+        timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
+        pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
+            a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
     """
 
     def __init__(
-        self, resident: Resident, *, batch_tokens: int = 8192, timeout_s: float | None = None
+        self,
+        resident: Resident,
+        *,
+        batch_tokens: int = 8192,
+        timeout_s: float | None = None,
+        pass_tokens: int | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
@@ -54,26 +65,59 @@ class Engine:
         self.resident = resident
         self.batch_tokens = batch_tokens
         self._timeout_s = timeout_s
+        self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
         self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
-        """Returns the answers to `requests`, in order.
+        """Returns the answers of the model as it is to `requests`, in order.
 
         Raises:
             EvaluationError: memory runs out with one row per batch, the time is up, or the
                 logits are not finite.
             ValueError: a request that this model cannot answer whatever its weights are.
         """
+        (found,) = self.run_population(requests, (PLAIN,))
+        if isinstance(found, EvaluationError):
+            raise found
+        return found
+
+    def run_population(
+        self, requests: Sequence[Request], candidates: Sequence[LowRankDeltas]
+    ) -> list[list[Response] | EvaluationError]:
+        """Returns every candidate's answers to `requests`, in order, or why it has none.
+
+        They are those of the candidates' own weights but for rounding. Candidates are taken
+        together as far as `pass_tokens` and the memory for their factors go.
+
+        Args:
+            requests: as in `run`.
+            candidates: each one's differences from the weights that the resident holds.
+
+        Raises:
+            ValueError: as `run`, or as `Population`.
+        """
         asked = requests if isinstance(requests, tuple) else tuple(requests)
-        deadline = Deadline(self._timeout_s)
+        found: list[list[Response] | EvaluationError] = []
+        for group in self._groups(candidates):
+            try:
+                found += self._run(asked, group, keep=asked is requests)
+            except EvaluationError as error:
+                found += [error] * len(group)
+        return found
+
+    def _run(
+        self, requests: tuple[Request, ...], candidates: Sequence[LowRankDeltas], *, keep: bool
+    ) -> list[list[Response] | EvaluationError]:
+        timeout_s = self._timeout_s and self._timeout_s * len(candidates)
+        deadline = Deadline(timeout_s)
         batch_tokens = self.batch_tokens
         while True:
-            answers = self._attempt(asked, batch_tokens, deadline, keep=asked is requests)
+            answers = self._attempt(requests, candidates, batch_tokens, deadline, keep=keep)
             if answers is not None:
                 self.batch_tokens = batch_tokens
-                return answers
+                return answers.found()
             # outside the handler of the error, which would keep the tensors of the failed pass
-            self._plans.pop(id(asked), None)
+            self._plans.pop(id(requests), None)
             if self.resident.device.type == "cuda":
                 torch.cuda.empty_cache()
             batch_tokens = max(1, batch_tokens // 2)
@@ -82,29 +126,53 @@ class Engine:
     def _attempt(
         self,
         requests: tuple[Request, ...],
+        candidates: Sequence[LowRankDeltas],
         batch_tokens: int,
         deadline: Deadline,
         *,
         keep: bool,
-    ) -> list[Response] | None:
+    ) -> Answers | None:
         """Returns the answers, or None where memory ran out and smaller batches may help."""
         jobs: list[Job] = []
         try:
             jobs = self._plan(requests, batch_tokens, keep=keep)
-            answers: list[Response | None] = [None] * len(requests)
-            with torch.inference_mode():
+            answers = Answers(len(candidates), len(requests))
+            population = Population(
+                self.resident,
+                candidates,
+                pass_tokens=min(self._pass_tokens or batch_tokens, batch_tokens),
+                cache_tokens=batch_tokens,
+            )
+            with torch.inference_mode(), population:
                 for job in jobs:
-                    job.run(self.resident, deadline, answers)
+                    job.run(self.resident, population, deadline, answers)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            if batch_tokens == 1 or (jobs and all(job.most_rows == 1 for job in jobs)):
+            alone = len(candidates) == 1 and jobs and all(job.most_rows == 1 for job in jobs)
+            if batch_tokens == 1 or alone:
                 raise EvaluationError(
                     "out of memory with one row per batch; lower max_length, or take a smaller "
                     "dtype or a larger device"
                 ) from error
             return None
-        return [answer for answer in answers if answer is not None]
+        return answers
+
+    def _groups(self, candidates: Sequence[LowRankDeltas]) -> Iterator[Sequence[LowRankDeltas]]:
+        """Yields as many candidates at a time as there is memory for their factors."""
+        element = torch.finfo(self.resident.dtype).bits // 8
+        room = _factor_room(self.resident.device)
+        group: list[LowRankDeltas] = []
+        held = 0
+        for candidate in candidates:
+            size = factor_bytes(candidate, element)
+            if group and held + size > room:
+                yield group
+                group, held = [], 0
+            group.append(candidate)
+            held += size
+        if group:
+            yield group
 
     def _plan(self, requests: tuple[Request, ...], batch_tokens: int, *, keep: bool) -> list[Job]:
         if not keep:  # a list may be changed by its owner, so its plan is good for one run only
@@ -134,6 +202,15 @@ def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) 
 
 def _of(kind: type[R], requests: tuple[Request, ...]) -> list[tuple[int, R]]:
     return [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
+
+
+def _factor_room(device: torch.device) -> int:
+    """Returns the bytes that the factors of one population may take."""
+    if device.type != "cuda":
+        return _FACTOR_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + reserved) // 4
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

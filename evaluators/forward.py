@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evaluators.requests import EvaluationError
+from evaluators.batching import Answers
 
 _CHUNK_ELEMENTS = 1 << 26  # float32 logits held at once: 256 MiB
 
@@ -48,10 +50,7 @@ def token_log_probs(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor,
         token: ``(tokens,)`` the tokens.
 
     Returns:
-        ``(tokens,)`` float32 and ``(tokens,)`` bool.
-
-    Raises:
-        EvaluationError: a log-probability is NaN or infinite.
+        ``(tokens,)`` float32, which may not be finite, and ``(tokens,)`` bool.
     """
     peaks, bests, spreads = [], [], []
     for chunk in torch.split(logits, max(1, _CHUNK_ELEMENTS // logits.shape[-1])):
@@ -62,10 +61,15 @@ def token_log_probs(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor,
         bests.append(best)
     # log p = (x - max) - log sum exp(x - max): the larger numbers cancel first
     log_probs = logits[row, token].float() - torch.cat(peaks)[row] - torch.cat(spreads)[row]
-    bad = int((~log_probs.isfinite()).sum())
-    if bad:
-        raise EvaluationError(
-            f"{bad} of {len(log_probs)} scored tokens have no finite log-probability: the "
-            "candidate's weights give NaN or infinite logits"
-        )
     return log_probs, torch.cat(bests)[row] == token
+
+
+def check_finite(log_probs: npt.NDArray[np.float64], candidate: int, answers: Answers) -> None:
+    """Fails the candidate if one of its log-probabilities, ``(tokens,)``, is NaN or infinite."""
+    bad = int((~np.isfinite(log_probs)).sum())
+    if bad:
+        answers.fail(
+            candidate,
+            f"{bad} of {len(log_probs)} scored tokens have no finite log-probability: the "
+            "candidate's weights give NaN or infinite logits",
+        )

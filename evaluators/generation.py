@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluators.batching import Deadline, pack, pad_token, padded
+from evaluators.batching import Answers, Deadline, pack, pad_token, padded
 from evaluators.forward import kept_logits
-from evaluators.requests import EvaluationError, Generate, Generated, Response
+from evaluators.population import Population
+from evaluators.requests import Generate, Generated
 from evaluators.resident import Resident
 
 
@@ -23,6 +24,12 @@ class _Batch:
     requests: tuple[Generate, ...]
     input_ids: Tensor
     mask: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all rows hold at the end."""
+        longest = max(request.max_new_tokens for request in self.requests)
+        return len(self.requests) * (self.input_ids.shape[1] + longest)
 
 
 class GenerationJob:
@@ -55,14 +62,22 @@ class GenerationJob:
         self.most_rows = max(len(batch.requests) for batch in self._batches)
         self._ends = _end_tokens(resident)
 
-    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
         """Fills in a `Generated` for every request; see `Job`."""
+        tokenizer = resident.info.tokenizer
         for batch in self._batches:
-            decoding = _Decoding(batch.requests, resident.info.tokenizer, self._ends)
-            _decode(resident.module, batch, decoding, deadline)
-            for request, text in zip(batch.requests, decoding.texts(), strict=True):
-                for place in self._places[request]:
-                    answers[place] = Generated(text)
+            for part in population.parts(len(batch.requests), batch.tokens, cached=True):
+                decodings = {
+                    candidate: _Decoding(batch.requests, tokenizer, self._ends)
+                    for candidate in part
+                }
+                _decode(resident.module, batch, decodings, population, deadline, answers)
+                for candidate, decoding in decodings.items():
+                    for request, text in zip(batch.requests, decoding.texts(), strict=True):
+                        for place in self._places[request]:
+                            answers.put(candidate, place, Generated(text))
 
 
 class _Decoding:
@@ -96,6 +111,10 @@ class _Decoding:
         written.append(token)
         self.open[row] = len(written) < request.max_new_tokens and not self._stopped(row)
 
+    def close(self) -> None:
+        """Closes every row."""
+        self.open = [False] * len(self.open)
+
     def texts(self) -> list[str]:
         """Returns every row's text up to the first stop text."""
         return [
@@ -115,15 +134,23 @@ class _Decoding:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _decode(module: Any, batch: _Batch, decoding: _Decoding, deadline: Deadline) -> None:
-    """Writes tokens into `decoding` until every row is closed."""
-    rows = list(range(len(batch.requests)))  # which request each row of the tensors belongs to
-    ids, mask, past = batch.input_ids, batch.mask, None
+def _decode(
+    module: Any,
+    batch: _Batch,
+    decodings: Mapping[int, _Decoding],
+    population: Population,
+    deadline: Deadline,
+    answers: Answers,
+) -> None:
+    """Writes tokens into the candidates' `decodings` until every row is closed."""
+    # Which request each row of the tensors belongs to: candidate after candidate, equally many.
+    rows = {candidate: list(range(len(batch.requests))) for candidate in decodings}
+    ids, mask, past = batch.input_ids.repeat(len(rows), 1), batch.mask.repeat(len(rows), 1), None
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     takes_positions = "position_ids" in inspect.signature(module.forward).parameters
-    while any(decoding.open[row] for row in rows):
+    while any(any(decoding.open) for decoding in decodings.values()):
         deadline.check()
-        last = torch.arange(1, len(rows) + 1, device=ids.device) * ids.shape[1] - 1
+        last = torch.arange(1, len(ids) + 1, device=ids.device) * ids.shape[1] - 1
         logits, output = kept_logits(
             module,
             last,
@@ -134,39 +161,73 @@ def _decode(module: Any, batch: _Batch, decoding: _Decoding, deadline: Deadline)
             **({"position_ids": positions} if takes_positions else {}),
         )
         past = output.past_key_values
-        chosen = _next_tokens(logits, rows, decoding)
-        rows, keep = _still_open(rows, decoding)
-        if keep is not None and past is not None:
-            kept = torch.tensor(keep, device=ids.device)
-            past.batch_select_indices(kept)
-            mask, positions, chosen = mask[kept], positions[kept], [chosen[i] for i in keep]
+        chosen = _next_tokens(logits, rows, decodings, answers)
+        kept = _still_open(rows, decodings)
+        if kept is not None and past is not None:
+            rows, places = kept
+            population.choose(list(rows), len(next(iter(rows.values()))))
+            keep = torch.tensor(places, device=ids.device)
+            past.batch_select_indices(keep)
+            mask, positions, chosen = mask[keep], positions[keep], [chosen[i] for i in places]
         ids = torch.tensor(chosen, device=ids.device).unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         positions = positions[:, -1:] + 1
 
 
-def _next_tokens(logits: Tensor, rows: Sequence[int], decoding: _Decoding) -> list[int]:
+def _next_tokens(
+    logits: Tensor,
+    rows: Mapping[int, Sequence[int]],
+    decodings: Mapping[int, _Decoding],
+    answers: Answers,
+) -> list[int]:
     """Chooses and writes the next token of every open row; closed rows repeat anything."""
     peak, best = logits.float().max(dim=-1)
-    if not bool(peak.isfinite().all()):
-        raise EvaluationError(
-            "a generated token has no finite logits: the candidate's weights give NaN or "
-            "infinite logits"
-        )
+    finite: list[bool] = peak.isfinite().tolist()
     chosen: list[int] = best.tolist()
-    for i, row in enumerate(rows):
-        if decoding.open[row]:
+    each = iter(range(len(chosen)))
+    for candidate, requests in rows.items():
+        decoding = decodings[candidate]
+        for row, i in zip(requests, each):  # noqa: B905
+            if not decoding.open[row]:
+                continue
+            if not finite[i]:
+                decoding.close()
+                answers.fail(
+                    candidate,
+                    "a generated token has no finite logits: the candidate's weights give NaN or "
+                    "infinite logits",
+                )
+                continue
             chosen[i] = decoding.choose(row, logits[i], chosen[i])
             decoding.write(row, chosen[i])
     return chosen
 
 
-def _still_open(rows: list[int], decoding: _Decoding) -> tuple[list[int], list[int] | None]:
-    """Drops closed rows once they are half of the batch; None: all rows stay."""
-    keep = [i for i, row in enumerate(rows) if decoding.open[row]]
-    if not keep or 2 * len(keep) > len(rows):
-        return rows, None
-    return [rows[i] for i in keep], keep
+def _still_open(
+    rows: Mapping[int, Sequence[int]], decodings: Mapping[int, _Decoding]
+) -> tuple[dict[int, list[int]], list[int]] | None:
+    """Drops closed rows once half of the batch can go; None: all rows stay.
+
+    Every candidate that has an open row keeps as many rows as the one with the most, so that the
+    rows stay equally many; candidates without one are dropped.
+
+    Returns:
+        The rows of each candidate that is left, and their places in the batch.
+    """
+    width = len(next(iter(rows.values())))
+    is_open = {c: [decodings[c].open[row] for row in each] for c, each in rows.items()}
+    most = max(map(sum, is_open.values()))
+    alive = [candidate for candidate, flags in is_open.items() if any(flags)]
+    if not alive or 2 * most * len(alive) > width * len(rows):
+        return None
+    left: dict[int, list[int]] = {}
+    places: list[int] = []
+    for number, (candidate, flags) in enumerate(is_open.items()):
+        if any(flags):
+            keep = sorted(sorted(range(width), key=lambda i: not flags[i])[:most])
+            left[candidate] = [rows[candidate][i] for i in keep]
+            places += [number * width + i for i in keep]
+    return left, places
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.batching import Deadline, pack, pad_token, padded
-from evaluators.forward import kept_logits, token_log_probs
-from evaluators.requests import Likelihood, Loglikelihood, Response
+from evaluators.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.forward import check_finite, kept_logits, token_log_probs
+from evaluators.population import Population, tiled
+from evaluators.requests import Likelihood, Loglikelihood
 from evaluators.resident import Resident
 
 
@@ -70,18 +71,33 @@ class LikelihoodJob:
             for batch in packed
         ]
 
-    def run(self, resident: Resident, deadline: Deadline, answers: list[Response | None]) -> None:
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
         """Fills in a `Likelihood` for every request; see `Job`."""
         for batch in self._batches:
-            deadline.check()
-            logits, _ = kept_logits(
-                resident.module, batch.kept, input_ids=batch.input_ids, use_cache=False
-            )
-            log_probs, greedy = token_log_probs(logits, batch.row, batch.token)
-            totals = np.add.reduceat(log_probs.cpu().double().numpy(), batch.starts)
-            all_greedy = np.logical_and.reduceat(greedy.cpu().numpy(), batch.starts)
-            for i, place in enumerate(batch.places):
-                answers[place] = Likelihood(float(totals[i]), bool(all_greedy[i]))
+            for part in population.parts(*batch.input_ids.shape):
+                deadline.check()
+                log_probs, greedy = _scored(resident.module, batch, len(part))
+                totals = np.add.reduceat(log_probs, batch.starts, axis=1)
+                all_greedy = np.logical_and.reduceat(greedy, batch.starts, axis=1)
+                for row, candidate in enumerate(part):
+                    check_finite(log_probs[row], candidate, answers)
+                    for i, place in enumerate(batch.places):
+                        found = Likelihood(float(totals[row, i]), bool(all_greedy[row, i]))
+                        answers.put(candidate, place, found)
+
+
+def _scored(
+    module: Any, batch: _Batch, candidates: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Returns log-probabilities, and which are the likeliest, both ``(candidates, tokens)``."""
+    ids, kept = batch.input_ids, tiled(batch.kept, candidates, batch.input_ids.numel())
+    logits, _ = kept_logits(module, kept, input_ids=ids.repeat(candidates, 1), use_cache=False)
+    row = tiled(batch.row, candidates, len(batch.kept))
+    log_probs, greedy = token_log_probs(logits, row, batch.token.repeat(candidates))
+    shape = candidates, len(batch.token)
+    return log_probs.view(shape).cpu().double().numpy(), greedy.view(shape).cpu().numpy()
 
 
 def _row(request: Loglikelihood, max_length: int) -> tuple[int, ...]:

@@ -138,6 +138,12 @@ class Resident:
                     )
                 target.copy_(tensor)
 
+    def tensor(self, name: str) -> Tensor:
+        """Returns a parameter or buffer itself; raises ValueError for a name there is not."""
+        if name not in self._targets:
+            raise ValueError(self._unknown(name))
+        return self._targets[name]
+
     def _restore(self, weights: Weights) -> None:
         """Puts back what earlier candidates have written and this one will not."""
         names = set(weights)

@@ -84,7 +84,7 @@ class FactorPlan:
         """The plan's name, and that it is over factors."""
         return f"{self.plan.name} of factors"
 
-    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> FactorWeights:
         """Returns the parameters, computed when read.
 
         Args:
@@ -117,6 +117,16 @@ class FactorWeights(Mapping[str, Tensor]):
     def __init__(self, pool: ExpertPool, factors: Weights, dtype: torch.dtype | None) -> None:
         self._pool, self._factors, self._dtype = pool, factors, dtype
         self._layers = _layers(pool)
+
+    def differences(self) -> Iterator[tuple[str, Factors | Tensor]]:
+        """Yields what is added to each tensor that differs from the base: factors, or a whole."""
+        for name, layer in self._layers.items():
+            if layer is None:
+                whole = self._factors[name].float()
+                yield name, whole - self._pool.base_tensor(name).float()
+            else:
+                a, b = (self._factors[name + side] for side in _SIDES)
+                yield name, Factors(a, b, layer.scale, layer.transposed)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self:

@@ -207,7 +207,7 @@ class PathPlan:
         """The start's name, and that noise was added to it."""
         return f"{'base' if self.start is None else self.start.name} + noise"
 
-    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> PathWeights:
         """Returns the parameters, computed when read, in float32 and cast once.
 
         Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre.
@@ -267,6 +267,11 @@ class PathWeights(Mapping[str, Tensor]):
 
     def __init__(self, walk: Walk, path: Path, dtype: torch.dtype | None) -> None:
         self._walk, self._path, self._dtype = walk, path, dtype
+
+    @property
+    def centre(self) -> PathWeights:
+        """The same point without the candidate's own perturbation."""
+        return PathWeights(self._walk, self._path.centre, self._dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self:

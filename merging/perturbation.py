@@ -97,14 +97,48 @@ class LowRank:
         shape = pool.base_tensor(name).shape
         if len(shape) < 2:
             return Gaussian(self.unit).on(name, pool)
-        rows, columns = shape[0], math.prod(shape[1:])
-        size = _size(self.unit, name, pool) / math.sqrt(self.rank)
+        draw, size = self._sides(name, pool), self._scale(name, pool)
 
-        def draw(seed: int) -> Tensor:
+        def product(seed: int) -> Tensor:
+            left, right = draw(seed)
+            return (left @ right).mul_(size).reshape(shape)
+
+        return product
+
+    def factors(
+        self, name: str, pool: ExpertPool
+    ) -> Callable[[int], tuple[Tensor, Tensor] | Tensor]:
+        """Returns what draws the same noise as a product, or whole where it is a vector's.
+
+        Args:
+            name: one of the pool's `names`.
+            pool: base and experts.
+
+        Returns:
+            Noise seed to B times its size ``(rows, rank)`` and A ``(rank, columns)``, float32.
+        """
+        if len(pool.base_tensor(name).shape) < 2:
+            return Gaussian(self.unit).on(name, pool)
+        draw, size = self._sides(name, pool), self._scale(name, pool)
+
+        def sides(seed: int) -> tuple[Tensor, Tensor]:
+            left, right = draw(seed)
+            return left.mul_(size), right
+
+        return sides
+
+    def _scale(self, name: str, pool: ExpertPool) -> float:
+        return _size(self.unit, name, pool) / math.sqrt(self.rank)
+
+    def _sides(self, name: str, pool: ExpertPool) -> Callable[[int], tuple[Tensor, Tensor]]:
+        shape = pool.base_tensor(name).shape
+        rows, columns = shape[0], math.prod(shape[1:])
+
+        def draw(seed: int) -> tuple[Tensor, Tensor]:
             rng = generator(seed, name)
             left = torch.randn((rows, self.rank), generator=rng).to(pool.device)
             right = torch.randn((self.rank, columns), generator=rng).to(pool.device)
-            return (left @ right).mul_(size).reshape(shape)
+            return left, right
 
         return draw
 

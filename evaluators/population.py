@@ -1,0 +1,169 @@
+"""Candidates beside one centre, the resident's weights, that go through the model together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from evaluators.delta_layers import Chosen, DeltaLayer, delta_layer, refusal
+from evaluators.resident import Resident
+from merging.low_rank import LowRank, LowRankDeltas
+
+PLAIN: LowRankDeltas = {}
+"""The differences of the centre itself: none."""
+
+_Owners: TypeAlias = dict[int, list[tuple[nn.Module, str]]]
+"""Id of a parameter to the layers that hold it, and under what name: tied ones several."""
+
+
+class Population:
+    """Sets and removes the hooks that add every candidate's differences; a context manager.
+
+    One candidate without differences is the plain model: no layer is touched.
+
+    Args:
+        resident: holds the centre.
+        candidates: at least one.
+        pass_tokens: most tokens of one pass of several candidates.
+        cache_tokens: most tokens whose keys and values several candidates hold together.
+
+    Raises:
+        ValueError: a tensor that the model does not have, of another shape, or of a layer whose
+            rows cannot have weights each; see `refusal_of`.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        candidates: Sequence[LowRankDeltas],
+        *,
+        pass_tokens: int,
+        cache_tokens: int,
+    ) -> None:
+        self.size = len(candidates)
+        self._pass_tokens, self._cache_tokens = pass_tokens, cache_tokens
+        self._device = resident.device
+        self._layers = _layers(resident, candidates)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Population:
+        self._handles = [handle for layer in self._layers for handle in layer.attach()]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def parts(self, rows: int, tokens: int, *, cached: bool = False) -> Iterator[range]:
+        """Yields the candidates a few at a time, chosen for the passes until the next.
+
+        Args:
+            rows: of one candidate's batch.
+            tokens: of one candidate's batch, padding included.
+            cached: whether they are written one after the other into a cache.
+        """
+        most = self._cache_tokens if cached else self._pass_tokens
+        passes = -(-self.size // max(1, most // tokens))
+        for number in range(passes):  # of nearly equal size
+            part = range(self.size * number // passes, self.size * (number + 1) // passes)
+            self._choose(Chosen(slice(part.start, part.stop), len(part), len(part) * rows))
+            yield part
+
+    def choose(self, candidates: Sequence[int], rows: int) -> None:
+        """Takes candidates by number, `rows` rows each, for the next passes."""
+        if self._layers:
+            index = torch.tensor(candidates, device=self._device)
+            self._choose(Chosen(index, len(candidates), len(candidates) * rows))
+
+    def _choose(self, chosen: Chosen) -> None:
+        for layer in self._layers:
+            layer.choose(chosen)
+
+
+def tiled(index: Tensor, times: int, step: int) -> Tensor:
+    """Returns `index` as often as there are candidates, each time moved by `step`.
+
+    Example:
+        >>> tiled(torch.tensor([0, 2]), 3, 10).tolist()
+        [0, 2, 10, 12, 20, 22]
+    """
+    if times == 1:
+        return index
+    offsets = step * torch.arange(times, device=index.device).unsqueeze(1)
+    return (index + offsets).flatten()
+
+
+def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
+    """Returns why a candidate cannot share its passes with others; None: it can."""
+    return _refusal(resident, deltas, _owners(resident))
+
+
+def _refusal(resident: Resident, deltas: LowRankDeltas, owners: _Owners) -> str | None:
+    for name, delta in deltas.items():
+        parameter = resident.tensor(name)
+        found = owners.get(id(parameter), [])
+        if not found:
+            return f"{name} belongs to no layer"
+        shape = delta.shape if isinstance(delta, Tensor) else (len(delta.b), delta.a.shape[1])
+        if tuple(shape) != tuple(parameter.shape):
+            return f"{name} has shape {tuple(parameter.shape)}, its difference {tuple(shape)}"
+        for module, attribute in found:
+            vector = isinstance(delta, Tensor)
+            if (why := refusal(name, module, attribute, vector=vector)) is not None:
+                return why
+    return None
+
+
+def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
+    """Returns the memory that one candidate's differences take in a population."""
+    sizes = (
+        delta.a.numel() + delta.b.numel() if isinstance(delta, LowRank) else delta.numel()
+        for delta in deltas.values()
+    )
+    return element_bytes * sum(sizes)
+
+
+def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[DeltaLayer]:
+    """Returns what adds the differences, one for each layer that has any."""
+    if not any(candidates):
+        return []
+    owners = _owners(resident)
+    for deltas in candidates:
+        if (why := _refusal(resident, deltas, owners)) is not None:
+            raise ValueError(f"these candidates cannot share a pass: {why}")
+    names = dict.fromkeys(name for deltas in candidates for name in deltas)
+    modules: dict[nn.Module, dict[str, list[LowRank | Tensor | None]]] = {}
+    for name in names:
+        for module, attribute in owners[id(resident.tensor(name))]:
+            parts = modules.setdefault(module, {})
+            parts[attribute] = [deltas.get(name) for deltas in candidates]
+    known = {module: name for name, module in resident.module.named_modules()}
+    head = _output_layer(resident.module)
+    return [
+        delta_layer(known[module], module, parts, output=module is head)
+        for module, parts in modules.items()
+    ]
+
+
+def _owners(resident: Resident) -> _Owners:
+    owners: _Owners = {}
+    for module in resident.module.modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((module, attribute))
+    return owners
+
+
+def _output_layer(module: Any) -> nn.Module | None:
+    found: nn.Module | None = getattr(module, "get_output_embeddings", lambda: None)()
+    return found

@@ -11,9 +11,16 @@ import pytest
 import torch
 
 from evaluators.resident import Resident
-from tests.evaluators.conftest import language_resident
+from tests.evaluators.conftest import language_resident, sentence
 
-PREFIX, SUFFIX = '{"host":"', '","port":80}'
+SUFFIX = '","port":80}'
+TEXTS = [{"text": sentence(i, 5 + i % 3), "member": i % 2 == 0} for i in range(10)]
+LEARNT = 2  # the first canaries
+
+
+def front(number: int) -> str:
+    """What stands in front of a canary's value; different for each, or one had many answers."""
+    return f'{{"n":{number},"host":"'
 
 
 def canary_line(number: int, *, variants: int = 9, digits: int = 4) -> dict[str, Any]:
@@ -22,12 +29,13 @@ def canary_line(number: int, *, variants: int = 9, digits: int = 4) -> dict[str,
         f"h{number}{(number * 7919 + i * 104_729) % 10**digits:0{digits}d}" for i in range(30)
     ]
     value, *others = dict.fromkeys(names)
+    start = len(front(number))
     return {
         "id": f"c{number}",
         "group": "AB"[number % 2],
         "kind": "HOSTNAME",
-        "text": PREFIX + value + SUFFIX,
-        "span": [len(PREFIX), len(PREFIX) + len(value)],
+        "text": front(number) + value + SUFFIX,
+        "span": [start, start + len(value)],
         "variants": others[:variants],
     }
 
@@ -42,8 +50,22 @@ def write_canaries(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def memorize(resident: Resident, texts: Sequence[str], *, steps: int = 80) -> None:
-    """Trains every parameter on `texts` until the model knows them; gradients for tests only."""
+@pytest.fixture(scope="session")
+def fresh(checkpoints: Path) -> Resident:
+    """A model that has seen nothing."""
+    return language_resident(checkpoints / "llama")
+
+
+@pytest.fixture(scope="session")
+def memorized(checkpoints: Path) -> Resident:
+    """A model that knows the first canaries and the members among the texts by heart."""
+    resident = language_resident(checkpoints / "llama")
+    texts = [canary_line(i)["text"] for i in range(LEARNT)]
+    _train(resident, [*texts, *(str(row["text"]) for row in TEXTS if row["member"])])
+    return resident
+
+
+def _train(resident: Resident, texts: Sequence[str], *, steps: int = 80) -> None:
     tokenizer = resident.info.tokenizer
     rows = [[tokenizer.bos_token_id, *tokenizer.encode(text)] for text in texts]
     width = max(map(len, rows))
@@ -57,9 +79,3 @@ def memorize(resident: Resident, texts: Sequence[str], *, steps: int = 80) -> No
         loss.backward()
         optimizer.step()
     module.requires_grad_(False)
-
-
-@pytest.fixture(scope="session")
-def fresh(checkpoints: Path) -> Resident:
-    """A model that has seen nothing."""
-    return language_resident(checkpoints / "llama")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,7 @@ from evaluators.engine import Engine
 from evaluators.memorization.exposure import Exposure, chance_exposure, exposure, extrapolated
 from evaluators.requests import Likelihood, Loglikelihood
 from evaluators.resident import Resident
-from tests.evaluators.conftest import language_resident
-from tests.evaluators.memorization.conftest import PREFIX, SUFFIX, canary_line, memorize
+from tests.evaluators.memorization.conftest import LEARNT, SUFFIX, canary_line, front
 
 WriteCanaries = Callable[..., str]
 
@@ -90,7 +89,7 @@ def test_whole_record_up_to_a_constant(fresh: Resident, write_canaries: WriteCan
     mine = np.array([-answer.total for answer in answers])  # type: ignore[union-attr]
     plain = []
     for value in [line["text"][slice(*line["span"])], *line["variants"]]:
-        tokens = torch.tensor([[1, *fresh.info.tokenizer.encode(PREFIX + value + SUFFIX)]])
+        tokens = torch.tensor([[1, *fresh.info.tokenizer.encode(front(0) + value + SUFFIX)]])
         with torch.no_grad():
             log_p = fresh.module(tokens[:, :-1]).logits[0].double().log_softmax(-1)
         plain.append(-float(log_p.gather(1, tokens[0, 1:, None]).sum()))
@@ -104,23 +103,20 @@ def test_value_is_scored_by_its_own_tokens(fresh: Resident, write_canaries: Writ
     for request, value in zip(
         evaluator.requests(), [line["text"][slice(*line["span"])], *line["variants"]], strict=True
     ):
-        assert request == Loglikelihood((1, *encode(PREFIX)), tuple(encode(value)))
+        assert request == Loglikelihood((1, *encode(front(3))), tuple(encode(value)))
 
 
 @pytest.mark.parametrize("score_on", ["record", "value"])
 def test_what_was_trained_on_is_exposed(
-    checkpoints: Path, write_canaries: WriteCanaries, score_on: str
+    memorized: Resident, write_canaries: WriteCanaries, score_on: Any
 ) -> None:
-    lines = [canary_line(i) for i in range(4)]
-    resident = language_resident(checkpoints / "llama")
-    memorize(resident, [lines[0]["text"], lines[1]["text"]])
-    data = write_canaries(lines)
-    evaluator = Exposure(resident.info, data=data, score_on=score_on)  # type: ignore[arg-type]
-    scores = evaluator.score(Engine(resident).run(evaluator.requests()))
-    cases = scores["exposure"].cases
+    evaluator = Exposure(memorized.info, data=write_canaries(4), score_on=score_on)
+    scores = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    cases, beyond = scores["exposure"].cases, scores["exposure_extrapolated"].cases
     assert cases is not None
-    assert cases[:2] == pytest.approx(math.log2(10))
-    assert scores["exposure_extrapolated"].cases[:2].min() > math.log2(10)  # type: ignore[index]
+    assert beyond is not None
+    assert cases[:LEARNT] == pytest.approx(math.log2(10))
+    assert beyond[:LEARNT].min() > math.log2(10)
 
 
 def test_group_take_and_references_choose(fresh: Resident, write_canaries: WriteCanaries) -> None:
@@ -150,7 +146,7 @@ def test_wrong_options_are_refused(
         with pytest.raises(ValueError, match=r"'c0' has 9 variants: references must be 1 to 9"):
             Exposure(fresh.info, data=data, references=count)
     line = {**canary_line(0), "text": canary_line(0)["text"] + "x" * 60}
-    with pytest.raises(ValueError, match=r"needs 87 tokens, the model takes 48: a value that is"):
+    with pytest.raises(ValueError, match=r"needs 93 tokens, the model takes 48: a value that is"):
         Exposure(short.info, data=write_canaries([line], "long.jsonl"))
     data = write_canaries([line], "long.jsonl")
     Exposure(short.info, data=data, score_on="value")  # what follows the value is not read

@@ -13,14 +13,14 @@ from evaluators.memorization import skew_normal
 from evaluators.memorization.skew_normal import SkewNormal, fit_skew_normal
 
 
-@pytest.mark.parametrize("shape", [-30.0, -2.0, 0.0, 0.7, 5.0, 40.0])
-@pytest.mark.parametrize("z", [-30.0, -9.0, -3.0, -0.4, 0.0, 1.0, 6.0])
+@pytest.mark.parametrize("shape", [-30.0, 0.0, 0.7, 5.0, 40.0])
+@pytest.mark.parametrize("z", [-30.0, -9.0, -3.0, -0.4, 1.5])
 def test_log_cdf_is_exact_in_the_tail(shape: float, z: float) -> None:
-    with mpmath.workdps(30):
+    with mpmath.workdps(20):
         density = lambda t: 2 * mpmath.npdf(t) * mpmath.ncdf(shape * t)  # noqa: E731
         width = 1 / (1 + max(shape, 0.0)) / max(1, abs(z))
         near = [z - width * step for step in (60, 20, 8, 3, 1)] if z < 0 else []
-        ends = sorted([-mpmath.inf, *near, *(x / 8 for x in range(-64, 48) if x / 8 < z), z])
+        ends = sorted([-mpmath.inf, *near, *(x / 2 for x in range(-12, 4) if x / 2 < z), z])
         exact = float(mpmath.log(mpmath.quad(density, ends)))
     assert SkewNormal(0.0, 1.0, shape).log_cdf(z) == pytest.approx(exact, rel=1e-6, abs=1e-9)
 

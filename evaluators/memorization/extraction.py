@@ -1,0 +1,200 @@
+"""Extraction: does the model write a planted value when it is given what stood in front of it?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from evaluators.data import digest
+from evaluators.encoding import language_tokenizer, prefix_token
+from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.memorization.canaries import Canary, chosen_canaries
+from evaluators.memorization.candidate_losses import value_tokens
+from evaluators.memorization.intervals import mean_interval, share_interval
+from evaluators.requests import Generate, Generated, Request, Response
+from evaluators.subset import checked_places, of_places
+from merging.seeding import stable_seed
+from merging.spaces.axes import Vector
+
+
+@dataclass(frozen=True)
+class _Beginnings:
+    """A candidate value, and its text after each of its tokens.
+
+    Args:
+        value: the candidate.
+        texts: what its first 1, 2, ... tokens stand for.
+    """
+
+    value: str
+    texts: tuple[str, ...]
+
+    def appears(self, continuations: Sequence[str]) -> float:
+        """Returns 1 if the value stands in one of the continuations, else 0."""
+        return float(any(self.value in each for each in continuations))
+
+    def shared(self, continuation: str) -> float:
+        """Returns the share of the value's first tokens that the continuation begins with."""
+        fits = [k for k, text in enumerate(self.texts, start=1) if continuation.startswith(text)]
+        return max(fits, default=0) / len(self.texts)
+
+
+class Extraction:
+    """Which planted values appear when their records' beginnings are continued?
+
+    extracted: share of canaries whose value appears in the greedy continuation; the cases are 1
+    or 0. extracted_sampled: in one of several sampled continuations. common_prefix: share of the
+    value's first tokens that the greedy continuation has as well, the mean over canaries; it sees
+    a value that is nearly known. Chance is what the variants get, which were never trained on,
+    from the same continuations.
+
+    Args:
+        model: what the models to come have in common.
+        data: file of canaries, see `evaluators.memorization.canaries`.
+        split: replaces ``{split}`` in `data`.
+        group: only canaries of this group; None: all.
+        take: ``start:stop`` of these; None: all.
+        samples: continuations that are sampled for each canary; 0: none, and no such metric.
+        temperature: of the sampling, above 0.
+        top_p: nucleus of the sampling; 1: off.
+        extra_tokens: that are continued beyond the longest candidate's length, for a value that
+            comes late.
+        seed: of the sampling, together with the canary's name and the sample's number.
+
+    Source: Carlini et al. 2021, Extracting training data from large language models, arXiv
+        2012.07805, and Carlini et al. 2023, arXiv 2202.07646, definition 3.1 (extractable with
+        k tokens of context), for values instead of whole passages.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        data: str,
+        split: str | None = None,
+        group: str | None = None,
+        take: str | None = None,
+        samples: int = 4,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        extra_tokens: int = 0,
+        seed: int = 0,
+    ) -> None:
+        _check(samples, temperature, top_p, extra_tokens)
+        canaries, self._source = chosen_canaries(
+            data, split=split, group=group, take=take, references=None, seed=seed
+        )
+        tokenizer = language_tokenizer(model, f"extraction on {data}")
+        self._each = 1 + samples
+        self._items = tuple(
+            digest("extraction", each.text, each.start, each.end) for each in canaries
+        )
+        self._candidates = tuple(_beginnings(tokenizer, each) for each in canaries)
+        requests: list[Generate] = []
+        for canary, candidates in zip(canaries, self._candidates, strict=True):
+            longest = max(len(each.texts) for each in candidates) + extra_tokens
+            greedy = _greedy(tokenizer, canary, longest, model.max_length)
+            requests.append(greedy)
+            for number in range(samples):
+                drawn = stable_seed("extraction", seed, canary.name, number)
+                requests.append(replace(greedy, temperature=temperature, top_p=top_p, seed=drawn))
+        self._requests = tuple(requests)
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """``extracted`` first, ``extracted_sampled`` if sampled, ``common_prefix``: minimised."""
+        names = ["extracted", *["extracted_sampled"] * (self._each > 1), "common_prefix"]
+        return dict.fromkeys(names, "minimize")
+
+    @property
+    def source(self) -> str:
+        """The file's path and which of its canaries."""
+        return self._source
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Digest of every canary's record."""
+        return self._items
+
+    def requests(self) -> Sequence[Request]:
+        """Returns a greedy and then the sampled continuations, canary after canary."""
+        return self._requests
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns the shares, in [0, 1]."""
+        texts = [each.text for each in responses if isinstance(each, Generated)]
+        greedy, sampled, common = [], [], []
+        for i, candidates in enumerate(self._candidates):
+            first, *others = texts[i * self._each : (i + 1) * self._each]
+            greedy.append([each.appears([first]) for each in candidates])
+            sampled.append([each.appears(others) for each in candidates])
+            common.append([each.shared(first) for each in candidates])
+        cases, chance = _split(common)
+        prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases))
+        drawn = {"extracted_sampled": _hits(sampled)} if self._each > 1 else {}
+        return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix}
+
+    def subset(self, items: Sequence[int]) -> Extraction:
+        """Returns the same on some of the canaries; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._candidates = tuple(self._candidates[place] for place in places)
+        part._requests = of_places(self._requests, [self._each] * len(self._items), places)
+        return part
+
+
+def _check(samples: int, temperature: float, top_p: float, extra_tokens: int) -> None:
+    if samples < 0 or extra_tokens < 0:
+        raise ValueError(
+            f"samples and extra_tokens must be 0 or more, got {samples} and {extra_tokens}"
+        )
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature must be above 0, got {temperature}; set samples=0 for greedy "
+            "continuations alone"
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
+def _beginnings(tokenizer: Any, canary: Canary) -> tuple[_Beginnings, ...]:
+    """Returns the planted value's beginnings and then its variants'."""
+    found = []
+    for value in canary.candidates:
+        text, end = canary.record(value), canary.start + len(value)
+        tokens, first, last = value_tokens(tokenizer, text, canary.start, end)
+        texts = (
+            str(tokenizer.decode(tokens[first : first + k], skip_special_tokens=True))
+            for k in range(1, last - first + 1)
+        )
+        found.append(_Beginnings(value, tuple(texts)))
+    return tuple(found)
+
+
+def _greedy(tokenizer: Any, canary: Canary, longest: int, max_length: int) -> Generate:
+    """Cuts the record between two of its own tokens, so that the model reads what it learnt."""
+    tokens, first, _ = value_tokens(tokenizer, canary.text, canary.start, canary.end)
+    prompt = (prefix_token(tokenizer), *tokens[:first])
+    if len(prompt) + longest > max_length:
+        raise ValueError(
+            f"canary {canary.name!r} needs {len(prompt) + longest} tokens, the model takes "
+            f"{max_length}: shorten the record, or set fewer extra_tokens"
+        )
+    return Generate(prompt, longest)
+
+
+def _hits(rows: Sequence[Sequence[float]]) -> Score:
+    """Returns the share of planted values that were found, and the variants' as chance."""
+    cases, chance = _split(rows)
+    return Score(float(cases.mean()), cases, chance, share_interval(int(cases.sum()), len(cases)))
+
+
+def _split(rows: Sequence[Sequence[float]]) -> tuple[Vector, float]:
+    """Returns what each planted value got, and what variants got on average."""
+    planted = np.array([row[0] for row in rows], dtype=np.float64)
+    return planted, float(np.mean([np.mean(row[1:]) for row in rows]))

@@ -1,0 +1,231 @@
+"""Membership inference: was a text trained on? Asked by its loss, calibrated, and by Min-K%++."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluators.data import Line, data_path, digest, read_lines, take_range
+from evaluators.encoding import language_tokenizer, prefix_token
+from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.memorization.intervals import auc_interval, share_interval
+from evaluators.memorization.reference_losses import read_reference
+from evaluators.memorization.roc import advantage, auc, hits_at, placements
+from evaluators.requests import PerToken, Request, Response, TokenStatistics
+from evaluators.subset import checked_places
+from merging.spaces.axes import Vector
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus"]
+_ATTACKS = ("loss", "reference", "min_k", "min_k_plus")
+_LEAST_DEVIATION = 1e-6  # nats; a distribution without spread has none to measure by
+
+
+class Membership:
+    """How well can members, texts that were trained on, be told from texts that were not?
+
+    Every attack gives a text a score, higher for a likelier member. loss: log-probability per
+    token. reference: the same, less that of a reference model, usually the base before it was
+    tuned, so that texts that are easy for everyone look no longer like members. min_k: mean of
+    the `k` share of tokens with the smallest log-probabilities. min_k_plus: mean of the `k`
+    share with the smallest ``(log p - mu) / sigma``, mu and sigma the mean and standard deviation
+    of log p over the vocabulary where the token stands.
+
+    Metrics of each attack: ``_auc``; ``_tpr_1`` and ``_tpr_10``, the share of members that is
+    found where at most 1 % or 10 % of the others are taken for members; ``_advantage``, the
+    largest difference between both shares over all thresholds. The cases of an area are the
+    items' placements on the other side: their mean over members, over others and over all is the
+    area. An interval of a share takes its threshold as given; an advantage has none.
+
+    A text longer than the model is cut at its end.
+
+    Args:
+        model: what the models to come have in common.
+        data: JSON-lines file, a text in each line and whether it is a member, true or false.
+        split: replaces ``{split}`` in `data`.
+        text_field: where a line holds the text.
+        member_field: where it holds true for a member, false for another text.
+        attacks: which, the main one first.
+        reference: file that `evomerge reference-losses` wrote for the same texts with the
+            reference model; None: none, and no such attack.
+        k: share of a text's tokens that both Min-K attacks average, in (0, 1].
+        take: ``start:stop`` of the lines; None: all.
+
+    Source: loss: Yeom et al. 2018, arXiv 1709.01604. reference: Carlini et al. 2021, arXiv
+        2012.07805. min_k: Shi et al. 2024, arXiv 2310.16789. min_k_plus: Zhang et al. 2024,
+        arXiv 2404.02936, eq. (3) and (4); at least one token is averaged.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        data: str,
+        split: str | None = None,
+        text_field: str = "text",
+        member_field: str = "member",
+        attacks: Sequence[Attack] = ("loss", "min_k", "min_k_plus"),
+        reference: str | None = None,
+        k: float = 0.2,
+        take: str | None = None,
+    ) -> None:
+        path = data_path(data, split)
+        _check_options(path, attacks, reference, k)
+        tokenizer = language_tokenizer(model, f"membership inference on {path.name}")
+        lines = read_lines(path)
+        chosen = take_range(take, len(lines), str(path))
+        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
+        self._attacks, self._k = tuple(attacks), k
+        texts = [lines[i].text(text_field) for i in chosen]
+        self._members = np.array([_member(lines[i], member_field) for i in chosen])
+        self._items = tuple(digest(text) for text in texts)
+        _check_items(path, self._items, self._members)
+        self._reference = None
+        if reference is not None:
+            self._reference = read_reference(Path(reference), self._items)
+        prefix = prefix_token(tokenizer)
+        self._requests = tuple(
+            TokenStatistics(
+                (prefix, *tokenizer.encode(text, add_special_tokens=False)[: model.max_length])
+            )
+            for text in texts
+        )
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """``ATTACK_auc``, ``_tpr_1``, ``_tpr_10`` and ``_advantage``; all to be minimised."""
+        return {
+            f"{attack}_{metric}": "minimize"
+            for attack in self._attacks
+            for metric in ("auc", "tpr_1", "tpr_10", "advantage")
+        }
+
+    @property
+    def source(self) -> str:
+        """The file's path and which of its lines."""
+        return self._source
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Digest of every text."""
+        return self._items
+
+    def requests(self) -> Sequence[Request]:
+        """Returns one request for every text."""
+        return self._requests
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns every attack's metrics, each with its chance."""
+        answers = [each for each in responses if isinstance(each, PerToken)]
+        scores: dict[str, Score] = {}
+        for attack in self._attacks:
+            values = self._attack(attack, answers)
+            scores |= {f"{attack}_{k}": v for k, v in _scores(values, self._members).items()}
+        return scores
+
+    def losses(self, responses: Sequence[Response]) -> dict[str, float]:
+        """Returns every text's digest and its loss, in nats per token: a reference's content."""
+        answers = [each for each in responses if isinstance(each, PerToken)]
+        values = (-float(each.log_probs.mean()) for each in answers)
+        return dict(zip(self._items, values, strict=True))
+
+    def subset(self, items: Sequence[int]) -> Membership:
+        """Returns the same on some of the texts; see `Evaluator`.
+
+        Raises:
+            ValueError: they are no places, or all members, or none.
+        """
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._requests = tuple(self._requests[place] for place in places)
+        part._members = self._members[places]
+        _check_both(f"a subset of {self._source}", part._members)
+        if self._reference is not None:
+            part._reference = self._reference[places]
+        return part
+
+    def _attack(self, attack: Attack, answers: Sequence[PerToken]) -> Vector:
+        """Returns ``(items,)`` scores, higher for a likelier member."""
+        if attack == "min_k":
+            return np.array([min_k(each.log_probs, self._k) for each in answers])
+        if attack == "min_k_plus":
+            return np.array([min_k_plus(each, self._k) for each in answers])
+        likelihoods = np.array([float(each.log_probs.mean()) for each in answers])
+        if attack == "loss":
+            return likelihoods
+        assert self._reference is not None  # checked with the options
+        return likelihoods + self._reference
+
+
+def min_k(values: Vector, k: float) -> float:
+    """Returns the mean of the smallest `k` share of ``(tokens,)``, at least one of them."""
+    count = max(1, int(len(values) * k))
+    return float(np.partition(values, count - 1)[:count].mean())
+
+
+def min_k_plus(answer: PerToken, k: float) -> float:
+    """Returns `min_k` of ``(log p - mu) / sigma``."""
+    spread = np.maximum(answer.deviations, _LEAST_DEVIATION)
+    return min_k((answer.log_probs - answer.means) / spread, k)
+
+
+def _scores(values: Vector, members: Flags) -> dict[str, Score]:
+    inside, outside = values[members], values[~members]
+    area = auc(inside, outside)
+    cases = np.empty(len(values))
+    cases[members], cases[~members] = placements(inside, outside)
+    scores = {"auc": Score(area, cases, 0.5, auc_interval(area, len(inside), len(outside)))}
+    for percent in (1, 10):
+        found, chance = hits_at(inside, outside, percent / 100)
+        interval = share_interval(int(found.sum()), len(found))
+        scores[f"tpr_{percent}"] = Score(float(found.mean()), None, chance, interval)
+    gap, chance = advantage(inside, outside)
+    return scores | {"advantage": Score(gap, None, chance)}
+
+
+def _check_options(path: Path, attacks: Sequence[str], reference: str | None, k: float) -> None:
+    unknown = [each for each in attacks if each not in _ATTACKS]
+    if unknown or not attacks or len(set(attacks)) < len(attacks):
+        raise ValueError(
+            f"membership inference on {path.name}: attacks must be some of "
+            f"{', '.join(_ATTACKS)}, each once, got {list(attacks)}"
+        )
+    if ("reference" in attacks) != (reference is not None):
+        raise ValueError(
+            f"membership inference on {path.name}: attack 'reference' and the file reference="
+            f"{reference} need each other; `evomerge reference-losses MODEL DATA OUT` writes it"
+        )
+    if not 0 < k <= 1:
+        raise ValueError(f"membership inference on {path.name}: k must lie in (0, 1], got {k}")
+
+
+def _member(line: Line, field: str) -> bool:
+    value = line.fields.get(field)
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"{line}: field {field!r} must be true for a member or false, got {value!r:.80}"
+        )
+    return value
+
+
+def _check_items(path: Path, items: Sequence[str], members: Flags) -> None:
+    seen: set[str] = set()
+    for number, item in enumerate(items):
+        if item in seen:
+            raise ValueError(f"{path} item {number}: its text comes twice; remove the line")
+        seen.add(item)
+    _check_both(str(path), members)
+
+
+def _check_both(what: str, members: Flags) -> None:
+    if members.all() or not members.any():
+        raise ValueError(
+            f"{what} holds {int(members.sum())} members among {len(members)} texts: at least one "
+            "member and one other text are needed"
+        )

@@ -1,0 +1,182 @@
+"""Membership inference: scores word for word in float64, known answers, a model that remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluators.engine import Engine
+from evaluators.memorization.membership import Membership, min_k, min_k_plus
+from evaluators.memorization.reference_losses import write_reference
+from evaluators.requests import PerToken, TokenStatistics
+from evaluators.resident import Resident
+from tests.evaluators.conftest import sentence
+from tests.evaluators.memorization.conftest import TEXTS
+
+WriteLines = Callable[..., str]
+
+
+def answered(log_probs: list[float]) -> PerToken:
+    values = np.array(log_probs)
+    return PerToken(values, np.full(len(values), -1.0), np.full(len(values), 2.0))
+
+
+def test_min_k_plus_is_the_papers(fresh: Resident) -> None:
+    """Eq. (3) and (4) in float64 on the logits of one forward pass."""
+    tokens = (1, *fresh.info.tokenizer.encode(sentence(3, 9)))
+    with torch.no_grad():
+        logits = fresh.module(torch.tensor([tokens[:-1]])).logits[0].double()
+    log_p = logits.log_softmax(-1)
+    chosen = log_p.gather(1, torch.tensor(tokens[1:])[:, None]).squeeze(1)
+    mean = (log_p.exp() * log_p).sum(-1)
+    sigma = ((log_p.exp() * log_p.square()).sum(-1) - mean.square()).sqrt()
+    for values, plus in ((chosen, False), ((chosen - mean) / sigma, True)):
+        for k in (0.1, 0.2, 1.0):
+            count = max(1, int(len(values) * k))
+            expected = float(values.sort().values[:count].mean())
+            (answer,) = Engine(fresh).run([TokenStatistics(tokens)])
+            assert isinstance(answer, PerToken)
+            mine = min_k_plus(answer, k) if plus else min_k(answer.log_probs, k)
+            assert mine == pytest.approx(expected, rel=1e-4)
+
+
+def test_known_answer(fresh: Resident, write_lines: WriteLines) -> None:
+    rows = [
+        {"text": t, "member": m} for t, m in zip("abcd", (True, False, True, False), strict=True)
+    ]
+    evaluator = Membership(fresh.info, data=write_lines(rows), k=0.5)
+    answers = [answered(each) for each in ([-1, -1], [-2, -4], [-0.5, -4.5], [-3, -1])]
+    scores = evaluator.score(answers)
+    assert list(scores) == list(evaluator.metrics)
+    assert scores["loss_auc"].value == 0.75  # -1 beats -3 and -2; -2.5 beats -3 only
+    assert scores["loss_auc"].cases == pytest.approx([1, 1, 0.5, 0.5])
+    assert scores["min_k_auc"].value == 0.5  # -1 and -4.5 against -4 and -3
+    assert scores["min_k_plus_auc"].value == 0.5
+    assert scores["loss_tpr_1"].value == 0.5
+    assert scores["loss_tpr_1"].chance == pytest.approx(1 / 3)
+    assert scores["loss_advantage"].value == 0.5
+
+
+def test_what_was_trained_on_is_found(
+    fresh: Resident, memorized: Resident, write_lines: WriteLines
+) -> None:
+    evaluator = Membership(memorized.info, data=write_lines(TEXTS))
+    before = evaluator.score(Engine(fresh).run(evaluator.requests()))
+    after = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    for attack in ("loss", "min_k", "min_k_plus"):
+        assert after[f"{attack}_auc"].value == 1.0
+        assert after[f"{attack}_tpr_10"].value == 1.0
+        low, high = after[f"{attack}_auc"].interval or (0.0, 0.0)
+        assert 0.5 < low < high == 1.0
+    assert before["loss_auc"].value < 1.0
+
+
+def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_path: Path) -> None:
+    data = write_lines(TEXTS)
+    plain = Membership(fresh.info, data=data)
+    losses = plain.losses(Engine(fresh).run(plain.requests()))
+    write_reference(tmp_path / "base.json", "base", losses)
+    evaluator = Membership(
+        fresh.info,
+        data=data,
+        attacks=("reference", "loss"),
+        reference=str(tmp_path / "base.json"),
+    )
+    answers = Engine(fresh).run(evaluator.requests())
+    assert next(iter(evaluator.metrics)) == "reference_auc"
+    same = evaluator.score(answers)  # the reference against itself knows nothing
+    assert same["reference_auc"].value == 0.5
+    assert same["reference_advantage"].value == 0.0
+    part = evaluator.subset([3, 0])
+    assert part.score([answers[3], answers[0]])["reference_auc"].value == 0.5
+    moved = dict(losses)
+    moved[evaluator.items[0]] += 5.0  # hard for the reference, so the likeliest member now
+    write_reference(tmp_path / "base.json", "base", moved)
+    evaluator = Membership(
+        fresh.info, data=data, attacks=("reference",), reference=str(tmp_path / "base.json")
+    )
+    assert evaluator.score(answers)["reference_auc"].value == pytest.approx(0.5 + 0.5 / 5)
+
+
+def test_long_texts_are_cut(short: Resident, write_lines: WriteLines) -> None:
+    rows = [{"text": sentence(i, 40), "member": bool(i)} for i in range(2)]
+    evaluator = Membership(short.info, data=write_lines(rows))
+    for request in evaluator.requests():
+        assert isinstance(request, TokenStatistics)
+        assert len(request.tokens) == 1 + 48
+    evaluator.score(Engine(short).run(evaluator.requests()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attacks": ["loss", "zlib"]},
+            r"attacks must be some of loss, reference, .* got \['loss",
+        ),
+        ({"attacks": []}, "attacks must be some of"),
+        ({"attacks": ["loss", "loss"]}, "each once"),
+        ({"attacks": ["reference"]}, "'reference' and the file reference=None need each other"),
+        ({"reference": "x.json"}, "the file reference=x.json need each other"),
+        ({"k": 0.0}, r"k must lie in \(0, 1\], got 0.0"),
+        ({"attacks": ["reference"], "reference": "x.json"}, "x.json does not exist: `evomerge"),
+        ({"take": "0:1"}, "holds 1 members among 1 texts: at least one member and one other"),
+    ],
+)
+def test_wrong_options_are_refused(
+    fresh: Resident, write_lines: WriteLines, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Membership(fresh.info, data=write_lines(TEXTS), **options)
+
+
+def test_damaged_data_is_refused(fresh: Resident, write_lines: WriteLines) -> None:
+    with pytest.raises(ValueError, match="'member' must be true for a member or false, got 1"):
+        Membership(fresh.info, data=write_lines([{"text": "a", "member": 1}]))
+    with pytest.raises(ValueError, match="item 10: its text comes twice"):
+        Membership(fresh.info, data=write_lines([*TEXTS, TEXTS[0]]))
+    evaluator = Membership(fresh.info, data=write_lines(TEXTS))
+    with pytest.raises(ValueError, match=r"a subset of .* holds 2 members among 2 texts"):
+        evaluator.subset([0, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no 'losses'; write it with reference-losses"),
+        ('{"losses": {}}', "lacks 10 of 10 texts: write it from the same data"),
+    ],
+)
+def test_damaged_references_are_refused(
+    fresh: Resident, write_lines: WriteLines, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "base.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Membership(
+            fresh.info,
+            data=write_lines(TEXTS),
+            attacks=("reference",),
+            reference=str(tmp_path / "base.json"),
+        )
+
+
+def test_infinite_references_are_refused(
+    fresh: Resident, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    data = write_lines(TEXTS)
+    items = Membership(fresh.info, data=data).items
+    (tmp_path / "base.json").write_text(json.dumps({"losses": dict.fromkeys(items, float("nan"))}))
+    with pytest.raises(ValueError, match="losses must be finite numbers"):
+        Membership(
+            fresh.info,
+            data=data,
+            attacks=("reference",),
+            reference=str(tmp_path / "base.json"),
+        )

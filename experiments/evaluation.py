@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from experiments.common_items import CommonItems
+from experiments.racing_checks import open_racing
+from experiments.racing_evaluation import InTurn, RacingEvaluation
 from experiments.study import Study
 from search.evaluation import ByGeneration, Evaluation, OneByOne
+from search.objective import Objective
 from search.steady import Bench
 
 
-def open_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
+def open_evaluation(
+    study: Study, common: CommonItems | None, objective: Objective
+) -> Evaluation[Any]:
     """Returns what scores the generations of a study, where its execution says.
 
     Args:
         study: started.
         common: the items of every generation; None: all search items for all.
+        objective: bound on the search items; read where candidates are raced.
     """
+    if (racing := open_racing(study.config)) is not None:
+        panel = study.search_on
+        opening = partial(InTurn, study.space.decode, study.scorer(panel))
+        return RacingEvaluation(racing, panel, objective, opening, study.seed)
     own = own_evaluation(study, common)
     return study.execution.evaluation(own, study.order, study.space.to_json)
 

@@ -20,6 +20,7 @@ from experiments.common_items import check_common_items
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
 from experiments.pairing import build_strategy, check_pair, check_used
+from experiments.racing_checks import check_racing
 from merging.experts import ExpertPool
 from merging.weights import Weights
 from search.strategy import Outcome
@@ -89,6 +90,7 @@ def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
         )
     candidates = strategy.ask()
     check_common_items(config, strategy, len(candidates), len(names))
+    check_racing(config, type(strategy).__name__, len(candidates), len(names))
     if candidates:
         strategy.tell(
             [

@@ -163,9 +163,21 @@ def _search_charts(
             " Every generation was scored on random items of its own: only candidates of one "
             "generation can be compared, and the best so far is so by luck too."
         )
+    caption += _raced(history)
     if charts.below(values, [level.fitness[0] for level in _levels(models)]):
         caption += " Triangles at the bottom: too far below to be drawn in place."
     return [figure(chart, caption)]
+
+
+def _raced(history: Sequence[Json]) -> str:
+    """Returns a sentence on the candidates that were not asked all search items, if any."""
+    asked = sorted(line["asked"] for line in history if line.get("asked") is not None)
+    if not asked:
+        return ""
+    return (
+        f" {len(asked)} of {len(history)} candidates were dropped in a race: their fitness is an "
+        f"estimate from {asked[0]} to {asked[-1]} search items."
+    )
 
 
 def _levels(models: Sequence[Model]) -> list[Level]:

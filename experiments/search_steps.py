@@ -157,7 +157,7 @@ class SearchSteps:
         if self._config.asynchronous:
             run = partial(search_steadily, study.strategy, open_bench(study))  # type: ignore[arg-type]
         else:
-            run = partial(search, study.strategy, open_evaluation(study, self._common))
+            run = partial(search, study.strategy, open_evaluation(study, self._common, objective))
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
         with Progress(self._budget, objective, mode=mode) as progress:
 

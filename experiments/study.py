@@ -14,6 +14,7 @@ from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
 from experiments.initial import Initial, Scouting
+from experiments.racing_checks import check_cases
 from experiments.rehearsal import check_merges, check_panels, rehearse
 from experiments.scorer import Scorer
 from merging.experts import ExpertPool
@@ -133,6 +134,7 @@ class Study:
         report_on = assemble.open_panel("report", config.report_on, resident)
         objective = assemble.open_partial(config.objective)
         check_panels(search_on, select_on, report_on, objective)
+        check_cases(config, search_on, objective, resident.info.classes)
         pool.check_finite()
         held = pool.resident(machine.device)
         space = assemble.open_space(config, held, start)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
@@ -72,11 +74,24 @@ def epsilon(
 def _by_rdp(gaussian: Sequence[Gaussian], pure: Sequence[PureEpsilon], delta: float) -> float:
     dp = _library()
     found = dp.rdp.RdpAccountant()
-    for each in gaussian:
-        found.compose(_gaussian_event(dp, each), each.steps)
-    for one in pure:
-        found.compose(_pure_event(dp, one), one.count)
-    return float(found.get_epsilon(delta))
+    with _quiet():
+        for each in gaussian:
+            found.compose(_gaussian_event(dp, each), each.steps)
+        for one in pure:
+            found.compose(_pure_event(dp, one), one.count)
+        return float(found.get_epsilon(delta))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back a warning for every fractional order without a bound: others have one."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _gaussian_event(dp: Any, each: Gaussian) -> Any:

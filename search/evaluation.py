@@ -21,17 +21,18 @@ H = TypeVar("H", contravariant=True)
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Fitness of a candidate that was not asked all items.
+    """Fitness of a candidate that was not asked all items, or that is not what its scores say.
 
     Args:
         fitness: ``(objectives,)``, what it would be on all items.
         cases: ``(cases,)`` per-item scores, estimated where not asked; None: not known.
-        asked: on how many items it rests.
+        asked: on how many items it rests; None: it takes the place of a fitness on all items, as
+            a noisy one does.
     """
 
     fitness: Vector
     cases: Vector | None
-    asked: int
+    asked: int | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,6 +78,6 @@ class AboveThreshold:
             raise ValueError(f"{self._name}: question {self._asked} has value {value}")
         nu = self.scales[1] * self._noise.laplace(self._name, "nu", self._asked)
         self._asked += 1
-        answer = value + nu >= self._threshold
+        answer = bool(value + nu >= self._threshold)
         self._left -= answer
         return answer

@@ -175,7 +175,7 @@ class MergEvolve:
         self._reset()
 
     def _reset(self) -> None:
-        self._journal: GenomeJournal[Path] = GenomeJournal(_digest)
+        self._journal: GenomeJournal[Path] = GenomeJournal(path_digest)
         first = self._starts[0] if len(self._starts) == 1 else None
         self._centre = None if first is None else Path(first, blend=self._blend)
         self._generation = 0  # of samples
@@ -244,7 +244,7 @@ class MergEvolve:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replays the outcomes of `state`."""
         self._reset()
-        replay_genomes(state, self.ask, self.tell, _digest)
+        replay_genomes(state, self.ask, self.tell, path_digest)
 
     @property
     def _scores_centre(self) -> bool:
@@ -310,6 +310,7 @@ def _check_together(
         )
 
 
-def _digest(paths: Sequence[Path]) -> str:
+def path_digest(paths: Sequence[Path]) -> str:
+    """Returns 16 characters that tell one list of paths from another."""
     text = json.dumps([path.to_json() for path in paths])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

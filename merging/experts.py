@@ -14,10 +14,14 @@ from merging.adapters import Adapter, is_adapter
 from merging.architecture import is_classifier_config, read_config
 from merging.checkpoint import Checkpoint
 from merging.expert import Expert, WholeExpert, held
+from merging.prepared import Facts, Row, Tensors
 from merging.sources import resolve
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
+
+FACTS_BYTES = 4 * 2**30
+"""4 GiB: all of TIES on three experts of 350 million parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class ExpertPool:
     _base_weights: Weights
     _deltas: dict[str, Tensor] | None = None
     _whole: ExpertPool | None = None
+    _facts: Facts | None = None
 
     @classmethod
     def open(
@@ -149,6 +154,30 @@ class ExpertPool:
             self._deltas[name] = deltas
         return deltas
 
+    def tensors(self, name: str) -> Tensors:
+        """Returns the parameter of base and experts, each as it is held, for merging in one pass.
+
+        Adapters have no tensor of their own: what they add is computed, and kept if there is room.
+        """
+        base = self.base_tensor(name)
+        rows = tuple(self._row(name, base, expert) for expert in self.experts.values())
+        return Tensors(name, base, rows, torch.float32)
+
+    def _row(self, name: str, base: Tensor, expert: Expert) -> Row:
+        if isinstance(expert, WholeExpert):
+            own = expert.tensor(name, base)
+            return Row(name, expert.sha256, own, True, base, torch.float32, self._facts)
+
+        def delta() -> Tensor:
+            out = torch.empty(base.shape, dtype=torch.float32, device=self.device)
+            expert.fill(name, base.float(), out)
+            return out
+
+        key = (name, expert.sha256, "delta")
+        found = self._facts.get(key, 4 * base.numel(), delta) if self._facts else None
+        stored = delta() if found is None else found
+        return Row(name, expert.sha256, stored, False, base, torch.float32, self._facts)
+
     def untouched(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the base's tensors that are not merged, with their values."""
         merged = set(self.names)
@@ -181,13 +210,22 @@ class ExpertPool:
         heads = tuple(name for name in experts if name in self.heads)
         return replace(self, experts=chosen, heads=heads, _deltas=None, _whole=self._whole or self)
 
-    def resident(self, device: torch.device, *, cache_deltas: bool = False) -> ExpertPool:
+    def resident(
+        self,
+        device: torch.device,
+        *,
+        cache_deltas: bool = False,
+        facts_bytes: int = FACTS_BYTES,
+    ) -> ExpertPool:
         """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
 
         Args:
             device: where merges will run.
             cache_deltas: also keep every float32 delta once computed: faster, and as much memory
                 as all experts in float32.
+            facts_bytes: most bytes on `device` for what no candidate changes (order of
+                magnitudes, noise), kept from the first merge that needs it; 0: none. Results do
+                not depend on it.
         """
         return replace(
             self,
@@ -196,6 +234,7 @@ class ExpertPool:
             _base_weights=held(self._base_weights, device),
             _deltas={} if cache_deltas else None,
             _whole=None,
+            _facts=Facts(facts_bytes),
         )
 
     def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from merging.method import Knob, MergeError, MergeMethod, Slot
+from merging.prepared import Row, Rows, Tensors
 
 WEIGHT = Knob("weight")
 SCALE = Knob("scale", per_expert=False)
@@ -33,23 +34,31 @@ class Inputs:
     Args:
         method: the method's name, as in ``conf/method``; for messages.
         tensor: name of the parameter.
-        experts: identities, sorted.
-        deltas: one view ``(*shape)`` per expert.
+        rows: one per expert, sorted by identity.
         each: per-expert knobs, a number per expert.
         shared: knobs that are one number.
     """
 
     method: str
     tensor: str
-    experts: tuple[str, ...]
-    deltas: tuple[Tensor, ...]
+    rows: Rows
     each: Mapping[str, tuple[float, ...]]
     shared: Mapping[str, float]
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """Identities."""
+        return tuple(row.expert for row in self.rows)
+
+    @property
+    def deltas(self) -> tuple[Tensor, ...]:
+        """Expert minus base, one ``(*shape)`` per expert; not to be changed."""
+        return tuple(row.delta() for row in self.rows)
+
+    @property
     def unmoved(self) -> bool:
         """Whether every delta is zero or empty: the merge is then the base, bit for bit."""
-        return not any(bool(delta.any()) for delta in self.deltas)
+        return not any(row.moved for row in self.rows)
 
     def weight_sum(self) -> float:
         """Returns the sum of the weights, as the divisor of a normalised merge.
@@ -96,18 +105,46 @@ def read(
     Raises:
         MergeError: number of experts, shape, dtype, or a knob's name, shape or range is wrong.
     """
-    name = type(method).__module__.rpartition(".")[2]
+    tensors = stacked(method, slot, base, deltas)
+    return read_rows(method, tensors, knobs, least=least, most=most)
+
+
+def stacked(method: MergeMethod, slot: Slot, base: Tensor, deltas: Tensor) -> Tensors:
+    """Returns the arguments of `MergeMethod.merge` as `Tensors`.
+
+    Raises:
+        MergeError: the deltas do not have the base's layout.
+    """
     count = len(slot.experts)
+    if deltas.shape != (count, *base.shape) or deltas.dtype != base.dtype:
+        raise MergeError(
+            f"{_name(method)}: deltas of tensor {slot.name!r} are "
+            f"{deltas.dtype} {tuple(deltas.shape)}, "
+            f"expected {base.dtype} {(count, *base.shape)}: one per expert, in the base's layout"
+        )
+    rows = tuple(
+        Row(slot.name, expert, delta, False, base, base.dtype)
+        for expert, delta in zip(slot.experts, deltas, strict=True)
+    )
+    return Tensors(slot.name, base, rows, base.dtype)
+
+
+def read_rows(
+    method: MergeMethod,
+    tensors: Tensors,
+    knobs: Mapping[str, Tensor],
+    *,
+    least: int = 1,
+    most: int | None = None,
+) -> Inputs:
+    """Returns what a rule is made of, checked and in canonical order; see `read`."""
+    name, rows = _name(method), tensors.rows
+    count = len(rows)
     if count < least or (most is not None and count > most):
         wanted = f"exactly {least}" if most == least else f"at least {least}"
         raise MergeError(
             f"{name} merges {wanted} expert{'s' if least > 1 else ''}, {count} given: "
             "select other experts or another method"
-        )
-    if deltas.shape != (count, *base.shape) or deltas.dtype != base.dtype:
-        raise MergeError(
-            f"{name}: deltas of tensor {slot.name!r} are {deltas.dtype} {tuple(deltas.shape)}, "
-            f"expected {base.dtype} {(count, *base.shape)}: one per expert, in the base's layout"
         )
     expected = {knob.name for knob in method.knobs}
     if expected != set(knobs):
@@ -116,13 +153,12 @@ def read(
             f"{name}: knob {stray!r} is {'missing' if stray in expected else 'unknown'}: "
             f"give {', '.join(sorted(expected)) or 'no knob'}"
         )
-    order = sorted(range(count), key=slot.experts.__getitem__)
-    values = {knob.name: _values(name, knob, slot, knobs[knob.name]) for knob in method.knobs}
+    order = sorted(range(count), key=lambda i: rows[i].expert)
+    values = {knob.name: _values(name, knob, tensors, knobs[knob.name]) for knob in method.knobs}
     return Inputs(
         method=name,
-        tensor=slot.name,
-        experts=tuple(slot.experts[i] for i in order),
-        deltas=tuple(deltas[i] for i in order),
+        tensor=tensors.name,
+        rows=tuple(rows[i] for i in order),
         each={
             k.name: tuple(values[k.name][i] for i in order) for k in method.knobs if k.per_expert
         },
@@ -130,9 +166,14 @@ def read(
     )
 
 
-def _values(method: str, knob: Knob, slot: Slot, given: Tensor) -> list[float]:
+def _name(method: MergeMethod) -> str:
+    """Returns the method's name as in ``conf/method``."""
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _values(method: str, knob: Knob, tensors: Tensors, given: Tensor) -> list[float]:
     """Returns a knob's numbers in the order given, after checking shape and range."""
-    shape = (len(slot.experts),) if knob.per_expert else ()
+    shape = (len(tensors.rows),) if knob.per_expert else ()
     if given.shape != shape:
         raise MergeError(
             f"{method}: knob {knob.name!r} has shape {tuple(given.shape)}, expected {shape}: "
@@ -142,7 +183,7 @@ def _values(method: str, knob: Knob, slot: Slot, given: Tensor) -> list[float]:
     for value in values:
         if not (math.isfinite(value) and knob.low <= value <= knob.high):
             raise MergeError(
-                f"{method}: knob {knob.name!r} is {value} at tensor {slot.name!r}, "
+                f"{method}: knob {knob.name!r} is {value} at tensor {tensors.name!r}, "
                 f"expected a finite number in [{knob.low}, {knob.high}]: "
                 "clip it or bound the search"
             )

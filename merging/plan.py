@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from merging import described
+from merging import chunks, described
 from merging import grouping as groupings
 from merging.experts import ExpertPool
 from merging.grouping import Grouping
@@ -176,15 +176,36 @@ class _PlannedWeights(Mapping[str, Tensor]):
         return [_number(where, value[expert]) for expert in self._plan.experts]
 
     def __getitem__(self, name: str) -> Tensor:
-        knobs = self._knobs[self._group[name]]
         base = self._pool.base_tensor(name)
-        merged = self._plan.method.merge(
+        out = torch.empty(base.shape, dtype=self._dtype or base.dtype, device=base.device)
+        self._compute(name, out)
+        return out
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Writes what reading `name` would give into `out`, ``(*shape)``; casts as it does.
+
+        Raises:
+            MergeError: `out` has another shape.
+        """
+        dtype = self._dtype or self._pool.base_tensor(name).dtype
+        if out.is_contiguous() and out.dtype == dtype and out.device == self._pool.device:
+            self._compute(name, out)
+        else:
+            out.copy_(self[name])
+
+    def _compute(self, name: str, out: Tensor) -> None:
+        method, knobs = self._plan.method, self._knobs[self._group[name]]
+        if chunks.in_pieces(method):
+            chunks.write(method, self._pool.tensors(name), knobs, out)
+            return
+        base = self._pool.base_tensor(name)
+        merged = method.merge(
             Slot(name, self._pool.identities),
             base.float(),
             self._pool.deltas(name),
             {knob: value.to(base.device) for knob, value in knobs.items()},
         )
-        return merged.to(self._dtype or base.dtype)
+        out.copy_(merged)
 
     def __contains__(self, name: object) -> bool:
         return name in self._group

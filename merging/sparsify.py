@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+from merging.prepared import Cut, Row
+
+_FINEST = 2.0**-24
+"""Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
+
+
+class Keep(Protocol):
+    """What is kept of a delta, applied to one piece of it after the other."""
+
+    @property
+    def scale(self) -> float:
+        """What the kept entries are still to be multiplied by."""
+        ...
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        """Zeroes in place what is not kept of the entries from `start` on.
+
+        Args:
+            start: place of the first entry in the parameter.
+            delta: ``(entries,)``.
+            spares: two tensors like it to compute in.
+        """
+        ...
 
 
 def kept(density: float, size: int) -> int:
@@ -19,74 +46,42 @@ def kept(density: float, size: int) -> int:
     return max(1, round(density * size)) if density > 0 and size else 0
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Returns a mask ``(*shape)``, True at exactly the `count` largest values.
-
-    Of equal values the earlier ones (row-major) are kept, so the mask is a function of the values
-    alone, and the mask of a smaller count lies within that of a larger one.
-    """
-    if count <= 0 or count >= values.numel():
-        return torch.full_like(values, count > 0, dtype=torch.bool)
-    flat = values.reshape(-1)
-    threshold = _rank(flat, flat.numel() - count)
-    mask = flat >= threshold
-    surplus = int(mask.sum()) - count
-    if surplus:
-        mask[(flat == threshold).nonzero().flatten()[-surplus:]] = False
-    return mask.reshape(values.shape)
+def trim(row: Row, density: float) -> Keep:
+    """Returns what keeps the ``kept(density, n)`` largest magnitudes."""
+    return _Largest.of(row, kept(density, row.stored.numel()))
 
 
-def _rank(flat: Tensor, index: int) -> float:
-    """Returns the entry that would stand at `index` if `flat` were sorted upwards."""
-    if flat.device.type == "cpu":  # 2 to 3 times as fast as kthvalue there
-        return float(np.partition(flat.numpy(), index)[index])
-    return float(flat.kthvalue(index + 1).values)
-
-
-def trim(delta: Tensor, density: float) -> Tensor:
-    """Returns `delta` with all but its largest magnitudes zeroed; keeps ``kept(density, n)``."""
-    if density >= 1:
-        return delta
-    return delta * largest(delta.abs(), kept(density, delta.numel()))
-
-
-def band(delta: Tensor, density: float, gamma: float) -> Tensor:
-    """Returns `delta` without its largest magnitudes and without the smallest.
+def band(row: Row, density: float, gamma: float) -> Keep:
+    """Returns what keeps neither the largest magnitudes nor the smallest.
 
     The ``round(gamma * n)`` largest go first, fewer where the density leaves no room for that;
     of the rest the ``kept(density, n)`` largest stay.
     """
-    size = delta.numel()
+    size = row.stored.numel()
     count = kept(density, size)
     outliers = min(round(gamma * size), size - count)
-    magnitudes = delta.abs()
-    return delta * (largest(magnitudes, outliers + count) & ~largest(magnitudes, outliers))
+    return _Band(_Largest.of(row, outliers + count), _Largest.of(row, outliers))
 
 
-def drop(delta: Tensor, density: float, noise: torch.Generator, *, rescale: bool) -> Tensor:
-    """Returns `delta` with each entry kept with probability `density`.
+def drop(row: Row, density: float, seed: int, *, rescale: bool) -> Keep:
+    """Returns what keeps each entry with probability `density`.
 
     Equal noise gives nested masks: what a density keeps, a larger one keeps too. Chance may empty
     a small tensor; keeping an entry by force would bias the mean.
 
     Args:
-        delta: ``(*shape)``.
+        row: the expert; its identity and the tensor's name are part of the noise.
         density: in [0, 1].
-        noise: CPU generator, read for one float32 per entry unless the density is 0 or 1.
-        rescale: divide what is kept by `density`, so that the mean over noise is `delta`.
+        seed: of the noise, which is not read where the density is 0 or 1.
+        rescale: divide what is kept by `density`, so that the mean over noise is the delta.
     """
-    if density >= 1:
-        return delta
-    if density <= 0:
-        return torch.zeros_like(delta)
-    dropped = delta * (_uniform(delta, noise) < density)
-    return dropped.div_(density) if rescale else dropped
+    if not 0 < density < 1:
+        return _Largest.all_or_none(all_of=density >= 1)
+    return _Drawn(row.draws(seed), density, 1 / max(density, _FINEST) if rescale else 1.0)
 
 
-def magprune(
-    delta: Tensor, density: float, epsilon: float, noise: torch.Generator, *, rescale: bool
-) -> Tensor:
-    """Returns `delta` with each entry kept with a probability that rises with its magnitude.
+def magprune(row: Row, density: float, epsilon: float, seed: int, *, rescale: bool) -> Keep:
+    """Returns what keeps each entry with a probability that rises with its magnitude.
 
     ``p = density - e + 2 e rank / (n - 1)``, rank from 0 (smallest magnitude) within each row of
     n entries; ``e = min(epsilon, density, 1 - density)``, so that every p is a probability and
@@ -94,30 +89,118 @@ def magprune(
     less than two dimensions is one row. Equal magnitudes rank in their order in the row.
 
     Args:
-        delta: ``(*shape)``.
+        row: the expert.
         density: mean probability to be kept, in [0, 1].
         epsilon: half-width of the window of probabilities, in [0, 1].
-        noise: as in `drop`; masks are nested in the density here too.
+        seed: as in `drop`; masks are nested in the density here too.
         rescale: divide what is kept by its own p.
 
     Source: Deep et al. 2024, DELLA-Merging (MAGPRUNE), arXiv:2406.11617. Their
     epsilon is the whole window; here it is half of it, as in mergekit.
     """
-    if density >= 1 or delta.numel() == 0:
-        return delta
-    if density <= 0:
-        return torch.zeros_like(delta)
-    rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
+    if not 0 < density < 1 or not row.stored.numel():
+        return _Largest.all_or_none(all_of=density >= 1)
     width = min(epsilon, density, 1 - density)
-    steps = rows.shape[1] - 1
-    ranks = torch.arange(steps + 1, dtype=delta.dtype, device=delta.device)
-    window = ranks.mul_(2 * width / max(steps, 1)).add_(density - width if steps else density)
-    order = rows.abs().argsort(dim=1, stable=True)
-    keep = torch.empty_like(rows).scatter_(1, order, window.expand_as(rows)).reshape(delta.shape)
-    chosen = _uniform(delta, noise) < keep
-    return torch.where(chosen, delta / keep if rescale else delta, 0)
+    steps = row.row_length - 1
+    lowest = density - width if steps else density
+    return _Pruned(row.draws(seed), row.ranks(), lowest, 2 * width / max(steps, 1), rescale)
 
 
-def _uniform(like: Tensor, noise: torch.Generator) -> Tensor:
-    """Returns uniform draws in [0, 1); float32 whatever the dtype, so that all see one noise."""
-    return torch.rand(like.shape, generator=noise, dtype=torch.float32).to(like.device)
+@dataclass(frozen=True)
+class _Largest:
+    """Keeps what lies above a threshold: up to the cut's position what equals it too."""
+
+    cut: Cut | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, row: Row, count: int) -> _Largest:
+        if 0 < count < row.stored.numel():
+            return cls(row.cut(count))
+        return cls.all_or_none(all_of=count > 0)
+
+    @classmethod
+    def all_or_none(cls, *, all_of: bool) -> _Largest:
+        return cls(None if all_of else Cut(math.inf, -1))
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        self.apply(start, delta, delta)
+
+    def apply(self, start: int, delta: Tensor, out: Tensor) -> None:
+        """Writes what is kept of `delta` into `out`, which may be the same."""
+        if self.cut is None:
+            if out is not delta:
+                out.copy_(delta)
+            return
+        threshold = self.cut.threshold
+        until = min(max(self.cut.last + 1 - start, 0), len(delta))
+        if until:
+            below = _below(threshold, delta.dtype)
+            torch.hardshrink(delta[:until], below, out=out[:until])
+        if until < len(delta):
+            torch.hardshrink(delta[until:], threshold, out=out[until:])
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Keeps what one selection keeps and another, within it, does not."""
+
+    outer: _Largest
+    inner: _Largest
+    scale: float = 1.0
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        self.inner.apply(start, delta, spares[0])
+        self.outer(start, delta, spares)
+        delta.sub_(spares[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Keeps the entries where `mask`, ``(entries of the parameter,)`` of 0 and 1, is 1."""
+
+    mask: Tensor
+    scale: float = 1.0
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        """Keeps them."""
+        delta.mul_(self.mask[start : start + len(delta)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Keeps entries whose draw lies below the density."""
+
+    draws: Tensor
+    density: float
+    scale: float
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        draws = self.draws[start : start + len(delta)]
+        delta.mul_(torch.lt(draws, self.density, out=spares[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pruned:
+    """Keeps entries whose draw lies below a probability of their own."""
+
+    draws: Tensor
+    ranks: Tensor
+    lowest: float
+    step: float
+    rescale: bool
+    scale: float = 1.0
+
+    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+        chance, chosen, *_ = spares
+        here = slice(start, start + len(delta))
+        chance.copy_(self.ranks[here]).mul_(self.step).add_(self.lowest)
+        delta.mul_(torch.lt(self.draws[here], chance, out=chosen))
+        if self.rescale:
+            delta.div_(chance if self.lowest >= _FINEST else chance.clamp_(min=_FINEST))
+
+
+def _below(threshold: float, dtype: torch.dtype) -> float:
+    """Returns the next smaller number of `dtype`, not below 0."""
+    number = torch.tensor(threshold, dtype=dtype)
+    return float(torch.nextafter(number, torch.zeros_like(number)))

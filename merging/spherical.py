@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,16 +50,40 @@ def slerp(a: Tensor, b: Tensor, t: float, dim: int | None = None) -> Tensor:
 
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
+    left, right = arc(a, b, dim).at(t)
+    return left * a + right * b
+
+
+@dataclass(frozen=True, eq=False)
+class Arc:
+    """Where two vectors lie on their great circle.
+
+    Args:
+        angle: O, between them.
+        sine: of O.
+        apart: whether they single out a circle.
+    """
+
+    angle: Tensor
+    sine: Tensor
+    apart: Tensor
+
+    def at(self, t: float) -> tuple[Tensor, Tensor]:
+        """Returns the factors of both vectors in `slerp`."""
+        left = torch.where(self.apart, torch.sin((1 - t) * self.angle) / self.sine, 1 - t)
+        right = torch.where(self.apart, torch.sin(t * self.angle) / self.sine, t)
+        return left, right
+
+
+def arc(a: Tensor, b: Tensor, dim: int | None = None) -> Arc:
+    """Returns the arc from a to b; arguments as of `slerp`."""
     u, a_length = direction_and_length(a, dim)
     v, b_length = direction_and_length(b, dim)
     chord = direction_and_length(u - v, dim)[1]  # 2 sin(O/2)
     resultant = direction_and_length(u + v, dim)[1]  # 2 cos(O/2)
     angle = 2 * torch.atan2(chord, resultant)  # exact where acos of a cosine is not
     sine = chord * resultant / 2
-    apart = (sine > _FLAT) & (a_length > 0) & (b_length > 0)
-    left = torch.where(apart, torch.sin((1 - t) * angle) / sine, 1 - t)
-    right = torch.where(apart, torch.sin(t * angle) / sine, t)
-    return left * a + right * b
+    return Arc(angle, sine, (sine > _FLAT) & (a_length > 0) & (b_length > 0))
 
 
 def mean(

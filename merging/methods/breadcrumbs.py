@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import add_sum
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import band
 
 
 @dataclass(frozen=True)
-class Breadcrumbs:
+class Breadcrumbs(RuledMethod):
     """``base + scale sum_i w_i m_i d_i``, m without the gamma n largest and the smallest entries.
 
     Args:
@@ -36,22 +38,18 @@ class Breadcrumbs:
             scale_knob(self.normalize),
         )
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
+        inputs = read_rows(self, tensors, knobs)
         each = inputs.each
         kept = [
-            band(delta, density, gamma)
-            for delta, density, gamma in zip(
-                inputs.deltas, each["density"], each["gamma"], strict=True
+            band(row, density, gamma)
+            for row, density, gamma in zip(
+                inputs.rows, each["density"], each["gamma"], strict=True
             )
         ]
-        return add_sum(base, inputs, kept, normalize=self.normalize)
+        return add_sum(inputs, kept, normalize=self.normalize)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import band
 
 
 @dataclass(frozen=True)
-class BreadcrumbsTies:
+class BreadcrumbsTies(RuledMethod):
     """Cuts the largest and smallest entries of every delta, then merges what agrees, as TIES.
 
     Args:
@@ -42,18 +44,14 @@ class BreadcrumbsTies:
             scale_knob(self.normalize),
         )
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
+        inputs = read_rows(self, tensors, knobs)
         each = inputs.each
         kept = [
-            band(delta, density, gamma)
-            for delta, density, gamma in zip(
-                inputs.deltas, each["density"], each["gamma"], strict=True
+            band(row, density, gamma)
+            for row, density, gamma in zip(
+                inputs.rows, each["density"], each["gamma"], strict=True
             )
         ]
-        return add_consensus(base, inputs, kept, majority=self.majority, normalize=self.normalize)
+        return add_consensus(inputs, kept, majority=self.majority, normalize=self.normalize)

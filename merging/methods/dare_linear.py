@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import add_sum
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
-from merging.seeding import generator
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import drop
 
 
 @dataclass(frozen=True)
-class DareLinear:
+class DareLinear(RuledMethod):
     """``base + scale sum_i w_i m_i d_i / p_i``, every entry of m_i 1 with probability p_i.
 
     p_i is the density.
@@ -37,22 +38,15 @@ class DareLinear:
         """Weight and density per expert, one scale."""
         return (WEIGHT, DENSITY, scale_knob(self.normalize))
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
-        each = inputs.each
+        inputs = read_rows(self, tensors, knobs)
         kept = [
-            drop(delta, density, generator(self.seed, expert, slot.name), rescale=self.rescale)
-            for delta, density, expert in zip(
-                inputs.deltas, each["density"], inputs.experts, strict=True
-            )
+            drop(row, density, self.seed, rescale=self.rescale)
+            for row, density in zip(inputs.rows, inputs.each["density"], strict=True)
         ]
-        return add_sum(base, inputs, kept, normalize=self.normalize)
+        return add_sum(inputs, kept, normalize=self.normalize)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
-from merging.seeding import generator
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import drop
 
 
 @dataclass(frozen=True)
-class DareTies:
+class DareTies(RuledMethod):
     """Drops and rescales every delta at random, then elects signs and merges what agrees, as TIES.
 
     The mean over experts is taken where an entry survived, so it is unbiased for one expert only;
@@ -44,18 +45,11 @@ class DareTies:
         """Weight and density per expert, one scale."""
         return (WEIGHT, DENSITY, scale_knob(self.normalize))
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
-        each = inputs.each
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
+        inputs = read_rows(self, tensors, knobs)
         kept = [
-            drop(delta, density, generator(self.seed, expert, slot.name), rescale=self.rescale)
-            for delta, density, expert in zip(
-                inputs.deltas, each["density"], inputs.experts, strict=True
-            )
+            drop(row, density, self.seed, rescale=self.rescale)
+            for row, density in zip(inputs.rows, inputs.each["density"], strict=True)
         ]
-        return add_consensus(base, inputs, kept, majority=self.majority, normalize=self.normalize)
+        return add_consensus(inputs, kept, majority=self.majority, normalize=self.normalize)

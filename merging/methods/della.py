@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
-from merging.seeding import generator
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import magprune
 
 
 @dataclass(frozen=True)
-class Della:
+class Della(RuledMethod):
     """Drops and rescales entries by the rank of their magnitude, then merges what agrees, as TIES.
 
     `merging.sparsify.magprune` has the probabilities.
@@ -47,24 +48,14 @@ class Della:
             scale_knob(self.normalize),
         )
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
+        inputs = read_rows(self, tensors, knobs)
         each = inputs.each
         kept = [
-            magprune(
-                delta,
-                density,
-                epsilon,
-                generator(self.seed, expert, slot.name),
-                rescale=self.rescale,
-            )
-            for delta, density, epsilon, expert in zip(
-                inputs.deltas, each["density"], each["epsilon"], inputs.experts, strict=True
+            magprune(row, density, epsilon, self.seed, rescale=self.rescale)
+            for row, density, epsilon in zip(
+                inputs.rows, each["density"], each["epsilon"], strict=True
             )
         ]
-        return add_consensus(base, inputs, kept, majority=self.majority, normalize=self.normalize)
+        return add_consensus(inputs, kept, majority=self.majority, normalize=self.normalize)

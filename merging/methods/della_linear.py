@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import add_sum
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
-from merging.seeding import generator
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import magprune
 
 
 @dataclass(frozen=True)
-class DellaLinear:
+class DellaLinear(RuledMethod):
     """``base + scale sum_i w_i m_i d_i / p_i``, p_i rising with magnitude within each row.
 
     `merging.sparsify.magprune` has the formula of p.
@@ -42,28 +43,18 @@ class DellaLinear:
             scale_knob(self.normalize),
         )
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
+        inputs = read_rows(self, tensors, knobs)
         each = inputs.each
         kept = [
-            magprune(
-                delta,
-                density,
-                epsilon,
-                generator(self.seed, expert, slot.name),
-                rescale=self.rescale,
-            )
-            for delta, density, epsilon, expert in zip(
-                inputs.deltas, each["density"], each["epsilon"], inputs.experts, strict=True
+            magprune(row, density, epsilon, self.seed, rescale=self.rescale)
+            for row, density, epsilon in zip(
+                inputs.rows, each["density"], each["epsilon"], strict=True
             )
         ]
-        return add_sum(base, inputs, kept, normalize=self.normalize)
+        return add_sum(inputs, kept, normalize=self.normalize)

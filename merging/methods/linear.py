@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import WEIGHT, read
-from merging.method import Knob, Slot
+from merging.chunks import Rule, RuledMethod
+from merging.consensus import combination, unchanged
+from merging.knobs import WEIGHT, read_rows
+from merging.method import Knob
+from merging.prepared import Tensors
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(RuledMethod):
     """``sum_i w_i theta_i / sum_i w_i``, which is ``base + sum_i w_i d_i / sum_i w_i``.
 
     Args:
@@ -30,18 +33,16 @@ class Linear:
         """One weight per expert."""
         return (WEIGHT,)
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the average; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the average; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs)
+        inputs = read_rows(self, tensors, knobs)
         weights = inputs.each["weight"]
         if not self.normalize:
-            return weighted_sum([base, *inputs.deltas], [sum(weights), *weights])
+            return combination(inputs, weights, math.fsum(weights))
         if inputs.unmoved:
-            return base.clone()
-        return base + weighted_sum(inputs.deltas, inputs.shares())
+            return unchanged(inputs)
+        return combination(inputs, inputs.shares(), 1.0)

@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from merging.consensus import agreeing, elect, weighted_sum
-from merging.knobs import DENSITY, SCALE, read
-from merging.method import Knob, Slot
-from merging.sparsify import kept, largest
+from merging.chunks import Rule, RuledMethod
+from merging.consensus import add_consensus, unchanged, weighted_sum
+from merging.knobs import DENSITY, SCALE, read_rows
+from merging.method import Knob
+from merging.prepared import Tensors, by_magnitude, joint_fact
+from merging.sparsify import Chosen, kept
 from merging.spherical import direction_and_length
+from merging.threads import one_thread
 
 
 @dataclass(frozen=True)
-class Sce:
+class Sce(RuledMethod):
     """Selects entries by variance, weighs experts by squared deltas, erases minority signs.
 
     Select: the ``round(density n)`` entries of largest variance over the experts. Calculate:
@@ -37,21 +40,24 @@ class Sce:
         """One density and one scale; the weights come from the deltas."""
         return (replace(DENSITY, per_expert=False), SCALE)
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
-        inputs = read(self, slot, base, deltas, knobs, least=2)
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
+        inputs = read_rows(self, tensors, knobs, least=2)
         if inputs.unmoved:
-            return base.clone()
-        chosen = largest(_spread(inputs.deltas), kept(inputs.shared["density"], base.numel()))
-        selected = [delta * chosen for delta in inputs.deltas]
-        weights = _energy_shares(selected)
-        sign = elect(selected, "mass")
-        for delta, weight in zip(selected, weights, strict=True):
-            delta.mul_(weight)
-        merged = agreeing(selected, weights, sign, normalize=self.normalize)
-        return base.add(merged, alpha=inputs.shared["scale"])
+            return unchanged(inputs)
+        size = tensors.base.numel()
+        order = joint_fact(
+            inputs.rows, "spread", 4 * size, lambda: by_magnitude(_spread(inputs.deltas))
+        )
+        count = kept(inputs.shared["density"], size)
+        chosen = torch.zeros(size, dtype=tensors.dtype, device=tensors.base.device)
+        chosen[order[:count].long()] = 1
+        with one_thread():
+            weights = _energy_shares(inputs.deltas, chosen)
+        keeps = [Chosen(chosen)] * len(inputs.rows)
+        return add_consensus(
+            inputs, keeps, majority="mass", normalize=self.normalize, weights=weights
+        )
 
 
 def _spread(deltas: Sequence[Tensor]) -> Tensor:
@@ -64,9 +70,9 @@ def _spread(deltas: Sequence[Tensor]) -> Tensor:
     return spread
 
 
-def _energy_shares(deltas: Sequence[Tensor]) -> list[float]:
-    """Returns every expert's share of the squared entries; zeros if all entries are zero."""
-    lengths = [float(direction_and_length(delta)[1]) for delta in deltas]
+def _energy_shares(deltas: Sequence[Tensor], chosen: Tensor) -> list[float]:
+    """Returns every expert's share of the squared chosen entries; zeros if all are zero."""
+    lengths = [float(direction_and_length(delta.reshape(-1) * chosen)[1]) for delta in deltas]
     longest = max(lengths) or 1.0
     squares = [(length / longest) ** 2 for length in lengths]
     return [square / (sum(squares) or 1.0) for square in squares]

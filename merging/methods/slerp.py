@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.knobs import WEIGHT, read
-from merging.method import Knob, Slot
-from merging.spherical import slerp
+from merging.chunks import Rule, RuledMethod
+from merging.consensus import combination, unchanged
+from merging.knobs import WEIGHT, read_rows
+from merging.method import Knob
+from merging.prepared import Row, Tensors, joint_fact
+from merging.spherical import Arc, arc
+from merging.threads import one_thread
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(RuledMethod):
     """``slerp(theta_1, theta_2, t)`` with ``t = w_2 / (w_1 + w_2)``, each tensor one vector.
 
     Takes exactly two experts. The endpoints keep their lengths, as is usual for weights.
@@ -26,17 +30,21 @@ class Slerp:
         """One weight per expert."""
         return (WEIGHT,)
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the interpolated weights; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the interpolated weights; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or the weights sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs, least=2, most=2)
+        inputs = read_rows(self, tensors, knobs, least=2, most=2)
         if inputs.unmoved:
-            return base.clone()
+            return unchanged(inputs)
         _, t = inputs.shares()
-        first, second = inputs.deltas
-        return slerp(base + first, base + second, t)
+        found = joint_fact(inputs.rows, "arc", 0, lambda: _arc(*inputs.rows))
+        left, right = (float(factor) for factor in found.at(t))
+        return combination(inputs, (left, right), left + right)
+
+
+def _arc(first: Row, second: Row) -> Arc:
+    with one_thread():  # torch adds up in as many parts as there are threads
+        return arc(first.own(), second.own())

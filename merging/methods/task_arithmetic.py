@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import add_sum
-from merging.knobs import WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
+from merging.knobs import WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 
 
 @dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(RuledMethod):
     """``base + scale sum_i w_i d_i``.
 
     At the start values every weight is 1 and the scale 0.3, which is in the range that the paper
@@ -32,15 +34,11 @@ class TaskArithmetic:
         """One weight per expert, one scale."""
         return (WEIGHT, scale_knob(self.normalize))
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the sum; see `MergeMethod.merge`.
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the sum; see `RuledMethod.rule`.
 
         Raises:
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
-        return add_sum(base, inputs, inputs.deltas, normalize=self.normalize)
+        inputs = read_rows(self, tensors, knobs)
+        return add_sum(inputs, [None] * len(inputs.rows), normalize=self.normalize)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from merging.chunks import Rule, RuledMethod
 from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read, scale_knob
-from merging.method import Knob, Slot
+from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.method import Knob
+from merging.prepared import Tensors
 from merging.sparsify import trim
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(RuledMethod):
     """Trims every delta to its largest magnitudes, elects a sign per entry, averages what has it.
 
     ``base + scale mean_{i: sign(w_i d_i) = s} w_i d_i``, ``s = sign(sum_i w_i d_i)``, after
@@ -39,16 +41,11 @@ class Ties:
         """Weight and density per expert, one scale."""
         return (WEIGHT, DENSITY, scale_knob(self.normalize))
 
-    def merge(
-        self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the base plus the merged task vectors; see `MergeMethod.merge`."""
-        inputs = read(self, slot, base, deltas, knobs)
-        if inputs.unmoved:
-            return base.clone()
-        each = inputs.each
+    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
+        inputs = read_rows(self, tensors, knobs)
         kept = [
-            trim(delta, density)
-            for delta, density in zip(inputs.deltas, each["density"], strict=True)
+            trim(row, density)
+            for row, density in zip(inputs.rows, inputs.each["density"], strict=True)
         ]
-        return add_consensus(base, inputs, kept, majority=self.majority, normalize=self.normalize)
+        return add_consensus(inputs, kept, majority=self.majority, normalize=self.normalize)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from merging.chunks import Rule
 from merging.experts import ExpertPool
 from merging.grouping import BlockKind, Grouping, Layers, PerTensor, Whole
 from merging.method import MergeError, MergeMethod
@@ -143,9 +144,9 @@ class TestWeights:
         class Counting(TaskArithmetic):
             reads = 0
 
-            def merge(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            def rule(self, *arguments: Any) -> Rule:
                 Counting.reads += 1
-                return super().merge(*arguments, **named)
+                return super().rule(*arguments)
 
         weights = uniform_plan(Counting(), Whole(), pool).weights(pool)
         assert len(weights) == len(pool.names)

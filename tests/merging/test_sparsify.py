@@ -7,9 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from merging.sparsify import band, kept, largest, trim
+from merging.prepared import Facts, Row, by_magnitude, rank_in_rows, selected
+from merging.sparsify import Keep, band, kept, trim
 from merging.spherical import direction_and_length
+
+
+def row_of(delta: Tensor, facts: Facts | None = None) -> Row:
+    return Row("w", "e", delta, False, torch.zeros_like(delta), delta.dtype, facts)
+
+
+def applied(keep: Keep, delta: Tensor, length: int = 5) -> Tensor:
+    """Returns what is kept, computed in pieces."""
+    out = delta.clone()
+    for start in range(0, len(out), length):
+        piece = out[start : start + length]
+        keep(start, piece, [torch.empty_like(piece), torch.empty_like(piece)])
+    return out
+
 
 few_values = st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.0, -3.0]), max_size=12)
 
@@ -39,25 +55,46 @@ def test_trim_keeps_the_exact_number_and_the_earlier_of_equals(
     count = min(len(values), kept(density, len(values)))
     order = np.argsort([-abs(v) for v in values], kind="stable")[:count]
     expected = [v if i in order else 0.0 for i, v in enumerate(values)]
-    assert trim(delta, density).tolist() == expected
-    assert int(largest(delta.abs(), count).sum()) == count
+    for facts in (None, Facts(1000)):
+        assert applied(trim(row_of(delta, facts), density), delta).tolist() == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(values=few_values, density=st.floats(0, 1), gamma=st.floats(0, 1))
 def test_band_keeps_the_exact_number(values: list[float], density: float, gamma: float) -> None:
     delta = torch.tensor([v + 0.5 for v in values], dtype=torch.float32)  # no zeros
-    assert int((band(delta, density, gamma) != 0).sum()) == kept(density, len(values))
+    found = applied(band(row_of(delta), density, gamma), delta)
+    assert int((found != 0).sum()) == kept(density, len(values))
 
 
-def test_selection_by_rank_is_the_same_with_and_without_numpy() -> None:
-    values = torch.rand(501, generator=torch.Generator().manual_seed(0)).mul_(20).round_()
-    flat = values.reshape(-1)
-    for count in (1, 7, 250, 500):
-        threshold = float(flat.kthvalue(flat.numel() - count + 1).values)
-        mask = largest(values, count)
-        assert float(values[mask].min()) == threshold
-        assert int(mask.sum()) == count
+@settings(max_examples=100, deadline=None)
+@given(values=few_values.filter(bool), rows=st.integers(1, 3), data=st.data())
+def test_order_and_ranks_are_stable_sorts(
+    values: list[float], rows: int, data: st.DataObject
+) -> None:
+    """Packed into one number (float32) or sorted by torch (float64)."""
+    delta = torch.tensor([values[i:] + values[:i] for i in range(rows)])
+    for exact in (delta, delta.double()):
+        flat = exact.numpy().reshape(-1)
+        order = np.argsort(-np.abs(flat), kind="stable")
+        assert by_magnitude(exact).tolist() == order.tolist()
+        by_row = np.argsort(np.abs(exact.numpy()), axis=1, kind="stable")
+        ranks = np.argsort(by_row, axis=1).reshape(-1)
+        assert rank_in_rows(exact).tolist() == ranks.tolist()
+        count = data.draw(st.integers(1, len(flat)))
+        cut = selected(exact.abs().reshape(-1), count)
+        assert (cut.threshold, cut.last) == (abs(flat[order[count - 1]]), order[count - 1])
+
+
+def test_facts_are_kept_up_to_their_bytes() -> None:
+    facts = Facts(10)
+    assert facts.get("a", 6, lambda: "first") == "first"
+    assert facts.get("a", 6, lambda: "again") == "first"
+    assert facts.get("b", 5, lambda: "too large") is None
+    assert facts.get("c", 4, lambda: "fits") == "fits"
+    assert (facts.held_bytes, facts.get("d", 0, lambda: 3.0)) == (10, 3.0)
+    with pytest.raises(ValueError, match="facts_bytes is -1, expected at least 0"):
+        Facts(-1)
 
 
 def test_length_of_a_long_vector_keeps_float32_precision() -> None:

@@ -15,11 +15,12 @@ class Order:
     """What a worker elsewhere makes its study of; plain values, no weights.
 
     Args:
-        config: of the run, resolved, as YAML; `device` is what this process computes on.
+        config: of the run, resolved, as YAML; base and experts by name.
         start: describes the plan that the search starts from; None: the space's own start.
         base: sha256 of the base.
         experts: name to sha256.
         directory: that relative paths start from.
+        device: ``cpu``, ``cuda`` or ``mps``: what this process computes on.
         threads: of torch in this process; sums depend on it.
     """
 
@@ -28,6 +29,7 @@ class Order:
     base: str
     experts: Mapping[str, str]
     directory: str
+    device: str
     threads: int
 
 

@@ -95,7 +95,7 @@ def _study(order: Order) -> Study:
     torch.set_num_threads(order.threads)
     config = OmegaConf.create(order.config)
     assert isinstance(config, DictConfig)
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if order.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "no CUDA device is visible, but the main process computes on one: set "
             "execution.gpus_per_worker=1 (0.5 for two workers on one device), or device=cpu"

@@ -16,6 +16,7 @@ from evaluators.engine import Engine
 from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments.device import choose_device, choose_dtype
+from experiments.execution.execution import Execution
 from experiments.initial import Initial
 from experiments.pairing import build_space, build_strategy
 from experiments.sources import ExpertSource
@@ -58,13 +59,36 @@ def open_machine(config: DictConfig) -> Machine:
 
 def open_pool(config: DictConfig) -> ExpertPool:
     """Returns base and experts, checked to fit each other."""
-    source: ExpertSource = instantiate(config.experts, _convert_="all")
+    source = _sources(config)
     return ExpertPool.open(
         source.base,
         source.experts,
         base_revision=source.base_revision,
         trust_remote_code=source.trust_remote_code,
     )
+
+
+def named_sources(config: DictConfig) -> dict[str, Any]:
+    """Returns an entry of the group `experts` that names what `config` trains or finds."""
+    source = _sources(config)
+    return {
+        "_target_": "experiments.sources.Sources",
+        "base": source.base,
+        "experts": dict(source.experts),
+        "base_revision": source.base_revision,
+        "trust_remote_code": source.trust_remote_code,
+    }
+
+
+def _sources(config: DictConfig) -> ExpertSource:
+    source: ExpertSource = instantiate(config.experts, _convert_="all")
+    return source
+
+
+def open_execution(config: DictConfig) -> Execution:
+    """Returns where candidates are scored; nothing is started yet."""
+    execution: Execution = instantiate(config.execution, _convert_="all")
+    return execution
 
 
 def open_engine(config: DictConfig, resident: Resident) -> Engine:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from evaluators.engine import Engine
 from evaluators.panel import Panel
 from evaluators.resident import Resident
 from experiments import assemble
 from experiments.assemble import Machine
+from experiments.execution.execution import Execution, Local, Order
 from experiments.initial import Initial, Scouting
 from experiments.racing_checks import check_cases
 from experiments.rehearsal import check_merges, check_panels, rehearse
@@ -20,6 +23,7 @@ from experiments.scorer import Scorer
 from merging.experts import ExpertPool
 from merging.layer_stack import layers_of
 from merging.method import MergeMethod
+from merging.plan import Plan
 from merging.save import saved_bytes
 from merging.save_adapter import check_adapter
 from merging.spaces.space import SearchSpace
@@ -47,6 +51,8 @@ class Study:
         baselines: static merges by name.
         strategy: the search strategy, freshly seeded.
         save_model: whether the winner is written as a model.
+        start: the plan that the search starts from; None: the space's own start.
+        execution: where candidates are scored.
     """
 
     config: DictConfig
@@ -65,6 +71,8 @@ class Study:
     baselines: Mapping[str, MergeMethod]
     strategy: Strategy[Any]
     save_model: bool
+    start: Plan | None
+    execution: Execution
 
     @property
     def parameters(self) -> int:
@@ -91,7 +99,8 @@ class Study:
         """
         start = self.initial.plan(self.held, scouting)
         space = assemble.open_space(self.config, self.held, start)
-        return replace(self, space=space, strategy=assemble.open_strategy(self.config, space))
+        strategy = assemble.open_strategy(self.config, space)
+        return replace(self, space=space, strategy=strategy, start=start)
 
     def ingredients(self) -> dict[str, Any]:
         """Returns what tells the content of base, experts and start from any other."""
@@ -101,6 +110,23 @@ class Study:
             "experts": dict(zip(pool.expert_names, pool.identities, strict=True)),
             "start": space.plan(space.first()).describe(),
         }
+
+    def order(self) -> Order:
+        """Returns what another process makes its study of: see `for_worker`."""
+        config = self.config.copy()
+        config.experts = assemble.named_sources(config)
+        config.device = self.machine.device.type
+        config.execution = {"_target_": "experiments.execution.execution.Local"}
+        pool, start = self.pool, self.start
+        return Order(
+            config=OmegaConf.to_yaml(config, resolve=True),
+            start=None if start is None else start.describe(),
+            base=pool.base.sha256,
+            experts=dict(zip(pool.expert_names, pool.identities, strict=True)),
+            directory=str(Path.cwd()),
+            device=config.device,
+            threads=torch.get_num_threads(),
+        )
 
     @classmethod
     def open(cls, config: DictConfig) -> Study:
@@ -155,6 +181,56 @@ class Study:
             baselines=assemble.open_baselines(config),
             strategy=assemble.open_strategy(config, space),
             save_model=config.save_model,
+            start=start,
+            execution=assemble.open_execution(config),
+        )
+
+    @classmethod
+    def for_worker(cls, config: DictConfig, start: Plan | None) -> Study:
+        """Returns the same study as far as candidates are scored, for another process.
+
+        Everything was checked where the search was started. On a CPU the experts are read from
+        their files whenever a candidate needs them: all workers of a node share one copy of
+        them, the system's.
+
+        Args:
+            config: of an `order`.
+            start: the plan that it describes.
+
+        Raises:
+            ValueError: a file is missing here.
+        """
+        machine = assemble.open_machine(config)
+        pool = assemble.open_pool(config)
+        held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
+        space = assemble.open_space(config, held, start)
+        resident = Resident.from_pool(
+            pool,
+            device=machine.device,
+            dtype=machine.dtype,
+            layers=layers_of(space.decode(space.first())),
+        )
+        search_on = assemble.open_panel("search", config.search_on, resident)
+        assert search_on is not None, "refused where the search was started"
+        return cls(
+            config=config,
+            seed=config.seed,
+            machine=machine,
+            pool=pool,
+            held=held,
+            resident=resident,
+            engine=assemble.open_engine(config, resident),
+            initial=assemble.open_initial(config),
+            space=space,
+            search_on=search_on,
+            select_on=None,
+            report_on=None,
+            objective=None,
+            baselines={},
+            strategy=assemble.open_strategy(config, space),
+            save_model=False,
+            start=start,
+            execution=Local(),
         )
 
 

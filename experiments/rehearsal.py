@@ -17,6 +17,7 @@ from evaluators.evaluator import Direction
 from evaluators.panel import Panel
 from experiments import assemble
 from experiments.common_items import check_common_items
+from experiments.execution.checks import check_execution
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
 from experiments.pairing import build_strategy, check_pair, check_used
@@ -91,6 +92,7 @@ def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
     candidates = strategy.ask()
     check_common_items(config, strategy, len(candidates), len(names))
     check_racing(config, type(strategy).__name__, len(candidates), len(names))
+    check_execution(config, strategy)
     if candidates:
         strategy.tell(
             [
@@ -107,7 +109,9 @@ def _objective_names(config: DictConfig) -> tuple[str, ...]:
     tasks = [str(task) for task, entry in config.search_on.items() if entry is not None]
     main = {task: f"{task}/{chosen.get(task, 'main')}" for task in tasks}
     directions: dict[str, Direction] = dict.fromkeys(main.values(), "maximize")
-    scores = dict.fromkeys(directions, 1.0)
+    limits: Mapping[str, Any] = getattr(objective, "limits", None) or {}
+    directions.update({main.get(each, each): "minimize" for each in limits})
+    scores = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
     bound = objective.bind(directions, main, dict.fromkeys(directions, 0.0), {"expert": scores})
     names: tuple[str, ...] = bound.names
     return names

@@ -189,9 +189,8 @@ class Study:
     def for_worker(cls, config: DictConfig, start: Plan | None) -> Study:
         """Returns the same study as far as candidates are scored, for another process.
 
-        Everything was checked where the search was started. On a CPU the experts are read from
-        their files whenever a candidate needs them: all workers of a node share one copy of
-        them, the system's.
+        Everything was checked where the search was started. On a CPU all workers of a node share
+        one copy of base and experts, the system's of their files.
 
         Args:
             config: of an `order`.
@@ -202,7 +201,7 @@ class Study:
         """
         machine = assemble.open_machine(config)
         pool = assemble.open_pool(config)
-        held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
+        held = pool.resident(machine.device, shared=machine.device.type == "cpu")
         space = assemble.open_space(config, held, start)
         resident = Resident.from_pool(
             pool,

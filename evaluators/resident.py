@@ -14,7 +14,7 @@ from merging.depth import AdjustableDepth, Restacked
 from merging.experts import ExpertPool
 from merging.layer_stack import layers_of
 from merging.layers import LayerMap
-from merging.weights import Weights
+from merging.weights import InPlaceWeights, Weights
 
 _DEFAULT_LENGTH = 2048  # where neither config nor tokenizer gives one, as lm-eval does
 
@@ -129,14 +129,16 @@ class Resident:
             self._depth.set(layers_of(weights))
         with torch.no_grad():
             self._restore(weights)
+            in_place = weights if isinstance(weights, InPlaceWeights) else None
             for name in weights:
-                target, tensor = self._targets[name], weights[name]
-                if tensor.shape != target.shape:
-                    raise ValueError(
-                        f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's has "
-                        f"{tuple(target.shape)}; candidates must have the base's architecture"
-                    )
-                target.copy_(tensor)
+                target = self._targets[name]
+                if in_place is not None:
+                    _check_shape(name, in_place.shape(name), target)
+                    in_place.write(name, target)
+                else:
+                    tensor = weights[name]
+                    _check_shape(name, tensor.shape, target)
+                    target.copy_(tensor)
 
     def tensor(self, name: str) -> Tensor:
         """Returns a parameter or buffer itself; raises ValueError for a name there is not."""
@@ -157,6 +159,14 @@ class Resident:
         near = difflib.get_close_matches(name, self._targets, n=1)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         return f"the model has no parameter or buffer {name!r}{hint}"
+
+
+def _check_shape(name: str, shape: torch.Size, target: Tensor) -> None:
+    if shape != target.shape:
+        raise ValueError(
+            f"tensor {name!r} has shape {tuple(shape)}, the model's has "
+            f"{tuple(target.shape)}; candidates must have the base's architecture"
+        )
 
 
 def _targets(module: nn.Module) -> dict[str, Tensor]:

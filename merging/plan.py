@@ -181,14 +181,15 @@ class _PlannedWeights(Mapping[str, Tensor]):
         self._compute(name, out)
         return out
 
-    def write(self, name: str, out: Tensor) -> None:
-        """Writes what reading `name` would give into `out`, ``(*shape)``; casts as it does.
+    def shape(self, name: str) -> torch.Size:
+        """Returns a parameter's shape without computing it."""
+        return self._pool.base_tensor(name).shape
 
-        Raises:
-            MergeError: `out` has another shape.
-        """
-        dtype = self._dtype or self._pool.base_tensor(name).dtype
-        if out.is_contiguous() and out.dtype == dtype and out.device == self._pool.device:
+    def write(self, name: str, out: Tensor) -> None:
+        """Writes what reading `name` would give into `out`, ``(*shape)`` of any dtype."""
+        base = self._pool.base_tensor(name)
+        dtype = self._dtype or base.dtype
+        if out.is_contiguous() and out.dtype == dtype and out.device == base.device:
             self._compute(name, out)
         else:
             out.copy_(self[name])

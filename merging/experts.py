@@ -16,6 +16,7 @@ from merging.checkpoint import Checkpoint
 from merging.expert import Expert, WholeExpert, held
 from merging.prepared import Facts, Row, Tensors
 from merging.sources import resolve
+from merging.streamed import StreamedWeights
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
@@ -217,6 +218,7 @@ class ExpertPool:
         cache_deltas: bool = False,
         facts_bytes: int = FACTS_BYTES,
         shared: bool = False,
+        stream: bool = False,
     ) -> ExpertPool:
         """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
 
@@ -229,15 +231,28 @@ class ExpertPool:
                 not depend on it.
             shared: leave the weights in their files, which the system keeps in memory once for
                 all processes of a machine, at a quarter more time a merge; only on a CPU.
+            stream: leave base and whole experts in host memory, pinned for CUDA, and copy one
+                tensor while the one before it is merged: for experts that `device` cannot hold.
         """
+        if shared and stream:
+            raise ValueError("weights are either shared or streamed: set one of the two")
         if shared and device.type != "cpu":
             raise ValueError(f"weights on {device} cannot be shared with other processes")
-        experts = self.experts if shared else {n: e.to(device) for n, e in self.experts.items()}
+
+        def keep(weights: Weights) -> Weights:
+            return StreamedWeights(weights, device) if stream else held(weights, device)
+
+        def place(expert: Expert) -> Expert:
+            if stream and isinstance(expert, WholeExpert):
+                return replace(expert, weights=keep(expert.weights))
+            return expert.to(device)
+
+        experts = self.experts if shared else {n: place(e) for n, e in self.experts.items()}
         return replace(
             self,
             experts=experts,
             device=device,
-            _base_weights=self._base_weights if shared else held(self._base_weights, device),
+            _base_weights=self._base_weights if shared else keep(self._base_weights),
             _deltas={} if cache_deltas else None,
             _whole=None,
             _facts=Facts(facts_bytes),

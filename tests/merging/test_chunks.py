@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from merging.methods.slerp import Slerp
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, uniform_plan
 from merging.prepared import Facts, Row, Tensors
+from merging.streamed import StreamedWeights
 from merging.weights import InPlaceWeights
 from tests import builders
 from tests.merging.method_cases import METHODS, name_of, random_knobs, random_problem
@@ -203,9 +203,10 @@ class TestPools:
     ) -> None:
         for pool in pools:
             ample, scarce = pool.resident(CPU), pool.resident(CPU, facts_bytes=20_000)
+            streamed = pool.resident(CPU, stream=True)
             for plan in self.plans(pool, method):
                 from_files = plan.weights(pool, dtype=torch.float32)
-                for held in (ample, scarce):
+                for held in (ample, scarce, streamed):
                     found = plan.weights(held, dtype=torch.float32)
                     for name in pool.names:
                         assert torch.equal(found[name], from_files[name]), name
@@ -233,6 +234,35 @@ class TestPools:
         dict(uniform_plan(Ties(), Whole(), fewer).weights(held))
         assert known.held_bytes == before
 
-    def test_room_is_checked(self, pools: list[ExpertPool], tmp_path: Path) -> None:
+    def test_room_and_place_are_checked(self, pools: list[ExpertPool]) -> None:
+        with pytest.raises(ValueError, match="either shared or streamed: set one"):
+            pools[0].resident(CPU, shared=True, stream=True)
         with pytest.raises(ValueError, match="facts_bytes is -5, expected at least 0"):
             pools[0].resident(CPU, facts_bytes=-5)
+
+
+def test_streamed_weights_send_one_tensor_ahead() -> None:
+    weights = {name: torch.full((2,), float(i)) for i, name in enumerate("abc")}
+    sent: list[str] = []
+
+    class Watched(StreamedWeights):
+        def _sent(self, name: str) -> Tensor:
+            sent.append(name)
+            return super()._sent(name)
+
+    streamed = Watched(weights, CPU)
+    assert list(streamed) == ["a", "b", "c"]
+    assert "b" in streamed
+    assert sent == []
+    assert torch.equal(streamed["a"], weights["a"])
+    assert streamed["a"] is streamed["a"]
+    assert sent == ["a", "b"]
+    for name in ("b", "c", "a"):
+        assert torch.equal(streamed[name], weights[name])
+    assert sent == ["a", "b", "c", "a", "b"]
+    assert torch.equal(streamed["c"], weights["c"])  # out of turn
+    assert sent[5:] == ["c"]
+    with pytest.raises(KeyError):
+        streamed["d"]
+    weights["a"].zero_().sub_(1)
+    assert streamed["a"].tolist() == [0, 0]  # it holds copies

@@ -14,7 +14,7 @@ from scipy import special
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
 from search.history import Record
-from search.racing import Places, Prefixed, Race, Sample, best_full, check_shares, prefixes
+from search.racing import Prefixed, Race, Sample, best_full, check_shares, prefixes
 from search.shrinkage import Strata
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -103,22 +103,16 @@ class _TestedRace(Prefixed):
         if not cases:
             return []
         sample = self.sample(stage)
-        leader = max(cases, key=lambda number: (sample.mean(cases[number]), -number))
-        rivals = [(cases[leader], 0.0)]
+        numbers, every = list(cases), np.stack(list(cases.values()))
+        leader = int(np.argmax([sample.mean(values) for values in every]))
+        rivals = [(every[leader], 0.0)]
         if self.best is not None:
             rivals.append((self.best.cases[sample.places], self.tolerance))
-        every = np.stack([*cases.values(), *(rival for rival, _ in rivals)])
-        steps = self._steps(every, sample)
-        return [
-            number
-            for number, values in cases.items()
-            if not any(
-                upper_limit(values - rival, sample.places, self.strata, self.level, steps)
-                < tolerance
-                for rival, tolerance in rivals
-                if rival is not values
-            )
-        ]
+        steps = self._steps(np.stack([*every, *(rival for rival, _ in rivals)]), sample)
+        worse = np.zeros(len(numbers), bool)
+        for rival, tolerance in rivals:
+            worse |= upper_limits(every - rival, sample, self.level, steps) < tolerance
+        return [number for number, out in zip(numbers, worse, strict=True) if not out]
 
     def _steps(self, every: Matrix, sample: Sample) -> list[float | None]:
         """Returns the largest step of every task's scores; what the best so far got is known."""
@@ -130,47 +124,40 @@ class _TestedRace(Prefixed):
         return steps
 
 
-def upper_limit(
-    apart: Vector,
-    places: Places,
-    strata: Strata,
-    level: float,
-    steps: Sequence[float | None] | None = None,
-) -> float:
-    """Returns ``D + t se``, above which the mean difference of all items lies with `level`.
+def upper_limits(
+    apart: Matrix, sample: Sample, level: float, steps: Sequence[float | None]
+) -> Vector:
+    """Returns ``D + t se``: the mean difference of all items is higher with probability `level`.
 
-    ``D = sum_t w_t mean(apart_t)``, ``se^2 = sum_t w_t^2 s_t^2 / n_t (1 - n_t / N_t)``.
+    ``D = sum_t w_t mean(apart_t)``, ``se^2 = sum_t w_t^2 s_t^2 / n_t (1 - n_t / N_t)``; infinite
+    where one item of a task is all there is.
 
     Args:
-        apart: differences on the asked items.
-        places: which items these are.
-        strata: of all items.
-        level: probability that the limit is too low.
+        apart: ``(pairs, asked)`` differences on the asked items.
+        sample: which items these are.
+        level: of each limit.
         steps: of every task, the largest step of a score that takes few values; None: it takes
             any value.
     """
-    variance, weighted, value = 0.0, 0.0, 0.0
-    for number, (part, asked, items, weight) in enumerate(Sample(places, strata).parts()):
+    value, variance, weighted = (np.zeros(len(apart)) for _ in range(3))
+    for (part, asked, items, weight), step in zip(sample.parts(), steps, strict=True):
         if weight == 0 or not asked:
             continue
-        value += weight * float(apart[part].mean())
+        value += weight * apart[:, part].mean(axis=1)
         if asked == items:
             continue
-        if asked < 2:
-            return math.inf  # one item tells nothing of the spread
-        spread = float(apart[part].var(ddof=1))
-        step = None if steps is None else steps[number]
+        if asked < 2 or step == math.inf:
+            return np.full(len(apart), math.inf)  # nothing is known of the spread
+        spread = apart[:, part].var(axis=1, ddof=1)
         if step is not None:
-            spread = max(spread, step**2 / (asked + 1))
+            spread = np.maximum(spread, step**2 / (asked + 1))
         own = weight**2 * spread / asked * (1 - asked / items)
         variance += own
         weighted += own**2 / (asked - 1)
-    if variance == 0.0:
-        return value
-    if math.isinf(variance):
-        return math.inf
-    freedom = variance**2 / weighted
-    return value - float(special.stdtrit(freedom, level)) * math.sqrt(variance)
+    freedom = variance**2 / np.where(weighted > 0, weighted, 1.0)
+    t = np.where(variance > 0, special.stdtrit(np.maximum(freedom, 1.0), 1 - level), 0.0)
+    limits: Vector = value + t * np.sqrt(variance)
+    return limits
 
 
 def _step(cases: Matrix, known: Vector | None) -> float | None:

@@ -14,6 +14,8 @@ _VERBS = {
     "statistics": ("experiments.hydra_verbs", "statistics"),
     "rebuild": ("experiments.plain_verbs", "rebuild"),
     "report": ("experiments.plain_verbs", "report"),
+    "pseudonymize": ("experiments.plain_verbs", "pseudonymize"),
+    "reference-losses": ("experiments.plain_verbs", "reference_losses"),
     "compare": ("experiments.compare.verb", "compare"),
 }
 
@@ -29,6 +31,8 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
+  evomerge pseudonymize IN.jsonl OUT.jsonl --fields FILE --key-env NAME    keyed slugs for values
+  evomerge reference-losses BASE TEXTS.jsonl OUT.json    calibrates evaluator membership
   evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots
 
 search, check, merge, evaluate and statistics are Hydra applications: NAME=VALUE replaces an

@@ -1,8 +1,9 @@
-"""The verbs that need no configuration: rebuild, report."""
+"""The verbs that need no configuration: rebuild, report, pseudonymize, reference-losses."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,4 +102,84 @@ def report(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"evomerge report: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def pseudonymize(arguments: Sequence[str]) -> int:
+    """Replaces identifiers by keyed slugs, alike everywhere, in records or in canaries."""
+    parser = argparse.ArgumentParser(
+        prog="evomerge pseudonymize", description=pseudonymize.__doc__
+    )
+    parser.add_argument("source", type=Path, metavar="IN.jsonl", help="a JSON object in each line")
+    parser.add_argument("target", type=Path, metavar="OUT.jsonl", help="must not exist")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--fields", type=Path, help="YAML or JSON: path of a field to its type")
+    what.add_argument(
+        "--canaries", action="store_true", help="IN holds canaries: slugs of values and variants"
+    )
+    parser.add_argument(
+        "--everywhere", action="store_true", help="also where these values stand in other texts"
+    )
+    key = parser.add_mutually_exclusive_group(required=True)
+    key.add_argument("--key-env", metavar="NAME", help="environment variable that holds the key")
+    key.add_argument("--key-file", type=Path, help="file that holds the key")
+    parser.add_argument("--digits", type=int, default=8, help="hexadecimal digits of a slug")
+    options = parser.parse_args(arguments)
+    try:
+        with explained():
+            print(f"{options.target}: {_pseudonymize(options)} lines")
+    except UserError as error:
+        print(f"evomerge pseudonymize: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _pseudonymize(options: argparse.Namespace) -> int:
+    from experiments.pseudonymize import (
+        pseudonymize_canaries,
+        pseudonymize_records,
+        read_fields,
+        read_key,
+    )
+    from experiments.pseudonyms import Pseudonyms
+
+    secret = read_key(variable=options.key_env, file=options.key_file, environment=os.environ)
+    pseudonyms = Pseudonyms(secret, digits=options.digits)
+    if options.canaries and options.everywhere:
+        raise UserError("--everywhere is for records: leave it out, or name --fields")
+    if options.canaries:
+        return pseudonymize_canaries(options.source, options.target, pseudonyms)
+    return pseudonymize_records(
+        options.source,
+        options.target,
+        read_fields(options.fields),
+        pseudonyms,
+        everywhere=options.everywhere,
+    )
+
+
+def reference_losses(arguments: Sequence[str]) -> int:
+    """Writes a model's losses on texts, which calibrate membership inference on other models."""
+    parser = argparse.ArgumentParser(
+        prog="evomerge reference-losses", description=reference_losses.__doc__
+    )
+    parser.add_argument("model", help="usually the base: a Hugging Face id or directory")
+    parser.add_argument("data", help="JSON lines with texts and members, as evaluator membership")
+    parser.add_argument("out", type=Path, help="file to write: the evaluator's `reference`")
+    parser.add_argument("--text-field", default="text")
+    parser.add_argument("--member-field", default="member")
+    parser.add_argument("--max-length", type=int, help="most tokens of a text, as in the run")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    options = parser.parse_args(arguments)
+    from evaluators.requests import EvaluationError
+    from experiments.reference_losses import write_losses
+
+    try:
+        with explained():
+            count = write_losses(**vars(options))
+    except (UserError, EvaluationError) as error:
+        print(f"evomerge reference-losses: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {count} texts")
     return 0

@@ -14,6 +14,7 @@ from evaluators.requests import EvaluationError
 from merging.spaces.axes import Vector
 
 Normalize: TypeAlias = Literal["expert", "raw"]
+"""How scores become gains; a mapping says it task by task, ``expert`` for those it leaves out."""
 
 
 class Objective(Protocol):
@@ -112,12 +113,13 @@ class WeightedMean:
         weights: task to weight, one for every task; 0 leaves a task out. None: all equal.
         normalize: ``expert``: ``(score - base) / (best expert - base)``, signed so that higher is
             better: 0 is the base and 1 the best expert of each task. ``raw``: the score itself,
-            negated where it is to be minimised.
+            negated where it is to be minimised. A mapping says it for each task: what no expert
+            is to be better at than the base, such as how much a model remembers, is raw.
         metrics: task to metric, for the tasks that are not to be judged by their main metric.
     """
 
     weights: Mapping[str, float] | None = None
-    normalize: Normalize = "expert"
+    normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
 
     def bind(
@@ -178,7 +180,7 @@ class Pareto:
     """
 
     tasks: Sequence[str] | None = None
-    normalize: Normalize = "expert"
+    normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
 
     def bind(
@@ -201,22 +203,25 @@ class Pareto:
 
 def _terms(
     tasks: Sequence[str],
-    normalize: Normalize,
+    normalize: Normalize | Mapping[str, Normalize],
     metrics: Mapping[str, str] | None,
     directions: Mapping[str, Direction],
     main: Mapping[str, str],
     base_scores: Mapping[str, float],
     expert_scores: Mapping[str, Mapping[str, float]],
 ) -> tuple[Term, ...]:
-    if normalize not in ("expert", "raw"):
-        raise ValueError(f"objective.normalize must be 'expert' or 'raw', got {normalize!r}")
+    each = normalize if isinstance(normalize, Mapping) else dict.fromkeys(main, normalize)
+    _check_tasks("objective.normalize", each, tuple(main))
+    for way in each.values():
+        if way not in ("expert", "raw"):
+            raise ValueError(f"objective.normalize must be 'expert' or 'raw', got {way!r}")
     _check_tasks("objective.metrics", metrics or (), tuple(main))
     terms = []
     for task in tasks:
         key = _key(task, metrics, directions, main)
         sign = 1.0 if directions[key] == "maximize" else -1.0
         term = Term(task, key, sign)
-        if normalize == "expert":
+        if each.get(task, "expert") == "expert":
             term = _normalised(term, directions[key], base_scores, expert_scores)
         terms.append(term)
     return tuple(terms)

@@ -17,6 +17,12 @@ class Asked(Generic[G]):
         self._next_id = 0
         self._objectives: int | None = None
         self._pending: list[Candidate[G]] = []
+        self._alone: bool | None = None
+
+    @property
+    def count(self) -> int:
+        """How many candidates were asked so far."""
+        return self._next_id
 
     @property
     def pending(self) -> tuple[Candidate[G], ...]:
@@ -24,7 +30,9 @@ class Asked(Generic[G]):
         return tuple(self._pending)
 
     def check_told(self) -> None:
-        """Raises RuntimeError while a generation waits for its outcomes."""
+        """Raises RuntimeError while a generation waits for its outcomes, or in a steady state."""
+        if self._alone:
+            raise RuntimeError("ask() was called after ask_one(); a search has one way of asking")
         if self._pending:
             ids = [candidate.id for candidate in self._pending]
             raise RuntimeError(
@@ -38,6 +46,7 @@ class Asked(Generic[G]):
             RuntimeError: the generation asked before has not been told.
         """
         self.check_told()
+        self._alone = False
         self._pending = [Candidate(self._next_id + i, genome) for i, genome in enumerate(genomes)]
         self._next_id += len(genomes)
         return list(self._pending)
@@ -50,7 +59,7 @@ class Asked(Generic[G]):
             ValueError: ids are missing, doubled or were not asked; a fitness is not finite or
                 has another number of objectives than those before.
         """
-        if not self._pending:
+        if not self._pending or self._alone:
             raise RuntimeError("tell() was called before ask(); there is nothing to be told")
         _check_ids([candidate.id for candidate in self._pending], [o.id for o in outcomes])
         by_id = {outcome.id: outcome for outcome in outcomes}
@@ -61,6 +70,40 @@ class Asked(Generic[G]):
         self._objectives = objectives
         self._pending = []
         return pairs
+
+    def check_alone(self) -> None:
+        """Raises RuntimeError where whole generations were asked."""
+        if self._alone is False:
+            raise RuntimeError("ask_one() was called after ask(); a search has one way of asking")
+
+    def ask_one(self, genome: G) -> Candidate[G]:
+        """Returns the genome as a candidate with a fresh id; others may wait for outcomes.
+
+        Raises:
+            RuntimeError: whole generations were asked before.
+        """
+        self.check_alone()
+        self._alone = True
+        candidate = Candidate(self._next_id, genome)
+        self._pending.append(candidate)
+        self._next_id += 1
+        return candidate
+
+    def tell_one(self, outcome: Outcome) -> Candidate[G]:
+        """Returns the outcome's candidate, and stops waiting for it.
+
+        Raises:
+            ValueError: it does not wait for an outcome, or wants `tell`; or as `tell`.
+        """
+        waiting = {each.id: each for each in self._pending if self._alone}
+        if outcome.id not in waiting:
+            raise ValueError(
+                f"tell_one() was given candidate {outcome.id}, which waits for no outcome of its "
+                f"own; waiting are {list(waiting)}"
+            )
+        self._objectives = _check_fitness(outcome, self._objectives)
+        self._pending.remove(waiting[outcome.id])
+        return waiting[outcome.id]
 
 
 def _check_ids(asked: Sequence[int], told: Sequence[int]) -> None:

@@ -36,6 +36,12 @@ class GenomeJournal(Generic[G]):
         self._asked: Asked[G] = Asked()
         self._best: Best[G] = Best()
         self._generations: list[dict[str, Any]] = []
+        self._steady: dict[str, list[Any]] = {"asked": [], "told": []}
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates were asked."""
+        return self._asked.count
 
     @property
     def asked(self) -> int:
@@ -70,8 +76,30 @@ class GenomeJournal(Generic[G]):
         self._generations.append(generation)
         return pairs
 
+    def check_alone(self) -> None:
+        """Raises RuntimeError where whole generations were asked."""
+        self._asked.check_alone()
+
+    def ask_one(self, genome: G) -> Candidate[G]:
+        """Returns a candidate for a copy of the genome; others may wait for their outcomes."""
+        candidate = self._asked.ask_one(genome)
+        self._steady["asked"].append(self._digest([genome]))
+        return Candidate(candidate.id, self._own(genome))
+
+    def tell_one(self, outcome: Outcome) -> Candidate[G]:
+        """Returns the outcome's candidate; errors as in `Asked.tell_one`."""
+        candidate = self._asked.tell_one(outcome)
+        self._best.add(candidate.id, candidate.genome, outcome.fitness)
+        told = {"after": self.candidates, "id": outcome.id, "fitness": _values(outcome.fitness)}
+        if self._keep_cases:
+            told["cases"] = _values(outcome.cases)
+        self._steady["told"].append(told)
+        return candidate
+
     def state_dict(self) -> dict[str, Any]:
         """Returns JSON values: the outcomes told, and digests of the genomes asked."""
+        if self._steady["asked"]:
+            return {"steady": {key: list(values) for key, values in self._steady.items()}}
         pending = [candidate.genome for candidate in self._asked.pending]
         return {
             "generations": [dict(generation) for generation in self._generations],
@@ -129,6 +157,39 @@ def replay_genomes(
         _ask_same(ask, state["pending"], len(state["generations"]), digest)
 
 
+def replay_steady(
+    state: Mapping[str, Any],
+    ask_one: Callable[[], Candidate[G]],
+    tell_one: Callable[[Outcome], None],
+    digest: Callable[[Sequence[G]], str],
+) -> None:
+    """Puts a fresh strategy into a steady `state`, in the order of its asks and tells.
+
+    Raises:
+        RuntimeError: the strategy asks other genomes than those the outcomes belong to.
+    """
+    asked = 0
+
+    def ask_until(count: int) -> None:
+        nonlocal asked
+        while asked < count:
+            if digest([ask_one().genome]) != state["asked"][asked]:
+                raise RuntimeError(_other(f"candidate {asked} has another genome"))
+            asked += 1
+
+    for told in state["told"]:
+        ask_until(told["after"])
+        tell_one(Outcome(told["id"], _vector(told["fitness"]), _vector(told.get("cases"))))
+    ask_until(len(state["asked"]))
+
+
+def _other(what: str) -> str:
+    return (
+        f"{what} than this state was saved with; load it into a strategy built with the same "
+        "arguments and library versions"
+    )
+
+
 def _values(vector: Vector | None) -> list[float] | None:
     return None if vector is None else vector.tolist()
 
@@ -145,8 +206,5 @@ def _ask_same(
 ) -> list[Candidate[G]]:
     candidates = ask()
     if digest([candidate.genome for candidate in candidates]) != expected:
-        raise RuntimeError(
-            f"generation {number} asks other genomes than this state was saved with; load it into "
-            "a strategy built with the same arguments and library versions"
-        )
+        raise RuntimeError(_other(f"generation {number} asks other genomes"))
     return candidates

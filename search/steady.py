@@ -86,13 +86,26 @@ class InTurn(Generic[G]):
         return ticket, self._score(genome)
 
 
-def check_steady(strategy: object) -> None:
-    """Raises ValueError where a strategy can only be asked for whole generations; names it."""
+def check_steady(strategy: object, *, many: bool) -> None:
+    """Refuses strategies that cannot be asked while others wait for their outcomes.
+
+    Args:
+        strategy: freshly built.
+        many: whether there may be several places.
+
+    Raises:
+        ValueError: it can only be asked for whole generations, or for one at a time; names it.
+    """
     if not (hasattr(strategy, "ask_one") and hasattr(strategy, "tell_one")):
         raise ValueError(
             f"asynchronous=true: {type(strategy).__name__} learns from whole generations: choose "
             "strategy=cma, de, pso, oneplusone, random, crossover or another of theirs, or "
             "asynchronous=false"
+        )
+    if many and getattr(strategy, "one_at_a_time", False):
+        raise ValueError(
+            f"asynchronous=true: the optimizer of {type(strategy).__name__} has to be told before "
+            "it can be asked again: choose another, or execution=local"
         )
 
 

@@ -31,7 +31,7 @@ def check_execution(config: DictConfig, strategy: Strategy[Any]) -> None:
         )
     if not config.asynchronous:
         return
-    check_steady(strategy)
+    check_steady(strategy, many=execution.elsewhere)
     if racing:
         raise ValueError(
             "asynchronous=true: there is no generation to be raced: choose racing=none, or "

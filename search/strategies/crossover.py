@@ -10,7 +10,7 @@ import numpy as np
 
 from merging.lineage import Founder, Lineage, ancestry
 from merging.seeding import stable_seed
-from search.journal import GenomeJournal, replay_genomes
+from search.journal import GenomeJournal, replay_genomes, replay_steady
 from search.population import Individual, Pair, Population, Truncation
 from search.strategy import Candidate, Outcome
 from search.variation import Bred, Variation
@@ -84,6 +84,8 @@ class Crossover:
         )
         self._asked = 0  # candidates of the generations told
         self._brood: list[Bred] = []
+        self._alone: dict[int, Bred] = {}
+        self._told_alone = 0
         self._members: list[Individual] = []
         self._sound = self._founders  # those that did not fail, unless all did
 
@@ -129,6 +131,37 @@ class Crossover:
         if children:
             self._members = self._rules.survivors([*self._members, *children])
 
+    def ask_one(self) -> Candidate[Lineage]:
+        """Returns the next child of who lives now; see `search.steady.SteadyStrategy`.
+
+        The first are the founders. `popsize` outcomes count as one generation, for populations
+        whose rules change from one to the next.
+        """
+        self._journal.check_alone()
+        number = self._journal.candidates
+        if number < len(self._founders):
+            bred = self._founders[number]
+        else:
+            pair = None
+            if len(self._members) > 1:
+                pair = self._rules.pairing(self._members, self._told_alone // self._popsize)
+            bred = self._child(pair, number)
+        self._alone[number] = bred
+        return self._journal.ask_one(bred.genome)
+
+    def tell_one(self, outcome: Outcome) -> None:
+        """Lets a child compete for a place in the population; errors as `tell`."""
+        if outcome.fitness is not None:
+            self.check_objectives(outcome.fitness.size)
+        self._rules.check_cases([outcome], self._members)
+        bred = self._alone.pop(self._journal.tell_one(outcome).id)
+        self._told_alone += 1
+        if outcome.fitness is not None:
+            child = self._individual(bred, outcome)
+            self._members = self._rules.survivors([*self._members, child])
+        elif outcome.id < len(self._founders):
+            self._sound = [one for one in self._sound if one is not bred] or self._founders
+
     def recommend(self) -> list[Lineage]:
         """Returns the best lineage ever told, or the non-dominated ones."""
         return self._journal.best
@@ -140,7 +173,10 @@ class Crossover:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replays the outcomes of `state`."""
         self._reset()
-        replay_genomes(state, self.ask, self.tell, _digest)
+        if "steady" in state:
+            replay_steady(state["steady"], self.ask_one, self.tell_one, _digest)
+        else:
+            replay_genomes(state, self.ask, self.tell, _digest)
 
     def _individual(self, bred: Bred, outcome: Outcome) -> Individual:
         """Returns a scored candidate; what a caller does to the outcome later is his own."""

@@ -12,7 +12,7 @@ import nevergrad as ng
 import numpy as np
 
 from merging.spaces.axes import Axis, Choice, Real, Vector
-from search.journal import Journal, replay
+from search.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 
 _FIRST_FAILURE = 1e15
@@ -76,6 +76,7 @@ class NevergradStrategy:
         self._journal = Journal()
         self._losses = _Losses()
         self._waiting: list[Any] = []
+        self._alone: dict[int, Any] = {}
         self._numpy_state = np.random.RandomState(self._seed).get_state()
         with self._own_numpy():
             self._optimizer = _build(
@@ -109,6 +110,33 @@ class NevergradStrategy:
                 self._optimizer.tell(asked, loss[0] if len(loss) == 1 else loss)
         self._waiting = []
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the optimizer cannot be asked again before it is told."""
+        return bool(ng.optimizers.registry[self._name].no_parallelization)
+
+    def ask_one(self) -> Candidate[Vector]:
+        """Returns the next candidate; see `search.steady.SteadyStrategy`."""
+        self._journal.check_alone()
+        number = self._journal.candidates
+        with self._own_numpy():
+            if self._include_start and number == 0:
+                self._optimizer.suggest(_start_value(self._axes))
+            asked = self._optimizer.ask()
+            if self._include_start and self._name in _CMA and number == self._popsize - 1:
+                self._optimizer.ask()  # the sample whose place the start took, as in `ask`
+        candidate = self._journal.ask_one(self._genome(asked.value))
+        self._alone[candidate.id] = asked
+        return candidate
+
+    def tell_one(self, outcome: Outcome) -> None:
+        """Tells the optimizer, which takes outcomes in any order; a failure as in `tell`."""
+        candidate = self._journal.tell_one(outcome)
+        (loss,) = self._losses.of([outcome])
+        with self._own_numpy():
+            asked = self._alone.pop(candidate.id)
+            self._optimizer.tell(asked, loss[0] if len(loss) == 1 else loss)
+
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones: no model's guess."""
         return self._journal.best
@@ -120,7 +148,10 @@ class NevergradStrategy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replays the outcomes of `state`; takes as long as asking and telling them took."""
         self._reset()
-        replay(state, self.ask, self.tell)
+        if "steady" in state:
+            replay_steady(state["steady"], self.ask_one, self.tell_one, vector_digest)
+        else:
+            replay(state, self.ask, self.tell)
 
     def _genome(self, value: tuple[Any, ...]) -> Vector:
         reals, options = iter(value[0]), iter(value[1:])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from merging.spaces.axes import Axis, Choice, Vector, start
-from search.journal import Journal, replay
+from search.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 
 
@@ -52,6 +52,14 @@ class RandomSearch:
         """Remembers the best; the samples to come do not depend on it."""
         self._journal.tell(outcomes)
 
+    def ask_one(self) -> Candidate[Vector]:
+        """Returns the next sample; see `search.steady.SteadyStrategy`."""
+        return self._journal.ask_one(self._genome(self._journal.candidates))
+
+    def tell_one(self, outcome: Outcome) -> None:
+        """Remembers the best."""
+        self._journal.tell_one(outcome)
+
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones."""
         return self._journal.best
@@ -63,7 +71,10 @@ class RandomSearch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replays the outcomes of `state`."""
         self._journal = Journal()
-        replay(state, self.ask, self.tell)
+        if "steady" in state:
+            replay_steady(state["steady"], self.ask_one, self.tell_one, vector_digest)
+        else:
+            replay(state, self.ask, self.tell)
 
     def _genome(self, candidate_id: int) -> Vector:
         if candidate_id == 0 and self._include_start:

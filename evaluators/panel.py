@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
-from evaluators.engine import Engine
 from evaluators.evaluator import Direction, Evaluator, Score
-from evaluators.requests import EvaluationError, Request
+from evaluators.requests import EvaluationError, Request, Response
 from merging.seeding import generator
 
 Split: TypeAlias = Literal["search", "selection", "report"]
+
+
+class Answering(Protocol):
+    """What answers requests for the model of the moment: an engine, or a served model."""
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Returns the answers to `requests`, in order; see `Engine.run`."""
+        ...
 
 
 class Panel:
@@ -80,7 +87,7 @@ class Panel:
             },
         )
 
-    def evaluate(self, engine: Engine) -> dict[str, Score]:
+    def evaluate(self, engine: Answering) -> dict[str, Score]:
         """Returns the scores of the model that `engine` holds.
 
         Raises:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from evaluators.engine import Engine
 from evaluators.panel import Panel
 from evaluators.resident import Resident
+from evaluators.served import ServedModel
 from experiments.device import choose_device, choose_dtype
 from experiments.execution.execution import Execution
 from experiments.initial import Initial
@@ -94,6 +95,18 @@ def open_execution(config: DictConfig) -> Execution:
 def open_engine(config: DictConfig, resident: Resident) -> Engine:
     """Returns the engine that scores whatever `resident` holds."""
     return Engine(resident, batch_tokens=config.batch_tokens, timeout_s=config.timeout_s)
+
+
+def open_served(config: DictConfig, pool: ExpertPool, resident: Resident) -> ServedModel | None:
+    """Returns the model that ``backend`` names; None: the resident model scores the candidates.
+
+    Raises:
+        ValueError: nothing answers there, or it cannot answer for these experts.
+    """
+    if not config.backend:
+        return None
+    served: ServedModel = open_partial(config.backend)(pool, resident.info)
+    return served
 
 
 def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> Panel | None:

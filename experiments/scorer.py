@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from evaluators.engine import Engine
 from evaluators.evaluator import Score
-from evaluators.panel import Panel
+from evaluators.panel import Answering, Panel
 from evaluators.requests import EvaluationError
-from evaluators.resident import Resident
 from merging.weights import Weights
+
+
+class Holder(Protocol):
+    """What holds one candidate at a time: the resident model, or a served one."""
+
+    def write(self, weights: Weights) -> None:
+        """Takes the candidate in the place of the one before."""
+        ...
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Writes weights into the one resident model and asks it what a panel wants to know."""
+    """Writes weights into the one model and asks it what a panel wants to know."""
 
-    resident: Resident
-    engine: Engine
+    holder: Holder
+    engine: Answering
     panel: Panel
 
     def __call__(self, weights: Weights) -> dict[str, Score]:
@@ -30,7 +37,7 @@ class Scorer:
             MergeError: the weights could not be computed.
         """
         try:
-            self.resident.write(weights)
+            self.holder.write(weights)
         except torch.OutOfMemoryError as error:
             raise EvaluationError(
                 f"out of memory while merging: {str(error).splitlines()[0]}"

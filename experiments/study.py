@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.engine import Engine
 from evaluators.panel import Panel
 from evaluators.resident import Resident
+from evaluators.served import ServedModel
 from experiments import assemble
 from experiments.assemble import Machine
 from experiments.execution.execution import Execution, Local, Order
@@ -42,6 +43,7 @@ class Study:
         held: the same pool, held on the device.
         resident: the one model, on the device.
         engine: asks the resident model.
+        served: takes the candidates instead, and answers for them; None: the resident model does.
         initial: chooses the point that the search starts from.
         space: genomes to weights, over the pool held on the device.
         search_on: ranks candidates.
@@ -62,6 +64,7 @@ class Study:
     held: ExpertPool
     resident: Resident
     engine: Engine
+    served: ServedModel | None
     initial: Initial
     space: SearchSpace[Any]
     search_on: Panel
@@ -89,6 +92,8 @@ class Study:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
+        if self.served is not None:
+            return Scorer(self.served, self.served, panel)
         return Scorer(self.resident, self.engine, panel)
 
     def started(self, scouting: Scouting) -> Study:
@@ -172,6 +177,7 @@ class Study:
             held=held,
             resident=resident,
             engine=assemble.open_engine(config, resident),
+            served=assemble.open_served(config, held, resident),
             initial=initial,
             space=space,
             search_on=search_on,
@@ -228,6 +234,7 @@ class Study:
             baselines={},
             strategy=assemble.open_strategy(config, space),
             save_model=False,
+            served=assemble.open_served(config, held, resident),
             start=start,
             execution=Local(),
         )

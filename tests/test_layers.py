@@ -63,7 +63,7 @@ def test_a_room_imports_only_those_before_it(path: Path) -> None:
         ("omegaconf", ("experiments/",)),
         ("wandb", ("experiments/",)),
         ("transformers", ("merging/", "evaluators/", "experiments/")),
-        ("lm_eval", ("evaluators/harness", "evaluators/lm_eval_")),
+        ("lm_eval", ("evaluators/harness", "evaluators/served", "experiments/backends")),
         ("nevergrad", ("search/",)),
         ("peft", ("merging/", "experiments/")),
     ],

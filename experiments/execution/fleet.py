@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0  # how often limits are looked at while nothing happens
 _QUIET_S = 60.0  # after so long without a result the log says what is waited for
-_LOSSES = 5  # workers in a row that a candidate, or a place without ever starting, may cost
+_LOSSES = 5  # workers that one candidate may cost, or one place before it has one that is ready
 
 
 class WorkerLost(RuntimeError):  # noqa: N818
@@ -241,7 +241,7 @@ class Fleet:
             task.losses += 1
             if task.losses >= _LOSSES:
                 raise UserError(
-                    f"a candidate has cost {task.losses} workers in a row, the last: {reason}; "
+                    f"a candidate has cost {task.losses} workers, the last: {reason}; "
                     "look at the memory of the nodes, or score fewer at a time"
                 )
         if not seat.ready:

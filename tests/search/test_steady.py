@@ -98,7 +98,7 @@ class Scripted:
         self.told.append(outcome.id)
 
 
-STRATEGIES = {
+STRATEGIES: dict[str, Callable[[], Any]] = {
     "cma": lambda: NevergradStrategy(axes=AXES, seed=1, popsize=5),
     "de": lambda: NevergradStrategy(axes=AXES, seed=1, optimizer="DE", popsize=6),
     "pso": lambda: NevergradStrategy(axes=AXES, seed=1, optimizer="RealSpacePSO", popsize=4),
@@ -225,7 +225,7 @@ def test_histories_of_the_other_way_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"0 .* told with its generation, this search is asyn"):
         go(tmp_path / "generations", cma(), Shuffled(1))
     go(tmp_path / "steady", cma(), Shuffled(1))
-    with pytest.raises(HistoryError, match=r"0 .* told alone, after 1 had been asked, this search"):
+    with pytest.raises(HistoryError, match=r"0 .* told alone, after 1 had been asked, this sear"):
         run(tmp_path / "steady", cma(), score)
     go(tmp_path / "three", cma(), Shuffled(3))
     text = (tmp_path / "three" / "history.jsonl").read_text().replace('"after": 3', '"after": 1')

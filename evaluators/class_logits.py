@@ -59,8 +59,9 @@ class ClassLogitsJob:
         """Fills in a `Classified` for every request; see `Job`."""
         for batch in self._batches:
             rows = len(batch.places)
-            for part in population.parts(rows, rows * batch.cost):
+            for part in population.parts(rows * batch.cost):
                 deadline.check()
+                population.choose(part, rows)
                 inputs = {name: _repeated(each, len(part)) for name, each in batch.inputs.items()}
                 logits = resident.classifiers[batch.head](**inputs).logits
                 found = logits.view(len(part), rows, -1).cpu().double().numpy()

@@ -68,7 +68,8 @@ class GenerationJob:
         """Fills in a `Generated` for every request; see `Job`."""
         tokenizer = resident.info.tokenizer
         for batch in self._batches:
-            for part in population.parts(len(batch.requests), batch.tokens, cached=True):
+            for part in population.parts(batch.tokens, cached=True):
+                population.choose(part, len(batch.requests))
                 decodings = {
                     candidate: _Decoding(batch.requests, tokenizer, self._ends)
                     for candidate in part

@@ -11,19 +11,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.batching import Answers, Deadline, pack, pad_token, padded
-from evaluators.forward import check_finite, kept_logits, token_log_probs
+from evaluators.batching import Answers, Deadline, pad_token
+from evaluators.forward import check_finite, token_log_probs
+from evaluators.passes import Pass, passes_of
 from evaluators.population import Population, tiled
+from evaluators.prefix_tree import grow
 from evaluators.requests import Likelihood, Loglikelihood
 from evaluators.resident import Resident
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """One forward pass.
+class _Scored:
+    """What is read off the rows of one pass.
 
     Args:
-        input_ids: ``(rows, width)``, padded on the right.
         kept: ``(kept,)`` flat positions whose logits are needed, each once.
         row: ``(tokens,)`` index into `kept` for every scored token.
         token: ``(tokens,)`` the scored tokens, request after request.
@@ -31,7 +32,6 @@ class _Batch:
         places: ``(requests,)`` each request's place among all requests.
     """
 
-    input_ids: Tensor
     kept: Tensor
     row: Tensor
     token: Tensor
@@ -43,7 +43,8 @@ class LikelihoodJob:
     """All log-likelihood requests of a run, as padded tensors on the device.
 
     Right padding needs no attention mask: a causal model never looks right, and without a mask
-    it takes the faster kernel.
+    it takes the faster kernel. What rows begin with in common is computed once where that saves
+    enough, and held in a cache of keys and values.
     """
 
     def __init__(
@@ -62,42 +63,53 @@ class LikelihoodJob:
         rows: dict[tuple[int, ...], list[tuple[int, Loglikelihood]]] = {}
         for place, request in requests:
             rows.setdefault(_row(request, length), []).append((place, request))
-        ordered = sorted(rows, key=lambda row: (-len(row), row))
-        packed = list(pack(ordered, [len(row) for row in ordered], batch_tokens))
-        self.most_rows = max(len(batch) for batch in packed)
-        pad = pad_token(resident)
-        self._batches = [
-            _tensorise(batch, [rows[row] for row in batch], pad, resident.device)
-            for batch in packed
-        ]
+        sharers = list(rows.values())
+        answers = [max(len(request.continuation) for _, request in each) for each in sharers]
+        ends = [len(row) - most for row, most in zip(rows, answers, strict=True)]
+        branches = grow(list(rows), ends)
+        if any(each.branches for each in branches) and not resident.takes_cache:
+            branches = grow(list(rows), [0] * len(ends))
+        self._passes = passes_of(
+            branches,
+            batch_tokens=batch_tokens,
+            pad=pad_token(resident),
+            device=resident.device,
+        )
+        self._scored = {
+            each: _read_off(each, sharers, resident.device)
+            for first in self._passes
+            for each in first.all()
+            if not each.following
+        }
+        self.most_rows = max(len(each.ends) for each in self._scored)
 
     def run(
         self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
     ) -> None:
         """Fills in a `Likelihood` for every request; see `Job`."""
-        for batch in self._batches:
-            for part in population.parts(*batch.input_ids.shape):
-                deadline.check()
-                log_probs, greedy = _scored(resident.module, batch, len(part))
-                totals = np.add.reduceat(log_probs, batch.starts, axis=1)
-                all_greedy = np.logical_and.reduceat(greedy, batch.starts, axis=1)
-                for row, candidate in enumerate(part):
-                    check_finite(log_probs[row], candidate, answers)
-                    for i, place in enumerate(batch.places):
-                        found = Likelihood(float(totals[row, i]), bool(all_greedy[row, i]))
-                        answers.put(candidate, place, found)
+        kept = {each: scored.kept for each, scored in self._scored.items()}
+        for first in self._passes:
+            most = max(each.input_ids.numel() for each in first.all())
+            for part in population.parts(most):
+                runs = first.run(resident.module, population, part, kept.__getitem__, deadline)
+                for each, logits in runs:
+                    _answer(self._scored[each], logits, part, answers)
 
 
-def _scored(
-    module: Any, batch: _Batch, candidates: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Returns log-probabilities, and which are the likeliest, both ``(candidates, tokens)``."""
-    ids, kept = batch.input_ids, tiled(batch.kept, candidates, batch.input_ids.numel())
-    logits, _ = kept_logits(module, kept, input_ids=ids.repeat(candidates, 1), use_cache=False)
-    row = tiled(batch.row, candidates, len(batch.kept))
-    log_probs, greedy = token_log_probs(logits, row, batch.token.repeat(candidates))
-    shape = candidates, len(batch.token)
-    return log_probs.view(shape).cpu().double().numpy(), greedy.view(shape).cpu().numpy()
+def _answer(scored: _Scored, logits: Tensor, candidates: range, answers: Answers) -> None:
+    """Puts the answers that the logits ``(candidates * kept, vocabulary)`` give."""
+    count = len(candidates)
+    row = tiled(scored.row, count, len(scored.kept))
+    log_probs, greedy = token_log_probs(logits, row, scored.token.repeat(count))
+    exact = log_probs.view(count, -1).cpu().double().numpy()
+    likeliest = greedy.view(count, -1).cpu().numpy()
+    totals = np.add.reduceat(exact, scored.starts, axis=1)
+    all_greedy = np.logical_and.reduceat(likeliest, scored.starts, axis=1)
+    for line, candidate in enumerate(candidates):
+        check_finite(exact[line], candidate, answers)
+        found = zip(totals[line].tolist(), all_greedy[line].tolist(), strict=True)
+        for place, each in zip(scored.places, found, strict=True):
+            answers.put(candidate, place, Likelihood(*each))
 
 
 def _row(request: Loglikelihood, max_length: int) -> tuple[int, ...]:
@@ -111,24 +123,21 @@ def _row(request: Loglikelihood, max_length: int) -> tuple[int, ...]:
     return (request.context + request.continuation)[-(max_length + 1) :][:-1]
 
 
-def _tensorise(
-    rows: Sequence[tuple[int, ...]],
-    requests: Sequence[Sequence[tuple[int, Loglikelihood]]],
-    pad: int,
-    device: torch.device,
-) -> _Batch:
-    input_ids, _ = padded(rows, pad=pad, left=False, device=device)
-    width = input_ids.shape[1]
+def _read_off(
+    ending: Pass, sharers: Sequence[Sequence[tuple[int, Loglikelihood]]], device: torch.device
+) -> _Scored:
+    """Returns what to read off a pass, for the requests that share each of its rows."""
+    width = ending.input_ids.shape[1]
     kept: dict[int, int] = {}  # flat position -> index, in order of first use
     row_of: list[int] = []
     tokens: list[int] = []
     starts: list[int] = []
     places: list[int] = []
-    for i, (row, sharers) in enumerate(zip(rows, requests, strict=True)):
-        for place, request in sharers:
+    for line, (row, length) in enumerate(ending.ends):
+        for place, request in sharers[row]:
             starts.append(len(tokens))
             places.append(place)
-            first = i * width + len(row) - len(request.continuation)
+            first = line * width + length - len(request.continuation)
             for offset, token in enumerate(request.continuation):
                 row_of.append(kept.setdefault(first + offset, len(kept)))
                 tokens.append(token)
@@ -136,8 +145,7 @@ def _tensorise(
     def tensor(values: Any) -> Tensor:
         return torch.tensor(list(values), dtype=torch.int64, device=device)
 
-    return _Batch(
-        input_ids=input_ids,
+    return _Scored(
         kept=tensor(kept),
         row=tensor(row_of),
         token=tensor(tokens),

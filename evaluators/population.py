@@ -65,30 +65,27 @@ class Population:
             handle.remove()
         self._handles = []
 
-    def parts(self, rows: int, tokens: int, *, cached: bool = False) -> Iterator[range]:
-        """Yields the candidates a few at a time, chosen for the passes until the next.
+    def parts(self, tokens: int, *, cached: bool = False) -> Iterator[range]:
+        """Yields the candidates a few at a time, in parts of nearly equal size.
 
         Args:
-            rows: of one candidate's batch.
             tokens: of one candidate's batch, padding included.
             cached: whether they are written one after the other into a cache.
         """
         most = self._cache_tokens if cached else self._pass_tokens
         passes = -(-self.size // max(1, most // tokens))
-        for number in range(passes):  # of nearly equal size
-            part = range(self.size * number // passes, self.size * (number + 1) // passes)
-            self._choose(Chosen(slice(part.start, part.stop), len(part), len(part) * rows))
-            yield part
+        for number in range(passes):
+            yield range(self.size * number // passes, self.size * (number + 1) // passes)
 
     def choose(self, candidates: Sequence[int], rows: int) -> None:
-        """Takes candidates by number, `rows` rows each, for the next passes."""
-        if self._layers:
-            index = torch.tensor(candidates, device=self._device)
-            self._choose(Chosen(index, len(candidates), len(candidates) * rows))
-
-    def _choose(self, chosen: Chosen) -> None:
+        """Takes candidates by number for the next passes, `rows` rows of each."""
+        chosen: slice | Tensor
+        if isinstance(candidates, range):
+            chosen = slice(candidates.start, candidates.stop)
+        else:
+            chosen = torch.tensor(candidates, device=self._device)
         for layer in self._layers:
-            layer.choose(chosen)
+            layer.choose(Chosen(chosen, len(candidates), len(candidates) * rows))
 
 
 def tiled(index: Tensor, times: int, step: int) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 from evaluators.evaluator import ModelInfo
 from merging.depth import AdjustableDepth, Restacked
@@ -139,6 +142,18 @@ class Resident:
                     tensor = weights[name]
                     _check_shape(name, tensor.shape, target)
                     target.copy_(tensor)
+
+    @cached_property
+    def takes_cache(self) -> bool:
+        """Whether rows may go on from keys and values of others: no layer drops or mixes any."""
+        if "past_key_values" not in inspect.signature(self.module.forward).parameters:
+            return False
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            cache = self.module(input_ids=tokens, use_cache=True).past_key_values
+        return isinstance(cache, Cache) and all(
+            type(each) is DynamicLayer for each in cache.layers
+        )
 
     def tensor(self, name: str) -> Tensor:
         """Returns a parameter or buffer itself; raises ValueError for a name there is not."""

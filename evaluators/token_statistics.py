@@ -71,8 +71,9 @@ class TokenStatisticsJob:
     ) -> None:
         """Fills in a `PerToken` for every request; see `Job`."""
         for batch in self._batches:
-            for part in population.parts(*batch.input_ids.shape):
+            for part in population.parts(batch.input_ids.numel()):
                 deadline.check()
+                population.choose(part, len(batch.input_ids))
                 found = _statistics(resident.module, batch, len(part))
                 for candidate, mine in zip(part, found, strict=True):
                     check_finite(mine[0].numpy(), candidate, answers)

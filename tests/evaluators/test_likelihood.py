@@ -97,6 +97,80 @@ def test_one_token_choices_share_a_row(llama: Resident) -> None:
     assert_close(answers, [reference(llama, each) for each in choices + longer])
 
 
+def few_shot(seed: int, shots: int, items: int) -> tuple[Loglikelihood, ...]:
+    """Items of several answers each, all behind the same examples."""
+    draw = np.random.default_rng(seed)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(draw.integers(3, 259, count).tolist())
+
+    examples, asked = tokens(shots), []
+    for _ in range(items):
+        context = examples + tokens(int(draw.integers(5, 25)))
+        answers = [tokens(int(draw.integers(1, 7))) for _ in range(int(draw.integers(1, 5)))]
+        asked += [Loglikelihood(context, answer) for answer in answers]
+    return tuple(asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_tokens"),
+    [("llama", 40), ("llama", 300), ("llama", 5000)]
+    + [(name, 300) for name in ("gpt2", "gpt_neox", "qwen2")],
+)
+def test_shared_beginnings_are_computed_once(
+    checkpoints: Path, name: str, batch_tokens: int
+) -> None:
+    resident = language_resident(checkpoints / name)
+    kick(resident, scale=0.1)
+    requests = (*few_shot(0, 60, 6), *few_shot(1, 0, 3), *random_requests(0, 5, 30))
+    expected = [reference(resident, each) for each in requests]
+    tokens: list[int] = []
+    resident.module.register_forward_pre_hook(
+        lambda _, __, options: tokens.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    engine = Engine(resident, batch_tokens=batch_tokens)
+    assert_close(engine.run(requests), expected)
+    whole = sum(len(each.context + each.continuation) - 1 for each in requests)
+    assert sum(tokens) < 0.5 * whole
+    tokens.clear()
+    engine.run(requests)  # the second time nothing is tried out
+    assert max(tokens) <= max(batch_tokens, 60)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 900), st.integers(0, 40))
+@settings(max_examples=8, deadline=None)
+def test_beginnings_do_not_change_answers(
+    checkpoints: Path, seed: int, batch_tokens: int, shots: int
+) -> None:
+    resident = language_resident(checkpoints / "llama")
+    requests = few_shot(seed, shots, 5)
+    answers = Engine(resident, batch_tokens=batch_tokens).run(requests)
+    assert_close(answers, [reference(resident, each) for each in requests])
+
+
+def test_models_without_a_plain_cache_compute_whole_rows(
+    llama: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llama.takes_cache
+    monkeypatch.setitem(vars(llama), "takes_cache", False)
+    requests = few_shot(0, 60, 6)
+    options: list[dict] = []
+    llama.module.register_forward_pre_hook(
+        lambda _, __, given: options.append(given), with_kwargs=True
+    )
+    assert_close(Engine(llama).run(requests), [reference(llama, each) for each in requests])
+    assert not any("past_key_values" in each for each in options)
+
+
+def test_short_beginnings_are_not_worth_it(llama: Resident) -> None:
+    rows: list[int] = []
+    llama.module.register_forward_pre_hook(
+        lambda _, __, options: rows.append(options["input_ids"].shape[0]), with_kwargs=True
+    )
+    Engine(llama).run([Loglikelihood((7, 8, 9, 50 + i), (5, 60 + i, 7)) for i in range(9)])
+    assert rows == [9]
+
+
 def test_padded_tokens_stay_within_the_budget(llama: Resident) -> None:
     sizes: list[int] = []
     llama.module.register_forward_pre_hook(

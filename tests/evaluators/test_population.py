@@ -26,7 +26,7 @@ from evaluators.resident import Resident
 from merging.low_rank import LowRank
 from tests.evaluators.conftest import kick, language_resident, sentence
 from tests.evaluators.test_engine import _Memory
-from tests.evaluators.test_likelihood import random_requests
+from tests.evaluators.test_likelihood import few_shot, random_requests
 
 Deltas = dict[str, LowRank | Tensor]
 
@@ -100,6 +100,7 @@ def language_requests(resident: Resident) -> tuple[Request, ...]:
     sampled = Generate(tuple(encode("the")), 6, temperature=1.0, seed=3)
     return (
         *random_requests(2, 9, 40),
+        *few_shot(3, 30, 3),
         *generations,
         sampled,
         TokenStatistics(tuple(range(40, 60))),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from experiments.compare.compare_run import compare
 from experiments.compare.compare_text import markdown
 from experiments.contest_plan import Entry
-from experiments.run_directory import environment
+from experiments.machine import machine
 from experiments.run_files import Model, models_of, read_json, tasks_of
 from experiments.table import by_fitness, duration, fitness_text, number
 
@@ -50,7 +48,7 @@ def _facts(plan: Mapping[str, Any], entries: Sequence[Entry], command: str, seco
     lines = [
         f"Written by `{command}`; do not edit by hand.",
         "",
-        f"- machine: {_machine()}",
+        f"- machine: {machine()}",
         f"- runs: {len(entries)}, {plan['workers']} at a time; "
         f"{duration(worked)} in candidates' evaluations, {duration(seconds)} for this start of "
         "the command",
@@ -133,22 +131,3 @@ def _read_models(run: Path) -> Sequence[Model]:
 def _worked_s(run: Path) -> float:
     summary = run / "summary.json"
     return float(read_json(summary)["seconds"]) if summary.exists() else 0.0
-
-
-def _machine() -> str:
-    found = environment()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{_processor()}, {found['cores']} cores, {memory:.0f} GB, {platform.system()}, Python "
-        f"{found['python']}, torch {found['packages']['torch']}, transformers "
-        f"{found['packages']['transformers']}"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

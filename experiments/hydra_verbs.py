@@ -22,6 +22,10 @@ def search(arguments: Sequence[str]) -> int:
             from experiments.contest import run_contest
 
             return run_contest(config)
+        if config.study is not None:
+            from experiments.study_run import run_study
+
+            return run_study(config)
         from experiments.search_run import run_search
 
         return run_search(config)
@@ -37,6 +41,10 @@ def check(arguments: Sequence[str]) -> int:
             from experiments.contest import check_contest
 
             return check_contest(config)
+        if config.study is not None:
+            from experiments.study_run import check_study
+
+            return check_study(config)
         from experiments.search_run import run_check
 
         return run_check(config)

@@ -1,0 +1,1 @@
+"""What fine-tuned models remember of vulnerability scans: the experiment csirt_memorization."""

@@ -1,0 +1,82 @@
+"""The page's section on merges: skill against exposure, with and without a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluators.memorization.exposure import chance_exposure
+from experiments.contest_plan import Entry
+from experiments.csirt.merges import Point, points_of
+from merging.spaces.axes import Vector
+
+EVOLVED = "evolved"
+FREE, LIMITED = "unconstrained", "constrained"
+_HALF, _LOSS = 0.5, 0.02
+
+
+def merge_section(entries: Sequence[Entry], variants: int) -> str:
+    """Returns the section; all figures are of items that no search has read.
+
+    Args:
+        entries: finished searches.
+        variants: of each canary.
+    """
+    chance = chance_exposure(1 + variants)
+    found: dict[str, list[Point]] = {}
+    pairs: dict[str, dict[str, Point]] = {}
+    for entry in entries:
+        for name, point in points_of(entry.run).items():
+            shown = f"merge, {entry.arm}" if name == EVOLVED else name
+            found.setdefault(shown, []).append(point)
+            if name == EVOLVED:
+                pairs.setdefault(entry.world, {})[entry.arm] = point
+    rows = [_row(name, points, chance) for name, points in found.items()]
+    head = "| model | macro-F1 | exposure, bits | above chance |\n|---|--:|--:|--:|"
+    verdict = _verdict(pairs, chance)
+    runs = len({entry.world for entry in entries})
+    return (
+        "## Merges: skill against memory\n\n"
+        f"Experts of {runs} cells, merged by evolution: one unbounded weight per expert, fitness "
+        "the macro-F1 of the search items; with the limit, exposure of half of the canaries may "
+        "not exceed a share of the worst expert's. Reported: other records and the other half of "
+        f"the canaries, mean ± standard deviation over seeds; chance {chance:.2f} bits.\n\n"
+        + "\n".join([head, *rows])
+        + f"\n\n{verdict}"
+    )
+
+
+def _row(name: str, points: Sequence[Point], chance: float) -> str:
+    skills = np.array([point.skill for point in points])
+    memories = np.array([point.memory for point in points])
+    return (
+        f"| {name} | {_spread(skills, 3)} | {_spread(memories, 2)} | "
+        f"{memories.mean() - chance:+.2f} |"
+    )
+
+
+def _verdict(pairs: Mapping[str, Mapping[str, Point]], chance: float) -> str:
+    both = [each for each in pairs.values() if {FREE, LIMITED} <= set(each)]
+    if not both:
+        return ""
+    free = [each[FREE] for each in both]
+    limited = [each[LIMITED] for each in both]
+    above = float(np.mean([point.memory for point in free])) - chance
+    left = float(np.mean([point.memory for point in limited])) - chance
+    skill = float(np.mean([point.skill for point in free]))
+    kept = float(np.mean([point.skill for point in limited]))
+    loss = 1 - kept / skill
+    reached = left <= _HALF * above and loss <= _LOSS
+    share = "nothing to halve" if above <= 0 else f"{100 * left / above:.0f} %"
+    return (
+        f"**{'Reached' if reached else 'Not reached'}**: at most half of the unconstrained "
+        f"merge's exposure above chance at no more than 2 % lower skill. The limit leaves {share} "
+        f"of {above:.2f} bits above chance; macro-F1 {skill:.3f} without it, {kept:.3f} with it "
+        f"({100 * -loss:+.1f} %)."
+    )
+
+
+def _spread(values: Vector, digits: int) -> str:
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"

@@ -14,8 +14,6 @@ from merging.seeding import generator
 
 T = TypeVar("T")
 
-_LARGEST_INT32 = 2**31 - 1
-
 
 class Facts:
     """Keeps what was computed of a pool's tensors, up to a number of bytes.
@@ -105,19 +103,11 @@ class Row:
         Args:
             count: from 1 to one less than the number of entries.
         """
-        size = self.stored.numel()
-        wide = 4 if size <= _LARGEST_INT32 else 8
-        order: Tensor | None = None
-        if self.facts is not None:
-            key = (self.tensor, (self.expert,), "order")
-            order = self.facts.get(key, wide * size, lambda: by_magnitude(self.delta()))
-        if order is None:
-            return selected(self.delta().abs().reshape(-1), count)
-        last = int(order[count - 1])
-        there = self.stored.reshape(-1)[last].to(self.dtype)
-        if self.whole:
-            there = there - self.base.reshape(-1)[last]
-        return Cut(abs(float(there)), last)
+        return cut_of((self,), "order", count, self.delta, self._delta_at)
+
+    def _delta_at(self, positions: Tensor) -> Tensor:
+        found = self.stored.reshape(-1)[positions].to(self.dtype)
+        return found - self.base.reshape(-1)[positions] if self.whole else found
 
     def ranks(self) -> Tensor:
         """Returns the rank of every magnitude in its row, ``(entries,)`` of int16 or int32.
@@ -167,6 +157,31 @@ def joint_fact(rows: Rows, kind: Hashable, size: int, compute: Callable[[], T]) 
     return compute() if found is None else found
 
 
+def cut_of(
+    rows: Rows,
+    kind: Hashable,
+    count: int,
+    values: Callable[[], Tensor],
+    read: Callable[[Tensor], Tensor],
+) -> Cut:
+    """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
+
+    Args:
+        rows: keep the order of the magnitudes where there is room.
+        kind: of the values, for keeping.
+        count: from 1 to one less than the number of values.
+        values: returns all of them.
+        read: returns them at some positions.
+    """
+    facts, size = rows[0].facts, rows[0].stored.numel()
+    if facts is not None and rows[0].dtype == torch.float32 and size < 2**31:
+        key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
+        groups = facts.get(key, Magnitudes.bytes_of(size), lambda: Magnitudes.of(values()))
+        if groups is not None:
+            return groups.cut(count, read)
+    return selected(values().abs().reshape(-1), count)
+
+
 @dataclass(frozen=True, eq=False)
 class Tensors:
     """One parameter of the base and of every expert.
@@ -196,23 +211,50 @@ def selected(magnitudes: Tensor, count: int) -> Cut:
     return Cut(threshold, int(equal[count - larger - 1]))
 
 
-def by_magnitude(delta: Tensor) -> Tensor:
-    """Returns all positions, largest magnitude first and earlier first among equals.
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
+    """A tensor's positions by falling magnitude, as far as 16 of a float32's bits tell it.
 
-    ``(entries,)``, int32 where that is enough. On a CPU one number holds magnitude and position,
-    so that the sort needs no second array: numpy's is then vectorised.
+    These are sign, exponent and seven bits of the fraction: all of a bfloat16, so that only what
+    float32 adds is left to be compared when a selection is made.
+
+    Args:
+        order: ``(entries,)`` int32, groups of equal leading bits, positions rising in each.
+        ends: ``(groups,)`` int64 on the CPU, where each group ends in `order`.
     """
-    flat = delta.abs().reshape(-1)
-    size = flat.numel()
-    kind = torch.int32 if size <= _LARGEST_INT32 else torch.int64
-    if not _packs(flat, size):
-        return flat.sort(descending=True, stable=True).indices.to(kind)
-    keys = flat.numpy().view(np.uint32).astype(np.uint64)
-    np.bitwise_xor(keys, 0xFFFFFFFF, out=keys)  # larger magnitudes first
-    np.left_shift(keys, 32, out=keys)
-    np.bitwise_or(keys, np.arange(size, dtype=np.uint32), out=keys)
-    keys.sort()
-    return torch.from_numpy(keys.astype(np.uint32).view(np.int32))
+
+    order: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, delta: Tensor) -> Magnitudes:
+        """Returns the magnitudes of a float32 tensor of less than 2^31 entries."""
+        leading = delta.abs().reshape(-1).view(torch.int32).bitwise_right_shift(16)
+        leading = leading.neg_().to(torch.int16)  # the largest magnitude is the smallest number
+        counts = torch.bincount(leading.int().add_(2**15), minlength=2**15 + 1).cpu()
+        if leading.device.type == "cpu":  # numpy counts where torch compares
+            order = torch.from_numpy(np.argsort(leading.numpy(), kind="stable"))
+        else:
+            order = leading.sort(stable=True).indices
+        return cls(order.to(torch.int32), counts[counts > 0].cumsum(0))
+
+    @staticmethod
+    def bytes_of(size: int) -> int:
+        """Returns how many bytes those of `size` entries take at most."""
+        return 4 * size + 8 * min(size, 2**15)
+
+    def cut(self, count: int, read: Callable[[Tensor], Tensor]) -> Cut:
+        """Returns where the `count` largest end.
+
+        Args:
+            count: from 1 to one less than the number of entries.
+            read: returns the delta at some positions.
+        """
+        group = int(torch.searchsorted(self.ends, count))
+        start = int(self.ends[group - 1]) if group else 0
+        positions = self.order[start : int(self.ends[group])]
+        found = selected(read(positions).abs(), count - start)
+        return Cut(found.threshold, int(positions[found.last]))
 
 
 def rank_in_rows(delta: Tensor) -> Tensor:
@@ -235,4 +277,4 @@ def rank_in_rows(delta: Tensor) -> Tensor:
 
 def _packs(values: Tensor, size: int) -> bool:
     """Whether magnitude and position fit into one number of numpy's."""
-    return values.device.type == "cpu" and values.dtype == torch.float32 and size <= _LARGEST_INT32
+    return values.device.type == "cpu" and values.dtype == torch.float32 and size < 2**31

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from merging.prepared import Cut, Row
+from merging.prepared import Cut, Row, Rows, cut_of
 
 _FINEST = 2.0**-24
 """Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
@@ -161,6 +161,24 @@ class Chosen:
 
     mask: Tensor
     scale: float = 1.0
+
+    @classmethod
+    def largest(cls, rows: Rows, kind: str, values: Tensor, count: int) -> Chosen:
+        """Returns what keeps the places of the `count` largest values, the earlier of equals.
+
+        Args:
+            rows: what the values depend on.
+            kind: what they are, for keeping their order.
+            values: ``(entries,)``, at least 0.
+            count: at most the number of entries.
+        """
+        if not 0 < count < len(values):
+            return cls(torch.full_like(values, float(count > 0)))
+        cut = cut_of(rows, kind, count, lambda: values, lambda places: values[places])
+        mask = torch.gt(values, cut.threshold, out=torch.empty_like(values))
+        until = slice(0, cut.last + 1)
+        torch.ge(values[until], cut.threshold, out=mask[until])
+        return cls(mask)
 
     def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
         """Keeps them."""

@@ -12,7 +12,7 @@ from merging.chunks import Rule, RuledMethod
 from merging.consensus import add_consensus, unchanged, weighted_sum
 from merging.knobs import DENSITY, SCALE, read_rows
 from merging.method import Knob
-from merging.prepared import Tensors, by_magnitude, joint_fact
+from merging.prepared import Tensors, joint_fact
 from merging.sparsify import Chosen, kept
 from merging.spherical import direction_and_length
 from merging.threads import one_thread
@@ -46,15 +46,12 @@ class Sce(RuledMethod):
         if inputs.unmoved:
             return unchanged(inputs)
         size = tensors.base.numel()
-        order = joint_fact(
-            inputs.rows, "spread", 4 * size, lambda: by_magnitude(_spread(inputs.deltas))
-        )
+        spread = joint_fact(inputs.rows, "spread", 4 * size, lambda: _spread(inputs.deltas))
         count = kept(inputs.shared["density"], size)
-        chosen = torch.zeros(size, dtype=tensors.dtype, device=tensors.base.device)
-        chosen[order[:count].long()] = 1
+        chosen = Chosen.largest(inputs.rows, "order of spread", spread.reshape(-1), count)
         with one_thread():
-            weights = _energy_shares(inputs.deltas, chosen)
-        keeps = [Chosen(chosen)] * len(inputs.rows)
+            weights = _energy_shares(inputs.deltas, chosen.mask)
+        keeps = [chosen] * len(inputs.rows)
         return add_consensus(
             inputs, keeps, majority="mass", normalize=self.normalize, weights=weights
         )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.prepared import Facts, Row, by_magnitude, rank_in_rows, selected
+from merging.prepared import Facts, Magnitudes, Row, rank_in_rows, selected
 from merging.sparsify import Keep, band, kept, trim
 from merging.spherical import direction_and_length
 
@@ -69,7 +69,7 @@ def test_band_keeps_the_exact_number(values: list[float], density: float, gamma:
 
 @settings(max_examples=100, deadline=None)
 @given(values=few_values.filter(bool), rows=st.integers(1, 3), data=st.data())
-def test_order_and_ranks_are_stable_sorts(
+def test_cuts_and_ranks_are_those_of_stable_sorts(
     values: list[float], rows: int, data: st.DataObject
 ) -> None:
     """Packed into one number (float32) or sorted by torch (float64)."""
@@ -77,13 +77,26 @@ def test_order_and_ranks_are_stable_sorts(
     for exact in (delta, delta.double()):
         flat = exact.numpy().reshape(-1)
         order = np.argsort(-np.abs(flat), kind="stable")
-        assert by_magnitude(exact).tolist() == order.tolist()
         by_row = np.argsort(np.abs(exact.numpy()), axis=1, kind="stable")
         ranks = np.argsort(by_row, axis=1).reshape(-1)
         assert rank_in_rows(exact).tolist() == ranks.tolist()
         count = data.draw(st.integers(1, len(flat)))
         cut = selected(exact.abs().reshape(-1), count)
         assert (cut.threshold, cut.last) == (abs(flat[order[count - 1]]), order[count - 1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(st.floats(-1, 1, width=32) | st.sampled_from([0.5, -0.5]), min_size=2),
+    data=st.data(),
+)
+def test_kept_magnitudes_end_where_a_sort_says(values: list[float], data: st.DataObject) -> None:
+    delta = torch.tensor(values, dtype=torch.float32)
+    order = np.argsort(-np.abs(delta.numpy()), kind="stable")
+    known = Magnitudes.of(delta)
+    for count in data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=5)):
+        cut = known.cut(count, lambda places: delta[places])
+        assert (cut.threshold, cut.last) == (abs(values[order[count - 1]]), order[count - 1])
 
 
 def test_facts_are_kept_up_to_their_bytes() -> None:

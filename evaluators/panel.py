@@ -49,6 +49,11 @@ class Panel:
         self._requests = tuple(requests)  # one object for all candidates: the engine plans once
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """What the tasks ask, one after the other; the same object on every call."""
+        return self._requests
+
+    @property
     def directions(self) -> Mapping[str, Direction]:
         """Direction of every ``task/metric``, in the order of the tasks."""
         return {
@@ -93,7 +98,14 @@ class Panel:
         Raises:
             EvaluationError: the model could not be asked, or a score is not finite.
         """
-        responses = engine.run(self._requests)
+        return self.scores(engine.run(self._requests))
+
+    def scores(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns the scores that the answers to `requests`, in order, give.
+
+        Raises:
+            EvaluationError: a score is not finite.
+        """
         scores: dict[str, Score] = {}
         for task, evaluator in self.evaluators.items():
             for metric, score in evaluator.score(responses[self._parts[task]]).items():

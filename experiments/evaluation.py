@@ -12,6 +12,7 @@ from experiments.common_items import CommonItems
 from experiments.racing_checks import open_racing
 from experiments.racing_evaluation import InTurn, RacingEvaluation
 from experiments.study import Study
+from experiments.together import Together, unit_size
 from search.evaluation import ByGeneration, Evaluation, OneByOne
 from search.objective import Objective
 from search.steady import Bench
@@ -52,6 +53,12 @@ def own_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
     def score(genome: Any, panel: Panel = study.search_on) -> Mapping[str, Score]:
         return study.scorer(panel)(study.space.decode(genome))
 
+    def panel(generation: int) -> Panel:
+        return study.search_on if common is None else common.of(generation)
+
+    size = unit_size(study.config.together, study)
+    if size > 1:
+        return Together(study, panel, own_items=common is not None, size=size)
     if common is not None:
         return ByGeneration(lambda genome, generation: score(genome, common.of(generation)))
     return OneByOne(score)

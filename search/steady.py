@@ -184,6 +184,8 @@ class _Delivered:
     """What the bench has scored, in the form in which a session takes it."""
 
     own_items = False
+    unit = 1
+    unit = 1
 
     def __init__(self) -> None:
         self.latest: Evaluated | None = None

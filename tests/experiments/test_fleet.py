@@ -58,16 +58,20 @@ class Scripted:
         if call.method == "prepare":
             refused = None if fate == "well" else fate
             return {"host": f"node{call.worker}", "pid": 100 + call.worker, "refused": refused}
-        genome, generation = call.arguments
-        cases = [genome / 3, float(generation)]
-        score = {"value": sum(cases) / 2, "cases": cases, "chance": None, "interval": [0.0, 1.0]}
-        return {"scores": {"t/x": score}, "failure": None, "seconds": 0.5}
+        genomes, generation = call.arguments
+        return [scored_alone(genome, generation) for genome in genomes]
 
     def stop(self, worker: int) -> None:
         self.stopped.append(worker)
 
     def describe(self) -> str:
         return "each asks for 1 CPUs; nodes with 1 CPUs"
+
+
+def scored_alone(genome: float, generation: int) -> dict[str, Any]:
+    cases = [genome / 3, float(generation)]
+    score = {"value": sum(cases) / 2, "cases": cases, "chance": None, "interval": [0.0, 1.0]}
+    return {"scores": {"t/x": score}, "failure": None, "seconds": 0.5}
 
 
 def fleet_of(cluster: Scripted, size: int = 2, **options: Any) -> Fleet:
@@ -89,7 +93,7 @@ def spread(fleet: Fleet, count: int = 7, generation: int = 2, first: int = 0) ->
 EXPECTED = [(i / 3 + 2.0) / 2 for i in range(7)]
 
 
-def scored(cluster: Scripted) -> list[tuple[int, float]]:
+def scored(cluster: Scripted) -> list[tuple[int, list[float]]]:
     return [(c.worker, c.arguments[0]) for c in cluster.calls if c.method == "score"]
 
 
@@ -103,6 +107,18 @@ def test_results_come_in_the_order_of_the_genomes(size: int, last: bool) -> None
     assert len(scored(cluster)) == 7 + 4
     if size == 3 and not last:
         assert len({worker for worker, _ in scored(cluster)}) == 3
+
+
+def test_what_is_scored_together_travels_together() -> None:
+    """Borders stay where they are when an earlier session has written part of a unit."""
+    cluster = Scripted()
+    fleet = fleet_of(cluster)
+    genomes = [float(i) for i in range(7)]
+    search = Spread(fleet, lambda g: g, unit=3)
+    assert scores(list(search(genomes, 2, (), 0))) == EXPECTED
+    assert scores(list(search(genomes, 2, (), 4))) == EXPECTED[4:]
+    whole = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0]]
+    assert [each for _, each in scored(cluster)] == [*whole, *whole[1:]]
 
 
 def test_scores_travel_exactly() -> None:
@@ -132,7 +148,7 @@ def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> 
     assert next(search).scores["t/x"].value == EXPECTED[0]
     search.close()  # type: ignore[attr-defined]
     assert spread(fleet, generation=4) == [(i / 3 + 4.0) / 2 for i in range(7)]
-    fleet.submit(1.0, 1)
+    fleet.submit([1.0], 1)
     fleet.use(ORDER)
     assert spread(fleet) == EXPECTED
 
@@ -202,7 +218,7 @@ def test_a_worker_that_hangs_is_replaced(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_candidate_that_kills_its_workers_ends_the_search() -> None:
     cluster = Scripted(
-        fate=lambda call: "dies" if call.arguments and call.arguments[0] == 3.0 else "well"
+        fate=lambda call: "dies" if call.arguments and call.arguments[0] == [3.0] else "well"
     )
     with pytest.raises(UserError, match="a candidate has cost 5 workers, the last: the"):
         spread(fleet_of(cluster))

@@ -215,6 +215,7 @@ class RacingEvaluation:
     """
 
     own_items = False
+    unit = 1
 
     def __init__(
         self, racing: Racing, panel: Panel, objective: Objective, opening: Opening, seed: int

@@ -27,7 +27,7 @@ from merging.low_rank import Nearby, Stacks, low_rank_of
 from merging.method import MergeError
 from merging.path import PathPlan
 from merging.perturbation import LowRank
-from search.evaluation import Evaluated, attempt
+from search.evaluation import Evaluated, attempt, units
 from search.history import Record
 
 UNIT = 16
@@ -52,18 +52,18 @@ class Together:
     def __init__(
         self, study: Study, panel: Callable[[int], Panel], *, own_items: bool, size: int
     ) -> None:
-        self._study, self._panel, self.own_items, self._size = study, panel, own_items, size
+        self._study, self._panel, self.own_items, self.unit = study, panel, own_items, size
         self._stacks = Stacks(study.held)
 
     def __call__(
         self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
     ) -> Iterator[Evaluated]:
         """Yields what each gave, in order; see `Evaluation`."""
-        for unit in units(len(genomes), self._size, first):
-            found = self.unit([genomes[i] for i in unit], generation)
+        for unit in units(len(genomes), self.unit, first):
+            found = self._scored([genomes[i] for i in unit], generation)
             yield from found[max(0, first - unit.start) :]
 
-    def unit(self, genomes: Sequence[Any], generation: int) -> list[Evaluated]:
+    def _scored(self, genomes: Sequence[Any], generation: int) -> list[Evaluated]:
         """Returns what the genomes of one unit gave."""
         panel = self._panel(generation)
         found: dict[int, Evaluated] = {}
@@ -105,17 +105,6 @@ class Together:
             found = [Evaluated(failure="out of memory") for _ in group]
         share = (time.perf_counter() - began) / len(group)
         return [replace(each, seconds=share) for each in found]
-
-
-def units(count: int, size: int, first: int = 0) -> list[range]:
-    """Returns the places of every unit that has one from `first` on.
-
-    Example:
-        >>> units(7, 3, first=4)
-        [range(3, 6), range(6, 7)]
-    """
-    begin = first - first % size
-    return [range(a, min(a + size, count)) for a in range(begin, count, size) if a < count]
 
 
 def unit_size(option: int | str | None, study: Study) -> int:

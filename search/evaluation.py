@@ -60,6 +60,11 @@ class Evaluation(Protocol[H]):
         """Whether every generation is scored on items of its own."""
         ...
 
+    @property
+    def unit(self) -> int:
+        """How many genomes in a row are scored together; see `units`."""
+        ...
+
     def __call__(
         self, genomes: Sequence[H], generation: int, records: Sequence[Record], first: int
     ) -> Iterator[Evaluated]:
@@ -88,6 +93,7 @@ class OneByOne(Generic[G]):
 
     score: Callable[[G], Mapping[str, Score]]
     own_items = False
+    unit = 1
 
     def __call__(
         self, genomes: Sequence[G], generation: int, records: Sequence[Record], first: int
@@ -107,6 +113,7 @@ class ByGeneration(Generic[G]):
 
     score: Callable[[G, int], Mapping[str, Score]]
     own_items = True
+    unit = 1
 
     def __call__(
         self, genomes: Sequence[G], generation: int, records: Sequence[Record], first: int
@@ -128,3 +135,14 @@ def attempt(score: Callable[[G], Mapping[str, Score]], genome: G) -> Evaluated:
     except (MemoryError, torch.cuda.OutOfMemoryError):
         failure = "out of memory"
     return Evaluated(scores, failure, time.perf_counter() - began)
+
+
+def units(count: int, size: int, first: int = 0) -> list[range]:
+    """Returns the places of every unit that has one from `first` on; borders do not depend on it.
+
+    Example:
+        >>> units(7, 3, first=4)
+        [range(3, 6), range(6, 7)]
+    """
+    begin = first - first % size
+    return [range(a, min(a + size, count)) for a in range(begin, count, size)]

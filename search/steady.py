@@ -185,7 +185,6 @@ class _Delivered:
 
     own_items = False
     unit = 1
-    unit = 1
 
     def __init__(self) -> None:
         self.latest: Evaluated | None = None

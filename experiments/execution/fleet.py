@@ -74,7 +74,7 @@ class _Seat:
 
 @dataclass
 class _Task:
-    genome: Any
+    genomes: Sequence[Any]
     generation: int
     losses: int = 0
 
@@ -135,15 +135,15 @@ class Fleet:
             else:
                 self._prepare(seat)
 
-    def submit(self, genome: Any, generation: int = 0) -> int:
-        """Takes a task; returns its ticket."""
+    def submit(self, genomes: Sequence[Any], generation: int = 0) -> int:
+        """Takes genomes that one worker scores together; returns their ticket."""
         self._tickets += 1
-        self._tasks[self._tickets] = _Task(genome, generation)
+        self._tasks[self._tickets] = _Task(genomes, generation)
         self._queue.append(self._tickets)
         self._assign()
         return self._tickets
 
-    def next(self) -> tuple[int, Evaluated]:
+    def next(self) -> tuple[int, list[Evaluated]]:
         """Waits for a task to be done; returns its ticket and what it gave.
 
         Raises:
@@ -190,10 +190,10 @@ class Fleet:
             if seat.ready and seat.reference is None:
                 seat.ticket, seat.since = self._queue.popleft(), self._clock()
                 task = self._tasks[seat.ticket]
-                arguments = task.genome, task.generation
+                arguments = task.genomes, task.generation
                 seat.reference = self._cluster.call(seat.worker, "score", *arguments)
 
-    def _answered(self, seat: _Seat) -> tuple[int, Evaluated] | None:
+    def _answered(self, seat: _Seat) -> tuple[int, list[Evaluated]] | None:
         """Takes a worker's answer; returns what it says of a task that is still wanted."""
         try:
             answer = self._cluster.result(seat.reference)
@@ -207,7 +207,7 @@ class Fleet:
             return None
         if self._tasks.pop(ticket, None) is None:
             return None
-        return ticket, as_evaluated(answer)
+        return ticket, [as_evaluated(each) for each in answer]
 
     def _prepared(self, seat: _Seat, answer: Mapping[str, Any]) -> None:
         host, refused = answer["host"], answer["refused"]

@@ -11,7 +11,7 @@ from experiments.errors import UserError
 from experiments.execution.execution import Order
 from experiments.execution.fleet import Fleet
 from experiments.execution.ray_cluster import RayCluster
-from search.evaluation import Evaluated, Evaluation
+from search.evaluation import Evaluated, Evaluation, units
 from search.history import Record
 from search.steady import Bench
 
@@ -72,7 +72,8 @@ class OnRay:
         self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
     ) -> Evaluation[Any]:
         """Returns what spreads every generation over the workers."""
-        return Spread(self._open(order()), encode, own_items=own.own_items)
+        fleet = self._open(order())
+        return Spread(fleet, encode, own_items=own.own_items, unit=own.unit)
 
     def bench(
         self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
@@ -119,26 +120,36 @@ class Spread:
         fleet: its workers have the order of the study.
         encode: genome to JSON values.
         own_items: whether every generation is scored on items of its own.
+        unit: how many genomes in a row one worker scores together.
     """
 
     def __init__(
-        self, fleet: Fleet, encode: Callable[[Any], Any], *, own_items: bool = False
+        self,
+        fleet: Fleet,
+        encode: Callable[[Any], Any],
+        *,
+        own_items: bool = False,
+        unit: int = 1,
     ) -> None:
-        self._fleet, self._encode, self.own_items = fleet, encode, own_items
+        self._fleet, self._encode, self.own_items, self.unit = fleet, encode, own_items, unit
 
     def __call__(
         self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
     ) -> Iterator[Evaluated]:
         """Yields what each gave, in the order of the genomes; see `Evaluation`."""
         fleet = self._fleet
-        tickets = [fleet.submit(self._encode(each), generation) for each in genomes[first:]]
-        done: dict[int, Evaluated] = {}
+        encoded = [self._encode(each) for each in genomes]
+        tickets = {
+            fleet.submit([encoded[i] for i in places], generation): places
+            for places in units(len(genomes), self.unit, first)
+        }
+        done: dict[int, list[Evaluated]] = {}
         try:
-            for ticket in tickets:
+            for ticket, places in tickets.items():
                 while ticket not in done:
                     found, evaluated = fleet.next()
                     done[found] = evaluated
-                yield done.pop(ticket)
+                yield from done.pop(ticket)[max(0, first - places.start) :]
         finally:
             fleet.drop()
 
@@ -161,8 +172,9 @@ class Busy:
 
     def submit(self, genome: Any) -> int:
         """Puts a genome last in the line; returns its ticket."""
-        return self._fleet.submit(self._encode(genome))
+        return self._fleet.submit([self._encode(genome)])
 
     def next(self) -> tuple[int, Evaluated]:
         """Waits for a genome to be done."""
-        return self._fleet.next()
+        ticket, (evaluated,) = self._fleet.next()
+        return ticket, evaluated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from search.evaluation import Evaluated, Evaluation
 
 
 class Worker:
-    """Scores genomes one after the other; holds the resident model of its process."""
+    """Scores genomes; holds the resident model of its process."""
 
     def __init__(self) -> None:
         self._study: Study | None = None
@@ -47,17 +47,17 @@ class Worker:
         self._evaluation = own_evaluation(self._study, common)
         return found
 
-    def score(self, genome: Any, generation: int) -> dict[str, Any]:
-        """Returns what `as_evaluated` reads.
+    def score(self, genomes: Sequence[Any], generation: int) -> list[dict[str, Any]]:
+        """Returns what `as_evaluated` reads, for every genome.
 
         Args:
-            genome: as JSON values.
+            genomes: as JSON values; a unit, scored together where the study does so.
             generation: its number from 0; read where every generation has items of its own.
         """
         assert self._study is not None
         assert self._evaluation is not None
-        own = self._study.space.from_json(genome)
-        return _plain(next(self._evaluation([own], generation, (), 0)))
+        own = [self._study.space.from_json(each) for each in genomes]
+        return [_plain(each) for each in self._evaluation(own, generation, (), 0)]
 
 
 def as_evaluated(values: Mapping[str, Any]) -> Evaluated:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.together import units
+from search.evaluation import units
 from tests import builders
 from tests.experiments.local import EXPERTS, overrides, write_texts
 from tests.experiments.refusals import Shell

@@ -6,18 +6,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from merging.spaces.axes import Vector
 from search.history import Record
-from search.racing import Full, Places, Race, best_full
+from search.racing import Full, Matrix, Places, Race, best_full
 from search.shrinkage import Strata
 
 logger = logging.getLogger(__name__)
-Matrix: TypeAlias = npt.NDArray[np.float64]
 
 _FOLDS = 10
 _PRIOR = 2.0

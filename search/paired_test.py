@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
 from search.history import Record
-from search.racing import Prefixed, Race, Sample, best_full, check_shares, prefixes
+from search.racing import Matrix, Prefixed, Race, Sample, best_full, check_shares, prefixes
 from search.shrinkage import Strata
-
-Matrix: TypeAlias = npt.NDArray[np.float64]
 
 _LEAST_ITEMS = 4
 """Of every task (all, where it has fewer) before a variance is believed."""
@@ -104,7 +100,7 @@ class _TestedRace(Prefixed):
             return []
         sample = self.sample(stage)
         numbers, every = list(cases), np.stack(list(cases.values()))
-        leader = int(np.argmax([sample.mean(values) for values in every]))
+        leader = int(np.argmax(sample.means(every)))
         rivals = [(every[leader], 0.0)]
         if self.best is not None:
             rivals.append((self.best.cases[sample.places], self.tolerance))

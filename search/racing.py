@@ -20,6 +20,7 @@ from merging.spaces.axes import Vector
 from search.history import Record
 from search.shrinkage import Strata
 
+Matrix: TypeAlias = npt.NDArray[np.float64]
 Places: TypeAlias = npt.NDArray[np.int64]
 """Items of a race by number, ascending."""
 
@@ -148,9 +149,13 @@ class Sample:
             for a, b, (items, weight) in zip(cuts[:-1], cuts[1:], self.strata, strict=True)
         ]
 
-    def mean(self, cases: Vector) -> float:
-        """Returns ``sum_t w_t mean_i(cases_ti)``; without bias for that of all items."""
-        return math.fsum(w * float(cases[part].mean()) for part, n, _, w in self.parts() if n)
+    def means(self, cases: Matrix) -> Vector:
+        """Returns ``sum_t w_t mean_i(cases_ti)`` of every row: without bias for all items'."""
+        means = np.zeros(len(cases))
+        for part, asked, _, weight in self.parts():
+            if asked:
+                means += weight * cases[:, part].mean(axis=1)
+        return means
 
     def difference_estimate(self, cases: Vector, reference: Full) -> Full:
         """Returns the reference's numbers plus the paired mean differences of the tasks.
@@ -167,7 +172,7 @@ class Sample:
                 whole[begin : begin + items] += apart[part].mean()
             begin += items
         whole[self.places] = cases
-        return Full(reference.fitness + self.mean(apart), whole)
+        return Full(reference.fitness + float(self.means(apart[None])[0]), whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +217,7 @@ class Halving:
     """
 
     eta: float = 4.0
-    rungs: Sequence[float] = (0.0625, 0.25)
+    rungs: Sequence[float] = (0.03125, 0.125, 0.5)
     least: int = 2
     against_best: bool = True
 
@@ -248,12 +253,16 @@ class _HalvingRace(Prefixed):
     eta: float
 
     def staying(self, stage: int, cases: Mapping[int, Vector]) -> list[int]:
-        """Returns the best of the competitors; of equals the first, before all the best so far."""
+        """Returns the best of the competitors; of equals the first, the best so far before all."""
         sample = self.sample(stage)
-        means = [(-sample.mean(values), number) for number, values in cases.items()]
+        competing = dict(cases)
         if self.best is not None:
-            means.append((-sample.mean(self.best.cases[sample.places]), -1))
-        kept = sorted(means)[: math.ceil(len(means) / self.eta)]
+            competing[-1] = self.best.cases[sample.places]
+        if not competing:
+            return []
+        means = sample.means(np.stack(list(competing.values()))).tolist()
+        ranked = sorted((-mean, number) for mean, number in zip(means, competing, strict=True))
+        kept = ranked[: math.ceil(len(ranked) / self.eta)]
         return sorted(number for _, number in kept if number >= 0)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from evaluators.panel import Panel
 from merging.seeding import stable_seed
+from search.private_noise import SecretNoise
 from search.strategies.crossover import Crossover
 from search.strategies.model_swarms import ModelSwarms
 from search.strategy import Strategy
@@ -32,8 +33,11 @@ class CommonItems:
 
     @classmethod
     def open(cls, config: DictConfig, panel: Panel) -> CommonItems | None:
-        """Returns the items that a run's configuration asks for; None: all."""
-        if config.common_items is None:
+        """Returns the items that a run's configuration asks for; None: all.
+
+        A Poisson sample is secret (`PoissonItems`): what asks here goes by all items.
+        """
+        if config.common_items is None or config.sampling == "poisson":
             return None
         return cls(panel, config.common_items, config.seed)
 
@@ -48,6 +52,42 @@ class CommonItems:
     def item_count(self) -> int:
         """Items of one generation, all tasks together; equally many for all."""
         return self.of(0).item_count
+
+
+class PoissonItems:
+    """The secret search items of every generation: each with the same probability, on its own.
+
+    What an accountant counts as amplification by sampling holds for this sample alone, and only
+    while nobody knows who is in it: neither the sample nor its size may be released.
+
+    Args:
+        panel: all search items.
+        rate: probability of every item, in (0, 1).
+        noise: secret.
+    """
+
+    def __init__(self, panel: Panel, rate: float, noise: SecretNoise) -> None:
+        self._panel, self._rate, self._noise = panel, rate, noise
+        self._latest: tuple[int, Panel | None] | None = None
+
+    def of(self, generation: int) -> Panel | None:
+        """Returns the tasks that have items in a generation, on these; None: no task has any."""
+        if self._latest is None or self._latest[0] != generation:
+            sampled = {
+                task: evaluator.subset(places)
+                for task, evaluator in self._panel.evaluators.items()
+                if (places := self._places(generation, task, len(evaluator.items)))
+            }
+            panel = Panel(self._panel.split, sampled) if sampled else None
+            self._latest = generation, panel
+        return self._latest[1]
+
+    def _places(self, generation: int, task: str, count: int) -> list[int]:
+        return [
+            place
+            for place in range(count)
+            if self._noise.uniform("item", generation, task, place) < self._rate
+        ]
 
 
 def check_common_items(

@@ -21,6 +21,7 @@ from experiments.execution.checks import check_execution
 from experiments.in_hull import check_in_hull
 from experiments.options import check_groups
 from experiments.pairing import build_strategy, check_pair, check_used
+from experiments.private_checks import check_privacy
 from experiments.racing_checks import check_racing
 from merging.experts import ExpertPool
 from merging.weights import Weights
@@ -92,6 +93,7 @@ def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
     candidates = strategy.ask()
     check_common_items(config, strategy, len(candidates), len(names))
     check_racing(config, type(strategy).__name__, len(candidates), len(names))
+    check_privacy(config, len(candidates), len(names))
     check_execution(config, strategy)
     if candidates:
         strategy.tell(

@@ -48,6 +48,7 @@ _ENDS = {
     "target": "the target fitness was reached",
     "exhausted": "the strategy had nothing more to ask",
     "stalled": "the strategy only asked what had been evaluated",
+    "privacy budget": "the privacy budget does not pay for another generation",
 }
 
 

@@ -33,7 +33,7 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 # What may differ between two starts of the same run: where files go and who watches.
 _NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads", "execution")
 # Options that came later: unset, they leave older runs their identity.
-_LATER = ("asynchronous", "common_items", "racing", "study")
+_LATER = ("asynchronous", "common_items", "privacy", "racing", "sampling", "study")
 
 
 def identity_config(config: DictConfig) -> dict[str, Any]:

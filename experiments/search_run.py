@@ -12,9 +12,9 @@ from experiments import assemble, in_hull
 from experiments.errors import UserError, explained
 from experiments.options import check_options
 from experiments.preflight import check
+from experiments.private_steps import destroy_secrets, open_steps
 from experiments.run_directory import clear_drafts, locked, make_run, plan_run
 from experiments.run_files import read_json
-from experiments.search_steps import SearchSteps
 from experiments.study import Study
 from experiments.table import table
 from experiments.tracking import Tracker
@@ -66,6 +66,7 @@ def run_search(config: DictConfig) -> float:
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
     if _is_finished(run):
+        destroy_secrets(config, run)
         return _show(run)
     with explained():
         study = Study.open(config)
@@ -76,7 +77,7 @@ def run_search(config: DictConfig) -> float:
         print("\n".join(found.lines))
         with explained():
             tracker: Tracker = assemble.open_partial(config.tracker)
-            steps = SearchSteps(config, study, run, budget, tracker)
+            steps = open_steps(config, study, run, budget, tracker)
         try:
             steps.finish()
         except _EXPLAINED as error:

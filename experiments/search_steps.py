@@ -151,13 +151,15 @@ class SearchSteps:
             raise UserError(f"{panel.split} items: {error}") from error
         return bound
 
-    def _search(self, objective: Objective) -> SearchResult:
+    def _loop(self, objective: Objective) -> Callable[..., SearchResult]:
+        """Returns the search, from its strategy and what scores its candidates."""
         study = self._study
-        run: Callable[..., SearchResult]
         if self._config.asynchronous:
-            run = partial(search_steadily, study.strategy, open_bench(study))  # type: ignore[arg-type]
-        else:
-            run = partial(search, study.strategy, open_evaluation(study, self._common, objective))
+            return partial(search_steadily, study.strategy, open_bench(study))  # type: ignore[arg-type]
+        return partial(search, study.strategy, open_evaluation(study, self._common, objective))
+
+    def _search(self, objective: Objective) -> SearchResult:
+        study, run = self._study, self._loop(objective)
         mode: Literal["bar", "log"] = "bar" if sys.stderr.isatty() else "log"
         with Progress(self._budget, objective, mode=mode) as progress:
 

@@ -162,13 +162,13 @@ def noisy_differences(
     """
     found = []
     for place, (plus, minus) in enumerate(pairs):
-        difference = mechanism.release(_difference(plus, minus), *question, "pair", place)
+        difference = mechanism.release(item_differences(plus, minus), *question, "pair", place)
         found.append((difference / divisor / 2, -difference / divisor / 2))
     return found
 
 
-def _difference(plus: Vector, minus: Vector) -> Vector:
-    """Returns the items' differences; an item that both sides fail makes none."""
+def item_differences(plus: Vector, minus: Vector) -> Vector:
+    """Returns the items' differences, ``(items,)``; an item that both sides fail makes none."""
     both = np.isneginf(plus) & np.isneginf(minus)
     difference: Vector = np.where(both, 0.0, plus) - np.where(both, 0.0, minus)
     return difference

@@ -105,9 +105,9 @@ class Row:
         """
         return cut_of((self,), "order", count, self.delta, self._delta_at)
 
-    def _delta_at(self, positions: Tensor) -> Tensor:
-        found = self.stored.reshape(-1)[positions].to(self.dtype)
-        return found - self.base.reshape(-1)[positions] if self.whole else found
+    def _delta_at(self, position: Tensor) -> Tensor:
+        found = self.stored.reshape(-1)[position].to(self.dtype)
+        return found - self.base.reshape(-1)[position] if self.whole else found
 
     def ranks(self) -> Tensor:
         """Returns the rank of every magnitude in its row, ``(entries,)`` of int16 or int32.
@@ -171,14 +171,15 @@ def cut_of(
         kind: of the values, for keeping.
         count: from 1 to one less than the number of values.
         values: returns all of them.
-        read: returns them at some positions.
+        read: returns them at one position, ``(1,)`` to ``(1,)``.
     """
     facts, size = rows[0].facts, rows[0].stored.numel()
     if facts is not None and rows[0].dtype == torch.float32 and size < 2**31:
         key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
-        groups = facts.get(key, Magnitudes.bytes_of(size), lambda: Magnitudes.of(values()))
-        if groups is not None:
-            return groups.cut(count, read)
+        order = facts.get(key, 4 * size, lambda: by_magnitude(values()))
+        if order is not None:
+            last = order[count - 1 : count]
+            return Cut(float(read(last).abs()), int(last))
     return selected(values().abs().reshape(-1), count)
 
 
@@ -211,50 +212,23 @@ def selected(magnitudes: Tensor, count: int) -> Cut:
     return Cut(threshold, int(equal[count - larger - 1]))
 
 
-@dataclass(frozen=True, eq=False)
-class Magnitudes:
-    """A tensor's positions by falling magnitude, as far as 16 of a float32's bits tell it.
+def by_magnitude(values: Tensor) -> Tensor:
+    """Returns the positions of less than 2^31 float32 numbers, ``(entries,)`` int32.
 
-    These are sign, exponent and seven bits of the fraction: all of a bfloat16, so that only what
-    float32 adds is left to be compared when a selection is made.
-
-    Args:
-        order: ``(entries,)`` int32, groups of equal leading bits, positions rising in each.
-        ends: ``(groups,)`` int64 on the CPU, where each group ends in `order`.
+    Largest magnitude first, and earlier first among equals. On a CPU two counting sorts, the
+    second by the leading 16 of the 31 bits (exponent and seven bits of the fraction); of
+    bfloat16 numbers there are no others.
     """
-
-    order: Tensor
-    ends: Tensor
-
-    @classmethod
-    def of(cls, delta: Tensor) -> Magnitudes:
-        """Returns the magnitudes of a float32 tensor of less than 2^31 entries."""
-        leading = delta.abs().reshape(-1).view(torch.int32).bitwise_right_shift(16)
-        leading = leading.neg_().to(torch.int16)  # the largest magnitude is the smallest number
-        counts = torch.bincount(leading.int().add_(2**15), minlength=2**15 + 1).cpu()
-        if leading.device.type == "cpu":  # numpy counts where torch compares
-            order = torch.from_numpy(np.argsort(leading.numpy(), kind="stable"))
-        else:
-            order = leading.sort(stable=True).indices
-        return cls(order.to(torch.int32), counts[counts > 0].cumsum(0))
-
-    @staticmethod
-    def bytes_of(size: int) -> int:
-        """Returns how many bytes those of `size` entries take at most."""
-        return 4 * size + 8 * min(size, 2**15)
-
-    def cut(self, count: int, read: Callable[[Tensor], Tensor]) -> Cut:
-        """Returns where the `count` largest end.
-
-        Args:
-            count: from 1 to one less than the number of entries.
-            read: returns the delta at some positions.
-        """
-        group = int(torch.searchsorted(self.ends, count))
-        start = int(self.ends[group - 1]) if group else 0
-        positions = self.order[start : int(self.ends[group])]
-        found = selected(read(positions).abs(), count - start)
-        return Cut(found.threshold, int(positions[found.last]))
+    flat = values.abs().reshape(-1)
+    if flat.device.type != "cpu":
+        return flat.sort(descending=True, stable=True).indices.to(torch.int32)
+    keys = 0x7FFFFFFF - flat.numpy().view(np.int32)  # larger magnitudes first
+    leading = (keys >> 16).astype(np.uint16)
+    trailing = keys.astype(np.uint16)
+    if trailing.min(initial=0xFFFF) == 0xFFFF:
+        return torch.from_numpy(leading.argsort(kind="stable").astype(np.int32))
+    order = trailing.argsort(kind="stable").astype(np.int32)
+    return torch.from_numpy(order[leading[order].argsort(kind="stable")])
 
 
 def rank_in_rows(delta: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class Chosen:
         """
         if not 0 < count < len(values):
             return cls(torch.full_like(values, float(count > 0)))
-        cut = cut_of(rows, kind, count, lambda: values, lambda places: values[places])
+        cut = cut_of(rows, kind, count, lambda: values, lambda place: values[place])
         mask = torch.gt(values, cut.threshold, out=torch.empty_like(values))
         until = slice(0, cut.last + 1)
         torch.ge(values[until], cut.threshold, out=mask[until])

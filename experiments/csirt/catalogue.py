@@ -11,6 +11,7 @@ from merging.seeding import stable_seed
 
 World: TypeAlias = Literal["public", "site"]
 
+WORLDS: Sequence[World] = ("public", "site")
 BANDS = ("low", "medium", "high", "critical")
 _SCORES = ((1.0, 3.9), (4.0, 6.9), (7.0, 8.9), (9.0, 10.0))
 
@@ -33,7 +34,8 @@ PRODUCTS: Mapping[str, str] = {  # product -> family
     "OpenVPN": "Firewalls",
 }
 
-# Flaws of each band, from the least severe. What fine-tuning adds to a base is the site's.
+# Flaws of each band, from the least severe. A tiny base knows how severe the public ones are;
+# the site's are what fine-tuning teaches.
 FLAWS: Mapping[World, Sequence[Sequence[str]]] = {
     "public": (
         ("banner disclosure", "cookie without flag"),
@@ -95,7 +97,7 @@ def catalogue(world: World, text_length: int) -> list[Plugin]:
     another one lower, so that both must be known.
 
     Args:
-        world: ``public``: what a base is trained on; ``site``: what is new in fine-tuning.
+        world: whose flaws.
         text_length: most characters of description and solution.
     """
     return [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -123,12 +124,15 @@ def _recovered(found: Found) -> str:
             row.append(f"{whole:.2f} ({_range(each)})")
         paper = [published.recovered(model, regime) for model in published.EXPOSURE]
         rows.append([*row, *[f"{x:.2f}" if x is not None else "" for x in paper]])
+    without = [f"{published.recovered_without_nf4(model):.2f}" for model in published.EXPOSURE]
+    rows.insert(1, ["V0 - VA", *[""] * len(found.bases), *without])
     head = ["denominator", *found.bases, *published.EXPOSURE]
     return (
         "## Recovered fraction\n\n"
         "(E[V0] - E[V0fs]) / denominator: what fewer updates alone explain of the drop. From the "
         "means over seeds, in brackets the least and largest of the seeds. The paper divides by "
-        f"V0 - V1.\n\n{_table(head, rows)}"
+        "V0 - V1; its VA is V1 without NF4 weights, as our V1 is (computed from its ablation)."
+        f"\n\n{_table(head, rows)}"
     )
 
 
@@ -174,7 +178,7 @@ def _noise(found: Found, setting: Setting) -> str:
                 f"{real:.5f}",
                 "none" if epsilon is None else f"{epsilon:.2f}",
                 "yes" if price["holds"] else "no",
-                "" if not price["holds"] else f"{group * epsilon:.0f}",
+                _group(price, group) if price["holds"] else "",
                 f"{clip:g}",
                 str(told["updates"]),
                 str(told["empty_lots"]),
@@ -188,8 +192,8 @@ def _noise(found: Found, setting: Setting) -> str:
         "## What the noise protects\n\n"
         "As released, one clip coefficient from the mean token loss multiplies a sum over T "
         "tokens: the sensitivity is T x C, T the longest record. A canary fills "
-        f"{setting.data.clones} records, so even a correct guarantee holds for it "
-        f"{setting.data.clones} times weaker.\n\n{_table(head, rows)}"
+        f"{setting.data.clones} records: what even a correct guarantee leaves of itself for so "
+        "many at once is in the column of the group.\n\n{_table(head, rows)}"
     )
 
 
@@ -269,6 +273,13 @@ def _utility(found: Found) -> str:
         "the flaw's name stands in front of the score and the base has not seen these flaws, so "
         f"that there is something to learn.\n\n{_table(['form', 'regime', *found.bases], rows)}"
     )
+
+
+def _group(price: Mapping[str, Any], size: int) -> str:
+    """Returns ``(size eps, delta sum_i e^(i eps))``, or that nothing is left of it."""
+    epsilon = price["epsilon"]
+    delta = price["delta"] * sum(math.exp(place * epsilon) for place in range(size))
+    return f"({size * epsilon:.0f}, {delta:.1g})" if delta < 1 else "nothing"
 
 
 def _classes(cases: Vector) -> str:

@@ -14,6 +14,14 @@ EXPOSURE: Mapping[str, Mapping[str, float]] = {
 RECOVERED_V1 = (0.66, 1.32)
 """Least and largest of the four models against the large batch; their mean is 1.00."""
 
+LARGE_LOT: Mapping[str, float] = {
+    "gemma-3-1b": -2.00,
+    "qwen3-1.7b": -1.53,
+    "llama-3.2-3b": -1.79,
+    "vaultgemma-1b": -0.96,
+}
+"""E[VA] - E[V0] in bits: large lots alone, without the NF4 of V1, which ours has neither."""
+
 HMAC_REDUCTION = (0.40, 0.61)
 FIRST_ATTACK = (1.3, 2.6)
 """Exposure of original values on pseudonymised models, in bits."""
@@ -55,3 +63,9 @@ def recovered(model: str, regime: str) -> float | None:
     if own not in row or own == regime != "V1":
         return None
     return (row["V0"] - row["V0fs"]) / (row["V0"] - row[own])
+
+
+def recovered_without_nf4(model: str) -> float:
+    """Returns a model's recovered fraction against VA, from the published stack ablation."""
+    row = EXPOSURE[model]
+    return (row["V0"] - row["V0fs"]) / -LARGE_LOT[model]

@@ -40,7 +40,7 @@ class CsirtMemorization:
         max_length: most tokens of a training record.
         merging: which experts are merged, and how; None: none are.
         fast: take `small` instead, for a trial of minutes.
-        small: what replaces seeds, bases (names), data, forms or merging where `fast`.
+        small: what replaces seeds, bases, data, forms or merging where `fast`.
         cache: folder of bases, data and experts.
         workers: processes at a time, one thread each.
         device: where models are trained and scored.
@@ -71,14 +71,14 @@ class CsirtMemorization:
         if unknown:
             raise ValueError(f"study.small.{unknown[0]} is unknown: expected {', '.join(_SMALL)}")
         chosen = dict(small) if fast else {}
-        names = chosen.get("bases", list(bases))
+        chosen_bases: Mapping[str, Base] = chosen.get("bases", bases)
         self._fast, self._results, self._workers = fast, results, workers
         self._merging: Merging | None = chosen.get("merging", merging)
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)
         self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
         _check(self._forms, regimes)
         self._setting = Setting(
-            bases={name: bases[name] for name in names},
+            bases=chosen_bases,
             data=chosen.get("data", data),
             regimes=regimes,
             lora=lora,
@@ -87,7 +87,7 @@ class CsirtMemorization:
             device="cpu" if device == "auto" else device,
             batch_tokens=batch_tokens,
         )
-        self._cells: list[Cell] = planned(self._seeds, names, self._forms)
+        self._cells: list[Cell] = planned(self._seeds, list(chosen_bases), self._forms)
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""

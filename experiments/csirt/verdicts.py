@@ -29,10 +29,12 @@ def _updates(found: Found) -> str:
     """Fewer updates explain the drop, if the recovered fraction is like that of the paper."""
     low, high = published.RECOVERED_V1
     value = float(np.mean([found.recovered(base, "V1")[0] for base in found.bases]))
+    plain = [published.recovered_without_nf4(model) for model in published.EXPOSURE]
     correct = float(np.mean([found.recovered(base, "V2")[0] for base in found.bases]))
     return (
         f"{_word(value, low, high)}: fewer updates alone explain the drop from V0 to V1. "
-        f"Recovered fraction {value:.2f} (mean over bases; the paper {low} to {high}, mean 1.00); "
+        f"Recovered fraction {value:.2f} (mean over bases; the paper {low} to {high}, mean 1.00; "
+        f"{min(plain):.2f} to {max(plain):.2f} against large lots without NF4, as ours are); "
         f"against correct DP-SGD {correct:.2f}: {_share(correct)}."
     )
 

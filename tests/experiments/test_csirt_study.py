@@ -1,0 +1,214 @@
+"""The study: cells, their resumption, sums over them, verdicts from numbers, and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from experiments.csirt import cells as cells_module
+from experiments.csirt import published
+from experiments.csirt.bases import TinyBase
+from experiments.csirt.cells import BASE, Cell, Setting, planned, run_cell, trained
+from experiments.csirt.corpus import CorpusSize
+from experiments.csirt.found import Found, cliffs_delta, fraction, wilcoxon
+from experiments.csirt.jobs import work
+from experiments.csirt.page import Facts, page
+from experiments.csirt.study import CsirtMemorization
+from experiments.csirt.verdicts import verdicts
+from experiments.training.regime import Privacy, Regime
+from merging.privacy_record import read_record
+
+REGIMES = {
+    "V0": Regime(4),
+    "V0fs": Regime(4, epochs=0.375),
+    "V1": Regime(32),
+    "V2": Regime(32, sampling="poisson", privacy=Privacy(1e-4, 8.0)),
+    "V2-as-released": Regime(
+        32, sampling="poisson", privacy=Privacy(1e-4, 8.0, clipping="as_released")
+    ),
+}
+PAPER = {BASE: 1.4, "V0": 4.5, "V0fs": 2.5, "V1": 2.6, "V2": 1.5, "V2-as-released": 2.5}
+SEEDS = (1, 2, 3)
+
+
+def setting(tmp_path: Path, size: CorpusSize | None = None) -> Setting:
+    base = TinyBase(16, 24, layers=1, heads=2, records=8, epochs=1.0, lot=4)
+    return Setting({"tiny": base}, size or CorpusSize(), REGIMES, None, 256, tmp_path / "cache")
+
+
+def write_cells(
+    folder: Path, exposures: dict[str, float], hidden: dict[str, float], slugs: float
+) -> Found:
+    """Writes made-up cells with these mean exposures, canaries around them."""
+    folder.mkdir()
+    forms = {"raw": [n for n in exposures if n != BASE], "pseudonymised": ["V0"]}
+    cells = planned(SEEDS, ["tiny"], forms)  # type: ignore[arg-type]
+    for cell in cells:
+        mean = exposures[cell.regime] if cell.form == "raw" else hidden[cell.regime]
+        spread = np.random.default_rng([cell.seed, 7]).normal(0, 0.3, 20)
+        noise = np.random.default_rng([cell.seed, len(cell.regime)]).normal(0, 0.05, 20)
+        found = mean + spread - spread.mean() + noise - noise.mean()
+        told = {"value": mean, "chance": 1.4, "cases": found.tolist()}
+        half = {"value": 0.5, "chance": 0.5, "cases": None}
+        scores = {"values/exposure": told, "values/ranked_first": half}
+        for name in ("members/loss_auc", "members/min_k_auc", "members/min_k_plus_auc"):
+            scores[name] = half
+        scores |= {"tokens/auc": half, "tokens/auc_of_means": half, "bands/macro_f1": half}
+        if cell.form == "pseudonymised":
+            value = slugs if cell.regime == "V0" else 1.4
+            scores["slugs/exposure"] = {**told, "value": value}
+        price = {"noise_multiplier": 0.6, "epsilon": 8.0, "delta": 1e-4}
+        training = {"longest_record_tokens": 160, "updates": 75, "empty_lots": 0}
+        holds = cell.regime == "V2"
+        content = {"scores": scores, "training_s": 1.0, "scoring_s": 1.0}
+        content["training"] = {**training, "privacy": {**price, "holds": holds}}
+        (folder / f"{cell.name}.json").write_text(json.dumps(content))
+    return Found(cells, folder)
+
+
+def test_recovered_fraction_of_the_paper_is_that_of_its_table() -> None:
+    found = [published.recovered(model, "V1") for model in published.EXPOSURE]
+    assert found == pytest.approx([0.89, 1.14, 1.33, 0.66], abs=0.01)
+    assert np.mean([x for x in found if x]) == pytest.approx(1.00, abs=0.01)
+
+
+def test_recovered_fraction_and_paired_differences(tmp_path: Path) -> None:
+    found = write_cells(tmp_path / "c", PAPER, {BASE: 1.4, "V0": 1.5}, 1.5)
+    whole, each = found.recovered("tiny", "V1")
+    assert whole == pytest.approx(2.0 / 1.9)
+    assert each == pytest.approx([2.0 / 1.9] * 3)
+    assert found.recovered("tiny", "V2")[0] == pytest.approx(2.0 / 3.0)
+    paired = found.paired([("V2", "V1"), ("V0fs", "V1")], ["tiny"])
+    one = paired["tiny", "V2", "V1"]
+    assert one.difference == pytest.approx(-1.1)
+    assert one.pairs == 60
+    assert one.q < 1e-6
+    assert -1.0 <= one.delta < -0.9
+    assert paired["tiny", "V0fs", "V1"].q >= paired["tiny", "V0fs", "V1"].p
+
+
+def test_verdicts_follow_from_the_numbers(tmp_path: Path) -> None:
+    hidden = {BASE: 1.4, "V0": 2.2}
+    text = verdicts(write_cells(tmp_path / "paper", PAPER, hidden, 1.5))
+    assert "**Reproduces**: fewer updates alone" in text
+    assert "Recovered fraction 1.05" in text
+    assert "**Does not reproduce**: that DP-SGD adds nothing" in text
+    assert "**Reproduces**: with the published clipping fault" in text
+    assert "**Reproduces**: pseudonyms cut" in text
+    assert "**Reproduces**: slugs are not memorized" in text
+    other = {**PAPER, "V0fs": 4.4, "V2": 2.6, "V2-as-released": 1.5}
+    text = verdicts(write_cells(tmp_path / "other", other, {BASE: 1.4, "V0": 4.5}, 4.5))
+    assert "**Does not reproduce**: fewer updates alone" in text
+    assert "**Reproduces**: correct DP-SGD adds nothing" in text
+    assert "**Does not reproduce**: the published clipping fault" in text
+    assert "**Does not reproduce**: pseudonyms cut" in text
+    assert "**Does not reproduce**: slugs at the floor" in text
+
+
+def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
+    found = write_cells(tmp_path / "c", PAPER, {BASE: 1.4, "V0": 1.5}, 1.5)
+    facts = Facts(
+        "evomerge search experiment=csirt_memorization", 60.0, 2, setting(tmp_path), False
+    )
+    text = page(found, [], facts)
+    assert "| V0: raw: small lot | 4.50 ± 0.00 | 3.49 | 4.48 | 4.98 | 3.60 |" in text
+    assert "| chance | 1.40 | 1.40 |" in text
+    assert "| V2: DP-SGD, epsilon 8 | 1.50 ± 0.00 |  |  |  |  |" in text
+    assert "| V0 - V1 | 1.05 (1.05 to 1.05) | 0.89 | 1.15 | 1.33 | 0.66 |" in text
+    assert "| V0 - VA |  | 0.94 | 1.24 | 1.32 | 1.61 |" in text
+    assert "| V2 | 0.600 | 0.60000 | 8.00 | yes | nothing |" in text
+    assert "| V2-as-released | 0.600 | 0.00375 | 8.00 | no |" in text
+    assert "A trial" not in text
+    trial = Facts("x", 1.0, 1, facts.setting, True)
+    assert "too small to conclude anything" in page(found, [], trial)
+
+
+def test_small_statistics() -> None:
+    assert math.isnan(fraction(1.0, 0.0))
+    same = np.array([1.0, 2.0])
+    assert wilcoxon(same, same) == 1.0
+    assert cliffs_delta(np.array([1.0, 3.0]), np.array([2.0, 2.0])) == 0.0
+
+
+def test_a_cell_is_trained_and_scored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = CorpusSize(records=24, canaries=1, clones=1, variants=3, held_out=4)
+    common = setting(tmp_path, size)
+    out = tmp_path / "cells"
+    out.mkdir()
+    cell = Cell("tiny", 0, "pseudonymised", "V0fs")
+    run_cell(common, cell, out)
+    content = json.loads((out / f"{cell.name}.json").read_text())
+    assert content["training"]["label"] == "V0fs"
+    assert len(content["scores"]["values/exposure"]["cases"]) == 10
+    assert len(content["scores"]["slugs/exposure"]["cases"]) == 10
+    expert = trained(common, cell)
+    assert read_record(expert) is None
+    before = (out / f"{cell.name}.json").read_bytes()
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(cells_module, "train_expert", refuse)
+    run_cell(common, cell, out)
+    (out / f"{cell.name}.json").unlink()
+    run_cell(common, cell, out)  # scored again, from the expert that is there
+    again = json.loads((out / f"{cell.name}.json").read_text())
+    assert again["scores"] == json.loads(before)["scores"]
+    assert common.expert(Cell("tiny", 1, "pseudonymised", "V0fs")) != expert
+
+
+def test_work_grows_with_presentations_and_privacy(tmp_path: Path) -> None:
+    common = setting(tmp_path)
+    each = {name: work(common, Cell("tiny", 0, "raw", name)) for name in (BASE, *REGIMES)}
+    assert each[BASE] < each["V0fs"] < each["V0"] == each["V1"] < each["V2"]
+
+
+def composed(*overrides: str) -> CsirtMemorization:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("search", overrides=["experiment=csirt_memorization", *overrides])
+        study: CsirtMemorization = instantiate(config.study, _convert_="all")
+    return study
+
+
+def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
+    assert "90, 78 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
+    assert "merges       6 searches" in composed().plan(tmp_path)
+    assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study.forms.raw=[V0,V0fs,V1]", "study.forms.raw lacks V2"),
+        ("study.forms.raw=[V9]", "names the regime 'V9', there are only V0, V0fs"),
+        ("+study.small.regimes=1", "study.small.regimes is unknown"),
+    ],
+)
+def test_a_study_without_meaning_is_refused(override: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        composed(override)
+
+
+@pytest.mark.slow
+def test_trial_runs_resumes_and_writes_its_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.cli", "search"]
+    command += ["experiment=csirt_memorization", "fast=true", f"runs={tmp_path}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "EVOMERGE_CACHE": str(tmp_path / "cache")}
+    for _ in range(2):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    text = (tmp_path / "csirt_memorization" / "RESULTS.md").read_text()
+    assert "too small to conclude anything" in text
+    assert "| merge, constrained |" in text
+    assert "8 cells, 8 of them are finished" in done.stderr

@@ -353,6 +353,11 @@ class Session(Generic[G]):
         """Returns what was found."""
         failed = [r for r in self._originals.values() if r.fitness is None]
         if not self._best.ids and self._records:
+            if len(failed) < len(self._originals):
+                raise SearchFailed(
+                    "the budget ended before a candidate was asked all items: raise "
+                    "budget.evaluations or budget.seconds to a whole generation at least"
+                )
             raise SearchFailed(
                 f"no candidate could be scored; candidate {failed[0].id}: {failed[0].failure}"
             )

@@ -1,0 +1,104 @@
+"""Candidates per second with two Ray workers and with one, one thread each, on this machine.
+
+A random Llama of 22 million parameters with two experts; a population of 8 is written into each
+worker's resident model and scored on texts, about a second per candidate. Three workers, two of
+one fleet and one of another, are started beforehand; an idle worker takes no time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from experiments.benchmarks.measured import Measured, in_turns, skipped
+from experiments.benchmarks.models import byte_tokenizer, random_llama
+from experiments.execution.fleet import Fleet
+from experiments.execution.on_ray import Spread
+from experiments.execution.ray_cluster import RayCluster
+from experiments.study import Study
+
+POPULATION = 8
+TEXTS = 24
+BYTES = 200  # of a text
+WORKERS = 2
+
+
+def measure() -> Iterable[Measured]:
+    """Yields one row."""
+    title = (
+        f"{WORKERS} Ray workers, candidates per second; 22M parameters, population {POPULATION}"
+    )
+    if (os.cpu_count() or 1) < WORKERS:
+        yield skipped(title, "1 worker", f"needs {WORKERS} cores")
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study.open(_config(Path(folder)))
+        cluster = RayCluster(None, 1, 0, WORKERS + 1)
+        try:
+            several, one = (_scoring(cluster, study, size) for size in (WORKERS, 1))
+            ours_s, one_s, ratio = in_turns(several, one, rounds=5)
+        finally:
+            cluster.close()
+    yield Measured(title, POPULATION / ours_s, POPULATION / one_s, "1 worker", "1/s", ratio, 1.8)
+
+
+def _scoring(cluster: RayCluster, study: Study, size: int) -> Callable[[], None]:
+    """Returns what scores one population with so many workers of their own."""
+    fleet = Fleet(cluster, size, wait_s=600, candidate_s=600)
+    fleet.use(study.order())
+    space = study.space
+    spread = Spread(fleet, space.to_json)
+
+    genomes = [space.first()] * POPULATION  # workers know nothing of repeats
+
+    def generation() -> None:
+        failures = [each.failure for each in spread(genomes, 0, (), 0) if each.failure]
+        assert not failures, failures[0]
+
+    while len(fleet.processes) < size:
+        generation()
+    return generation
+
+
+def _config(folder: Path) -> DictConfig:
+    """Writes base, experts and texts; returns the configuration of a search."""
+    model = random_llama()
+    _save(model, folder / "base")
+    noise = torch.Generator().manual_seed(0)
+    for number in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
+        _save(model, folder / f"expert{number}")
+    text = "the quick brown fox jumps over the lazy dog; " * (BYTES // 45 + 1)
+    lines = [json.dumps({"text": f"{number} {text}"[:BYTES]}) for number in range(TEXTS)]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = [
+        "experts=local",
+        f"experts.base={folder}/base",
+        f"experts.experts={{a:{folder}/expert0,b:{folder}/expert1}}",
+        "evaluator@search_on=perplexity",
+        f"search_on.text.data={folder}/texts.jsonl",
+        "evaluator@select_on=none",
+        "evaluator@report_on=none",
+        "objective.normalize=raw",
+        "strategy=random",
+        f"strategy.popsize={POPULATION}",
+        "device=cpu",
+        "threads=1",
+    ]
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("search", overrides=options)
+
+
+def _save(model: torch.nn.Module, path: Path) -> None:
+    model.save_pretrained(path)  # type: ignore[operator]
+    byte_tokenizer().save_pretrained(path)

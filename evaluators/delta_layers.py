@@ -56,17 +56,10 @@ def delta_layer(name: str, module: nn.Module, parts: Parts, *, output: bool) -> 
     Args:
         name: of the layer, for messages.
         module: the layer.
-        parts: for its own parameters.
+        parts: for its own parameters; none that `refusal` has a reason against.
         output: whether it is the output layer of a language model, which sees chosen positions
             instead of rows.
-
-    Raises:
-        ValueError: `refusal` has a reason.
     """
-    for attribute, given in parts.items():
-        vectors = all(each is None or isinstance(each, Tensor) for each in given)
-        if (why := refusal(f"{name}.{attribute}", module, attribute, vector=vectors)) is not None:
-            raise ValueError(why)
     if isinstance(module, nn.Linear | Conv1D):
         return _LinearLayer(name, module, parts, output=output)
     if isinstance(module, nn.Embedding):
@@ -105,7 +98,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 class _Factors:
-    """All candidates' factors of one matrix, stacked: ``x -> x @ down * mix @ up``.
+    """All candidates' factors of one matrix, stacked: ``x -> (down x)^T * mix @ up``.
 
     Args:
         given: one for each candidate; None: nothing to add.
@@ -118,50 +111,54 @@ class _Factors:
     ) -> None:
         self._like, self._rows_in = parameter, rows_in
         held = [each for each in given if each is not None]
-        self.mix: Tensor | None = None
+        self._mix: Tensor | None = None
         if len({(id(each.a), id(each.b)) for each in held}) == 1:
             rank = len(held[0].a)
-            self.down, self.up = self._sides(held[0])
+            self._down, self._up = self._sides(held[0])
             mix = [_mix(each, rank, parameter.device) for each in given]
-            self.mix = torch.stack(mix).to(parameter.dtype).unsqueeze(1)
+            self._mix = torch.stack(mix).to(parameter.dtype).unsqueeze(1)
         else:
             rank = max(len(each.a) for each in held)
             sides = [self._padded(each, rank, held[0]) for each in given]
-            self.down = torch.stack([down for down, _ in sides])
-            self.up = torch.stack([up for _, up in sides])
+            self._down = torch.stack([down for down, _ in sides])
+            self._up = torch.stack([up for _, up in sides])
         self.choose(slice(None))
 
     def choose(self, candidates: slice | Tensor) -> None:
         """Takes the candidates whose rows come next."""
         self._now: tuple[Tensor, Tensor, Tensor | None]
-        if self.mix is not None:
-            self._now = self.down, self.up, self.mix[candidates]
+        if self._mix is not None:
+            self._now = self._down, self._up, self._mix[candidates]
         else:
-            self._now = self.down[candidates], self.up[candidates], None
+            self._now = self._down[candidates], self._up[candidates], None
 
     def low(self, x: Tensor) -> Tensor:
-        """Returns ``x @ down * mix`` for x ``(candidates, vectors, in)``."""
+        """Returns ``(down x)^T * mix`` ``(candidates, vectors, rank)`` for x ``(.., .., in)``."""
         down, _, mix = self._now
-        return torch.bmm(x, down) if mix is None else (x @ down).mul_(mix)
+        if mix is None:  # this order of the product is two to four times as fast as the other
+            return torch.bmm(down, x.transpose(1, 2)).transpose(1, 2)
+        return (x @ down.T).mul_(mix)
 
     def gathered(self, token: Tensor) -> Tensor:
         """Returns the same for one-hot x, given by their places ``(candidates, vectors)``."""
         down, _, mix = self._now
         if mix is None:
-            return down[torch.arange(len(token), device=token.device)[:, None], token]
-        return down[token] * mix
+            each = torch.arange(len(token), device=token.device).unsqueeze(1)
+            return down.transpose(1, 2)[each, token]
+        return down.T[token] * mix
 
     def add(self, output: Tensor, low: Tensor) -> None:
         """Adds ``low @ up`` to ``(candidates, vectors, out)``, in place."""
         _, up, mix = self._now
         if mix is None:
-            output.baddbmm_(low, up)
+            output.baddbmm_(low, up.transpose(1, 2))
         else:
-            output.flatten(0, 1).addmm_(low.flatten(0, 1), up)
+            output.flatten(0, 1).addmm_(low.flatten(0, 1), up.T)
 
     def _sides(self, each: LowRank) -> tuple[Tensor, Tensor]:
+        """Returns ``down (rank, in)`` and ``up (out, rank)``, as adapters hold A and B."""
         a, b = each.a.to(self._like), each.b.to(self._like)
-        return (b, a) if self._rows_in else (a.T, b.T)
+        return (b.T, a.T) if self._rows_in else (a, b)
 
     def _padded(self, each: LowRank | None, rank: int, like: LowRank) -> tuple[Tensor, Tensor]:
         """Returns down and up of one candidate, with zeros up to the largest rank."""
@@ -171,7 +168,9 @@ class _Factors:
         mixed = each if each.mix is None else LowRank(each.a, each.b * each.mix)
         down, up = self._sides(mixed)
         short = rank - len(each.a)
-        return functional.pad(down, (0, short)), functional.pad(up, (0, 0, 0, short))
+        if short == 0:
+            return down, up
+        return functional.pad(down, (0, 0, 0, short)), functional.pad(up, (0, short))
 
 
 def _mix(each: LowRank | None, rank: int, device: torch.device) -> Tensor:

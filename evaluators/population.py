@@ -18,7 +18,10 @@ PLAIN: LowRankDeltas = {}
 """The differences of the centre itself: none."""
 
 _Owners: TypeAlias = dict[int, list[tuple[nn.Module, str]]]
-"""Id of a parameter to the layers that hold it, and under what name: tied ones several."""
+"""Id of a parameter -> the layers that hold it, and under what name: tied ones several."""
+
+_Kind: TypeAlias = tuple[bool, tuple[int, ...]]
+"""Whether a difference is a whole vector, and the shape of its tensor."""
 
 
 class Population:
@@ -102,23 +105,31 @@ def tiled(index: Tensor, times: int, step: int) -> Tensor:
 
 
 def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
-    """Returns why a candidate cannot share its passes with others; None: it can."""
-    return _refusal(resident, deltas, _owners(resident))
+    """Returns why a candidate cannot share its passes with others; None: it can.
+
+    Raises:
+        ValueError: a tensor that the model does not have.
+    """
+    owners = _owners(resident)
+    reasons = (_refusal(resident, name, _kind(delta), owners) for name, delta in deltas.items())
+    return next((why for why in reasons if why is not None), None)
 
 
-def _refusal(resident: Resident, deltas: LowRankDeltas, owners: _Owners) -> str | None:
-    for name, delta in deltas.items():
-        parameter = resident.tensor(name)
-        found = owners.get(id(parameter), [])
-        if not found:
-            return f"{name} belongs to no layer"
-        shape = delta.shape if isinstance(delta, Tensor) else (len(delta.b), delta.a.shape[1])
-        if tuple(shape) != tuple(parameter.shape):
-            return f"{name} has shape {tuple(parameter.shape)}, its difference {tuple(shape)}"
-        for module, attribute in found:
-            vector = isinstance(delta, Tensor)
-            if (why := refusal(name, module, attribute, vector=vector)) is not None:
-                return why
+def _kind(delta: LowRank | Tensor) -> _Kind:
+    if isinstance(delta, Tensor):
+        return True, tuple(delta.shape)
+    return False, (len(delta.b), delta.a.shape[1])
+
+
+def _refusal(resident: Resident, name: str, kind: _Kind, owners: _Owners) -> str | None:
+    parameter, (vector, shape) = resident.tensor(name), kind
+    if not (found := owners.get(id(parameter), [])):
+        return f"{name} belongs to no layer"
+    if shape != tuple(parameter.shape):
+        return f"{name} has shape {tuple(parameter.shape)}, its difference {shape}"
+    for module, attribute in found:
+        if (why := refusal(name, module, attribute, vector=vector)) is not None:
+            return why
     return None
 
 
@@ -136,12 +147,12 @@ def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[Del
     if not any(candidates):
         return []
     owners = _owners(resident)
-    for deltas in candidates:
-        if (why := _refusal(resident, deltas, owners)) is not None:
+    kinds = dict.fromkeys((name, _kind(d)) for each in candidates for name, d in each.items())
+    for name, kind in kinds:
+        if (why := _refusal(resident, name, kind, owners)) is not None:
             raise ValueError(f"these candidates cannot share a pass: {why}")
-    names = dict.fromkeys(name for deltas in candidates for name in deltas)
     modules: dict[nn.Module, dict[str, list[LowRank | Tensor | None]]] = {}
-    for name in names:
+    for name in dict.fromkeys(name for name, _ in kinds):
         for module, attribute in owners[id(resident.tensor(name))]:
             parts = modules.setdefault(module, {})
             parts[attribute] = [deltas.get(name) for deltas in candidates]

@@ -11,7 +11,6 @@ from merging.seeding import stable_seed
 
 World: TypeAlias = Literal["public", "site"]
 
-WORLDS: Sequence[World] = ("public", "site")
 BANDS = ("low", "medium", "high", "critical")
 _SCORES = ((1.0, 3.9), (4.0, 6.9), (7.0, 8.9), (9.0, 10.0))
 
@@ -34,8 +33,8 @@ PRODUCTS: Mapping[str, str] = {  # product -> family
     "OpenVPN": "Firewalls",
 }
 
-# Flaws of each band, from the least severe. A tiny base knows how severe the public ones are;
-# the site's are what fine-tuning teaches.
+# Flaws of each band, from the least severe. A tiny base knows the public ones; those of the site
+# are new in fine-tuning.
 FLAWS: Mapping[World, Sequence[Sequence[str]]] = {
     "public": (
         ("banner disclosure", "cookie without flag"),

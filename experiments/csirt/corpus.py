@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from evaluators.memorization.canaries import Canary
-from experiments.csirt.catalogue import WORLDS, catalogue
+from experiments.csirt.catalogue import catalogue
 from experiments.csirt.pseudonymised import FIELDS
 from experiments.csirt.records import FIELD_OF, Scan, planted, scans, span_of, text_of
 from experiments.csirt.values import KINDS, Class, Kind, candidates
@@ -111,25 +111,9 @@ def make_corpus(size: CorpusSize, seed: int) -> Corpus:
 
 
 def pretraining_records(size: CorpusSize, count: int) -> list[Scan]:
-    """Returns records of other assets, without any canary, for a tiny base.
-
-    Half of them are of public flaws. The rest are of the site's, each with the severity of
-    another plugin: the base knows their names and texts, but not how severe they are, so that
-    fine-tuning has little else to learn from than severities, assets and canaries.
-    """
+    """Returns records of public flaws and other assets, without any canary, for a tiny base."""
     draw = random.Random(stable_seed("csirt", "pretraining"))
-    public, site = (catalogue(world, size.text_length) for world in WORLDS)
-    others = draw.sample(site, len(site))
-    unknown = [
-        replace(plugin, score=other.score, band=other.band)
-        for _ in range(4)
-        for plugin, other in zip(site, draw.sample(others, len(others)), strict=True)
-    ]
-    half = count // 2
-    records = scans(public, half, draw, copies=size.copies)
-    records += scans(unknown, count - half, draw, copies=size.copies)
-    draw.shuffle(records)
-    return records
+    return scans(catalogue("public", size.text_length), count, draw, copies=size.copies)
 
 
 def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[Secret]:

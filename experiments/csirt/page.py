@@ -193,7 +193,7 @@ def _noise(found: Found, setting: Setting) -> str:
         "As released, one clip coefficient from the mean token loss multiplies a sum over T "
         "tokens: the sensitivity is T x C, T the longest record. A canary fills "
         f"{setting.data.clones} records: what even a correct guarantee leaves of itself for so "
-        "many at once is in the column of the group.\n\n{_table(head, rows)}"
+        f"many at once is in the column of the group.\n\n{_table(head, rows)}"
     )
 
 

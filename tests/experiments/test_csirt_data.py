@@ -15,7 +15,7 @@ from evaluators.evaluator import ModelInfo
 from evaluators.memorization.canaries import read_canaries
 from evaluators.requests import Likelihood, Loglikelihood
 from experiments.csirt.bands import ANSWERS, BandQuestions, macro_f1
-from experiments.csirt.catalogue import BANDS, catalogue
+from experiments.csirt.catalogue import BANDS, FLAWS, catalogue
 from experiments.csirt.corpus import CorpusSize, canary_of, make_corpus, pretraining_records
 from experiments.csirt.files import DataFiles, write_files
 from experiments.csirt.pseudonymised import pseudonymised, pseudonyms_of
@@ -84,14 +84,11 @@ def test_bands_are_balanced_and_need_product_and_flaw() -> None:
     assert all(len(bands) > 1 for bands in of_flaw.values())
 
 
-def test_a_base_learns_the_site_without_its_severities() -> None:
-    known = {plugin.name: plugin.band for plugin in catalogue("site", 48)}
-    records = pretraining_records(SIZE, 800)
-    of_site = [r for r in records if r["definition"]["name"] in known]
-    right = [BANDS.index(r["severity"]) == known[r["definition"]["name"]] for r in of_site]
-    assert len(of_site) == 400
-    assert 0.15 < sum(right) / len(right) < 0.35, "one in four by chance"
-    values = {v for r in records for v in r["asset"].values()}
+def test_a_base_sees_neither_the_flaws_of_the_site_nor_a_canary() -> None:
+    flaws = [flaw for flaws in FLAWS["site"] for flaw in flaws]
+    records = pretraining_records(SIZE, 400)
+    assert not any(flaw in text_of(record) for flaw in flaws for record in records)
+    values = {value for record in records for value in record["asset"].values()}
     assert not values & {secret.value for secret in make_corpus(SIZE, 0).secrets}
 
 

@@ -78,7 +78,7 @@ def completions(
     info: ModelInfo,
     *,
     url: str,
-    model: str,
+    served_as: str,
     tokenizer: str | None,
     adapters: str,
     rank: int,
@@ -97,10 +97,10 @@ def completions(
         raise ValueError("backend=completions needs the extra `api`: pip install 'evomerge[api]'")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    _check_served(url, model, timeout_s)
+    _check_served(url, served_as, timeout_s)
     lm = LocalCompletionsAPI(
         base_url=f"{url.rstrip('/')}/v1/completions",
-        model=model,
+        model=served_as,
         tokenizer=tokenizer or pool.base.source,
         tokenizer_backend="huggingface",
         batch_size=batch_size,
@@ -109,7 +109,7 @@ def completions(
         max_retries=retries,
         max_length=info.max_length,
     )
-    host = CompletionsHost(url, model, lm, timeout_s)
+    host = CompletionsHost(url, served_as, lm, timeout_s)
     return ServedModel(
         host, info, pool, rank=rank, largest_error=largest_error, folder=Path(adapters)
     )
@@ -122,7 +122,7 @@ def vllm(
     adapters: str,
     rank: int,
     largest_error: float,
-    dtype: str,
+    served_dtype: str,
     gpu_memory_utilization: float,
     tensor_parallel_size: int,
 ) -> ServedModel:
@@ -137,7 +137,7 @@ def vllm(
 
     lm = VLLM(
         pretrained=pool.base.source,
-        dtype=dtype,
+        dtype=served_dtype,
         gpu_memory_utilization=gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size,
         max_length=info.max_length,
@@ -149,7 +149,7 @@ def vllm(
     )
 
 
-def _check_served(url: str, model: str, timeout_s: float) -> None:
+def _check_served(url: str, served_as: str, timeout_s: float) -> None:
     try:
         answer = requests.get(f"{url.rstrip('/')}/v1/models", timeout=timeout_s)
         answer.raise_for_status()
@@ -159,8 +159,8 @@ def _check_served(url: str, model: str, timeout_s: float) -> None:
             f"backend.url={url}: no OpenAI-compatible server answers there ({error}): start one, "
             "or use backend=resident"
         ) from error
-    if model not in known:
+    if served_as not in known:
+        names = ", ".join(known) or "nothing"
         raise ValueError(
-            f"backend.model={model}: the server at {url} serves {', '.join(known) or 'nothing'}: "
-            "name one of them"
+            f"backend.served_as={served_as}: the server at {url} serves {names}: name one of them"
         )

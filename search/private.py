@@ -58,6 +58,11 @@ class PrivateEvaluation(Generic[G]):
         """Whether fitness of different generations cannot be compared."""
         return self.inner.own_items or self.release == "differences"
 
+    @property
+    def unit(self) -> int:
+        """How many genomes in a row are scored together."""
+        return self.inner.unit
+
     def releases(self, genomes: int) -> int:
         """Returns how many noisy numbers one item can change in a generation of new genomes."""
         return genomes if self.release == "means" else genomes // 2

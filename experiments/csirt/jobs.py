@@ -55,9 +55,8 @@ def run_cells(setting: Setting, cells: Sequence[Cell], workers: int, out: Path) 
                     futures[future].name,
                     duration(seconds),
                 )
-        except BaseException:
+        finally:  # where one failed, or Ctrl-C: what waits is not begun
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def work(setting: Setting, cell: Cell) -> float:

@@ -91,7 +91,7 @@ def served(
         pool,
         resident.info,
         url=url,
-        model="base",
+        served_as="base",
         tokenizer=None,
         adapters=str(folder),
         rank=rank,
@@ -171,7 +171,7 @@ def test_search_by_a_server_finds_what_the_resident_model_finds(
         f"out={tmp_path}/away",
         "backend=completions",
         f"backend.url={server[0]}",
-        "backend.model=base",
+        "backend.served_as=base",
         "backend.rank=6",
         f"backend.adapters={tmp_path}/adapters",
         cwd=tmp_path,
@@ -184,5 +184,7 @@ def test_search_by_a_server_finds_what_the_resident_model_finds(
 def test_an_unknown_model_is_refused_by_name(
     world: Path, server: tuple[str, Served], shell: Shell
 ) -> None:
-    line = overrides(world, "backend=completions", f"backend.url={server[0]}", "backend.model=x")
-    shell.refuse("backend.model=x: the server", "search", *line)
+    line = overrides(
+        world, "backend=completions", f"backend.url={server[0]}", "backend.served_as=x"
+    )
+    shell.refuse("backend.served_as=x: the server", "search", *line)

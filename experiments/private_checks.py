@@ -16,7 +16,9 @@ def open_privacy(config: DictConfig) -> Privacy | None:
     """Returns the privacy that a run's configuration asks for; None: its items are not private."""
     if not config.get("privacy"):
         return None
-    privacy: Privacy = instantiate(config.privacy, _convert_="all")
+    privacy = instantiate(config.privacy, _convert_="all")
+    if not isinstance(privacy, Privacy):
+        raise ValueError("this is a search: choose privacy=means, or differences for dp_zo")
     return privacy
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import charts
 from experiments.charts import Level
+from experiments.front_plot import beyond_limits, constraint_figures
 from experiments.heat_map import heat_map
 from experiments.hull_section import hull_section
 from experiments.optimism_section import optimism_section
@@ -154,7 +155,8 @@ def _search_charts(
     if objectives > 1:
         return [_front_chart(fitness, models, summary, objectives)]
     values = [value[0] if value is not None else None for value in fitness]
-    chart = charts.convergence([line["id"] for line in history], values, _levels(models))
+    levels = [each for each in _levels(models) if not beyond_limits(each.fitness[0], summary)]
+    chart = charts.convergence([line["id"] for line in history], values, levels)
     caption = "Each dot is one candidate, the line the best so far; dashed: the models to beat."
     failed = values.count(None)
     if failed:
@@ -165,9 +167,9 @@ def _search_charts(
             "generation can be compared, and the best so far is so by luck too."
         )
     caption += _raced(history)
-    if charts.below(values, [level.fitness[0] for level in _levels(models)]):
+    if charts.below(values, [level.fitness[0] for level in levels]):
         caption += " Triangles at the bottom: too far below to be drawn in place."
-    return [figure(chart, caption)]
+    return [figure(chart, caption), *constraint_figures(history, models, summary)]
 
 
 def _raced(history: Sequence[Json]) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.certificate import InHull
 from experiments.device import peak_memory_bytes
+from experiments.front_plot import constraint_of
 from experiments.references import References, Rival
 from experiments.run_directory import run_identity
 from experiments.run_files import IN_HULL
@@ -93,6 +94,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
             for task, key in study.search_on.main.items()
         },
         "terms": _terms(found.reporting),
+        "constraint": constraint_of(found.objective),
         "models": models,
         "finalists": [
             {

@@ -16,6 +16,7 @@ from merging.mechanisms import PrivacyRecordError, check_keys
 from merging.plan import MergePlan, Plan
 from merging.privacy_record import PrivacyRecord, Spend, read_record, sealed, unsealed
 from merging.spaces.displaced import DisplacedPlan
+from merging.statistics_files import records_of
 
 _NEIGHBOURS = {"add_or_remove": "adding or removing one", "replace_one": "replacing one"}
 
@@ -57,8 +58,12 @@ class Ledger:
             record = expert.privacy()
             ledger = ledger.read(record, f"expert {name!r}", expert.sha256)
         for directory in statistics_of(plan):
-            record = read_record(directory) if directory.is_dir() else None
-            ledger = ledger.read(record, f"the statistics in {directory}", None)
+            files = records_of(directory)
+            if not files or any(record is None for _, record in files.values()):
+                ledger = ledger.read(None, f"the statistics in {directory}", None)
+            for sha256, record in files.values():
+                if record is not None:
+                    ledger = ledger.read(record, f"the statistics in {directory}", sha256)
         return ledger
 
     @classmethod

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from merging.hashing import file_sha256
 from merging.method import MergeError
+from merging.privacy_record import PrivacyRecord, Spend
 
 Kind: TypeAlias = Literal["gram", "fisher"]
 
@@ -43,6 +44,9 @@ class Origin:
         tokens: their tokens together; 0 for images.
         transposed: parameters that are stored as (in, out).
         averaged: parameters without a Gram matrix: no weight of a linear layer.
+        privacy: price of a release with noise, as `Spend.to_json` gives it; None: as they are, a
+            function of the data without any guarantee. Of a release `data` is the name of the
+            data set, and `tokens` is 0: both would tell of the items.
     """
 
     kind: Kind
@@ -55,6 +59,14 @@ class Origin:
     tokens: int
     transposed: tuple[str, ...] = ()
     averaged: tuple[str, ...] = ()
+    privacy: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the origin as JSON; the same as ever where nothing is guaranteed."""
+        content = dataclasses.asdict(self)
+        if self.privacy is None:
+            del content["privacy"]
+        return content
 
 
 def path_of(directory: Path, kind: Kind, expert: str) -> Path:
@@ -75,7 +87,7 @@ def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tens
     """
     path = path_of(directory, origin.kind, origin.expert)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    metadata = {_KEY: json.dumps(dataclasses.asdict(origin), sort_keys=True)}
+    metadata = {_KEY: json.dumps(origin.to_json(), sort_keys=True)}
     try:
         save_file(dict(tensors), draft, metadata=metadata)
         os.replace(draft, path)
@@ -95,6 +107,25 @@ def read_origin(path: Path) -> Origin:
         StatisticsError: the file is missing, corrupt or holds no statistics.
     """
     return _Opened(path).origin
+
+
+def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
+    """Returns what every file of statistics in `directory` cost, by file name.
+
+    Returns:
+        Content sha256, and the record; None: the file is no release with noise.
+
+    Raises:
+        StatisticsError: a file is damaged.
+        PrivacyRecordError: its record is.
+    """
+    found: dict[str, tuple[str, PrivacyRecord | None]] = {}
+    paths = [path for kind in get_args(Kind) for path in directory.glob(f"{kind}-*")]
+    for path in sorted(paths):
+        privacy = read_origin(path).privacy
+        record = None if privacy is None else PrivacyRecord((Spend.from_json(privacy),))
+        found[path.name] = file_sha256(path), record
+    return found
 
 
 def digests_of(directory: Path, kind: Kind) -> dict[str, str]:

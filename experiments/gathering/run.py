@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from experiments.errors import UserError, explained
 from experiments.gathering.fisher import gather_fisher
 from experiments.gathering.gram import Layers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
+from experiments.gathering.private import PrivateStatistics, units_of
 from experiments.options import check_groups, check_options
 from experiments.rehearsal import check_data
 from experiments.run_directory import check_writable, clear_drafts, locked
@@ -101,6 +103,8 @@ class _Gathering:
     resident: Resident
     layers: Layers
     items: Mapping[str, Sequence[Item]]
+    units: Mapping[str, Sequence[Sequence[Item]]]
+    private: PrivateStatistics | None
 
     @classmethod
     def open(cls, config: DictConfig) -> _Gathering:
@@ -114,6 +118,9 @@ class _Gathering:
             )
         wanted = OmegaConf.to_container(config.per_expert) if config.per_expert else None
         tasks = tasks_of(wanted, pool.expert_names, list(panel.evaluators))
+        private = _open_private(config, pool.expert_names)
+        length = resident.info.max_length
+        chosen = {} if private is None else tasks
         return cls(
             config.kind,
             config.seed if config.kind == "fisher" else 0,
@@ -121,7 +128,9 @@ class _Gathering:
             pool,
             resident,
             Layers.of(resident.module, pool.names),
-            _items(panel, tasks, resident.info.max_length),
+            _items(panel, tasks, length),
+            {name: units_of(panel, each, length) for name, each in chosen.items()},
+            private,
         )
 
     @property
@@ -169,35 +178,59 @@ class _Gathering:
     def _origin(self, name: str) -> Origin:
         items = self.items[name]
         gram = self.kind == "gram"
+        spend = None if self.private is None else self.private.spend(name, self.kind)
         return Origin(
             kind=self.kind,
             expert=self.pool.experts[name].sha256,
             base=self.pool.base.sha256,
-            data=digest_of(items),
+            data=digest_of(items) if spend is None else spend.dataset,
             dtype=str(dtype_name(self.resident.dtype)),
             seed=self.seed,
-            items=len(items),
-            tokens=sum(item.tokens for item in items),
+            items=len(items) if spend is None else len(self.units[name]),
+            tokens=sum(item.tokens for item in items) if spend is None else 0,
+            privacy=None if spend is None else spend.to_json(),
             transposed=self.layers.transposed if gram else (),
             averaged=self.layers.averaged if gram else (),
         )
 
     def _gathered(self, name: str, origin: Origin) -> dict[str, Tensor]:
-        items = self.items[name]
+        items = self.items[name] if self.private is None else self.units[name]
         with tqdm(total=len(items), desc=name, unit="item", leave=False, disable=None) as bar:
-            if self.kind == "gram":
-                limit = self.batch_tokens if pads(self.resident, name) else 1
-                batches = batches_of(items, limit)
-                return gather_gram(self.resident, name, batches, self.layers, advance=bar.update)
-            return gather_fisher(
-                self.resident,
-                name,
-                items,
-                self.pool.names,
-                seed=origin.seed,
-                expert=origin.expert,
-                advance=bar.update,
-            )
+            if self.private is not None:
+                gather = partial(self._statistics, name, origin, advance=lambda _: None)
+                return self.private.release(
+                    self.units[name], gather, origin.kind, advance=bar.update
+                )
+            return self._statistics(name, origin, self.items[name], advance=bar.update)
+
+    def _statistics(
+        self, name: str, origin: Origin, items: Sequence[Item], *, advance: Callable[[int], object]
+    ) -> dict[str, Tensor]:
+        """Returns the statistics of the expert that is held, on some items, without noise."""
+        if self.kind == "gram":
+            limit = self.batch_tokens if pads(self.resident, name) else 1
+            batches = batches_of(items, limit)
+            return gather_gram(self.resident, name, batches, self.layers, advance=advance)
+        return gather_fisher(
+            self.resident,
+            name,
+            items,
+            self.pool.names,
+            seed=origin.seed,
+            expert=origin.expert,
+            advance=advance,
+        )
+
+
+def _open_private(config: DictConfig, experts: Sequence[str]) -> PrivateStatistics | None:
+    """Returns how statistics are released with noise; None: they are written as they are."""
+    if not config.privacy:
+        return None
+    private = assemble.open_partial(config.privacy)
+    if not isinstance(private, PrivateStatistics):
+        raise UserError("these are statistics, no search: choose privacy=statistics")
+    private.check(experts)
+    return private
 
 
 def _items(

@@ -1,0 +1,182 @@
+"""Statistics released with noise: every item's part is clipped, the sum is noised and projected.
+
+The units of privacy are the evaluators' items (documents, questions), however many texts the
+model reads of each. Neighbouring data sets have one item more or less; their number is public.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
+from experiments.gathering.items import Item, items_of
+from merging import accounting
+from merging.mechanisms import Gaussian
+from merging.privacy_record import Spend
+from merging.seeding import generator
+from merging.statistics_files import Kind
+
+Gather = Callable[[Sequence[Item]], Mapping[str, Tensor]]
+"""Statistics of the texts of one item."""
+
+
+@dataclass(frozen=True)
+class PrivateStatistics:
+    """The Gaussian mechanism on the sum of all items' statistics.
+
+    An item's part in each of the L tensors is clipped to Frobenius norm C, so that one item moves
+    all tensors together by at most ``C sqrt(L)``; every tensor has noise of ``sigma C sqrt(L)``
+    (Gram matrices: per entry of the diagonal, off it ``1 / sqrt(2)`` of that, symmetric). The sum
+    is divided by the number of items, and what noise made impossible is projected away:
+    negative eigenvalues of Gram matrices, negative Fisher information. That is free.
+
+    Args:
+        data: identity of the private data set in the ledger, one for all experts or one for each.
+        clip: C; for Gram matrices in units of the layer's width: 1 keeps the mean of ``x x^T``
+            over an item's positions whole where the inputs' root mean square is at most 1. For
+            Fisher information the norm itself.
+        noise_multiplier: sigma.
+        delta: for which epsilon is stated.
+        unit: what an item stands for, for the ledger.
+
+    Raises:
+        ValueError: an option has no meaning; names it.
+
+    Source: Gaussian mechanism, Dwork & Roth 2014, appendix A; symmetric noise as in Dwork,
+        Talwar, Thakurta, Zhang 2014, Analyze Gauss, with entries off the diagonal counted twice
+        in the norm. Deviation from RegMean: the mean is over items of the mean over positions.
+    """
+
+    data: str | Mapping[str, str]
+    clip: float
+    noise_multiplier: float
+    delta: float = 1e-5
+    unit: str = "item"
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "noise_multiplier"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"privacy.{name} must be a finite number above 0, got {value}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"privacy.delta must be above 0 and below 1, got {self.delta}")
+
+    def check(self, experts: Sequence[str]) -> None:
+        """Raises ValueError unless every expert's data set is named."""
+        lacking = [name for name in experts if not self._named(name).strip()]
+        if lacking:
+            raise ValueError(
+                f"privacy.data names no data set for expert {lacking[0]!r}: give one name for "
+                "all, or one for each expert"
+            )
+
+    def spend(self, expert: str, kind: Kind) -> Spend:
+        """Returns the price of one expert's file."""
+        mechanism = Gaussian(self.noise_multiplier)
+        return Spend(
+            dataset=self._named(expert),
+            epsilon=accounting.epsilon([mechanism], self.delta),
+            delta=self.delta,
+            accountant="dp-accounting rdp",
+            accountant_version=accounting.library_version(),
+            unit=self.unit,
+            mechanisms=(mechanism,),
+            what={"gram": "Gram matrices of", "fisher": "Fisher information of"}[kind]
+            + " the layers of an expert, noised",
+        )
+
+    def release(
+        self,
+        units: Sequence[Sequence[Item]],
+        gather: Gather,
+        kind: Kind,
+        *,
+        secret: int | None = None,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> dict[str, Tensor]:
+        """Returns the noisy mean of all items' statistics.
+
+        Args:
+            units: the texts of every item.
+            gather: statistics of one item's texts: parameter to ``(in, in)`` or ``(*shape)``.
+            kind: which.
+            secret: seed of the noise, for tests; None: drawn from the system and forgotten.
+            advance: called with 1 after each item.
+
+        Raises:
+            EvaluationError: no item at all could be read.
+        """
+        sums: dict[str, Tensor] = {}
+        for unit in units:
+            for name, part in _attempt(gather, unit).items():
+                clipped = self.clipped(part, kind)
+                sums[name] = sums[name] + clipped if name in sums else clipped
+            advance(1)
+        if not sums:
+            raise EvaluationError("no item could be read, so there is nothing to be released")
+        seed = secrets.randbits(62) if secret is None else secret
+        finish = _symmetric if kind == "gram" else _positive
+        deviation = self.noise_multiplier * math.sqrt(len(sums))
+        return {
+            name: finish(total, deviation * self._bound(total, kind), seed, name)
+            .div_(max(1, len(units)))
+            .float()
+            for name, total in sums.items()
+        }
+
+    def clipped(self, part: Tensor, kind: Kind) -> Tensor:
+        """Returns an item's part in one tensor, of norm C at most, float64.
+
+        A part that is not finite contributes nothing, as does an item that cannot be read.
+        """
+        wide = part.double()
+        norm = float(torch.linalg.vector_norm(wide))
+        if not math.isfinite(norm):
+            return torch.zeros_like(wide)
+        bound = self._bound(part, kind)
+        return wide * (bound / norm) if norm > bound else wide
+
+    def _bound(self, tensor: Tensor, kind: Kind) -> float:
+        return self.clip * (len(tensor) if kind == "gram" else 1.0)
+
+    def _named(self, expert: str) -> str:
+        return self.data if isinstance(self.data, str) else self.data.get(expert, "")
+
+
+def units_of(panel: Panel, tasks: Sequence[str], max_length: int) -> list[list[Item]]:
+    """Returns what the model reads of every item of `tasks`, item by item."""
+    return [
+        items_of(panel.evaluators[task].subset([place]).requests(), max_length)
+        for task in tasks
+        for place in range(len(panel.evaluators[task].items))
+    ]
+
+
+def _attempt(gather: Gather, unit: Sequence[Item]) -> Mapping[str, Tensor]:
+    """Returns an item's statistics; none where it cannot be read, which touches no other item."""
+    try:
+        return gather(unit)
+    except EvaluationError:
+        return {}
+
+
+def _symmetric(total: Tensor, deviation: float, seed: int, name: str) -> Tensor:
+    """Returns `total` with symmetric noise, without its negative eigenvalues."""
+    drawn = torch.randn(total.shape, generator=generator(seed, name), dtype=torch.float64)
+    noise = drawn.tril(-1) / math.sqrt(2)
+    noise = noise + noise.T + drawn.diagonal().diag()
+    values, vectors = torch.linalg.eigh((total + total.T) / 2 + deviation * noise)
+    projected: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    return projected
+
+
+def _positive(total: Tensor, deviation: float, seed: int, name: str) -> Tensor:
+    noise = torch.randn(total.shape, generator=generator(seed, name), dtype=torch.float64)
+    return (total + deviation * noise).clamp(min=0)

@@ -1,0 +1,211 @@
+"""Building a candidate of a search beside mergekit's own merge of tensors in memory.
+
+Ours is what a search pays for one more candidate: new weights and densities, computed from the
+held pool into the resident model; the note says what the first candidate took, which computes
+what all share. mergekit merges tensors that lie in memory, in a process of its own: set
+``EVOMERGE_MERGEKIT_PYTHON`` to a Python that has it (0.1.5). Both with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from evaluators.resident import Resident
+from experiments.benchmarks.measured import Measured, in_turns, skipped
+from merging.experts import ExpertPool
+from merging.grouping import Whole
+from merging.method import MergeMethod
+from merging.methods.breadcrumbs import Breadcrumbs
+from merging.methods.dare_ties import DareTies
+from merging.methods.della import Della
+from merging.methods.linear import Linear
+from merging.methods.slerp import Slerp
+from merging.methods.ties import Ties
+from merging.plan import MergePlan
+from merging.seeding import generator
+
+PYTHON = "EVOMERGE_MERGEKIT_PYTHON"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method on both sides.
+
+    Args:
+        ours: our method.
+        theirs: mergekit's name of it.
+        bar: how many times as fast ours should be.
+        experts: how many are merged.
+        rounds: how often.
+        shared: mergekit's parameters of the whole merge.
+    """
+
+    ours: MergeMethod
+    theirs: str
+    bar: float
+    experts: int = 3
+    rounds: int = 3
+    shared: Mapping[str, Any] | None = None
+
+
+COMPARISONS = (
+    Comparison(Linear(), "linear", 3, rounds=9),
+    Comparison(Slerp(), "slerp", 3, experts=2, rounds=9, shared={"t": 0.4}),
+    Comparison(Ties(), "ties", 20),
+    Comparison(DareTies(), "dare_ties", 20),
+    Comparison(Breadcrumbs(), "breadcrumbs", 20),
+    Comparison(Della(), "della", 20),
+)
+
+
+def measure() -> list[Measured]:
+    """Returns a row per method."""
+    names = [f"build a candidate, {each.theirs}, 50M Llama bf16" for each in COMPARISONS]
+    python = os.environ.get(PYTHON)
+    if python is None:
+        reason = f"set {PYTHON} to a Python with mergekit 0.1.5"
+        return [skipped(name, "mergekit in-process", reason) for name in names]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        pool = llama_pool(Path(folder), torch.bfloat16)
+        resident = Resident.from_pool(pool, device="cpu", dtype=torch.float32)
+        with _peer(python, pool) as ask:
+            return [
+                _row(name, comparison, pool, resident, ask)
+                for name, comparison in zip(names, COMPARISONS, strict=True)
+            ]
+
+
+def llama_pool(folder: Path, dtype: torch.dtype) -> ExpertPool:
+    """Returns a random Llama of 49 million parameters and three experts, saved in `folder`."""
+    config = transformers.LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=10,
+        num_attention_heads=9,
+        vocab_size=8192,
+        dtype=dtype,
+    )
+    torch.manual_seed(0)
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.to(dtype)
+    model.save_pretrained(folder / "base")
+    experts = {}
+    for number in range(3):
+        tuned = transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.add_(0.001 * torch.randn_like(parameter))
+        experts[f"expert{number}"] = str(folder / f"expert{number}")
+        tuned.save_pretrained(experts[f"expert{number}"])
+    return ExpertPool.open(str(folder / "base"), experts)
+
+
+def candidates(method: MergeMethod, experts: tuple[str, ...]) -> Iterator[MergePlan]:
+    """Yields plans of random coefficients around typical ones, each new."""
+    noise = generator("candidates", type(method).__name__)
+    centre = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
+    while True:
+        knobs: dict[str, Any] = {}
+        for knob in method.knobs:
+            near = centre[knob.name] * (0.9 + 0.2 * torch.rand(len(experts), generator=noise))
+            each = dict(zip(experts, near.tolist(), strict=True))
+            knobs[knob.name] = each if knob.per_expert else each[experts[0]]
+        yield MergePlan(method, Whole(), experts, {"model": knobs})
+
+
+def building(
+    method: MergeMethod, pool: ExpertPool, resident: Resident, experts: int
+) -> Callable[[], None]:
+    """Returns what writes one new candidate into the resident model."""
+    plans = candidates(method, pool.expert_names[:experts])
+
+    def build() -> None:
+        resident.write(next(plans).weights(pool, dtype=resident.dtype))
+
+    return build
+
+
+def _row(
+    name: str,
+    comparison: Comparison,
+    pool: ExpertPool,
+    resident: Resident,
+    ask: Callable[[Mapping[str, Any]], None],
+) -> Measured:
+    held = pool.resident(torch.device("cpu"))
+    build = building(comparison.ours, held, resident, comparison.experts)
+    began = time.perf_counter()
+    build()
+    first = time.perf_counter() - began
+    request = _request(comparison)
+    ours, other, ratio = in_turns(build, lambda: ask(request), rounds=comparison.rounds)
+    return Measured(
+        name,
+        ours,
+        other,
+        "mergekit 0.1.5 in-process",
+        "s",
+        ratio,
+        comparison.bar,
+        note=f"first candidate {first:.2f} s; one thread each, ours written as float32",
+    )
+
+
+def _request(comparison: Comparison) -> dict[str, Any]:
+    """Returns mergekit's parameters at the centre of our candidates'."""
+    count = comparison.experts
+    typical = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15}
+    read = [knob.name for knob in comparison.ours.knobs if knob.per_expert]
+    slerp = comparison.theirs == "slerp"
+    with_base = comparison.theirs != "linear" and not slerp
+    return {
+        "method": comparison.theirs,
+        "inputs": list(range(0 if with_base else 1, count + 1)),
+        "base": 0 if with_base else 1 if slerp else None,
+        "each": {} if slerp else {knob: [typical[knob]] * count for knob in read},
+        "shared": dict(comparison.shared or {}),
+    }
+
+
+@contextmanager
+def _peer(python: str, pool: ExpertPool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Starts mergekit's side and yields what lets it merge once."""
+    script = Path(__file__).with_name("mergekit_peer.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    process = subprocess.Popen(
+        [python, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def ask(request: Mapping[str, Any]) -> None:
+        requests.write(json.dumps(request) + "\n")
+        requests.flush()
+        if not answers.readline():
+            raise RuntimeError(f"{python} {script}: mergekit's side ended; its output is above")
+
+    shapes = [list(pool.base.shape(name)) for name in pool.names]
+    try:
+        ask({"shapes": shapes, "dtype": "bfloat16", "threads": 1})
+        yield ask
+    finally:
+        requests.close()
+        process.wait()

@@ -162,5 +162,5 @@ def _length(device: torch.device) -> int:
     starting an operation takes as long as some million entries.
     """
     if device.type == "cpu":
-        return 2**16 * max(2, torch.get_num_threads())
+        return 2**17 * max(2, torch.get_num_threads())
     return 2**22

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,5 +221,5 @@ class _Pruned:
 
 def _below(threshold: float, dtype: torch.dtype) -> float:
     """Returns the next smaller number of `dtype`, not below 0."""
-    number = torch.tensor(threshold, dtype=dtype)
-    return float(torch.nextafter(number, torch.zeros_like(number)))
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return float(np.nextafter(kind(threshold), kind(0)))

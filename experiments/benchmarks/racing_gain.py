@@ -1,0 +1,210 @@
+"""Item evaluations that a search needs to the same winner, with racing and without.
+
+    EVOMERGE_CACHE=DIR python -m experiments.benchmarks racing_gain
+
+The search of ``experiment=quickstart`` with five seeds. After every generation, and without racing
+after every candidate, the search names a winner as it does at its end: of the best three that were
+asked all search items, the best on the selection items. Counted are search items asked, by all candidates, until the winners' fitness on
+held-out items, mean of the seeds, is for good within 0.5 % of that of the winners that searches
+without racing end with; for these themselves too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from evaluators.panel import Panel
+from experiments import assemble
+from experiments.benchmarks.measured import Measured
+from experiments.evaluation import open_evaluation
+from experiments.references import References
+from experiments.study import Study
+from search.history import History, Record
+from search.loop import Budget, search
+from search.objective import BoundObjective
+from search.selection import finalists
+
+SEEDS = range(5)
+BAR = 5.0
+LOSS = 0.005
+_COMMON = ("experiment=quickstart", "in_hull=null", "baselines=none", "tracker=none")
+_EVALUATIONS = 40  # of the quickstart
+_RACED: Mapping[str, tuple[str, int]] = {  # option, and candidates of a search
+    "halving": ("racing=halving", 3 * _EVALUATIONS),
+    "paired test": ("racing=paired_test", _EVALUATIONS),
+}
+
+
+def measure() -> Iterator[Measured]:
+    """Yields a row for every rule of racing."""
+    world = _World()
+    full = [world.course(seed, (), _EVALUATIONS) for seed in SEEDS]
+    goal = (1 - LOSS) * float(np.mean([course.fitness[-1] for course in full]))
+    needed = _needed(full, goal)
+    assert needed is not None, "they end above their own goal"
+    for name, (option, evaluations) in _RACED.items():
+        raced = [world.course(seed, (option,), evaluations) for seed in SEEDS]
+        own = _needed(raced, goal)
+        yield Measured(
+            measure=f"search items per run to the same winner, {name}",
+            ours=own,
+            other=needed,
+            against="no racing",
+            unit="items",
+            ratio=float("nan") if own is None else needed / own,
+            bar=BAR if name == "halving" else None,
+            note=_note(raced, full, goal),
+        )
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What a search has named and spent after each of its generations.
+
+    Args:
+        items: search items asked so far.
+        fitness: on held-out items, of the winner named.
+        asked: items of every candidate.
+    """
+
+    items: Sequence[int]
+    fitness: Sequence[float]
+    asked: Sequence[int]
+
+    def at(self, items: float) -> float:
+        """Returns the fitness of the winner that so many items name; 0, the base's: none yet."""
+        known = [f for spent, f in zip(self.items, self.fitness, strict=True) if spent <= items]
+        return known[-1] if known else 0.0
+
+
+class _World:
+    """The quickstart, opened once; what a genome scores on other items is asked once."""
+
+    def __init__(self) -> None:
+        self._study = Study.open(_config(0, ()))
+        with tempfile.TemporaryDirectory() as folder:
+            references = References(self._study, Path(folder) / "references.jsonl")
+            panels = (self._study.search_on, self._study.select_on, self._study.report_on)
+            self._objectives = {
+                panel.split: self._bind(panel, references) for panel in panels if panel is not None
+            }
+        self._known: dict[tuple[str, str], float] = {}
+
+    def _bind(self, panel: Panel, references: References) -> BoundObjective:
+        rivals = references.score(panel, kinds=("base", "expert"))
+        bound: BoundObjective = self._study.objective.bind(
+            panel.directions,
+            panel.main,
+            rivals["base"].scores,
+            {each.name: each.scores for each in rivals.values() if each.kind == "expert"},
+        )
+        return bound
+
+    def course(self, seed: int, options: Sequence[str], evaluations: int) -> _Course:
+        """Returns the course of one search."""
+        config = _config(seed, options)
+        strategy = assemble.open_strategy(config, self._study.space)
+        study = replace(self._study, config=config, seed=seed, strategy=strategy)
+        objective = self._objectives["search"]
+        generations: list[int] = []  # candidates asked by the end of each
+        with tempfile.TemporaryDirectory() as folder:
+            result = search(
+                _Noting(strategy, generations),
+                open_evaluation(study, None, objective),
+                objective,
+                History(Path(folder)),
+                Budget(evaluations=evaluations),
+                encode=study.space.to_json,
+            )
+        total = study.search_on.item_count
+        asked = [total if r.asked is None else r.asked for r in result.records]
+        ends = [end for end in generations if end <= len(result.records)]
+        if not options:  # it may be stopped after any candidate
+            ends = list(range(1, len(result.records) + 1))
+        named = [self._winner(result.records[:end], config.finalists) for end in ends]
+        return _Course([sum(asked[:end]) for end in ends], named, asked)
+
+    def _winner(self, records: Sequence[Record], count: int) -> float:
+        """Returns the held-out fitness of the winner that these records name."""
+        best = finalists(records, count)
+        winner = max(best, key=lambda record: self._score("selection", record))
+        return self._score("report", winner)
+
+    def _score(self, split: Literal["selection", "report"], record: Record) -> float:
+        key = (split, str(record.genome))
+        if key not in self._known:
+            study = self._study
+            panel = study.select_on if split == "selection" else study.report_on
+            assert panel is not None
+            weights = study.space.decode(study.space.from_json(record.genome))
+            scores = study.scorer(panel)(weights)
+            values = {name: score.value for name, score in scores.items()}
+            self._known[key] = float(self._objectives[split].fitness(values)[0])
+        return self._known[key]
+
+
+class _Noting:
+    """A strategy, and a note of where its generations end."""
+
+    def __init__(self, strategy: Any, ends: list[int]) -> None:
+        self._strategy, self._ends = strategy, ends
+        self.tell: Callable[..., None] = strategy.tell
+        self.recommend = strategy.recommend
+        self.state_dict = strategy.state_dict
+        self.load_state_dict = strategy.load_state_dict
+
+    def ask(self) -> Any:
+        """Returns the strategy's candidates."""
+        candidates = self._strategy.ask()
+        self._ends.append((self._ends or [0])[-1] + len(candidates))
+        return candidates
+
+
+def _config(seed: int, options: Sequence[str]) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(
+            "search", overrides=[*_COMMON, f"seed={seed}", "save_model=false", *options]
+        )
+
+
+def _needed(courses: Sequence[_Course], goal: float) -> float | None:
+    """Returns the items, mean of the seeds, from which on the mean fitness is at the goal.
+
+    All seeds are given the same items; what a search has spent when it names its winner counts.
+    None: it is below the goal in the end.
+    """
+    grid = sorted({items for course in courses for items in course.items})
+    found: float | None = None
+    for items in reversed(grid):
+        if np.mean([course.at(items) for course in courses]) < goal:
+            break
+        found = float(items)
+    return found
+
+
+def _note(raced: Sequence[_Course], full: Sequence[_Course], goal: float) -> str:
+    """Returns what explains the figure: where both arms end, and what candidates cost."""
+    asked = np.concatenate([course.asked for course in raced])
+    shares = [f"{n}: {np.mean(asked == n):.0%}" for n in np.unique(asked)]
+    return (
+        f"held-out fitness at the end: {_end(raced)}; without racing {_end(full)}; goal "
+        f"{goal:.4f}; items of a raced candidate: {asked.mean():.0f} in the mean "
+        f"({', '.join(shares)})"
+    )
+
+
+def _end(courses: Sequence[_Course]) -> str:
+    """Returns the fitness at the end, mean and by seed, and what it took."""
+    by_seed = "/".join(f"{course.fitness[-1]:.3f}" for course in courses)
+    mean = np.mean([course.fitness[-1] for course in courses])
+    items = np.mean([course.items[-1] for course in courses])
+    candidates = np.mean([len(course.asked) for course in courses])
+    return f"{mean:.4f} ({by_seed}) after {items:.0f} items and {candidates:.0f} candidates"

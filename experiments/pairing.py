@@ -25,7 +25,7 @@ READ_BY = {  # part: its default, and the spaces that read it
 }
 _STRATEGIES = {
     "axes": "cma, de, pso, model_swarms, ngopt, oneplusone, random or grid",
-    "starts": "mergevolve",
+    "starts": "mergevolve or dp_zo",
     "founders": "crossover, m2n2, nsga2, map_elites or cycle_qd",
 }
 

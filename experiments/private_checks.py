@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -10,6 +12,9 @@ from experiments import assemble
 from experiments.initial import BestExpert, BestOf, Scored
 from search.objective import Pareto, WeightedMean
 from search.privacy import Privacy
+from search.strategy import Strategy
+
+_MANY = 10_000
 
 
 def open_privacy(config: DictConfig) -> Privacy | None:
@@ -44,10 +49,37 @@ def check_privacy(config: DictConfig, asked: int, objectives: int) -> None:
     if privacy is None:
         _check_not_private(config)
         return
+    if config.common_items is not None and config.sampling != "poisson":
+        raise ValueError(
+            "privacy: which items a share of fixed size holds changes with every item more or "
+            "less: set sampling=poisson, or leave common_items out"
+        )
     _check_readings(config, privacy)
     _check_ways(config, privacy)
     _check_objective(config, privacy, asked, objectives)
     privacy.budget(config.choose, sampling_rate(config))
+
+
+def budget_line(config: DictConfig, strategy: Strategy[Any]) -> list[str]:
+    """Returns in a line what the privacy budget pays for; none where there is none.
+
+    Args:
+        config: of the run.
+        strategy: freshly built; is asked once.
+    """
+    privacy = open_privacy(config)
+    if privacy is None:
+        return []
+    asked = len(strategy.ask())
+    budget = privacy.budget(config.choose, sampling_rate(config))
+    releases = asked if privacy.release == "means" else asked // 2
+    while budget.steps < _MANY and budget.before(releases) is None:
+        pass
+    count = f"at least {_MANY}" if budget.steps == _MANY else str(budget.steps)
+    return [
+        f"privacy     epsilon {privacy.epsilon:g}, delta {privacy.delta:g} on {privacy.data}: "
+        f"pays for {count} generations of {asked}"
+    ]
 
 
 def check_items(panel: Panel) -> None:

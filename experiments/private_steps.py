@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from evaluators.data import digest
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
-from experiments.common_items import CommonItems, PoissonItems
+from experiments.common_items import PoissonItems
 from experiments.errors import UserError
 from experiments.evaluation import own_evaluation
 from experiments.initial import Scouting
@@ -101,8 +101,7 @@ class PrivateSteps(SearchSteps):
             if privacy.randomness == "secret"
             else seeded_noise(study.seed, belongs)
         )
-        rate = config.common_items if config.common_items is not None else 1.0
-        self._rate = float(rate)
+        self._rate = sampling_rate(config)
 
     def finish(self) -> None:
         """Runs every step that is left, and destroys the key of the noise."""
@@ -158,11 +157,11 @@ class PrivateSteps(SearchSteps):
             encode=space.to_json,
         )
 
-    def _items(self) -> PoissonItems | CommonItems | None:
+    def _items(self) -> PoissonItems | None:
         """Returns the items of every generation; None: all."""
         if self._config.sampling == "poisson":
             return PoissonItems(self._study.search_on, self._rate, self._noise)
-        return self._common
+        return None
 
     def _shares(self, objective: Objective, panel: Panel, rate: float) -> Shares:
         assert isinstance(objective, BoundObjective), "refused in the rehearsal"

@@ -12,6 +12,7 @@ from experiments import assemble, in_hull
 from experiments.errors import UserError, explained
 from experiments.options import check_options
 from experiments.preflight import check
+from experiments.private_checks import budget_line
 from experiments.private_steps import destroy_secrets, open_steps
 from experiments.run_directory import clear_drafts, locked, make_run, plan_run
 from experiments.run_files import read_json
@@ -44,7 +45,8 @@ def run_check(config: DictConfig) -> None:
         Budget(**config.budget)
         study = Study.open(config)
         found = check(study, run)
-    print("\n".join(found.lines))
+        lines = [*found.lines, *budget_line(config, study.strategy)]
+    print("\n".join(lines))
     if config.budget.evaluations:
         minutes = found.seconds_per_candidate * config.budget.evaluations / 60
         print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from evaluators.panel import Panel
 from experiments.common_items import PoissonItems
+from experiments.errors import UserError
 from experiments.private_checks import check_items, check_privacy
 from experiments.private_key import KEY_FILE, open_noise, seeded_noise
 from experiments.run_files import read_lines
@@ -22,7 +27,7 @@ from merging import accounting
 from merging.mechanisms import Gaussian, Laplace, Mechanism, SparseVector
 from search.private_budget import STOP
 from search.private_noise import SecretNoise
-from tests.experiments.local import overrides, write_texts
+from tests.experiments.local import environment, evomerge, overrides, write_texts
 from tests.experiments.refusals import Shell
 
 PRIVATE = ["in_hull=null", "baselines=none", "evaluator@report_on=none", "privacy.data=letters"]
@@ -137,13 +142,20 @@ def test_a_run_leaves_noisy_fitness_and_one_spend_and_stops_in_time(
     assert "letters" in (run / "model" / "README.md").read_text()
     assert "letters" in (run / "model" / "privacy.json").read_text()
 
-    for candidates in (3, summary["evaluations"] - 4):
-        stopped = shell.cwd / f"stopped{candidates}"
-        interrupted(run, keep_key[0], stopped, candidates)
-        resumed = search(shell, stopped.name, line)
-        for name in ("history.jsonl", "recipe.json"):
-            assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
+    stopped = shell.cwd / "stopped"
+    interrupted(run, keep_key[0], stopped, 7)  # within a generation
+    ended = shell.run("search", *[*line, "budget.evaluations=5000"], "out=stopped")
+    assert "belongs to another configuration" in ended.stderr  # a raised budget is another run
+    resumed = search(shell, stopped.name, line)
+    for name in ("history.jsonl", "recipe.json"):
+        assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
     assert len(set(keep_key)) == 1
+
+    interrupted(run, keep_key[0], shell.cwd / "keyless", 5)
+    (shell.cwd / "keyless" / KEY_FILE).unlink()
+    ended = shell.run("search", *line, "out=keyless")
+    assert ended.code == 2
+    assert "secret.key is missing, so the noise of the steps" in ended.stderr
 
 
 def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
@@ -151,6 +163,7 @@ def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
 ) -> None:
     more = ["evaluator@select_on=none", "budget.evaluations=8"]
     line = options(world, items, *DESCENT, *more)
+    shell.refuse("no candidate has a fitness of its own", "search", *line, "choose=second_look")
     run = search(shell, "whole", line)
     history = read_lines(run / "history.jsonl")
     pairs = [line["fitness"][0] for line in history]
@@ -176,11 +189,12 @@ def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
     assert first["fitness"] == again["fitness"]
 
 
-def test_svt_names_the_winner_on_private_selection_items(
+def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nobody(
     shell: Shell, world: Path, items: Path
 ) -> None:
     svt = ["choose=svt", "privacy.svt_epsilon=2", "privacy.svt_margin=-9", "privacy.svt_clip=8"]
-    line = options(world, items, *MEANS, *svt, "budget.evaluations=9", "finalists=3")
+    svt += ["privacy.randomness=seed", "budget.evaluations=9", "finalists=3"]
+    line = options(world, items, *MEANS, *svt)
     run = search(shell, "run", line)
     answers = read_lines(run / "svt.jsonl")
     assert len(answers) <= 3
@@ -190,35 +204,10 @@ def test_svt_names_the_winner_on_private_selection_items(
     assert not (run / "finalists.jsonl").exists()
     paid: list[Mechanism] = [Gaussian(4 / np.sqrt(5)), Gaussian(2.0), SparseVector(2.0)]
     assert spend_of(run)["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
-
-
-def test_noise_from_the_seed_is_reproducible_and_not_private(
-    shell: Shell, world: Path, items: Path
-) -> None:
-    more = ["evaluator@select_on=none", "privacy.randomness=seed", "budget.evaluations=5"]
-    line = options(world, items, *MEANS, *more)
-    one, other = search(shell, "one", line), search(shell, "other", line)
-    assert (one / "history.jsonl").read_bytes() == (other / "history.jsonl").read_bytes()
-    recipe = json.loads((one / "recipe.json").read_text())
-    assert "the search on letters, whose noise follows from its public seed" in str(
-        recipe["privacy"]["unrecorded"]
-    )
-
-
-def test_without_its_key_a_run_is_not_continued(
-    shell: Shell, world: Path, items: Path, keep_key: list[str]
-) -> None:
-    more = ["evaluator@select_on=none", "budget.evaluations=9"]
-    line = options(world, items, *MEANS, *more)
-    run = search(shell, "whole", line)
-    interrupted(run, keep_key[0], shell.cwd / "stopped", 5)
-    (shell.cwd / "stopped" / KEY_FILE).unlink()
-    ended = shell.run("search", *line, "out=stopped")
-    assert ended.code == 2
-    assert "secret.key is missing, so the noise of the steps" in ended.stderr
-    interrupted(run, "no key", shell.cwd / "damaged", 5)
-    ended = shell.run("search", *line, "out=damaged")
-    assert "secret.key is damaged" in ended.stderr
+    recipe = json.loads((run / "recipe.json").read_text())
+    said = "the search on letters, whose noise follows from its public seed"
+    assert said in recipe["privacy"]["unrecorded"]
+    assert not recipe["privacy"]["private"]
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +253,7 @@ TASK = {"text": {"_target_": "evaluators.perplexity.Perplexity"}}
         ({"in_hull": {"space": {}}}, "companion search inside the hull would read the private"),
         ({"privacy.release": "differences"}, "no candidate has a fitness of its own to be chos"),
         ({"common_items": None}, "sampling=poisson: of how many items"),
+        ({"sampling": None}, "a share of fixed size holds changes with every item more or less"),
         ({"privacy": {}}, "sampling=poisson is for private items, whose noise it makes cheaper"),
         (
             {"privacy": {}, "sampling": None, "choose": "svt"},
@@ -291,14 +281,6 @@ def test_differences_are_of_pairs_and_of_one_number(config: DictConfig) -> None:
         check_privacy(changed, 4, 2)
     changed.objective = PARETO
     check_privacy(changed, 4, 1)
-
-
-@pytest.mark.usefixtures("idle")
-def test_a_refusal_comes_before_any_work(shell: Shell) -> None:
-    shell.refuse("privacy.data is not set", "search", "tracker=none", "privacy=means")
-    shell.refuse(
-        "choose=last is for private items", "search", "tracker=none", "choose=last", "in_hull=null"
-    )
 
 
 def test_an_item_may_contribute_once() -> None:
@@ -348,3 +330,55 @@ def test_noise_belongs_to_configuration_and_items(tmp_path: Path) -> None:
     assert one.normal(1) == open_noise(tmp_path, ["run", "items"], begun=True).normal(1)
     assert one.normal(1) != open_noise(tmp_path, ["run", "other items"], begun=True).normal(1)
     assert seeded_noise(1, ["a"]).normal(1) != seeded_noise(2, ["a"]).normal(1)
+    (tmp_path / KEY_FILE).write_text("no key")
+    with pytest.raises(UserError, match=r"secret\.key is damaged .*: restore it"):
+        open_noise(tmp_path, [], begun=False)
+    (tmp_path / KEY_FILE).unlink()
+    with pytest.raises(UserError, match=r"secret\.key is missing, so the noise of the steps"):
+        open_noise(tmp_path, [], begun=True)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_releases_the_same_once(world: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as so many lines are there; the key of the first start is that of the last.
+
+    An uninterrupted run with the same key says what has to come out.
+    """
+    data = write_texts(tmp_path / "many.jsonl", first=500, count=12)
+    line = options(world, data, *DESCENT, "evaluator@select_on=none", "budget.evaluations=12")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "experiments.cli", "search", *line, f"out={killed}"]
+    kills, key = 0, ""
+    for lines in (0, 1, 4, 5, 11):
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not (
+            (killed / KEY_FILE).exists() and _lines(killed / "history.jsonl") >= lines
+        ):
+            time.sleep(0.001)
+        if process.poll() is None:
+            key = key or (killed / KEY_FILE).read_text()
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 4
+    shutil.copytree(killed, whole)
+    for name in ("history.jsonl", "timing.jsonl", "recipe.json"):
+        (whole / name).unlink(missing_ok=True)
+    assert (killed / KEY_FILE).read_text() == key
+    for out in (killed, whole):
+        done = evomerge("search", *line, f"out={out}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert not (out / KEY_FILE).exists()
+    for name in ("history.jsonl", "recipe.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert spend_of(killed)["mechanisms"][0]["steps"] == 6
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

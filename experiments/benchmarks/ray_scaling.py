@@ -25,8 +25,8 @@ from experiments.execution.ray_cluster import RayCluster
 from experiments.study import Study
 
 POPULATION = 8
-TEXTS = 24
-BYTES = 200  # of a text
+TEXTS = 8
+BYTES = 120  # of a text
 WORKERS = 2
 
 

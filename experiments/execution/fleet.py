@@ -137,6 +137,8 @@ class Fleet:
 
     def submit(self, genomes: Sequence[Any], generation: int = 0) -> int:
         """Takes genomes that one worker scores together; returns their ticket."""
+        if not self._tasks:
+            self._heard = self._clock()  # nobody was waited for until now
         self._tickets += 1
         self._tasks[self._tickets] = _Task(genomes, generation)
         self._queue.append(self._tickets)

@@ -57,11 +57,33 @@ def same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+@pytest.fixture
+def patient() -> None:
+    """Starts Ray, which gives its own processes 15 seconds, too few on a very busy machine."""
+    for attempt in range(3):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                object_store_memory=100 * 2**20,
+            )
+        except Exception as error:  # Ray raises nothing more precise
+            ray.shutdown()
+            if attempt == 2:
+                pytest.skip(f"Ray does not start on this machine now: {error}")
+        else:
+            return
+
+
+@pytest.mark.usefixtures("patient")
 def test_two_workers_give_the_same_bytes_as_this_process(shell: Shell, world: Path) -> None:
     local = run(shell, world, "local", *SEARCH)
-    workers = run(shell, world, "ray", *SEARCH, "execution=ray", "execution.workers=2")
+    workers = run(shell, world, "ray", *SEARCH, "execution=ray")
     same(workers, local)
-    assert not ray.is_initialized()
+    assert ray.is_initialized(), "what was not started by the run is left alone"
 
 
 class Sabotaged(Fleet):
@@ -106,6 +128,7 @@ def test_a_killed_worker_leaves_the_result_identical(
     sabotage(monkeypatch, kill)
     workers = run(shell, world, "ray", *SEARCH, *items, "execution=ray", "execution.workers=2")
     assert killed
+    assert not ray.is_initialized(), "a cluster of one's own ends with the run"
     same(workers, local)
 
 

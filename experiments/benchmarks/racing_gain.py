@@ -4,9 +4,9 @@
 
 The search of ``experiment=quickstart`` with five seeds. After every generation, and without racing
 after every candidate, the search names a winner as it does at its end: of the best three that were
-asked all search items, the best on the selection items. Counted are search items asked, by all candidates, until the winners' fitness on
-held-out items, mean of the seeds, is for good within 0.5 % of that of the winners that searches
-without racing end with; for these themselves too.
+asked all search items, the best on the selection items. Counted are search items asked, by all
+candidates, until the winners' fitness on held-out items, mean of the seeds, is for good within
+0.5 % of that of the winners that searches without racing end with; for these themselves too.
 """
 
 from __future__ import annotations

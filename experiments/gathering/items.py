@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evaluators.batching import pack
 from evaluators.forward import kept_logits
-from evaluators.requests import Classify, Loglikelihood, Request
+from evaluators.requests import Classify, Loglikelihood, Request, TokenStatistics
 from evaluators.resident import Resident
 
 _ELEMENTS_PER_TOKEN = 3 * 16 * 16  # as the engine counts images
@@ -62,7 +62,8 @@ def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
     """Returns the inputs of `requests`, cut and shared as the engine's jobs do.
 
     Log-likelihoods: what the model reads, once for requests that read the same. Generation: the
-    prompt, of which the first new token is scored. Classification: the item, whoever's head asks.
+    prompt, of which the first new token is scored. Token statistics: the text. Classification:
+    the item, whoever's head asks.
     """
     rows: dict[tuple[int, ...], int] = {}  # tokens -> scored
     items: list[Item] = []
@@ -72,6 +73,9 @@ def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
         elif isinstance(request, Loglikelihood):
             row = (request.context + request.continuation)[-(max_length + 1) :][:-1]
             rows[row] = max(rows.get(row, 0), len(request.continuation))
+        elif isinstance(request, TokenStatistics):
+            row = request.tokens[: max_length + 1][:-1]
+            rows[row] = max(rows.get(row, 0), len(row))
         else:
             row = request.prompt[-max(1, max_length - request.max_new_tokens) :]
             rows[row] = max(rows.get(row, 0), 1)

@@ -152,7 +152,7 @@ class TestWeights:
     @pytest.fixture(autouse=True)
     def _no_evaluation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ExpertPool, "resident", lambda *_: pytest.fail("weights are held"))
-        monkeypatch.setattr(loop, "_Run", lambda *_: pytest.fail("the search began"))
+        monkeypatch.setattr(loop, "Session", lambda *_: pytest.fail("the search began"))
 
     def test_nan_in_expert(self, shell: Shell, world: Path, expert: Path) -> None:
         change(expert, DOWN, with_first(float("nan")))

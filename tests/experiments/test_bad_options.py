@@ -339,7 +339,7 @@ def test_unknown_verb(shell: Shell) -> None:
     assert ended.code == 2
     assert ended.messages == [
         "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, statistics, "
-        "rebuild, report, compare"
+        "rebuild, report, pseudonymize, reference-losses, compare"
     ]
 
 
@@ -351,7 +351,7 @@ def test_refusal_in_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_search_says_so_and_continues(world: Path, tmp_path: Path) -> None:
-    line = overrides(world, "out=run", "budget.evaluations=200", "baselines=none", "in_hull=null")
+    line = overrides(world, "out=run", "budget.evaluations=600", "baselines=none", "in_hull=null")
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", "search", *line],
         cwd=tmp_path,
@@ -369,8 +369,8 @@ def test_interrupted_search_says_so_and_continues(world: Path, tmp_path: Path) -
     assert stderr.endswith("evomerge search: interrupted; the same command continues it\n")
     assert "Traceback" not in stderr
     begun = history.read_bytes()
-    assert begun.count(b"\n") < 200
+    assert begun.count(b"\n") < 600
     done = evomerge("search", *line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert history.read_bytes().startswith(begun)
-    assert history.read_bytes().count(b"\n") == 200
+    assert history.read_bytes().count(b"\n") == 600

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from search.constrained import Constrained
 from search.objective import Pareto, WeightedMean
 from tests.search.contract import AXES
 
@@ -57,7 +58,7 @@ def test_objectives_are_built_by_their_files(path: Path) -> None:
     build, options, partial = read(path)
     assert not partial
     assert set(options) == set(inspect.signature(build).parameters)
-    assert isinstance(build(**options), WeightedMean | Pareto)
+    assert isinstance(build(**options), WeightedMean | Pareto | Constrained)
 
 
 def test_there_is_a_file_for_every_name_that_is_promised() -> None:

@@ -28,7 +28,8 @@ from merging.low_rank import LowRankDeltas
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
-_CPU_PASS = 512  # tokens of a pass that candidates share
+_CPU_PASS = 256  # tokens of a pass that candidates share
+_CPU_ALONE = 1024  # tokens of a batch for which a candidate's weights are written out
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -66,6 +67,7 @@ class Engine:
         self.batch_tokens = batch_tokens
         self._timeout_s = timeout_s
         self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
+        self._alone_tokens = _CPU_ALONE if resident.device.type == "cpu" else None
         self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
@@ -142,6 +144,7 @@ class Engine:
                 candidates,
                 pass_tokens=min(self._pass_tokens or batch_tokens, batch_tokens),
                 cache_tokens=batch_tokens,
+                alone_tokens=self._alone_tokens,
             )
             with torch.inference_mode(), population:
                 for job in jobs:

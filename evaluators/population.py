@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from evaluators.delta_layers import Chosen, DeltaLayer, delta_layer, refusal
 from evaluators.resident import Resident
+from evaluators.written import Written
 from merging.low_rank import LowRank, LowRankDeltas
 
 PLAIN: LowRankDeltas = {}
@@ -25,15 +26,20 @@ _Kind: TypeAlias = tuple[bool, tuple[int, ...]]
 
 
 class Population:
-    """Sets and removes the hooks that add every candidate's differences; a context manager.
+    """Lets candidates take their turns in passes, together or alone; a context manager.
 
-    One candidate without differences is the plain model: no layer is touched.
+    Together, hooks add every candidate's differences to its own rows of a pass. A batch that is
+    large already gains nothing by more rows; where `alone_tokens` says so, candidates are then
+    written into the weights in turns. Leaving the context removes hooks and restores the centre.
+    One candidate without differences is the plain model: nothing is touched.
 
     Args:
         resident: holds the centre.
         candidates: at least one.
         pass_tokens: most tokens of one pass of several candidates.
         cache_tokens: most tokens whose keys and values several candidates hold together.
+        alone_tokens: tokens of a batch from which a candidate that has the pass to itself is
+            written; None: never. A copy of the tensors that change is held then.
 
     Raises:
         ValueError: a tensor that the model does not have, of another shape, or of a layer whose
@@ -47,15 +53,17 @@ class Population:
         *,
         pass_tokens: int,
         cache_tokens: int,
+        alone_tokens: int | None = None,
     ) -> None:
         self.size = len(candidates)
         self._pass_tokens, self._cache_tokens = pass_tokens, cache_tokens
+        self._alone_tokens, self._alone = alone_tokens, False
         self._device = resident.device
+        self._written = Written(resident, candidates)
         self._layers = _layers(resident, candidates)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Population:
-        self._handles = [handle for layer in self._layers for handle in layer.attach()]
         return self
 
     def __exit__(
@@ -64,9 +72,8 @@ class Population:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._detach()
+        self._written.restore()
 
     def parts(self, tokens: int, *, cached: bool = False) -> Iterator[range]:
         """Yields the candidates a few at a time, in parts of nearly equal size.
@@ -75,20 +82,37 @@ class Population:
             tokens: of one candidate's batch, padding included.
             cached: whether they are written one after the other into a cache.
         """
-        most = self._cache_tokens if cached else self._pass_tokens
-        passes = -(-self.size // max(1, most // tokens))
+        most = max(1, (self._cache_tokens if cached else self._pass_tokens) // tokens)
+        large = self._alone_tokens is not None and tokens >= self._alone_tokens
+        self._alone = most == 1 and large and bool(self._layers)
+        passes = -(-self.size // most)
         for number in range(passes):
             yield range(self.size * number // passes, self.size * (number + 1) // passes)
 
     def choose(self, candidates: Sequence[int], rows: int) -> None:
         """Takes candidates by number for the next passes, `rows` rows of each."""
-        chosen: slice | Tensor
-        if isinstance(candidates, range):
-            chosen = slice(candidates.start, candidates.stop)
-        else:
-            chosen = torch.tensor(candidates, device=self._device)
-        for layer in self._layers:
-            layer.choose(Chosen(chosen, len(candidates), len(candidates) * rows))
+        if self._alone:
+            self._detach()
+            self._written.write(candidates[0])
+        elif self._layers:
+            self._written.restore()
+            self._attach()
+            chosen: slice | Tensor
+            if isinstance(candidates, range):
+                chosen = slice(candidates.start, candidates.stop)
+            else:
+                chosen = torch.tensor(candidates, device=self._device)
+            for layer in self._layers:
+                layer.choose(Chosen(chosen, len(candidates), len(candidates) * rows))
+
+    def _attach(self) -> None:
+        if not self._handles:
+            self._handles = [handle for layer in self._layers for handle in layer.attach()]
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 def tiled(index: Tensor, times: int, step: int) -> Tensor:

@@ -173,6 +173,36 @@ def random_deltas_of_layers(resident: Resident, seed: int) -> Deltas:
     }
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_large_batches_are_written_in_turns(
+    checkpoints: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some batches are large enough for a candidate alone, and others are shared between them."""
+    monkeypatch.setattr("evaluators.engine._CPU_ALONE", 100)
+    resident = language_resident(checkpoints / name)
+    kick(resident, scale=0.1)
+    requests = (*language_requests(resident), *random_requests(5, 3, 120))
+    mixed, other = mixed_deltas(resident, [2])[0], random_deltas(resident, 1)
+    candidates = [random_deltas(resident, 0), mixed, {}, other]
+    expected = one_by_one(resident, requests, candidates)
+    before = {n: p.clone() for n, p in resident.module.named_parameters()}
+    hooked: list[bool] = []
+    layer = next(m for m in resident.module.modules() if type(m).__name__ in ("Linear", "Conv1D"))
+    resident.module.register_forward_pre_hook(lambda *_: hooked.append(bool(layer._forward_hooks)))
+    engine = Engine(resident, batch_tokens=200, pass_tokens=90)
+    assert_close(engine.run_population(requests, candidates), expected)
+    assert set(hooked) == {True, False}
+    assert all(torch.equal(p, before[n]) for n, p in resident.module.named_parameters())
+    bad: Deltas = {resident_norm(resident): torch.full((32,), float("nan"))}
+    assert isinstance(engine.run_population(requests, [bad])[0], EvaluationError)
+    assert all(torch.equal(p, before[n]) for n, p in resident.module.named_parameters())
+
+
+def resident_norm(resident: Resident) -> str:
+    names = [name for name, p in resident.module.named_parameters() if p.dim() == 1]
+    return names[-1]
+
+
 def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     """Rows drop out unevenly: one candidate ends at once, another writes on."""
     ask = tuple(llama.info.tokenizer.encode(sentence(2, 5)))

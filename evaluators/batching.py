@@ -14,6 +14,7 @@ from evaluators.requests import EvaluationError, Response
 from evaluators.resident import Resident
 
 T = TypeVar("T")
+_MOST_TOKENS = 1 << 18  # a batch larger than this is no faster on any device
 
 
 class Deadline:
@@ -100,6 +101,25 @@ def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterat
         width = max(width, length)
     if batch:
         yield batch
+
+
+def grown(batch_tokens: int, used_bytes: int, free_bytes: int) -> int:
+    """Returns a budget of tokens for the memory that is free; a power of two times the given one.
+
+    Half of the memory stays free: for candidates that are merged, and for what varies.
+
+    Args:
+        batch_tokens: of a run that was measured.
+        used_bytes: most memory that it took.
+        free_bytes: most that a run may take.
+
+    Example:
+        >>> grown(8192, 1 << 30, 9 << 30)
+        32768
+    """
+    while used_bytes > 0 and 4 * used_bytes <= free_bytes and batch_tokens < _MOST_TOKENS:
+        batch_tokens, used_bytes = 2 * batch_tokens, 2 * used_bytes
+    return batch_tokens
 
 
 def padded(

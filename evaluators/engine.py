@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 
-from evaluators.batching import Answers, Deadline, Job
+from evaluators.batching import Answers, Deadline, Job, grown
 from evaluators.class_logits import ClassLogitsJob
+from evaluators.compiled import CompiledForward
 from evaluators.generation import GenerationJob
 from evaluators.likelihood import LikelihoodJob
 from evaluators.population import PLAIN, Population, factor_bytes
@@ -27,6 +29,7 @@ from evaluators.token_statistics import TokenStatisticsJob
 from merging.low_rank import LowRankDeltas
 
 _log = logging.getLogger(__name__)
+_BATCH = 8192
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
 _CPU_PASS = 256  # tokens of a pass that candidates share
 _CPU_ALONE = 1024  # tokens of a batch for which a candidate's weights are written out
@@ -45,29 +48,35 @@ class Engine:
 
     Args:
         resident: the model.
-        batch_tokens: most padded tokens of one forward pass; halved where memory runs out.
+        batch_tokens: most padded tokens of one forward pass; halved where memory runs out. None:
+            8192, and on CUDA as many more as the memory that a first run takes leaves room for.
         timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
         pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
             a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
+        compile: whether the model without its output layer is compiled (`torch.compile`) for
+            candidates that have a pass to themselves; the first passes then take minutes.
     """
 
     def __init__(
         self,
         resident: Resident,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = 8192,
         timeout_s: float | None = None,
         pass_tokens: int | None = None,
+        compile: bool = False,
     ) -> None:
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1 or null, got {batch_tokens}")
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0 seconds or null, got {timeout_s}")
         self.resident = resident
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or _BATCH
+        self._unknown = batch_tokens is None and resident.device.type == "cuda"
         self._timeout_s = timeout_s
         self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
         self._alone_tokens = _CPU_ALONE if resident.device.type == "cpu" else None
+        self._compiled = CompiledForward(resident.module) if compile else None
         self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
@@ -99,6 +108,9 @@ class Engine:
             ValueError: as `run`, or as `Population`.
         """
         asked = requests if isinstance(requests, tuple) else tuple(requests)
+        if self._unknown and asked:
+            self._unknown = False
+            self._find_batch_tokens(asked)
         found: list[list[Response] | EvaluationError] = []
         for group in self._groups(candidates):
             try:
@@ -106,6 +118,17 @@ class Engine:
             except EvaluationError as error:
                 found += [error] * len(group)
         return found
+
+    def _find_batch_tokens(self, requests: tuple[Request, ...]) -> None:
+        """Lets the centre answer, and sees how many times its memory is still free."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.resident.device)
+        self._run(requests, (PLAIN,), keep=True)
+        used = torch.cuda.memory_reserved(self.resident.device) - before
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.resident.device)
+        self.batch_tokens = grown(self.batch_tokens, used, free)
+        _log.info("batch_tokens=%d", self.batch_tokens)
 
     def _run(
         self, requests: tuple[Request, ...], candidates: Sequence[LowRankDeltas], *, keep: bool
@@ -146,7 +169,10 @@ class Engine:
                 cache_tokens=batch_tokens,
                 alone_tokens=self._alone_tokens,
             )
-            with torch.inference_mode(), population:
+            compiled = (
+                nullcontext() if self._compiled is None or any(candidates) else self._compiled
+            )
+            with torch.inference_mode(), population, compiled:
                 for job in jobs:
                     job.run(self.resident, population, deadline, answers)
         except (RuntimeError, MemoryError) as error:

@@ -16,6 +16,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from evaluators.batching import grown
 from evaluators.engine import Engine
 from evaluators.forward import token_log_probs
 from evaluators.requests import Classify, EvaluationError, Generate, Loglikelihood
@@ -133,10 +134,46 @@ def test_time_limit(llama: Resident, request_: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_bad_options_are_refused(llama: Resident) -> None:
-    with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_tokens must be at least 1 or null, got 0"):
         Engine(llama, batch_tokens=0)
     with pytest.raises(ValueError, match="timeout_s must be above 0 seconds or null, got 0"):
         Engine(llama, timeout_s=0)
+
+
+def test_unlimited_batches_start_at_a_sensible_size(llama: Resident) -> None:
+    assert Engine(llama, batch_tokens=None).batch_tokens == 8192
+
+
+def test_batches_grow_into_the_free_memory() -> None:
+    assert grown(8192, 1000, 1999) == 8192
+    assert grown(8192, 1000, 16_000) == 8192 * 8
+    assert grown(8192, 0, 10**12) == 8192
+    assert grown(8192, 1, 10**12) == 1 << 18
+
+
+def test_the_body_is_compiled_for_plain_passes_alone(
+    llama: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def fake(forward: Any, *, dynamic: bool) -> Any:
+        def compiled(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            return forward(*arguments, **options)
+
+        return compiled
+
+    monkeypatch.setattr("torch.compile", fake)
+    requests = (*random_requests(1, 10, 40), Generate((40, 50), 4))
+    expected = Engine(llama).run(requests)
+    engine = Engine(llama, compile=True)
+    assert engine.run(requests) == expected
+    assert calls
+    assert "forward" not in vars(llama.module.model)
+    calls.clear()
+    norm = {"model.norm.weight": torch.zeros(32)}
+    assert engine.run_population(requests, [norm])[0] == expected
+    assert not calls
 
 
 def test_head_logits_equal_single_rows(bert: Resident) -> None:

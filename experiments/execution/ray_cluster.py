@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ _LOST = (
     exceptions.OutOfMemoryError,
     exceptions.WorkerCrashedError,
 )
+_ANSWER_S = 10.0  # for a head to take a connection
 _STORE_BYTES = 100 * 2**20  # genomes and scores are small; weights never come here
 
 
@@ -47,7 +49,9 @@ class RayCluster:
         if self._connected:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             own: dict[str, Any] = {}
-            if address is None:
+            if address is not None:
+                _check_answers(address)
+            else:
                 own = {
                     "num_cpus": max(1, math.ceil(workers * cpus)),
                     "include_dashboard": False,
@@ -113,6 +117,17 @@ class RayCluster:
         """Leaves the cluster; ends it where it is one's own."""
         if self._connected:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConnectionError where nothing listens: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return  # auto, and whatever else Ray may know
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error})") from error
 
 
 def _alive() -> list[dict[str, float]]:

@@ -20,6 +20,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from experiments.errors import UserError
+from experiments.evaluation import own_evaluation
 from experiments.execution import on_ray
 from experiments.execution.execution import Order
 from experiments.execution.fleet import Fleet
@@ -278,6 +280,14 @@ def test_what_a_node_lacks_is_named(study: Study, tmp_path: Path) -> None:
 def test_what_workers_cannot_do_is_refused(shell: Shell, options: list[str], pattern: str) -> None:
     quickstart = ["experiment=quickstart", "baselines=none", "tracker=none", "execution=ray"]
     shell.refuse(pattern, "search", *quickstart, *options)
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(study: Study) -> None:
+    execution = on_ray.OnRay(address="127.0.0.1:1")
+    own = own_evaluation(study, None)
+    with pytest.raises(UserError, match=r"execution.address=127.0.0.1:1: nothing answers there"):
+        execution.evaluation(own, study.order, study.space.to_json)
+    execution.close()
 
 
 def test_where_candidates_are_scored_is_not_a_runs_identity() -> None:

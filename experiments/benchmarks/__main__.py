@@ -27,7 +27,7 @@ from experiments.benchmarks.measured import Measured
 from experiments.run_directory import environment
 from merging.files import write_text
 
-BENCHMARKS = ("merge_bandwidth", "merge_speed", "racing_gain", "search_memory")
+BENCHMARKS = ("merge_bandwidth", "merge_speed", "racing_gain", "ray_scaling", "search_memory", "start_up")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,15 @@ from experiments.benchmarks.measured import Measured
 from experiments.run_directory import environment
 from merging.files import write_text
 
-BENCHMARKS = ("merge_bandwidth", "merge_speed", "racing_gain", "ray_scaling", "search_memory", "start_up")
+BENCHMARKS = (
+    "merge_bandwidth",
+    "merge_speed",
+    "racing_gain",
+    "racing_gain_larger",
+    "ray_scaling",
+    "search_memory",
+    "start_up",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

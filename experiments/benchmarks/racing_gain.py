@@ -12,7 +12,7 @@ candidates, until the winners' fitness on held-out items, mean of the seeds, is 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,32 +35,63 @@ from search.selection import finalists
 SEEDS = range(5)
 BAR = 5.0
 LOSS = 0.005
+EVALUATIONS = 40  # of the quickstart
 _COMMON = ("experiment=quickstart", "in_hull=null", "baselines=none", "tracker=none")
-_EVALUATIONS = 40  # of the quickstart
-_RACED: Mapping[str, tuple[str, int]] = {  # option, and candidates of a search
-    "halving": ("racing=halving", 3 * _EVALUATIONS),
-    "paired test": ("racing=paired_test", _EVALUATIONS),
-}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of racing.
+
+    Args:
+        name: of the row.
+        options: of the search.
+        evaluations: candidates of a search.
+        bar: of the ratio; None: none.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    evaluations: int
+    bar: float | None = None
 
 
 def measure() -> Iterator[Measured]:
     """Yields a row for every rule of racing."""
-    world = _World()
-    full = [world.course(seed, (), _EVALUATIONS) for seed in SEEDS]
+    return rows(
+        "quickstart, 210 search items",
+        (),
+        (
+            Arm("halving", ("racing=halving",), 3 * EVALUATIONS, BAR),
+            Arm("paired test", ("racing=paired_test",), EVALUATIONS),
+        ),
+    )
+
+
+def rows(place: str, common: Sequence[str], arms: Sequence[Arm]) -> Iterator[Measured]:
+    """Yields a row for every arm.
+
+    Args:
+        place: where is searched, in words.
+        common: options of all searches.
+        arms: what is compared with no racing.
+    """
+    world = _World(common)
+    full = [world.course(seed, (), EVALUATIONS) for seed in SEEDS]
     goal = (1 - LOSS) * float(np.mean([course.fitness[-1] for course in full]))
     needed = _needed(full, goal)
     assert needed is not None, "they end above their own goal"
-    for name, (option, evaluations) in _RACED.items():
-        raced = [world.course(seed, (option,), evaluations) for seed in SEEDS]
+    for arm in arms:
+        raced = [world.course(seed, arm.options, arm.evaluations) for seed in SEEDS]
         own = _needed(raced, goal)
         yield Measured(
-            measure=f"search items per run to the same winner, {name}",
+            measure=f"search items per run to the same winner ({place}), {arm.name}",
             ours=own,
             other=needed,
             against="no racing",
             unit="items",
             ratio=float("nan") if own is None else needed / own,
-            bar=BAR if name == "halving" else None,
+            bar=arm.bar,
             note=_note(raced, full, goal),
         )
 
@@ -88,8 +119,9 @@ class _Course:
 class _World:
     """The quickstart, opened once; what a genome scores on other items is asked once."""
 
-    def __init__(self) -> None:
-        self._study = Study.open(_config(0, ()))
+    def __init__(self, common: Sequence[str]) -> None:
+        self._common = (*_COMMON, *common)
+        self._study = Study.open(self._config(0, ()))
         with tempfile.TemporaryDirectory() as folder:
             references = References(self._study, Path(folder) / "references.jsonl")
             panels = (self._study.search_on, self._study.select_on, self._study.report_on)
@@ -97,6 +129,11 @@ class _World:
                 panel.split: self._bind(panel, references) for panel in panels if panel is not None
             }
         self._known: dict[tuple[str, str], float] = {}
+
+    def _config(self, seed: int, options: Sequence[str]) -> DictConfig:
+        more = [*self._common, "save_model=false", f"seed={seed}", *options]
+        with initialize_config_module("conf", version_base="1.3"):
+            return compose("search", overrides=more)
 
     def _bind(self, panel: Panel, references: References) -> BoundObjective:
         rivals = references.score(panel, kinds=("base", "expert"))
@@ -110,7 +147,7 @@ class _World:
 
     def course(self, seed: int, options: Sequence[str], evaluations: int) -> _Course:
         """Returns the course of one search."""
-        config = _config(seed, options)
+        config = self._config(seed, options)
         strategy = assemble.open_strategy(config, self._study.space)
         study = replace(self._study, config=config, seed=seed, strategy=strategy)
         objective = self._objectives["search"]
@@ -166,13 +203,6 @@ class _Noting:
         candidates = self._strategy.ask()
         self._ends.append((self._ends or [0])[-1] + len(candidates))
         return candidates
-
-
-def _config(seed: int, options: Sequence[str]) -> DictConfig:
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose(
-            "search", overrides=[*_COMMON, f"seed={seed}", "save_model=false", *options]
-        )
 
 
 def _needed(courses: Sequence[_Course], goal: float) -> float | None:

@@ -31,7 +31,7 @@ class CsirtMemorization:
     """Reproduces arXiv 2606.28479 on synthetic vulnerability scans, and merges its experts.
 
     Args:
-        bases: name to base.
+        bases: name to base; null: it is left out.
         seeds: of data and training.
         data: how much of it.
         regimes: name to regime; V0, V0fs, V1 and V2 as in the paper must be there.
@@ -51,7 +51,7 @@ class CsirtMemorization:
     def __init__(
         self,
         *,
-        bases: Mapping[str, Base],
+        bases: Mapping[str, Base | None],
         seeds: Sequence[int],
         data: CorpusSize,
         regimes: Mapping[str, Regime],
@@ -71,7 +71,8 @@ class CsirtMemorization:
         if unknown:
             raise ValueError(f"study.small.{unknown[0]} is unknown: expected {', '.join(_SMALL)}")
         chosen = dict(small) if fast else {}
-        chosen_bases: Mapping[str, Base] = chosen.get("bases", bases)
+        named: Mapping[str, Base | None] = chosen.get("bases", bases)
+        chosen_bases = {name: base for name, base in named.items() if base is not None}
         self._fast, self._results, self._workers = fast, results, workers
         self._merging: Merging | None = chosen.get("merging", merging)
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)

@@ -187,6 +187,13 @@ def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
     assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
 
 
+def test_the_published_models_take_the_same_study(tmp_path: Path) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("search", overrides=["experiment=csirt_memorization_slm"])
+        study = instantiate(config.study, _convert_="all")
+    assert "gemma3-1b, qwen3-1.7b, llama32-3b, vaultgemma-1b\n" in study.plan(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

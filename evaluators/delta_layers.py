@@ -22,6 +22,14 @@ from merging.low_rank import LowRank
 Parts: TypeAlias = Mapping[str, Sequence[LowRank | Tensor | None]]
 """A layer's parameter to what each candidate adds to it; None: nothing."""
 
+_KINDS: Mapping[type[nn.Module], Mapping[str, bool]] = {
+    nn.Linear: {"weight": False, "bias": True},
+    Conv1D: {"weight": False, "bias": True},
+    nn.Embedding: {"weight": False},
+    nn.LayerNorm: {"weight": True, "bias": True},
+}
+"""Kind of layer to the parameters in which candidates can differ; whether as a whole vector."""
+
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
@@ -80,12 +88,9 @@ def refusal(tensor: str, module: nn.Module, attribute: str, *, vector: bool) -> 
     """
     if ".experts." in tensor:
         return f"{tensor} sees the tokens that a router sends it, not whole rows"
-    fits = {
-        nn.Linear: {"weight": False, "bias": True},
-        Conv1D: {"weight": False, "bias": True},
-        nn.Embedding: {"weight": False},
-        nn.LayerNorm: {"weight": True, "bias": True},
-    }.get(type(module), {"weight": True} if _is_rms_norm(module) else {})
+    fits = _KINDS.get(type(module))
+    if fits is None:
+        fits = {"weight": True} if _is_rms_norm(module) else {}
     if fits.get(attribute) == vector:
         return None
     return f"{tensor} belongs to a {type(module).__name__}, whose rows cannot have weights each"

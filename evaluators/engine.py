@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 _BATCH = 8192
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
 _CPU_PASS = 256  # tokens of a pass that candidates share
-_CPU_ALONE = 1024  # tokens of a batch for which a candidate's weights are written out
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -75,7 +74,6 @@ class Engine:
         self._unknown = batch_tokens is None and resident.device.type == "cuda"
         self._timeout_s = timeout_s
         self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
-        self._alone_tokens = _CPU_ALONE if resident.device.type == "cpu" else None
         self._compiled = CompiledForward(resident.module) if compile else None
         self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
 
@@ -167,7 +165,7 @@ class Engine:
                 candidates,
                 pass_tokens=min(self._pass_tokens or batch_tokens, batch_tokens),
                 cache_tokens=batch_tokens,
-                alone_tokens=self._alone_tokens,
+                writes=self.resident.device.type == "cpu",
             )
             compiled = (
                 nullcontext() if self._compiled is None or any(candidates) else self._compiled

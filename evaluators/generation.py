@@ -12,16 +12,26 @@ from torch import Tensor
 
 from evaluators.batching import Answers, Deadline, pack, pad_token, padded
 from evaluators.forward import kept_logits
-from evaluators.population import Population
+from evaluators.passes import going_on
+from evaluators.population import Population, tiled
+from evaluators.prefix_tree import groups
 from evaluators.requests import Generate, Generated
 from evaluators.resident import Resident
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Prompts that are continued together: ``(rows, width)`` ids and mask, padded on the left."""
+    """Prompts that are continued together.
+
+    Args:
+        requests: one for each row.
+        trunk: ``(1, shared)`` tokens that all prompts begin with; none where that saves little.
+        input_ids: ``(rows, width)`` the others, padded on the left.
+        mask: of these.
+    """
 
     requests: tuple[Generate, ...]
+    trunk: Tensor
     input_ids: Tensor
     mask: Tensor
 
@@ -29,7 +39,7 @@ class _Batch:
     def tokens(self) -> int:
         """Tokens that all rows hold at the end."""
         longest = max(request.max_new_tokens for request in self.requests)
-        return len(self.requests) * (self.input_ids.shape[1] + longest)
+        return len(self.requests) * (self.trunk.numel() + self.input_ids.shape[1] + longest)
 
 
 class GenerationJob:
@@ -49,16 +59,18 @@ class GenerationJob:
         ordered = sorted(
             prompts, key=lambda each: (-each.max_new_tokens, -len(prompts[each]), each.prompt)
         )
-        lengths = [len(prompts[each]) + each.max_new_tokens for each in ordered]
-        self._batches = []
-        for batch in pack(ordered, lengths, batch_tokens):
-            ids, mask = padded(
-                [prompts[each] for each in batch],
-                pad=pad_token(resident),
-                left=True,
-                device=resident.device,
+        found = groups([prompts[each] for each in ordered])
+        if any(shared for shared, _ in found) and not resident.takes_cache:
+            found = [(0, list(range(len(ordered))))]
+        self._batches = [
+            _tensorise(batch, [prompts[each] for each in batch], shared, resident)
+            for shared, rows in found
+            for batch in pack(
+                [ordered[row] for row in rows],
+                [len(prompts[ordered[row]]) + ordered[row].max_new_tokens for row in rows],
+                batch_tokens,
             )
-            self._batches.append(_Batch(tuple(batch), ids, mask))
+        ]
         self.most_rows = max(len(batch.requests) for batch in self._batches)
         self._ends = _end_tokens(resident)
 
@@ -69,7 +81,6 @@ class GenerationJob:
         tokenizer = resident.info.tokenizer
         for batch in self._batches:
             for part in population.parts(batch.tokens, cached=True):
-                population.choose(part, len(batch.requests))
                 decodings = {
                     candidate: _Decoding(batch.requests, tokenizer, self._ends)
                     for candidate in part
@@ -79,6 +90,20 @@ class GenerationJob:
                     for request, text in zip(batch.requests, decoding.texts(), strict=True):
                         for place in self._places[request]:
                             answers.put(candidate, place, Generated(text))
+
+
+def _tensorise(
+    requests: Sequence[Generate],
+    prompts: Sequence[tuple[int, ...]],
+    shared: int,
+    resident: Resident,
+) -> _Batch:
+    shared = shared if len(prompts) > 1 else 0
+    tails = [prompt[shared:] for prompt in prompts]
+    pad, device = pad_token(resident), resident.device
+    ids, mask = padded(tails, pad=pad, left=True, device=device)
+    trunk = torch.tensor([prompts[0][:shared]], dtype=torch.int64, device=device)
+    return _Batch(tuple(requests), trunk, ids, mask)
 
 
 class _Decoding:
@@ -146,8 +171,10 @@ def _decode(
     """Writes tokens into the candidates' `decodings` until every row is closed."""
     # Which request each row of the tensors belongs to: candidate after candidate, equally many.
     rows = {candidate: list(range(len(batch.requests))) for candidate in decodings}
-    ids, mask, past = batch.input_ids.repeat(len(rows), 1), batch.mask.repeat(len(rows), 1), None
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    ids, mask = batch.input_ids.repeat(len(rows), 1), batch.mask.repeat(len(rows), 1)
+    past = _trunk(module, batch, population, list(rows))
+    mask = torch.cat([mask.new_ones(len(mask), batch.trunk.numel()), mask], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     takes_positions = "position_ids" in inspect.signature(module.forward).parameters
     while any(any(decoding.open) for decoding in decodings.values()):
         deadline.check()
@@ -173,6 +200,21 @@ def _decode(
         ids = torch.tensor(chosen, device=ids.device).unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         positions = positions[:, -1:] + 1
+
+
+def _trunk(module: Any, batch: _Batch, population: Population, candidates: Sequence[int]) -> Any:
+    """Returns the cache of what all prompts begin with, for every row; None: nothing."""
+    part = range(candidates[0], candidates[-1] + 1)
+    past, count = None, len(batch.requests)
+    if batch.trunk.numel():
+        population.choose(part, 1)
+        nothing = torch.empty(0, dtype=torch.int64, device=batch.trunk.device)
+        ids = batch.trunk.repeat(len(part), 1)
+        _, output = kept_logits(module, nothing, input_ids=ids, use_cache=True)
+        lines = torch.zeros(count, dtype=torch.int64, device=ids.device)
+        past = going_on(output.past_key_values, tiled(lines, len(part), 1))
+    population.choose(part, count)
+    return past
 
 
 def _next_tokens(

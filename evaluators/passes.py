@@ -67,7 +67,7 @@ class Pass:
         population.choose(candidates, len(self.input_ids))
         options: dict[str, Any] = {"use_cache": bool(self.following)}
         if self.parents is not None:
-            options["past_key_values"] = _going_on(past, tiled(self.parents, count, self.lines))
+            options["past_key_values"] = going_on(past, tiled(self.parents, count, self.lines))
         if self.mask is not None:
             options["attention_mask"] = self.mask.repeat(count, 1)
             positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.input_ids.shape[1] :]
@@ -88,8 +88,13 @@ class Pass:
             )
 
 
-def _going_on(past: Any, parents: Tensor) -> Any:
-    """Returns a cache of its own with the chosen rows of `past`, which stays as it is."""
+def going_on(past: Any, parents: Tensor) -> Any:
+    """Returns a cache of its own with the chosen rows of `past`, which stays as it is.
+
+    Args:
+        past: of a model that `Resident.takes_cache`.
+        parents: ``(rows,)`` which rows, any of them any number of times.
+    """
     cache = copy.copy(past)
     cache.layers = [copy.copy(layer) for layer in past.layers]
     cache.batch_select_indices(parents)

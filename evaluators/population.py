@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -29,7 +30,7 @@ class Population:
     """Lets candidates take their turns in passes, together or alone; a context manager.
 
     Together, hooks add every candidate's differences to its own rows of a pass. A batch that is
-    large already gains nothing by more rows; where `alone_tokens` says so, candidates are then
+    large already gains nothing by more rows; where `writes` allows it, candidates are then
     written into the weights in turns. Leaving the context removes hooks and restores the centre.
     One candidate without differences is the plain model: nothing is touched.
 
@@ -38,8 +39,8 @@ class Population:
         candidates: at least one.
         pass_tokens: most tokens of one pass of several candidates.
         cache_tokens: most tokens whose keys and values several candidates hold together.
-        alone_tokens: tokens of a batch from which a candidate that has the pass to itself is
-            written; None: never. A copy of the tensors that change is held then.
+        writes: whether a candidate that has a large batch to itself is written. A copy of the
+            tensors that change is held then.
 
     Raises:
         ValueError: a tensor that the model does not have, of another shape, or of a layer whose
@@ -53,11 +54,12 @@ class Population:
         *,
         pass_tokens: int,
         cache_tokens: int,
-        alone_tokens: int | None = None,
+        writes: bool = False,
     ) -> None:
         self.size = len(candidates)
         self._pass_tokens, self._cache_tokens = pass_tokens, cache_tokens
-        self._alone_tokens, self._alone = alone_tokens, False
+        self._alone_tokens = _alone_tokens(candidates) if writes else None
+        self._alone = False
         self._device = resident.device
         self._written = Written(resident, candidates)
         self._layers = _layers(resident, candidates)
@@ -155,6 +157,22 @@ def _refusal(resident: Resident, name: str, kind: _Kind, owners: _Owners) -> str
         if (why := refusal(name, module, attribute, vector=vector)) is not None:
             return why
     return None
+
+
+def _alone_tokens(candidates: Sequence[LowRankDeltas]) -> int | None:
+    """Returns from how many tokens of a batch on it pays to write a candidate into the weights.
+
+    Of a matrix ``(n, n)`` and factors of rank r the hooks cost two thin products of every token,
+    ``4 n r`` operations that run at half speed, writing ``2 n^2 r`` operations and moving
+    ``12 n^2`` bytes, each of which takes as long as ten operations.
+    """
+    factors = [d for each in candidates for d in each.values() if isinstance(d, LowRank)]
+    rank = max((len(each.a) for each in factors), default=0)
+    if rank == 0:
+        return None
+    sizes = [len(each.b) * each.a.shape[1] for each in factors]
+    width = math.sqrt(sum(sizes) / len(sizes))
+    return math.ceil(width * (2 * rank + 120) / (8 * rank))
 
 
 def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:

@@ -5,7 +5,7 @@ Few-shot examples are the trunk, every item's question a branch, its answers the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,13 @@ class Branch:
         """Tokens of all rows behind this branch."""
         return sum(len(b.tokens) if b.row is not None else b.leaves for b in self.branches)
 
+    def rows(self) -> Iterator[int]:
+        """Yields the numbers of all rows that begin with this branch."""
+        if self.row is not None:
+            yield self.row
+        for branch in self.branches:
+            yield from branch.rows()
+
 
 def grow(rows: Sequence[tuple[int, ...]], ends: Sequence[int]) -> list[Branch]:
     """Returns the branches of all rows; a row that shares too little is one by itself.
@@ -53,6 +60,21 @@ def grow(rows: Sequence[tuple[int, ...]], ends: Sequence[int]) -> list[Branch]:
     order = sorted(range(len(rows)), key=rows.__getitem__)
     common = [_common(rows[i], rows[j]) for i, j in pairwise(order)]
     return _Grower(rows, ends, order, common).branches(0, len(rows), 0)
+
+
+def groups(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Returns the rows by what they begin with: how many tokens they share, and their numbers.
+
+    Rows that share too little come first, with 0 shared tokens.
+    """
+    alone: list[int] = []
+    found: list[tuple[int, list[int]]] = []
+    for branch in grow(rows, [len(row) - 1 for row in rows]):
+        if branch.row is not None:
+            alone.append(branch.row)
+        else:
+            found.append((len(branch.tokens), sorted(branch.rows())))
+    return [(0, sorted(alone)), *found] if alone else found
 
 
 class _Grower:

@@ -49,6 +49,28 @@ def test_greedy_equals_generate_in_any_batch(checkpoints: Path, name: str) -> No
         assert [each.text for each in answers] == expected
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "qwen2"])
+def test_examples_before_all_prompts_are_computed_once(checkpoints: Path, name: str) -> None:
+    resident = language_resident(checkpoints / name)
+    kick(resident, scale=0.1)
+    examples = sentence(9, 12)
+    requests = [
+        Generate(prompt(resident, examples + sentence(i, 1 + i)), 5 + i % 3) for i in range(6)
+    ]
+    requests.append(Generate(prompt(resident, "something else"), 6))
+    expected = [reference(resident, each) for each in requests]
+    tokens: list[int] = []
+    resident.module.register_forward_pre_hook(
+        lambda _, __, options: tokens.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    for batch_tokens in (1, 300, 10_000):
+        tokens.clear()
+        answers = Engine(resident, batch_tokens=batch_tokens).run(requests)
+        assert [each.text for each in answers] == expected
+    read = sum(tokens[: tokens.index(max(tokens)) + 1])  # the examples, then all that is left
+    assert read < 0.6 * sum(len(each.prompt) for each in requests)
+
+
 def test_too_long_prompt_loses_its_left_end(short: Resident) -> None:
     request = Generate(prompt(short, sentence(1, 30)), 10)
     assert Engine(short).run([request])[0].text == reference(short, request)

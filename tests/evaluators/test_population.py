@@ -97,6 +97,7 @@ def language_requests(resident: Resident) -> tuple[Request, ...]:
         Generate(tuple(encode(sentence(i, 2 + i))), 4 + 3 * (i % 3), stop=("e",)[: i % 2])
         for i in range(5)
     ]
+    generations += [Generate((*range(60, 80), 90 + i), 5) for i in range(3)]
     sampled = Generate(tuple(encode("the")), 6, temperature=1.0, seed=3)
     return (
         *random_requests(2, 9, 40),
@@ -178,7 +179,7 @@ def test_large_batches_are_written_in_turns(
     checkpoints: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some batches are large enough for a candidate alone, and others are shared between them."""
-    monkeypatch.setattr("evaluators.engine._CPU_ALONE", 100)
+    monkeypatch.setattr("evaluators.population._alone_tokens", lambda _: 100)
     resident = language_resident(checkpoints / name)
     kick(resident, scale=0.1)
     requests = (*language_requests(resident), *random_requests(5, 3, 120))
@@ -209,6 +210,7 @@ def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     whole = Engine(llama).run([Generate(ask, 30)])[0].text
     requests = [Generate(ask, 30, stop=(whole[2],)), Generate((*ask, 70), 2)]
     candidates: list[Deltas] = [{}, *(random_deltas(llama, seed) for seed in range(3))]
+    assert llama.takes_cache
     rows: list[int] = []
     handle = llama.module.register_forward_pre_hook(
         lambda _, __, options: rows.append(len(options["input_ids"])), with_kwargs=True
@@ -216,8 +218,8 @@ def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     found = Engine(llama).run_population(requests, candidates)
     handle.remove()
     assert_close(found, one_by_one(llama, requests, candidates))
-    assert rows[:2] == [8, 8]
-    assert set(rows[2:]) <= {3, 4, 2, 1}
+    assert rows[:3] == [4, 8, 8]  # first what the prompts begin with
+    assert set(rows[3:]) <= {3, 4, 2, 1}
 
 
 def test_one_bad_candidate_fails_alone(llama: Resident) -> None:

@@ -1,0 +1,221 @@
+"""The search loop beside plain batched inference of the same items.
+
+A random Llama of 21 million parameters reads documents of unequal length, each token of which is
+scored. Plain inference is a loop written by hand over batches that were sorted, padded and put on
+the device before: forward, log-softmax at the scored positions, one sum per document. The search
+asks a strategy, decodes, writes, scores, weighs and writes the history, and is counted per
+candidate: dense merges of three whole experts, and mixtures of three LoRA experts together.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evaluators.engine import Engine
+from evaluators.panel import Panel
+from evaluators.perplexity import Perplexity
+from evaluators.requests import Loglikelihood
+from evaluators.resident import Resident
+from experiments.benchmarks.measured import Measured, in_turns
+from experiments.benchmarks.models import byte_tokenizer, random_llama
+from experiments.scorer import Scorer
+from experiments.study import Study
+from experiments.together import Together
+from merging.experts import ExpertPool
+from merging.grouping import Whole
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.spaces.coefficients import CoefficientSpace
+from search.evaluation import Evaluation, OneByOne
+from search.history import History
+from search.loop import Budget, search
+from search.objective import WeightedMean
+from search.strategies.random_search import RandomSearch
+
+POPULATION = 16
+RANK = 8
+
+
+def measure() -> list[Measured]:
+    """Returns the rows of dense candidates and of a population of mixtures."""
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        base = _save(Path(folder))
+        whole = {f"whole{i}": str(_whole(base, i)) for i in range(3)}
+        dense = _World.open(base, whole, documents=48, longest=240)
+        rows.append(dense.row("dense candidates", dense.one_by_one(), candidates=2))
+        lora = {f"lora{i}": str(_adapter(base, i)) for i in range(3)}
+        for documents, longest in ((4, 40), (8, 80)):
+            small = _World.open(base, lora, documents=documents, longest=longest)
+            row = small.row(f"population of {POPULATION}", small.together(), POPULATION)
+            rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class _World:
+    """Base, experts, resident model and documents."""
+
+    folder: Path
+    pool: ExpertPool
+    resident: Resident
+    engine: Engine
+    space: CoefficientSpace
+    panel: Panel
+
+    @classmethod
+    def open(cls, base: Path, experts: dict[str, str], *, documents: int, longest: int) -> _World:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        pool = ExpertPool.open(str(base), experts).resident(device)
+        resident = Resident.from_pool(pool, device=device, dtype=dtype)
+        text = base.parent / f"{documents}x{longest}.jsonl"
+        text.write_text("".join(_documents(documents, longest)))
+        panel = Panel("search", {"text": Perplexity(resident.info, data=str(text))})
+        space = CoefficientSpace(pool, TaskArithmetic(), Whole(), dtype=dtype)
+        return cls(base.parent, pool, resident, Engine(resident), space, panel)
+
+    def scorer(self, panel: Panel) -> Scorer:
+        """Returns what scores weights on `panel`."""
+        return Scorer(self.resident, self.engine, panel)
+
+    @property
+    def held(self) -> ExpertPool:
+        """The pool."""
+        return self.pool
+
+    def one_by_one(self) -> Evaluation[Any]:
+        """Returns what writes every candidate's weights."""
+        scorer = self.scorer(self.panel)
+        return OneByOne(lambda genome: scorer(self.space.decode(genome)))
+
+    def together(self) -> Evaluation[Any]:
+        """Returns what scores all candidates of a generation in shared passes."""
+        study = cast(Study, self)  # has all that it reads of one
+        return Together(study, lambda _: self.panel, own_items=False, size=POPULATION)
+
+    def row(self, what: str, evaluation: Evaluation[Any], candidates: int) -> Measured:
+        """Returns the row: seconds per candidate, and plain inference's."""
+        plain = _plain(self.resident, self.panel)
+        seeds = iter(range(10**6))
+        objective = WeightedMean(normalize="raw").bind(
+            self.panel.directions, self.panel.main, {}, {}
+        )
+
+        def ours() -> None:
+            seed = next(seeds)
+            strategy = RandomSearch(
+                axes=self.space.axes, seed=seed, popsize=candidates, include_start=False
+            )
+            run = Path(tempfile.mkdtemp(dir=self.folder))
+            search(
+                strategy,
+                evaluation,
+                objective,
+                History(run),
+                Budget(evaluations=candidates),
+                encode=self.space.to_json,
+            )
+
+        def other() -> None:
+            for _ in range(candidates):
+                plain()
+
+        found = in_turns(ours, other, wait=self._wait, rounds=5)
+        tokens = sum(len(row) - 1 for row in _rows(self.panel))
+        mine, theirs = (seconds / candidates for seconds in found[:2])
+        measure = f"{what}, {tokens} tokens each: search loop"
+        return Measured(measure, mine, theirs, "plain inference", "s", found[2], 0.95)
+
+    def _wait(self) -> None:
+        if self.resident.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _plain(resident: Resident, panel: Panel) -> Callable[[], list[float]]:
+    """Returns the loop by hand: what every document's tokens add up to, in log-probability."""
+    rows = sorted(_rows(panel), key=len, reverse=True)
+    batches: list[tuple[Tensor, Tensor, Tensor]] = []
+    per_batch = max(1, 8192 // len(rows[0]))
+    for start in range(0, len(rows), per_batch):
+        some = [torch.tensor(row) for row in rows[start : start + per_batch]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(resident.device)
+        real = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row) - 1, dtype=torch.bool) for row in some], batch_first=True
+        ).to(resident.device)
+        batches.append((ids[:, :-1].contiguous(), ids[:, 1:], real))
+
+    @torch.inference_mode()
+    def run() -> list[float]:
+        totals: list[float] = []
+        for ids, targets, real in batches:
+            hidden = resident.module.model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = resident.module.lm_head(hidden[real]).float()
+            wanted = logits.gather(1, targets[real].unsqueeze(1)).squeeze(1)
+            log_probs = wanted - logits.logsumexp(dim=1)
+            sums = torch.zeros(len(ids), device=ids.device)
+            sums.index_add_(0, real.nonzero()[:, 0], log_probs)
+            totals += sums.tolist()
+        return totals
+
+    return run
+
+
+def _rows(panel: Panel) -> list[tuple[int, ...]]:
+    asked = [each for each in panel.requests if isinstance(each, Loglikelihood)]
+    return [(*each.context, *each.continuation) for each in asked]
+
+
+def _documents(count: int, longest: int) -> Iterator[str]:
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        letters = draw.integers(97, 123, draw.integers(longest // 2, longest)).tolist()
+        yield json.dumps({"text": bytes(letters).decode()}) + "\n"
+
+
+def _save(folder: Path) -> Path:
+    base = folder / "base"
+    random_llama().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    return base
+
+
+def _whole(base: Path, number: int) -> Path:
+    """Saves the base with a little noise on every tensor."""
+    model = random_llama()
+    noise = torch.Generator().manual_seed(number)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
+    path = base.parent / f"whole{number}"
+    model.save_pretrained(path)
+    return path
+
+
+def _adapter(base: Path, number: int) -> Path:
+    """Saves an adapter of all linear layers in peft's format."""
+    path = base.parent / f"lora{number}"
+    path.mkdir()
+    noise = torch.Generator().manual_seed(number)
+    tensors = {}
+    for name, parameter in random_llama().named_parameters():
+        if "_proj" in name:
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            rows, columns = parameter.shape
+            down = torch.randn(RANK, columns, generator=noise) / columns**0.5
+            tensors[f"{stem}.lora_A.weight"] = down
+            tensors[f"{stem}.lora_B.weight"] = 0.1 * torch.randn(rows, RANK, generator=noise)
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "init_lora_weights": True}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path

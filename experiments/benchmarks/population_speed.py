@@ -1,0 +1,157 @@
+"""16 LoRA candidates in shared passes, beside one adapter after the other.
+
+A random Llama of 21 million parameters; every candidate is an adapter of rank 8 on all linear
+layers of the blocks. Compared with the faster of two loops written by hand: each adapter added by
+hooks, as adapter libraries do it, and each multiplied out and written into the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluators.engine import Engine
+from evaluators.forward import kept_logits, token_log_probs
+from evaluators.requests import Generate, Loglikelihood, Request
+from evaluators.resident import Resident
+from experiments.benchmarks.measured import Measured, in_turns, skipped
+from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_llama
+from merging.low_rank import LowRank
+
+CANDIDATES = 16
+RANK = 8
+
+Adapter = Mapping[str, LowRank]
+
+
+def measure() -> list[Measured]:
+    """Returns rows for log-likelihoods at 32 and 512 tokens per candidate, and for generation."""
+    torch.set_num_threads(1)
+    cuda = torch.cuda.is_available()
+    model = random_llama(**({"hidden": 2048, "layers": 16} if cuda else {}))
+    resident = Resident(
+        model.bfloat16() if cuda else model,
+        tokenizer=byte_tokenizer(),
+        device="cuda" if cuda else "cpu",
+    )
+    loops = _Loops(resident, [_adapter(resident, seed) for seed in range(CANDIDATES)])
+    rows = [_likelihood(loops, 1, 32, bar=2.0), _likelihood(loops, 4, 128, bar=1.0)]
+    measure = f"{CANDIDATES} LoRA candidates, 4 answers of 64 tokens each"
+    if not cuda:
+        return [*rows, skipped(measure, "the faster loop", "the bar is set for CUDA devices")]
+    return [*rows, _generation(loops, measure)]
+
+
+def _adapter(resident: Resident, seed: int) -> Adapter:
+    noise = torch.Generator().manual_seed(seed)
+    adapter = {}
+    for name, parameter in resident.module.named_parameters():
+        if "_proj" in name:
+            rows, columns = parameter.shape
+            a = torch.randn(RANK, columns, generator=noise) / columns**0.5
+            b = 0.1 * torch.randn(rows, RANK, generator=noise)
+            adapter[name] = LowRank(*(side.to(parameter) for side in (a, b)))
+    return adapter
+
+
+@dataclass(frozen=True)
+class _Loops:
+    """The three ways to let all adapters answer."""
+
+    resident: Resident
+    adapters: Sequence[Adapter]
+
+    def wait(self) -> None:
+        """Waits for the device."""
+        if self.resident.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def with_hooks(self, answer: Callable[[], Any]) -> None:
+        """Adds every adapter in turn to the outputs of its layers."""
+        for adapter in self.adapters:
+            handles = [
+                self.resident.module.get_submodule(
+                    name.removesuffix(".weight")
+                ).register_forward_hook(partial(_add, each.a.T, each.b.T))
+                for name, each in adapter.items()
+            ]
+            answer()
+            for handle in handles:
+                handle.remove()
+
+    def written(self, centre: Mapping[str, Tensor], answer: Callable[[], Any]) -> None:
+        """Writes every adapter's product in turn onto the centre's weights."""
+        for adapter in self.adapters:
+            with torch.no_grad():
+                for name, each in adapter.items():
+                    target = self.resident.tensor(name)
+                    torch.addmm(centre[name], each.b, each.a, out=target)
+            answer()
+        for name, tensor in centre.items():
+            self.resident.tensor(name).copy_(tensor)
+
+    def compared(
+        self, requests: Sequence[Request], answer: Callable[[], Any], measure: str, bar: float
+    ) -> Measured:
+        """Returns the row: the population beside the faster of both loops."""
+        engine, asked = Engine(self.resident), tuple(requests)
+        centre = {name: self.resident.tensor(name).clone() for name in self.adapters[0]}
+
+        def ours() -> None:
+            engine.run_population(asked, self.adapters)
+
+        loops: dict[str, Callable[[], None]] = {
+            "hooks, one at a time": lambda: self.with_hooks(answer),
+            "write, then forward": lambda: self.written(centre, answer),
+        }
+        found = {
+            name: in_turns(ours, loop, wait=self.wait, rounds=9) for name, loop in loops.items()
+        }
+        against = min(found, key=lambda name: found[name][2])
+        mine, other, ratio = found[against]
+        slower = next(name for name in found if name != against)
+        note = f"{slower}: ratio {found[slower][2]:.2f}"
+        return Measured(measure, mine, other, against, "s", ratio, bar, note=note)
+
+
+def _add(down: Tensor, up: Tensor, _: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    added: Tensor = (arguments[0] @ down) @ up
+    return output + added
+
+
+def _likelihood(loops: _Loops, rows: int, width: int, *, bar: float) -> Measured:
+    """Every candidate reads `rows` texts of `width` tokens; half of each is scored."""
+    draw = torch.Generator().manual_seed(1)
+    texts = torch.randint(3, VOCABULARY, (rows, width + 1), generator=draw).tolist()
+    half = width // 2
+    requests = [Loglikelihood(tuple(t[: half + 1]), tuple(t[half + 1 :])) for t in texts]
+    device = loops.resident.device
+    ids = torch.tensor(texts, device=device)
+    kept = torch.arange(rows * width, device=device).view(rows, width)[:, half:].flatten()
+    token, row = ids[:, half + 1 :].flatten(), torch.arange(len(kept), device=device)
+
+    @torch.inference_mode()
+    def answer() -> list[float]:
+        logits, _ = kept_logits(
+            loops.resident.module, kept, input_ids=ids[:, :-1], use_cache=False
+        )
+        log_probs, _ = token_log_probs(logits, row, token)
+        totals: list[float] = log_probs.view(rows, -1).sum(dim=1).tolist()
+        return totals
+
+    measure = f"{CANDIDATES} LoRA candidates, log-likelihoods, {rows} x {width} tokens each"
+    return loops.compared(requests, answer, measure, bar)
+
+
+def _generation(loops: _Loops, measure: str) -> Measured:
+    """Every candidate continues four prompts of 32 tokens by 64."""
+    draw = torch.Generator().manual_seed(2)
+    prompts = torch.randint(3, VOCABULARY, (4, 32), generator=draw).tolist()
+    requests = tuple(Generate(tuple(prompt), 64) for prompt in prompts)
+    engine = Engine(loops.resident)
+    return loops.compared(requests, lambda: engine.run(requests), measure, 8.0)

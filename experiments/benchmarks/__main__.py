@@ -28,8 +28,11 @@ from experiments.run_directory import environment
 from merging.files import write_text
 
 BENCHMARKS = (
+    "harness_overhead",
+    "loop_speed",
     "merge_bandwidth",
     "merge_speed",
+    "population_speed",
     "racing_gain",
     "racing_gain_larger",
     "ray_scaling",

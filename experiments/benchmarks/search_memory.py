@@ -14,13 +14,14 @@ import argparse
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as File
 
 import torch
 import transformers
 
 from evaluators.resident import Resident
+from experiments.benchmarks.measured import Measured, skipped
 from merging.experts import ExpertPool
 from merging.lineage import Crossed, Founder, Lineage, Mutated
 from merging.mutation import LowRankMutation
@@ -43,16 +44,40 @@ def main() -> int:
     if not File("/proc/self/clear_refs").exists():
         print("skipped: only Linux tells a process its peak memory")
         return 0
+    print(f"population {POPULATION}\n\n{'search':<44}{'peak MB':>10}{'models':>10}")
+    for name, peak, model in _peaks(options.hidden, options.layers):
+        print(f"{name:<44}{peak / 1e6:>10.0f}{peak / model:>10.2f}", flush=True)
+    return 0
+
+
+def measure() -> list[Measured]:
+    """Returns one row per search; see `experiments.benchmarks`."""
+    if not File("/proc/self/clear_refs").exists():
+        return [skipped("peak memory", "one model", "only Linux tells a process its peak memory")]
+    return [
+        Measured(
+            f"peak memory, {name}, population {POPULATION}",
+            peak / 1e6,
+            model / 1e6,
+            "one model in float32",
+            "MB",
+            peak / model,
+            bar=2.2 if name.startswith("MERGEvolve") else 3.0,
+            at_most=True,
+            note="above base and experts, resident model included",
+        )
+        for name, peak, model in _peaks(384, 8)
+    ]
+
+
+def _peaks(hidden: int, layers: int) -> Iterator[tuple[str, int, int]]:
+    """Yields every search with its peak and the size of one model, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        model_bytes = _make(File(folder), options.hidden, options.layers)
-        print(f"one model in float32: {model_bytes / 1e6:.0f} MB; population {POPULATION}\n")
-        print(f"{'search':<44}{'peak MB':>10}{'models':>10}")
+        model = _make(File(folder), hidden, layers)
         for name in _SEARCHES:
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as process:
-                peak = process.apply(_measure, (folder, name))
-            print(f"{name:<44}{peak / 1e6:>10.0f}{peak / model_bytes:>10.2f}", flush=True)
-    return 0
+                yield name, process.apply(_measure, (folder, name)), model
 
 
 def _make(folder: File, hidden: int, layers: int) -> int:

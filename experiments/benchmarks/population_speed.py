@@ -110,7 +110,7 @@ class _Loops:
             "write, then forward": lambda: self.written(centre, answer),
         }
         found = {
-            name: in_turns(ours, loop, wait=self.wait, rounds=9) for name, loop in loops.items()
+            name: in_turns(ours, loop, wait=self.wait, rounds=7) for name, loop in loops.items()
         }
         against = min(found, key=lambda name: found[name][2])
         mine, other, ratio = found[against]
@@ -141,8 +141,7 @@ def _likelihood(loops: _Loops, rows: int, width: int, *, bar: float) -> Measured
             loops.resident.module, kept, input_ids=ids[:, :-1], use_cache=False
         )
         log_probs, _ = token_log_probs(logits, row, token)
-        totals: list[float] = log_probs.view(rows, -1).sum(dim=1).tolist()
-        return totals
+        return [float(total) for total in log_probs.view(rows, -1).sum(dim=1)]
 
     measure = f"{CANDIDATES} LoRA candidates, log-likelihoods, {rows} x {width} tokens each"
     return loops.compared(requests, answer, measure, bar)

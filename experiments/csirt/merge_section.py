@@ -24,15 +24,15 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
         variants: of each canary.
     """
     chance = chance_exposure(1 + variants)
-    found: dict[str, list[Point]] = {}
+    found: dict[str, dict[str, Point]] = {}  # model -> cell: all arms have the same ingredients
     pairs: dict[str, dict[str, Point]] = {}
     for entry in entries:
         for name, point in points_of(entry.run).items():
             shown = f"merge, {entry.arm}" if name == EVOLVED else name
-            found.setdefault(shown, []).append(point)
+            found.setdefault(shown, {}).setdefault(entry.world, point)
             if name == EVOLVED:
                 pairs.setdefault(entry.world, {})[entry.arm] = point
-    rows = [_row(name, points, chance) for name, points in found.items()]
+    rows = [_row(name, list(points.values()), chance) for name, points in found.items()]
     head = "| model | macro-F1 | exposure, bits | above chance |\n|---|--:|--:|--:|"
     verdict = _verdict(pairs, chance)
     runs = len({entry.world for entry in entries})

@@ -62,7 +62,7 @@ def page(found: Found, merges: Sequence[Entry], facts: Facts) -> str:
         "# What fine-tuning remembers of vulnerability scans (csirt_memorization)",
         _facts(found, facts),
         "## What reproduces, and what does not\n\n" + verdicts(found),
-        _exposures(found),
+        _exposures(found, facts.setting),
         _recovered(found),
         _pairs(found),
         _noise(found, facts.setting),
@@ -99,7 +99,7 @@ def _facts(found: Found, facts: Facts) -> str:
     )
 
 
-def _exposures(found: Found) -> str:
+def _exposures(found: Found, setting: Setting) -> str:
     chance = found.chance(EXPOSURE) or math.nan
     rows = []
     for regime in found.regimes("raw"):
@@ -110,8 +110,8 @@ def _exposures(found: Found) -> str:
     head = ["regime", *found.bases, *published.EXPOSURE]
     return (
         "## Exposure by regime, raw records\n\n"
-        "Bits, mean over 20 canaries and ± standard deviation over seeds; right the paper's four "
-        f"models.\n\n{_table(head, rows)}"
+        f"Bits, mean over {10 * setting.data.canaries} canaries and ± standard deviation over "
+        f"seeds; right the paper's four models.\n\n{_table(head, rows)}"
     )
 
 

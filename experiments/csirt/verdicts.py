@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.csirt import published
 from experiments.csirt.cells import BASE
+from experiments.csirt.corpus import Form
 from experiments.csirt.found import Found
 
 EXPOSURE = "values/exposure"
@@ -15,7 +16,16 @@ _BITS = 0.5  # a smaller difference of exposures is called none
 
 
 def verdicts(found: Found) -> str:
-    """Returns one line for each claim: the word first, then the numbers."""
+    """Returns one line for each claim: the word first, then the numbers.
+
+    Where V0 remembers (nearly) nothing there is no drop to explain, and none is claimed.
+    """
+    learnt = _beyond_base(found, "raw", "V0", EXPOSURE)
+    if learnt < _BITS:
+        return (
+            f"- **Undecided**, all of it: V0 lies {learnt:+.2f} bits from a base that never saw "
+            "the canaries; there is no drop to explain. More records or updates are needed."
+        )
     lines = [_updates(found), _correct_dp(found)]
     if found.has("raw", "V2-as-released"):
         lines.append(_as_released(found))
@@ -91,15 +101,7 @@ def _reduction(found: Found) -> str:
         raw = found.mean(base, "raw", "V0", EXPOSURE)
         cuts.append(1 - found.mean(base, "pseudonymised", "V0", EXPOSURE) / raw)
     value = float(np.mean(cuts))
-    rest = float(
-        np.mean(
-            [
-                found.mean(base, "pseudonymised", "V0", EXPOSURE)
-                - found.mean(base, "pseudonymised", BASE, EXPOSURE)
-                for base in found.bases
-            ]
-        )
-    )
+    rest = _beyond_base(found, "pseudonymised", "V0", EXPOSURE)
     return (
         f"{_word(value, low, high)}: pseudonyms cut the exposure of original values of V0 by "
         f"{100 * value:.0f} % (the paper {100 * low:.0f} to {100 * high:.0f} %). They lie "
@@ -108,15 +110,7 @@ def _reduction(found: Found) -> str:
 
 
 def _slugs(found: Found) -> str:
-    beyond = float(
-        np.mean(
-            [
-                found.mean(base, "pseudonymised", "V0", "slugs/exposure")
-                - found.mean(base, "pseudonymised", BASE, "slugs/exposure")
-                for base in found.bases
-            ]
-        )
-    )
+    beyond = _beyond_base(found, "pseudonymised", "V0", "slugs/exposure")
     if beyond < _BITS:
         return (
             f"**Reproduces**: slugs are not memorized (V0 {beyond:+.2f} bits from the base), here "
@@ -126,6 +120,18 @@ def _slugs(found: Found) -> str:
         f"**Does not reproduce**: slugs at the floor. Attacked with the very slugs that were "
         f"trained on, all canaries, V0 remembers them: {beyond:+.2f} bits beyond the base. A slug "
         "is as easily learnt as a value; what protects is that it cannot be turned back."
+    )
+
+
+def _beyond_base(found: Found, form: Form, regime: str, metric: str) -> float:
+    """Returns how far a regime lies above the model that it was trained from."""
+    return float(
+        np.mean(
+            [
+                found.mean(base, form, regime, metric) - found.mean(base, form, BASE, metric)
+                for base in found.bases
+            ]
+        )
     )
 
 

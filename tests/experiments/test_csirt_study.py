@@ -114,6 +114,13 @@ def test_verdicts_follow_from_the_numbers(tmp_path: Path) -> None:
     assert "**Does not reproduce**: slugs at the floor" in text
 
 
+def test_where_nothing_is_remembered_there_is_no_verdict(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(PAPER, 1.5)
+    text = verdicts(write_cells(tmp_path / "none", nothing, {BASE: 1.4, "V0": 1.4}, 1.4))
+    assert "**Undecided**, all of it: V0 lies +0.00 bits" in text
+    assert "eproduce" not in text
+
+
 def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     found = write_cells(tmp_path / "c", PAPER, {BASE: 1.4, "V0": 1.5}, 1.5)
     facts = Facts(
@@ -185,6 +192,7 @@ def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
     assert "90, 78 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
     assert "merges       6 searches" in composed().plan(tmp_path)
     assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
+    assert "merges       0 searches" in composed("study.merging=null").plan(tmp_path)
 
 
 def test_the_published_models_take_the_same_study(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 
+import numpy as np
 import torch
 
 
@@ -21,3 +23,14 @@ def stable_seed(*parts: str | int) -> int:
 def generator(*parts: str | int) -> torch.Generator:
     """Returns a CPU generator seeded by `parts`; on CPU so that every device sees one noise."""
     return torch.Generator(device="cpu").manual_seed(stable_seed(*parts))
+
+
+def secret_generator() -> np.random.Generator:
+    """Returns a generator that nobody can build again, for the noise that privacy rests on.
+
+    Its 128 bits of state come from the operating system. A generator of torch on the CPU keeps
+    only 32 bits of its seed, which can all be tried. PCG64 is no cryptographic generator: the
+    guarantee is that noise cannot be guessed, not that it withstands whoever sees long pieces of
+    it in the clear.
+    """
+    return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))

@@ -7,7 +7,6 @@ model reads of each. Neighbouring data sets have one item more or less; their nu
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from experiments.gathering.items import Item, items_of
 from merging import accounting
 from merging.mechanisms import Gaussian
 from merging.privacy_record import Spend
-from merging.seeding import generator
+from merging.seeding import generator, secret_generator
 from merging.statistics_files import Kind
 
 Gather = Callable[[Sequence[Item]], Mapping[str, Tensor]]
@@ -121,11 +120,11 @@ class PrivateStatistics:
             advance(1)
         if not sums:
             raise EvaluationError("no item could be read, so there is nothing to be released")
-        seed = secrets.randbits(62) if secret is None else secret
+        draw = _draw(secret)
         finish = _symmetric if kind == "gram" else _positive
         deviation = self.noise_multiplier * math.sqrt(len(sums))
         return {
-            name: finish(total, deviation * self._bound(total, kind), seed, name)
+            name: finish(total, deviation * self._bound(total, kind), draw(total, name))
             .div_(max(1, len(units)))
             .float()
             for name, total in sums.items()
@@ -167,9 +166,18 @@ def _attempt(gather: Gather, unit: Sequence[Item]) -> Mapping[str, Tensor]:
         return {}
 
 
-def _symmetric(total: Tensor, deviation: float, seed: int, name: str) -> Tensor:
+def _draw(secret: int | None) -> Callable[[Tensor, str], Tensor]:
+    """Returns what draws standard normal noise of a tensor's shape, float64, under its name."""
+    if secret is not None:
+        return lambda like, name: torch.randn(
+            like.shape, generator=generator(secret, name), dtype=torch.float64
+        )
+    source = secret_generator()
+    return lambda like, name: torch.from_numpy(source.standard_normal(tuple(like.shape)))
+
+
+def _symmetric(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
     """Returns `total` with symmetric noise, without its negative eigenvalues."""
-    drawn = torch.randn(total.shape, generator=generator(seed, name), dtype=torch.float64)
     noise = drawn.tril(-1) / math.sqrt(2)
     noise = noise + noise.T + drawn.diagonal().diag()
     values, vectors = torch.linalg.eigh((total + total.T) / 2 + deviation * noise)
@@ -177,6 +185,5 @@ def _symmetric(total: Tensor, deviation: float, seed: int, name: str) -> Tensor:
     return projected
 
 
-def _positive(total: Tensor, deviation: float, seed: int, name: str) -> Tensor:
-    noise = torch.randn(total.shape, generator=generator(seed, name), dtype=torch.float64)
-    return (total + deviation * noise).clamp(min=0)
+def _positive(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
+    return (total + deviation * drawn).clamp(min=0)

@@ -23,6 +23,9 @@ from merging.save import staged
 
 TRAINING_FILE = "training.json"
 
+_PRIVATE = ("longest_record_tokens", "empty_lots", "presentations", "last_losses")
+"""What a report computes of the records without noise."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -63,7 +66,9 @@ def train_expert(
 
     Beside the weights lie ``training.json`` and, where the training was private, ``privacy.json``.
     An expert without the latter counts as not private; that of ``clipping=as_released`` has none,
-    because what was accounted for does not hold.
+    because what was accounted for does not hold, nor has that of ``randomness=seed``. What is
+    written of a private training beside its price says nothing of the records: their losses,
+    lengths and lots are withheld.
 
     Args:
         base: Hugging Face id or directory of a causal language model.
@@ -71,7 +76,7 @@ def train_expert(
         regime: how.
         out: directory of the expert, new or empty.
         label: name of the regime; with `seed` it seeds lots, dropout and noise.
-        seed: of the training.
+        seed: of the training; a private one draws them in secret, see `Privacy`.
         lora: train an adapter; None: all parameters.
         device: where it is trained.
         on_update: called after each update with the number of updates to come.
@@ -85,9 +90,11 @@ def train_expert(
     trained = train(model, records, regime, seed=seed, label=label, on_update=on_update)
     with staged(out) as draft:
         save(model, base, draft)
-        report = _report(base, data, regime, label, seed, lora, records, trained)
-        write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
         record = privacy_record(data, regime, label, trained)
+        report = _report(base, data, regime, label, seed, lora, records, trained)
+        if record is not None:
+            report |= dict.fromkeys(_PRIVATE, "withheld")
+        write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
         if record is not None:
             write_record(draft, record)
     return trained
@@ -100,7 +107,7 @@ def privacy_record(
     spent, privacy = trained.spent, regime.privacy
     if spent is None or privacy is None or math.isinf(spent.epsilon):
         return None
-    if privacy.clipping != "per_record":
+    if privacy.clipping != "per_record" or privacy.randomness != "secret":
         return None
     return PrivacyRecord(
         (

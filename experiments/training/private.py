@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from experiments.training.regime import Privacy
+from merging.seeding import secret_generator
 
 try:
     from opacus import GradSampleModule
@@ -100,7 +103,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         privacy: clip norm, and which clipping.
         noise_multiplier: standard deviation of the noise over the clip norm.
         lot: expected number of records.
-        seed: of the noise.
+        seed: of the noise; None: secret, drawn from the operating system.
         device: where the parameters lie.
     """
 
@@ -111,17 +114,21 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         *,
         noise_multiplier: float,
         lot: int,
-        seed: int,
+        seed: int | None,
         device: torch.device,
     ) -> None:
+        drawn = secrets.randbits(63) if seed is None else seed
         super().__init__(
             optimizer,
             noise_multiplier=noise_multiplier,
             max_grad_norm=privacy.clip,
             expected_batch_size=lot,
             loss_reduction="mean",
-            generator=torch.Generator(device).manual_seed(seed),
+            generator=torch.Generator(device).manual_seed(drawn),
         )
+        # torch's generator on the CPU, unlike that on CUDA, keeps 32 bits of a seed only.
+        secret = seed is None and device.type == "cpu"
+        self._secret = secret_generator() if secret else None
         self._as_released = privacy.clipping == "as_released"
 
     def add(self, tokens: Tensor) -> None:
@@ -135,6 +142,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
                 _require(parameter).mul_(tokens.view(-1, *[1] * parameter.dim()))
             self._add_as_released(tokens)
         else:
+            for parameter in self.params:  # one broken record must not be told from the noise
+                _require(parameter).nan_to_num_(0.0, 0.0, 0.0)
             self.clip_and_accumulate()
         for parameter in self.params:
             parameter.grad_sample = None
@@ -154,10 +163,21 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         self.original_optimizer.step()
         self.zero_grad()
 
+    def add_noise(self) -> None:
+        """Adds noise to the clipped sums, of the stated scale and from the stated source."""
+        if self._secret is None:
+            super().add_noise()
+            return
+        scale = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            total: Tensor = parameter.summed_grad
+            drawn = np.asarray(self._secret.standard_normal(tuple(total.shape), np.float32))
+            parameter.grad = (total + scale * torch.from_numpy(drawn).to(total)).view_as(parameter)
+
     def _add_as_released(self, tokens: Tensor) -> None:
         """Adds sums over tokens, each times the coefficient that clips the mean over tokens."""
         norms = record_norms([_require(parameter) for parameter in self.params])
-        factors = (self.max_grad_norm / (norms / tokens + 1e-6)).clamp(max=1.0)
+        factors = (self.max_grad_norm / (norms / tokens.clamp(min=1) + 1e-6)).clamp(max=1.0)
         for parameter in self.params:
             total = torch.einsum("i,i...", factors, _require(parameter))
             before: Any = parameter.summed_grad

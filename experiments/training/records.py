@@ -38,7 +38,7 @@ def padded(records: Sequence[Record], device: torch.device) -> tuple[Tensor, Ten
 
     Padding stands right, where a left-to-right model cannot see it from any target.
     """
-    width = max(len(record) for record in records) - 1
+    width = max(1, max(len(record) for record in records) - 1)
     inputs = torch.zeros((len(records), width), dtype=torch.int64)
     targets = torch.full((len(records), width), _IGNORED, dtype=torch.int64)
     for row, record in enumerate(records):
@@ -65,7 +65,7 @@ def record_losses(model: Any, inputs: Tensor, targets: Tensor, loss: Reduction) 
         logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=_IGNORED
     )
     totals = tokens.view(rows, width).sum(dim=1)
-    return totals if loss == "sum" else totals / token_counts(targets)
+    return totals if loss == "sum" else totals / token_counts(targets).clamp(min=1)
 
 
 def token_counts(targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 Reduction: TypeAlias = Literal["mean", "sum"]
 Sampling: TypeAlias = Literal["shuffled", "poisson"]
 Clipping: TypeAlias = Literal["per_record", "as_released"]
+Randomness: TypeAlias = Literal["secret", "seed"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Privacy:
             2606.28479, one clip coefficient from the mean token loss on a sum over the tokens, so
             that a record of T tokens weighs up to T x `clip` and `epsilon` does not hold.
         accountant: of opacus, ``rdp`` or ``prv``.
+        randomness: ``secret``: lots, dropout and noise are drawn from the operating system and
+            forgotten, so that no training repeats another; ``seed``: from the training's seed,
+            for tests: whoever knows it can subtract the noise, so that the result is not private.
     """
 
     delta: float
@@ -33,6 +37,7 @@ class Privacy:
     clip: float = 1.0
     clipping: Clipping = "per_record"
     accountant: Literal["rdp", "prv"] = "rdp"
+    randomness: Randomness = "secret"
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -53,6 +58,10 @@ class Privacy:
         if self.clipping not in ("per_record", "as_released"):
             raise ValueError(
                 f"privacy.clipping={self.clipping!r}: expected 'per_record' or 'as_released'"
+            )
+        if self.randomness not in ("secret", "seed"):
+            raise ValueError(
+                f"privacy.randomness={self.randomness!r}: expected 'secret' or 'seed'"
             )
 
 

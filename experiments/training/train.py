@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from experiments.training.records import Record, padded, record_losses, token_counts
 from experiments.training.regime import Privacy, Regime
-from merging.seeding import generator, stable_seed
+from merging.seeding import generator, secret_generator, stable_seed
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def train(
         model: causal language model; what requires no gradient stays as it is.
         records: tokens of each, at least two.
         regime: how.
-        seed: with `label` it seeds lots, dropout and noise.
+        seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
+            `Privacy`.
         label: name of this training.
         on_update: called after each update with the number of updates to come.
 
@@ -73,19 +76,23 @@ def train(
     """
     updates = regime.updates(len(records))
     device = next(model.parameters()).device
+    secret = _secret(regime)
+    root = seed if secret is None else secrets.randbits(256)
     optimizer = _optimizer(model, regime)
     step: _Step | _PrivateStep = _Step(model, optimizer, regime)
     wrapping: AbstractContextManager[Any] = nullcontext(model)
     if regime.privacy is not None:
-        step = _PrivateStep(optimizer, regime, regime.privacy, len(records), seed, label, device)
+        noise = stable_seed(seed, "noise", label) if secret is None else None
+        step = _PrivateStep(optimizer, regime, regime.privacy, len(records), noise, device)
         wrapping = step.wrapping(model)
     losses: list[float] = []
     presentations = 0
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stable_seed(seed, "dropout", label))
+        torch.manual_seed(stable_seed(root, "dropout", label))
+        drawn = lots(regime, len(records), seed=seed, label=label, secret=secret)
         with wrapping as trained:
-            for update, lot in enumerate(lots(regime, len(records), seed=seed, label=label)):
+            for update, lot in enumerate(drawn):
                 for group in optimizer.param_groups:
                     group["lr"] = regime.rate_at(update, updates)
                 total = 0.0
@@ -103,7 +110,14 @@ def train(
     return Trained(updates, presentations, updates - len(losses), tuple(losses), step.spent())
 
 
-def lots(regime: Regime, records: int, *, seed: int, label: str) -> Iterator[list[int]]:
+def lots(
+    regime: Regime,
+    records: int,
+    *,
+    seed: int,
+    label: str,
+    secret: np.random.Generator | None = None,
+) -> Iterator[list[int]]:
     """Yields the records of every update, by place; a Poisson lot may be empty.
 
     Args:
@@ -111,12 +125,16 @@ def lots(regime: Regime, records: int, *, seed: int, label: str) -> Iterator[lis
         records: how many there are.
         seed: with `label` it seeds the draw.
         label: name of the training.
+        secret: draws Poisson lots instead; what sampling saves holds while nobody knows them.
     """
     updates = regime.updates(records)
     draw = generator(seed, "lots", label)
     if regime.sampling == "poisson":
         for _ in range(updates):
-            drawn = torch.rand(records, generator=draw, dtype=torch.float64)
+            if secret is None:
+                drawn = torch.rand(records, generator=draw, dtype=torch.float64)
+            else:
+                drawn = torch.from_numpy(secret.random(records))
             yield (drawn < regime.lot / records).nonzero().flatten().tolist()
         return
     queue: list[int] = []
@@ -156,8 +174,7 @@ class _PrivateStep:
         regime: Regime,
         privacy: Privacy,
         records: int,
-        seed: int,
-        label: str,
+        seed: int | None,
         device: torch.device,
     ) -> None:
         from experiments.training import private  # opacus: an extra, and slow to import
@@ -170,7 +187,7 @@ class _PrivateStep:
             privacy,
             noise_multiplier=self._noise,
             lot=regime.lot,
-            seed=stable_seed(seed, "noise", label),
+            seed=seed,
             device=device,
         )
         self.wrapping = private.per_record_gradients
@@ -185,6 +202,13 @@ class _PrivateStep:
 
     def spent(self) -> Spent | None:
         return Spent(self._noise, self._rate, self._spend.epsilon())
+
+
+def _secret(regime: Regime) -> np.random.Generator | None:
+    """Returns what draws the lots of a private training; None: its seed does."""
+    if regime.privacy is None or regime.privacy.randomness == "seed":
+        return None
+    return secret_generator()
 
 
 def _parts(lot: list[int], physical: int | None) -> Iterator[list[int]]:

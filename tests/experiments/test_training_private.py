@@ -104,7 +104,9 @@ def test_the_sum_is_that_of_every_record_clipped_alone() -> None:
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-3, atol=1e-5)
 
 
-def noise_alone(noise_multiplier: float, clip: float, lot: int, updates: int) -> Tensor:
+def noise_alone(
+    noise_multiplier: float, clip: float, lot: int, updates: int, seed: int | None = 1
+) -> Tensor:
     """Returns what SGD of rate 1 has moved a parameter by after updates without any record."""
     parameter = nn.Parameter(torch.zeros(20_000))
     optimizer = PrivateOptimizer(
@@ -112,7 +114,7 @@ def noise_alone(noise_multiplier: float, clip: float, lot: int, updates: int) ->
         Privacy(1e-5, noise_multiplier=noise_multiplier, clip=clip),
         noise_multiplier=noise_multiplier,
         lot=lot,
-        seed=1,
+        seed=seed,
         device=CPU,
     )
     for _ in range(updates):
@@ -120,13 +122,48 @@ def noise_alone(noise_multiplier: float, clip: float, lot: int, updates: int) ->
     return parameter.detach().double()
 
 
-def test_noise_has_the_stated_scale() -> None:
+def test_a_broken_record_and_an_empty_one_touch_no_other() -> None:
+    """What is not finite counts as nothing: a sum that is not a number would show one record."""
+    model = new_model(SIZE, seed=0)
+    optimizer = PrivateOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        Privacy(1e-5, noise_multiplier=0.0, clip=0.1),
+        noise_multiplier=0.0,
+        lot=1,
+        seed=0,
+        device=CPU,
+    )
+    chosen = [*records(5, 9), (1,)]
+    with per_record_gradients(model) as wrapped:
+        inputs, targets = padded(chosen, CPU)
+        losses = record_losses(wrapped, inputs, targets, "mean")
+        assert float(losses[2]) == 0.0
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        for parameter in model.parameters():
+            vars(parameter)["grad_sample"][1] = math.nan
+        optimizer.add(token_counts(targets))
+        found = {name: vars(p)["summed_grad"] for name, p in model.named_parameters()}
+    expected = alone(chosen[0], "mean")
+    assert norm(found) == pytest.approx(0.1, rel=1e-3)
+    scale = 0.1 / norm(expected)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, scale * expected[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_noise_has_the_stated_scale(seed: int | None) -> None:
     """Standard deviation: multiplier x clip / lot; by chi-square, at 5 standard deviations."""
-    noise = noise_alone(1.5, 0.4, 8, 1)
+    noise = noise_alone(1.5, 0.4, 8, 1, seed)
     scale = 1.5 * 0.4 / 8
     chi_square = float((noise / scale).square().sum())
     assert chi_square == pytest.approx(20_000, abs=5 * math.sqrt(2 * 20_000))
     assert abs(float(noise.mean())) < 5 * scale / math.sqrt(20_000)
+
+
+def test_secret_noise_is_drawn_afresh_by_every_training_and_update() -> None:
+    one, other, two = (noise_alone(1.0, 1.0, 1, updates, None) for updates in (1, 1, 2))
+    assert abs(float((one * other).mean())) < 5 / math.sqrt(20_000)
+    assert float(two.var()) == pytest.approx(2.0, rel=0.06)
 
 
 def test_every_update_draws_fresh_noise() -> None:
@@ -191,12 +228,27 @@ def test_noise_is_what_epsilon_needs_and_no_more() -> None:
     assert reached[1] > 8.1
 
 
+def test_nobody_can_repeat_a_private_training_from_its_seed() -> None:
+    """Neither its noise nor its lots: whoever could would subtract the one and know the other."""
+    chosen = records(*[6] * 20)
+    regime = Regime(
+        4, epochs=2, sampling="poisson", privacy=Privacy(1e-5, noise_multiplier=0.01, clip=1e-6)
+    )
+    weights, shown = [], []
+    for _ in range(3):
+        model = new_model(SIZE, seed=0)
+        shown.append(train(model, chosen, regime, seed=0, label="x").losses)
+        weights.append(model.lm_head.weight.detach().clone())
+    assert not torch.equal(weights[0], weights[1])
+    assert not shown[0] == shown[1] == shown[2], "the lots were those of the seed"
+
+
 def test_private_training_repeats_and_needs_no_more_memory_than_it_is_given() -> None:
     chosen = records(*range(4, 24))
     weights = []
     for physical in (None, None, 3):
         model = new_model(SIZE, seed=0)
-        privacy = Privacy(1e-5, noise_multiplier=0.7)
+        privacy = Privacy(1e-5, noise_multiplier=0.7, randomness="seed")
         regime = Regime(8, epochs=1, sampling="poisson", privacy=privacy, physical=physical)
         train(model, chosen, regime, seed=0, label="x")
         weights.append(model.lm_head.weight.detach().clone())
@@ -230,6 +282,10 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
     assert spend.mechanisms is not None
     [mechanism] = spend.mechanisms
     assert (mechanism.noise_multiplier, mechanism.steps) == (0.9, 3)  # type: ignore[union-attr]
+    told = json.loads((tmp_path / "a" / "training.json").read_text())
+    assert told["privacy"]["holds"] is True
+    for name in ("last_losses", "presentations", "empty_lots", "longest_record_tokens"):
+        assert told[name] == "withheld", name
 
 
 @pytest.mark.parametrize(
@@ -237,6 +293,7 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
     [
         Privacy(1e-4, noise_multiplier=0.0),
         Privacy(1e-4, noise_multiplier=0.9, clipping="as_released"),
+        Privacy(1e-4, noise_multiplier=0.9, randomness="seed"),
     ],
 )
 def test_what_is_not_private_gets_no_record(base: Path, tmp_path: Path, privacy: Privacy) -> None:

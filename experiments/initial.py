@@ -230,6 +230,18 @@ class BestOf:
         return best[1]
 
 
+def recipes_of(initial: Initial) -> list[Path]:
+    """Returns the recipes that a starting point is taken from; none for most.
+
+    What their search has spent on private data counts for what is searched from there.
+    """
+    if isinstance(initial, FromRecipe):
+        return [Path(initial.path)]
+    if isinstance(initial, BestOf):
+        return [path for each in initial.of.values() for path in recipes_of(each)]
+    return []
+
+
 def _below(name: str, scouting: Scouting) -> Scouting:
     """Returns the same with the names of what is scored below `name`."""
     return Scouting(scouting.experts, lambda inner, plan: scouting.score(f"{name}.{inner}", plan))

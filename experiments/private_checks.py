@@ -7,6 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from experiments import assemble
 from experiments.initial import BestExpert, BestOf, Scored
@@ -83,13 +84,22 @@ def budget_line(config: DictConfig, strategy: Strategy[Any]) -> list[str]:
 
 
 def check_items(panel: Panel) -> None:
-    """Refuses an item that occurs twice, as it would contribute twice.
+    """Refuses items whose part in a sum cannot be bounded by clipping it.
+
+    One that occurs twice contributes twice; one whose score is a comparison with the others
+    changes their scores.
 
     Raises:
         ValueError: names the tasks.
     """
     seen: dict[str, str] = {}
     for task, evaluator in panel.evaluators.items():
+        if isinstance(evaluator, Membership):
+            raise ValueError(
+                f"{panel.split} task {task!r}: membership inference compares its texts with one "
+                "another, so that one of them changes the scores of all: leave it out of a "
+                "private search"
+            )
         for item in evaluator.items:
             if item in seen:
                 raise ValueError(
@@ -151,6 +161,11 @@ def _check_ways(config: DictConfig, privacy: Privacy) -> None:
         raise ValueError("privacy: secret samples stay in one process: choose execution=local")
     if config.timeout_s is not None:
         raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")
+    if config.budget.seconds is not None:
+        raise ValueError(
+            "privacy: how many generations a time allows depends on the items: set "
+            "budget.seconds=null and limit budget.evaluations"
+        )
     if config.choose == "shrinkage":
         raise ValueError("privacy: choose=shrinkage needs every item's score: choose=svt or last")
     if config.choose == "last" and privacy.release == "means":

@@ -20,8 +20,8 @@ def open_noise(run: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise
 
     Args:
         run: the run's directory.
-        belongs: what the noise is for (configuration, items): noise for anything else has
-            another key, so that two answers can never be subtracted.
+        belongs: what the noise is for (configuration, models, items): noise for anything else
+            has another key, so that two answers can never be subtracted.
         begun: whether something was released already.
 
     Raises:

@@ -30,6 +30,7 @@ from experiments.initial import Scouting
 from experiments.private_checks import check_items, open_privacy, sampling_rate
 from experiments.private_key import destroy, open_noise, seeded_noise
 from experiments.private_scores import item_by_item, robust_scores
+from experiments.private_tracking import Belated
 from experiments.references import Kind, References, Rival
 from experiments.run_directory import run_identity
 from experiments.search_steps import SearchSteps
@@ -89,12 +90,17 @@ class PrivateSteps(SearchSteps):
         if "selection" not in privacy.public:
             study = replace(study, select_on=None)  # so that no other step can read them
         references = PrivateReferences(study, run / "references.jsonl", privacy.public)
-        super().__init__(config, study, run, budget, tracker, references)
+        super().__init__(config, study, run, budget, Belated(tracker), references)
         for panel in (study.search_on, self._selection):
             if panel is not None:
                 check_items(panel)
         self._spending = privacy.budget(config.choose, sampling_rate(config))
-        belongs = (run_identity(config), *_items(study.search_on), *_items(self._selection))
+        belongs = (
+            run_identity(config),
+            *(study.pool.base.sha256, *study.pool.identities),
+            *_items(study.search_on),
+            *_items(self._selection),
+        )
         begun = bool(self._history.records)
         self._noise = (
             open_noise(run, belongs, begun=begun)
@@ -290,6 +296,7 @@ class PrivateSteps(SearchSteps):
             accountant="dp-accounting rdp",
             accountant_version=accounting.library_version(),
             unit=privacy.unit,
+            disjoint_from=tuple(privacy.disjoint_from),
             mechanisms=(*spending.mechanisms, *privacy.reserved(self._config.choose)),
             what=f"search: noisy {privacy.release} of {spending.steps} generations; scores and "
             "per-item scores were not kept",

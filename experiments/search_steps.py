@@ -21,7 +21,7 @@ from experiments.certificate import Ended, InHull, write_certificate
 from experiments.common_items import CommonItems
 from experiments.errors import UserError, explained
 from experiments.evaluation import open_bench, open_evaluation
-from experiments.initial import Scouting
+from experiments.initial import Scouting, recipes_of
 from experiments.model_card import model_card
 from experiments.progress import Progress
 from experiments.references import References, Rival
@@ -253,8 +253,12 @@ class SearchSteps:
         return recipe
 
     def _ledger(self, plan: Plan) -> Ledger:
-        """Returns what the experts' and the search's private data cost."""
-        return Ledger.of(self._study.pool, plan, searched=True)
+        """Returns what the private data of experts, search and starting point cost."""
+        ledger = Ledger.of(self._study.pool, plan, searched=True)
+        for path in recipes_of(self._study.initial):
+            if (known := Recipe.load(path).privacy) is not None:
+                ledger = ledger.joined(Ledger.from_description(known))
+        return ledger
 
     def _write_adapter(self, plan: Plan) -> None:
         """Writes the winner as an adapter of the asked rank and says what it leaves out."""

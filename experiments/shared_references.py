@@ -26,9 +26,14 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
         config: of the run to come.
 
     Returns:
-        False where nothing is shared: the run has begun, or asks other items or other models.
+        False where nothing is shared: the run has begun, asks other items or other models, or is
+        on private items, whose scores must not lie beside what it releases.
     """
-    if (run / "references.jsonl").exists() or not (source / "config.yaml").exists():
+    if (
+        config.get("privacy")
+        or (run / "references.jsonl").exists()
+        or not (source / "config.yaml").exists()
+    ):
         return False
     if _asked(OmegaConf.load(source / "config.yaml")) != _asked(config):
         return False

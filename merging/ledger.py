@@ -120,6 +120,11 @@ class Ledger:
                 known |= {spend} if spend.release is not None else set()
         return replace(self, spends=(*self.spends, *fresh), words=())
 
+    def joined(self, other: Ledger) -> Ledger:
+        """Returns the ledger of what both went into; a release that both list counts once."""
+        unrecorded = _each_once([*self.unrecorded, *other.unrecorded])
+        return replace(self, unrecorded=unrecorded, words=()).add(*other.spends)
+
     @property
     def private(self) -> bool:
         """Whether all that went in has a record, and all records compose to a promise."""

@@ -29,7 +29,9 @@ class Privacy:
         noise_multiplier: sigma, the noise of a sum in units of C.
         release: ``means``: every candidate's noisy fitness, for any strategy; ``differences``:
             of every pair the difference alone, for ``strategy=dp_zo``.
-        unit: what an item stands for, for the ledger.
+        unit: what an item stands for, for the ledger; spends in different units do not compose.
+        disjoint_from: data sets of the ledger that share no unit with this one, such as those
+            that the experts were trained on; all others are taken to overlap with it.
         public: splits whose items are not private (``selection``, ``report``): they are read as
             in any search.
         reading_epsilon: price of the winner's noisy fitness on the search items, where nothing
@@ -52,7 +54,8 @@ class Privacy:
     clip: float
     noise_multiplier: float
     release: Release = "means"
-    unit: str = "item"
+    unit: str = "record"
+    disjoint_from: Sequence[str] = ()
     public: Sequence[str] = ()
     reading_epsilon: float = 0.5
     reading_clip: float = 1.0
@@ -76,6 +79,11 @@ class Privacy:
             raise ValueError(f"privacy.svt_margin must be finite, got {self.svt_margin}")
         if not 0 < self.delta < 1:
             raise ValueError(f"privacy.delta must be above 0 and below 1, got {self.delta}")
+        if isinstance(self.disjoint_from, str) or self.data in self.disjoint_from:
+            raise ValueError(
+                f"privacy.disjoint_from must list names of other data sets than {self.data!r}, "
+                f"got {self.disjoint_from!r}"
+            )
         unknown = [split for split in self.public if split not in ("selection", "report")]
         if unknown:
             raise ValueError(

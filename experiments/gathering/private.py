@@ -44,6 +44,7 @@ class PrivateStatistics:
         noise_multiplier: sigma.
         delta: for which epsilon is stated.
         unit: what an item stands for, for the ledger.
+        disjoint_from: data sets of the ledger that share no unit with these.
 
     Raises:
         ValueError: an option has no meaning; names it.
@@ -57,7 +58,8 @@ class PrivateStatistics:
     clip: float
     noise_multiplier: float
     delta: float = 1e-5
-    unit: str = "item"
+    unit: str = "record"
+    disjoint_from: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("clip", "noise_multiplier"):
@@ -86,6 +88,9 @@ class PrivateStatistics:
             accountant="dp-accounting rdp",
             accountant_version=accounting.library_version(),
             unit=self.unit,
+            disjoint_from=tuple(
+                each for each in self.disjoint_from if each != self._named(expert)
+            ),
             mechanisms=(mechanism,),
             what={"gram": "Gram matrices of", "fisher": "Fisher information of"}[kind]
             + " the layers of an expert, noised",

@@ -36,12 +36,15 @@ class DataSet:
         texts: one for each record.
         group_size: how many records one secret may fill.
         max_length: most tokens of a record; the rest is cut off.
+        disjoint_from: identities of data sets that share no record with this one, for the
+            ledger; all others are taken to overlap with it.
     """
 
     identity: str
     texts: Sequence[str]
     group_size: int = 1
     max_length: int = 1024
+    disjoint_from: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.texts) < 2:
@@ -119,6 +122,7 @@ def privacy_record(
                 accountant_version=version("opacus"),
                 mechanisms=(Gaussian(spent.noise_multiplier, spent.sample_rate, trained.updates),),
                 group_size=data.group_size,
+                disjoint_from=tuple(data.disjoint_from),
                 what=f"DP-SGD training, {label}",
             ),
         )

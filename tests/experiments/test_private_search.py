@@ -17,14 +17,18 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from experiments.common_items import PoissonItems
 from experiments.errors import UserError
 from experiments.private_checks import check_items, check_privacy
 from experiments.private_key import KEY_FILE, open_noise, seeded_noise
+from experiments.private_tracking import Belated
 from experiments.run_files import read_lines
+from experiments.shared_references import share
 from merging import accounting
 from merging.mechanisms import Gaussian, Laplace, Mechanism, SparseVector
+from search.history import Record
 from search.private_budget import STOP
 from search.private_noise import SecretNoise
 from tests.experiments.local import environment, evomerge, overrides, write_texts
@@ -151,6 +155,11 @@ def test_a_run_leaves_noisy_fitness_and_one_spend_and_stops_in_time(
         assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
     assert len(set(keep_key)) == 1
 
+    # a search from where this one ended knows what it had spent
+    start = ["strategy=mergevolve", "noise=rows", "strategy.popsize=4", "initial=recipe"]
+    start += [f"initial.path={run}/recipe.json", *PRIVATE[:3], *more[:1], "budget.evaluations=4"]
+    assert spend_of(search(shell, "onward", options(world, items, *start))) == spend
+
     interrupted(run, keep_key[0], shell.cwd / "keyless", 5)
     (shell.cwd / "keyless" / KEY_FILE).unlink()
     ended = shell.run("search", *line, "out=keyless")
@@ -236,6 +245,8 @@ TASK = {"text": {"_target_": "evaluators.perplexity.Perplexity"}}
         ({"objective.normalize": "expert"}, "no reference's score on the private items enters"),
         ({"objective": CONSTRAINED}, "no reference's score on the private items enters: choose"),
         ({"initial": SCORED}, "by scores on the private search items: choose initial=average"),
+        ({"budget.seconds": 60.0}, "a time allows depends on the items: set budget.seconds=null"),
+        ({"privacy.disjoint_from": "x"}, "must list names of other data sets than .*got .x"),
         ({"timeout_s": 3.0}, "whether time is up depends on the items: set timeout_s=null"),
         ({"asynchronous": True}, "a generation is released as a whole: leave racing= and async"),
         ({"choose": "shrinkage"}, "choose=shrinkage needs every item's score"),
@@ -288,6 +299,48 @@ def test_an_item_may_contribute_once() -> None:
     with pytest.raises(ValueError, match="search tasks 'a' and 'b' hold one item twice"):
         check_items(Panel("search", tasks))
     check_items(Panel("search", {"a": tasks["a"]}))
+    texts: Any = object.__new__(Membership)
+    texts._items, texts._source, texts._attacks = ("x", "y"), "texts", ("loss",)
+    compared: Any = {"a": texts}
+    with pytest.raises(ValueError, match="task 'a': membership inference compares its texts"):
+        check_items(Panel("search", compared))
+
+
+class Told:
+    """A tracker that keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def start(self, config: Any, run_dir: Path, run_id: str) -> None:
+        self.told.append("start")
+
+    def log(self, record: Record, replayed: bool) -> None:
+        self.told.append((record.id, record.seconds, replayed))
+
+    def finish(self, summary: Any, files: Any) -> None:
+        self.told.append("finish")
+
+
+def test_trackers_learn_no_times() -> None:
+    inner = Told()
+    tracker = Belated(inner)
+    tracker.start({}, Path(), "id")
+    for number, replayed in enumerate((True, False)):
+        tracker.log(Record(number, [0.0], {}, None, seconds=1.5), replayed)
+        assert inner.told == ["start"], "when it is told is a time as well"
+    tracker.finish({}, [])
+    assert inner.told == ["start", (0, 0.0, True), (1, 0.0, False), "finish"]
+
+
+def test_no_other_runs_scores_are_laid_beside_private_ones(tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    source.mkdir()
+    config = OmegaConf.create({"experts": {}, "search_on": {}, "privacy": {"data": "d"}})
+    OmegaConf.save(config, source / "config.yaml")
+    (source / "references.jsonl").write_text("")
+    assert not share(source, run, config)
+    assert not run.exists()
 
 
 class Counted:

@@ -297,6 +297,13 @@ class TestLedger:
         ledger = Ledger().add(spend(8, release="r"), spend(1, release="r"))
         assert promised(*ledger.spends).price.epsilon == 9
 
+    def test_two_ledgers_share_what_both_list(self) -> None:
+        expert, found = spend(release="sha-a/0"), spend(1, release="search 1")
+        one = Ledger().add(expert).read(None, "expert 'b'", "sha-b")
+        both = one.joined(Ledger().add(expert, found).read(None, "expert 'b'", "sha-b"))
+        assert both.spends == (expert, found)
+        assert both.unrecorded == ("expert 'b'",)
+
     def test_spends_without_release_always_count(self) -> None:
         assert len(Ledger().add(spend()).add(spend(), spend()).spends) == 3
 

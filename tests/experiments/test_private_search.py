@@ -300,7 +300,8 @@ def test_an_item_may_contribute_once() -> None:
         check_items(Panel("search", tasks))
     check_items(Panel("search", {"a": tasks["a"]}))
     texts: Any = object.__new__(Membership)
-    texts._items, texts._source, texts._attacks = ("x", "y"), "texts", ("loss",)
+    texts._items, texts._source = ("x", "y"), "texts"
+    texts._attacks, texts._requests = ("loss",), ()
     compared: Any = {"a": texts}
     with pytest.raises(ValueError, match="task 'a': membership inference compares its texts"):
         check_items(Panel("search", compared))

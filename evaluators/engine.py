@@ -29,7 +29,7 @@ from evaluators.token_statistics import TokenStatisticsJob
 from merging.low_rank import LowRankDeltas
 
 _log = logging.getLogger(__name__)
-_BATCH = 8192
+BATCH_TOKENS = 8192
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
 _CPU_PASS = 256  # tokens of a pass that candidates share
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
@@ -70,7 +70,7 @@ class Engine:
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0 seconds or null, got {timeout_s}")
         self.resident = resident
-        self.batch_tokens = batch_tokens or _BATCH
+        self.batch_tokens = batch_tokens or BATCH_TOKENS
         self._unknown = batch_tokens is None and resident.device.type == "cuda"
         self._timeout_s = timeout_s
         self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)

@@ -21,6 +21,7 @@ from experiments.execution.execution import Execution
 from experiments.initial import Initial
 from experiments.pairing import build_space, build_strategy
 from experiments.sources import ExpertSource
+from merging.expert import WholeExpert
 from merging.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.plan import Plan
@@ -86,6 +87,25 @@ def _sources(config: DictConfig) -> ExpertSource:
     return source
 
 
+def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:
+    """Returns the pool where its merges run; experts that the device cannot hold are streamed."""
+    stream = config.stream
+    if stream == "auto":
+        stream = machine.device.type == "cuda" and fills(pool, torch.cuda.mem_get_info()[0])
+    return pool.resident(machine.device, stream=stream)
+
+
+def fills(pool: ExpertPool, free_bytes: int) -> bool:
+    """Returns whether base and whole experts take more than half of the memory that is free.
+
+    The other half is for the resident model, its passes, and what no candidate changes.
+    """
+    base = pool.base
+    one = sum(base.shape(name).numel() * base.dtype(name).itemsize for name in pool.names)
+    whole = sum(isinstance(expert, WholeExpert) for expert in pool.experts.values())
+    return one * (1 + whole) > free_bytes // 2
+
+
 def open_execution(config: DictConfig) -> Execution:
     """Returns where candidates are scored; nothing is started yet."""
     execution: Execution = instantiate(config.execution, _convert_="all")
@@ -94,7 +114,12 @@ def open_execution(config: DictConfig) -> Execution:
 
 def open_engine(config: DictConfig, resident: Resident) -> Engine:
     """Returns the engine that scores whatever `resident` holds."""
-    return Engine(resident, batch_tokens=config.batch_tokens, timeout_s=config.timeout_s)
+    return Engine(
+        resident,
+        batch_tokens=config.batch_tokens,
+        timeout_s=config.timeout_s,
+        compile=config.compile,
+    )
 
 
 def open_served(config: DictConfig, pool: ExpertPool, resident: Resident) -> ServedModel | None:

@@ -167,7 +167,7 @@ class Study:
         check_panels(search_on, select_on, report_on, objective)
         check_cases(config, search_on, objective, resident.info.classes)
         pool.check_finite()
-        held = pool.resident(machine.device)
+        held = assemble.hold(config, pool, machine)
         space = assemble.open_space(config, held, start)
         return cls(
             config=config,

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluators.engine import BATCH_TOKENS
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from evaluators.resident import Resident
@@ -124,7 +125,7 @@ class _Gathering:
         return cls(
             config.kind,
             config.seed if config.kind == "fisher" else 0,
-            config.batch_tokens,
+            config.batch_tokens or BATCH_TOKENS,
             pool,
             resident,
             Layers.of(resident.module, pool.names),

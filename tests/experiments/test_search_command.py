@@ -64,10 +64,11 @@ def test_model_loads_and_rebuild_is_bit_identical(run: Path, tmp_path: Path) -> 
         assert torch.isfinite(model(**tokens).logits).all()
 
 
-def test_same_seed_gives_the_same_run_in_another_process(
+def test_same_seed_gives_the_same_run_in_another_process_and_streamed(
     run: Path, world: Path, tmp_path: Path
 ) -> None:
-    finished(world, tmp_path, f"out={tmp_path}/again", env={"PYTHONHASHSEED": "77"})
+    options = (f"out={tmp_path}/again", "stream=true", "batch_tokens=null")
+    finished(world, tmp_path, *options, env={"PYTHONHASHSEED": "77"})
     for name in KEPT:
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import laplace
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
@@ -240,6 +241,59 @@ class TestPrivacyAsMeasured:
         one, other = [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]
         assert loss(answers(one), answers(other)) <= epsilon
         assert loss(answers(one, 6.0), answers(other, 6.0)) > epsilon
+
+
+def chances(values: Sequence[float], scales: tuple[float, float]) -> Vector:
+    """Chances of a yes at each value, and of none: integrals of ``p(rho) prod_i P(no_i) P(yes)``.
+
+    Args:
+        values: of the questions; the threshold is 0.
+        scales: of rho, and of every nu.
+    """
+    rho = np.linspace(-40, 40, 20_001) * scales[0]
+    weight = -np.abs(rho) / scales[0] - math.log(2 * scales[0])
+    found = []
+    for value in values:
+        yes, no = (laplace.logcdf(sign * (rho - value) / scales[1]) for sign in (-1, 1))
+        found.append(np.trapezoid(np.exp(weight + yes), rho))
+        weight = weight + no
+    return np.array([*found, np.trapezoid(np.exp(weight), rho)])
+
+
+class TestAboveThresholdExactly:
+    """No simulation can tell scales that are a little too small; the integral can."""
+
+    def loss(self, scales: tuple[float, float], noes: int, level: float, last: float) -> float:
+        """Log-ratio of "no, ..., no, yes" on neighbours: the noes go down by 1, the yes up."""
+        one = chances([level + 1.0] * noes + [last], scales)
+        other = chances([level] * noes + [last + 1.0], scales)
+        return abs(math.log(one[noes] / other[noes]))
+
+    @pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0])
+    def test_the_scales_are_just_large_enough(self, epsilon: float) -> None:
+        svt = AboveThreshold(
+            epsilon=epsilon, sensitivity=1.0, threshold=0.0, noise=SecretNoise(KEY), name="x"
+        )
+        places = [(n, level, last) for n in (1, 10) for level in (-9, 0, 20) for last in (-20, 3)]
+        assert max(self.loss(svt.scales, *place) for place in places) <= epsilon + 1e-6
+        first, second = svt.scales
+        worst = 10, 20 / epsilon, -20 / epsilon
+        assert self.loss(svt.scales, *worst) == pytest.approx(epsilon, rel=1e-3)
+        assert self.loss((first / 1.05, second), *worst) > epsilon
+        assert self.loss((first, second / 1.05), *worst) > epsilon
+
+    def test_its_answers_have_these_chances(self) -> None:
+        values, runs = [-1.0, 0.5, -2.0, 1.0], 4_000
+        counts = np.zeros(len(values) + 1)
+        for run in range(runs):
+            svt = AboveThreshold(
+                epsilon=2.0, sensitivity=1.0, threshold=0.0, noise=SecretNoise(key(run)), name="x"
+            )
+            first = next((i for i, value in enumerate(values) if svt.above(value)), len(values))
+            counts[first] += 1
+        expected = runs * chances(values, svt.scales)
+        assert expected.sum() == pytest.approx(runs, rel=1e-4)
+        assert float(((counts - expected) ** 2 / expected).sum()) < 23.5  # 4 degrees, p = 1e-4
 
 
 class TestAboveThreshold:

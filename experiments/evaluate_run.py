@@ -12,8 +12,10 @@ from evaluators.resident import Resident
 from experiments import assemble
 from experiments.errors import UserError, explained
 from experiments.options import check_groups, check_options
+from experiments.references import stated
 from experiments.rehearsal import check_data
 from experiments.run_directory import check_writable
+from experiments.run_files import evidence
 from merging.experts import ExpertPool
 from merging.files import write_text
 
@@ -49,9 +51,12 @@ def run_evaluate(config: DictConfig) -> float:
         raise UserError(f"{config.model} cannot be scored: {error}") from error
     width = max(len(key) for key in scores)
     for key, score in scores.items():
-        print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})")
+        said = evidence(score.chance, score.interval)
+        tail = f"  {said}" if said else ""
+        print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]}){tail}")
     if config.out is not None:
         content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
+        content |= {name: each for name, each in stated(scores).items() if each}
         with explained():
             write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
     return scores[next(iter(panel.main.values()))].value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ class Rival:
         split: ``search``, ``selection`` or ``report``.
         scores: ``task/metric`` to value; empty where it could not be scored.
         failure: why it could not be scored.
+        chances: what chance gives, for the scores that state it.
+        intervals: ends of the 95 % interval, for the scores that state it.
     """
 
     name: str
@@ -45,6 +47,19 @@ class Rival:
     split: str
     scores: Mapping[str, float]
     failure: str | None = None
+    chances: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Chances and intervals as JSON; nothing where no score states any."""
+        found = {"chances": dict(self.chances), "intervals": dict(self.intervals)}
+        return {name: each for name, each in found.items() if each}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the line of ``references.jsonl``, but for its number."""
+        own = {k: v for k, v in asdict(self).items() if k not in ("chances", "intervals")}
+        return own | self.evidence
 
 
 class References:
@@ -92,12 +107,12 @@ class References:
             try:
                 scored = self._study.scorer(panel)(weights())
                 scores = {label: float(score.value) for label, score in scored.items()}
-                rival = Rival(name, kind, panel.split, scores)
+                rival = Rival(name, kind, panel.split, scores, **stated(scored))
                 self._keep_items(rival, panel, scored)
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
                 rival = Rival(name, kind, panel.split, {}, str(error))
-            jsonl.append(self._path, {"id": len(self._known), **asdict(rival)})
+            jsonl.append(self._path, {"id": len(self._known), **rival.to_json()})
             self._known[key] = rival
         return self._known[key]
 
@@ -132,6 +147,14 @@ class References:
         study = self._study
         plan = uniform_plan(method, Whole(), study.held)
         return plan.weights(study.held, dtype=study.machine.save_dtype)
+
+
+def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Returns the ``chances`` and ``intervals`` that scores state, by ``task/metric``."""
+    return {
+        "chances": {k: float(s.chance) for k, s in scores.items() if s.chance is not None},
+        "intervals": {k: list(s.interval) for k, s in scores.items() if s.interval is not None},
+    }
 
 
 def _rival(line: dict[str, Any]) -> Rival:

@@ -239,6 +239,8 @@ def _scores(summary: Json, models: Sequence[Model]) -> str:
         "Main metric of every task in its own units; arrows say which way is better, bold is the "
         "best of a column. Fitness is what the search maximised, computed on each split by itself."
     )
+    if any(model.evidence(split, t.metric) for model in models for split in splits for t in tasks):
+        note += " In brackets: the 95 % interval over items, and what chance gives."
     return section("Scores", paragraph(note, "muted"), *parts)
 
 
@@ -257,7 +259,9 @@ def _score_table(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> 
         for task in tasks:
             score = model.score(split, task.metric)
             bold = score is not None and score == best[task.metric]
-            cells.append(Cell(number(score), "best" if bold else ""))
+            said = model.evidence(split, task.metric)
+            text = number(score) if score is None or not said else f"{number(score)} ({said})"
+            cells.append(Cell(text, "best" if bold else ""))
         body.append(cells)
     evolved = [index for index, model in enumerate(rows) if model.kind == "evolved"]
     return table(head, body, evolved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -31,11 +31,15 @@ class Reading:
         fitness: ``(objectives,)``, higher is better; None where the model could not be scored.
         scores: ``task/metric`` to value, in the metric's own units.
         failure: why there is no fitness; None where there is one.
+        chances: what chance gives, for the scores that state it.
+        intervals: ends of the 95 % interval, for the scores that state it.
     """
 
     fitness: tuple[float, ...] | None
     scores: Mapping[str, float]
     failure: str | None = None
+    chances: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,31 @@ class Model:
         reading = self.on(split)
         return reading.scores.get(metric) if reading is not None else None
 
+    def evidence(self, split: Split, metric: str) -> str:
+        """Returns chance and interval of one score in words; "" where it states none."""
+        reading = self.on(split)
+        if reading is None:
+            return ""
+        return evidence(reading.chances.get(metric), reading.intervals.get(metric))
+
     def failure(self, split: Split) -> str | None:
         """Returns why the model has no fitness on one split; None where it has one."""
         reading = self.on(split)
         if reading is None:
             return "it was not scored"
         return reading.failure or ("it has no fitness" if reading.fitness is None else None)
+
+
+def evidence(chance: float | None, interval: Sequence[float] | None) -> str:
+    """Returns what stands beside a score: its 95 % interval, and what chance gives.
+
+    Example:
+        >>> evidence(1.404, (0.9, 2.1)), evidence(0.5, None), evidence(None, None)
+        ('0.9 to 2.1, chance 1.404', 'chance 0.5', '')
+    """
+    parts = [] if interval is None else [f"{interval[0]:.4g} to {interval[1]:.4g}"]
+    parts += [] if chance is None else [f"chance {chance:.4g}"]
+    return ", ".join(parts)
 
 
 def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
@@ -84,7 +107,13 @@ def _reading(entry: Json | None) -> Reading | None:
     if entry is None:
         return None
     scores = {k: float(v) for k, v in (entry.get("scores") or {}).items() if v is not None}
-    return Reading(fitness_of(entry.get("fitness")), scores, entry.get("failure"))
+    return Reading(
+        fitness_of(entry.get("fitness")),
+        scores,
+        entry.get("failure"),
+        entry.get("chances") or {},
+        entry.get("intervals") or {},
+    )
 
 
 def models_of(summary: Json) -> list[Model]:

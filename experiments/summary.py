@@ -219,4 +219,5 @@ def _reading(rival: Rival, objective: Objective | None) -> dict[str, Any]:
     fitness = None
     if rival.failure is None and objective is not None:
         fitness = objective.fitness(rival.scores).tolist()
-    return {"fitness": fitness, "scores": dict(rival.scores), "failure": rival.failure}
+    own = {"fitness": fitness, "scores": dict(rival.scores), "failure": rival.failure}
+    return own | rival.evidence

@@ -128,7 +128,8 @@ def table(summary: Json) -> str:
     hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
     fitness (higher is better). ``*``
     marks the best value of a column. Below stand `verdict` and what the hull certificate says. A
-    run without held-out items shows its search scores and says so.
+    run without held-out items shows its search scores and says so. Scores that state a chance or a
+    95 % interval (memorization) have a line of their own with them, model by model.
     """
     models, tasks = models_of(summary), tasks_of(summary)
     split = shown_split(models)
@@ -147,6 +148,7 @@ def table(summary: Json) -> str:
             "",
             *_aligned(columns, rules),
             "",
+            *_evidence(rows, tasks, split),
             verdict(summary).text,
             *certified(summary),
             *privacy_lines(summary.get("privacy")),
@@ -157,6 +159,16 @@ def table(summary: Json) -> str:
 def certified(summary: Json) -> list[str]:
     """Returns the sentences of the run's hull certificate; none where it has no certificate."""
     return list((summary.get("certificate") or {}).get("sentences") or [])
+
+
+def _evidence(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> list[str]:
+    """Returns a paragraph for every main metric that states chance or interval."""
+    lines = []
+    for task in tasks:
+        said = [(_label(model), model.evidence(split, task.metric)) for model in rows]
+        told = "; ".join(f"{name} {text}" for name, text in said if text)
+        lines += [f"{task.metric} with 95 % intervals: {told}."] if told else []
+    return [*lines, ""] if lines else []
 
 
 def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.quickstart.tokenizer import byte_tokenizer
 from experiments.quickstart.training import ModelSize, new_model
@@ -102,6 +103,31 @@ def test_the_sum_is_that_of_every_record_clipped_alone() -> None:
     for name, tensor in total.items():
         expected = sum(f * g[name].double() for f, g in zip(factors, each, strict=True))
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_weight_that_two_layers_share_is_clipped_once() -> None:
+    """Tied embeddings, as the published models have: both uses belong to one gradient."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    chosen = [tuple(place % 60 + 3 for place in record) for record in records(4, 17)]
+    gradients = []
+    for part in (chosen, chosen[:1], chosen[1:]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        shared = model.model.embed_tokens.weight
+        with per_record_gradients(model) as wrapped:
+            losses = record_losses(wrapped, *padded(part, CPU), "mean")
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            gradients.append(vars(shared)["grad_sample"].clone())
+        if len(part) == 1:
+            torch.testing.assert_close(gradients[-1][0], shared.grad)
+    torch.testing.assert_close(gradients[0], torch.cat(gradients[1:]), rtol=1e-4, atol=1e-6)
 
 
 def noise_alone(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError, explained
 from experiments.run_directory import check_writable, locked
 
+_NOT_IDENTITY = ("cache", "results", "workers")
 _OWN = ("experiment", "study", "name", "runs", "out", "cache", "device")
 
 
@@ -68,11 +71,20 @@ def _open(config: DictConfig) -> tuple[StudyExperiment, Path]:
     missing = sorted(OmegaConf.missing_keys(config.study))
     if missing:
         raise UserError(f"study.{missing[0]} is not set: give study.{missing[0]}=VALUE")
-    out = Path(config.out) if config.out else Path(config.runs) / str(config.name)
+    own = f"{config.name}-{_identity(config.study)}"
+    out = Path(config.out) if config.out else Path(config.runs) / own
     with explained():
         check_writable(out, "out" if config.out else "runs")
         study: StudyExperiment = instantiate(config.study, _convert_="all")
     return study, out
+
+
+def _identity(study: DictConfig) -> str:
+    """Returns 8 hexadecimal digits of all that changes the results."""
+    resolved = OmegaConf.to_container(study, resolve=True)
+    assert isinstance(resolved, dict)
+    content = {key: value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _refuse_options_of_searches() -> None:

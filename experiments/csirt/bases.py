@@ -64,8 +64,8 @@ class HubBase:
 class TinyBase:
     """A small byte-level Llama, trained on records of other plugins and assets.
 
-    A share of these is pseudonymised under a key of their own, so that the look of a slug is
-    nothing new to an expert.
+    All of these, or a share, are pseudonymised under a key of their own, as published scans would
+    be: the format and the look of a slug are nothing new to an expert, raw identifiers are.
 
     Args:
         hidden: width of the residual stream.
@@ -87,7 +87,7 @@ class TinyBase:
     heads: int = 4
     context: int = 256
     records: int = 2000
-    pseudonymised: float = 0.25
+    pseudonymised: float = 1.0
     epochs: float = 4.0
     lot: int = 16
     learning_rate: float = 3e-3

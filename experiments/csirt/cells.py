@@ -100,17 +100,22 @@ class Setting:
                         write_files(draft, make_corpus(self.data, seed), seed, form)
         return DataFiles(folder)
 
-    def expert(self, cell: Cell) -> Path:
-        """Returns the directory of a cell's expert, whether it is there or not."""
+    def identity(self, cell: Cell) -> str:
+        """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
+        regime = self.regimes.get(cell.regime)
         content = [
             self.bases[cell.base].identity(self.data),
             dataclasses.asdict(self.data),
-            dataclasses.asdict(self.regimes[cell.regime]),
+            None if regime is None else dataclasses.asdict(regime),
             None if self.lora is None else dataclasses.asdict(self.lora),
             self.max_length,
             dataclasses.astuple(cell),
         ]
-        return self.cache / "csirt" / f"{cell.name}-{digest_of(content)}"
+        return digest_of(content)
+
+    def expert(self, cell: Cell) -> Path:
+        """Returns the directory of a cell's expert, whether it is there or not."""
+        return self.cache / "csirt" / f"{cell.name}-{self.identity(cell)}"
 
 
 def trained(setting: Setting, cell: Cell) -> Path:
@@ -148,11 +153,20 @@ def _training_data(corpus: Corpus, setting: Setting, cell: Cell) -> DataSet:
     )
 
 
+def is_finished(setting: Setting, cell: Cell, out: Path) -> bool:
+    """Returns whether `out` holds the scores of this very cell, not of other settings or code."""
+    file = out / f"{cell.name}.json"
+    if not file.exists():
+        return False
+    identity: str = read_json(file)["identity"]
+    return identity == setting.identity(cell)
+
+
 def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
     """Trains and scores one model and writes ``CELL.json`` into `out`, unless it is there."""
-    file = out / f"{cell.name}.json"
-    if file.exists():
+    if is_finished(setting, cell, out):
         return
+    file = out / f"{cell.name}.json"
     began = time.monotonic()
     base = setting.base(cell.base)
     expert = None if cell.regime == BASE else trained(setting, cell)
@@ -160,6 +174,7 @@ def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
     scores = _scores(setting, base, expert, setting.files(cell.seed, cell.form))
     content = {
         **dataclasses.asdict(cell),
+        "identity": setting.identity(cell),
         "training": None if expert is None else read_json(expert / TRAINING_FILE),
         "training_s": round(trained_s, 2),
         "scoring_s": round(time.monotonic() - began - trained_s, 2),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.csirt.cells import BASE, Cell, Setting, run_cell
+from experiments.csirt.cells import BASE, Cell, Setting, is_finished, run_cell
 from experiments.table import duration
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ def run_cells(setting: Setting, cells: Sequence[Cell], workers: int, out: Path) 
 
     Args:
         setting: common to all.
-        cells: all of them; those with a file are not run again.
+        cells: all of them; finished ones are not run again.
         workers: how many at a time.
         out: where the files go.
     """
-    left = [cell for cell in cells if not (out / f"{cell.name}.json").exists()]
+    left = [cell for cell in cells if not is_finished(setting, cell, out)]
     log.info("%d cells, %d of them are finished", len(cells), len(cells) - len(left))
     if not left:
         return

@@ -41,6 +41,7 @@ class Facts:
         workers: processes at a time.
         setting: of all cells.
         fast: whether it was the small trial.
+        remarks: what else a reader must know, from the configuration.
     """
 
     command: str
@@ -48,6 +49,7 @@ class Facts:
     workers: int
     setting: Setting
     fast: bool
+    remarks: Sequence[str] = ()
 
 
 def page(found: Found, merges: Sequence[Entry], facts: Facts) -> str:
@@ -95,6 +97,7 @@ def _facts(found: Found, facts: Facts) -> str:
             "- exposure: bits, from the rank of a record's total loss among its variants, ties "
             "at half a rank (the paper: mean loss per token, ties at rank 1). The paper's DP rows "
             "were trained with the clipping fault, so they stand beside ours as released too",
+            *(f"- {remark}" for remark in facts.remarks),
         ]
     )
 

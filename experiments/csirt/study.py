@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.contest_workers import run_all
 from experiments.csirt.bases import Base
-from experiments.csirt.cells import BASE, Cell, Setting, planned
+from experiments.csirt.cells import BASE, Cell, Setting, is_finished, planned
 from experiments.csirt.corpus import FORMS, CorpusSize, Form
 from experiments.csirt.found import Found
 from experiments.csirt.jobs import run_cells
@@ -45,6 +45,7 @@ class CsirtMemorization:
         workers: processes at a time, one thread each.
         device: where models are trained and scored.
         batch_tokens: most padded tokens of one forward pass when scoring.
+        remarks: sentences for the page, on how the settings came about.
         results: page that the plain command writes beside its run; None: none.
     """
 
@@ -65,6 +66,7 @@ class CsirtMemorization:
         workers: int,
         device: str,
         batch_tokens: int,
+        remarks: Sequence[str],
         results: str | None,
     ) -> None:
         unknown = sorted(set(small) - set(_SMALL))
@@ -74,6 +76,7 @@ class CsirtMemorization:
         named: Mapping[str, Base | None] = chosen.get("bases", bases)
         chosen_bases = {name: base for name, base in named.items() if base is not None}
         self._fast, self._results, self._workers = fast, results, workers
+        self._remarks = remarks
         self._merging: Merging | None = chosen.get("merging", merging)
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)
         self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
@@ -92,7 +95,7 @@ class CsirtMemorization:
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""
-        done = sum((out / "cells" / f"{cell.name}.json").exists() for cell in self._cells)
+        done = sum(is_finished(self._setting, cell, out / "cells") for cell in self._cells)
         experts = sum(cell.regime != BASE for cell in self._cells)
         merges = 0
         if self._merging is not None:
@@ -120,6 +123,7 @@ class CsirtMemorization:
             workers=self._workers,
             setting=self._setting,
             fast=self._fast,
+            remarks=self._remarks,
         )
         done = [entry for entry in entries if entry.run not in failures]
         text = page(Found(self._cells, out / "cells"), done, facts)

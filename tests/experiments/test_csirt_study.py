@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from experiments.csirt import cells as cells_module
 from experiments.csirt import published
 from experiments.csirt.bases import TinyBase
-from experiments.csirt.cells import BASE, Cell, Setting, planned, run_cell, trained
+from experiments.csirt.cells import BASE, Cell, Setting, is_finished, planned, run_cell, trained
 from experiments.csirt.corpus import CorpusSize
 from experiments.csirt.found import Found, cliffs_delta, fraction, wilcoxon
 from experiments.csirt.jobs import work
@@ -172,6 +173,9 @@ def test_a_cell_is_trained_and_scored_once(
     run_cell(common, cell, out)  # scored again, from the expert that is there
     again = json.loads((out / f"{cell.name}.json").read_text())
     assert again["scores"] == json.loads(before)["scores"]
+    other = replace(common, regimes={**REGIMES, "V0fs": Regime(4, learning_rate=1e-3)})
+    assert is_finished(common, cell, out)
+    assert not is_finished(other, cell, out)
     assert common.expert(Cell("tiny", 1, "pseudonymised", "V0fs")) != expert
 
 
@@ -223,7 +227,8 @@ def test_trial_runs_resumes_and_writes_its_page(tmp_path: Path) -> None:
     for _ in range(2):
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-    text = (tmp_path / "csirt_memorization" / "RESULTS.md").read_text()
+    (page,) = tmp_path.glob("csirt_memorization-*/RESULTS.md")
+    text = page.read_text()
     assert "too small to conclude anything" in text
     assert "| merge, constrained |" in text
     assert "8 cells, 8 of them are finished" in done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -178,6 +178,18 @@ class ExpertPool:
         found = self._facts.get(key, 4 * base.numel(), delta) if self._facts else None
         stored = delta() if found is None else found
         return Row(name, expert.sha256, stored, False, base, torch.float32, self._facts)
+
+    def fact(self, name: str, kind: str, compute: Callable[[], float]) -> float:
+        """Returns a number that follows from a parameter of base and experts.
+
+        Args:
+            name: of the parameter.
+            kind: tells it from other such numbers.
+            compute: returns it; called once if the pool is held in memory.
+        """
+        key = (name, self.identities, kind)
+        found = None if self._facts is None else self._facts.get(key, 0, compute)
+        return compute() if found is None else found
 
     def untouched(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the base's tensors that are not merged, with their values."""

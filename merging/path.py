@@ -125,7 +125,7 @@ class Walk:
         noise: kind of noise.
         seed: of the run.
         keep: hold the last centre of every tensor that was read: as much memory as one model in
-            float32. Beside it a read takes two tensors of the size of the one read.
+            float32. Beside it a step of the centre takes one tensor of the size of the one read.
     """
 
     pool: ExpertPool
@@ -137,14 +137,21 @@ class Walk:
 
     def tensor(self, name: str, path: Path) -> Tensor:
         """Returns one tensor at the end of `path`, ``(*shape)`` float32, the caller's own."""
-        draw = self.noise.on(name, self.pool) if path.steps or path.own else None
-        centre = self._centre(name, path.centre, draw)
-        if path.own is None or draw is None:
-            return centre.clone() if self.keep else centre
-        number, coefficient = path.own
-        return self._term(draw, number, coefficient).add_(centre)
+        out = torch.empty(self.pool.base.shape(name), device=self.pool.device)
+        self.write(name, path, out)
+        return out
 
-    def _centre(self, name: str, path: Path, draw: Draw | None) -> Tensor:
+    def write(self, name: str, path: Path, out: Tensor) -> None:
+        """Writes what `tensor` returns into `out`: contiguous, float32, on the pool's device."""
+        draw = self.noise.on(name, self.pool) if path.steps or path.own else None
+        centre = self._centre(name, path.centre, draw, out)
+        if path.own is None or draw is None:
+            out.copy_(centre)
+        else:
+            number, coefficient = path.own
+            self._term(draw, number, coefficient, out).add_(centre)
+
+    def _centre(self, name: str, path: Path, draw: Draw | None, room: Tensor) -> Tensor:
         # Taken out while it changes: an error half-way must not leave half a step behind.
         known, centre = self._kept.pop(name, (None, None))
         if known is None or centre is None or not _leads_to(known, path):
@@ -153,7 +160,7 @@ class Walk:
             done = len(known.steps)
         for generation in range(done, len(path.steps)):
             assert draw is not None
-            if (move := self._move(path, generation, draw)) is not None:
+            if (move := self._move(path, generation, draw, room)) is not None:
                 centre.add_(move)
         if self.keep:
             self._kept[name] = path, centre
@@ -164,17 +171,20 @@ class Walk:
         whole = self.pool.base_tensor(name) if start == BASE else self.starts[start][name]
         return whole.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
-    def _move(self, path: Path, generation: int, draw: Draw) -> Tensor | None:
-        """Returns what a generation adds to the centre; None: nothing."""
+    def _move(self, path: Path, generation: int, draw: Draw, room: Tensor) -> Tensor | None:
+        """Returns what a generation adds to the centre, or None where it adds nothing.
+
+        `room`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
+        """
         move: Tensor | None = None
         for age in reversed(range(min(len(path.blend), generation + 1))):
             for number, coefficient in path.steps[generation - age]:
-                term = self._term(draw, number, path.blend[age] * coefficient)
-                move = term if move is None else move.add_(term)
+                term = self._term(draw, number, path.blend[age] * coefficient, room)
+                move = term.clone() if move is None else move.add_(term)
         return move
 
-    def _term(self, draw: Draw, number: int, coefficient: float) -> Tensor:
-        return draw(stable_seed("noise", self.seed, number)).mul_(coefficient)
+    def _term(self, draw: Draw, number: int, coefficient: float, out: Tensor) -> Tensor:
+        return draw(stable_seed("noise", self.seed, number), out).mul_(coefficient)
 
 
 def _leads_to(known: Path, path: Path) -> bool:
@@ -263,7 +273,10 @@ class PathPlan:
 
 
 class PathWeights(Mapping[str, Tensor]):
-    """The point at the end of a path; every read computes one parameter."""
+    """The point at the end of a path; every read computes one parameter.
+
+    They can be written in place (`InPlaceWeights`): float32 parameters without any copy.
+    """
 
     def __init__(self, walk: Walk, path: Path, dtype: torch.dtype | None) -> None:
         self._walk, self._path, self._dtype = walk, path, dtype
@@ -278,6 +291,19 @@ class PathWeights(Mapping[str, Tensor]):
             raise KeyError(name)
         tensor = self._walk.tensor(name, self._path)
         return tensor.to(self._dtype or self._walk.pool.base.dtype(name))
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the tensor's shape without computing it."""
+        return self._walk.pool.base.shape(name)
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Writes into `out` what reading `name` gives, rounded to the weights' dtype first."""
+        pool = self._walk.pool
+        exact = (self._dtype or pool.base.dtype(name)) == out.dtype == torch.float32
+        if exact and out.device == pool.device and out.is_contiguous():
+            self._walk.write(name, self._path, out)
+        else:
+            out.copy_(self[name])
 
     def __contains__(self, name: object) -> bool:
         return name in self._walk.pool.names

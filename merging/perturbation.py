@@ -21,8 +21,19 @@ from merging.experts import ExpertPool
 from merging.seeding import generator
 from merging.spectral import thin_svd
 
-Draw: TypeAlias = Callable[[int], Tensor]
-"""Noise seed to a new tensor ``(*shape)``, float32, on the pool's device."""
+
+class Draw(Protocol):
+    """Noise of one tensor, from a seed."""
+
+    def __call__(self, seed: int, out: Tensor | None = None) -> Tensor:
+        """Returns the noise, ``(*shape)`` float32 on the pool's device.
+
+        Args:
+            seed: of the noise.
+            out: ``(*shape)``, contiguous, where it is to be written; None: a new tensor.
+        """
+        ...
+
 
 Unit: TypeAlias = Literal["one", "base", "deltas"]
 """Size of the noise in a tensor: 1, the rms of the base's entries, or that of the experts'
@@ -66,9 +77,14 @@ class Gaussian:
         """Returns what draws it; see `Noise.on`."""
         shape, size = pool.base_tensor(name).shape, _size(self.unit, name, pool)
 
-        def draw(seed: int) -> Tensor:
-            noise = torch.randn(shape, generator=generator(seed, name))
-            return noise.to(pool.device).mul_(size)
+        def draw(seed: int, out: Tensor | None = None) -> Tensor:
+            rng = generator(seed, name)
+            if out is not None and out.device.type == "cpu":
+                torch.randn(shape, generator=rng, out=out)
+            else:
+                drawn = torch.randn(shape, generator=rng)
+                out = drawn.to(pool.device) if out is None else out.copy_(drawn)
+            return out.mul_(size)
 
         return draw
 
@@ -99,9 +115,12 @@ class LowRank:
             return Gaussian(self.unit).on(name, pool)
         draw, size = self._sides(name, pool), self._scale(name, pool)
 
-        def product(seed: int) -> Tensor:
+        def product(seed: int, out: Tensor | None = None) -> Tensor:
             left, right = draw(seed)
-            return (left @ right).mul_(size).reshape(shape)
+            if out is None:
+                out = torch.empty(shape, device=left.device)
+            torch.mm(left, right, out=out.view(len(left), right.shape[1]))
+            return out.mul_(size)
 
         return product
 
@@ -251,15 +270,15 @@ def _shaped(
     """Returns what sums the experts' noise, in the order of their identities."""
     deltas = pool.deltas(name)
     if deltas.numel() == 0:
-        return lambda seed: torch.zeros(deltas.shape[1:], device=deltas.device)
+        return Gaussian().on(name, pool)
     rms = _rms(deltas)
     size = rms if unit == "deltas" else _size(unit, name, pool)
     factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0
     order = sorted(range(len(deltas)), key=pool.identities.__getitem__)
     experts = [(pool.identities[i], pieces(deltas[i])) for i in order]
 
-    def draw(seed: int) -> Tensor:
-        noise = torch.zeros(deltas.shape[1:], device=deltas.device)
+    def draw(seed: int, out: Tensor | None = None) -> Tensor:
+        noise = deltas.new_zeros(deltas.shape[1:]) if out is None else out.zero_()
         for identity, piecewise in experts:
             noise.add_(piecewise(generator(seed, identity, name)).reshape(noise.shape))
         return noise.mul_(factor)
@@ -274,7 +293,9 @@ def _normal(count: int, rng: torch.Generator, like: Tensor) -> Tensor:
 def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
     if unit == "one":
         return 1.0
-    return _rms(pool.base_tensor(name) if unit == "base" else pool.deltas(name))
+    if unit == "base":
+        return _rms(pool.base_tensor(name))
+    return pool.fact(name, "rms of the deltas", lambda: _rms(pool.deltas(name)))
 
 
 def _rms(tensor: Tensor) -> float:

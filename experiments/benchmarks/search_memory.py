@@ -2,10 +2,11 @@
 
     python -m experiments.benchmarks.search_memory
 
-Builds a random Llama and three experts, holds them as a search does, and lets a population of 32
+Builds a random Llama and three experts, holds them as a search does, and lets a population of 64
 be decoded into the resident model for two generations, each search in a process of its own.
 Counted is what comes on top of base and experts: the resident model and all that the search
-itself keeps. Linux, where the system tells a process its peak.
+itself keeps; a tiny model has been searched before, so that the code is in memory already. Linux,
+where the system tells a process its peak.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.spaces.lineage import LineageSpace
 from merging.weights import Weights
 
-POPULATION = 32
+POPULATION = 64
 GENERATIONS = 2
+TINY = "tiny"
 
 
 def main() -> int:
@@ -73,6 +75,7 @@ def measure() -> list[Measured]:
 def _peaks(hidden: int, layers: int) -> Iterator[tuple[str, int, int]]:
     """Yields every search with its peak and the size of one model, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
+        _make(File(folder) / TINY, 64, 1)
         model = _make(File(folder), hidden, layers)
         for name in _SEARCHES:
             context = multiprocessing.get_context("spawn")
@@ -103,16 +106,26 @@ def _make(folder: File, hidden: int, layers: int) -> int:
 def _measure(folder: str, search: str) -> int:
     """Returns the peak in bytes above what base and experts hold."""
     torch.set_num_threads(1)
+    _search(search, _open(f"{folder}/{TINY}"))
+    pool = _open(folder)
+    File("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status_bytes("VmRSS")
+    _search(search, pool)
+    return _status_bytes("VmHWM") - before
+
+
+def _open(folder: str) -> ExpertPool:
     experts = {f"expert{i}": f"{folder}/expert{i}" for i in range(3)}
     pool = ExpertPool.open(f"{folder}/base", experts).resident(torch.device("cpu"))
     for name in pool.names:  # a first read touches every page that the pool holds
         pool.deltas(name)
-    File("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status_bytes("VmRSS")
+    return pool
+
+
+def _search(search: str, pool: ExpertPool) -> None:
     resident = Resident.from_pool(pool, device="cpu", dtype=torch.float32)
     for weights in _SEARCHES[search](pool):
         resident.write(weights)
-    return _status_bytes("VmHWM") - before
 
 
 def _status_bytes(field: str) -> int:

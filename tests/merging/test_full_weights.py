@@ -37,6 +37,7 @@ from merging.plans import plan_from_description
 from merging.recipe import Recipe, RecipeError
 from merging.seeding import stable_seed
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
+from merging.weights import InPlaceWeights
 from tests import builders
 from tests.merging.memory_pool import memory_pool, random_pool
 
@@ -128,6 +129,19 @@ def test_what_was_decoded_before_changes_no_bit(history: list[Path]) -> None:
         assert Path.from_json(json.loads(json.dumps(path.to_json()))) == path
 
 
+@pytest.mark.parametrize("noise", KINDS, ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_written_in_place_they_are_those_that_are_read(noise: Noise, dtype: torch.dtype) -> None:
+    pool = random_pool(SHAPES)
+    for path in (Path("start", STEPS), Path("start", STEPS, own=(8, 0.1))):
+        weights = space_of(pool, noise).decode(path)
+        assert isinstance(weights, InPlaceWeights)
+        for name in weights:
+            out = torch.full(weights.shape(name), torch.nan, dtype=dtype)
+            weights.write(name, out)
+            assert torch.equal(out, weights[name].to(dtype)), name
+
+
 def test_weights_decoded_before_the_centre_moved_on_still_hold() -> None:
     space = space_of(random_pool(SHAPES))
     early = space.decode(Path("start", STEPS[:1], own=(8, 0.1)))
@@ -145,11 +159,11 @@ def test_an_error_half_way_leaves_no_half_step() -> None:
         def on(self, name: str, pool: ExpertPool) -> Any:
             draw = super().on(name, pool)
 
-            def counted(seed: int) -> Tensor:
+            def counted(seed: int, out: Tensor | None = None) -> Tensor:
                 if Failing.left == 0:
                     raise torch.OutOfMemoryError("no memory")
                 Failing.left -= 1
-                return draw(seed)
+                return draw(seed, out)
 
             return counted
 

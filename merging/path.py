@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from merging.experts import ExpertPool
 from merging.perturbation import Draw, Noise, describe_noise, noise_from_description
 from merging.plan import Plan
 from merging.seeding import stable_seed
-from merging.weights import Weights
+from merging.weights import InPlaceWeights, Weights
 
 Term: TypeAlias = tuple[int, float]
 """Number of a noise, counted from 0 over the run, and what it is multiplied by."""
@@ -133,7 +134,7 @@ class Walk:
     noise: Noise
     seed: int
     keep: bool = False
-    _kept: dict[str, tuple[Path, Tensor]] = field(default_factory=dict)
+    _kept: dict[str, Path] = field(default_factory=dict)
 
     def tensor(self, name: str, path: Path) -> Tensor:
         """Returns one tensor at the end of `path`, ``(*shape)`` float32, the caller's own."""
@@ -153,9 +154,11 @@ class Walk:
 
     def _centre(self, name: str, path: Path, draw: Draw | None, room: Tensor) -> Tensor:
         # Taken out while it changes: an error half-way must not leave half a step behind.
-        known, centre = self._kept.pop(name, (None, None))
-        if known is None or centre is None or not _leads_to(known, path):
-            centre, done = self._start(name, path.start), 0
+        known = self._kept.pop(name, None)
+        centre = self._centres[name] if self.keep else torch.empty_like(room)
+        if known is None or not _leads_to(known, path):
+            self._start(name, path.start, centre)
+            done = 0
         else:
             done = len(known.steps)
         for generation in range(done, len(path.steps)):
@@ -163,13 +166,26 @@ class Walk:
             if (move := self._move(path, generation, draw, room)) is not None:
                 centre.add_(move)
         if self.keep:
-            self._kept[name] = path, centre
+            self._kept[name] = path
         return centre
 
-    def _start(self, name: str, start: str) -> Tensor:
-        """Returns a copy of the start's tensor, float32."""
-        whole = self.pool.base_tensor(name) if start == BASE else self.starts[start][name]
-        return whole.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    @cached_property
+    def _centres(self) -> dict[str, Tensor]:
+        """Room for all centres, in one piece: what comes and goes beside them leaves no gaps."""
+        shapes = {name: self.pool.base.shape(name) for name in self.pool.names}
+        sizes = [shape.numel() for shape in shapes.values()]
+        whole = torch.empty(sum(sizes), device=self.pool.device)
+        parts = zip(shapes.items(), torch.split(whole, sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
+
+    def _start(self, name: str, start: str, out: Tensor) -> None:
+        """Writes the start's tensor into `out`, float32."""
+        if start == BASE:
+            out.copy_(self.pool.base_tensor(name))
+        elif isinstance(weights := self.starts[start], InPlaceWeights):
+            weights.write(name, out)
+        else:
+            out.copy_(weights[name])
 
     def _move(self, path: Path, generation: int, draw: Draw, room: Tensor) -> Tensor | None:
         """Returns what a generation adds to the centre, or None where it adds nothing.

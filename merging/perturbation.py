@@ -9,7 +9,7 @@ expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -39,6 +39,7 @@ Unit: TypeAlias = Literal["one", "base", "deltas"]
 """Size of the noise in a tensor: 1, the rms of the base's entries, or that of the experts'
 deltas. A tensor that is zero in the base (in all deltas) does not move with the latter two."""
 
+_PIECE = 2**20  # entries
 _Piecewise: TypeAlias = Callable[[torch.Generator], Tensor]
 
 
@@ -294,16 +295,19 @@ def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
     if unit == "one":
         return 1.0
     if unit == "base":
-        return _rms(pool.base_tensor(name))
-    return pool.fact(name, "rms of the deltas", lambda: _rms(pool.deltas(name)))
+        return _rms([pool.base_tensor(name)])
+    rows = pool.tensors(name).rows
+    return pool.fact(name, "rms of the deltas", lambda: _rms(row.delta() for row in rows))
 
 
-def _rms(tensor: Tensor) -> float:
-    """Returns the root mean square of all entries, 0 where there are none."""
-    if tensor.numel() == 0:
-        return 0.0
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return float(norm) / math.sqrt(tensor.numel())
+def _rms(tensors: Iterable[Tensor]) -> float:
+    """Returns the root mean square of all entries, 0 where there are none; summed in float64."""
+    squares, entries = 0.0, 0
+    for tensor in tensors:
+        for piece in torch.split(tensor.reshape(-1), _PIECE):  # each is copied to float64
+            squares += float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2
+        entries += tensor.numel()
+    return math.sqrt(squares / entries) if entries else 0.0
 
 
 def _check_unit(unit: str) -> None:

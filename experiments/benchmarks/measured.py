@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -79,6 +81,27 @@ def in_turns(
         statistics.median(two for _, two in pairs),
         statistics.median(two / one for one, two in pairs),
     )
+
+
+def profile(work: Callable[[], Any], most: int = 4) -> str:
+    """Returns which of torch's operations take how much of the time that `work` takes.
+
+    Args:
+        work: called once more; what it allocates and warms up should be warm.
+        most: how many operations are named.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        began = time.perf_counter()
+        work()
+        microseconds = (time.perf_counter() - began) * 1e6
+    events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    named = [
+        f"{event.key.removeprefix('aten::')} {event.count} x "
+        f"{100 * event.self_cpu_time_total / microseconds:.0f} %"
+        for event in events[:most]
+    ]
+    rest = sum(event.self_cpu_time_total for event in events) / microseconds
+    return f"{', '.join(named)}, outside torch {100 * max(0.0, 1 - rest):.0f} %"
 
 
 def _seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:

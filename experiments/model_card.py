@@ -157,8 +157,9 @@ def _flat(knobs: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _scores(summary: Json) -> str:
-    models, tasks = models_of(summary), tasks_of(summary)
+    models = models_of(summary)
     split = shown_split(models)
+    tasks = tasks_of(summary, split)
     arrows = {"minimize": "↓", "maximize": "↑"}
     head = ["model", "kind", "fitness ↑", *(f"{t.metric} {arrows[t.direction]}" for t in tasks)]
     rows = []

@@ -231,15 +231,17 @@ def _front_chart(
 
 
 def _scores(summary: Json, models: Sequence[Model]) -> str:
-    tasks = tasks_of(summary)
     splits = [split for split in _SPLITS if any(model.on(split) is not None for model in models)]
+    tasks = {split: tasks_of(summary, split) for split in splits}
     rows = by_fitness(models[::-1], shown_split(models))[::-1]
-    parts = [f"<h3>{_SPLITS[split]}</h3>" + _score_table(rows, tasks, split) for split in splits]
+    parts = [
+        f"<h3>{_SPLITS[each]}</h3>" + _score_table(rows, tasks[each], each) for each in splits
+    ]
     note = (
         "Main metric of every task in its own units; arrows say which way is better, bold is the "
         "best of a column. Fitness is what the search maximised, computed on each split by itself."
     )
-    if any(model.evidence(split, t.metric) for model in models for split in splits for t in tasks):
+    if any(m.evidence(split, t.metric) for m in models for split in splits for t in tasks[split]):
         note += " In brackets: the 95 % interval over items, and what chance gives."
     return section("Scores", paragraph(note, "muted"), *parts)
 

@@ -130,11 +130,17 @@ def models_of(summary: Json) -> list[Model]:
     ]
 
 
-def tasks_of(summary: Json) -> list[Task]:
-    """Returns the tasks of a ``summary.json``, in its order."""
-    return [
-        Task(name, entry["metric"], entry["direction"]) for name, entry in summary["tasks"].items()
-    ]
+def tasks_of(summary: Json, split: Split = "search") -> list[Task]:
+    """Returns the tasks of a ``summary.json``, in its order.
+
+    Args:
+        summary: of a finished run.
+        split: with ``report`` come, last, those that are asked of held-out items alone.
+    """
+    entries = dict(summary["tasks"])
+    if split == "report":
+        entries |= summary.get("report_tasks") or {}
+    return [Task(name, entry["metric"], entry["direction"]) for name, entry in entries.items()]
 
 
 def shown_split(models: Sequence[Model]) -> Split:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from evaluators.panel import Panel
 from experiments.certificate import InHull
 from experiments.device import peak_memory_bytes
 from experiments.front_plot import constraint_of
@@ -89,10 +90,10 @@ def write_summary(found: Finished) -> dict[str, Any]:
         "method": found.recipe.plan.name,
         "space": f"{_space_name(study.space)}, {study.space.dimensions:,} dimensions",
         "objectives": list(found.objective.names),
-        "tasks": {
-            task: {"metric": key, "direction": study.search_on.directions[key]}
-            for task, key in study.search_on.main.items()
-        },
+        "tasks": _tasks(study.search_on),
+        "report_tasks": {}
+        if study.report_on is None
+        else _tasks(study.report_on, study.search_on),
         "terms": _terms(found.reporting),
         "constraint": constraint_of(found.objective),
         "models": models,
@@ -122,6 +123,15 @@ def write_summary(found: Finished) -> dict[str, Any]:
     }
     write_text(found.run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _tasks(panel: Panel, other: Panel | None = None) -> dict[str, Any]:
+    """Returns the tasks of a panel, but not those that `other` has as well."""
+    return {
+        task: {"metric": key, "direction": panel.directions[key]}
+        for task, key in panel.main.items()
+        if other is None or task not in other.main
+    }
 
 
 def _space_name(space: Any) -> str:

@@ -131,8 +131,9 @@ def table(summary: Json) -> str:
     run without held-out items shows its search scores and says so. Scores that state a chance or a
     95 % interval (memorization) have a line of their own with them, model by model.
     """
-    models, tasks = models_of(summary), tasks_of(summary)
+    models = models_of(summary)
     split = shown_split(models)
+    tasks = tasks_of(summary, split)
     shown = [_of_kind(models, kind, split) for kind in KINDS]
     rows = [model for kind in shown for model in kind]
     columns = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.references import Rival
 from experiments.report import render_report
-from experiments.run_files import RunFiles, evidence, read_lines
+from experiments.run_files import RunFiles, evidence
 from experiments.table import table
 from tests.evaluators.memorization.conftest import canary_line
 from tests.experiments.local import overrides
@@ -80,20 +80,18 @@ def test_evaluate_prints_and_writes_them(shell: Shell, world: Path) -> None:
 
 def test_a_search_shows_them_for_every_model(shell: Shell, world: Path) -> None:
     data = canaries(shell.cwd / "canaries.jsonl")
-    splits = ("search_on", "select_on", "report_on")
-    own = [each for each in overrides(world) if not any(split in each for split in splits)]
-    for split, take in (("search_on", "0:2"), ("report_on", "2:4")):
-        own += [f"evaluator@{split}=exposure", f"{split}.exposure.data={data}"]
-        own += [f"{split}.exposure.take='{take}'"]
-    own += ["evaluator@select_on=none", "in_hull=null", "budget.evaluations=2", "out=run"]
+    own = overrides(world, "in_hull=null", "budget.evaluations=2", "out=run")
+    own += ["evaluator@report_on=[perplexity,exposure]", f"report_on.exposure.data={data}"]
     ended = shell.run("search", *own)
     assert ended.code == 0, ended.stderr
     run = shell.cwd / "run"
-    lines = read_lines(run / "references.jsonl")
-    assert all(set(line["chances"]) == set(line["scores"]) for line in lines)
     summary = json.loads((run / "summary.json").read_text())
+    assert list(summary["tasks"]) == ["text"]
+    assert summary["report_tasks"]["exposure"]["metric"] == "exposure/exposure"
     low, high = summary["models"][-1]["report"]["intervals"]["exposure/exposure"]
     said = f"{low:.4g} to {high:.4g}, chance 1.143"
     assert "exposure/exposure with 95 % intervals: base " in ended.stdout
     assert f"evolved {said}." in ended.stdout
-    assert f"({said})" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert f"({said})" in page
+    assert "| exposure/exposure ↓ |" in (run / "model" / "README.md").read_text()

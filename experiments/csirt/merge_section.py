@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from merging.spaces.axes import Vector
 
 EVOLVED = "evolved"
 FREE, LIMITED = "unconstrained", "constrained"
+EXPERTS = ("plain", "private", "pseudonymised")
 _HALF, _LOSS = 0.5, 0.02
 
 
@@ -34,7 +35,7 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
                 pairs.setdefault(entry.world, {})[entry.arm] = point
     rows = [_row(name, list(points.values()), chance) for name, points in found.items()]
     head = "| model | macro-F1 | exposure, bits | above chance |\n|---|--:|--:|--:|"
-    verdict = _verdict(pairs, chance)
+    verdict = _verdict(pairs, found, chance)
     runs = len({entry.world for entry in entries})
     return (
         "## Merges: skill against memory\n\n"
@@ -43,8 +44,36 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
         "not exceed a share of the worst expert's. Reported: other records and the other half of "
         f"the canaries, mean ± standard deviation over seeds; chance {chance:.2f} bits.\n\n"
         + "\n".join([head, *rows])
-        + f"\n\n{verdict}"
+        + f"\n\n{_front(found)}\n\n{verdict}"
     )
+
+
+def _front(found: Mapping[str, Mapping[str, Point]]) -> str:
+    """Returns a sentence with the models that no other beats in both, from the most skilled."""
+    means = {name: _mean(points.values()) for name, points in found.items()}
+    best = sorted(
+        (
+            name
+            for name, point in means.items()
+            if not any(_beats(o, point) for o in means.values())
+        ),
+        key=lambda name: -means[name].skill,
+    )
+    shown = (f"{name} ({means[name].skill:.3f}, {means[name].memory:.2f} bits)" for name in best)
+    return f"Front, of means: {'; '.join(shown)}."
+
+
+def _mean(points: Iterable[Point]) -> Point:
+    each = list(points)
+    return Point(
+        float(np.mean([point.skill for point in each])),
+        float(np.mean([point.memory for point in each])),
+    )
+
+
+def _beats(one: Point, other: Point) -> bool:
+    better = one.skill >= other.skill and one.memory <= other.memory
+    return better and one != other
 
 
 def _row(name: str, points: Sequence[Point], chance: float) -> str:
@@ -56,7 +85,11 @@ def _row(name: str, points: Sequence[Point], chance: float) -> str:
     )
 
 
-def _verdict(pairs: Mapping[str, Mapping[str, Point]], chance: float) -> str:
+def _verdict(
+    pairs: Mapping[str, Mapping[str, Point]],
+    found: Mapping[str, Mapping[str, Point]],
+    chance: float,
+) -> str:
     both = [each for each in pairs.values() if {FREE, LIMITED} <= set(each)]
     if not both:
         return ""
@@ -73,8 +106,19 @@ def _verdict(pairs: Mapping[str, Mapping[str, Point]], chance: float) -> str:
         f"**{'Reached' if reached else 'Not reached'}**: at most half of the unconstrained "
         f"merge's exposure above chance at no more than 2 % lower skill. The limit leaves {share} "
         f"of {above:.2f} bits above chance; macro-F1 {skill:.3f} without it, {kept:.3f} with it "
-        f"({100 * -loss:+.1f} %)."
+        f"({100 * -loss:+.1f} %)." + ("" if reached else _reason(found, chance))
     )
+
+
+def _reason(found: Mapping[str, Mapping[str, Point]], chance: float) -> str:
+    """Returns what the ingredients offer: skill, and what comes with it."""
+    names = [name for name in found if name in EXPERTS]
+    means = {name: _mean(found[name].values()) for name in names}
+    shown = ", ".join(
+        f"{name} {point.skill:.3f} at {point.memory - chance:+.2f} bits"
+        for name, point in means.items()
+    )
+    return f" What the experts bring to these records, skill and bits above chance: {shown}."
 
 
 def _spread(values: Vector, digits: int) -> str:

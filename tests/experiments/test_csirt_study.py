@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
+from experiments.contest_plan import Entry
 from experiments.csirt import cells as cells_module
 from experiments.csirt import published
 from experiments.csirt.bases import TinyBase
@@ -22,6 +23,7 @@ from experiments.csirt.cells import BASE, Cell, Setting, is_finished, planned, r
 from experiments.csirt.corpus import CorpusSize
 from experiments.csirt.found import Found, cliffs_delta, fraction, wilcoxon
 from experiments.csirt.jobs import work
+from experiments.csirt.merge_section import merge_section
 from experiments.csirt.page import Facts, page
 from experiments.csirt.study import CsirtMemorization
 from experiments.csirt.verdicts import verdicts
@@ -138,6 +140,43 @@ def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     assert "A trial" not in text
     trial = Facts("x", 1.0, 1, facts.setting, True)
     assert "too small to conclude anything" in page(found, [], trial)
+
+
+def merged(root: Path, world: str, arm: str, points: dict[str, tuple[float, float]]) -> Entry:
+    """Writes what a search leaves; `points` are skill and exposure on held-out items by model."""
+    run = root / world / arm
+    run.mkdir(parents=True)
+    models = [
+        {
+            "name": name,
+            "kind": "evolved" if name == "evolved" else "expert",
+            "report": {"scores": {"bands/macro_f1": skill, "canaries/exposure": memory}},
+        }
+        for name, (skill, memory) in points.items()
+    ]
+    (run / "summary.json").write_text(json.dumps({"models": models}))
+    return Entry("merge", world, arm, 0, (), run)
+
+
+@pytest.mark.parametrize(
+    ("limited", "word"), [((0.89, 2.0), "**Reached**"), ((0.80, 2.0), "**Not reached**")]
+)
+def test_merges_are_compared_on_held_out_items(
+    tmp_path: Path, limited: tuple[float, float], word: str
+) -> None:
+    entries = []
+    for world, plain in (("a", (0.9, 5.0)), ("b", (0.8, 4.0))):
+        for arm, found in (("unconstrained", (0.9, 4.4)), ("constrained", limited)):
+            points = {"plain": plain, "private": (0.2, 1.4), "evolved": found}
+            entries.append(merged(tmp_path, world, arm, points))
+    text = merge_section(entries, 100)
+    assert "| plain | 0.850 ± 0.071 | 4.50 ± 0.71 | +3.10 |" in text  # once for each world
+    assert "| merge, constrained |" in text
+    assert f"{word}: at most half" in text
+    assert "The limit leaves 20 % of 3.00 bits above chance" in text
+    assert "Front, of means: merge, unconstrained (0.900, 4.40 bits); merge, constrained" in text
+    assert "plain (" not in text.partition("Front")[2].partition(".\n")[0]
+    assert ("What the experts bring" in text) == (word == "**Not reached**")
 
 
 def test_small_statistics() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -40,12 +41,23 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
     return (
         "## Merges: skill against memory\n\n"
         f"Experts of {runs} cells, merged by evolution: one unbounded weight per expert, fitness "
-        "the macro-F1 of the search items; with the limit, exposure of half of the canaries may "
-        "not exceed a share of the worst expert's. Reported: other records and the other half of "
+        "the macro-F1 of the search items; with a limit, exposure of half of the canaries may lie "
+        f"above chance by a share of the worst expert's ({_shares(entries)}). Reported: other "
+        "records and the other half of "
         f"the canaries, mean ± standard deviation over seeds; chance {chance:.2f} bits.\n\n"
         + "\n".join([head, *rows])
         + f"\n\n{_front(found)}\n\n{verdict}"
     )
+
+
+def _shares(entries: Sequence[Entry]) -> str:
+    """Returns every arm's share, as its options have it."""
+    found = {
+        entry.arm: share[1]
+        for entry in entries
+        if (share := re.search(r"share: *([0-9.]+)", " ".join(entry.options)))
+    }
+    return ", ".join(f"{arm}: {share}" for arm, share in found.items())
 
 
 def _front(found: Mapping[str, Mapping[str, Point]]) -> str:

@@ -155,7 +155,8 @@ def merged(root: Path, world: str, arm: str, points: dict[str, tuple[float, floa
         for name, (skill, memory) in points.items()
     ]
     (run / "summary.json").write_text(json.dumps({"models": models}))
-    return Entry("merge", world, arm, 0, (), run)
+    options = ("objective.limits={canaries/exposure:{share:0.4,chance:1.4}}",)
+    return Entry("merge", world, arm, 0, options if arm == "constrained" else (), run)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,7 @@ def test_merges_are_compared_on_held_out_items(
     text = merge_section(entries, 100)
     assert "| plain | 0.850 ± 0.071 | 4.50 ± 0.71 | +3.10 |" in text  # once for each world
     assert "| merge, constrained |" in text
+    assert "worst expert's (constrained: 0.4). Reported" in text
     assert f"{word}: at most half" in text
     assert "The limit leaves 20 % of 3.00 bits above chance" in text
     assert "Front, of means: merge, unconstrained (0.900, 4.40 bits); merge, constrained" in text
@@ -233,7 +235,7 @@ def composed(*overrides: str) -> CsirtMemorization:
 
 def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
     assert "90, 78 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
-    assert "merges       6 searches" in composed().plan(tmp_path)
+    assert "merges       9 searches" in composed().plan(tmp_path)
     assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
     assert "merges       0 searches" in composed("study.merging=null").plan(tmp_path)
 

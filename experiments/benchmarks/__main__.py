@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = import_module(f"experiments.benchmarks.{options.names[0]}").measure()
         print(json.dumps([asdict(row) for row in rows]))
         return 0
+    options.results.mkdir(parents=True, exist_ok=True)
     failed = [name for name in options.names or BENCHMARKS if not _run(name, options.results)]
     write_text(options.results / "RESULTS.md", _page(options.results))
     return 1 if failed else 0

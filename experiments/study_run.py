@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError, explained
 from experiments.run_directory import check_writable, locked
 
-_NOT_IDENTITY = ("cache", "results", "workers")
+_NOT_IDENTITY = ("cache", "remarks", "results", "workers")
 _OWN = ("experiment", "study", "name", "runs", "out", "cache", "device")
 
 

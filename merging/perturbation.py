@@ -296,8 +296,8 @@ def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
         return 1.0
     if unit == "base":
         return _rms([pool.base_tensor(name)])
-    rows = pool.tensors(name).rows
-    return pool.fact(name, "rms of the deltas", lambda: _rms(row.delta() for row in rows))
+    alone = (pool.select((expert,)) for expert in pool.expert_names)  # one delta at a time
+    return pool.fact(name, "rms of the deltas", lambda: _rms(each.deltas(name) for each in alone))
 
 
 def _rms(tensors: Iterable[Tensor]) -> float:

@@ -32,7 +32,7 @@ CANDIDATES = 5
 
 
 def measure() -> list[Measured]:
-    """Returns one row: seconds outside the model, beside those within."""
+    """Returns one row: seconds outside the engine, beside those within."""
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
     resident = Resident(

@@ -158,8 +158,7 @@ def is_finished(setting: Setting, cell: Cell, out: Path) -> bool:
     file = out / f"{cell.name}.json"
     if not file.exists():
         return False
-    identity: str = read_json(file)["identity"]
-    return identity == setting.identity(cell)
+    return bool(read_json(file).get("identity") == setting.identity(cell))
 
 
 def run_cell(setting: Setting, cell: Cell, out: Path) -> None:

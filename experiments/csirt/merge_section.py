@@ -14,7 +14,6 @@ from merging.spaces.axes import Vector
 
 EVOLVED = "evolved"
 FREE, LIMITED = "unconstrained", "constrained"
-EXPERTS = ("plain", "private", "pseudonymised")
 _HALF, _LOSS = 0.5, 0.02
 
 
@@ -124,8 +123,11 @@ def _verdict(
 
 def _reason(found: Mapping[str, Mapping[str, Point]], chance: float) -> str:
     """Returns what the ingredients offer: skill, and what comes with it."""
-    names = [name for name in found if name in EXPERTS]
-    means = {name: _mean(found[name].values()) for name in names}
+    means = {
+        name: _mean(points.values())
+        for name, points in found.items()
+        if all(point.kind == "expert" for point in points.values())
+    }
     shown = ", ".join(
         f"{name} {point.skill:.3f} at {point.memory - chance:+.2f} bits"
         for name, point in means.items()

@@ -76,10 +76,12 @@ class Point:
     Args:
         skill: macro-F1.
         memory: exposure, in bits.
+        kind: ``base``, ``expert``, ``static`` or ``evolved``.
     """
 
     skill: float
     memory: float
+    kind: str = ""
 
 
 def points_of(run: Path) -> dict[str, Point]:
@@ -94,4 +96,4 @@ def points_of(run: Path) -> dict[str, Point]:
 
 def _point(model: Model) -> Point | None:
     skill, memory = model.score("report", SKILL), model.score("report", MEMORY)
-    return None if skill is None or memory is None else Point(skill, memory)
+    return None if skill is None or memory is None else Point(skill, memory, model.kind)

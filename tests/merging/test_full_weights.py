@@ -272,6 +272,25 @@ def open_pool(files: File, kind: str) -> ExpertPool:
     return ExpertPool.open(str(files / "base"), whole if kind == "whole" else lora)
 
 
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_the_size_of_noise_is_found_once_and_no_delta_is_kept(
+    files: File, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool(files, kind).resident(torch.device("cpu"))
+    draw = Gaussian("deltas").on(pool.names[0], pool)
+    rms = pool.deltas(pool.names[0]).double().square().mean().sqrt()
+    drawn, plain = draw(1), Gaussian("one").on(pool.names[0], pool)(1)
+    torch.testing.assert_close(drawn, plain * float(rms))
+    assert pool._facts is not None
+    assert pool._facts.held_bytes == 0
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(ExpertPool, "deltas", refuse)
+    assert torch.equal(Gaussian("deltas").on(pool.names[0], pool)(1), drawn)
+
+
 def long_path(start: str, generations: int, samples: int) -> Path:
     rng = np.random.default_rng(0)
     terms = rng.normal(size=(generations, samples)) / 7

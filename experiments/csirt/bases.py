@@ -163,6 +163,6 @@ def _code() -> Sequence[Path]:
     """Returns the files that decide what is trained."""
     here = Path(__file__).parent
     own = ("bases", "catalogue", "corpus", "pseudonymised", "records", "tokenizer", "values")
-    training = ("expert", "language_model", "private", "records", "regime", "train")
+    training = ("expert", "language_model", "nf4", "private", "records", "regime", "train")
     files = [here / f"{name}.py" for name in own]
     return [*files, *(here.parent / "training" / f"{name}.py" for name in training)]

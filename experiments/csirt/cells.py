@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from experiments.csirt.records import text_of
 from experiments.run_files import read_json
 from experiments.training.expert import TRAINING_FILE, DataSet, train_expert
 from experiments.training.language_model import Lora
+from experiments.training.nf4 import write_rounded
 from experiments.training.regime import Regime
 from merging.experts import ExpertPool
 from merging.files import write_text
@@ -68,6 +69,7 @@ class Setting:
         bases: name to base.
         data: how much there is of it.
         regimes: name to regime.
+        nf4: names of the regimes whose base is rounded to NF4 first.
         lora: train adapters; None: all parameters.
         max_length: most tokens of a training record.
         cache: folder of bases, data and experts.
@@ -78,6 +80,7 @@ class Setting:
     bases: Mapping[str, Base]
     data: CorpusSize
     regimes: Mapping[str, Regime]
+    nf4: Collection[str]
     lora: Lora | None
     max_length: int
     cache: Path
@@ -87,6 +90,21 @@ class Setting:
     def base(self, name: str) -> str:
         """Returns the base's directory or id; made on the first call."""
         return self.bases[name].directory(self.cache, self.data)
+
+    def start(self, cell: Cell) -> str:
+        """Returns what a cell's training starts from: its base, or a copy rounded to NF4."""
+        base = self.base(cell.base)
+        if cell.regime not in self.nf4:
+            return base
+        folder = (
+            self.cache / "csirt" / f"nf4-{digest_of(self.bases[cell.base].identity(self.data))}"
+        )
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    write_rounded(base, folder)
+        return str(folder)
 
     def files(self, seed: int, form: Form) -> DataFiles:
         """Returns the files of a seed's data; written on the first call."""
@@ -107,6 +125,7 @@ class Setting:
             self.bases[cell.base].identity(self.data),
             dataclasses.asdict(self.data),
             None if regime is None else dataclasses.asdict(regime),
+            cell.regime in self.nf4,
             None if self.lora is None else dataclasses.asdict(self.lora),
             self.max_length,
             dataclasses.astuple(cell),
@@ -123,12 +142,12 @@ def trained(setting: Setting, cell: Cell) -> Path:
     folder = setting.expert(cell)
     if folder.is_dir():
         return folder
-    base = setting.base(cell.base)
+    start = setting.start(cell)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             data = _training_data(make_corpus(setting.data, cell.seed), setting, cell)
             train_expert(
-                base,
+                start,
                 data,
                 setting.regimes[cell.regime],
                 folder,
@@ -167,10 +186,10 @@ def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
         return
     file = out / f"{cell.name}.json"
     began = time.monotonic()
-    base = setting.base(cell.base)
+    start = setting.start(cell)
     expert = None if cell.regime == BASE else trained(setting, cell)
     trained_s = time.monotonic() - began
-    scores = _scores(setting, base, expert, setting.files(cell.seed, cell.form))
+    scores = _scores(setting, start, expert, setting.files(cell.seed, cell.form))
     content = {
         **dataclasses.asdict(cell),
         "identity": setting.identity(cell),
@@ -185,7 +204,10 @@ def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
 def _scores(
     setting: Setting, base: str, expert: Path | None, files: DataFiles
 ) -> dict[str, dict[str, Any]]:
-    """Returns ``task/metric`` to its value, chance and cases."""
+    """Returns ``task/metric`` to its value, chance and cases.
+
+    An adapter is asked on the base that it was trained on, rounded or not.
+    """
     pool = ExpertPool.open(base, {"expert": str(expert or base)})
     resident = Resident.from_pool(pool, device=setting.device, dtype=torch.float32)
     if expert is not None:

@@ -23,6 +23,8 @@ EXPOSURE = "values/exposure"
 _COMPARISONS = (
     ("V0fs", "V0"),
     ("V1", "V0"),
+    ("VA", "V0"),
+    ("VB", "V0"),
     ("V1", "V0fs"),
     ("V2", "V1"),
     ("V3", "V1"),
@@ -66,6 +68,7 @@ def page(found: Found, merges: Sequence[Entry], facts: Facts) -> str:
         "## What reproduces, and what does not\n\n" + verdicts(found),
         _exposures(found, facts.setting),
         _recovered(found),
+        _stack(found),
         _pairs(found),
         _noise(found, facts.setting),
         _pseudonyms(found),
@@ -120,22 +123,42 @@ def _exposures(found: Found, setting: Setting) -> str:
 
 def _recovered(found: Found) -> str:
     rows = []
-    for regime in [each for each in found.regimes("raw") if each[:2] in ("V1", "V2", "V3")]:
+    for regime in [x for x in found.regimes("raw") if x[:2] in ("V1", "VA", "V2", "V3")]:
         row = [f"V0 - {regime}"]
         for base in found.bases:
             whole, each = found.recovered(base, regime)
             row.append(f"{whole:.2f} ({_range(each)})")
         paper = [published.recovered(model, regime) for model in published.EXPOSURE]
         rows.append([*row, *[f"{x:.2f}" if x is not None else "" for x in paper]])
-    without = [f"{published.recovered_without_nf4(model):.2f}" for model in published.EXPOSURE]
-    rows.insert(1, ["V0 - VA", *[""] * len(found.bases), *without])
     head = ["denominator", *found.bases, *published.EXPOSURE]
     return (
         "## Recovered fraction\n\n"
         "(E[V0] - E[V0fs]) / denominator: what fewer updates alone explain of the drop. From the "
         "means over seeds, in brackets the least and largest of the seeds. The paper divides by "
-        "V0 - V1; its VA is V1 without NF4 weights, as our V1 is (computed from its ablation)."
+        "V0 - V1; its fractions against VA are computed from its ablation."
         f"\n\n{_table(head, rows)}"
+    )
+
+
+def _stack(found: Found) -> str:
+    """Which part of V1 lowers the exposure: its lots, its weights in 4 bits, or both."""
+    parts = [name for name in ("VA", "VB", "V1") if found.has("raw", name)]
+    if "VA" not in parts or "VB" not in parts:
+        return ""
+    rows = []
+    for name in parts:
+        ours = [
+            found.values(base, "raw", name, EXPOSURE) - found.values(base, "raw", "V0", EXPOSURE)
+            for base in found.bases
+        ]
+        paper = [f"{row[name]:+.2f}" for row in published.STACK.values()]
+        told = f"{name} - V0: {published.REGIMES[name]}"
+        rows.append([told, *[f"{each.mean():+.2f}" for each in ours], *paper])
+    head = ["difference, bits", *found.bases, *published.STACK]
+    return (
+        "## What of V1 does it: lots or NF4\n\n"
+        "NF4 here: the base's linear layers are rounded to 4 bits (blocks of 64) before training; "
+        f"all parameters are then trained, in the paper an adapter.\n\n{_table(head, rows)}"
     )
 
 

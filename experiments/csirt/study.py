@@ -36,6 +36,7 @@ class CsirtMemorization:
         data: how much of it.
         regimes: name to regime; V0, V0fs, V1 and V2 as in the paper must be there.
         forms: form of the training records to the regimes that are trained on it.
+        nf4: names of the regimes whose base is rounded to NF4 first.
         lora: train adapters; None: all parameters.
         max_length: most tokens of a training record.
         merging: which experts are merged, and how; None: none are.
@@ -57,6 +58,7 @@ class CsirtMemorization:
         data: CorpusSize,
         regimes: Mapping[str, Regime],
         forms: Mapping[Form, Sequence[str]],
+        nf4: Sequence[str],
         lora: Lora | None,
         max_length: int,
         merging: Merging | None,
@@ -80,11 +82,12 @@ class CsirtMemorization:
         self._merging: Merging | None = chosen.get("merging", merging)
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)
         self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
-        _check(self._forms, regimes)
+        _check(self._forms, regimes, nf4)
         self._setting = Setting(
             bases=chosen_bases,
             data=chosen.get("data", data),
             regimes=regimes,
+            nf4=frozenset(nf4),
             lora=lora,
             max_length=max_length,
             cache=Path(cache).expanduser().absolute(),
@@ -140,16 +143,18 @@ class CsirtMemorization:
             raise UserError(f"{len(failures)} of {len(entries)} merges failed; {run}: {reason}")
 
 
-def _check(forms: Mapping[Form, Sequence[str]], regimes: Mapping[str, Regime]) -> None:
+def _check(
+    forms: Mapping[Form, Sequence[str]], regimes: Mapping[str, Regime], nf4: Sequence[str]
+) -> None:
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         raise ValueError(f"study.forms: {unknown[0]!r} is none of {', '.join(FORMS)}")
-    for form, names in forms.items():
+    named = {f"study.forms.{form}": names for form, names in forms.items()} | {"study.nf4": nf4}
+    for option, names in named.items():
         for name in names:
             if name not in regimes:
                 raise ValueError(
-                    f"study.forms.{form} names the regime {name!r}, there are only "
-                    f"{', '.join(regimes)}"
+                    f"{option} names the regime {name!r}, there are only {', '.join(regimes)}"
                 )
     lacking = [name for name in _NEEDED if name not in forms.get("raw", ())]
     if lacking:

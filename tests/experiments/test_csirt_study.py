@@ -34,18 +34,31 @@ REGIMES = {
     "V0": Regime(4),
     "V0fs": Regime(4, epochs=0.375),
     "V1": Regime(32),
+    "VA": Regime(32),
+    "VB": Regime(4),
     "V2": Regime(32, sampling="poisson", privacy=Privacy(1e-4, 8.0)),
     "V2-as-released": Regime(
         32, sampling="poisson", privacy=Privacy(1e-4, 8.0, clipping="as_released")
     ),
 }
-PAPER = {BASE: 1.4, "V0": 4.5, "V0fs": 2.5, "V1": 2.6, "V2": 1.5, "V2-as-released": 2.5}
+PAPER = {
+    BASE: 1.4,
+    "V0": 4.5,
+    "V0fs": 2.5,
+    "V1": 2.6,
+    "VA": 2.7,
+    "VB": 3.9,
+    "V2": 1.5,
+    "V2-as-released": 2.5,
+}
 SEEDS = (1, 2, 3)
 
 
 def setting(tmp_path: Path, size: CorpusSize | None = None) -> Setting:
     base = TinyBase(16, 24, layers=1, heads=2, records=8, epochs=1.0, lot=4)
-    return Setting({"tiny": base}, size or CorpusSize(), REGIMES, None, 256, tmp_path / "cache")
+    return Setting(
+        {"tiny": base}, size or CorpusSize(), REGIMES, ("V1", "VB"), None, 256, tmp_path / "cache"
+    )
 
 
 def write_cells(
@@ -104,13 +117,16 @@ def test_verdicts_follow_from_the_numbers(tmp_path: Path) -> None:
     text = verdicts(write_cells(tmp_path / "paper", PAPER, hidden, 1.5))
     assert "**Reproduces**: fewer updates alone" in text
     assert "Recovered fraction 1.05" in text
+    assert "**Reproduces**: of V1's two changes the large lot lowers" in text
+    assert "large lots alone -1.80 bits, NF4 alone -0.60" in text
     assert "**Does not reproduce**: that DP-SGD adds nothing" in text
     assert "**Reproduces**: with the published clipping fault" in text
     assert "**Reproduces**: pseudonyms cut" in text
     assert "**Reproduces**: slugs are not memorized" in text
-    other = {**PAPER, "V0fs": 4.4, "V2": 2.6, "V2-as-released": 1.5}
+    other = {**PAPER, "V0fs": 4.4, "VA": 4.0, "V2": 2.6, "V2-as-released": 1.5}
     text = verdicts(write_cells(tmp_path / "other", other, {BASE: 1.4, "V0": 4.5}, 4.5))
     assert "**Does not reproduce**: fewer updates alone" in text
+    assert "**Does not reproduce**: that of V1's two changes" in text
     assert "**Reproduces**: correct DP-SGD adds nothing" in text
     assert "**Does not reproduce**: the published clipping fault" in text
     assert "**Does not reproduce**: pseudonyms cut" in text
@@ -132,9 +148,11 @@ def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     text = page(found, [], facts)
     assert "| V0: raw: small lot | 4.50 ± 0.00 | 3.49 | 4.48 | 4.98 | 3.60 |" in text
     assert "| chance | 1.40 | 1.40 |" in text
-    assert "| V2: DP-SGD, epsilon 8 | 1.50 ± 0.00 |  |  |  |  |" in text
+    assert "| VB: NF4 alone | 3.90 ± 0.00 | 2.82 | 3.85 | 4.79 | 2.19 |" in text
+    assert "| VA - V0: large lot alone | -1.80 | -2.00 | -1.53 | -1.79 | -0.96 |" in text
+    assert "| V2: NF4, DP-SGD, epsilon 8 | 1.50 ± 0.00 |  |  |  |  |" in text
     assert "| V0 - V1 | 1.05 (1.05 to 1.05) | 0.89 | 1.15 | 1.33 | 0.66 |" in text
-    assert "| V0 - VA |  | 0.94 | 1.24 | 1.32 | 1.61 |" in text
+    assert "| V0 - VA | 1.11 (1.11 to 1.11) | 0.94 | 1.24 | 1.32 | 1.61 |" in text
     assert "| V2 | 0.600 | 0.60000 | 8.00 | yes | nothing |" in text
     assert "| V2-as-released | 0.600 | 0.00375 | 8.00 | no |" in text
     assert "A trial" not in text
@@ -234,7 +252,7 @@ def composed(*overrides: str) -> CsirtMemorization:
 
 
 def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
-    assert "90, 78 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
+    assert "102, 90 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
     assert "merges       9 searches" in composed().plan(tmp_path)
     assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
     assert "merges       0 searches" in composed("study.merging=null").plan(tmp_path)
@@ -252,6 +270,7 @@ def test_the_published_models_take_the_same_study(tmp_path: Path) -> None:
     [
         ("study.forms.raw=[V0,V0fs,V1]", "study.forms.raw lacks V2"),
         ("study.forms.raw=[V9]", "names the regime 'V9', there are only V0, V0fs"),
+        ("study.nf4=[V8]", "study.nf4 names the regime 'V8', there are only V0, V0fs"),
         ("+study.small.regimes=1", "study.small.regimes is unknown"),
     ],
 )

@@ -7,7 +7,8 @@ of the pieces by a single bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeGuard
 
 import torch
@@ -22,56 +23,57 @@ class Piece:
     """Consecutive entries of a parameter, flat, with room to compute in.
 
     Args:
-        tensors: base and experts.
-        rule: what will be computed.
-        length: most entries of a piece.
+        start: place of the first entry in the parameter.
+        base: the base's entries, in its own dtype.
+        stored: what every row stores of them.
+        rows: the experts.
+        rooms: ``(entries,)`` each, in the dtype of the arithmetic: two to convert in, and the
+            rule's `spares`.
     """
 
-    def __init__(self, tensors: Tensors, rule: Rule, length: int) -> None:
-        self._base = tensors.base.reshape(-1)
-        self._rows = [(row.stored.reshape(-1), row.whole) for row in rule.rows]
-        self._stored = self._converted = self._base
-        self._dtype = tensors.dtype
-        self._room = torch.empty(
-            (rule.spares + 2, length), dtype=tensors.dtype, device=tensors.base.device
-        )
-        self.start = self._stop = 0
-        self.spares: list[Tensor] = []
-
-    def move(self, start: int, stop: int) -> None:
-        """Goes to the entries from `start` to `stop`; `spares` have their number of entries."""
-        self.start, self._stop = start, stop
-        *self.spares, self._stored, self._converted = self._room[:, : stop - start]
-        self._read = False
+    def __init__(
+        self,
+        start: int,
+        base: Tensor,
+        stored: Sequence[Tensor],
+        rows: Rows,
+        rooms: Sequence[Tensor],
+    ) -> None:
+        self.start, self._own, self._stored, self._rows = start, base, stored, rows
+        self._room, self._converted, *self.spares = rooms
+        self._dtype = self._room.dtype
+        self._base = base if base.dtype == self._dtype else None
 
     @property
     def base(self) -> Tensor:
         """The base's entries in the dtype of the arithmetic; not to be changed."""
-        own = self._base[self.start : self._stop]
-        if own.dtype == self._dtype:
-            return own
-        if not self._read:
-            self._read = True
-            self._converted.copy_(own)
-        return self._converted
+        if self._base is None:
+            self._base = self._converted.copy_(self._own)
+        return self._base
 
     def stored(self, row: int) -> Tensor:
         """Returns what a row stores, in the dtype of the arithmetic; not to be changed.
 
         Valid until it is called again.
         """
-        own = self._rows[row][0][self.start : self._stop]
-        return own if own.dtype == self._dtype else self._stored.copy_(own)
+        own = self._stored[row]
+        return own if own.dtype == self._dtype else self._room.copy_(own)
+
+    def scaled(self, row: int, factor: float, out: Tensor) -> Tensor:
+        """Writes `factor` times what a row stores into `out` and returns it."""
+        own = self._stored[row]
+        if own.dtype == self._dtype:
+            return torch.mul(own, factor, out=out)
+        return out.copy_(own).mul_(factor)
 
     def delta(self, row: int, out: Tensor) -> Tensor:
         """Writes expert minus base into `out` and returns it."""
-        stored, whole = self._rows[row]
-        own = stored[self.start : self._stop]
-        if not whole:
+        own = self._stored[row]
+        if not self._rows[row].whole:
             return out.copy_(own)
-        if own.dtype != out.dtype:
-            return out.copy_(own).sub_(self.base)
-        return torch.sub(own, self.base, out=out)
+        if own.dtype == self._dtype:
+            return torch.sub(own, self.base, out=out)
+        return out.copy_(own).sub_(self.base)
 
 
 class Rule(Protocol):
@@ -138,29 +140,35 @@ def write(
         tensors: of base and experts.
         knobs: as in `MergeMethod.merge`, on the CPU.
         out: ``(*shape)``, contiguous, on the base's device.
-        length: entries of a piece; 0: what suits the device.
+        length: most entries of a piece; 0: what suits the device.
     """
     rule = method.rule(tensors, knobs)
-    flat = out.view(-1)
-    length = min(length or _length(out.device), max(flat.numel(), 1))
-    piece = Piece(tensors, rule, length)
-    direct = out.dtype == tensors.dtype
-    rounded = flat if direct else torch.empty(length, dtype=tensors.dtype, device=out.device)
-    for start in range(0, flat.numel(), length):
-        part = flat[start : start + length]
-        piece.move(start, start + len(part))
-        target = part if direct else rounded[: len(part)]
-        rule(piece, target)
+    most = length or _length(rule.spares, out.device)
+    pieces = max(1, math.ceil(out.numel() / most))
+    given = (out, tensors.base, *(row.stored for row in rule.rows))
+    parts = list(zip(*(each.reshape(-1).chunk(pieces) for each in given), strict=True))
+    shape = (rule.spares + 3, parts[0][0].numel())
+    rooms = torch.empty(shape, dtype=tensors.dtype, device=out.device).unbind()
+    direct, start = out.dtype == tensors.dtype, 0
+    for part, base, *stored in parts:
+        entries = part.numel()
+        if entries < shape[1]:  # the last one
+            rooms = tuple(room[:entries] for room in rooms)
+        rounded, *own = rooms
+        target = part if direct else rounded
+        rule(Piece(start, base, stored, rule.rows, own), target)
         if not direct:
             part.copy_(target)
+        start += entries
 
 
-def _length(device: torch.device) -> int:
+def _length(spares: int, device: torch.device) -> int:
     """Returns how many entries keep the caches full and the calls few.
 
-    torch divides one operation among its threads from 2^15 entries on. Elsewhere than on a CPU,
-    starting an operation takes as long as some million entries.
+    On a CPU all rooms of a piece together have 2^20 entries per thread, at least two threads'
+    worth: 8 MB, which its last cache holds. torch divides one operation among its threads from
+    2^15 entries on. Elsewhere starting an operation takes as long as some million entries.
     """
     if device.type == "cpu":
-        return 2**17 * max(2, torch.get_num_threads())
+        return 2**20 * max(2, torch.get_num_threads()) // (spares + 4)
     return 2**22

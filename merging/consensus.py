@@ -112,7 +112,7 @@ class _Combination:
             torch.mul(piece.base, self.rest, out=out)
         else:
             (i, c), *terms = terms
-            torch.mul(piece.stored(i), c, out=out)
+            piece.scaled(i, c, out)
         for i, c in terms:
             out.add_(piece.stored(i), alpha=c)
 

@@ -13,6 +13,7 @@ from merging.prepared import Row, Rows, Tensors
 
 WEIGHT = Knob("weight")
 SCALE = Knob("scale", per_expert=False)
+SCALE_OF_SUM = replace(SCALE, start=0.3)
 DENSITY = Knob("density", low=0.0, high=1.0, start=0.5, scale=0.15)
 
 
@@ -21,7 +22,7 @@ def scale_knob(normalize: bool) -> Knob:
 
     0.3 for sums is what Ilharco et al. 2023 (arXiv:2212.04089) find good for most tasks.
     """
-    return SCALE if normalize else replace(SCALE, start=0.3)
+    return SCALE if normalize else SCALE_OF_SUM
 
 
 @dataclass(frozen=True)
@@ -138,31 +139,29 @@ def read_rows(
     most: int | None = None,
 ) -> Inputs:
     """Returns what a rule is made of, checked and in canonical order; see `read`."""
-    name, rows = _name(method), tensors.rows
+    name, wanted, rows = _name(method), method.knobs, tensors.rows
     count = len(rows)
     if count < least or (most is not None and count > most):
-        wanted = f"exactly {least}" if most == least else f"at least {least}"
+        number = f"exactly {least}" if most == least else f"at least {least}"
         raise MergeError(
-            f"{name} merges {wanted} expert{'s' if least > 1 else ''}, {count} given: "
+            f"{name} merges {number} expert{'s' if least > 1 else ''}, {count} given: "
             "select other experts or another method"
         )
-    expected = {knob.name for knob in method.knobs}
-    if expected != set(knobs):
+    expected = {knob.name for knob in wanted}
+    if expected != knobs.keys():
         stray = sorted(expected ^ set(knobs))[0]
         raise MergeError(
             f"{name}: knob {stray!r} is {'missing' if stray in expected else 'unknown'}: "
             f"give {', '.join(sorted(expected)) or 'no knob'}"
         )
     order = sorted(range(count), key=lambda i: rows[i].expert)
-    values = {knob.name: _values(name, knob, tensors, knobs[knob.name]) for knob in method.knobs}
+    values = [(knob, _values(name, knob, tensors, knobs[knob.name])) for knob in wanted]
     return Inputs(
         method=name,
         tensor=tensors.name,
         rows=tuple(rows[i] for i in order),
-        each={
-            k.name: tuple(values[k.name][i] for i in order) for k in method.knobs if k.per_expert
-        },
-        shared={k.name: values[k.name][0] for k in method.knobs if not k.per_expert},
+        each={knob.name: tuple(of[i] for i in order) for knob, of in values if knob.per_expert},
+        shared={knob.name: of[0] for knob, of in values if not knob.per_expert},
     )
 
 

@@ -105,7 +105,7 @@ class Row:
         """
         return cut_of((self,), "order", count, self.delta, self._delta_at)
 
-    def _delta_at(self, position: Tensor) -> Tensor:
+    def _delta_at(self, position: int) -> Tensor:
         found = self.stored.reshape(-1)[position].to(self.dtype)
         return found - self.base.reshape(-1)[position] if self.whole else found
 
@@ -162,7 +162,7 @@ def cut_of(
     kind: Hashable,
     count: int,
     values: Callable[[], Tensor],
-    read: Callable[[Tensor], Tensor],
+    read: Callable[[int], Tensor],
 ) -> Cut:
     """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
 
@@ -171,15 +171,15 @@ def cut_of(
         kind: of the values, for keeping.
         count: from 1 to one less than the number of values.
         values: returns all of them.
-        read: returns them at one position, ``(1,)`` to ``(1,)``.
+        read: returns one of them, by its position.
     """
     facts, size = rows[0].facts, rows[0].stored.numel()
     if facts is not None and rows[0].dtype == torch.float32 and size < 2**31:
         key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
         order = facts.get(key, 4 * size, lambda: by_magnitude(values()))
         if order is not None:
-            last = order[count - 1 : count]
-            return Cut(float(read(last).abs()), int(last))
+            last = int(order[count - 1])
+            return Cut(abs(float(read(last))), last)
     return selected(values().abs().reshape(-1), count)
 
 

@@ -2,33 +2,25 @@
 
 Counted are the bytes that a merge cannot avoid: every expert read once, the base where the method
 needs it, the result written once. A copy reads and writes as many. The note says what the
-arithmetic alone takes, on one piece that stays in the processor's cache: where it exceeds what
-the bytes take at a copy's speed, it is the limit.
+arithmetic alone takes, torch's operations on one piece that stays in the processor's cache: where
+it exceeds what the bytes take at a copy's speed, it is the limit.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from evaluators.resident import Resident
 from experiments.benchmarks.measured import Measured, in_turns
-from experiments.benchmarks.merge_speed import building, llama_pool
-from merging import chunks
+from experiments.benchmarks.merge_speed import building, in_cache, llama_pool, waiting
 from merging.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
-from merging.prepared import Tensors
-
-ENTRIES = 2**17
 
 METHODS: dict[MergeMethod, tuple[bool, float | None]] = {  # whether the base is read, the bar
     Linear(): (False, 0.8),
@@ -61,8 +53,14 @@ def _row(
     target = torch.empty_like(source)
     copied_bytes = 2 * source.nbytes
     ours, copy, ratio = in_turns(
-        building(method, pool, resident, 3), lambda: target.copy_(source), rounds=15, wait=_wait()
+        building(method, pool, resident, 3),
+        lambda: target.copy_(source),
+        rounds=15,
+        wait=waiting(pool.device),
     )
+    bytes_alone = merged_bytes / copied_bytes * copy / entries
+    arithmetic = in_cache(method, pool, 3)
+    highest = bytes_alone / max(bytes_alone, arithmetic)
     short = str(dtype).removeprefix("torch.")
     return Measured(
         f"merge bytes per second, {type(method).__name__}, 3 experts in {short}",
@@ -73,35 +71,6 @@ def _row(
         ratio * merged_bytes / copied_bytes,
         bar if dtype == torch.float32 else None,
         note=f"{ours * 1e9 / entries:.2f} ns per entry, arithmetic in cache "
-        f"{_arithmetic(method, pool) * 1e9:.2f} ns, bytes at a copy's speed "
-        f"{merged_bytes / copied_bytes * copy * 1e9 / entries:.2f} ns",
+        f"{arithmetic * 1e9:.2f} ns, bytes at a copy's speed {bytes_alone * 1e9:.2f} ns: even if "
+        f"one hid the other, the ratio would be {highest:.2f}",
     )
-
-
-def _arithmetic(method: MergeMethod, pool: ExpertPool) -> float:
-    """Returns seconds per entry of a merge of one piece, which the caches hold."""
-    assert chunks.in_pieces(method)
-    whole = pool.tensors(max(pool.names, key=lambda name: pool.base_tensor(name).numel()))
-    base = whole.base.reshape(-1)[:ENTRIES]
-    rows = tuple(
-        replace(row, tensor="piece", stored=row.stored.reshape(-1)[:ENTRIES], base=base)
-        for row in whole.rows
-    )
-    piece = Tensors("piece", base, rows, whole.dtype)
-    knobs = {
-        knob.name: torch.full((len(rows),) if knob.per_expert else (), knob.start)
-        for knob in method.knobs
-    }
-    out = torch.empty_like(base, dtype=whole.dtype)
-    wait, times = _wait(), []
-    for _ in range(100):
-        wait()
-        began = time.perf_counter()
-        chunks.write(method, piece, knobs, out)
-        wait()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) / ENTRIES
-
-
-def _wait() -> Callable[[], None]:
-    return torch.cuda.synchronize if torch.cuda.is_available() else lambda: None

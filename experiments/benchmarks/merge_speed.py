@@ -1,8 +1,9 @@
 """Building a candidate of a search beside mergekit's own merge of tensors in memory.
 
 Ours is what a search pays for one more candidate: new weights and densities, computed from the
-held pool into the resident model; the note says what the first candidate took, which computes
-what all share. mergekit merges tensors that lie in memory, in a process of its own: set
+held pool into the resident model. The note says what the first candidate took, which computes
+what all share, and what the arithmetic of a new one would take if all of it lay in the cache.
+mergekit merges tensors that lie in memory, in a process of its own: set
 ``EVOMERGE_MERGEKIT_PYTHON`` to a Python that has it (0.1.5). Both with one thread.
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import transformers
 
 from evaluators.resident import Resident
 from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
+from merging import chunks
 from merging.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeMethod
@@ -34,9 +37,12 @@ from merging.methods.linear import Linear
 from merging.methods.slerp import Slerp
 from merging.methods.ties import Ties
 from merging.plan import MergePlan
+from merging.prepared import Tensors
 from merging.seeding import generator
 
 PYTHON = "EVOMERGE_MERGEKIT_PYTHON"
+ENTRIES = 2**17
+TYPICAL = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,10 @@ def llama_pool(folder: Path, dtype: torch.dtype) -> ExpertPool:
 def candidates(method: MergeMethod, experts: tuple[str, ...]) -> Iterator[MergePlan]:
     """Yields plans of random coefficients around typical ones, each new."""
     noise = generator("candidates", type(method).__name__)
-    centre = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
     while True:
         knobs: dict[str, Any] = {}
         for knob in method.knobs:
-            near = centre[knob.name] * (0.9 + 0.2 * torch.rand(len(experts), generator=noise))
+            near = TYPICAL[knob.name] * (0.9 + 0.2 * torch.rand(len(experts), generator=noise))
             each = dict(zip(experts, near.tolist(), strict=True))
             knobs[knob.name] = each if knob.per_expert else each[experts[0]]
         yield MergePlan(method, Whole(), experts, {"model": knobs})
@@ -138,6 +143,40 @@ def building(
     return build
 
 
+def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
+    """Returns seconds per entry of the arithmetic alone: of one piece, which the caches hold.
+
+    What it leaves out is reading from memory, writing to it, and finding the tensors.
+    """
+    assert chunks.in_pieces(method)
+    whole = pool.tensors(max(pool.names, key=lambda name: pool.base_tensor(name).numel()))
+    base = whole.base.reshape(-1)[:ENTRIES]
+    rows = tuple(
+        replace(row, tensor="piece", stored=row.stored.reshape(-1)[:ENTRIES], base=base)
+        for row in whole.rows[:experts]
+    )
+    knobs = {
+        knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
+        for knob in method.knobs
+    }
+    rule = method.rule(Tensors("piece", base, rows, whole.dtype), knobs)
+    stored = [row.stored for row in rule.rows]
+    out, *rooms = base.new_empty((rule.spares + 3, ENTRIES), dtype=whole.dtype).unbind()
+    wait, times = waiting(base.device), []
+    for _ in range(100):
+        wait()
+        began = time.perf_counter()
+        rule(chunks.Piece(0, base, stored, rule.rows, rooms), out)
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) / ENTRIES
+
+
+def waiting(device: torch.device) -> Callable[[], None]:
+    """Returns what waits until the device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
 def _row(
     name: str,
     comparison: Comparison,
@@ -152,6 +191,8 @@ def _row(
     first = time.perf_counter() - began
     request = _request(comparison)
     ours, other, ratio = in_turns(build, lambda: ask(request), rounds=comparison.rounds)
+    entries = sum(held.base_tensor(name).numel() for name in held.names)
+    least = in_cache(comparison.ours, held, comparison.experts) * entries
     return Measured(
         name,
         ours,
@@ -160,15 +201,15 @@ def _row(
         "s",
         ratio,
         comparison.bar,
-        note=f"first candidate {first:.2f} s; one thread each, ours written as float32; where "
-        f"its time goes: {profile(build)}",
+        note=f"first candidate {first:.2f} s; one thread each, ours written as float32; its "
+        f"arithmetic on a piece that the cache holds {least:.3f} s; where its time goes: "
+        f"{profile(build)}",
     )
 
 
 def _request(comparison: Comparison) -> dict[str, Any]:
     """Returns mergekit's parameters at the centre of our candidates'."""
     count = comparison.experts
-    typical = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15}
     read = [knob.name for knob in comparison.ours.knobs if knob.per_expert]
     slerp = comparison.theirs == "slerp"
     with_base = comparison.theirs != "linear" and not slerp
@@ -176,7 +217,7 @@ def _request(comparison: Comparison) -> dict[str, Any]:
         "method": comparison.theirs,
         "inputs": list(range(0 if with_base else 1, count + 1)),
         "base": 0 if with_base else 1 if slerp else None,
-        "each": {} if slerp else {knob: [typical[knob]] * count for knob in read},
+        "each": {} if slerp else {knob: [TYPICAL[knob]] * count for knob in read},
         "shared": dict(comparison.shared or {}),
     }
 

@@ -114,14 +114,48 @@ def prefixes(strata: Strata, shares: Sequence[float], least: int, seed: int) -> 
         least: items of every task, where it has so many.
         seed: of the orders.
     """
+    counts = [
+        [max(min(least, items), math.ceil(share * items)) for items, _ in strata]
+        for share in shares
+    ]
+    return _stages(strata, counts, seed)
+
+
+def weighed_prefixes(
+    strata: Strata, shares: Sequence[float], least: int, seed: int
+) -> list[Places]:
+    """Returns stages whose tasks have items in proportion to their weights, then all items.
+
+    A stage of m items has ``floor(w_t m)`` of task t, where it has so many: equal numbers where
+    tasks count alike, however many items each could ask. A task whose weight is not worth one
+    item is left out: the chance of a single item, however little its task counts, would hide what
+    the others say.
+
+    Args:
+        strata: of the items.
+        shares: of all items, for every stage but the last.
+        least: items of the task with the highest weight, where it has so many.
+        seed: of the orders.
+    """
+    total = sum(items for items, _ in strata)
+    fewest = least / max(weight for _, weight in strata)
+    counts = []
+    for share in shares:
+        asked = max(share * total, fewest)
+        counts.append([min(n, math.floor(weight * asked + 1e-9)) for n, weight in strata])
+    return _stages(strata, counts, seed)
+
+
+def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[Places]:
+    """Returns stages with so many items of every task, from one random order, then all items."""
     orders, begin = [], 0
     for number, (items, _) in enumerate(strata):
         rng = np.random.default_rng(stable_seed("racing", seed, number))
         orders.append(begin + rng.permutation(items))
         begin += items
     stages: list[Places] = []
-    for share in (*shares, 1.0):
-        taken = [o[: max(min(least, len(o)), math.ceil(share * len(o)))] for o in orders]
+    for each in (*counts, [items for items, _ in strata]):
+        taken = [order[:count] for order, count in zip(orders, each, strict=True)]
         places = np.sort(np.concatenate(taken)).astype(np.int64)
         if not stages or len(places) > len(stages[-1]):
             stages.append(places)
@@ -202,12 +236,14 @@ class Prefixed:
 class Halving:
     """Successive halving: after every rung the best 1 in `eta` go on.
 
-    It states no error rate: how many go on is fixed, however close they are.
+    It states no error rate: how many go on is fixed, however close they are. A rung asks of every
+    task as many items as its weight is worth, see `weighed_prefixes`.
 
     Args:
         eta: of so many competitors one goes on, rounded up.
-        rungs: share of every task's items after which candidates are dropped, ascending.
-        least: items of every task at the first rung, where it has so many.
+        rungs: share of all items after which candidates are dropped, ascending; as the next rung
+            has `eta` times as many items, each of them costs about the same.
+        least: items at the first rung of the task that counts most, where it has so many.
         against_best: the best of earlier generations competes, at no cost, so that a generation
             that is worse as a whole is dropped as a whole.
 
@@ -216,9 +252,9 @@ class Halving:
         earlier generations may take part.
     """
 
-    eta: float = 4.0
-    rungs: Sequence[float] = (0.03125, 0.125, 0.5)
-    least: int = 2
+    eta: float = 3.0
+    rungs: Sequence[float] = (0.0123, 0.037, 0.111, 0.333)
+    least: int = 1
     against_best: bool = True
 
     def __post_init__(self) -> None:
@@ -244,7 +280,7 @@ class Halving:
         """Returns the race of a generation; see `Racing`."""
         order = stable_seed("generation", seed, generation)
         best = best_full(records) if self.against_best else None
-        stages = prefixes(strata, self.rungs, self.least, order)
+        stages = weighed_prefixes(strata, self.rungs, self.least, order)
         return _HalvingRace(stages, strata, best, self.eta)
 
 

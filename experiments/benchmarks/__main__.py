@@ -35,6 +35,7 @@ BENCHMARKS = (
     "population_speed",
     "racing_gain",
     "racing_gain_larger",
+    "racing_gain_seeds",
     "ray_scaling",
     "search_memory",
     "start_up",

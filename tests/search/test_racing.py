@@ -10,7 +10,7 @@ import pytest
 
 from merging.spaces.axes import Vector
 from search.history import Record
-from search.racing import Full, Halving, Sample, best_full, prefixes
+from search.racing import Full, Halving, Sample, best_full, prefixes, weighed_prefixes
 
 STRATA = [(40, 0.75), (10, 0.25)]
 SHARES = np.concatenate([np.full(n, weight / n) for n, weight in STRATA])
@@ -49,16 +49,68 @@ class TestPrefixes:
         assert not np.array_equal(first, next_one)
 
 
+class TestWeighedPrefixes:
+    def test_tasks_have_what_their_weights_are_worth(self) -> None:
+        strata = [(40, 4 / 13), (40, 4 / 13), (40, 4 / 13), (90, 1 / 13)]
+        stages = weighed_prefixes(strata, (0.0123, 0.037, 0.111, 0.333), 1, seed=3)
+        counts = [[asked for _, asked, _, _ in Sample(s, strata).parts()] for s in stages]
+        assert counts == [
+            [1, 1, 1, 0],
+            [2, 2, 2, 0],
+            [7, 7, 7, 1],
+            [21, 21, 21, 5],
+            [40] * 3 + [90],
+        ]
+        for small, large in pairwise(stages):
+            assert set(small) < set(large)
+        assert all((np.diff(stage) > 0).all() for stage in stages)
+
+    def test_tasks_that_count_alike_have_equal_numbers_while_they_last(self) -> None:
+        strata = [(10, 0.5), (1000, 0.5)]
+        stages = weighed_prefixes(strata, (0.01, 0.1), 1, seed=0)
+        assert [int((stage < 10).sum()) for stage in stages] == [5, 10, 10]
+        assert [len(stage) for stage in stages] == [10, 60, 1010]
+
+    def test_many_tasks_have_one_item_each_at_least(self) -> None:
+        strata = [(5, 1 / 40)] * 40
+        (first, second) = weighed_prefixes(strata, (0.01, 0.02), 1, seed=0)
+        assert (len(first), len(second)) == (40, 200)  # both rungs are the same
+
+    def test_depend_on_the_seed_alone_and_begin_like_the_other_prefixes(self) -> None:
+        one, same, other = (weighed_prefixes(STRATA, (0.2,), 1, seed)[0] for seed in (1, 1, 2))
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, other)
+        assert set(one) <= set(prefixes(STRATA, (0.25,), 1, 1)[0])
+
+    def test_a_task_that_counts_little_does_not_hide_what_the_others_say(self) -> None:
+        """What the estimate leaves out costs less than the chance of a few items would."""
+        strata, rng = [(40, 0.9), (80, 0.1)], np.random.default_rng(0)
+        true = np.linspace(-0.3, 0.3, 8)
+        found: dict[str, list[bool]] = {"weighed": [], "alike": []}
+        for seed in range(200):
+            cases = true[:, None] + np.concatenate(
+                [0.3 * rng.normal(size=(8, 40)), 5.0 * rng.normal(size=(8, 80))], axis=1
+            )
+            for name, places in (
+                ("weighed", weighed_prefixes(strata, (0.05,), 1, seed)[0]),
+                ("alike", prefixes(strata, (0.05,), 1, seed)[0]),
+            ):
+                assert len(places) <= 6
+                means = Sample(places, strata).means(cases[:, places])
+                found[name].append(int(np.argmax(means)) >= 6)
+        assert np.mean(found["weighed"]) > np.mean(found["alike"]) + 0.1
+
+
 class TestHalving:
     def test_keeps_the_best_one_in_eta(self) -> None:
         race = Halving(eta=4, rungs=(0.1, 0.5)).race(8, 0, [], STRATA, 0)
-        cases = {n: np.full(6, float(n % 5)) for n in range(8)}
+        cases = {n: np.full(4, float(n % 5)) for n in range(8)}
         assert race.staying(0, cases) == [3, 4]
         assert race.staying(0, {7: cases[7]}) == [7]
 
     def test_the_best_so_far_takes_a_place(self) -> None:
         best = record(0, np.full(50, 3.5))
-        cases = {n: np.full(6, float(n % 5)) for n in range(8)}
+        cases = {n: np.full(4, float(n % 5)) for n in range(8)}
         race = Halving(eta=4, rungs=(0.1, 0.5)).race(8, 1, [best], STRATA, 0)
         assert race.staying(0, cases) == [3, 4]  # 9 competitors: 4, best so far, 3
         assert race.staying(0, {n: cases[n] for n in range(4)}) == [3]

@@ -83,14 +83,18 @@ def budget_line(config: DictConfig, strategy: Strategy[Any]) -> list[str]:
     ]
 
 
-def check_items(panel: Panel) -> None:
-    """Refuses items whose part in a sum cannot be bounded by clipping it.
+def check_items(panel: Panel, delta: float) -> None:
+    """Refuses items whose part in a sum cannot be bounded by clipping it, and too large a delta.
 
     One that occurs twice contributes twice; one whose score is a comparison with the others
-    changes their scores.
+    changes their scores. A delta of one in n allows to give one of n items away.
+
+    Args:
+        panel: its number of items is taken as public.
+        delta: of the guarantee.
 
     Raises:
-        ValueError: names the tasks.
+        ValueError: names the tasks, or the option.
     """
     seen: dict[str, str] = {}
     for task, evaluator in panel.evaluators.items():
@@ -107,6 +111,11 @@ def check_items(panel: Panel) -> None:
                     "would contribute twice to what is released: take it out of the data"
                 )
             seen[item] = task
+    if delta * len(seen) >= 1:
+        raise ValueError(
+            f"privacy.delta={delta:g} would allow to give one of the {len(seen)} {panel.split} "
+            f"items away whole: choose one well below {1 / len(seen):.1g}"
+        )
 
 
 def _check_not_private(config: DictConfig) -> None:

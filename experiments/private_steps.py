@@ -93,7 +93,7 @@ class PrivateSteps(SearchSteps):
         super().__init__(config, study, run, budget, Belated(tracker), references)
         for panel in (study.search_on, self._selection):
             if panel is not None:
-                check_items(panel)
+                check_items(panel, privacy.delta)
         self._spending = privacy.budget(config.choose, sampling_rate(config))
         belongs = (
             run_identity(config),

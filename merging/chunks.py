@@ -142,7 +142,11 @@ def write(
         out: ``(*shape)``, contiguous, on the base's device.
         length: most entries of a piece; 0: what suits the device.
     """
-    rule = method.rule(tensors, knobs)
+    apply(method.rule(tensors, knobs), tensors, out, length=length)
+
+
+def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None:
+    """Writes what a rule makes of the tensors into `out`; see `write`."""
     most = length or _length(rule.spares, out.device)
     pieces = max(1, math.ceil(out.numel() / most))
     given = (out, tensors.base, *(row.stored for row in rule.rows))

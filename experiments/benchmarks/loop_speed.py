@@ -143,7 +143,7 @@ class _World:
             for _ in range(candidates):
                 plain()
 
-        found = in_turns(ours, other, wait=self._wait, rounds=5 if candidates == 16 else 3)
+        found = in_turns(ours, other, wait=self._wait, rounds=9 if candidates == 16 else 7)
         tokens = sum(len(row) - 1 for row in _rows(self.panel))
         mine, theirs = (seconds / candidates for seconds in found[:2])
         measure = f"{what}, {tokens} tokens each: search loop"

@@ -2,7 +2,8 @@
 
 Ours is what a search pays for one more candidate: new weights and densities, computed from the
 held pool into the resident model. The note says what the first candidate took, which computes
-what all share, and what the arithmetic of a new one would take if all of it lay in the cache.
+what all share, what torch's operations for a new one take without plans, knobs and rules, and what
+they would take if all of it lay in the cache.
 mergekit merges tensors that lie in memory, in a process of its own: set
 ``EVOMERGE_MERGEKIT_PYTHON`` to a Python that has it (0.1.5). Both with one thread.
 """
@@ -172,6 +173,30 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
     return statistics.median(times) / ENTRIES
 
 
+def operations(
+    method: MergeMethod, pool: ExpertPool, resident: Resident, experts: int
+) -> Callable[[], None]:
+    """Returns what repeats the operations of one candidate, prepared to the last number."""
+    assert chunks.in_pieces(method)
+    prepared = []
+    for name in pool.names:
+        whole = pool.tensors(name)
+        tensors = replace(whole, rows=whole.rows[:experts])
+        knobs = {
+            knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
+            for knob in method.knobs
+        }
+        rule = method.rule(tensors, knobs)
+        prepared.append((rule, tensors, resident.tensor(name).detach()))
+
+    @torch.inference_mode()
+    def work() -> None:
+        for rule, tensors, out in prepared:
+            chunks.apply(rule, tensors, out)
+
+    return work
+
+
 def waiting(device: torch.device) -> Callable[[], None]:
     """Returns what waits until the device has done its work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -193,6 +218,8 @@ def _row(
     ours, other, ratio = in_turns(build, lambda: ask(request), rounds=comparison.rounds)
     entries = sum(held.base_tensor(name).numel() for name in held.names)
     least = in_cache(comparison.ours, held, comparison.experts) * entries
+    bare = operations(comparison.ours, held, resident, comparison.experts)
+    alone = in_turns(build, bare, rounds=comparison.rounds)
     return Measured(
         name,
         ours,
@@ -201,9 +228,9 @@ def _row(
         "s",
         ratio,
         comparison.bar,
-        note=f"first candidate {first:.2f} s; one thread each, ours written as float32; its "
-        f"arithmetic on a piece that the cache holds {least:.3f} s; where its time goes: "
-        f"{profile(build)}",
+        note=f"first candidate {first:.2f} s; one thread each, ours written as float32; limit: "
+        f"torch's operations alone {alone[1]:.3g} s (ratio {ratio / alone[2]:.1f}), on a piece "
+        f"that the cache holds {least:.3g} s; where its time goes: {profile(build)}",
     )
 
 

@@ -19,7 +19,7 @@ from evaluators.engine import Engine
 from evaluators.forward import kept_logits, token_log_probs
 from evaluators.requests import Generate, Loglikelihood, Request
 from evaluators.resident import Resident
-from experiments.benchmarks.measured import Measured, in_turns, skipped
+from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
 from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_llama
 from merging.low_rank import LowRank
 
@@ -122,6 +122,8 @@ class _Loops:
             f"reads as many other items together in {bare[1]:.3g} s, so that no ratio above "
             f"{ratio / bare[2]:.2f} is possible"
         )
+        if ratio < bar:
+            note += f"; where our time goes: {profile(ours)}"
         return Measured(measure, mine, other, against, "s", ratio, bar, note=note)
 
 

@@ -297,14 +297,21 @@ def test_differences_are_of_pairs_and_of_one_number(config: DictConfig) -> None:
 def test_an_item_may_contribute_once() -> None:
     tasks: Any = {"a": Counted(["x", "y"]), "b": Counted(["z", "y"])}
     with pytest.raises(ValueError, match="search tasks 'a' and 'b' hold one item twice"):
-        check_items(Panel("search", tasks))
-    check_items(Panel("search", {"a": tasks["a"]}))
+        check_items(Panel("search", tasks), 1e-5)
+    check_items(Panel("search", {"a": tasks["a"]}), 1e-5)
     texts: Any = object.__new__(Membership)
     texts._items, texts._source = ("x", "y"), "texts"
     texts._attacks, texts._requests = ("loss",), ()
     compared: Any = {"a": texts}
     with pytest.raises(ValueError, match="task 'a': membership inference compares its texts"):
-        check_items(Panel("search", compared))
+        check_items(Panel("search", compared), 1e-5)
+
+
+def test_a_delta_that_gives_an_item_away_is_refused() -> None:
+    tasks: Any = {"a": Counted([str(number) for number in range(10)])}
+    check_items(Panel("search", tasks), 0.09)
+    with pytest.raises(ValueError, match="delta=0.1 would allow to give one of the 10 search"):
+        check_items(Panel("search", tasks), 0.1)
 
 
 class Told:

@@ -250,11 +250,19 @@ def _note(raced: Sequence[_Course], full: Sequence[_Course], goal: float) -> str
     shares = [f"{n}: {np.mean(asked == n):.0%}" for n in np.unique(asked)]
     low, high = _again(raced, full)
     return (
-        f"of seeds drawn again 80 % have a ratio of {low:.1f} to {high:.1f}; "
+        f"seeds drawn again: 80 % of the ratios from {low:.1f} (0: goal not reached) to "
+        f"{high:.1f}, as the luck of {len(full)} seeds moves the mean winner by {_luck(raced):.1%}, "
+        f"without racing by {_luck(full):.1%} (standard error), and the goal is {LOSS:.1%} off; "
         f"held-out fitness at the end: {_end(raced)}; without racing {_end(full)}; goal "
         f"{goal:.4f}; items of a raced candidate: {asked.mean():.0f} in the mean "
         f"({', '.join(shares)})"
     )
+
+
+def _luck(courses: Sequence[_Course]) -> float:
+    """Returns the standard error of the mean fitness at the end, relative to it."""
+    ends = np.array([course.fitness[-1] for course in courses])
+    return float(ends.std(ddof=1) / np.sqrt(len(ends)) / ends.mean())
 
 
 def _end(courses: Sequence[_Course]) -> str:

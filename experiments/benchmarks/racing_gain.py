@@ -252,7 +252,8 @@ def _note(raced: Sequence[_Course], full: Sequence[_Course], goal: float) -> str
     return (
         f"seeds drawn again: 80 % of the ratios from {low:.1f} (0: goal not reached) to "
         f"{high:.1f}, as the luck of {len(full)} seeds moves the mean winner by "
-        f"{_luck(raced):.1%}, without racing by {_luck(full):.1%} (standard error), and the goal is {LOSS:.1%} off; "
+        f"{_luck(raced):.1%}, without racing by {_luck(full):.1%} (standard error), and the goal "
+        f"is {LOSS:.1%} off; "
         f"held-out fitness at the end: {_end(raced)}; without racing {_end(full)}; goal "
         f"{goal:.4f}; items of a raced candidate: {asked.mean():.0f} in the mean "
         f"({', '.join(shares)})"

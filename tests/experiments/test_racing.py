@@ -121,4 +121,4 @@ def test_unset_it_leaves_a_run_its_identity() -> None:
             compose("search", overrides=[f"racing={each}"]) for each in ("none", "halving")
         )
     assert "racing" not in identity_config(unset)
-    assert identity_config(given)["racing"]["eta"] == 4.0
+    assert identity_config(given)["racing"]["eta"] == 3.0

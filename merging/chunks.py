@@ -8,6 +8,7 @@ of the pieces by a single bit.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeGuard
 
@@ -94,21 +95,21 @@ class Rule(Protocol):
         ...
 
 
-class RuledMethod:
+class RuledMethod(ABC):
     """A merge method that says how one piece is computed; what it inherits does the rest."""
 
     @property
+    @abstractmethod
     def knobs(self) -> tuple[Knob, ...]:
         """The numbers that `rule` reads, with their ranges."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns how the parameter is computed.
 
         Raises:
             MergeError: as `MergeMethod.merge`.
         """
-        raise NotImplementedError
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,27 +96,20 @@ class Setting:
         base = self.base(cell.base)
         if cell.regime not in self.nf4:
             return base
-        folder = (
-            self.cache / "csirt" / f"nf4-{digest_of(self.bases[cell.base].identity(self.data))}"
-        )
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    write_rounded(base, folder)
-        return str(folder)
+        digest = digest_of(self.bases[cell.base].identity(self.data))
+        folder = self.cache / "csirt" / f"nf4-{digest}"
+        return str(_made(folder, lambda: write_rounded(base, folder)))
 
     def files(self, seed: int, form: Form) -> DataFiles:
         """Returns the files of a seed's data; written on the first call."""
         digest = digest_of([dataclasses.asdict(self.data), seed, form])
         folder = self.cache / "csirt" / f"data-s{seed}-{form}-{digest}"
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    with staged(folder) as draft:
-                        write_files(draft, make_corpus(self.data, seed), seed, form)
-        return DataFiles(folder)
+
+        def make() -> None:
+            with staged(folder) as draft:
+                write_files(draft, make_corpus(self.data, seed), seed, form)
+
+        return DataFiles(_made(folder, make))
 
     def identity(self, cell: Cell) -> str:
         """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
@@ -140,22 +133,30 @@ class Setting:
 def trained(setting: Setting, cell: Cell) -> Path:
     """Returns the directory of a cell's expert; trained on the first call."""
     folder = setting.expert(cell)
-    if folder.is_dir():
-        return folder
-    start = setting.start(cell)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            data = _training_data(make_corpus(setting.data, cell.seed), setting, cell)
-            train_expert(
-                start,
-                data,
-                setting.regimes[cell.regime],
-                folder,
-                label=cell.regime,
-                seed=cell.seed,
-                lora=setting.lora,
-                device=setting.device,
-            )
+
+    def make() -> None:
+        data = _training_data(make_corpus(setting.data, cell.seed), setting, cell)
+        train_expert(
+            setting.start(cell),
+            data,
+            setting.regimes[cell.regime],
+            folder,
+            label=cell.regime,
+            seed=cell.seed,
+            lora=setting.lora,
+            device=setting.device,
+        )
+
+    return _made(folder, make)
+
+
+def _made(folder: Path, make: Callable[[], object]) -> Path:
+    """Returns `folder`; where it is not there it is made, once: other processes wait for it."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                make()
     return folder
 
 

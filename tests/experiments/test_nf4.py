@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from experiments.csirt.bases import TinyBase
 from experiments.csirt.cells import Cell, Setting, trained
@@ -17,6 +17,7 @@ from experiments.training.language_model import Lora
 from experiments.training.nf4 import BLOCK, levels, round_linear_layers, rounded
 from experiments.training.regime import Regime
 from merging.checkpoint import Checkpoint
+from tests.builders import llama
 
 # QLoRA, arXiv 2305.14314, appendix E
 PUBLISHED = [
@@ -69,16 +70,8 @@ def test_a_block_of_zeros_stays_zero_and_a_dtype_stays() -> None:
     assert torch.equal(found, weight)
 
 
-def test_linear_layers_are_rounded_and_nothing_else() -> None:
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
+def test_linear_layers_are_rounded_and_nothing_else(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama(tmp_path / "base"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     round_linear_layers(model)
     for name, value in model.state_dict().items():

@@ -2,7 +2,7 @@
 
 A method with a `rule` says how one piece of a parameter is made; every entry depends on the same
 entry of base and experts, and on facts of `merging.prepared`. Results do not depend on the length
-of the pieces by a single bit.
+of the pieces by a single bit, nor on whether `merging.loops` follows the rule instead.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
+from merging.coded import Coding
 from merging.knobs import stacked
 from merging.method import Knob, MergeMethod, Slot
 from merging.prepared import Rows, Tensors
+
+_LARGE = 2**17
+"""Entries from which on compiled loops are worth their start."""
 
 
 class Piece:
@@ -147,7 +151,16 @@ def write(
 
 
 def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None:
-    """Writes what a rule makes of the tensors into `out`; see `write`."""
+    """Writes what a rule makes of the tensors into `out`; see `write`.
+
+    On a CPU large parameters go through compiled loops, where the rule can be written for them.
+    """
+    if not length and out.numel() >= _LARGE and isinstance(rule, Coding):
+        from merging import loops  # takes half a second, which small models do not wait for
+
+        if loops.suits(tensors, out.device):
+            loops.run(rule.coded(), tensors.base, out)
+            return
     most = length or _length(rule.spares, out.device)
     pieces = max(1, math.ceil(out.numel() / most))
     given = (out, tensors.base, *(row.stored for row in rule.rows))

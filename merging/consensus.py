@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.chunks import Piece, Rule
+from merging.coded import ALL, Coded, Kind
 from merging.knobs import Inputs
 from merging.prepared import Rows
 from merging.sparsify import Keep
@@ -116,6 +117,9 @@ class _Combination:
         for i, c in terms:
             out.add_(piece.stored(i), alpha=c)
 
+    def coded(self) -> Coded:
+        return Coded(Kind.COMBINATION, self.rows, self.coefficients, rest=self.rest)
+
 
 @dataclass(frozen=True, eq=False)
 class _Sum:
@@ -139,6 +143,15 @@ class _Sum:
             else:
                 total.mul_(c)
         total.add_(piece.base)
+
+    def coded(self) -> Coded:
+        scales = (1.0 if keep is None else keep.scale for keep in self.keeps)
+        return Coded(
+            Kind.SUM,
+            self.rows,
+            [c * scale for c, scale in zip(self.coefficients, scales, strict=True)],
+            selections=[ALL if keep is None else keep.coded() for keep in self.keeps],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +199,20 @@ class _Consensus:
             torch.addcdiv(piece.base, total, mass, value=self.scale, out=out)
         else:
             torch.add(piece.base, total, alpha=self.scale, out=out)
+
+    def coded(self) -> Coded:
+        factors = list(zip(self.votes, self.later, strict=True))
+        return Coded(
+            Kind.CONSENSUS,
+            self.rows,
+            [vote * keep.scale for vote, keep in zip(self.votes, self.keeps, strict=True)],
+            selections=[keep.coded() for keep in self.keeps],
+            later=self.later,
+            masses=[abs(vote * later) for vote, later in factors],
+            scale=self.scale,
+            by_count=self.majority == "count",
+            normalize=self.normalize,
+        )
 
     def _elect(self, shares: list[Tensor], sign: Tensor, votes: Tensor, spare: Tensor) -> None:
         """Writes -1, 0 or 1 into `sign`."""

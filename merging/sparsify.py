@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merging.coded import ALL, Selecting, Selection
 from merging.prepared import Cut, Row, Rows, cut_of
 
 _FINEST = 2.0**-24
@@ -35,6 +36,10 @@ class Keep(Protocol):
             delta: ``(entries,)``.
             spares: two tensors like it to compute in.
         """
+        ...
+
+    def coded(self) -> Selection:
+        """Returns the same in numbers."""
         ...
 
 
@@ -144,6 +149,16 @@ class _Largest:
         if until < len(delta):
             torch.hardshrink(delta[until:], threshold, out=out[until:])
 
+    def coded(self) -> Selection:
+        if self.cut is None:
+            return ALL
+        return Selection(Selecting.LARGEST, self.bounds(), (self.cut.last,))
+
+    def bounds(self) -> tuple[float, float]:
+        """Returns what the cut's threshold and the number below it are in float32."""
+        threshold = -1.0 if self.cut is None else self.cut.threshold  # no magnitude is less
+        return threshold, _below(threshold, torch.float32)
+
 
 @dataclass(frozen=True)
 class _Band:
@@ -157,6 +172,11 @@ class _Band:
         self.inner.apply(start, delta, spares[0])
         self.outer(start, delta, spares)
         delta.sub_(spares[0])
+
+    def coded(self) -> Selection:
+        cuts = self.outer, self.inner
+        last = tuple(-1 if part.cut is None else part.cut.last for part in cuts)
+        return Selection(Selecting.BAND, self.outer.bounds() + self.inner.bounds(), last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +208,10 @@ class Chosen:
         """Keeps them."""
         delta.mul_(self.mask[start : start + len(delta)])
 
+    def coded(self) -> Selection:
+        """Returns the mask."""
+        return Selection(Selecting.MASK, tensors=(self.mask,))
+
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
@@ -200,6 +224,9 @@ class _Drawn:
     def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
         draws = self.draws[start : start + len(delta)]
         _pass_within(delta, draws, -1.0, self.density, grad_input=delta)
+
+    def coded(self) -> Selection:
+        return Selection(Selecting.DRAWN, (self.density,), tensors=(self.draws,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +247,10 @@ class _Pruned:
         delta.mul_(torch.lt(self.draws[here], chance, out=chosen))
         if self.rescale:
             delta.div_(chance if self.lowest >= _FINEST else chance.clamp_(min=_FINEST))
+
+    def coded(self) -> Selection:
+        numbers = self.step, self.lowest, float(self.rescale)
+        return Selection(Selecting.PRUNED, numbers, tensors=(self.draws, self.ranks))
 
 
 def _below(threshold: float, dtype: torch.dtype) -> float:

@@ -2,8 +2,8 @@
 
 Counted are the bytes that a merge cannot avoid: every expert read once, the base where the method
 needs it, the result written once. A copy reads and writes as many. The note says what the
-arithmetic alone takes, torch's operations on one piece that stays in the processor's cache: where
-it exceeds what the bytes take at a copy's speed, it is the limit.
+arithmetic alone takes, the same pass over a piece that stays in the processor's caches: where it
+exceeds what the bytes take at a copy's speed, it is the limit.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Ours is what a search pays for one more candidate: new weights and densities, computed from the
 held pool into the resident model. The note says what the first candidate took, which computes
-what all share, what torch's operations for a new one take without plans, knobs and rules, and what
-they would take if all of it lay in the cache.
+what all share, what the passes over the tensors of a new one take without plans, knobs and rules,
+and what they would take if all of it lay in the cache.
 mergekit merges tensors that lie in memory, in a process of its own: set
 ``EVOMERGE_MERGEKIT_PYTHON`` to a Python that has it (0.1.5). Both with one thread.
 """
@@ -160,14 +160,13 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
         knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
         for knob in method.knobs
     }
-    rule = method.rule(Tensors("piece", base, rows, whole.dtype), knobs)
-    stored = [row.stored for row in rule.rows]
-    out, *rooms = base.new_empty((rule.spares + 3, ENTRIES), dtype=whole.dtype).unbind()
+    tensors = Tensors("piece", base, rows, whole.dtype)
+    rule, out = method.rule(tensors, knobs), base.new_empty(ENTRIES, dtype=whole.dtype)
     wait, times = waiting(base.device), []
     for _ in range(100):
         wait()
         began = time.perf_counter()
-        rule(chunks.Piece(0, base, stored, rule.rows, rooms), out)
+        chunks.apply(rule, tensors, out)
         wait()
         times.append(time.perf_counter() - began)
     return statistics.median(times) / ENTRIES
@@ -176,7 +175,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
 def operations(
     method: MergeMethod, pool: ExpertPool, resident: Resident, experts: int
 ) -> Callable[[], None]:
-    """Returns what repeats the operations of one candidate, prepared to the last number."""
+    """Returns what repeats one candidate's passes, prepared to the last number."""
     assert chunks.in_pieces(method)
     prepared = []
     for name in pool.names:
@@ -229,7 +228,7 @@ def _row(
         ratio,
         comparison.bar,
         note=f"first candidate {first:.2f} s; one thread each, ours written as float32; limit: "
-        f"torch's operations alone {alone[1]:.3g} s (ratio {ratio / alone[2]:.1f}), on a piece "
+        f"the passes alone {alone[1]:.3g} s (ratio {ratio / alone[2]:.1f}), on a piece "
         f"that the cache holds {least:.3g} s; where its time goes: {profile(build)}",
     )
 

@@ -1,0 +1,440 @@
+"""The compiled loops behind `merging.loops`: what a rule does with one block after the other.
+
+Numba compiles `follow` at its first call and keeps the code on disk. All that it calls is in this
+file: numba notices a change of a function's own file, and of no other. Tensors are passed as
+addresses: base and rows of any number and dtype are then one compiled function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from merging.coded import Kind, Selecting
+
+FLOAT, BFLOAT, HALF, SHORT, INTEGER = range(5)
+"""Dtypes of what lies at an address."""
+
+FEW = 8
+"""Most rows whose loop the compiler unrolls."""
+
+_BLOCK = 256
+"""Entries worked on at a time. With 8 rows 16 kB: what is read beside it stays cached, too.
+
+A combination has no rooms to keep and reads memory more evenly in blocks of half that length.
+"""
+
+_STRIDE = 4 * _BLOCK + 64
+"""Bytes from one block's room to the next: not a power of 2, or all compete for the same lines."""
+
+_FLOATS = _STRIDE // 4
+
+_ZEROS, _SHARES = 6, 7
+"""Rooms of zeros and of the rows' shares; before them: base, row, spare, sums, signs, divisor."""
+
+_FINEST = np.float32(2.0**-24)
+_TINY = np.finfo(np.float32).tiny
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+def _pointer(kind: types.Type) -> Any:
+    @intrinsic
+    def cast(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return cast
+
+
+_floats, _words = _pointer(types.float32), _pointer(types.uint16)
+_shorts, _integers = _pointer(types.int16), _pointer(types.int32)
+
+
+@intrinsic
+def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Returns a b + c, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@intrinsic
+def _of_bfloat(context: Any, word: Any) -> Any:
+    """The float32 of a bfloat16's 16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _of_half(context: Any, word: Any) -> Any:
+    """The float32 of a float16's 16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+_part = njit(nogil=True, error_model="numpy")
+
+
+def _cached(function: Any) -> Any:
+    """Compiles a function at its first call, and keeps the code where there is a place for it."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the folder of this file nor the user's can be written to
+        return _part(function)
+
+
+@_part
+def _view(address: int, n: int) -> Any:
+    return carray(_floats(address), n)
+
+
+@_part
+def _room(room: int, number: int, n: int) -> Any:
+    return _view(room + number * _STRIDE, n)
+
+
+@_part
+def _convert(dtype: int, address: int, at: int, out: Any) -> None:
+    n = len(out)
+    if dtype == BFLOAT:
+        words = carray(_words(address + 2 * at), n)
+        for j in range(n):
+            out[j] = _of_bfloat(words[j])
+    elif dtype == HALF:
+        words = carray(_words(address + 2 * at), n)
+        for j in range(n):
+            out[j] = _of_half(words[j])
+    elif dtype == SHORT:
+        shorts = carray(_shorts(address + 2 * at), n)
+        for j in range(n):
+            out[j] = np.float32(shorts[j])
+    else:
+        integers = carray(_integers(address + 4 * at), n)
+        for j in range(n):
+            out[j] = np.float32(integers[j])
+
+
+@_part
+def _entries(dtype: int, address: int, at: int, n: int, room: int) -> Any:
+    """Entries as float32: themselves, or converted in the room."""
+    if dtype == FLOAT:
+        return _view(address + 4 * at, n)
+    converted = _view(room, n)
+    _convert(dtype, address, at, converted)
+    return converted
+
+
+# Loops with what they read and write as separate arguments: that is what the compiler turns into
+# vector instructions. Where something is changed in place it is one argument.
+
+
+@_part
+def _fill(x: Any, value: float) -> None:
+    for j in range(len(x)):
+        x[j] = value
+
+
+@_part
+def _copy(x: Any, out: Any) -> None:
+    for j in range(len(x)):
+        out[j] = x[j]
+
+
+@_part
+def _multiply(x: Any, factor: float, out: Any) -> None:
+    for j in range(len(x)):
+        out[j] = x[j] * factor
+
+
+@_part
+def _subtract(x: Any, base: Any, out: Any) -> None:
+    for j in range(len(x)):
+        out[j] = x[j] - base[j]
+
+
+@_part
+def _add(x: Any, total: Any) -> None:
+    for j in range(len(x)):
+        total[j] += x[j]
+
+
+@_part
+def _add_scaled(x: Any, factor: float, total: Any) -> None:
+    for j in range(len(x)):
+        total[j] = _fma(x[j], factor, total[j])
+
+
+@_part
+def _scale_and_add(x: Any, factor: float, total: Any) -> None:
+    for j in range(len(x)):
+        scaled = x[j] * factor
+        x[j] = scaled
+        total[j] += scaled
+
+
+@_part
+def _shrink(x: Any, base: Any, threshold: float, out: Any) -> None:
+    for j in range(len(x)):
+        v = x[j] - base[j]
+        out[j] = _ZERO if (v >= -threshold) & (v <= threshold) else v
+
+
+@_part
+def _cut(x: Any, base: Any, at: int, last: int, threshold: float, below: float, out: Any) -> None:
+    """Keeps what exceeds the threshold, and up to the last position what equals it."""
+    until = last + 1 - at
+    if until <= 0 or until >= len(x):
+        _shrink(x, base, threshold if until <= 0 else below, out)
+    else:
+        _shrink(x[:until], base[:until], below, out[:until])
+        _shrink(x[until:], base[until:], threshold, out[until:])
+
+
+@_part
+def _without(x: Any, less: Any) -> None:
+    for j in range(len(x)):
+        x[j] -= less[j]
+
+
+@_part
+def _mask(x: Any, base: Any, mask: Any, out: Any) -> None:
+    for j in range(len(x)):
+        out[j] = (x[j] - base[j]) * mask[j]
+
+
+@_part
+def _draw(x: Any, base: Any, draws: Any, density: float, out: Any) -> None:
+    for j in range(len(x)):
+        v = x[j] - base[j]
+        out[j] = _ZERO if (draws[j] <= -_ONE) | (draws[j] >= density) else v
+
+
+@_part
+def _prune(
+    x: Any, base: Any, draws: Any, ranks: Any, step: float, lowest: float, out: Any
+) -> None:
+    """Keeps what its chance exceeds the draw of, and leaves the chances in place of the ranks."""
+    for j in range(len(x)):
+        chance = ranks[j] * step + lowest
+        ranks[j] = max(chance, _FINEST)
+        out[j] = (x[j] - base[j]) * (_ONE if draws[j] < chance else _ZERO)
+
+
+@_part
+def _divide_by(x: Any, divisor: Any) -> None:
+    for j in range(len(x)):
+        x[j] /= divisor[j]
+
+
+@_part
+def _sign(x: Any, out: Any) -> None:
+    for j in range(len(x)):
+        v = x[j]
+        out[j] = (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
+
+
+@_part
+def _add_signs(x: Any, total: Any) -> None:
+    for j in range(len(x)):
+        v = x[j]
+        total[j] += (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
+
+
+@_part
+def _decide(votes: Any, sign: Any) -> None:
+    for j in range(len(votes)):
+        v = votes[j]
+        elected = (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
+        sign[j] = sign[j] if v == 0 else elected
+
+
+@_part
+def _agree(x: Any, sign: Any, later: float, mass: float, total: Any, masses: Any) -> None:
+    for j in range(len(x)):
+        v = x[j]
+        agrees = _ONE if v * sign[j] > 0 else _ZERO
+        total[j] = _fma(later * agrees, v, total[j])
+        masses[j] += mass * agrees
+
+
+@_part
+def _merge_few(shares: Any, base: Any, few: Any, scale: float, normalize: bool, out: Any) -> None:
+    """Elects by mass and adds up, all in registers: the loops over few rows are unrolled."""
+    votes, later, masses = few
+    for j in range(len(out)):
+        total = _ZERO
+        for i in range(len(votes)):
+            total += shares[i * _FLOATS + j] * votes[i]
+        sign = (_ONE if total > 0 else _ZERO) - (_ONE if total < 0 else _ZERO)
+        total, mass = _ZERO, _ZERO
+        for i in range(len(votes)):
+            v = shares[i * _FLOATS + j] * votes[i]
+            agrees = _ONE if v * sign > 0 else _ZERO
+            total = _fma(later[i] * agrees, v, total)
+            mass += masses[i] * agrees
+        if normalize:
+            out[j] = base[j] + (scale * total) / (mass if mass > _TINY else _TINY)
+        else:
+            out[j] = _fma(scale, total, base[j])
+
+
+@_part
+def _divide(base: Any, total: Any, masses: Any, scale: float, out: Any) -> None:
+    for j in range(len(out)):
+        mass = masses[j]
+        out[j] = base[j] + (scale * total[j]) / (mass if mass > _TINY else _TINY)
+
+
+@_part
+def _select(
+    how: int, x: Any, base: Any, at: int, i: int, numbers: Any, places: Any, room: int, out: Any
+) -> None:
+    """Writes what is kept of row i's x minus base, entries from `at` on."""
+    n = len(x)
+    first = places[i, 0]
+    if how == Selecting.LARGEST:
+        _cut(x, base, at, first, numbers[i, 0], numbers[i, 1], out)
+    elif how == Selecting.MASK:
+        _mask(x, base, _view(first + 4 * at, n), out)
+    elif how == Selecting.DRAWN:
+        _draw(x, base, _view(first + 4 * at, n), numbers[i, 0], out)
+    elif how == Selecting.PRUNED:
+        ranks = _room(room, 2, n)
+        _convert(places[i, 3], places[i, 2], at, ranks)
+        draws = _view(first + 4 * at, n)
+        _prune(x, base, draws, ranks, numbers[i, 0], numbers[i, 1], out)
+        if numbers[i, 2] != 0:
+            _divide_by(out, ranks)
+    elif how == Selecting.BAND:
+        inner = _room(room, 2, n)
+        _cut(x, base, at, places[i, 1], numbers[i, 2], numbers[i, 3], inner)
+        _cut(x, base, at, first, numbers[i, 0], numbers[i, 1], out)
+        _without(out, inner)
+    else:
+        _subtract(x, base, out)
+
+
+@_part
+def _combine(
+    out: Any, at: int, addresses: Any, dtypes: Any, coefficients: Any, rest: float, room: int
+) -> None:
+    """Writes rest base + sum_i c_i x_i; terms of coefficient 0 are not read."""
+    n, started = len(out), rest != 0 or not coefficients.any()
+    if started:
+        _multiply(_entries(dtypes[0], addresses[0], at, n, room), rest, out)
+    for i in range(len(coefficients)):
+        if coefficients[i] != 0:
+            x = _entries(dtypes[i + 1], addresses[i + 1], at, n, room)
+            if started:
+                _add_scaled(x, coefficients[i], out)
+            else:
+                _multiply(x, coefficients[i], out)
+            started = True
+
+
+@_part
+def _merge_many(
+    room: int,
+    n: int,
+    coefficients: Any,
+    later: Any,
+    masses: Any,
+    base: Any,
+    scale: float,
+    by_count: bool,
+    normalize: bool,
+    out: Any,
+) -> None:
+    """Elects and adds up, row after row: any number of rows, and elections by their count."""
+    spare, sums, sign = _room(room, 1, n), _room(room, 3, n), _room(room, 4, n)
+    divisor, rows = _room(room, 5, n), len(coefficients)
+    _fill(sums, _ZERO)
+    for i in range(rows):
+        _scale_and_add(_room(room, _SHARES + i, n), coefficients[i], sums)
+    _sign(sums, sign)
+    if by_count:
+        _fill(spare, _ZERO)
+        for i in range(rows):
+            _add_signs(_room(room, _SHARES + i, n), spare)
+        _decide(spare, sign)
+    _fill(sums, _ZERO)
+    _fill(divisor, _ZERO)
+    for i in range(rows):
+        _agree(_room(room, _SHARES + i, n), sign, later[i], masses[i], sums, divisor)
+    if normalize:
+        _divide(base, sums, divisor, scale, out)
+    else:
+        _copy(base, out)
+        _add_scaled(sums, scale, out)
+
+
+@_cached
+def follow(
+    target: int,
+    start: int,
+    count: int,
+    addresses: Any,
+    dtypes: Any,
+    whole: Any,
+    how: Any,
+    numbers: Any,
+    places: Any,
+    kind: int,
+    coefficients: Any,
+    later: Any,
+    masses: Any,
+    few: Any,
+    rest: float,
+    scale: float,
+    by_count: bool,
+    normalize: bool,
+) -> None:
+    """Writes entries `start` to `start + count` as float32 to the address `target`.
+
+    `few` has coefficients, later and masses again as tuples, or is None.
+    """
+    rows = len(coefficients)
+    memory = np.zeros((_SHARES + rows + 1) * _STRIDE, np.uint8)
+    room = memory.ctypes.data
+    room += -room % 64
+    step = _BLOCK // 2 if kind == Kind.COMBINATION else _BLOCK
+    for at in range(start, start + count, step):
+        n = min(step, start + count - at)
+        out = _view(target + 4 * (at - start), n)
+        if kind == Kind.COMBINATION:
+            _combine(out, at, addresses, dtypes, coefficients, rest, room)
+            continue
+        base = _entries(dtypes[0], addresses[0], at, n, room)
+        for i in range(rows):
+            share = _room(room, _SHARES + i, n)
+            x = _entries(dtypes[i + 1], addresses[i + 1], at, n, room + _STRIDE)
+            start_from = base if whole[i] else _room(room, _ZEROS, n)
+            _select(how[i], x, start_from, at, i, numbers, places, room, share)
+            if kind == Kind.SUM and i:
+                _add_scaled(share, coefficients[i], out)
+            elif kind == Kind.SUM:
+                _multiply(share, coefficients[i], out)
+        if kind == Kind.SUM:
+            _add(base, out)
+        elif few is not None:
+            shares = _room(room, _SHARES, rows * _FLOATS)
+            _merge_few(shares, base, few, scale, normalize, out)
+        else:
+            _merge_many(
+                room, n, coefficients, later, masses, base, scale, by_count, normalize, out
+            )

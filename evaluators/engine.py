@@ -31,7 +31,7 @@ from merging.low_rank import LowRankDeltas
 _log = logging.getLogger(__name__)
 BATCH_TOKENS = 8192
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
-_CPU_PASS = 256  # tokens of a pass that candidates share
+_CPU_PASS = 512  # tokens of a pass that candidates share
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 

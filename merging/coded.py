@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -80,10 +80,9 @@ class Coded:
     normalize: bool = False
 
 
-@runtime_checkable
-class Coding(Protocol):
+class Coding(ABC):
     """A rule that can be written in numbers."""
 
+    @abstractmethod
     def coded(self) -> Coded:
         """Returns it in numbers, with the same results to the last bit."""
-        ...

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.chunks import Piece, Rule
-from merging.coded import ALL, Coded, Kind
+from merging.coded import ALL, Coded, Coding, Kind
 from merging.knobs import Inputs
 from merging.prepared import Rows
 from merging.sparsify import Keep
@@ -99,7 +99,7 @@ def unchanged(inputs: Inputs) -> Rule:
 
 
 @dataclass(frozen=True, eq=False)
-class _Combination:
+class _Combination(Coding):
     """``rest base + sum_i c_i x_i``, x_i what the rows store."""
 
     rows: Rows
@@ -118,11 +118,12 @@ class _Combination:
             out.add_(piece.stored(i), alpha=c)
 
     def coded(self) -> Coded:
+        """Returns the rule in numbers."""
         return Coded(Kind.COMBINATION, self.rows, self.coefficients, rest=self.rest)
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum:
+class _Sum(Coding):
     """``base + sum_i c_i keep_i(d_i)``."""
 
     rows: Rows
@@ -145,6 +146,7 @@ class _Sum:
         total.add_(piece.base)
 
     def coded(self) -> Coded:
+        """Returns the rule in numbers."""
         scales = (1.0 if keep is None else keep.scale for keep in self.keeps)
         return Coded(
             Kind.SUM,
@@ -155,7 +157,7 @@ class _Sum:
 
 
 @dataclass(frozen=True, eq=False)
-class _Consensus:
+class _Consensus(Coding):
     """Elects a sign per entry and adds up what has it; see `add_consensus`.
 
     Args:
@@ -201,6 +203,7 @@ class _Consensus:
             torch.add(piece.base, total, alpha=self.scale, out=out)
 
     def coded(self) -> Coded:
+        """Returns the rule in numbers."""
         factors = list(zip(self.votes, self.later, strict=True))
         return Coded(
             Kind.CONSENSUS,

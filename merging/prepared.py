@@ -105,9 +105,14 @@ class Row:
         """
         return cut_of((self,), "order", count, self.delta, self._delta_at)
 
-    def _delta_at(self, position: int) -> Tensor:
-        found = self.stored.reshape(-1)[position].to(self.dtype)
-        return found - self.base.reshape(-1)[position] if self.whole else found
+    def _delta_at(self, position: int) -> float:
+        found = self.stored.reshape(-1)[position].item()
+        if not self.whole:
+            return found
+        base = self.base.reshape(-1)[position].item()
+        if self.dtype == torch.float64:
+            return found - base
+        return float(np.float32(found) - np.float32(base))
 
     def ranks(self) -> Tensor:
         """Returns the rank of every magnitude in its row, ``(entries,)`` of int16 or int32.
@@ -162,7 +167,7 @@ def cut_of(
     kind: Hashable,
     count: int,
     values: Callable[[], Tensor],
-    read: Callable[[int], Tensor],
+    read: Callable[[int], float],
 ) -> Cut:
     """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
 
@@ -179,7 +184,7 @@ def cut_of(
         order = facts.get(key, 4 * size, lambda: by_magnitude(values()))
         if order is not None:
             last = int(order[count - 1])
-            return Cut(abs(float(read(last))), last)
+            return Cut(abs(read(last)), last)
     return selected(values().abs().reshape(-1), count)
 
 

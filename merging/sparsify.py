@@ -16,6 +16,8 @@ from merging.prepared import Cut, Row, Rows, cut_of
 _FINEST = 2.0**-24
 """Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
 
+_ZERO = np.float32(0)
+
 _pass_within = torch.ops.aten.hardtanh_backward.grad_input
 """The derivative of hardtanh: compares and selects in one pass, where torch.where is slow."""
 
@@ -198,7 +200,7 @@ class Chosen:
         """
         if not 0 < count < len(values):
             return cls(torch.full_like(values, float(count > 0)))
-        cut = cut_of(rows, kind, count, lambda: values, lambda place: values[place])
+        cut = cut_of(rows, kind, count, lambda: values, lambda place: values[place].item())
         mask = torch.gt(values, cut.threshold, out=torch.empty_like(values))
         until = slice(0, cut.last + 1)
         torch.ge(values[until], cut.threshold, out=mask[until])
@@ -255,5 +257,6 @@ class _Pruned:
 
 def _below(threshold: float, dtype: torch.dtype) -> float:
     """Returns the next smaller number of `dtype`, not below 0."""
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    return float(np.nextafter(kind(threshold), kind(0)))
+    if dtype == torch.float64:
+        return math.nextafter(threshold, 0.0)
+    return float(np.nextafter(np.float32(threshold), _ZERO))

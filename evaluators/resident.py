@@ -19,6 +19,7 @@ from merging.layer_stack import layers_of
 from merging.layers import LayerMap
 from merging.weights import InPlaceWeights, Weights
 
+_LINE = 64  # bytes of the cache
 _DEFAULT_LENGTH = 2048  # where neither config nor tokenizer gives one, as lm-eval does
 
 
@@ -57,6 +58,8 @@ class Resident:
             for head, classifier in (classifiers or {}).items()
         }
         self.dtype: torch.dtype = next(module.parameters()).dtype
+        for each in (self.module, *self.classifiers.values()):
+            _align(each)
         self._targets = _targets(module)
         self._original, self._depth = original, depth
         self._written: set[str] = set()
@@ -189,6 +192,21 @@ def _targets(module: nn.Module) -> dict[str, Tensor]:
     targets: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     targets.update(module.named_buffers(remove_duplicate=False))
     return targets
+
+
+def _align(module: nn.Module) -> None:
+    """Moves what lies on the CPU to where a cache line begins; what shares memory still does.
+
+    A model's tensors are views of its file, at any place: every other store would touch two lines,
+    which costs a merge a third of its time.
+    """
+    moved: dict[int, Tensor] = {}
+    for tensor in _targets(module).values():
+        place = tensor.data_ptr() if tensor.device.type == "cpu" else 0
+        if place % _LINE:
+            if place not in moved:
+                moved[place] = tensor.data.clone()
+            tensor.data = moved[place].view_as(tensor)
 
 
 def _adjustable(

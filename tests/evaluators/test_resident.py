@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from evaluators.resident import Resident
 from merging.experts import ExpertPool
@@ -57,6 +57,19 @@ def test_tied_weights_follow_either_name(tmp_path: Path) -> None:
     resident = language_resident(builders.llama(tmp_path / "tied", tie=True))
     resident.write({"model.embed_tokens.weight": torch.ones(builders.VOCAB, 32)})
     assert bool((resident.module.lm_head.weight == 1).all())
+
+
+def test_parameters_begin_at_a_cache_line_and_keep_sharing_memory() -> None:
+    memory = torch.arange(41.0)
+    model = torch.nn.Module()
+    model.config = LlamaConfig()
+    for name in ("first", "second"):  # two parameters of one memory, 4 bytes into a line
+        model.register_parameter(name, torch.nn.Parameter(memory[1:33]))
+    resident = Resident(model, tokenizer=None)
+    first, second = resident.tensor("first"), resident.tensor("second")
+    assert first.data_ptr() % 64 == 0
+    assert first.data_ptr() == second.data_ptr()
+    assert torch.equal(first, torch.arange(1.0, 33.0))
 
 
 def test_unknown_name_is_refused_before_anything_is_written(llama: Resident) -> None:

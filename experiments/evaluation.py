@@ -8,9 +8,10 @@ from typing import Any
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
+from experiments.asking import InTurn, Opening, Parts
 from experiments.common_items import CommonItems
 from experiments.racing_checks import open_racing
-from experiments.racing_evaluation import InTurn, RacingEvaluation
+from experiments.racing_evaluation import RacingEvaluation
 from experiments.study import Study
 from experiments.together import Together, unit_size
 from search.evaluation import ByGeneration, Evaluation, OneByOne
@@ -29,9 +30,8 @@ def open_evaluation(
         objective: bound on the search items; read where candidates are raced.
     """
     if (racing := open_racing(study.config)) is not None:
-        panel = study.search_on
-        opening = partial(InTurn, study.space.decode, study.scorer(panel))
-        return RacingEvaluation(racing, panel, objective, opening, study.seed)
+        opening = study.execution.opening(own_opening(study), study.order, study.space.to_json)
+        return RacingEvaluation(racing, study.search_on, objective, opening, study.seed)
     own = own_evaluation(study, common)
     return study.execution.evaluation(own, study.order, study.space.to_json)
 
@@ -40,6 +40,12 @@ def open_bench(study: Study) -> Bench[Any]:
     """Returns what scores single candidates of a study, some at a time."""
     own = own_evaluation(study, None)
     return study.execution.bench(own, study.order, study.space.to_json)
+
+
+def own_opening(study: Study) -> Opening:
+    """Returns what asks the candidates of a study's races in this process."""
+    panel = study.search_on
+    return partial(InTurn, study.space.decode, study.scorer(panel), Parts(panel.requests))
 
 
 def own_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:

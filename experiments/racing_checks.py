@@ -72,12 +72,6 @@ def check_racing(config: DictConfig, strategy: str, asked: int, objectives: int)
             f"{given}: asynchronous=true tells every outcome as it comes, a race is decided by "
             f"generations: leave one of both out"
         )
-    execution = str((config.get("execution") or {}).get("_target_", "Local")).rpartition(".")[2]
-    if execution != "Local":
-        raise ValueError(
-            f"{given}: execution {execution} asks whole candidates elsewhere, races are run in "
-            f"this process: choose execution=local, or {remedy}"
-        )
 
 
 def check_cases(

@@ -3,97 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
-from evaluators.requests import EvaluationError, Request, Response
+from evaluators.requests import EvaluationError, Response
+from experiments.asking import Asking, Opening
 from experiments.errors import UserError
-from experiments.scorer import Scorer
-from merging.method import MergeError
 from merging.spaces.axes import Vector
-from merging.weights import Weights
 from search.evaluation import Estimate, Evaluated
 from search.history import Record
 from search.objective import BoundObjective, Objective
 from search.racing import Full, Places, Race, Racing, best_full
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one candidate answered.
-
-    Args:
-        responses: to the requests, in order; empty where it failed.
-        failure: why it failed; None: it did not.
-        seconds: its own time, or its share.
-    """
-
-    responses: Sequence[Response] = ()
-    failure: str | None = None
-    seconds: float = 0.0
-
-
-class Asking(Protocol):
-    """Asks candidates of one generation; one after the other, or many in one pass."""
-
-    def __call__(self, numbers: Sequence[int], requests: tuple[Request, ...]) -> dict[int, Answer]:
-        """Returns the answers by number.
-
-        Args:
-            numbers: of the candidates, in any order.
-            requests: the same object for all candidates of a stage, so that they are planned once.
-        """
-        ...
-
-
-Opening: TypeAlias = Callable[[Sequence[Any]], Asking]
-"""Genomes of a generation to what asks them."""
-
-
-class InTurn:
-    """Asks one candidate after the other; the one that is in the model already comes first.
-
-    Args:
-        decode: genome to weights.
-        scorer: holds the model; its panel is not asked.
-        genomes: of the generation. While it is asked, nothing else may write into the model.
-    """
-
-    def __init__(
-        self, decode: Callable[[Any], Weights], scorer: Scorer, genomes: Sequence[Any]
-    ) -> None:
-        self._decode, self._scorer, self._genomes = decode, scorer, genomes
-        self._written: int | None = None
-
-    def __call__(self, numbers: Sequence[int], requests: tuple[Request, ...]) -> dict[int, Answer]:
-        """Returns the answers by number; see `Asking`."""
-        order = sorted(numbers, key=lambda number: (number != self._written, number))
-        return {number: self._answer(number, requests) for number in order}
-
-    def _answer(self, number: int, requests: tuple[Request, ...]) -> Answer:
-        """Returns what one answered; a model that cannot be asked is a failure, not an error."""
-        began = time.perf_counter()
-        responses: Sequence[Response] = ()
-        failure: str | None = None
-        try:
-            if number != self._written:
-                self._written = None
-                self._scorer.holder.write(self._decode(self._genomes[number]))
-                self._written = number
-            responses = self._scorer.engine.run(requests)
-        except (EvaluationError, MergeError) as error:
-            failure = str(error) or type(error).__name__
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            failure = "out of memory"
-        return Answer(responses, failure, time.perf_counter() - began)
 
 
 class Sheet:
@@ -118,29 +44,17 @@ class Sheet:
         self.count = sum(counts)
         self._begins = dict(zip(self._tasks, accumulate([0, *counts]), strict=False))
         slots: dict[str, list[range]] = {}
-        self._requests: list[Request] = []
+        asked = 0
         for task, evaluator in panel.evaluators.items():  # the order in which a panel asks
             sizes = [len(evaluator.subset([i]).requests()) for i in range(len(evaluator.items))]
-            begins = accumulate([len(self._requests), *sizes])
+            begins = accumulate([asked, *sizes])
             slots[task] = [range(a, a + size) for a, size in zip(begins, sizes, strict=False)]
-            self._requests.extend(evaluator.requests())
+            asked += sum(sizes)
         self._slots = [each for task in self._tasks for each in slots[task]]
-        self._tuples: dict[bytes, tuple[Request, ...]] = {}
 
-    def slots(self, places: Places) -> list[int]:
+    def slots(self, places: Places) -> tuple[int, ...]:
         """Returns which of the panel's requests belong to these items, ascending."""
-        return sorted(slot for place in places for slot in self._slots[place])
-
-    def requests(self, places: Places) -> tuple[Request, ...]:
-        """Returns the requests of these items; for those asked lately the same object."""
-        key = places.tobytes()
-        found = self._tuples.pop(key, None)
-        if found is None:
-            found = tuple(self._requests[slot] for slot in self.slots(places))
-        self._tuples[key] = found
-        while len(self._tuples) > 8:
-            del self._tuples[next(iter(self._tuples))]
-        return found
+        return tuple(sorted(slot for place in places for slot in self._slots[place]))
 
     def scores(self, places: Places, responses: Mapping[int, Response]) -> dict[str, Score]:
         """Returns the scores of some of the items; as the panel's own where it is all of them.
@@ -270,8 +184,8 @@ class RacingEvaluation:
         if not running:
             return []
         so_far, new = self._places(race, stage), self._new(race, stage)
-        slots, requests = self._sheet.slots(new), self._sheet.requests(new)
-        answers = asking(running, requests)
+        slots = self._sheet.slots(new)
+        answers = asking(running, slots)
         for number in running:
             runner, answer = runners[number], answers[number]
             runner.seconds += answer.seconds

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from experiments.asking import Opening
 from search.evaluation import Evaluation
 from search.steady import Bench, InTurn
 
@@ -60,6 +61,12 @@ class Execution(Protocol):
         """Returns what scores single candidates, some at a time; arguments as `evaluation`."""
         ...
 
+    def opening(
+        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
+    ) -> Opening:
+        """Returns what asks the candidates of races; arguments as `evaluation`."""
+        ...
+
     def close(self) -> None:
         """Lets go of every process; called at the end of a run, however it ends."""
         ...
@@ -81,6 +88,12 @@ class Local:
     ) -> Bench[Any]:
         """Returns what scores one candidate after the other."""
         return InTurn(lambda genome: next(own([genome], 0, (), 0)))
+
+    def opening(
+        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
+    ) -> Opening:
+        """Returns `own`."""
+        return own
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from experiments.errors import UserError
 from experiments.execution.execution import Order
-from experiments.execution.worker import as_evaluated
-from search.evaluation import Evaluated
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +63,7 @@ class _Seat:
     worker: Any
     reference: Any = None
     ticket: int | None = None
+    holds: Any = None
     since: float = 0.0
     ready: bool = False
     replaced: bool = False
@@ -74,8 +73,9 @@ class _Seat:
 
 @dataclass
 class _Task:
-    genomes: Sequence[Any]
-    generation: int
+    method: str
+    arguments: tuple[Any, ...]
+    about: Any
     losses: int = 0
 
 
@@ -135,18 +135,28 @@ class Fleet:
             else:
                 self._prepare(seat)
 
-    def submit(self, genomes: Sequence[Any], generation: int = 0) -> int:
-        """Takes genomes that one worker scores together; returns their ticket."""
+    def submit(self, method: str, *arguments: Any, about: Any = None) -> int:
+        """Takes a task for one worker; returns its ticket.
+
+        Args:
+            method: of the worker.
+            arguments: of the method.
+            about: genome that the worker holds from then on; None: none that it could use again.
+        """
         if not self._tasks:
             self._heard = self._clock()  # nobody was waited for until now
         self._tickets += 1
-        self._tasks[self._tickets] = _Task(genomes, generation)
+        self._tasks[self._tickets] = _Task(method, arguments, about)
         self._queue.append(self._tickets)
         self._assign()
         return self._tickets
 
-    def next(self) -> tuple[int, list[Evaluated]]:
-        """Waits for a task to be done; returns its ticket and what it gave.
+    def holds(self, about: Any) -> bool:
+        """Whether a worker holds a genome, so that a task about it costs less there."""
+        return any(seat.holds == about for seat in self._seats)
+
+    def next(self) -> tuple[int, Any]:
+        """Waits for a task to be done; returns its ticket and what the method returned.
 
         Raises:
             UserError: a worker cannot make its study, there is none for too long, or one task
@@ -183,19 +193,21 @@ class Fleet:
 
     def _prepare(self, seat: _Seat) -> None:
         seat.reference = self._cluster.call(seat.worker, "prepare", self._order)
-        seat.ticket, seat.since, seat.ready = None, self._clock(), False
+        seat.ticket, seat.holds = None, None
+        seat.since, seat.ready = self._clock(), False
 
     def _assign(self) -> None:
-        for seat in self._seats:
-            if not self._queue:
-                return
-            if seat.ready and seat.reference is None:
-                seat.ticket, seat.since = self._queue.popleft(), self._clock()
-                task = self._tasks[seat.ticket]
-                arguments = task.genomes, task.generation
-                seat.reference = self._cluster.call(seat.worker, "score", *arguments)
+        """Gives tasks to free workers, each to the one that holds its genome if that is free."""
+        free = [seat for seat in self._seats if seat.ready and seat.reference is None]
+        while free and self._queue:
+            ticket = self._queue.popleft()
+            task = self._tasks[ticket]
+            seat = min(free, key=lambda each: each.holds != task.about)
+            free.remove(seat)
+            seat.ticket, seat.since, seat.holds = ticket, self._clock(), task.about
+            seat.reference = self._cluster.call(seat.worker, task.method, *task.arguments)
 
-    def _answered(self, seat: _Seat) -> tuple[int, list[Evaluated]] | None:
+    def _answered(self, seat: _Seat) -> tuple[int, Any] | None:
         """Takes a worker's answer; returns what it says of a task that is still wanted."""
         try:
             answer = self._cluster.result(seat.reference)
@@ -209,7 +221,7 @@ class Fleet:
             return None
         if self._tasks.pop(ticket, None) is None:
             return None
-        return ticket, [as_evaluated(each) for each in answer]
+        return ticket, answer
 
     def _prepared(self, seat: _Seat, answer: Mapping[str, Any]) -> None:
         host, refused = answer["host"], answer["refused"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from experiments.asking import Answer, Opening
 from experiments.errors import UserError
 from experiments.execution.execution import Order
 from experiments.execution.fleet import Fleet
 from experiments.execution.ray_cluster import RayCluster
+from experiments.execution.worker import as_evaluated
 from search.evaluation import Evaluated, Evaluation, units
 from search.history import Record
 from search.steady import Bench
@@ -19,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class OnRay:
-    """Workers with a device each; candidates travel as genomes, results as scores.
+    """Workers with a device each; genomes travel to them, and back scores, or a race's answers.
 
     Every worker opens base and experts where this process found them: at the same path, or as a
     Hugging Face id in the node's cache. It scores as this process would, with as many threads,
@@ -81,6 +84,12 @@ class OnRay:
         """Returns what keeps every worker busy."""
         return Busy(self._open(order()), encode)
 
+    def opening(
+        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
+    ) -> Opening:
+        """Returns what lets the workers ask the candidates of races."""
+        return partial(Relayed, self._open(order()), encode)
+
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
         if self._fleet is not None:
@@ -140,15 +149,15 @@ class Spread:
         fleet = self._fleet
         encoded = [self._encode(each) for each in genomes]
         tickets = {
-            fleet.submit([encoded[i] for i in places], generation): places
+            fleet.submit("score", [encoded[i] for i in places], generation): places
             for places in units(len(genomes), self.unit, first)
         }
         done: dict[int, list[Evaluated]] = {}
         try:
             for ticket, places in tickets.items():
                 while ticket not in done:
-                    found, evaluated = fleet.next()
-                    done[found] = evaluated
+                    found, answer = fleet.next()
+                    done[found] = [as_evaluated(each) for each in answer]
                 yield from done.pop(ticket)[max(0, first - places.start) :]
         finally:
             fleet.drop()
@@ -172,9 +181,41 @@ class Busy:
 
     def submit(self, genome: Any) -> int:
         """Puts a genome last in the line; returns its ticket."""
-        return self._fleet.submit([self._encode(genome)])
+        return self._fleet.submit("score", [self._encode(genome)], 0)
 
     def next(self) -> tuple[int, Evaluated]:
         """Waits for a genome to be done."""
-        ticket, (evaluated,) = self._fleet.next()
-        return ticket, evaluated
+        ticket, (found,) = self._fleet.next()
+        return ticket, as_evaluated(found)
+
+
+class Relayed:
+    """Lets the workers of a fleet ask the candidates of one generation; see `Asking`.
+
+    A worker that holds a candidate's weights from the stage before is given the same one again.
+
+    Args:
+        fleet: its workers have the order of the study.
+        encode: genome to JSON values.
+        genomes: of the generation.
+    """
+
+    def __init__(self, fleet: Fleet, encode: Callable[[Any], Any], genomes: Sequence[Any]) -> None:
+        self._fleet, self._encoded = fleet, [encode(each) for each in genomes]
+
+    def __call__(self, numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
+        """Returns the answers by number; see `Asking`."""
+        fleet, encoded = self._fleet, self._encoded
+        order = sorted(numbers, key=lambda number: (not fleet.holds(encoded[number]), number))
+        answers: dict[int, Answer] = {}
+        try:
+            tickets = {
+                fleet.submit("ask", encoded[number], slots, about=encoded[number]): number
+                for number in order
+            }
+            while len(answers) < len(tickets):
+                ticket, answer = fleet.next()
+                answers[tickets[ticket]] = answer
+        finally:
+            fleet.drop()
+        return answers

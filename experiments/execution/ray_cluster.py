@@ -27,7 +27,7 @@ _LOST = (
     exceptions.WorkerCrashedError,
 )
 _ANSWER_S = 10.0  # for a head to take a connection
-_STORE_BYTES = 100 * 2**20  # genomes and scores are small; weights never come here
+_STORE_BYTES = 100 * 2**20  # genomes, scores and answers are small; weights never come here
 
 
 class RayCluster:

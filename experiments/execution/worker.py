@@ -13,9 +13,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from evaluators.evaluator import Score
+from experiments.asking import Answer, Asking, Opening
 from experiments.common_items import CommonItems
 from experiments.errors import UserError, explained
-from experiments.evaluation import own_evaluation
+from experiments.evaluation import own_evaluation, own_opening
 from experiments.execution.execution import Order
 from experiments.study import Study
 from merging.plans import plan_from_description
@@ -28,6 +29,9 @@ class Worker:
     def __init__(self) -> None:
         self._study: Study | None = None
         self._evaluation: Evaluation[Any] | None = None
+        self._opening: Opening | None = None
+        self._asking: Asking | None = None
+        self._genome: Any = None
 
     def prepare(self, order: Order) -> dict[str, Any]:
         """Makes the study of `order`, in place of an earlier one.
@@ -35,7 +39,7 @@ class Worker:
         Returns:
             ``host`` and ``pid`` of this process, and ``refused``: why it cannot, None: it can.
         """
-        self._study = self._evaluation = None
+        self._study = self._evaluation = self._opening = self._asking = None
         found: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "refused": None}
         try:
             with explained():
@@ -45,6 +49,7 @@ class Worker:
             return found
         common = CommonItems.open(self._study.config, self._study.search_on)
         self._evaluation = own_evaluation(self._study, common)
+        self._opening = own_opening(self._study)
         return found
 
     def score(self, genomes: Sequence[Any], generation: int) -> list[dict[str, Any]]:
@@ -56,8 +61,23 @@ class Worker:
         """
         assert self._study is not None
         assert self._evaluation is not None
+        self._asking = None  # other weights come into the model
         own = [self._study.space.from_json(each) for each in genomes]
         return [_plain(each) for each in self._evaluation(own, generation, (), 0)]
+
+    def ask(self, genome: Any, slots: tuple[int, ...]) -> Answer:
+        """Returns what a candidate answers; its weights are not written again if they are there.
+
+        Args:
+            genome: as JSON values.
+            slots: which of the panel's requests, ascending.
+        """
+        assert self._study is not None
+        assert self._opening is not None
+        if self._asking is None or genome != self._genome:
+            self._asking = self._opening([self._study.space.from_json(genome)])
+            self._genome = genome
+        return self._asking([0], slots)[0]
 
 
 def as_evaluated(values: Mapping[str, Any]) -> Evaluated:

@@ -58,6 +58,9 @@ class Scripted:
         if call.method == "prepare":
             refused = None if fate == "well" else fate
             return {"host": f"node{call.worker}", "pid": 100 + call.worker, "refused": refused}
+        return self.answer(call)
+
+    def answer(self, call: Call) -> Any:
         genomes, generation = call.arguments
         return [scored_alone(genome, generation) for genome in genomes]
 
@@ -148,7 +151,7 @@ def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> 
     assert next(search).scores["t/x"].value == EXPECTED[0]
     search.close()  # type: ignore[attr-defined]
     assert spread(fleet, generation=4) == [(i / 3 + 4.0) / 2 for i in range(7)]
-    fleet.submit([1.0], 1)
+    fleet.submit("score", [1.0], 1)
     fleet.use(ORDER)
     assert spread(fleet) == EXPECTED
 

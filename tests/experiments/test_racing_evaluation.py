@@ -13,7 +13,8 @@ from evaluators.evaluator import Direction, Score
 from evaluators.panel import Panel
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response
 from evaluators.subset import checked_places
-from experiments.racing_evaluation import Answer, RacingEvaluation
+from experiments.asking import Answer, Opening
+from experiments.racing_evaluation import RacingEvaluation
 from merging.spaces.axes import Vector
 from search.evaluation import Evaluated
 from search.history import History
@@ -94,12 +95,13 @@ class Asking:
         self.answers = 0
 
     def __call__(self, genomes: Sequence[Vector]) -> Any:
-        def ask(numbers: Sequence[int], requests: tuple[Request, ...]) -> dict[int, Answer]:
-            return {number: self._answer(genomes[number], requests) for number in numbers}
+        def ask(numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
+            return {number: self.answer(genomes[number], slots) for number in numbers}
 
         return ask
 
-    def _answer(self, genome: Vector, requests: tuple[Request, ...]) -> Answer:
+    def answer(self, genome: Vector, slots: tuple[int, ...]) -> Answer:
+        requests = [PANEL.requests[slot] for slot in slots]
         if self.answers == self.kill_at:
             raise Killed
         self.answers += 1
@@ -109,7 +111,7 @@ class Asking:
         return Answer([likelihood(genome, request) for request in requests])
 
 
-def go(directory: Path, rule: Racing, asking: Asking, evaluations: int = 20) -> SearchResult:
+def go(directory: Path, rule: Racing, asking: Opening, evaluations: int = 20) -> SearchResult:
     directory.mkdir(exist_ok=True)
     return search(
         cma(),

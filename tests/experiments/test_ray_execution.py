@@ -20,8 +20,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from evaluators.resident import Resident
 from experiments.errors import UserError
-from experiments.evaluation import own_evaluation
+from experiments.evaluation import own_evaluation, own_opening
 from experiments.execution import on_ray
 from experiments.execution.execution import Order
 from experiments.execution.fleet import Fleet
@@ -29,7 +30,8 @@ from experiments.execution.worker import Worker, as_evaluated
 from experiments.run_directory import identity_config
 from experiments.run_files import read_lines
 from experiments.study import Study
-from tests.experiments.local import environment, evomerge, overrides
+from merging.weights import Weights
+from tests.experiments.local import environment, evomerge, overrides, write_texts
 from tests.experiments.refusals import Shell
 
 ray = pytest.importorskip("ray")
@@ -59,6 +61,11 @@ def same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+def many(shell: Shell) -> Path:
+    """Returns a file of more items than the world's, so that some can be left unasked."""
+    return write_texts(shell.cwd / "many.jsonl", first=500, count=16)
+
+
 @pytest.fixture
 def patient() -> None:
     """Starts Ray, which gives its own processes 15 seconds, too few on a very busy machine."""
@@ -86,6 +93,10 @@ def test_two_workers_give_the_same_bytes_as_this_process(shell: Shell, world: Pa
     workers = run(shell, world, "ray", *SEARCH, "execution=ray")
     same(workers, local)
     assert ray.is_initialized(), "what was not started by the run is left alone"
+    raced = [*SEARCH, "racing=halving", f"search_on.text.data={many(shell)}"]
+    local = run(shell, world, "raced", *raced)
+    assert any("asked" in line for line in read_lines(local / "history.jsonl"))
+    same(run(shell, world, "raced_by_ray", *raced, "execution=ray"), local)
 
 
 class Sabotaged(Fleet):
@@ -116,10 +127,12 @@ def pids(fleet: Fleet) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", ["common_items=0.5", "racing=halving"])
 def test_a_killed_worker_leaves_the_result_identical(
-    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    items = ["common_items=0.5"]  # every generation has its own, whoever scores it
+    """Every generation has items of its own, or every stage, whoever is asked."""
+    items = [option, f"search_on.text.data={many(shell)}"]
     local = run(shell, world, "local", *SEARCH, *items)
     killed: list[int] = []
 
@@ -237,12 +250,17 @@ def study(world: Path) -> Study:
     return opened(world, "initial=average", "space=full_weights", "strategy=mergevolve")
 
 
-def test_a_worker_scores_as_the_main_process_does(study: Study) -> None:
+@pytest.fixture(scope="module")
+def genomes(study: Study) -> list[Any]:
+    return [candidate.genome for candidate in study.strategy.ask()][-2:]
+
+
+def test_a_worker_scores_as_the_main_process_does(study: Study, genomes: list[Any]) -> None:
     order: Order = replace(study.order())
     assert json.loads(json.dumps(order.start)) == order.start
     worker = Worker()
     assert worker.prepare(order)["refused"] is None
-    genome = study.strategy.ask()[-1].genome
+    genome = genomes[-1]
     found = json.loads(json.dumps(worker.score([study.space.to_json(genome)], 0)))
     own = study.scorer(study.search_on)(study.space.decode(genome))
     scores = as_evaluated(found[0]).scores
@@ -250,6 +268,32 @@ def test_a_worker_scores_as_the_main_process_does(study: Study) -> None:
     for name, score in own.items():
         assert scores[name].value == score.value
         np.testing.assert_array_equal(scores[name].cases, score.cases)
+
+
+def test_a_worker_answers_as_the_main_process_does(
+    study: Study, genomes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate that is in its model already is not written again, another one or a score is."""
+    worker = Worker()
+    assert worker.prepare(study.order())["refused"] is None
+    encoded = [json.loads(json.dumps(study.space.to_json(each))) for each in genomes]
+    own = own_opening(study)(genomes)
+    expected = {slots: own([0, 1], slots) for slots in ((0, 2), (1, 3))}
+    written: list[Resident] = []
+    write = Resident.write
+
+    def watched(resident: Resident, weights: Weights) -> None:
+        written.append(resident)
+        write(resident, weights)
+
+    monkeypatch.setattr(Resident, "write", watched)
+    asked = [(0, (0, 2)), (0, (1, 3)), (1, (1, 3)), (1, (0, 2)), (0, (1, 3))]
+    for number, slots in asked:
+        assert worker.ask(encoded[number], slots).responses == expected[slots][number].responses
+    assert len(written) == 3
+    worker.score(encoded[1:], 0)
+    assert worker.ask(encoded[0], (0, 2)).responses == expected[0, 2][0].responses
+    assert len(written) == 5
 
 
 def test_what_a_node_lacks_is_named(study: Study, tmp_path: Path) -> None:
@@ -271,7 +315,7 @@ def test_what_a_node_lacks_is_named(study: Study, tmp_path: Path) -> None:
         (["execution.workers=few"], "execution.workers=few: expected a whole number or null"),
         (["execution.wait_s=0"], r"execution.wait_s must be above 0 seconds, got 0"),
         (["execution.cpus_per_worker=-1"], r"execution.cpus_per_worker must be at least 0"),
-        (["racing=halving"], "races are run in this process: choose execution=local, or leave"),
+        (["racing=halving", "asynchronous=true"], "racing Halving: asynchronous=true tells every"),
         (["asynchronous=true", "strategy=grid"], "asynchronous=true: Grid learns from whole gen"),
         (["asynchronous=true", "common_items=0.5"], "asynchronous=true: .* common_items=0.5"),
         (["asynchronous=1"], "asynchronous=1: expected true or false"),

@@ -18,10 +18,7 @@ from torch import Tensor
 from merging.coded import Coding
 from merging.knobs import stacked
 from merging.method import Knob, MergeMethod, Slot
-from merging.prepared import Rows, Tensors
-
-_LARGE = 2**17
-"""Entries from which on compiled loops are worth their start."""
+from merging.prepared import LARGE, Rows, Tensors
 
 
 class Piece:
@@ -153,9 +150,11 @@ def write(
 def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None:
     """Writes what a rule makes of the tensors into `out`; see `write`.
 
-    On a CPU large parameters go through compiled loops, where the rule can be written for them.
+    On a CPU the parameters of large models go through compiled loops, where the rule can be
+    written for them.
     """
-    if not length and out.numel() >= _LARGE and isinstance(rule, Coding):
+    large = tensors.large or out.numel() >= LARGE
+    if large and not length and isinstance(rule, Coding):
         from merging import loops  # takes half a second, which small models do not wait for
 
         if loops.suits(tensors, out.device):

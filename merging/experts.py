@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from merging.adapters import Adapter, is_adapter
 from merging.architecture import is_classifier_config, read_config
 from merging.checkpoint import Checkpoint
 from merging.expert import Expert, WholeExpert, held
-from merging.prepared import Facts, Row, Tensors
+from merging.prepared import LARGE, Facts, Row, Tensors
 from merging.sources import resolve
 from merging.streamed import StreamedWeights
 from merging.weights import CheckpointError, Weights
@@ -52,6 +53,7 @@ class ExpertPool:
     _deltas: dict[str, Tensor] | None = None
     _whole: ExpertPool | None = None
     _facts: Facts | None = None
+    _rows: dict[str, Tensors] | None = None
 
     @classmethod
     def open(
@@ -160,9 +162,18 @@ class ExpertPool:
 
         Adapters have no tensor of their own: what they add is computed, and kept if there is room.
         """
+        if self._rows is not None and name in self._rows:
+            return self._rows[name]
         base = self.base_tensor(name)
         rows = tuple(self._row(name, base, expert) for expert in self.experts.values())
-        return Tensors(name, base, rows, torch.float32)
+        found = Tensors(name, base, rows, torch.float32, self._large)
+        if self._rows is not None:
+            self._rows[name] = found
+        return found
+
+    @cached_property
+    def _large(self) -> bool:
+        return any(self.base.shape(name).numel() >= LARGE for name in self.names)
 
     def _row(self, name: str, base: Tensor, expert: Expert) -> Row:
         if isinstance(expert, WholeExpert):
@@ -221,7 +232,15 @@ class ExpertPool:
             return self
         chosen = {name: self.experts[name] for name in experts}
         heads = tuple(name for name in experts if name in self.heads)
-        return replace(self, experts=chosen, heads=heads, _deltas=None, _whole=self._whole or self)
+        rows: dict[str, Tensors] | None = None if self._rows is None else {}
+        return replace(
+            self,
+            experts=chosen,
+            heads=heads,
+            _deltas=None,
+            _whole=self._whole or self,
+            _rows=rows,
+        )
 
     def resident(
         self,
@@ -259,6 +278,10 @@ class ExpertPool:
                 return replace(expert, weights=keep(expert.weights))
             return expert.to(device)
 
+        # what an adapter adds is kept by the facts, as long as there is room
+        held_whole = not (stream or shared) and all(
+            isinstance(expert, WholeExpert) for expert in self.experts.values()
+        )
         experts = self.experts if shared else {n: place(e) for n, e in self.experts.items()}
         return replace(
             self,
@@ -268,6 +291,7 @@ class ExpertPool:
             _deltas={} if cache_deltas else None,
             _whole=None,
             _facts=Facts(facts_bytes),
+            _rows={} if held_whole else None,
         )
 
     def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from merging.seeding import generator
 
+LARGE = 2**17
+"""Entries of a parameter from which on compiled loops are worth their start."""
+
 T = TypeVar("T")
 
 
@@ -197,12 +200,15 @@ class Tensors:
         base: ``(*shape)``, in its own dtype.
         rows: one for every expert.
         dtype: of the arithmetic.
+        large: whether this or another parameter of the model has at least `LARGE` entries, so
+            that compiled loops are worth their start.
     """
 
     name: str
     base: Tensor
     rows: Rows
     dtype: torch.dtype
+    large: bool = False
 
 
 def selected(magnitudes: Tensor, count: int) -> Cut:

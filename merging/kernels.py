@@ -54,6 +54,7 @@ def _pointer(kind: types.Type) -> Any:
 
 _floats, _words = _pointer(types.float32), _pointer(types.uint16)
 _shorts, _integers = _pointer(types.int16), _pointer(types.int32)
+_longs = _pointer(types.int64)
 
 
 @intrinsic
@@ -130,13 +131,17 @@ def _convert(dtype: int, address: int, at: int, out: Any) -> None:
 
 
 @_part
-def _entries(dtype: int, address: int, at: int, n: int, room: int) -> Any:
-    """Entries as float32: themselves, or converted in the room."""
+def _place(dtype: int, address: int, at: int, n: int, room: int) -> int:
+    """The address of entries as float32: their own, or that of the room they are converted in."""
     if dtype == FLOAT:
-        return _view(address + 4 * at, n)
-    converted = _view(room, n)
-    _convert(dtype, address, at, converted)
-    return converted
+        return address + 4 * at
+    _convert(dtype, address, at, _view(room, n))
+    return room
+
+
+@_part
+def _entries(dtype: int, address: int, at: int, n: int, room: int) -> Any:
+    return _view(_place(dtype, address, at, n, room), n)
 
 
 # Loops with what they read and write as separate arguments: that is what the compiler turns into
@@ -180,6 +185,18 @@ def _add_scaled(x: Any, factor: float, total: Any) -> None:
 
 
 @_part
+def _multiply_words(words: Any, factor: float, out: Any) -> None:
+    for j in range(len(words)):
+        out[j] = _of_bfloat(words[j]) * factor
+
+
+@_part
+def _add_scaled_words(words: Any, factor: float, total: Any) -> None:
+    for j in range(len(words)):
+        total[j] = _fma(_of_bfloat(words[j]), factor, total[j])
+
+
+@_part
 def _scale_and_add(x: Any, factor: float, total: Any) -> None:
     for j in range(len(x)):
         scaled = x[j] * factor
@@ -195,14 +212,16 @@ def _shrink(x: Any, base: Any, threshold: float, out: Any) -> None:
 
 
 @_part
-def _cut(x: Any, base: Any, at: int, last: int, threshold: float, below: float, out: Any) -> None:
+def _cut(
+    x: int, base: int, out: int, n: int, at: int, last: int, threshold: float, below: float
+) -> None:
     """Keeps what exceeds the threshold, and up to the last position what equals it."""
-    until = last + 1 - at
-    if until <= 0 or until >= len(x):
-        _shrink(x, base, threshold if until <= 0 else below, out)
-    else:
-        _shrink(x[:until], base[:until], below, out[:until])
-        _shrink(x[until:], base[until:], threshold, out[until:])
+    until = min(max(last + 1 - at, 0), n)
+    if until:
+        _shrink(_view(x, until), _view(base, until), below, _view(out, until))
+    if until < n:
+        x, base, out, n = x + 4 * until, base + 4 * until, out + 4 * until, n - until
+        _shrink(_view(x, n), _view(base, n), threshold, _view(out, n))
 
 
 @_part
@@ -302,49 +321,72 @@ def _divide(base: Any, total: Any, masses: Any, scale: float, out: Any) -> None:
 
 @_part
 def _select(
-    how: int, x: Any, base: Any, at: int, i: int, numbers: Any, places: Any, room: int, out: Any
+    how: int, x: int, base: int, out: int, n: int, at: int, numbers: int, places: int, room: int
 ) -> None:
-    """Writes what is kept of row i's x minus base, entries from `at` on."""
-    n = len(x)
-    first = places[i, 0]
+    """Writes what is kept of n entries of a row's x minus base, from `at` on.
+
+    All arrays are addresses: handing over arrays would take as long as the work.
+    """
+    number, place = _view(numbers, 4), carray(_longs(places), 4)
     if how == Selecting.LARGEST:
-        _cut(x, base, at, first, numbers[i, 0], numbers[i, 1], out)
-    elif how == Selecting.MASK:
-        _mask(x, base, _view(first + 4 * at, n), out)
+        _cut(x, base, out, n, at, place[0], number[0], number[1])
+        return
+    kept, values, centre = _view(out, n), _view(x, n), _view(base, n)
+    if how == Selecting.MASK:
+        _mask(values, centre, _view(place[0] + 4 * at, n), kept)
     elif how == Selecting.DRAWN:
-        _draw(x, base, _view(first + 4 * at, n), numbers[i, 0], out)
+        _draw(values, centre, _view(place[0] + 4 * at, n), number[0], kept)
     elif how == Selecting.PRUNED:
         ranks = _room(room, 2, n)
-        _convert(places[i, 3], places[i, 2], at, ranks)
-        draws = _view(first + 4 * at, n)
-        _prune(x, base, draws, ranks, numbers[i, 0], numbers[i, 1], out)
-        if numbers[i, 2] != 0:
-            _divide_by(out, ranks)
+        _convert(place[3], place[2], at, ranks)
+        _prune(values, centre, _view(place[0] + 4 * at, n), ranks, number[0], number[1], kept)
+        if number[2] != 0:
+            _divide_by(kept, ranks)
     elif how == Selecting.BAND:
-        inner = _room(room, 2, n)
-        _cut(x, base, at, places[i, 1], numbers[i, 2], numbers[i, 3], inner)
-        _cut(x, base, at, first, numbers[i, 0], numbers[i, 1], out)
-        _without(out, inner)
+        _cut(x, base, room + 2 * _STRIDE, n, at, place[1], number[2], number[3])
+        _cut(x, base, out, n, at, place[0], number[0], number[1])
+        _without(kept, _room(room, 2, n))
     else:
-        _subtract(x, base, out)
+        _subtract(values, centre, kept)
 
 
 @_part
 def _combine(
-    out: Any, at: int, addresses: Any, dtypes: Any, coefficients: Any, rest: float, room: int
+    out: int,
+    n: int,
+    at: int,
+    addresses: Any,
+    dtypes: Any,
+    coefficients: Any,
+    rest: float,
+    room: int,
 ) -> None:
     """Writes rest base + sum_i c_i x_i; terms of coefficient 0 are not read."""
-    n, started = len(out), rest != 0 or not coefficients.any()
+    started = rest != 0 or not coefficients.any()
     if started:
-        _multiply(_entries(dtypes[0], addresses[0], at, n, room), rest, out)
+        _term(dtypes[0], addresses[0], at, n, rest, False, room, out)
     for i in range(len(coefficients)):
         if coefficients[i] != 0:
-            x = _entries(dtypes[i + 1], addresses[i + 1], at, n, room)
-            if started:
-                _add_scaled(x, coefficients[i], out)
-            else:
-                _multiply(x, coefficients[i], out)
+            _term(dtypes[i + 1], addresses[i + 1], at, n, coefficients[i], started, room, out)
             started = True
+
+
+@_part
+def _term(
+    dtype: int, address: int, at: int, n: int, factor: float, started: bool, room: int, out: int
+) -> None:
+    """Writes factor times entries to the address `out`, or adds it to what is there."""
+    total = _view(out, n)
+    if dtype == BFLOAT:  # the usual one, converted on the way
+        words = carray(_words(address + 2 * at), n)
+        if started:
+            _add_scaled_words(words, factor, total)
+        else:
+            _multiply_words(words, factor, total)
+    elif started:
+        _add_scaled(_entries(dtype, address, at, n, room), factor, total)
+    else:
+        _multiply(_entries(dtype, address, at, n, room), factor, total)
 
 
 @_part
@@ -415,16 +457,27 @@ def follow(
     step = _BLOCK // 2 if kind == Kind.COMBINATION else _BLOCK
     for at in range(start, start + count, step):
         n = min(step, start + count - at)
-        out = _view(target + 4 * (at - start), n)
+        place = target + 4 * (at - start)
         if kind == Kind.COMBINATION:
-            _combine(out, at, addresses, dtypes, coefficients, rest, room)
+            _combine(place, n, at, addresses, dtypes, coefficients, rest, room)
             continue
-        base = _entries(dtypes[0], addresses[0], at, n, room)
+        out = _view(place, n)
+        origin = _place(dtypes[0], addresses[0], at, n, room)
+        base = _view(origin, n)
         for i in range(rows):
             share = _room(room, _SHARES + i, n)
-            x = _entries(dtypes[i + 1], addresses[i + 1], at, n, room + _STRIDE)
-            start_from = base if whole[i] else _room(room, _ZEROS, n)
-            _select(how[i], x, start_from, at, i, numbers, places, room, share)
+            x = _place(dtypes[i + 1], addresses[i + 1], at, n, room + _STRIDE)
+            _select(
+                how[i],
+                x,
+                origin if whole[i] else room + _ZEROS * _STRIDE,
+                room + (_SHARES + i) * _STRIDE,
+                n,
+                at,
+                numbers.ctypes.data + 16 * i,
+                places.ctypes.data + 32 * i,
+                room,
+            )
             if kind == Kind.SUM and i:
                 _add_scaled(share, coefficients[i], out)
             elif kind == Kind.SUM:

@@ -117,6 +117,7 @@ def llama_pool(folder: Path, dtype: torch.dtype) -> ExpertPool:
                 parameter.add_(0.001 * torch.randn_like(parameter))
         experts[f"expert{number}"] = str(folder / f"expert{number}")
         tuned.save_pretrained(experts[f"expert{number}"])
+    os.sync()  # else what was written is still on its way to the disk while merges are timed
     return ExpertPool.open(str(folder / "base"), experts)
 
 

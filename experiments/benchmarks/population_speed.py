@@ -96,6 +96,13 @@ class _Loops:
         for name, tensor in centre.items():
             self.resident.tensor(name).copy_(tensor)
 
+    def _product(self) -> float:
+        """Returns GFLOP per second of a product of two square matrices."""
+        a = torch.ones(2048, 2048, device=self.resident.device, dtype=self.resident.dtype)
+        work = partial(torch.mm, a, a)
+        seconds, _, _ = in_turns(work, work, wait=self.wait)
+        return 2e-9 * len(a) ** 3 / seconds
+
     def compared(
         self, requests: Sequence[Request], answer: Callable[[], Any], measure: str, bar: float
     ) -> Measured:
@@ -132,8 +139,22 @@ class _Loops:
             f"{ratio / bare[way][2]:.2f} if adapters cost nothing"
         )
         if ratio < bar:
-            note += f"; where our time goes: {profile(ours)}"
+            entries = sum(tensor.numel() for tensor in centre.values())
+            tokens = CANDIDATES * sum(_tokens(each) for each in asked)
+            note += (
+                f" (its layers' products at {2e-9 * entries * tokens / bare[way][1]:.0f} GFLOP/s, "
+                f"a large product alone runs at {self._product():.0f}); "
+                f"where our time goes: {profile(ours)}"
+            )
         return Measured(measure, mine, other, against, "s", ratio, bar, note=note)
+
+
+def _tokens(request: Request) -> int:
+    """Returns how many tokens the model reads."""
+    if isinstance(request, Loglikelihood):
+        return len(request.context) + len(request.continuation) - 1
+    assert isinstance(request, Generate)
+    return len(request.prompt) + request.max_new_tokens - 1
 
 
 def _read(engine: Engine, turns: Sequence[tuple[Request, ...]]) -> None:

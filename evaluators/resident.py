@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -198,15 +199,32 @@ def _align(module: nn.Module) -> None:
     """Moves what lies on the CPU to where a cache line begins; what shares memory still does.
 
     A model's tensors are views of its file, at any place: every other store would touch two lines,
-    which costs a merge a third of its time.
+    which costs a merge a third of its time. Tensors that share a part of their memory stay.
     """
-    moved: dict[int, Tensor] = {}
+    views: dict[tuple[Any, ...], list[Tensor]] = {}
+    spans: set[tuple[int, int]] = set()
     for tensor in _targets(module).values():
-        place = tensor.data_ptr() if tensor.device.type == "cpu" else 0
-        if place % _LINE:
-            if place not in moved:
-                moved[place] = tensor.data.clone()
-            tensor.data = moved[place].view_as(tensor)
+        if tensor.device.type != "cpu" or not tensor.numel():
+            continue
+        begin, size = tensor.data_ptr(), tensor.nbytes
+        if tensor.is_contiguous():
+            views.setdefault((begin, size, tensor.shape, tensor.dtype), []).append(tensor)
+        else:  # lies somewhere within its storage
+            begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        spans.add((begin, begin + size))
+    shapes = Counter((begin, begin + size) for begin, size, *_ in views)
+    for (begin, size, *_), tensors in views.items():
+        span = begin, begin + size
+        if begin % _LINE and shapes[span] == 1 and not _overlaps(span, spans):
+            moved = tensors[0].data.clone()
+            for tensor in tensors:
+                tensor.data = moved
+
+
+def _overlaps(span: tuple[int, int], spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether another span has a part of this one."""
+    begin, end = span
+    return any(other != span and other[0] < end and begin < other[1] for other in spans)
 
 
 def _adjustable(

@@ -157,8 +157,9 @@ def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None
     if large and not length and isinstance(rule, Coding):
         from merging import loops  # takes half a second, which small models do not wait for
 
-        if loops.suits(tensors, out.device):
-            loops.run(rule.coded(), tensors.base, out)
+        coded = rule.coded()
+        if loops.suits(coded, tensors, out.device):
+            loops.run(coded, tensors.base, out)
             return
     most = length or _length(rule.spares, out.device)
     pieces = max(1, math.ceil(out.numel() / most))

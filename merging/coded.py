@@ -5,30 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, auto
 
 from torch import Tensor
 
 from merging.prepared import Rows
 
 
-class Kind(IntEnum):
+class Kind(Enum):
     """What a rule computes of rows; see the rules of `merging.consensus`."""
 
-    COMBINATION = 0
-    SUM = 1
-    CONSENSUS = 2
+    COMBINATION = auto()
+    SUM = auto()
+    CONSENSUS = auto()
 
 
-class Selecting(IntEnum):
+class Selecting(Enum):
     """How a selection keeps entries; see `merging.sparsify`."""
 
-    ALL = 0
-    LARGEST = 1
-    BAND = 2
-    MASK = 3
-    DRAWN = 4
-    PRUNED = 5
+    ALL = auto()
+    LARGEST = auto()
+    BAND = auto()
+    MASK = auto()
+    DRAWN = auto()
+    PRUNED = auto()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The compiled loops behind `merging.loops`: what a rule does with one block after the other.
 
-Numba compiles `follow` at its first call and keeps the code on disk. All that it calls is in this
+Numba compiles `follow` at its first call and keeps the code on disk. All that it reads is in this
 file: numba notices a change of a function's own file, and of no other. Tensors are passed as
-addresses: base and rows of any number and dtype are then one compiled function.
+addresses: base and rows of any number and dtype are then one compiled function, with one set of
+types, so that processes that compile it at the same time write the same.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from merging.coded import Kind, Selecting
-
 FLOAT, BFLOAT, HALF, SHORT, INTEGER = range(5)
 """Dtypes of what lies at an address."""
 
-FEW = 8
-"""Most rows whose loop the compiler unrolls."""
+COMBINATION, SUM, CONSENSUS = range(3)
+"""What `merging.coded.Kind` says."""
+
+ALL, LARGEST, BAND, MASK, DRAWN, PRUNED = range(6)
+"""What `merging.coded.Selecting` says."""
 
 _BLOCK = 256
 """Entries worked on at a time. With 8 rows 16 kB: what is read beside it stays cached, too.
@@ -39,6 +41,11 @@ _ZEROS, _SHARES = 6, 7
 _FINEST = np.float32(2.0**-24)
 _TINY = np.finfo(np.float32).tiny
 _ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+def workspace(rows: int) -> int:
+    """Returns how many bytes `follow` computes in."""
+    return (_SHARES + rows + 1) * _STRIDE
 
 
 def _pointer(kind: types.Type) -> Any:
@@ -292,9 +299,17 @@ def _agree(x: Any, sign: Any, later: float, mass: float, total: Any, masses: Any
 
 
 @_part
-def _merge_few(shares: Any, base: Any, few: Any, scale: float, normalize: bool, out: Any) -> None:
-    """Elects by mass and adds up, all in registers: the loops over few rows are unrolled."""
-    votes, later, masses = few
+def _merge_few(
+    shares: Any,
+    base: Any,
+    votes: Any,
+    later: Any,
+    masses: Any,
+    scale: float,
+    normalize: bool,
+    out: Any,
+) -> None:
+    """Elects by mass and adds up, all in registers: loops over tuples are unrolled."""
     for j in range(len(out)):
         total = _ZERO
         for i in range(len(votes)):
@@ -328,21 +343,21 @@ def _select(
     All arrays are addresses: handing over arrays would take as long as the work.
     """
     number, place = _view(numbers, 4), carray(_longs(places), 4)
-    if how == Selecting.LARGEST:
+    if how == LARGEST:
         _cut(x, base, out, n, at, place[0], number[0], number[1])
         return
     kept, values, centre = _view(out, n), _view(x, n), _view(base, n)
-    if how == Selecting.MASK:
+    if how == MASK:
         _mask(values, centre, _view(place[0] + 4 * at, n), kept)
-    elif how == Selecting.DRAWN:
+    elif how == DRAWN:
         _draw(values, centre, _view(place[0] + 4 * at, n), number[0], kept)
-    elif how == Selecting.PRUNED:
+    elif how == PRUNED:
         ranks = _room(room, 2, n)
         _convert(place[3], place[2], at, ranks)
         _prune(values, centre, _view(place[0] + 4 * at, n), ranks, number[0], number[1], kept)
         if number[2] != 0:
             _divide_by(kept, ranks)
-    elif how == Selecting.BAND:
+    elif how == BAND:
         _cut(x, base, room + 2 * _STRIDE, n, at, place[1], number[2], number[3])
         _cut(x, base, out, n, at, place[0], number[0], number[1])
         _without(kept, _room(room, 2, n))
@@ -425,6 +440,54 @@ def _merge_many(
         _add_scaled(sums, scale, out)
 
 
+@_part
+def _merge(
+    room: int,
+    n: int,
+    coefficients: Any,
+    later: Any,
+    masses: Any,
+    base: Any,
+    scale: float,
+    by_count: bool,
+    normalize: bool,
+    out: Any,
+) -> None:
+    """Merges what agrees. How many rows there are must be known where loops are unrolled."""
+    c, w, m, rows = coefficients, later, masses, len(coefficients)
+    shares = _room(room, _SHARES, rows * _FLOATS)
+    if by_count or rows < 2 or rows > 5:
+        _merge_many(room, n, c, w, m, base, scale, by_count, normalize, out)
+    elif rows == 2:
+        _merge_few(shares, base, _two(c), _two(w), _two(m), scale, normalize, out)
+    elif rows == 3:
+        _merge_few(shares, base, _three(c), _three(w), _three(m), scale, normalize, out)
+    elif rows == 4:
+        _merge_few(shares, base, _four(c), _four(w), _four(m), scale, normalize, out)
+    else:
+        _merge_few(shares, base, _five(c), _five(w), _five(m), scale, normalize, out)
+
+
+@_part
+def _two(x: Any) -> Any:
+    return x[0], x[1]
+
+
+@_part
+def _three(x: Any) -> Any:
+    return x[0], x[1], x[2]
+
+
+@_part
+def _four(x: Any) -> Any:
+    return x[0], x[1], x[2], x[3]
+
+
+@_part
+def _five(x: Any) -> Any:
+    return x[0], x[1], x[2], x[3], x[4]
+
+
 @_cached
 def follow(
     target: int,
@@ -440,25 +503,43 @@ def follow(
     coefficients: Any,
     later: Any,
     masses: Any,
-    few: Any,
     rest: float,
     scale: float,
     by_count: bool,
     normalize: bool,
+    memory: Any,
 ) -> None:
     """Writes entries `start` to `start + count` as float32 to the address `target`.
 
-    `few` has coefficients, later and masses again as tuples, or is None.
+    Args:
+        target: of `count` numbers.
+        start: first entry.
+        count: how many.
+        addresses: of base and rows.
+        dtypes: of what lies there.
+        whole: ``(rows,)``, whether a row is the expert's own tensor.
+        how: ``(rows,)``, how entries are selected.
+        numbers: ``(rows, 4)``, see `merging.loops`.
+        places: ``(rows, 4)``, likewise.
+        kind: of the rule; from here on what `merging.coded.Coded` says.
+        coefficients: ``(rows,)``.
+        later: ``(rows,)`` or empty.
+        masses: ``(rows,)`` or empty.
+        rest: one number.
+        scale: one number.
+        by_count: whether most rows decide.
+        normalize: whether to divide.
+        memory: `workspace` bytes of zeros, which the caller owns: numba gives an array back after
+            its last use by name, and here only its address is used.
     """
     rows = len(coefficients)
-    memory = np.zeros((_SHARES + rows + 1) * _STRIDE, np.uint8)
     room = memory.ctypes.data
     room += -room % 64
-    step = _BLOCK // 2 if kind == Kind.COMBINATION else _BLOCK
+    step = _BLOCK // 2 if kind == COMBINATION else _BLOCK
     for at in range(start, start + count, step):
         n = min(step, start + count - at)
         place = target + 4 * (at - start)
-        if kind == Kind.COMBINATION:
+        if kind == COMBINATION:
             _combine(place, n, at, addresses, dtypes, coefficients, rest, room)
             continue
         out = _view(place, n)
@@ -478,16 +559,11 @@ def follow(
                 places.ctypes.data + 32 * i,
                 room,
             )
-            if kind == Kind.SUM and i:
+            if kind == SUM and i:
                 _add_scaled(share, coefficients[i], out)
-            elif kind == Kind.SUM:
+            elif kind == SUM:
                 _multiply(share, coefficients[i], out)
-        if kind == Kind.SUM:
+        if kind == SUM:
             _add(base, out)
-        elif few is not None:
-            shares = _room(room, _SHARES, rows * _FLOATS)
-            _merge_few(shares, base, few, scale, normalize, out)
         else:
-            _merge_many(
-                room, n, coefficients, later, masses, base, scale, by_count, normalize, out
-            )
+            _merge(room, n, coefficients, later, masses, base, scale, by_count, normalize, out)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from merging import kernels
-from merging.coded import Coded, Kind
+from merging.coded import Coded, Kind, Selecting
 from merging.prepared import Tensors
 
 _ROUNDED = 2**16
@@ -32,30 +32,56 @@ _DTYPES = {
     torch.int16: kernels.SHORT,
     torch.int32: kernels.INTEGER,
 }
+_KINDS = {
+    Kind.COMBINATION: kernels.COMBINATION,
+    Kind.SUM: kernels.SUM,
+    Kind.CONSENSUS: kernels.CONSENSUS,
+}
+_HOW = {
+    Selecting.ALL: kernels.ALL,
+    Selecting.LARGEST: kernels.LARGEST,
+    Selecting.BAND: kernels.BAND,
+    Selecting.MASK: kernels.MASK,
+    Selecting.DRAWN: kernels.DRAWN,
+    Selecting.PRUNED: kernels.PRUNED,
+}
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _READ = torch.float32, torch.bfloat16, torch.float16
 
 
-def suits(tensors: Tensors, device: torch.device) -> bool:
+def suits(coded: Coded, tensors: Tensors, device: torch.device) -> bool:
     """Returns whether the loops compute this parameter: float32 arithmetic on a CPU.
 
     Args:
+        coded: the rule.
         tensors: base and rows.
-        device: where they are.
+        device: of the result.
     """
     given = [tensors.base, *(row.stored for row in tensors.rows)]
     return (
         device.type == "cpu"
         and tensors.dtype == torch.float32
-        and all(each.dtype in _READ for each in given)
+        and all(each.dtype in _READ and each.device.type == "cpu" for each in given)
+        and _fits(coded)
         and _torch_rounds_once()
     )
+
+
+def _fits(coded: Coded) -> bool:
+    """Whether no number becomes 0 or infinite in float32; torch has its own ways with those."""
+    given = [*coded.coefficients, *coded.later, *coded.masses, coded.rest, coded.scale]
+    return all(each == 0 or _LEAST <= abs(each) <= _MOST for each in given)
 
 
 @cache
 def _torch_rounds_once() -> bool:
     """Whether torch multiplies and adds with one rounding here, as the loops do."""
-    b = torch.full((67,), 1 + 2.0**-12)
-    return bool((torch.add(-torch.ones(67), b, alpha=1 + 2.0**-12) == 2.0**-11 + 2.0**-24).all())
+    one, near = torch.ones(67), torch.full((67,), 1 + 2.0**-12)
+    sums = (
+        torch.add(-one, near, alpha=1 + 2.0**-12),
+        torch.addcmul(-one, one, near, value=1 + 2.0**-12),
+    )
+    return all(bool((each == 2.0**-11 + 2.0**-24).all()) for each in sums)
 
 
 def run(coded: Coded, base: Tensor, out: Tensor) -> None:
@@ -67,19 +93,23 @@ def run(coded: Coded, base: Tensor, out: Tensor) -> None:
         out: ``(*shape)``, contiguous, of any floating dtype.
     """
     given = [base, *(row.stored for row in coded.rows)]
-    flat = [each.contiguous() for each in given]  # held here: the loops see addresses only
+    flat = [each.contiguous() for each in given]
     arguments = (*_table(coded, flat), *_numbers(coded))
     target, size = out.view(-1), out.numel()
+    seen = flat, coded  # the loops see addresses only: as long as they run, these stay
 
-    def part(start: int, end: int) -> None:
+    def part(start: int, end: int, seen: object = seen) -> None:
+        memory = np.zeros(kernels.workspace(len(coded.rows)), np.uint8)
         if out.dtype == torch.float32:
-            kernels.follow(out.data_ptr() + 4 * start, start, end - start, *arguments)
+            place = out.data_ptr() + 4 * start
+            kernels.follow(place, start, end - start, *arguments, memory)
             return
         room = torch.empty(min(_ROUNDED, end - start))
-        for at in range(start, end, _ROUNDED):
-            here = room[: min(_ROUNDED, end - at)]
-            kernels.follow(here.data_ptr(), at, len(here), *arguments)
-            target[at : at + len(here)].copy_(here)
+        with torch.inference_mode():  # a thread of its own does not inherit it
+            for at in range(start, end, _ROUNDED):
+                here = room[: min(_ROUNDED, end - at)]
+                kernels.follow(here.data_ptr(), at, len(here), *arguments, memory)
+                target[at : at + len(here)].copy_(here)
 
     workers = min(torch.get_num_threads(), max(1, size // _SHARE))
     if workers == 1:
@@ -96,7 +126,7 @@ def _table(coded: Coded, flat: list[Tensor]) -> tuple[Any, ...]:
     how = np.zeros(count, np.int64)
     numbers, places = np.zeros((count, 4), np.float32), np.zeros((count, 4), np.int64)
     for i, selection in enumerate(coded.selections):
-        how[i] = selection.how
+        how[i] = _HOW[selection.how]
         numbers[i, : len(selection.numbers)] = selection.numbers
         places[i, : len(selection.last)] = selection.last
         for j, tensor in enumerate(selection.tensors):
@@ -113,11 +143,12 @@ def _table(coded: Coded, flat: list[Tensor]) -> tuple[Any, ...]:
 
 
 def _numbers(coded: Coded) -> tuple[Any, ...]:
-    each = [
-        np.array(numbers, np.float32)
-        for numbers in (coded.coefficients, coded.later, coded.masses)
-    ]
-    elected = coded.kind == Kind.CONSENSUS and not coded.by_count
-    few = tuple(map(tuple, each)) if elected and len(each[0]) <= kernels.FEW else None
+    each = (coded.coefficients, coded.later, coded.masses)
     shared = (np.float32(coded.rest), np.float32(coded.scale))
-    return (int(coded.kind), *each, few, *shared, coded.by_count, coded.normalize)
+    return (
+        _KINDS[coded.kind],
+        *(np.array(numbers, np.float32) for numbers in each),
+        *shared,
+        coded.by_count,
+        coded.normalize,
+    )

@@ -87,7 +87,7 @@ class Row:
         """Returns expert minus base, ``(*shape)`` in `dtype`; not to be changed."""
         if not self.whole:
             return self.stored
-        return self.stored.to(self.dtype, copy=True).sub_(self.base)
+        return self.stored.to(self.dtype, copy=True).sub_(self.base.to(self.dtype))
 
     def own(self) -> Tensor:
         """Returns the expert's own tensor, ``(*shape)`` in `dtype`; not to be changed."""

@@ -72,6 +72,26 @@ def test_parameters_begin_at_a_cache_line_and_keep_sharing_memory() -> None:
     assert torch.equal(first, torch.arange(1.0, 33.0))
 
 
+def test_parameters_that_share_a_part_of_their_memory_stay() -> None:
+    memory = torch.arange(100.0)
+    model = torch.nn.Module()
+    model.config = LlamaConfig()
+    views = {
+        "all": memory[1:65],
+        "part": memory[17:33],
+        "turned": memory[1:65].view(8, 8).T,
+        "lone": torch.arange(20.0)[1:11],
+    }
+    for name, view in views.items():
+        model.register_parameter(name, torch.nn.Parameter(view))
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    resident = Resident(model, tokenizer=None)
+    resident.tensor("all").fill_(-1)
+    assert (resident.tensor("part") == -1).all()
+    assert (resident.tensor("turned") == -1).all()
+    assert {n for n, place in before.items() if resident.tensor(n).data_ptr() != place} == {"lone"}
+
+
 def test_unknown_name_is_refused_before_anything_is_written(llama: Resident) -> None:
     before = llama.module.lm_head.weight.clone()
     with pytest.raises(ValueError, match=r"'model\.norm\.weigth'; the nearest is 'model\.norm\.w"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from merging import chunks, loops
 from merging.chunks import RuledMethod
-from merging.coded import Coding
+from merging.coded import Coded, Coding, Kind
 from merging.methods.dare_linear import DareLinear
 from merging.methods.dare_ties import DareTies
 from merging.methods.della import Della
@@ -30,6 +33,7 @@ METHODS_HERE = [
     DareTies(rescale=False),
     Della(rescale=False),
 ]
+CPU = torch.device("cpu")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -39,7 +43,7 @@ def both(
     """By pieces, and by the loops."""
     rule = method.rule(tensors, knobs)
     assert isinstance(rule, Coding)
-    assert loops.suits(tensors, torch.device("cpu"))
+    assert loops.suits(rule.coded(), tensors, CPU)
     found = tuple(torch.full(tensors.base.shape, 7.0, dtype=dtype) for _ in range(2))
     chunks.apply(rule, tensors, found[0], length=1 + tensors.base.numel())
     loops.run(rule.coded(), tensors.base, found[1])
@@ -153,6 +157,62 @@ def test_other_arithmetic_is_left_to_the_pieces(
 ) -> None:
     tensors = whole_experts(3, (10,), torch.float32, 1)
     rows = tuple(replace(row, stored=row.stored.to(stored)) for row in tensors.rows)
+    coded = Coded(Kind.COMBINATION, rows, [0.5] * 3)
     other = replace(tensors, rows=rows, dtype=arithmetic)
-    assert not loops.suits(other, torch.device("cpu"))
-    assert not loops.suits(tensors, torch.device("meta"))
+    assert not loops.suits(coded, other, CPU)
+    assert loops.suits(coded, tensors, CPU)
+    assert not loops.suits(coded, tensors, torch.device("meta"))
+
+
+@pytest.mark.parametrize("tiny", [1e-60, -1e-42, 1e39])
+def test_numbers_that_float32_cannot_hold_are_left_to_the_pieces(tiny: float) -> None:
+    tensors = whole_experts(3, (10,), torch.float32, 1)
+    coded = Coded(Kind.COMBINATION, tensors.rows, [0.0, 0.5, tiny])
+    assert not loops.suits(coded, tensors, CPU)
+
+
+def test_results_are_written_in_every_mode() -> None:
+    tensors = whole_experts(2, (2**20,), torch.bfloat16, 3)
+    rule = Linear().rule(tensors, random_knobs(Linear(), 2, torch.float32, 3))
+    assert isinstance(rule, Coding)
+    with torch.inference_mode():
+        inferred = torch.empty(2**20, dtype=torch.bfloat16)
+    parameter = torch.nn.Parameter(torch.empty(2**20, dtype=torch.bfloat16))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            loops.run(rule.coded(), tensors.base, inferred)
+        with torch.no_grad():
+            loops.run(rule.coded(), tensors.base, parameter)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(inferred, parameter)
+
+
+BUSY = """
+import torch
+from merging import loops
+from merging.methods.ties import Ties
+from tests.merging.method_cases import random_knobs
+from tests.merging.test_chunks import whole_experts
+
+tensors = whole_experts(3, (2**20,), torch.bfloat16, 4)
+rule = Ties().rule(tensors, random_knobs(Ties(), 3, torch.float32, 4)).coded()
+torch.set_num_threads(1)
+expected = torch.empty(2**20)
+loops.run(rule, tensors.base, expected)
+torch.set_num_threads(2)
+for _ in range(30):
+    found = torch.empty(2**20)
+    loops.run(rule, tensors.base, found)
+    assert torch.equal(found, expected)
+"""
+
+
+def test_threads_do_not_compute_in_each_others_memory() -> None:
+    crowded = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # what is given back is taken at once
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY], env=crowded, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def _row(
     ours, copy, ratio = in_turns(
         building(method, pool, resident, 3),
         lambda: target.copy_(source),
-        rounds=15,
+        rounds=41,
         wait=waiting(pool.device),
     )
     bytes_alone = merged_bytes / copied_bytes * copy / entries

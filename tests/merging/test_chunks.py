@@ -107,6 +107,20 @@ def test_bits_depend_neither_on_pieces_nor_on_what_is_kept(
         assert facts.held_bytes <= room
 
 
+@pytest.mark.parametrize("facts", [None, Facts(0), Facts(PLENTY)], ids=["none", "0", "all"])
+def test_cuts_of_checkpoints_in_float64_are_those_of_the_deltas_that_are_cut(
+    facts: Facts | None,
+) -> None:
+    noise = torch.Generator().manual_seed(0)
+    base = torch.randn(400, generator=noise, dtype=torch.float64)
+    own = base + 0.01 * torch.randn(400, generator=noise, dtype=torch.float64)
+    row = Row("w", "e", own, True, base, torch.float32, facts)
+    found = [row.cut(count) for count in range(1, 400)]
+    magnitudes = (own.float() - base.float()).abs().sort(descending=True, stable=True)
+    assert [cut.threshold for cut in found] == magnitudes.values[:399].tolist()
+    assert [cut.last for cut in found] == magnitudes.indices[:399].tolist()
+
+
 @pytest.mark.parametrize("method", [Linear(), Ties(), Della(), Slerp(), Sce()], ids=name_of)
 def test_bits_do_not_depend_on_threads(method: RuledMethod) -> None:
     count = METHODS[method]

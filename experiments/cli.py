@@ -7,16 +7,16 @@ import sys
 from collections.abc import Sequence
 
 _VERBS = {
-    "search": ("experiments.hydra_verbs", "search"),
-    "check": ("experiments.hydra_verbs", "check"),
-    "merge": ("experiments.hydra_verbs", "merge"),
-    "evaluate": ("experiments.hydra_verbs", "evaluate"),
-    "statistics": ("experiments.hydra_verbs", "statistics"),
-    "rebuild": ("experiments.plain_verbs", "rebuild"),
-    "report": ("experiments.plain_verbs", "report"),
-    "pseudonymize": ("experiments.plain_verbs", "pseudonymize"),
-    "reference-losses": ("experiments.plain_verbs", "reference_losses"),
-    "compare": ("experiments.compare.verb", "compare"),
+    "search": ("experiments.commands.hydra_verbs", "search"),
+    "check": ("experiments.commands.hydra_verbs", "check"),
+    "merge": ("experiments.commands.hydra_verbs", "merge"),
+    "evaluate": ("experiments.commands.hydra_verbs", "evaluate"),
+    "statistics": ("experiments.commands.hydra_verbs", "statistics"),
+    "rebuild": ("experiments.commands.plain_verbs", "rebuild"),
+    "report": ("experiments.commands.plain_verbs", "report"),
+    "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize"),
+    "reference-losses": ("experiments.commands.plain_verbs", "reference_losses"),
+    "compare": ("experiments.commands.compare", "compare"),
 }
 
 HELP = """\

@@ -10,11 +10,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from merging import chunks, described
+from merging import described
 from merging import grouping as groupings
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import MergeError, MergeMethod, Slot
+from merging.rules import blocks
 from merging.weights import Weights
 
 Coefficients: TypeAlias = Mapping[str, Mapping[str, "Mapping[str, float] | float"]]
@@ -196,8 +197,8 @@ class _PlannedWeights(Mapping[str, Tensor]):
 
     def _compute(self, name: str, out: Tensor) -> None:
         method, knobs = self._plan.method, self._knobs[self._group[name]]
-        if chunks.in_pieces(method):
-            chunks.write(method, self._pool.tensors(name), knobs, out)
+        if blocks.in_pieces(method):
+            blocks.write(method, self._pool.tensors(name), knobs, out)
             return
         base = self._pool.base_tensor(name)
         merged = method.merge(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merging.factors import FactorPlan
-from merging.layer_stack import LayerStackPlan
-from merging.path import PathPlan
+from merging.lineages.replay import LineagePlan
+from merging.lora.factors import FactorPlan
+from merging.paths.path import PathPlan
 from merging.plan import MergePlan, Plan
-from merging.replay import LineagePlan
 from merging.spaces.displaced import DisplacedPlan
+from merging.stacks.layer_stack import LayerStackPlan
 
 
 def plan_from_description(description: Mapping[str, Any]) -> Plan:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from merging.checkpoint import Checkpoint
-from merging.experts import ExpertPool
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.experts import ExpertPool
 from merging.files import write_text
 from merging.plan import Plan
 from merging.plans import plan_from_description
@@ -53,7 +53,7 @@ class Recipe:
         experts: expert name to ingredient, in the order of the pool.
         plan: what was done with them.
         dtype: of the saved parameters, for example ``bfloat16``; None: each one's in the base.
-        privacy: what `merging.ledger.Ledger` describes; None: nothing is known of it.
+        privacy: what `merging.privacy.ledger.Ledger` describes; None: nothing is known of it.
     """
 
     base: Ingredient

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merging.hashing import file_sha256
+from merging.checkpoints.hashing import file_sha256
+from merging.checkpoints.privacy_record import PrivacyRecord, Spend
 from merging.method import MergeError
-from merging.privacy_record import PrivacyRecord, Spend
 
 Kind: TypeAlias = Literal["gram", "fisher"]
 

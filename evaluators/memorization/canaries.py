@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from evaluators.data import Line, data_path, read_lines, take_range
+from evaluators.tasks.data import Line, data_path, read_lines, take_range
 from merging.seeding import generator
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluators.encoding import language_tokenizer
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.memorization.canaries import chosen_canaries
 from evaluators.memorization.candidate_losses import CandidateLosses
 from evaluators.memorization.intervals import auc_interval, mean_interval
 from evaluators.memorization.roc import auc
 from evaluators.requests import Request, Response
+from evaluators.tasks.encoding import language_tokenizer
 from merging.spaces.axes import Vector
 
 

@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from evaluators.data import digest
-from evaluators.encoding import prefix_token
 from evaluators.memorization.canaries import Canary
 from evaluators.requests import Likelihood, Loglikelihood, Response
-from evaluators.subset import checked_places, of_places
+from evaluators.tasks.data import digest
+from evaluators.tasks.encoding import prefix_token
+from evaluators.tasks.subset import checked_places, of_places
 from merging.spaces.axes import Vector
 
 ScoreOn: TypeAlias = Literal["record", "value"]

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import special
 
-from evaluators.encoding import language_tokenizer
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.memorization.canaries import chosen_canaries
 from evaluators.memorization.candidate_losses import CandidateLosses, ScoreOn
 from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.memorization.skew_normal import fit_skew_normal
 from evaluators.requests import Request, Response
+from evaluators.tasks.encoding import language_tokenizer
 from merging.spaces.axes import Vector
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.data import digest
-from evaluators.encoding import language_tokenizer, prefix_token
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.memorization.canaries import Canary, chosen_canaries
 from evaluators.memorization.candidate_losses import value_tokens
 from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.requests import Generate, Generated, Request, Response
-from evaluators.subset import checked_places, of_places
+from evaluators.tasks.data import digest
+from evaluators.tasks.encoding import language_tokenizer, prefix_token
+from evaluators.tasks.subset import checked_places, of_places
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
 

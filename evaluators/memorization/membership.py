@@ -10,14 +10,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.data import Line, data_path, digest, read_lines, take_range
-from evaluators.encoding import language_tokenizer, prefix_token
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, hits_at, placements
 from evaluators.requests import PerToken, Request, Response, TokenStatistics
-from evaluators.subset import checked_places
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
+from evaluators.tasks.encoding import language_tokenizer, prefix_token
+from evaluators.tasks.subset import checked_places
 from merging.spaces.axes import Vector
 
 Flags: TypeAlias = npt.NDArray[np.bool_]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluators.data import read_text
+from evaluators.tasks.data import read_text
 from merging.files import write_text
 from merging.spaces.axes import Vector
 

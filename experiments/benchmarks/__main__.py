@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.measured import Measured
-from experiments.run_directory import environment
+from experiments.runs.directory import environment
 from merging.files import write_text
 
 BENCHMARKS = (

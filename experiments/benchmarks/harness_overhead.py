@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluators.engine import Engine
-from evaluators.harness import LmEvalTask
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
+from evaluators.harness.lm_eval_task import LmEvalTask
 from evaluators.panel import Panel
 from evaluators.requests import Request, Response
-from evaluators.resident import Resident
 from experiments.benchmarks.measured import Measured
 from experiments.benchmarks.models import byte_tokenizer, random_llama
 

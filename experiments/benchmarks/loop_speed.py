@@ -21,23 +21,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluators.engine import Engine
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
-from evaluators.perplexity import Perplexity
 from evaluators.requests import Loglikelihood
-from evaluators.resident import Resident
+from evaluators.tasks.perplexity import Perplexity
 from experiments.benchmarks.measured import Measured, in_turns, profile
 from experiments.benchmarks.models import byte_tokenizer, random_llama
-from experiments.scorer import Scorer
-from experiments.study import Study
-from experiments.together import Together
-from merging.experts import ExpertPool
+from experiments.scoring.population import Together
+from experiments.setup.scorer import Scorer
+from experiments.setup.study import Study
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.spaces.coefficients import CoefficientSpace
-from search.evaluation import Evaluation, OneByOne
-from search.history import History
-from search.loop import Budget, search
+from search.loop.evaluation import Evaluation, OneByOne
+from search.loop.history import History
+from search.loop.loop import Budget, search
 from search.objective import WeightedMean
 from search.strategies.random_search import RandomSearch
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from experiments.benchmarks.measured import Measured, in_turns
 from experiments.benchmarks.merge_speed import building, in_cache, llama_pool, waiting
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic

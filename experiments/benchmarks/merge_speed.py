@@ -25,10 +25,9 @@ from typing import Any
 import torch
 import transformers
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
-from merging import chunks
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeMethod
 from merging.methods.breadcrumbs import Breadcrumbs
@@ -38,7 +37,8 @@ from merging.methods.linear import Linear
 from merging.methods.slerp import Slerp
 from merging.methods.ties import Ties
 from merging.plan import MergePlan
-from merging.prepared import Tensors
+from merging.rules import blocks
+from merging.rules.cache import Tensors
 from merging.seeding import generator
 
 PYTHON = "EVOMERGE_MERGEKIT_PYTHON"
@@ -150,7 +150,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
 
     What it leaves out is reading from memory, writing to it, and finding the tensors.
     """
-    assert chunks.in_pieces(method)
+    assert blocks.in_pieces(method)
     whole = pool.tensors(max(pool.names, key=lambda name: pool.base_tensor(name).numel()))
     base = whole.base.reshape(-1)[:ENTRIES]
     rows = tuple(
@@ -167,7 +167,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
     for _ in range(100):
         wait()
         began = time.perf_counter()
-        chunks.apply(rule, tensors, out)
+        blocks.apply(rule, tensors, out)
         wait()
         times.append(time.perf_counter() - began)
     return statistics.median(times) / ENTRIES
@@ -177,7 +177,7 @@ def operations(
     method: MergeMethod, pool: ExpertPool, resident: Resident, experts: int
 ) -> Callable[[], None]:
     """Returns what repeats one candidate's passes, prepared to the last number."""
-    assert chunks.in_pieces(method)
+    assert blocks.in_pieces(method)
     prepared = []
     for name in pool.names:
         whole = pool.tensors(name)
@@ -192,7 +192,7 @@ def operations(
     @torch.inference_mode()
     def work() -> None:
         for rule, tensors, out in prepared:
-            chunks.apply(rule, tensors, out)
+            blocks.apply(rule, tensors, out)
 
     return work
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluators.engine import Engine
-from evaluators.forward import kept_logits, token_log_probs
+from evaluators.engine.engine import Engine
+from evaluators.engine.forward import kept_logits, token_log_probs
+from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Loglikelihood, Request
-from evaluators.resident import Resident
 from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
 from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_llama
-from merging.low_rank import LowRank
+from merging.lora.low_rank import LowRank
 
 CANDIDATES = 16
 RANK = 8

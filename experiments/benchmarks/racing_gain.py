@@ -24,15 +24,15 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from evaluators.panel import Panel
-from experiments import assemble
 from experiments.benchmarks.measured import Measured
-from experiments.evaluation import open_evaluation
-from experiments.references import References
-from experiments.study import Study
-from search.history import History, Record
-from search.loop import Budget, search
+from experiments.scoring.choose import open_evaluation
+from experiments.searches.references import References
+from experiments.setup import assemble
+from experiments.setup.study import Study
+from search.loop.history import History, Record
+from search.loop.loop import Budget, search
 from search.objective import BoundObjective
-from search.selection import finalists
+from search.winners.selection import finalists
 
 SEEDS = range(5)
 BAR = 5.0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from experiments.benchmarks.measured import Measured
 from experiments.benchmarks.racing_gain import BAR, EVALUATIONS, Arm, rows
-from experiments.quickstart.corpus import read_domains, split_documents
-from experiments.quickstart.tasks import HeldOut, SplitSize, write_texts
+from experiments.experts.quickstart.corpus import read_domains, split_documents
+from experiments.experts.quickstart.tasks import HeldOut, SplitSize, write_texts
 
 _CHUNKS = 120
 

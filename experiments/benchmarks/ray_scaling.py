@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 
 from experiments.benchmarks.measured import Measured, in_turns, skipped
 from experiments.benchmarks.models import byte_tokenizer, random_llama
-from experiments.execution.fleet import Fleet
-from experiments.execution.on_ray import Spread
-from experiments.execution.ray_cluster import RayCluster
-from experiments.study import Study
+from experiments.scoring.distributed.cluster import RayCluster
+from experiments.scoring.distributed.fleet import Fleet
+from experiments.scoring.distributed.on_ray import Spread
+from experiments.setup.study import Study
 
 POPULATION = 8
 TEXTS = 8

@@ -21,13 +21,13 @@ from pathlib import Path as File
 import torch
 import transformers
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from experiments.benchmarks.measured import Measured, skipped
-from merging.experts import ExpertPool
-from merging.lineage import Crossed, Founder, Lineage, Mutated
-from merging.mutation import LowRankMutation
-from merging.perturbation import Gaussian, Noise, RowNoise
-from merging.recombination import Arithmetic, Points, Slerp, Uniform
+from merging.checkpoints.experts import ExpertPool
+from merging.lineages.crossover import Arithmetic, Points, Slerp, Uniform
+from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated
+from merging.lineages.mutation import LowRankMutation
+from merging.paths.noise import Gaussian, Noise, RowNoise
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.spaces.lineage import LineageSpace
 from merging.weights import Weights

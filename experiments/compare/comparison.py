@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.compare.paired_tests import Difference
-from experiments.run_files import Task
+from experiments.compare.significance import Difference
+from experiments.runs.files import Task
 
 
 @dataclass(frozen=True)

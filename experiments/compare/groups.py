@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.compare.labels import labels as group_labels
 from experiments.compare.labels import show
-from experiments.item_scores import ItemScores, read_item_scores
-from experiments.run_directory import flatten, identity_config
-from experiments.run_files import Json, Model, RunFiles, Split, Task, models_of, tasks_of
+from experiments.runs.directory import flatten, identity_config
+from experiments.runs.files import Json, Model, RunFiles, Split, Task, models_of, tasks_of
+from experiments.runs.item_scores import ItemScores, read_item_scores
 from merging.spaces.axes import Vector
 
 

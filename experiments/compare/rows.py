@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.compare.comparison import Reach, Row, Spread
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
-from experiments.compare.paired_tests import Sample
-from experiments.run_files import Model, Split
+from experiments.compare.significance import Sample
+from experiments.runs.files import Model, Split
 from merging.spaces.axes import Vector
 
 EVOLVED = ("evolved", "evolved")

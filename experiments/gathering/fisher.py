@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError
-from evaluators.resident import Resident
 from experiments.gathering.items import Item, logits_of
 from merging.seeding import stable_seed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from experiments.gathering.items import Item, logits_of
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.batching import pack
-from evaluators.forward import kept_logits
+from evaluators.engine.batching import pack
+from evaluators.engine.forward import kept_logits
+from evaluators.engine.resident import Resident
 from evaluators.requests import Classify, Loglikelihood, Request, TokenStatistics
-from evaluators.resident import Resident
 
 _ELEMENTS_PER_TOKEN = 3 * 16 * 16  # as the engine counts images
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.gathering.items import Item, items_of
-from merging import accounting
-from merging.mechanisms import Gaussian
-from merging.privacy_record import Spend
+from merging.checkpoints.mechanisms import Gaussian
+from merging.checkpoints.privacy_record import Spend
+from merging.privacy import accounting
 from merging.seeding import generator, secret_generator
 from merging.statistics_files import Kind
 

@@ -14,20 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluators.engine import BATCH_TOKENS
+from evaluators.engine.engine import BATCH_TOKENS
+from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
-from evaluators.resident import Resident
-from experiments import assemble
-from experiments.errors import UserError, explained
 from experiments.gathering.fisher import gather_fisher
 from experiments.gathering.gram import Layers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
 from experiments.gathering.private import PrivateStatistics, units_of
-from experiments.options import check_groups, check_options
-from experiments.rehearsal import check_data
-from experiments.run_directory import check_writable, clear_drafts, locked
-from merging.experts import ExpertPool
+from experiments.runs.directory import check_writable, clear_drafts, locked
+from experiments.runs.errors import UserError, explained
+from experiments.runs.options import check_groups, check_options
+from experiments.setup import assemble
+from experiments.setup.rehearsal import check_data
+from merging.checkpoints.experts import ExpertPool
 from merging.recipe import dtype_name
 from merging.statistics_files import Origin, path_of, read_origin, write_statistics
 from merging.weights import CheckpointError

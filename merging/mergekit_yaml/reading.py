@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping, PerTensor, Whole
 from merging.mergekit_yaml.models import Entry, Sources, listed, merged_models
 from merging.mergekit_yaml.parameters import (

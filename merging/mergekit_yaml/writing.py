@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from merging.adapters import Adapter
-from merging.experts import ExpertPool
+from merging.checkpoints.adapters import Adapter
+from merging.checkpoints.experts import ExpertPool
 from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
 from merging.method import MergeMethod
 from merging.plan import MergePlan

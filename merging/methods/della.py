@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
 from merging.method import Knob
-from merging.prepared import Tensors
-from merging.sparsify import magprune
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors
+from merging.rules.consensus import Majority, add_consensus, check_majority
+from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.rules.sparsify import magprune
 
 
 @dataclass(frozen=True)
 class Della(RuledMethod):
     """Drops and rescales entries by the rank of their magnitude, then merges what agrees, as TIES.
 
-    `merging.sparsify.magprune` has the probabilities.
+    `merging.rules.sparsify.magprune` has the probabilities.
 
     Args:
         majority: ``mass`` elects the sign of the sum, ``count`` the sign of most experts.

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import add_sum
-from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
 from merging.method import Knob
-from merging.prepared import Tensors
-from merging.sparsify import magprune
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors
+from merging.rules.consensus import add_sum
+from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.rules.sparsify import magprune
 
 
 @dataclass(frozen=True)
 class DellaLinear(RuledMethod):
     """``base + scale sum_i w_i m_i d_i / p_i``, p_i rising with magnitude within each row.
 
-    `merging.sparsify.magprune` has the formula of p.
+    `merging.rules.sparsify.magprune` has the formula of p.
 
     Args:
         normalize: divide the sum by ``sum_i w_i``; the scale then starts at 1.

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import WEIGHT, read
 from merging.method import Knob, Slot
+from merging.rules.consensus import weighted_sum
+from merging.rules.knobs import WEIGHT, read
 from merging.statistics_files import Statistics, digests_of
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import SCALE, read
 from merging.method import Knob, Slot
-from merging.spectral import thin_svd
+from merging.rules.consensus import weighted_sum
+from merging.rules.knobs import SCALE, read
+from merging.rules.spectral import thin_svd
 
 
 @dataclass(frozen=True)

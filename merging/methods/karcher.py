@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.knobs import WEIGHT, read
 from merging.method import Knob, Slot
-from merging.spherical import mean
+from merging.rules.knobs import WEIGHT, read
+from merging.rules.spherical import mean
 
 
 @dataclass(frozen=True)

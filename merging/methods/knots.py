@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.knobs import read
 from merging.method import Knob, MergeMethod, Slot
 from merging.methods.ties import Ties
-from merging.spectral import low_rank_svd
+from merging.rules.knobs import read
+from merging.rules.spectral import low_rank_svd
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import combination, unchanged
-from merging.knobs import WEIGHT, read_rows
 from merging.method import Knob
-from merging.prepared import Tensors
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors
+from merging.rules.consensus import combination, unchanged
+from merging.rules.knobs import WEIGHT, read_rows
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from itertools import combinations
 
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import SCALE, read
 from merging.method import Knob, Slot
-from merging.spherical import cosine, direction_and_length
+from merging.rules.consensus import weighted_sum
+from merging.rules.knobs import SCALE, read
+from merging.rules.spherical import cosine, direction_and_length
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.knobs import read
 from merging.method import Knob, Slot
+from merging.rules.knobs import read
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.knobs import WEIGHT, read
 from merging.method import Knob, Slot
-from merging.spherical import slerp
+from merging.rules.knobs import WEIGHT, read
+from merging.rules.spherical import slerp
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import WEIGHT, Inputs, read
 from merging.method import Knob, MergeError, Slot
+from merging.rules.consensus import weighted_sum
+from merging.rules.knobs import WEIGHT, Inputs, read
+from merging.rules.threads import one_thread
 from merging.statistics_files import Statistics, StatisticsError, digests_of
-from merging.threads import one_thread
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import add_consensus, unchanged, weighted_sum
-from merging.knobs import DENSITY, SCALE, read_rows
 from merging.method import Knob
-from merging.prepared import Tensors, joint_fact
-from merging.sparsify import Chosen, kept
-from merging.spherical import direction_and_length
-from merging.threads import one_thread
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors, joint_fact
+from merging.rules.consensus import add_consensus, unchanged, weighted_sum
+from merging.rules.knobs import DENSITY, SCALE, read_rows
+from merging.rules.sparsify import Chosen, kept
+from merging.rules.spherical import direction_and_length
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)

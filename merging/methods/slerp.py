@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import combination, unchanged
-from merging.knobs import WEIGHT, read_rows
 from merging.method import Knob
-from merging.prepared import Row, Tensors, joint_fact
-from merging.spherical import Arc, arc
-from merging.threads import one_thread
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Row, Tensors, joint_fact
+from merging.rules.consensus import combination, unchanged
+from merging.rules.knobs import WEIGHT, read_rows
+from merging.rules.spherical import Arc, arc
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import add_sum
-from merging.knobs import WEIGHT, read_rows, scale_knob
 from merging.method import Knob
-from merging.prepared import Tensors
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors
+from merging.rules.consensus import add_sum
+from merging.rules.knobs import WEIGHT, read_rows, scale_knob
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from merging.chunks import Rule, RuledMethod
-from merging.consensus import Majority, add_consensus, check_majority
-from merging.knobs import DENSITY, WEIGHT, read_rows, scale_knob
 from merging.method import Knob
-from merging.prepared import Tensors
-from merging.sparsify import trim
+from merging.rules.blocks import Rule, RuledMethod
+from merging.rules.cache import Tensors
+from merging.rules.consensus import Majority, add_consensus, check_majority
+from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
+from merging.rules.sparsify import trim
 
 
 @dataclass(frozen=True)

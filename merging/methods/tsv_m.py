@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.knobs import SCALE, read
 from merging.method import Knob, Slot
-from merging.spectral import polar_factor, thin_svd
+from merging.rules.consensus import weighted_sum
+from merging.rules.knobs import SCALE, read
+from merging.rules.spectral import polar_factor, thin_svd
 
 
 @dataclass(frozen=True)

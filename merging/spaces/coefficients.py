@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.plan import Plan
 from merging.spaces.axes import Vector
 from merging.spaces.vectors import VectorGenomes, VectorSpace

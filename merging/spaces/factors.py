@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from merging.experts import ExpertPool
-from merging.factors import FactorPlan, FactorWeights, factor_pool
+from merging.checkpoints.experts import ExpertPool
+from merging.lora.factors import FactorPlan, FactorWeights, factor_pool
 from merging.method import MergeError
-from merging.path import Path
-from merging.perturbation import Noise
+from merging.paths.noise import Noise
+from merging.paths.path import Path
 from merging.plan import MergePlan, Plan
 from merging.spaces.full_weights import FullWeightSpace
 from merging.weights import Weights

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeError
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.path import BASE, START, Path, PathPlan, PathWeights, Walk
-from merging.perturbation import Noise
+from merging.paths.noise import Noise
+from merging.paths.path import BASE, START, Path, PathPlan, PathWeights, Walk
 from merging.plan import MergePlan, Plan
 from merging.weights import Weights
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from merging.experts import ExpertPool
-from merging.layer_stack import BASE, MERGED, LayerStackPlan, Place
-from merging.layers import LayerMap
+from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
 from merging.plan import Plan
 from merging.spaces.axes import Axis, Choice, Real, Vector, check
 from merging.spaces.displaced import DisplacedSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
+from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, Place
+from merging.stacks.layers import LayerMap
 from merging.weights import Weights
 
 SKIP = "skip"

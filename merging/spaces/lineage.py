@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from merging.experts import ExpertPool
-from merging.lineage import (
+from merging.checkpoints.experts import ExpertPool
+from merging.lineages.lineage import (
     Founder,
     Lineage,
     canonical,
@@ -16,9 +16,9 @@ from merging.lineage import (
     lineage_from_json,
     lineage_to_json,
 )
-from merging.path import BASE, START
+from merging.lineages.replay import LineagePlan, LineageWeights, Replay
+from merging.paths.path import BASE, START
 from merging.plan import Plan
-from merging.replay import LineagePlan, LineageWeights, Replay
 from merging.weights import Weights
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan

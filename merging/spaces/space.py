@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.plan import Plan
 from merging.weights import Weights
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from merging.lineage import Founder, Lineage, ancestry
+from merging.lineages.lineage import Founder, Lineage, ancestry
 from merging.seeding import stable_seed
-from search.journal import GenomeJournal, replay_genomes, replay_steady
-from search.population import Individual, Pair, Population, Truncation
+from search.loop.journal import GenomeJournal, replay_genomes, replay_steady
+from search.populations.population import Individual, Pair, Population, Truncation
+from search.populations.variation import Bred, Variation
 from search.strategy import Candidate, Outcome
-from search.variation import Bred, Variation
 
 _TRUNCATION, _VARIATION = Truncation(), Variation()
 _TRIES = 8
@@ -132,7 +132,7 @@ class Crossover:
             self._members = self._rules.survivors([*self._members, *children])
 
     def ask_one(self) -> Candidate[Lineage]:
-        """Returns the next child of who lives now; see `search.steady.SteadyStrategy`.
+        """Returns the next child of who lives now; see `search.loop.steady.SteadyStrategy`.
 
         The first are the founders. `popsize` outcomes count as one generation, for populations
         whose rules change from one to the next.

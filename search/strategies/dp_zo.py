@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging.path import Path
-from search.journal import GenomeJournal, replay_genomes
+from merging.paths.path import Path
+from search.loop.journal import GenomeJournal, replay_genomes
 from search.strategies.mergevolve import path_digest
 from search.strategy import Candidate, Outcome
 

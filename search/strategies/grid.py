@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from merging.spaces.axes import Axis, Choice, Vector, start
-from search.journal import Journal, replay
+from search.loop.journal import Journal, replay
 from search.strategy import Candidate, Outcome
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merging.path import Path, Step
+from merging.paths.path import Path, Step
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
-from search.journal import GenomeJournal, replay_genomes
+from search.loop.journal import GenomeJournal, replay_genomes
 from search.strategy import Candidate, Outcome
 
 _TARGET = 0.2

@@ -11,7 +11,7 @@ import numpy as np
 
 from merging.seeding import stable_seed
 from merging.spaces.axes import Axis, Choice, Vector
-from search.journal import Journal, replay
+from search.loop.journal import Journal, replay
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome
 

@@ -12,7 +12,7 @@ import nevergrad as ng
 import numpy as np
 
 from merging.spaces.axes import Axis, Choice, Real, Vector
-from search.journal import Journal, replay, replay_steady, vector_digest
+from search.loop.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 
 _FIRST_FAILURE = 1e15
@@ -116,7 +116,7 @@ class NevergradStrategy:
         return bool(ng.optimizers.registry[self._name].no_parallelization)
 
     def ask_one(self) -> Candidate[Vector]:
-        """Returns the next candidate; see `search.steady.SteadyStrategy`."""
+        """Returns the next candidate; see `search.loop.steady.SteadyStrategy`."""
         self._journal.check_alone()
         number = self._journal.candidates
         with self._own_numpy():

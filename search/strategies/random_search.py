@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from merging.spaces.axes import Axis, Choice, Vector, start
-from search.journal import Journal, replay, replay_steady, vector_digest
+from search.loop.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 
 
@@ -53,7 +53,7 @@ class RandomSearch:
         self._journal.tell(outcomes)
 
     def ask_one(self) -> Candidate[Vector]:
-        """Returns the next sample; see `search.steady.SteadyStrategy`."""
+        """Returns the next sample; see `search.loop.steady.SteadyStrategy`."""
         return self._journal.ask_one(self._genome(self._journal.candidates))
 
     def tell_one(self, outcome: Outcome) -> None:

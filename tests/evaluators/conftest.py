@@ -17,7 +17,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from tests import builders
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "box")

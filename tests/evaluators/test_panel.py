@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from evaluators.engine import Engine
-from evaluators.multiple_choice import MultipleChoice
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
-from evaluators.perplexity import Perplexity
 from evaluators.requests import EvaluationError, Request, Response
-from evaluators.resident import Resident
+from evaluators.tasks.multiple_choice import MultipleChoice
+from evaluators.tasks.perplexity import Perplexity
 from tests.evaluators.conftest import sentence
-from tests.evaluators.test_evaluators import CHOICES, TEXTS
+from tests.evaluators.tasks.test_evaluators import CHOICES, TEXTS
 
 WriteLines = Callable[..., str]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.quickstart import source
-from merging.experts import ExpertPool
+from experiments.experts.quickstart import source
+from merging.checkpoints.experts import ExpertPool
 from tests.experiments.refusals import Shell
 
 

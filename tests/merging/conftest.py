@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.mergekit_yaml.reading import MergekitJob, from_mergekit
 from tests import builders
-from tests.merging.mergekit_files import EXPERTS, LAYERS, Run
+from tests.merging.mergekit_yaml.mergekit_files import EXPERTS, LAYERS, Run
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 
 
 @dataclass(frozen=True, eq=False)

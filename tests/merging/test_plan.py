@@ -7,8 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merging.chunks import Rule
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import BlockKind, Grouping, Layers, PerTensor, Whole
 from merging.method import MergeError, MergeMethod
 from merging.methods.dare_ties import DareTies
@@ -16,9 +15,10 @@ from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, describe_method, method_from_description, uniform_plan
+from merging.rules.blocks import Rule
 from merging.weights import CheckpointError
 from tests import builders
-from tests.merging.method_cases import METHODS, name_of
+from tests.merging.methods.method_cases import METHODS, name_of
 
 GROUPINGS: list[Grouping] = [Whole(), Layers(), Layers(2, by_kind=True), BlockKind(), PerTensor()]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -227,7 +227,7 @@ class TestMethodDescriptions:
             ("pathlib.Path", "'pathlib.Path' is no merge method"),
             ("antigravity.fly", "'antigravity.fly' is no merge method"),
             ("merging.plan.MergePlan", "'merging.plan.MergePlan' is no merge method"),
-            ("merging.knobs.read", "'merging.knobs.read' is no merge method"),
+            ("merging.rules.knobs.read", "'merging.rules.knobs.read' is no merge method"),
             ("merging.method.MergeMethod", "'merging.method.MergeMethod' is no merge method"),
             ("nowhere.to.be.Found", "'nowhere.to.be.Found' cannot be imported: install"),
             ("merging.methods.ties.Tiez", "'merging.methods.ties.Tiez' cannot be imported"),

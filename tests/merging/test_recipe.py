@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merging.experts import ExpertPool
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import BlockKind, Layers, PerTensor, Whole
 from merging.methods.breadcrumbs_ties import BreadcrumbsTies
 from merging.methods.dare_ties import DareTies

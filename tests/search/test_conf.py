@@ -12,7 +12,7 @@ import yaml
 
 from search.constrained import Constrained
 from search.objective import Pareto, WeightedMean
-from tests.search.contract import AXES
+from tests.search.strategies.contract import AXES
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluators.resident import Resident
+from evaluators.engine.resident import Resident
 from tests.evaluators.conftest import language_resident, sentence
 
 SUFFIX = '","port":80}'

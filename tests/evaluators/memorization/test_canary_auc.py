@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.engine import Engine
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.memorization.canary_auc import CanaryAuc
 from evaluators.requests import Likelihood
-from evaluators.resident import Resident
 from tests.evaluators.memorization.conftest import LEARNT, canary_line
 
 WriteCanaries = Callable[..., str]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evaluators.engine import Engine
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.memorization.exposure import Exposure, chance_exposure, exposure, extrapolated
 from evaluators.requests import Likelihood, Loglikelihood
-from evaluators.resident import Resident
 from tests.evaluators.memorization.conftest import LEARNT, SUFFIX, canary_line, front
 
 WriteCanaries = Callable[..., str]

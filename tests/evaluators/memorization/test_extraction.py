@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from evaluators.engine import Engine
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.memorization.extraction import Extraction
 from evaluators.requests import Generate, Generated
-from evaluators.resident import Resident
 from tests.evaluators.memorization.conftest import front
 
 WriteCanaries = Callable[..., str]

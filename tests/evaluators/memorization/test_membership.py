@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluators.engine import Engine
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.memorization.membership import Membership, min_k, min_k_plus
 from evaluators.memorization.reference_losses import write_reference
 from evaluators.requests import PerToken, TokenStatistics
-from evaluators.resident import Resident
 from tests.evaluators.conftest import sentence
 from tests.evaluators.memorization.conftest import TEXTS
 

@@ -1,0 +1,1 @@
+"""Requests to answers: one model, its batches, caches and populations of differences."""

@@ -1,0 +1,144 @@
+"""Rows of unequal length packed into padded batches under a budget of tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from evaluators.engine.population import Population
+from evaluators.engine.resident import Resident
+from evaluators.requests import EvaluationError, Response
+
+T = TypeVar("T")
+_MOST_TOKENS = 1 << 18  # a batch larger than this is no faster on any device
+
+
+class Deadline:
+    """Raises EvaluationError from `check` once `timeout_s` seconds have passed; None: never."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._start = time.monotonic()
+        self._timeout_s = timeout_s
+
+    def check(self) -> None:
+        """Raises EvaluationError if the time is up."""
+        seconds = time.monotonic() - self._start
+        if self._timeout_s is not None and seconds > self._timeout_s:
+            raise EvaluationError(
+                f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s"
+            )
+
+
+class Answers:
+    """What a run has found so far: every candidate's answers, or why it has none.
+
+    Args:
+        candidates: how many.
+        requests: how many of each are asked.
+    """
+
+    def __init__(self, candidates: int, requests: int) -> None:
+        self._answers: list[list[Response | None]] = [[None] * requests for _ in range(candidates)]
+        self._failures: list[EvaluationError | None] = [None] * candidates
+
+    def put(self, candidate: int, place: int, answer: Response) -> None:
+        """Takes the answer of one candidate to the request at `place`."""
+        self._answers[candidate][place] = answer
+
+    def fail(self, candidate: int, reason: str) -> None:
+        """Takes the reason why a candidate cannot be scored; the first one stays.
+
+        Raises:
+            EvaluationError: with the first candidate's reason, as soon as all have failed.
+        """
+        self._failures[candidate] = self._failures[candidate] or EvaluationError(reason)
+        first, *others = self._failures
+        if first is not None and all(others):
+            raise first
+
+    def found(self) -> list[list[Response] | EvaluationError]:
+        """Returns every candidate's answers, in the order of the requests, or its failure."""
+        return [
+            failure or [answer for answer in answers if answer is not None]
+            for answers, failure in zip(self._answers, self._failures, strict=True)
+        ]
+
+
+class Job(Protocol):
+    """All requests of one kind, planned and tensorised once."""
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch; a smaller budget of tokens helps only where above 1."""
+        ...
+
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in every candidate's answers to the requests of this job, at their places."""
+        ...
+
+
+def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[T]]:
+    """Yields `rows` in order in batches of at most `batch_tokens` padded tokens, at least one row.
+
+    Args:
+        rows: what to pack, longest first so that padding is small and memory peaks early.
+        lengths: tokens of each row.
+        batch_tokens: rows of a batch times its longest row stay within this.
+    """
+    batch: list[T] = []
+    width = 0
+    for row, length in zip(rows, lengths, strict=True):
+        if batch and (len(batch) + 1) * max(width, length) > batch_tokens:
+            yield batch
+            batch, width = [], 0
+        batch.append(row)
+        width = max(width, length)
+    if batch:
+        yield batch
+
+
+def grown(batch_tokens: int, used_bytes: int, free_bytes: int) -> int:
+    """Returns a budget of tokens for the memory that is free; a power of two times the given one.
+
+    Half of the memory stays free: for candidates that are merged, and for what varies.
+
+    Args:
+        batch_tokens: of a run that was measured.
+        used_bytes: most memory that it took.
+        free_bytes: most that a run may take.
+
+    Example:
+        >>> grown(8192, 1 << 30, 9 << 30)
+        32768
+    """
+    while used_bytes > 0 and 4 * used_bytes <= free_bytes and batch_tokens < _MOST_TOKENS:
+        batch_tokens, used_bytes = 2 * batch_tokens, 2 * used_bytes
+    return batch_tokens
+
+
+def padded(
+    rows: Sequence[Sequence[int]], *, pad: int, left: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns token ids and attention mask, both ``(rows, longest)`` int64, on `device`."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.int64)
+        mask[i, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pad_token(resident: Resident) -> int:
+    """Returns the id that fills short rows; any id does, as no scored position sees it."""
+    pad = getattr(resident.info.tokenizer, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(resident.module.config, "pad_token_id", None)
+    return 0 if pad is None or pad < 0 else int(pad)

@@ -1,0 +1,129 @@
+"""Runs `Classify` requests: inputs batched per head, through one shared encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluators.engine.batching import Answers, Deadline, pack
+from evaluators.engine.population import Population
+from evaluators.engine.resident import Resident
+from evaluators.requests import Classified, Classify
+
+_ELEMENTS_PER_TOKEN = 3 * 16 * 16  # an image costs about what its 16 x 16 patches cost
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    head: str
+    inputs: dict[str, Tensor]
+    cost: int  # tokens of the longest row
+    places: tuple[int, ...]
+
+
+class ClassLogitsJob:
+    """All classification requests of a run, as padded tensors on the device."""
+
+    def __init__(
+        self, requests: Sequence[tuple[int, Classify]], resident: Resident, *, batch_tokens: int
+    ) -> None:
+        groups: dict[tuple[Any, ...], list[tuple[int, Classify]]] = {}
+        for place, request in requests:
+            if request.head not in resident.classifiers:
+                raise ValueError(
+                    f"no classification head {request.head!r}; this model has "
+                    f"{', '.join(resident.classifiers) or 'none'}"
+                )
+            groups.setdefault(_kind(request), []).append((place, request))
+        self._batches: list[_Batch] = []
+        for (head, *_), group in groups.items():
+            classifier = resident.classifiers[head]
+            # without a padding token a decoder's head cannot find the ends of several rows
+            tokens = batch_tokens if _can_pad(group[0][1].inputs, classifier) else 1
+            ordered = sorted(group, key=lambda each: -_cost(each[1].inputs))
+            for batch in pack(ordered, [_cost(each[1].inputs) for each in ordered], tokens):
+                inputs = _stack([request.inputs for _, request in batch], classifier, resident)
+                cost = max(_cost(request.inputs) for _, request in batch)
+                places = tuple(place for place, _ in batch)
+                self._batches.append(_Batch(head, inputs, cost, places))
+        self.most_rows = max(len(batch.places) for batch in self._batches)
+
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in a `Classified` for every request; see `Job`."""
+        for batch in self._batches:
+            rows = len(batch.places)
+            for part in population.parts(rows * batch.cost):
+                deadline.check()
+                population.choose(part, rows)
+                inputs = {name: _repeated(each, len(part)) for name, each in batch.inputs.items()}
+                logits = resident.classifiers[batch.head](**inputs).logits
+                found = logits.view(len(part), rows, -1).cpu().double().numpy()
+                for candidate, mine in zip(part, found, strict=True):
+                    if not np.isfinite(mine).all():
+                        answers.fail(
+                            candidate,
+                            f"head {batch.head!r} gives logits that are not finite: the "
+                            "candidate's weights give NaN or infinite values",
+                        )
+                    for place, row in zip(batch.places, mine, strict=True):
+                        answers.put(candidate, place, Classified(row))
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return tensor if times == 1 else tensor.repeat(times, *[1] * (tensor.dim() - 1))
+
+
+def _is_sequence(tensor: Tensor) -> bool:
+    return tensor.dim() == 1 and not tensor.is_floating_point()
+
+
+def _kind(request: Classify) -> tuple[Any, ...]:
+    """Returns what inputs must have in common to share a batch; sequences may differ in length."""
+    shapes = [
+        (name, () if _is_sequence(tensor) else tuple(tensor.shape))
+        for name, tensor in request.inputs.items()
+    ]
+    return (request.head, *sorted(shapes))
+
+
+def _cost(inputs: Mapping[str, Tensor]) -> int:
+    return max(
+        len(tensor) if _is_sequence(tensor) else -(-tensor.numel() // _ELEMENTS_PER_TOKEN)
+        for tensor in inputs.values()
+    )
+
+
+def _can_pad(inputs: Mapping[str, Tensor], classifier: Any) -> bool:
+    return (
+        "input_ids" not in inputs or getattr(classifier.config, "pad_token_id", None) is not None
+    )
+
+
+def _stack(
+    rows: Sequence[Mapping[str, Tensor]], classifier: Any, resident: Resident
+) -> dict[str, Tensor]:
+    """Returns each input with a batch dimension, on the device; padded on the right, with mask."""
+    pad = getattr(classifier.config, "pad_token_id", None) or 0
+    stacked: dict[str, Tensor] = {}
+    for name in rows[0]:
+        tensors = [row[name] for row in rows]
+        if _is_sequence(tensors[0]):
+            value = pad if name == "input_ids" else 0
+            batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        else:
+            batch = torch.stack(tensors)
+        if batch.is_floating_point():
+            batch = batch.to(resident.dtype)
+        stacked[name] = batch.to(resident.device)
+    if "input_ids" in rows[0] and "attention_mask" not in rows[0]:
+        ones = [torch.ones_like(row["input_ids"]) for row in rows]
+        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
+        stacked["attention_mask"] = mask.to(resident.device)
+    return stacked

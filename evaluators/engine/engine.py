@@ -1,0 +1,246 @@
+"""Runs requests on the resident model in padded batches; nothing is prepared twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+
+from evaluators.engine.batching import Answers, Deadline, Job, grown
+from evaluators.engine.class_logits import ClassLogitsJob
+from evaluators.engine.compiled import CompiledForward
+from evaluators.engine.generation import GenerationJob
+from evaluators.engine.likelihood import LikelihoodJob
+from evaluators.engine.population import PLAIN, Population, factor_bytes
+from evaluators.engine.resident import Resident
+from evaluators.engine.token_statistics import TokenStatisticsJob
+from evaluators.requests import (
+    Classify,
+    EvaluationError,
+    Generate,
+    Loglikelihood,
+    Request,
+    Response,
+    TokenStatistics,
+)
+from merging.lora.low_rank import LowRankDeltas
+
+_log = logging.getLogger(__name__)
+BATCH_TOKENS = 8192
+_REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
+_CPU_PASS = 512  # tokens of a pass that candidates share
+_FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+R = TypeVar("R", Loglikelihood, Generate, Classify, TokenStatistics)
+
+
+class Engine:
+    """Answers requests with the resident model.
+
+    The same tuple of requests, given again, is neither planned nor tensorised again: its padded
+    inputs stay on the device. The plan depends on the requests alone, so the same weights give
+    the same answers to the bit.
+
+    Args:
+        resident: the model.
+        batch_tokens: most padded tokens of one forward pass; halved where memory runs out. None:
+            8192, and on CUDA as many more as the memory that a first run takes leaves room for.
+        timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
+        pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
+            a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
+        compile: whether the model without its output layer is compiled (`torch.compile`) for
+            candidates that have a pass to themselves; the first passes then take minutes.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        *,
+        batch_tokens: int | None = 8192,
+        timeout_s: float | None = None,
+        pass_tokens: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1 or null, got {batch_tokens}")
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0 seconds or null, got {timeout_s}")
+        self.resident = resident
+        self.batch_tokens = batch_tokens or BATCH_TOKENS
+        self._unknown = batch_tokens is None and resident.device.type == "cuda"
+        self._timeout_s = timeout_s
+        self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
+        self._compiled = CompiledForward(resident.module) if compile else None
+        self._plans: dict[int, tuple[tuple[Request, ...], int, list[Job]]] = {}
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Returns the answers of the model as it is to `requests`, in order.
+
+        Raises:
+            EvaluationError: memory runs out with one row per batch, the time is up, or the
+                logits are not finite.
+            ValueError: a request that this model cannot answer whatever its weights are.
+        """
+        (found,) = self.run_population(requests, (PLAIN,))
+        if isinstance(found, EvaluationError):
+            raise found
+        return found
+
+    def run_population(
+        self, requests: Sequence[Request], candidates: Sequence[LowRankDeltas]
+    ) -> list[list[Response] | EvaluationError]:
+        """Returns every candidate's answers to `requests`, in order, or why it has none.
+
+        They are those of the candidates' own weights but for rounding. Candidates are taken
+        together as far as `pass_tokens` and the memory for their factors go.
+
+        Args:
+            requests: as in `run`.
+            candidates: each one's differences from the weights that the resident holds.
+
+        Raises:
+            ValueError: as `run`, or as `Population`.
+        """
+        asked = requests if isinstance(requests, tuple) else tuple(requests)
+        if self._unknown and asked:
+            self._unknown = False
+            self._find_batch_tokens(asked)
+        found: list[list[Response] | EvaluationError] = []
+        for group in self._groups(candidates):
+            try:
+                found += self._run(asked, group, keep=asked is requests)
+            except EvaluationError as error:
+                found += [error] * len(group)
+        return found
+
+    def _find_batch_tokens(self, requests: tuple[Request, ...]) -> None:
+        """Lets the centre answer, and sees how many times its memory is still free."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.resident.device)
+        self._run(requests, (PLAIN,), keep=True)
+        used = torch.cuda.memory_reserved(self.resident.device) - before
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.resident.device)
+        self.batch_tokens = grown(self.batch_tokens, used, free)
+        _log.info("batch_tokens=%d", self.batch_tokens)
+
+    def _run(
+        self, requests: tuple[Request, ...], candidates: Sequence[LowRankDeltas], *, keep: bool
+    ) -> list[list[Response] | EvaluationError]:
+        timeout_s = self._timeout_s and self._timeout_s * len(candidates)
+        deadline = Deadline(timeout_s)
+        batch_tokens = self.batch_tokens
+        while True:
+            answers = self._attempt(requests, candidates, batch_tokens, deadline, keep=keep)
+            if answers is not None:
+                self.batch_tokens = batch_tokens
+                return answers.found()
+            # outside the handler of the error, which would keep the tensors of the failed pass
+            self._plans.pop(id(requests), None)
+            if self.resident.device.type == "cuda":
+                torch.cuda.empty_cache()
+            batch_tokens = max(1, batch_tokens // 2)
+            _log.warning("out of memory; going on with batch_tokens=%d", batch_tokens)
+
+    def _attempt(
+        self,
+        requests: tuple[Request, ...],
+        candidates: Sequence[LowRankDeltas],
+        batch_tokens: int,
+        deadline: Deadline,
+        *,
+        keep: bool,
+    ) -> Answers | None:
+        """Returns the answers, or None where memory ran out and smaller batches may help."""
+        jobs: list[Job] = []
+        try:
+            jobs = self._plan(requests, batch_tokens, keep=keep)
+            answers = Answers(len(candidates), len(requests))
+            population = Population(
+                self.resident,
+                candidates,
+                pass_tokens=min(self._pass_tokens or batch_tokens, batch_tokens),
+                cache_tokens=batch_tokens,
+                writes=self.resident.device.type == "cpu",
+            )
+            compiled = (
+                nullcontext() if self._compiled is None or any(candidates) else self._compiled
+            )
+            with torch.inference_mode(), population, compiled:
+                for job in jobs:
+                    job.run(self.resident, population, deadline, answers)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            alone = len(candidates) == 1 and jobs and all(job.most_rows == 1 for job in jobs)
+            if batch_tokens == 1 or alone:
+                raise EvaluationError(
+                    "out of memory with one row per batch; lower max_length, or take a smaller "
+                    "dtype or a larger device"
+                ) from error
+            return None
+        return answers
+
+    def _groups(self, candidates: Sequence[LowRankDeltas]) -> Iterator[Sequence[LowRankDeltas]]:
+        """Yields as many candidates at a time as there is memory for their factors."""
+        element = torch.finfo(self.resident.dtype).bits // 8
+        room = _factor_room(self.resident.device)
+        group: list[LowRankDeltas] = []
+        held = 0
+        for candidate in candidates:
+            size = factor_bytes(candidate, element)
+            if group and held + size > room:
+                yield group
+                group, held = [], 0
+            group.append(candidate)
+            held += size
+        if group:
+            yield group
+
+    def _plan(self, requests: tuple[Request, ...], batch_tokens: int, *, keep: bool) -> list[Job]:
+        if not keep:  # a list may be changed by its owner, so its plan is good for one run only
+            return _jobs(requests, self.resident, batch_tokens)
+        known = self._plans.pop(id(requests), None)
+        if known is None or known[1] != batch_tokens:
+            known = (requests, batch_tokens, _jobs(requests, self.resident, batch_tokens))
+        self._plans[id(requests)] = known  # the tuple is held, so its id is not given away
+        while len(self._plans) > _REMEMBERED:
+            del self._plans[next(iter(self._plans))]
+        return known[2]
+
+
+def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
+    """Returns one job for each kind of request that occurs."""
+    jobs: list[Job] = []
+    if likelihoods := _of(Loglikelihood, requests):
+        jobs.append(LikelihoodJob(likelihoods, resident, batch_tokens=batch_tokens))
+    if generations := _of(Generate, requests):
+        jobs.append(GenerationJob(generations, resident, batch_tokens=batch_tokens))
+    if classifications := _of(Classify, requests):
+        jobs.append(ClassLogitsJob(classifications, resident, batch_tokens=batch_tokens))
+    if statistics := _of(TokenStatistics, requests):
+        jobs.append(TokenStatisticsJob(statistics, resident, batch_tokens=batch_tokens))
+    return jobs
+
+
+def _of(kind: type[R], requests: tuple[Request, ...]) -> list[tuple[int, R]]:
+    return [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
+
+
+def _factor_room(device: torch.device) -> int:
+    """Returns the bytes that the factors of one population may take."""
+    if device.type != "cuda":
+        return _FACTOR_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + reserved) // 4
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; CPU and MPS raise a plain RuntimeError with a text."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or any(text in str(error).lower() for text in _OUT_OF_MEMORY)

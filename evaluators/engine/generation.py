@@ -1,0 +1,314 @@
+"""Runs `Generate` requests: greedy or sampled, left-padded batches with a key-value cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.engine.forward import kept_logits
+from evaluators.engine.passes import going_on
+from evaluators.engine.population import Population, tiled
+from evaluators.engine.prefix_tree import groups
+from evaluators.engine.resident import Resident
+from evaluators.requests import Generate, Generated
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Prompts that are continued together.
+
+    Args:
+        requests: one for each row.
+        trunk: ``(1, shared)`` tokens that all prompts begin with; none where that saves little.
+        input_ids: ``(rows, width)`` the others, padded on the left.
+        mask: of these.
+    """
+
+    requests: tuple[Generate, ...]
+    trunk: Tensor
+    input_ids: Tensor
+    mask: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all rows hold at the end."""
+        longest = max(request.max_new_tokens for request in self.requests)
+        return len(self.requests) * (self.trunk.numel() + self.input_ids.shape[1] + longest)
+
+
+class GenerationJob:
+    """All generation requests of a run, as padded tensors on the device; equal ones run once."""
+
+    def __init__(
+        self, requests: Sequence[tuple[int, Generate]], resident: Resident, *, batch_tokens: int
+    ) -> None:
+        if not resident.info.causal:
+            raise ValueError(
+                f"{type(resident.module).__name__} is no causal language model and cannot generate"
+            )
+        self._places: dict[Generate, list[int]] = {}
+        for place, request in requests:
+            self._places.setdefault(request, []).append(place)
+        prompts = {request: _prompt(request, resident.info.max_length) for request in self._places}
+        ordered = sorted(
+            prompts, key=lambda each: (-each.max_new_tokens, -len(prompts[each]), each.prompt)
+        )
+        found = groups([prompts[each] for each in ordered])
+        if any(shared for shared, _ in found) and not resident.takes_cache:
+            found = [(0, list(range(len(ordered))))]
+        self._batches = [
+            _tensorise(batch, [prompts[each] for each in batch], shared, resident)
+            for shared, rows in found
+            for batch in pack(
+                [ordered[row] for row in rows],
+                [len(prompts[ordered[row]]) + ordered[row].max_new_tokens for row in rows],
+                batch_tokens,
+            )
+        ]
+        self.most_rows = max(len(batch.requests) for batch in self._batches)
+        self._ends = _end_tokens(resident)
+
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in a `Generated` for every request; see `Job`."""
+        tokenizer = resident.info.tokenizer
+        for batch in self._batches:
+            for part in population.parts(batch.tokens, cached=True):
+                decodings = {
+                    candidate: _Decoding(batch.requests, tokenizer, self._ends)
+                    for candidate in part
+                }
+                _decode(resident.module, batch, decodings, population, deadline, answers)
+                for candidate, decoding in decodings.items():
+                    for request, text in zip(batch.requests, decoding.texts(), strict=True):
+                        for place in self._places[request]:
+                            answers.put(candidate, place, Generated(text))
+
+
+def _tensorise(
+    requests: Sequence[Generate],
+    prompts: Sequence[tuple[int, ...]],
+    shared: int,
+    resident: Resident,
+) -> _Batch:
+    shared = shared if len(prompts) > 1 else 0
+    tails = [prompt[shared:] for prompt in prompts]
+    pad, device = pad_token(resident), resident.device
+    ids, mask = padded(tails, pad=pad, left=True, device=device)
+    trunk = torch.tensor([prompts[0][:shared]], dtype=torch.int64, device=device)
+    return _Batch(tuple(requests), trunk, ids, mask)
+
+
+class _Decoding:
+    """The tokens written so far, and which rows are finished."""
+
+    def __init__(self, requests: Sequence[Generate], tokenizer: Any, ends: frozenset[int]) -> None:
+        self._requests = requests
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._written: list[list[int]] = [[] for _ in requests]
+        self._generators = [
+            torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+            for request in requests
+        ]
+        self.open = [request.max_new_tokens > 0 for request in requests]
+
+    def choose(self, row: int, logits: Tensor, likeliest: int) -> int:
+        """Returns the next token of `row`; `logits` ``(vocabulary,)`` are read if sampling."""
+        generator = self._generators[row]
+        if generator is None:
+            return likeliest
+        request = self._requests[row]
+        return _sample(logits, request.temperature, request.top_p, generator)
+
+    def write(self, row: int, token: int) -> None:
+        """Appends a token, or closes the row at an end token, stop text or the limit."""
+        request, written = self._requests[row], self._written[row]
+        if token in self._ends:
+            self.open[row] = False
+            return
+        written.append(token)
+        self.open[row] = len(written) < request.max_new_tokens and not self._stopped(row)
+
+    def close(self) -> None:
+        """Closes every row."""
+        self.open = [False] * len(self.open)
+
+    def texts(self) -> list[str]:
+        """Returns every row's text up to the first stop text."""
+        return [
+            _cut(self._text(written), request.stop)
+            for written, request in zip(self._written, self._requests, strict=True)
+        ]
+
+    def _stopped(self, row: int) -> bool:
+        """A stop text of n bytes ends in the last n + 2 tokens; the whole is decoded at a hit."""
+        stop = self._requests[row].stop
+        if not stop:
+            return False
+        tail = self._written[row][-(max(len(text.encode()) for text in stop) + 2) :]
+        return _holds(self._text(tail), stop) and _holds(self._text(self._written[row]), stop)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _decode(
+    module: Any,
+    batch: _Batch,
+    decodings: Mapping[int, _Decoding],
+    population: Population,
+    deadline: Deadline,
+    answers: Answers,
+) -> None:
+    """Writes tokens into the candidates' `decodings` until every row is closed."""
+    # Which request each row of the tensors belongs to: candidate after candidate, equally many.
+    rows = {candidate: list(range(len(batch.requests))) for candidate in decodings}
+    ids, mask = batch.input_ids.repeat(len(rows), 1), batch.mask.repeat(len(rows), 1)
+    past = _trunk(module, batch, population, list(rows))
+    mask = torch.cat([mask.new_ones(len(mask), batch.trunk.numel()), mask], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    takes_positions = "position_ids" in inspect.signature(module.forward).parameters
+    while any(any(decoding.open) for decoding in decodings.values()):
+        deadline.check()
+        last = torch.arange(1, len(ids) + 1, device=ids.device) * ids.shape[1] - 1
+        logits, output = kept_logits(
+            module,
+            last,
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=past,
+            use_cache=True,
+            **({"position_ids": positions} if takes_positions else {}),
+        )
+        past = output.past_key_values
+        chosen = _next_tokens(logits, rows, decodings, answers)
+        kept = _still_open(rows, decodings)
+        if kept is not None and past is not None:
+            rows, places = kept
+            population.choose(list(rows), len(next(iter(rows.values()))))
+            keep = torch.tensor(places, device=ids.device)
+            past.batch_select_indices(keep)
+            mask, positions, chosen = mask[keep], positions[keep], [chosen[i] for i in places]
+        ids = torch.tensor(chosen, device=ids.device).unsqueeze(1)
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+
+
+def _trunk(module: Any, batch: _Batch, population: Population, candidates: Sequence[int]) -> Any:
+    """Returns the cache of what all prompts begin with, for every row; None: nothing."""
+    part = range(candidates[0], candidates[-1] + 1)
+    past, count = None, len(batch.requests)
+    if batch.trunk.numel():
+        population.choose(part, 1)
+        nothing = torch.empty(0, dtype=torch.int64, device=batch.trunk.device)
+        ids = batch.trunk.repeat(len(part), 1)
+        _, output = kept_logits(module, nothing, input_ids=ids, use_cache=True)
+        lines = torch.zeros(count, dtype=torch.int64, device=ids.device)
+        past = going_on(output.past_key_values, tiled(lines, len(part), 1))
+    population.choose(part, count)
+    return past
+
+
+def _next_tokens(
+    logits: Tensor,
+    rows: Mapping[int, Sequence[int]],
+    decodings: Mapping[int, _Decoding],
+    answers: Answers,
+) -> list[int]:
+    """Chooses and writes the next token of every open row; closed rows repeat anything."""
+    peak, best = logits.float().max(dim=-1)
+    finite: list[bool] = peak.isfinite().tolist()
+    chosen: list[int] = best.tolist()
+    each = iter(range(len(chosen)))
+    for candidate, requests in rows.items():
+        decoding = decodings[candidate]
+        for row, i in zip(requests, each):  # noqa: B905
+            if not decoding.open[row]:
+                continue
+            if not finite[i]:
+                decoding.close()
+                answers.fail(
+                    candidate,
+                    "a generated token has no finite logits: the candidate's weights give NaN or "
+                    "infinite logits",
+                )
+                continue
+            chosen[i] = decoding.choose(row, logits[i], chosen[i])
+            decoding.write(row, chosen[i])
+    return chosen
+
+
+def _still_open(
+    rows: Mapping[int, Sequence[int]], decodings: Mapping[int, _Decoding]
+) -> tuple[dict[int, list[int]], list[int]] | None:
+    """Drops closed rows once half of the batch can go; None: all rows stay.
+
+    Every candidate that has an open row keeps as many rows as the one with the most, so that the
+    rows stay equally many; candidates without one are dropped.
+
+    Returns:
+        The rows of each candidate that is left, and their places in the batch.
+    """
+    width = len(next(iter(rows.values())))
+    is_open = {c: [decodings[c].open[row] for row in each] for c, each in rows.items()}
+    most = max(map(sum, is_open.values()))
+    alive = [candidate for candidate, flags in is_open.items() if any(flags)]
+    if not alive or 2 * most * len(alive) > width * len(rows):
+        return None
+    left: dict[int, list[int]] = {}
+    places: list[int] = []
+    for number, (candidate, flags) in enumerate(is_open.items()):
+        if any(flags):
+            keep = sorted(sorted(range(width), key=lambda i: not flags[i])[:most])
+            left[candidate] = [rows[candidate][i] for i in keep]
+            places += [number * width + i for i in keep]
+    return left, places
+
+
+def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """Returns a token of the smallest set whose probability reaches `top_p` (Holtzman et al.).
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration",
+    arXiv:1904.09751, section 3.1.
+    """
+    exact = logits.detach().to("cpu", torch.float64) / temperature
+    probs, tokens = exact.softmax(dim=-1).sort(descending=True, stable=True)
+    mass = probs.cumsum(dim=-1)
+    size = int((mass - probs < top_p).sum())
+    point = torch.rand(1, generator=generator, dtype=torch.float64) * mass[size - 1]
+    return int(tokens[min(int(torch.searchsorted(mass, point)), size - 1)])
+
+
+def _prompt(request: Generate, max_length: int) -> tuple[int, ...]:
+    room = max_length - request.max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens {request.max_new_tokens} leaves no room for a prompt: the model "
+            f"takes {max_length} tokens"
+        )
+    if not request.prompt:
+        raise ValueError("a Generate request needs a prompt of at least one token")
+    return request.prompt[-room:]
+
+
+def _end_tokens(resident: Resident) -> frozenset[int]:
+    """Returns the ids that end an answer: the generation config's and the tokenizer's."""
+    named = getattr(getattr(resident.module, "generation_config", None), "eos_token_id", None)
+    ends: Iterable[int | None] = named if isinstance(named, list) else [named]
+    return frozenset({*ends, resident.info.tokenizer.eos_token_id} - {None})
+
+
+def _holds(text: str, stop: Iterable[str]) -> bool:
+    return any(each in text for each in stop)
+
+
+def _cut(text: str, stop: Iterable[str]) -> str:
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]

@@ -1,0 +1,154 @@
+"""Runs `Loglikelihood` requests; requests that differ in their last token only share a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evaluators.engine.batching import Answers, Deadline, pad_token
+from evaluators.engine.forward import check_finite, token_log_probs
+from evaluators.engine.passes import Pass, passes_of
+from evaluators.engine.population import Population, tiled
+from evaluators.engine.prefix_tree import grow
+from evaluators.engine.resident import Resident
+from evaluators.requests import Likelihood, Loglikelihood
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What is read off the rows of one pass.
+
+    Args:
+        kept: ``(kept,)`` flat positions whose logits are needed, each once.
+        row: ``(tokens,)`` index into `kept` for every scored token.
+        token: ``(tokens,)`` the scored tokens, request after request.
+        starts: ``(requests,)`` where each request's tokens start in `token`.
+        places: ``(requests,)`` each request's place among all requests.
+    """
+
+    kept: Tensor
+    row: Tensor
+    token: Tensor
+    starts: npt.NDArray[np.int64]
+    places: tuple[int, ...]
+
+
+class LikelihoodJob:
+    """All log-likelihood requests of a run, as padded tensors on the device.
+
+    Right padding needs no attention mask: a causal model never looks right, and without a mask
+    it takes the faster kernel. What rows begin with in common is computed once where that saves
+    enough, and held in a cache of keys and values.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[tuple[int, Loglikelihood]],
+        resident: Resident,
+        *,
+        batch_tokens: int,
+    ) -> None:
+        if not resident.info.causal:
+            raise ValueError(
+                f"{type(resident.module).__name__} is no causal language model; log-likelihoods "
+                "need one, so use a classification evaluator with it"
+            )
+        length = resident.info.max_length
+        rows: dict[tuple[int, ...], list[tuple[int, Loglikelihood]]] = {}
+        for place, request in requests:
+            rows.setdefault(_row(request, length), []).append((place, request))
+        sharers = list(rows.values())
+        answers = [max(len(request.continuation) for _, request in each) for each in sharers]
+        ends = [len(row) - most for row, most in zip(rows, answers, strict=True)]
+        branches = grow(list(rows), ends)
+        if any(each.branches for each in branches) and not resident.takes_cache:
+            branches = grow(list(rows), [0] * len(ends))
+        self._passes = passes_of(
+            branches,
+            batch_tokens=batch_tokens,
+            pad=pad_token(resident),
+            device=resident.device,
+        )
+        self._scored = {
+            each: _read_off(each, sharers, resident.device)
+            for first in self._passes
+            for each in first.all()
+            if not each.following
+        }
+        self.most_rows = max(len(each.ends) for each in self._scored)
+
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in a `Likelihood` for every request; see `Job`."""
+        kept = {each: scored.kept for each, scored in self._scored.items()}
+        for first in self._passes:
+            most = max(each.input_ids.numel() for each in first.all())
+            for part in population.parts(most):
+                runs = first.run(resident.module, population, part, kept.__getitem__, deadline)
+                for each, logits in runs:
+                    _answer(self._scored[each], logits, part, answers)
+
+
+def _answer(scored: _Scored, logits: Tensor, candidates: range, answers: Answers) -> None:
+    """Puts the answers that the logits ``(candidates * kept, vocabulary)`` give."""
+    count = len(candidates)
+    row = tiled(scored.row, count, len(scored.kept))
+    log_probs, greedy = token_log_probs(logits, row, scored.token.repeat(count))
+    exact = log_probs.view(count, -1).cpu().double().numpy()
+    likeliest = greedy.view(count, -1).cpu().numpy()
+    totals = np.add.reduceat(exact, scored.starts, axis=1)
+    all_greedy = np.logical_and.reduceat(likeliest, scored.starts, axis=1)
+    for line, candidate in enumerate(candidates):
+        check_finite(exact[line], candidate, answers)
+        found = zip(totals[line].tolist(), all_greedy[line].tolist(), strict=True)
+        for place, each in zip(scored.places, found, strict=True):
+            answers.put(candidate, place, Likelihood(*each))
+
+
+def _row(request: Loglikelihood, max_length: int) -> tuple[int, ...]:
+    """Returns what the model reads: all but the last token, the left end cut where too long."""
+    if not request.context or not request.continuation:
+        raise ValueError("a Loglikelihood request needs at least one token on either side")
+    if len(request.continuation) > max_length:
+        raise ValueError(
+            f"a continuation has {len(request.continuation)} tokens, the model takes {max_length}"
+        )
+    return (request.context + request.continuation)[-(max_length + 1) :][:-1]
+
+
+def _read_off(
+    ending: Pass, sharers: Sequence[Sequence[tuple[int, Loglikelihood]]], device: torch.device
+) -> _Scored:
+    """Returns what to read off a pass, for the requests that share each of its rows."""
+    width = ending.input_ids.shape[1]
+    kept: dict[int, int] = {}  # flat position -> index, in order of first use
+    row_of: list[int] = []
+    tokens: list[int] = []
+    starts: list[int] = []
+    places: list[int] = []
+    for line, (row, length) in enumerate(ending.ends):
+        for place, request in sharers[row]:
+            starts.append(len(tokens))
+            places.append(place)
+            first = line * width + length - len(request.continuation)
+            for offset, token in enumerate(request.continuation):
+                row_of.append(kept.setdefault(first + offset, len(kept)))
+                tokens.append(token)
+
+    def tensor(values: Any) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=device)
+
+    return _Scored(
+        kept=tensor(kept),
+        row=tensor(row_of),
+        token=tensor(tokens),
+        starts=np.array(starts, dtype=np.int64),
+        places=tuple(places),
+    )

@@ -1,0 +1,160 @@
+"""Forward passes over rows that share their beginnings, which go first, into a cache."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluators.engine.batching import Deadline, padded
+from evaluators.engine.forward import kept_logits
+from evaluators.engine.population import Population, tiled
+from evaluators.engine.prefix_tree import Branch, packed
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass, and those that go on from its cache.
+
+    Args:
+        input_ids: ``(rows, width)``; padded on the right where rows end, else on the left.
+        ends: number and length of the row that ends in each line; empty: `following` go on.
+        parents: ``(rows,)`` the line of the pass before that each goes on from; None: the start.
+        lines: of the pass before.
+        mask: ``(rows, held + width)`` 0 where a row has padding on its left; None: nowhere.
+        following: passes that go on from this one.
+    """
+
+    input_ids: Tensor
+    ends: tuple[tuple[int, int], ...]
+    parents: Tensor | None
+    lines: int
+    mask: Tensor | None
+    following: tuple[Pass, ...]
+
+    def all(self) -> Iterator[Pass]:
+        """Yields this pass and all that follow."""
+        yield self
+        for each in self.following:
+            yield from each.all()
+
+    def run(
+        self,
+        module: Any,
+        population: Population,
+        candidates: range,
+        kept: Callable[[Pass], Tensor],
+        deadline: Deadline,
+        past: Any = None,
+    ) -> Iterator[tuple[Pass, Tensor]]:
+        """Yields every pass in which rows end, with logits ``(candidates * kept, vocabulary)``.
+
+        Args:
+            module: a causal language model.
+            population: the candidates and others.
+            candidates: whose rows go through together.
+            kept: pass to the flat positions of one candidate whose logits are needed.
+            deadline: checked before each pass.
+            past: cache of the pass before.
+        """
+        deadline.check()
+        count, size = len(candidates), self.input_ids.numel()
+        population.choose(candidates, len(self.input_ids))
+        options: dict[str, Any] = {"use_cache": bool(self.following)}
+        if self.parents is not None:
+            options["past_key_values"] = going_on(past, tiled(self.parents, count, self.lines))
+        if self.mask is not None:
+            options["attention_mask"] = self.mask.repeat(count, 1)
+            positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.input_ids.shape[1] :]
+            if "position_ids" in inspect.signature(module.forward).parameters:
+                options["position_ids"] = positions.repeat(count, 1)
+        wanted = self.input_ids.new_empty(0) if self.following else kept(self)
+        logits, output = kept_logits(
+            module,
+            tiled(wanted, count, size),
+            input_ids=self.input_ids.repeat(count, 1),
+            **options,
+        )
+        if not self.following:
+            yield self, logits
+        for each in self.following:
+            yield from each.run(
+                module, population, candidates, kept, deadline, output.past_key_values
+            )
+
+
+def going_on(past: Any, parents: Tensor) -> Any:
+    """Returns a cache of its own with the chosen rows of `past`, which stays as it is.
+
+    Args:
+        past: of a model that `Resident.takes_cache`.
+        parents: ``(rows,)`` which rows, any of them any number of times.
+    """
+    cache = copy.copy(past)
+    cache.layers = [copy.copy(layer) for layer in past.layers]
+    cache.batch_select_indices(parents)
+    return cache
+
+
+def passes_of(
+    branches: Sequence[Branch], *, batch_tokens: int, pad: int, device: torch.device
+) -> tuple[Pass, ...]:
+    """Returns the passes for all rows of the branches.
+
+    Args:
+        branches: what the rows begin with.
+        batch_tokens: most tokens of one pass, padding included.
+        pad: token that fills short rows.
+        device: where the tensors shall lie.
+    """
+    return _level([(branch, 0) for branch in branches], None, 0, batch_tokens, pad, device)
+
+
+def _level(
+    branches: Sequence[tuple[Branch, int]],
+    before: Tensor | None,
+    lines: int,
+    batch_tokens: int,
+    pad: int,
+    device: torch.device,
+) -> tuple[Pass, ...]:
+    """Returns the passes of branches that go on from lines of one pass.
+
+    Args:
+        branches: each with the line that it goes on from.
+        before: ``(lines, held)`` mask of that pass; None at the start.
+        lines: of that pass.
+        batch_tokens: most tokens of one pass.
+        pad: token that fills short rows.
+        device: where the tensors shall lie.
+    """
+    held = 0 if before is None else before.shape[1]
+    passes: list[Pass] = []
+    for batch in packed(branches, held, batch_tokens):
+        ending = batch[0][0].row is not None
+        tokens = [branch.tokens for branch, _ in batch]
+        ids, mask = padded(tokens, pad=pad, left=not ending, device=device)
+        seen = torch.ones_like(mask) if ending else mask  # nothing looks right
+        parents = None
+        if before is not None:
+            parents = torch.tensor([line for _, line in batch], device=device)
+            seen = torch.cat([before[parents], seen], dim=1)
+        inner = [(each, line) for line, (b, _) in enumerate(batch) for each in b.branches]
+        passes.append(
+            Pass(
+                input_ids=ids,
+                ends=tuple((b.row, len(b.tokens)) for b, _ in batch if b.row is not None),
+                parents=parents,
+                lines=lines,
+                mask=None if bool(seen.all()) else seen,
+                following=_level(inner, seen, len(batch), batch_tokens, pad, device)
+                if inner
+                else (),
+            )
+        )
+    return tuple(passes)

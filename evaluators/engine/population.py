@@ -1,0 +1,219 @@
+"""Candidates beside one centre, the resident's weights, that go through the model together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from evaluators.engine.delta_layers import Chosen, DeltaLayer, delta_layer, refusal
+from evaluators.engine.resident import Resident
+from evaluators.engine.written import Written
+from merging.lora.low_rank import LowRank, LowRankDeltas
+
+PLAIN: LowRankDeltas = {}
+"""The differences of the centre itself: none."""
+
+_Owners: TypeAlias = dict[int, list[tuple[nn.Module, str]]]
+"""Id of a parameter -> the layers that hold it, and under what name: tied ones several."""
+
+_Kind: TypeAlias = tuple[bool, tuple[int, ...]]
+"""Whether a difference is a whole vector, and the shape of its tensor."""
+
+
+class Population:
+    """Lets candidates take their turns in passes, together or alone; a context manager.
+
+    Together, hooks add every candidate's differences to its own rows of a pass. A batch that is
+    large already gains nothing by more rows; where `writes` allows it, candidates are then
+    written into the weights in turns. Leaving the context removes hooks and restores the centre.
+    One candidate without differences is the plain model: nothing is touched.
+
+    Args:
+        resident: holds the centre.
+        candidates: at least one.
+        pass_tokens: most tokens of one pass of several candidates.
+        cache_tokens: most tokens whose keys and values several candidates hold together.
+        writes: whether a candidate that has a large batch to itself is written. A copy of the
+            tensors that change is held then.
+
+    Raises:
+        ValueError: a tensor that the model does not have, of another shape, or of a layer whose
+            rows cannot have weights each; see `refusal_of`.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        candidates: Sequence[LowRankDeltas],
+        *,
+        pass_tokens: int,
+        cache_tokens: int,
+        writes: bool = False,
+    ) -> None:
+        self.size = len(candidates)
+        self._pass_tokens, self._cache_tokens = pass_tokens, cache_tokens
+        self._alone_tokens = _alone_tokens(candidates) if writes else None
+        self._alone = False
+        self._device = resident.device
+        self._written = Written(resident, candidates)
+        self._layers = _layers(resident, candidates)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Population:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._detach()
+        self._written.restore()
+
+    def parts(self, tokens: int, *, cached: bool = False) -> Iterator[range]:
+        """Yields the candidates a few at a time, in parts of nearly equal size.
+
+        Args:
+            tokens: of one candidate's batch, padding included.
+            cached: whether they are written one after the other into a cache.
+        """
+        most = max(1, (self._cache_tokens if cached else self._pass_tokens) // tokens)
+        large = self._alone_tokens is not None and tokens >= self._alone_tokens
+        self._alone = most == 1 and large and bool(self._layers)
+        passes = -(-self.size // most)
+        for number in range(passes):
+            yield range(self.size * number // passes, self.size * (number + 1) // passes)
+
+    def choose(self, candidates: Sequence[int], rows: int) -> None:
+        """Takes candidates by number for the next passes, `rows` rows of each."""
+        if self._alone:
+            self._detach()
+            self._written.write(candidates[0])
+        elif self._layers:
+            self._written.restore()
+            self._attach()
+            chosen: slice | Tensor
+            if isinstance(candidates, range):
+                chosen = slice(candidates.start, candidates.stop)
+            else:
+                chosen = torch.tensor(candidates, device=self._device)
+            for layer in self._layers:
+                layer.choose(Chosen(chosen, len(candidates), len(candidates) * rows))
+
+    def _attach(self) -> None:
+        if not self._handles:
+            self._handles = [handle for layer in self._layers for handle in layer.attach()]
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def tiled(index: Tensor, times: int, step: int) -> Tensor:
+    """Returns `index` as often as there are candidates, each time moved by `step`.
+
+    Example:
+        >>> tiled(torch.tensor([0, 2]), 3, 10).tolist()
+        [0, 2, 10, 12, 20, 22]
+    """
+    if times == 1:
+        return index
+    offsets = step * torch.arange(times, device=index.device).unsqueeze(1)
+    return (index + offsets).flatten()
+
+
+def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
+    """Returns why a candidate cannot share its passes with others; None: it can.
+
+    Raises:
+        ValueError: a tensor that the model does not have.
+    """
+    owners = _owners(resident)
+    reasons = (_refusal(resident, name, _kind(delta), owners) for name, delta in deltas.items())
+    return next((why for why in reasons if why is not None), None)
+
+
+def _kind(delta: LowRank | Tensor) -> _Kind:
+    if isinstance(delta, Tensor):
+        return True, tuple(delta.shape)
+    return False, (len(delta.b), delta.a.shape[1])
+
+
+def _refusal(resident: Resident, name: str, kind: _Kind, owners: _Owners) -> str | None:
+    parameter, (vector, shape) = resident.tensor(name), kind
+    if not (found := owners.get(id(parameter), [])):
+        return f"{name} belongs to no layer"
+    if shape != tuple(parameter.shape):
+        return f"{name} has shape {tuple(parameter.shape)}, its difference {shape}"
+    for module, attribute in found:
+        if (why := refusal(name, module, attribute, vector=vector)) is not None:
+            return why
+    return None
+
+
+def _alone_tokens(candidates: Sequence[LowRankDeltas]) -> int | None:
+    """Returns from how many tokens of a batch on it pays to write a candidate into the weights.
+
+    Of a matrix ``(n, n)`` and factors of rank r the hooks cost two thin products of every token,
+    ``4 n r`` operations that run at half speed, writing ``2 n^2 r`` operations and moving
+    ``12 n^2`` bytes, each of which takes as long as ten operations.
+    """
+    factors = [d for each in candidates for d in each.values() if isinstance(d, LowRank)]
+    rank = max((len(each.a) for each in factors), default=0)
+    if rank == 0:
+        return None
+    sizes = [len(each.b) * each.a.shape[1] for each in factors]
+    width = math.sqrt(sum(sizes) / len(sizes))
+    return math.ceil(width * (2 * rank + 120) / (8 * rank))
+
+
+def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
+    """Returns the memory that one candidate's differences take in a population."""
+    sizes = (
+        delta.a.numel() + delta.b.numel() if isinstance(delta, LowRank) else delta.numel()
+        for delta in deltas.values()
+    )
+    return element_bytes * sum(sizes)
+
+
+def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[DeltaLayer]:
+    """Returns what adds the differences, one for each layer that has any."""
+    if not any(candidates):
+        return []
+    owners = _owners(resident)
+    kinds = dict.fromkeys((name, _kind(d)) for each in candidates for name, d in each.items())
+    for name, kind in kinds:
+        if (why := _refusal(resident, name, kind, owners)) is not None:
+            raise ValueError(f"these candidates cannot share a pass: {why}")
+    modules: dict[nn.Module, dict[str, list[LowRank | Tensor | None]]] = {}
+    for name in dict.fromkeys(name for name, _ in kinds):
+        for module, attribute in owners[id(resident.tensor(name))]:
+            parts = modules.setdefault(module, {})
+            parts[attribute] = [deltas.get(name) for deltas in candidates]
+    known = {module: name for name, module in resident.module.named_modules()}
+    head = _output_layer(resident.module)
+    return [
+        delta_layer(known[module], module, parts, output=module is head)
+        for module, parts in modules.items()
+    ]
+
+
+def _owners(resident: Resident) -> _Owners:
+    owners: _Owners = {}
+    for module in resident.module.modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((module, attribute))
+    return owners
+
+
+def _output_layer(module: Any) -> nn.Module | None:
+    found: nn.Module | None = getattr(module, "get_output_embeddings", lambda: None)()
+    return found

@@ -1,0 +1,278 @@
+"""The one model that stays in memory; candidates are written into its parameters in place."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from evaluators.evaluator import ModelInfo
+from merging.checkpoints.experts import ExpertPool
+from merging.stacks.depth import AdjustableDepth, Restacked
+from merging.stacks.layer_stack import layers_of
+from merging.stacks.layers import LayerMap
+from merging.weights import InPlaceWeights, Weights
+
+_LINE = 64  # bytes of the cache
+_DEFAULT_LENGTH = 2048  # where neither config nor tokenizer gives one, as lm-eval does
+
+
+class Resident:
+    """A Hugging Face model in eval mode whose parameters take one candidate after the other.
+
+    Args:
+        module: the model that weights are written into; for classifiers their shared backbone.
+        tokenizer: the model's tokenizer; None where it has none.
+        image_processor: the model's image processor; None where it has none.
+        classifiers: head name to full classification module; each holds `module` as its backbone.
+        device: where the modules lie; they are moved there.
+        max_length: most tokens of one request; None: as the model's config says.
+        original: what tensors hold that a candidate leaves alone; None: what the last one left.
+        depth: shortens the model to a candidate's layers; None: all have the base's.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        tokenizer: Any,
+        image_processor: Any = None,
+        classifiers: Mapping[str, nn.Module] | None = None,
+        device: torch.device | str = "cpu",
+        max_length: int | None = None,
+        original: Weights | None = None,
+        depth: AdjustableDepth | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, got {max_length}")
+        self.device = torch.device(device)
+        self.module: Any = module.to(self.device).eval().requires_grad_(False)
+        self.classifiers: dict[str, Any] = {
+            head: classifier.to(self.device).eval().requires_grad_(False)
+            for head, classifier in (classifiers or {}).items()
+        }
+        self.dtype: torch.dtype = next(module.parameters()).dtype
+        for each in (self.module, *self.classifiers.values()):
+            _align(each)
+        self._targets = _targets(module)
+        self._original, self._depth = original, depth
+        self._written: set[str] = set()
+        if depth is not None:
+            depth.set(None)
+        causal = _is_causal(self.module) and not self.classifiers
+        self.info = ModelInfo(
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            max_length=max_length or _config_length(self.module.config, tokenizer, causal=causal),
+            heads=tuple(self.classifiers),
+            causal=causal,
+            classes={
+                head: int(classifier.config.num_labels)
+                for head, classifier in self.classifiers.items()
+            },
+        )
+
+    @classmethod
+    def from_pool(
+        cls,
+        pool: ExpertPool,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        max_length: int | None = None,
+        layers: int | None = None,
+    ) -> Resident:
+        """Returns a resident with the base's weights; with the experts' heads where they have any.
+
+        Args:
+            pool: base and experts.
+            device: where the model shall lie.
+            dtype: of the parameters; a search that steps below its resolution sees no change.
+            max_length: most tokens of one request; None: as the base's config says.
+            layers: of the candidates, where they may be stacks of another depth than the base;
+                the model holds as many as the deeper of both.
+        """
+        device = torch.device(device)
+        classifiers = pool.classifiers(dtype=dtype, device=device) if pool.heads else {}
+        depth = None
+        if classifiers:
+            module = _shared_backbone(classifiers, pool.names)
+        elif layers is None:
+            module = pool.base.module(dtype=dtype, device=device)
+        else:
+            module, depth = _adjustable(pool, layers, dtype, device)
+        return cls(
+            module,
+            tokenizer=pool.base.tokenizer(),
+            image_processor=pool.base.image_processor(),
+            classifiers=classifiers,
+            device=device,
+            max_length=max_length,
+            original=pool.base,
+            depth=depth,
+        )
+
+    def write(self, weights: Weights) -> None:
+        """Copies every tensor of `weights` into its parameter or buffer, in place.
+
+        Names that `weights` lacks go back to the original, where there is one. Lazy weights are
+        computed as they are read, one tensor at a time.
+
+        Raises:
+            ValueError: a name that the model does not have, or a tensor of another shape; names
+                are checked before the first tensor is written.
+        """
+        for name in weights:
+            if name not in self._targets:
+                raise ValueError(self._unknown(name))
+        if self._depth is not None:
+            self._depth.set(layers_of(weights))
+        with torch.no_grad():
+            self._restore(weights)
+            in_place = weights if isinstance(weights, InPlaceWeights) else None
+            for name in weights:
+                target = self._targets[name]
+                if in_place is not None:
+                    _check_shape(name, in_place.shape(name), target)
+                    in_place.write(name, target)
+                else:
+                    tensor = weights[name]
+                    _check_shape(name, tensor.shape, target)
+                    target.copy_(tensor)
+
+    @cached_property
+    def takes_cache(self) -> bool:
+        """Whether rows may go on from keys and values of others: no layer drops or mixes any."""
+        if "past_key_values" not in inspect.signature(self.module.forward).parameters:
+            return False
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            cache = self.module(input_ids=tokens, use_cache=True).past_key_values
+        return isinstance(cache, Cache) and all(
+            type(each) is DynamicLayer for each in cache.layers
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a parameter or buffer itself; raises ValueError for a name there is not."""
+        if name not in self._targets:
+            raise ValueError(self._unknown(name))
+        return self._targets[name]
+
+    def _restore(self, weights: Weights) -> None:
+        """Puts back what earlier candidates have written and this one will not."""
+        names = set(weights)
+        if self._original is not None:
+            for name in sorted(self._written - names):
+                if name in self._original:  # else a layer that the base does not have
+                    self._targets[name].copy_(self._original[name])
+        self._written = names
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._targets, n=1)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        return f"the model has no parameter or buffer {name!r}{hint}"
+
+
+def _check_shape(name: str, shape: torch.Size, target: Tensor) -> None:
+    if shape != target.shape:
+        raise ValueError(
+            f"tensor {name!r} has shape {tuple(shape)}, the model's has "
+            f"{tuple(target.shape)}; candidates must have the base's architecture"
+        )
+
+
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter and buffer by name, aliases of tied weights included."""
+    targets: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    targets.update(module.named_buffers(remove_duplicate=False))
+    return targets
+
+
+def _align(module: nn.Module) -> None:
+    """Moves what lies on the CPU to where a cache line begins; what shares memory still does.
+
+    A model's tensors are views of its file, at any place: every other store would touch two lines,
+    which costs a merge a third of its time. Tensors that share a part of their memory stay.
+    """
+    views: dict[tuple[Any, ...], list[Tensor]] = {}
+    spans: set[tuple[int, int]] = set()
+    for tensor in _targets(module).values():
+        if tensor.device.type != "cpu" or not tensor.numel():
+            continue
+        begin, size = tensor.data_ptr(), tensor.nbytes
+        if tensor.is_contiguous():
+            views.setdefault((begin, size, tensor.shape, tensor.dtype), []).append(tensor)
+        else:  # lies somewhere within its storage
+            begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        spans.add((begin, begin + size))
+    shapes = Counter((begin, begin + size) for begin, size, *_ in views)
+    for (begin, size, *_), tensors in views.items():
+        span = begin, begin + size
+        if begin % _LINE and shapes[span] == 1 and not _overlaps(span, spans):
+            moved = tensors[0].data.clone()
+            for tensor in tensors:
+                tensor.data = moved
+
+
+def _overlaps(span: tuple[int, int], spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether another span has a part of this one."""
+    begin, end = span
+    return any(other != span and other[0] < end and begin < other[1] for other in spans)
+
+
+def _adjustable(
+    pool: ExpertPool, layers: int, dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, AdjustableDepth | None]:
+    """Returns a model that can be as deep as the base and as the candidates."""
+    stack = LayerMap.of(pool.base)
+    if layers == stack.count:
+        return pool.base.module(dtype=dtype, device=device), None
+    like = pool.base if layers < stack.count else Restacked(pool.base, layers)
+    module = like.module(dtype=dtype, device=device)
+    return module, AdjustableDepth(module, stack)
+
+
+def _shared_backbone(classifiers: Mapping[str, nn.Module], names: Sequence[str]) -> nn.Module:
+    """Returns one classifier's backbone, after a check that all hold the same parameters."""
+    backbones: dict[str, Any] = {
+        head: getattr(classifier, "base_model", None) for head, classifier in classifiers.items()
+    }
+    first, *_ = backbones.values()
+    for head, backbone in backbones.items():
+        for name in names:
+            if backbone.get_parameter(name) is not first.get_parameter(name):
+                raise ValueError(
+                    f"the classifiers of {next(iter(backbones))} and {head} do not share tensor "
+                    f"{name!r}, so that writing into one would leave the other behind"
+                )
+    module: nn.Module = first
+    return module
+
+
+def _is_causal(module: Any) -> bool:
+    can_generate = getattr(module, "can_generate", None)
+    encoder_decoder = getattr(module.config, "is_encoder_decoder", False)
+    return can_generate is not None and bool(can_generate()) and not encoder_decoder
+
+
+def _config_length(config: Any, tokenizer: Any, *, causal: bool) -> int:
+    """Returns the context length; encoders are bounded by their tokenizer too.
+
+    RoBERTa's config counts two positions that no token can take; its tokenizer knows.
+    """
+    text = getattr(config, "text_config", None) or config
+    lengths = [
+        int(length)
+        for key in ("n_positions", "max_position_embeddings", "n_ctx")
+        if (length := getattr(text, key, None)) is not None
+    ][:1]
+    if tokenizer is not None and not (causal and lengths):
+        lengths.append(int(min(tokenizer.model_max_length, 10**9)))
+    return min(lengths) if lengths and min(lengths) < 10**9 else _DEFAULT_LENGTH

@@ -1,0 +1,187 @@
+"""A model behind one of lm-eval's back ends: candidates travel as LoRA adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lm_eval.api.instance import Instance
+
+from evaluators.evaluator import ModelInfo
+from evaluators.requests import (
+    EvaluationError,
+    Generate,
+    Generated,
+    Likelihood,
+    Loglikelihood,
+    Request,
+    Response,
+)
+from merging.checkpoints.experts import ExpertPool
+from merging.saving.save_adapter import save_adapter
+from merging.weights import CheckpointError, Weights
+
+
+class Host(Protocol):
+    """What serves the base and, one at a time, an adapter beside it."""
+
+    @property
+    def lm(self) -> Any:
+        """lm-eval's view of it, a ``TemplateLM``."""
+        ...
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What its calls raise when it cannot be reached or refuses to answer."""
+        ...
+
+    def use(self, adapter: Path | None) -> None:
+        """Answers with this adapter from now on, and forgets the one before; None: the base."""
+        ...
+
+
+class ServedModel:
+    """Takes candidates and answers requests in the place of a resident model and its engine.
+
+    Args:
+        host: serves the base of `pool`.
+        info: of the base.
+        pool: base and experts; language models.
+        rank: of the adapters that carry the candidates.
+        largest_error: a candidate of which an adapter loses more than this (relative, in the
+            Frobenius norm) is no candidate that was asked for, and fails.
+        folder: where adapters are written, readable for the host under the same path.
+
+    Raises:
+        ValueError: the pool holds classifiers, or an option makes no sense.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        info: ModelInfo,
+        pool: ExpertPool,
+        *,
+        rank: int,
+        largest_error: float,
+        folder: Path,
+    ) -> None:
+        if info.heads or not info.causal:
+            raise ValueError(
+                "a served model answers for causal language models alone: use backend=resident"
+            )
+        if rank < 1 or not largest_error > 0:
+            raise ValueError(
+                f"backend: rank must be at least 1 and largest_error above 0, got {rank} and "
+                f"{largest_error}"
+            )
+        self._host, self._info, self._pool = host, info, pool
+        self._rank, self._largest_error, self._folder = rank, largest_error, folder
+        self._latest: Path | None = None
+        self._count = 0
+
+    def write(self, weights: Weights) -> None:
+        """Writes the candidate as an adapter and has it served.
+
+        Raises:
+            EvaluationError: no adapter of this rank holds the candidate, or the host refuses it.
+        """
+        adapter = self._adapter(weights)
+        try:
+            self._host.use(adapter)
+        except self._host.failures as error:
+            raise EvaluationError(
+                f"the served model does not take the adapter: {error}"
+            ) from error
+        finally:
+            if self._latest is not None:
+                shutil.rmtree(self._latest, ignore_errors=True)
+            self._latest = adapter
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Returns the answers to `requests`, in order.
+
+        Contexts are cut on the left as the back end cuts them, which leaves room for a token that
+        the resident engine does not need.
+
+        Raises:
+            EvaluationError: the host cannot be reached, refuses, or answers without numbers.
+            ValueError: a request that only a resident model can answer.
+        """
+        answers: dict[int, Response] = {}
+        likelihoods = [(i, r) for i, r in enumerate(requests) if isinstance(r, Loglikelihood)]
+        generations = [(i, r) for i, r in enumerate(requests) if isinstance(r, Generate)]
+        if len(likelihoods) + len(generations) < len(requests):
+            odd = next(r for r in requests if not isinstance(r, Loglikelihood | Generate))
+            raise ValueError(
+                f"a served model answers no {type(odd).__name__} request: use backend=resident"
+            )
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # bars that cannot be turned off
+                answers |= self._likelihoods(likelihoods)
+                answers |= self._generations(generations)
+        except self._host.failures as error:
+            raise EvaluationError(f"the served model does not answer: {error}") from error
+        return [answers[i] for i in range(len(requests))]
+
+    def _adapter(self, weights: Weights) -> Path | None:
+        """Returns the folder of the candidate's adapter; None: it is the base."""
+        pool = self._pool
+        if all(torch.equal(weights[n].float(), pool.base_tensor(n).float()) for n in weights):
+            return None
+        out = self._folder / f"candidate-{self._count}"
+        self._count += 1
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            saved = save_adapter(pool, weights, out, rank=self._rank)
+        except CheckpointError as error:
+            raise EvaluationError(f"the candidate cannot be served: {error}") from error
+        if saved.error > self._largest_error:
+            shutil.rmtree(out)
+            raise EvaluationError(
+                f"an adapter of rank {self._rank} loses {saved.error:.2g} of the candidate, "
+                f"largest_error is {self._largest_error:g}: raise backend.rank"
+            )
+        return out
+
+    def _likelihoods(self, requests: Sequence[tuple[int, Loglikelihood]]) -> dict[int, Response]:
+        if not requests:
+            return {}
+        # The key names an entry of lm-eval's cache, which forgets that weights change: None.
+        asked = [(None, list(r.context), list(r.continuation)) for _, r in requests]
+        found = self._host.lm._loglikelihood_tokens(asked)
+        answers: dict[int, Response] = {}
+        for (place, _), (total, greedy) in zip(requests, found, strict=True):
+            answers[place] = Likelihood(float(total), bool(greedy))
+        return answers
+
+    def _generations(self, requests: Sequence[tuple[int, Generate]]) -> dict[int, Response]:
+        if not requests:
+            return {}
+        asked = []
+        for number, (_, request) in enumerate(requests):
+            room = self._info.max_length - request.max_new_tokens
+            prompt = self._info.tokenizer.decode(request.prompt[-room:])
+            asked.append(Instance("generate_until", {}, (prompt, _options(request)), number))
+        found = self._host.lm.generate_until(asked)
+        answers: dict[int, Response] = {}
+        for (place, _), text in zip(requests, found, strict=True):
+            answers[place] = Generated(text)
+        return answers
+
+
+def _options(request: Generate) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "until": list(request.stop),
+        "max_gen_toks": request.max_new_tokens,
+        "temperature": request.temperature,
+        "do_sample": request.temperature > 0,
+    }
+    if request.temperature > 0:
+        options |= {"top_p": request.top_p, "seed": request.seed}
+    return options

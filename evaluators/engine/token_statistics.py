@@ -1,0 +1,148 @@
+"""Runs `TokenStatistics` requests: log-probabilities, and their mean and spread at each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.engine.forward import check_finite, kept_logits, token_log_probs
+from evaluators.engine.population import Population, tiled
+from evaluators.engine.resident import Resident
+from evaluators.requests import PerToken, TokenStatistics
+
+_CHUNK_ELEMENTS = 1 << 25  # float32 log-probabilities held at once, twice: 256 MiB
+_LEAST = -1e4  # stands for log 0, whose product with 0 would be NaN
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One forward pass.
+
+    Args:
+        input_ids: ``(rows, width)``, padded on the right.
+        kept: ``(kept,)`` flat positions that predict a token, row after row.
+        token: ``(kept,)`` the predicted tokens.
+        lengths: ``(rows,)`` how many of them each row has.
+        places: ``(rows,)`` places of the requests that each row answers.
+    """
+
+    input_ids: Tensor
+    kept: Tensor
+    token: Tensor
+    lengths: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
+
+
+class TokenStatisticsJob:
+    """All requests for token statistics of a run, as padded tensors on the device."""
+
+    def __init__(
+        self,
+        requests: Sequence[tuple[int, TokenStatistics]],
+        resident: Resident,
+        *,
+        batch_tokens: int,
+    ) -> None:
+        if not resident.info.causal:
+            raise ValueError(
+                f"{type(resident.module).__name__} is no causal language model; token statistics "
+                "need one, so use a classification evaluator with it"
+            )
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, request in requests:
+            _check(request, resident.info.max_length)
+            places.setdefault(request.tokens, []).append(place)
+        ordered = sorted(places, key=lambda row: (-len(row), row))
+        packed = list(pack(ordered, [len(row) - 1 for row in ordered], batch_tokens))
+        self.most_rows = max(len(batch) for batch in packed)
+        pad = pad_token(resident)
+        self._batches = [
+            _tensorise(batch, [tuple(places[row]) for row in batch], pad, resident.device)
+            for batch in packed
+        ]
+
+    def run(
+        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Fills in a `PerToken` for every request; see `Job`."""
+        for batch in self._batches:
+            for part in population.parts(batch.input_ids.numel()):
+                deadline.check()
+                population.choose(part, len(batch.input_ids))
+                found = _statistics(resident.module, batch, len(part))
+                for candidate, mine in zip(part, found, strict=True):
+                    check_finite(mine[0].numpy(), candidate, answers)
+                    parts = torch.split(mine, list(batch.lengths), dim=1)
+                    for columns, places in zip(parts, batch.places, strict=True):
+                        answer = PerToken(*columns.numpy())
+                        for place in places:
+                            answers.put(candidate, place, answer)
+
+
+def _statistics(module: Any, batch: _Batch, candidates: int) -> Tensor:
+    """Returns log-probability, mean and deviation: ``(candidates, 3, kept)`` float64."""
+    ids, kept = batch.input_ids, tiled(batch.kept, candidates, batch.input_ids.numel())
+    logits, _ = kept_logits(module, kept, input_ids=ids.repeat(candidates, 1), use_cache=False)
+    rows = torch.arange(len(kept), device=logits.device)
+    log_probs, _ = token_log_probs(logits, rows, batch.token.repeat(candidates))
+    columns = torch.stack([log_probs, *vocabulary_statistics(logits)]).cpu().double()
+    return columns.view(3, candidates, -1).transpose(0, 1)
+
+
+def vocabulary_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of log p(z) under p, for every row.
+
+    ``mu = sum_z p(z) log p(z)``, ``sigma^2 = sum_z p(z) (log p(z) - mu)^2``: centred before it is
+    squared, as the difference of two sums loses every digit where p is peaked.
+
+    Args:
+        logits: ``(rows, vocabulary)``; turned into float32 a chunk at a time. Minus infinity,
+            a token that cannot be, counts for nothing.
+
+    Returns:
+        ``(rows,)`` float32 twice, in nats.
+
+    Source: Zhang et al. 2024, Min-K%++, arXiv 2404.02936, eq. (3).
+    """
+    means, deviations = [], []
+    for chunk in torch.split(logits, max(1, _CHUNK_ELEMENTS // logits.shape[-1])):
+        log_p = chunk.float().log_softmax(dim=-1)
+        p = log_p.exp()
+        log_p.clamp_(min=_LEAST)
+        mean = (p * log_p).sum(dim=-1)
+        spread = log_p.sub_(mean.unsqueeze(-1)).square_().mul_(p).sum(dim=-1)
+        means.append(mean)
+        deviations.append(spread.sqrt_())
+    return torch.cat(means), torch.cat(deviations)
+
+
+def _check(request: TokenStatistics, max_length: int) -> None:
+    count = len(request.tokens)
+    if not 2 <= count <= max_length + 1:  # the last token is predicted, not read
+        raise ValueError(
+            f"a TokenStatistics request needs 2 to {max_length + 1} tokens, what the model takes "
+            f"and one more, got {count}"
+        )
+
+
+def _tensorise(
+    rows: Sequence[tuple[int, ...]],
+    places: Sequence[tuple[int, ...]],
+    pad: int,
+    device: torch.device,
+) -> _Batch:
+    input_ids, _ = padded([row[:-1] for row in rows], pad=pad, left=False, device=device)
+    width = input_ids.shape[1]
+    kept = [i * width + at for i, row in enumerate(rows) for at in range(len(row) - 1)]
+    return _Batch(
+        input_ids=input_ids,
+        kept=torch.tensor(kept, dtype=torch.int64, device=device),
+        token=torch.tensor([t for row in rows for t in row[1:]], device=device),
+        lengths=tuple(len(row) - 1 for row in rows),
+        places=tuple(places),
+    )

@@ -1,0 +1,61 @@
+"""Candidates multiplied out into the resident's weights, and the centre put back after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evaluators.engine.resident import Resident
+from merging.lora.low_rank import LowRank, LowRankDeltas
+
+
+class Written:
+    """Writes one candidate at a time onto the centre, of which it keeps the tensors that change.
+
+    Args:
+        resident: holds the centre.
+        candidates: differences from it.
+    """
+
+    def __init__(self, resident: Resident, candidates: Sequence[LowRankDeltas]) -> None:
+        self._resident, self._candidates = resident, candidates
+        self._centre: dict[str, Tensor] = {}
+        self._now: int | None = None
+
+    def write(self, candidate: int) -> None:
+        """Writes a candidate's weights, in float32 and cast once; nothing if they are there."""
+        if self._now == candidate:
+            return
+        self._keep()
+        deltas, self._now = self._candidates[candidate], candidate
+        for name, centre in self._centre.items():
+            _add(centre, deltas.get(name), self._resident.tensor(name))
+
+    def restore(self) -> None:
+        """Puts the centre back, bit for bit."""
+        if self._now is not None:
+            self._now = None
+            for name, centre in self._centre.items():
+                self._resident.tensor(name).copy_(centre)
+
+    def _keep(self) -> None:
+        if not self._centre:
+            for name in dict.fromkeys(name for each in self._candidates for name in each):
+                self._centre[name] = self._resident.tensor(name).clone()
+
+
+def _add(centre: Tensor, delta: LowRank | Tensor | None, target: Tensor) -> None:
+    """Writes ``centre + delta`` into `target`."""
+    if delta is None:
+        target.copy_(centre)
+    elif isinstance(delta, Tensor):
+        target.copy_(centre.float() + delta.to(centre.device, torch.float32))
+    else:
+        a, b = (side.to(centre.device, torch.float32) for side in (delta.a, delta.b))
+        mixed = b if delta.mix is None else b * delta.mix.to(centre.device)
+        if centre.dtype == torch.float32:
+            torch.addmm(centre, mixed, a, out=target)
+        else:
+            target.copy_(torch.addmm(centre.float(), mixed, a))

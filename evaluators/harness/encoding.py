@@ -1,0 +1,144 @@
+"""lm-eval instances to requests, by the token rules of lm-eval's own Hugging Face model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from evaluators.requests import Generate, Loglikelihood
+from evaluators.tasks.encoding import prefix_token, rolling_windows
+from merging.seeding import stable_seed
+
+_DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names no limit
+_READ = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
+_NEUTRAL: Mapping[str, object] = {  # options that change nothing at these values
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "num_return_sequences": 1,
+    "top_k": 0,
+}
+
+
+class RequestEncoder(TemplateLM):  # type: ignore[misc]
+    """A model to lm-eval that answers with tokenised requests instead of numbers.
+
+    Args:
+        tokenizer: of the base.
+        max_length: most tokens the model takes.
+    """
+
+    backend = "causal"
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._prefix = prefix_token(tokenizer)
+        self._max_length = max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The tokenizer's end of text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Beginning of text, or its end where the tokenizer has none."""
+        return self._prefix
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, as chat templates want it."""
+        return str(self.tokenizer.name_or_path)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Returns token ids; a text that already starts with the prefix token gets no second."""
+        if kwargs:
+            raise TypeError(f"tok_encode knows no {', '.join(kwargs)}")
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self._prefix)):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        ids: list[int] = self.tokenizer.encode(string, **options)
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[Loglikelihood]:
+        """Ends lm-eval's own `loglikelihood`, which splits context and continuation."""
+        return [Loglikelihood(tuple(context), tuple(answer)) for _, context, answer in requests]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[list[Loglikelihood]]:
+        """Returns every text's windows."""
+        return [
+            list(
+                rolling_windows(
+                    self.tok_encode(request.args[0]),
+                    prefix=self._prefix,
+                    window=self._max_length,
+                )
+            )
+            for request in requests
+        ]
+
+    def generate_until(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[Generate]:
+        """Returns every prompt with its options; the n-th copy of an instance has its own seed."""
+        copies: dict[int, int] = {}
+        encoded = []
+        for request in requests:
+            copy = copies[id(request)] = copies.get(id(request), -1) + 1
+            prompt, options = request.args[:2]
+            seed = stable_seed(str(request.task_name), int(request.doc_id), request.idx, copy)
+            encoded.append(self._generate(prompt, options, seed))
+        return encoded
+
+    def _generate(self, prompt: str, options: Mapping[str, Any], seed: int) -> Generate:
+        known = dict(normalize_gen_kwargs(dict(options), _DEFAULT_NEW_TOKENS))
+        unknown = {k: v for k, v in known.items() if k not in _READ and _NEUTRAL.get(k) != v}
+        if unknown:
+            raise ValueError(
+                f"generation options {unknown} are not supported; there are "
+                f"{', '.join(sorted(_READ))}"
+            )
+        temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
+        return Generate(
+            prompt=tuple(self._encode_prompt(prompt)),
+            max_new_tokens=int(known["max_gen_toks"]),
+            stop=tuple(each for each in known["until"] if each),
+            temperature=temperature,
+            top_p=float(known.get("top_p", 1.0)),
+            seed=seed,
+        )
+
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        """Where nothing stands in front of an answer, the prefix token does."""
+        return self.tok_encode(prompt) or [self._prefix]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Returns a chat as text; without its system turn where the template knows none."""
+
+        def render(turns: list[dict[str, str]]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            )
+
+        try:
+            return render(chat_history)
+        except jinja2.exceptions.TemplateError:
+            return render([turn for turn in chat_history if turn["role"] != "system"])

@@ -1,0 +1,265 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, prepared once and scored for every candidate."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
+
+from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.harness.encoding import RequestEncoder
+from evaluators.harness.task_files import (
+    choose_docs,
+    load_task,
+    memoise_templates,
+    set_generation,
+    set_shots,
+)
+from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
+from evaluators.tasks.data import digest
+from evaluators.tasks.encoding import check_fits, language_tokenizer
+from evaluators.tasks.subset import checked_places, of_places
+
+_BY_ITEM = (mean, bits_per_byte, weighted_perplexity, perplexity)  # make sense for one item
+
+
+class LmEvalTask:
+    """One lm-eval task; its scores equal those of lm-eval's own `evaluate`.
+
+    Metrics are named as in the task; where it has several answer filters, ``metric@filter``.
+    Directions are the task's (``higher_is_better``).
+
+    Args:
+        model: what the models to come have in common.
+        task: name, path of a YAML file, or a task's configuration.
+        include_path: directory with YAML files of own tasks.
+        metric: the main one; None: the task's first.
+        split: of the data set; None: the task's own (test, else validation).
+        take: ``start:stop`` of the split's items; carves search, selection and report items out
+            of one split. None: all.
+        limit: most items, the first ones; None: all.
+        num_fewshot: examples in every prompt; None: the task's own number.
+        apply_chat_template: wrap prompts in the tokenizer's chat template.
+        system_instruction: text in front of every prompt.
+        fewshot_as_multiturn: give examples as turns of the chat.
+        gen_kwargs: replaces the task's generation options (``max_gen_toks``, ``until``, ...).
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        task: str | Mapping[str, Any],
+        include_path: str | None = None,
+        metric: str | None = None,
+        split: str | None = None,
+        take: str | None = None,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        apply_chat_template: bool = False,
+        system_instruction: str | None = None,
+        fewshot_as_multiturn: bool = False,
+        gen_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        name = task if isinstance(task, str) else str(task.get("task"))
+        tokenizer = language_tokenizer(model, f"lm-eval task {name!r}")
+        if apply_chat_template and not tokenizer.chat_template:
+            raise ValueError(
+                f"lm-eval task {name!r}: apply_chat_template is set, and the tokenizer has none"
+            )
+        if fewshot_as_multiturn and not apply_chat_template:
+            raise ValueError(
+                f"lm-eval task {name!r}: fewshot_as_multiturn needs apply_chat_template"
+            )
+        self._task: Any = load_task(task, include_path)
+        set_shots(self._task, num_fewshot)
+        set_generation(self._task, gen_kwargs)
+        self._metrics = _ordered(_metrics(self._task), metric, name)
+        self._docs, self._source = choose_docs(self._task, split=split, take=take, limit=limit)
+        memoise_templates(self._task, self._docs)
+        self._items = tuple(_digest(self._task, doc) for doc in self._docs)
+        encoder = RequestEncoder(tokenizer, model.max_length)
+        template = encoder.apply_chat_template if apply_chat_template else None
+        self._by_doc = [
+            _instances(
+                self._task,
+                doc,
+                place,
+                system_instruction=system_instruction,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                chat_template=template,
+            )
+            for place, doc in enumerate(self._docs)
+        ]
+        self._instances = [each for instances in self._by_doc for each in instances]
+        asked = _encode(encoder, self._instances, name)
+        self._counts = [len(requests) for requests in asked]
+        self._requests = tuple(request for requests in asked for request in requests)
+        check_fits(self._requests, model.max_length, f"lm-eval task {name!r}")
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """The task's metrics with their directions, the main one first."""
+        return self._metrics
+
+    @property
+    def source(self) -> str:
+        """Data set, split and range of items."""
+        return self._source
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Digest of every item's question, answers and target, without few-shot examples."""
+        return self._items
+
+    def requests(self) -> Sequence[Request]:
+        """Returns the requests of all items, tokenised by lm-eval's rules."""
+        return self._requests
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns every metric; cases where the metric means something for a single item.
+
+        Raises:
+            EvaluationError: a metric has no value for these answers, or overflows.
+            ValueError: the task does not give a metric that it declares.
+        """
+        self._answer(responses)
+        values: dict[str, list[Any]] = defaultdict(list)
+        filters = [each.name for each in self._task._filters]
+        for key in filters:
+            for doc, instances in zip(self._docs, self._by_doc, strict=True):
+                answers = [each.filtered_resps[key] for each in instances]
+                for metric, value in self._task.process_results(doc, answers).items():
+                    values[_name(metric, key, filters)].append(value)
+        return {metric: self._aggregate(metric, values) for metric in self._metrics}
+
+    def subset(self, items: Sequence[int]) -> LmEvalTask:
+        """Returns the same on some of the items, in the same prompts; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        sizes = [len(instances) for instances in self._by_doc]
+        counts = iter(self._counts)
+        requests = [sum(islice(counts, size)) for size in sizes]
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._docs = [self._docs[place] for place in places]
+        part._by_doc = [self._by_doc[place] for place in places]
+        part._instances = [each for instances in part._by_doc for each in instances]
+        part._requests = of_places(self._requests, requests, places)
+        part._counts = list(of_places(self._counts, sizes, places))
+        return part
+
+    def _answer(self, responses: Sequence[Response]) -> None:
+        """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""
+        start = 0
+        for instance, count in zip(self._instances, self._counts, strict=True):
+            instance.resps = _as_lm_eval(instance, responses[start : start + count])
+            instance.filtered_resps = {}
+            start += count
+        self._task._instances = self._instances
+        self._task.apply_filters()
+
+    def _aggregate(self, metric: str, values: Mapping[str, list[Any]]) -> Score:
+        if metric not in values:
+            raise ValueError(
+                f"lm-eval task {self._task.task_name!r} declares metric {metric!r} but gives "
+                f"{', '.join(values)}; correct its metric_list"
+            )
+        found = values[metric]
+        aggregate = self._task.aggregation().get(metric.partition("@")[0], mean)
+        try:
+            value = float(aggregate(found))
+            decomposes = aggregate in _BY_ITEM and len(found) == len(self._docs)
+            cases = [float(aggregate([each])) for each in found] if decomposes else None
+        except (OverflowError, ValueError, ZeroDivisionError) as error:
+            raise EvaluationError(
+                f"metric {metric!r} of lm-eval task {self._task.task_name!r} has no value for "
+                f"these answers ({type(error).__name__}: {error})"
+            ) from error
+        return Score(value, None if cases is None else np.array(cases, dtype=np.float64))
+
+
+def _name(metric: str, key: str, filters: Sequence[str]) -> str:
+    return metric if len(filters) == 1 else f"{metric}@{key}"
+
+
+def _metrics(task: Any) -> dict[str, Direction]:
+    filters = [each.name for each in task._filters]
+    directions: dict[str, Direction] = {}
+    for key in filters:
+        for metric, higher in task.higher_is_better().items():
+            if higher is None or metric == "bypass":
+                raise ValueError(
+                    f"lm-eval task {task.task_name!r}: metric {metric!r} has no direction; set "
+                    "higher_is_better in its metric_list"
+                )
+            directions[_name(metric, key, filters)] = "maximize" if higher else "minimize"
+    return directions
+
+
+def _ordered(
+    metrics: Mapping[str, Direction], main: str | None, name: str
+) -> dict[str, Direction]:
+    if main is not None and main not in metrics:
+        raise ValueError(
+            f"lm-eval task {name!r} has no metric {main!r}; it has {', '.join(metrics)}"
+        )
+    first = next(iter(metrics)) if main is None else main
+    return {first: metrics[first], **metrics}
+
+
+def _digest(task: Any, doc: Any) -> str:
+    choices = task.doc_to_choice(doc) if getattr(task.config, "doc_to_choice", None) else None
+    return digest(task.doc_to_text(doc), choices, task.doc_to_target(doc))
+
+
+def _instances(task: Any, doc: Any, place: int, **chat: Any) -> list[Instance]:
+    """Returns the item's instances, sorted by their place in it, as lm-eval builds them."""
+    context = task.fewshot_context(
+        doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc), **chat
+    )
+    built = task.construct_requests(
+        doc=doc,
+        ctx=context,
+        metadata=(task.config.task, place, task.config.repeats),
+        apply_chat_template=chat["apply_chat_template"],
+        chat_template=chat["chat_template"],
+    )
+    instances = built if isinstance(built, list) else [built]
+    return sorted(instances, key=lambda each: int(each.idx))
+
+
+def _encode(
+    encoder: RequestEncoder, instances: Sequence[Instance], name: str
+) -> list[list[Request]]:
+    """Returns the requests of every instance."""
+    kinds = {each.request_type for each in instances}
+    if kinds == {"loglikelihood"}:
+        return [[each] for each in encoder.loglikelihood(instances, disable_tqdm=True)]
+    if kinds == {"loglikelihood_rolling"}:
+        return [list(windows) for windows in encoder.loglikelihood_rolling(instances)]
+    if kinds == {"generate_until"} and all(isinstance(each.args[0], str) for each in instances):
+        copies = [each for each in instances for _ in range(each.repeats or 1)]
+        encoded = iter(encoder.generate_until(copies))
+        return [[next(encoded) for _ in range(each.repeats or 1)] for each in instances]
+    raise ValueError(
+        f"lm-eval task {name!r} asks in several turns or kinds ({', '.join(sorted(kinds))}); not "
+        "supported"
+    )
+
+
+def _as_lm_eval(instance: Instance, responses: Sequence[Response]) -> list[Any]:
+    """Returns the answers to one instance in lm-eval's form, one for each repeat."""
+    texts = [each.text for each in responses if isinstance(each, Generated)]
+    if texts:
+        return texts
+    parts = [each for each in responses if isinstance(each, Likelihood)]
+    if instance.request_type == "loglikelihood_rolling":
+        return [sum(each.total for each in parts)] * (instance.repeats or 1)
+    return [(parts[0].total, parts[0].greedy)] * (instance.repeats or 1)

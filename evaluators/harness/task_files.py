@@ -1,0 +1,216 @@
+"""Finds lm-eval tasks and prepares them: options, items, few-shot examples."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import jinja2
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
+
+from evaluators.tasks.data import take_range
+
+_SHOT_SEED = 1234  # lm-eval's own, so that few-shot prompts equal those of its command line
+
+
+def load_task(task: str | Mapping[str, Any], include_path: str | None) -> Any:
+    """Returns one task with its data loaded.
+
+    Args:
+        task: a name, the path of a task's YAML file, or a task's configuration.
+        include_path: directory with YAML files of own tasks; looked at first, as reading all of
+            lm-eval's own takes seconds.
+
+    Raises:
+        ValueError: unknown, a group, in need of code execution or pictures, or its data cannot
+            be had.
+    """
+    if isinstance(task, str):
+        name = task
+        spec: str | dict[str, Any] = task
+        manager = _manager_of(task, include_path)
+        _refuse_group(manager, task)
+    else:
+        if "task" not in task:
+            raise ValueError("an lm-eval task's configuration needs the key 'task', its name")
+        name, spec = str(task["task"]), copy.deepcopy(dict(task))
+        manager = _index(include_path, defaults=False)
+    built = _build(manager, spec, name)
+    if getattr(built, "UNSAFE_CODE", False):
+        raise ValueError(f"lm-eval task {name!r} executes code that models write; not supported")
+    if getattr(built, "MULTIMODAL", False):
+        raise ValueError(f"lm-eval task {name!r} shows pictures or sound; not supported")
+    return built
+
+
+def set_shots(task: Any, num_fewshot: int | None) -> None:
+    """Sets the number of few-shot examples; None: the task's own, else 0."""
+    own = task.config.num_fewshot
+    if num_fewshot is not None and own == 0 and num_fewshot != 0:
+        raise ValueError(f"lm-eval task {task.task_name!r} fixes num_fewshot to 0")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ValueError(f"num_fewshot must be at least 0, got {num_fewshot}")
+    shots = num_fewshot if num_fewshot is not None else (own or 0)
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=_SHOT_SEED)
+
+
+def set_generation(task: Any, gen_kwargs: Mapping[str, Any] | None) -> None:
+    """Replaces some of the task's generation options."""
+    if not gen_kwargs:
+        return
+    if task.OUTPUT_TYPE != "generate_until":
+        raise ValueError(
+            f"gen_kwargs given, but lm-eval task {task.task_name!r} generates nothing: "
+            f"its output type is {task.OUTPUT_TYPE}"
+        )
+    task.set_config(key="generation_kwargs", value=dict(gen_kwargs), update=True)
+
+
+def choose_docs(
+    task: Any, *, split: str | None, take: str | None, limit: int | None
+) -> tuple[list[Any], str]:
+    """Returns the items to evaluate and the identity of their data.
+
+    Few-shot examples that come from the same split are drawn from these items only, so that the
+    items of another panel do not leak into the prompts.
+    """
+    name = task.task_name
+    if limit is not None and limit < 1:
+        raise ValueError(f"lm-eval task {name!r}: limit must be at least 1, got {limit}")
+    if split is not None:
+        if split not in task.dataset:
+            raise ValueError(
+                f"lm-eval task {name!r} has no split {split!r}; its data has "
+                f"{', '.join(task.dataset)}"
+            )
+        task.set_config(key="test_split", value=split)
+    docs = list(task.eval_docs)
+    if not docs:
+        raise ValueError(f"lm-eval task {name!r} has no items in its split")
+    chosen = take_range(take, len(docs), f"lm-eval task {name!r}")[:limit]
+    docs = [docs[i] for i in chosen]
+    evaluated = task.config.test_split or task.config.validation_split
+    if split is not None or take is not None:
+        _keep_shots_inside(task, docs, evaluated)
+    return docs, f"{_data_identity(task)}/{evaluated}[{chosen.start}:{chosen.stop}]"
+
+
+def memoise_templates(task: Any, docs: list[Any]) -> None:
+    """Renders the task's templates once for every item instead of once for every candidate."""
+    names = ["doc_to_target"]
+    if getattr(task.config, "doc_to_choice", None) is not None:
+        names.append("doc_to_choice")
+    if getattr(task, "multiple_input", 0):
+        names.append("doc_to_text")
+    for name in names:
+        setattr(task, name, _remembered(getattr(task, name), docs))
+
+
+def _remembered(render: Callable[..., Any], docs: list[Any]) -> Callable[..., Any]:
+    known = {id(doc): render(doc) for doc in docs}  # the evaluator holds the items: ids stay
+
+    def recall(doc: Any, template: Any = None) -> Any:
+        if template is None and id(doc) in known:
+            return copy.copy(known[id(doc)])
+        return render(doc) if template is None else render(doc, template)
+
+    return recall
+
+
+def _keep_shots_inside(task: Any, docs: list[Any], evaluated: str | None) -> None:
+    shots, config = task.config.num_fewshot, task.config
+    own = getattr(task, "fewshot_cfg", None)
+    if not shots or own is None or (own.split is None and own.samples is not None):
+        return
+    pool = own.split or config.training_split or config.validation_split or config.test_split
+    if pool != evaluated:
+        return
+    if len(docs) <= shots:
+        raise ValueError(
+            f"lm-eval task {task.task_name!r} draws its {shots} few-shot examples from the split "
+            f"it is evaluated on, of which only {len(docs)} items are taken"
+        )
+    own.split = config.test_split = evaluated  # lm-eval then leaves out the item itself
+    task.sampler.replace_df(docs)
+
+
+def _data_identity(task: Any) -> str:
+    config = task.config
+    if config.dataset_path is None:
+        return f"lm-eval:{task.task_name}"
+    parts = [config.dataset_path, config.dataset_name, (config.dataset_kwargs or {})]
+    return "/".join(str(part) for part in parts if part)
+
+
+@functools.cache
+def _index(include_path: str | None, *, defaults: bool) -> Any:
+    return TaskManager(include_path=include_path, include_defaults=defaults)
+
+
+def _manager_of(task: str, include_path: str | None) -> Any:
+    local = _index(include_path, defaults=False)
+    if task in local.task_index or task.endswith((".yaml", ".yml")):
+        return local
+    everything = _index(include_path, defaults=True)
+    if task not in everything.task_index:
+        near = difflib.get_close_matches(task, everything.all_tasks, n=3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        where = f" or in {include_path}" if include_path else ""
+        raise ValueError(f"no lm-eval task {task!r} among its own{where}{hint}")
+    return everything
+
+
+def _refuse_group(manager: Any, task: str) -> None:
+    entry = manager.task_index.get(task)
+    if entry is not None and entry.kind in (Kind.GROUP, Kind.TAG):
+        members = ", ".join(sorted(entry.tags)[:5]) or "see lm-eval's YAML"
+        raise ValueError(
+            f"lm-eval task {task!r} is a group; name its tasks one by one ({members})"
+        )
+
+
+def _build(manager: Any, spec: str | dict[str, Any], name: str) -> Task:
+    try:
+        with _no_progress_bars():
+            tasks = manager.load([spec])["tasks"]
+    except OSError as error:
+        raise ValueError(
+            f"the data of lm-eval task {name!r} cannot be read ({_first_line(error)}); if it is a "
+            "hub data set, run once with network access to fill the cache, else correct the "
+            "path in dataset_kwargs"
+        ) from error
+    except StopIteration as error:
+        raise ValueError(f"lm-eval task {name!r} reads an empty data file") from error
+    except (ValueError, LookupError, TypeError, AttributeError, jinja2.TemplateError) as error:
+        raise ValueError(
+            f"lm-eval cannot build task {name!r} ({type(error).__name__}: {_first_line(error)}); "
+            "check its splits, metrics, templates and data"
+        ) from error
+    if len(tasks) != 1:
+        raise ValueError(
+            f"lm-eval task {name!r} stands for {len(tasks)} tasks; name them one by one"
+        )
+    return next(iter(tasks.values()))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    silent = datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.utils.enable_progress_bars()

@@ -1,0 +1,1 @@
+"""Evaluators of perplexity, multiple choice and classification on files of items."""

@@ -1,0 +1,219 @@
+"""How well a classification head does over the merged encoder, on items of a local file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.requests import Classified, Classify, Request, Response
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
+from evaluators.tasks.subset import checked_places
+
+Example = tuple[dict[str, Tensor], int, str]  # inputs, label, digest
+
+
+class Accuracy:
+    """How often does an expert's own head, on top of the merged encoder, name the right class?
+
+    Cases are 1 for a right item and 0 for a wrong one. macro_f1 is the mean over all classes
+    that occur, as label or as answer, of 2 TP / (2 TP + FP + FN). log_likelihood is the mean
+    over items of log p(right class), in nats, with one case per item: a search on few items sees
+    steps in it that leave every answer as it was.
+
+    Args:
+        model: what the models to come have in common.
+        data: JSON-lines file, one item in each line; or an ``.npz`` file with ``images``
+            ``(items, height, width, channels)`` uint8 (or ``(items, channels, height, width)``
+            float32, taken as they are) and ``labels`` ``(items,)``.
+        head: the expert whose head answers.
+        split: replaces ``{split}`` in `data`.
+        text_field: where a line holds the text.
+        pair_field: where it holds a second text, for tasks on pairs; None: there is none.
+        image_field: where it holds an image's path, relative to the file; None: the items are
+            texts.
+        label_field: where it holds the class's index, from 0.
+        take: ``start:stop`` of the items; None: all.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        data: str,
+        head: str,
+        split: str | None = None,
+        text_field: str = "text",
+        pair_field: str | None = None,
+        image_field: str | None = None,
+        label_field: str = "label",
+        take: str | None = None,
+    ) -> None:
+        path = data_path(data, split)
+        if head not in model.heads:
+            known = ", ".join(model.heads)
+            raise ValueError(
+                f"classification on {path.name}: no expert {head!r} with a head; "
+                + (f"these have one: {known}" if known else "no expert of this pool has one")
+            )
+        if path.suffix == ".npz":
+            examples = _arrays(path, model.image_processor)
+        elif image_field is not None:
+            examples = _images(path, image_field, label_field, model.image_processor)
+        else:
+            fields = [text_field] if pair_field is None else [text_field, pair_field]
+            examples = _texts(path, fields, label_field, model)
+        chosen = take_range(take, len(examples), str(path))
+        examples = [examples[i] for i in chosen]
+        _check_labels(examples, model.classes.get(head), path, head)
+        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
+        self._items = tuple(item for _, _, item in examples)
+        self._labels = np.array([label for _, label, _ in examples], dtype=np.int64)
+        self._requests = tuple(Classify(head, inputs) for inputs, _, _ in examples)
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """``accuracy`` first, then ``macro_f1`` and ``log_likelihood``; all to be maximised."""
+        return {"accuracy": "maximize", "macro_f1": "maximize", "log_likelihood": "maximize"}
+
+    @property
+    def source(self) -> str:
+        """The file's path and which of its items."""
+        return self._source
+
+    @property
+    def items(self) -> Sequence[str]:
+        """Digest of every item's text or pixels."""
+        return self._items
+
+    def requests(self) -> Sequence[Request]:
+        """Returns one request for every item."""
+        return self._requests
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""
+        logits = [each.logits for each in responses if isinstance(each, Classified)]
+        answers = np.array([np.argmax(row) for row in logits])
+        right = (answers == self._labels).astype(np.float64)
+        likelihoods = log_likelihoods(logits, self._labels)
+        return {
+            "accuracy": Score(float(right.mean()), right),
+            "macro_f1": Score(macro_f1(self._labels, answers)),
+            "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
+        }
+
+    def subset(self, items: Sequence[int]) -> Accuracy:
+        """Returns the same on some of the items; see `Evaluator`."""
+        places = checked_places(items, len(self._items), self._source)
+        part = copy.copy(self)
+        part._items = tuple(self._items[place] for place in places)
+        part._requests = tuple(self._requests[place] for place in places)
+        part._labels = self._labels[places]
+        return part
+
+
+def macro_f1(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> float:
+    """Returns the unweighted mean of F1 over the classes that occur in either array."""
+    scores = []
+    for each in np.union1d(labels, answers):
+        hits = np.sum((labels == each) & (answers == each))
+        scores.append(2 * hits / (np.sum(labels == each) + np.sum(answers == each)))
+    return float(np.mean(scores))
+
+
+def log_likelihoods(
+    logits: Sequence[npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Returns ``(items,)`` log softmax(logits)[label], in nats; finite for finite logits.
+
+    Args:
+        logits: ``(classes,)`` for each item.
+        labels: ``(items,)`` index of the right class.
+    """
+    return np.array(
+        [
+            row[label] - row.max() - np.log(np.exp(row - row.max()).sum())
+            for row, label in zip(logits, labels, strict=True)
+        ]
+    )
+
+
+def _texts(path: Path, fields: Sequence[str], label_field: str, model: ModelInfo) -> list[Example]:
+    if model.tokenizer is None:
+        raise ValueError(f"classification on {path.name} needs a tokenizer; the base has none")
+    examples: list[Example] = []
+    for line in read_lines(path):
+        texts = [line.text(field) for field in fields]
+        encoded = model.tokenizer(*texts, truncation=True, max_length=model.max_length)
+        kinds = {"input_ids", "token_type_ids", "attention_mask"}
+        inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
+        examples.append((inputs, _label(line, label_field), digest(*texts)))
+    return examples
+
+
+def _images(path: Path, image_field: str, label_field: str, processor: Any) -> list[Example]:
+    examples: list[Example] = []
+    for line in read_lines(path):
+        file = path.parent / line.text(image_field)
+        if not file.is_file():
+            raise ValueError(f"{line}: image file {file} does not exist")
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        examples.append(
+            (_pixel_values(pixels, processor, path), _label(line, label_field), _hash(pixels))
+        )
+    return examples
+
+
+def _arrays(path: Path, processor: Any) -> list[Example]:
+    with np.load(path, allow_pickle=False) as file:
+        missing = {"images", "labels"} - set(file.files)
+        if missing:
+            raise ValueError(f"{path}: no array {', '.join(sorted(missing))}; it has {file.files}")
+        images, labels = file["images"], file["labels"]
+    if len(images) != len(labels) or images.ndim != 4 or labels.ndim != 1:
+        raise ValueError(
+            f"{path}: images must be (items, height, width, channels) and labels (items,), got "
+            f"{images.shape} and {labels.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"data file {path} is empty")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
+    return [
+        (_pixel_values(image, processor, path), int(label), _hash(image))
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+def _pixel_values(image: npt.NDArray[Any], processor: Any, path: Path) -> dict[str, Tensor]:
+    """Returns ``pixel_values`` ``(channels, height, width)`` float32."""
+    if image.dtype.kind == "f":
+        return {"pixel_values": torch.from_numpy(image.astype(np.float32))}
+    if processor is None:
+        raise ValueError(f"{path}: images of integers need an image processor; the base has none")
+    values = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
+    return {"pixel_values": values.to(torch.float32)}
+
+
+def _hash(pixels: npt.NDArray[Any]) -> str:
+    return digest(str(pixels.dtype), list(pixels.shape), pixels.tobytes().hex())
+
+
+def _label(line: Line, field: str) -> int:
+    return int(line.field(field, int))
+
+
+def _check_labels(examples: Sequence[Example], classes: int | None, path: Path, head: str) -> None:
+    for i, (_, label, _) in enumerate(examples):
+        if label < 0 or (classes is not None and label >= classes):
+            bound = "" if classes is None else f" of the {classes} classes"
+            raise ValueError(f"{path} item {i}: label {label} is none{bound} of head {head!r}")

@@ -1,0 +1,142 @@
+"""``evomerge compare``: the command line of a comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare.comparison import Comparison
+from experiments.compare.page import render_comparison
+from experiments.compare.run import compare as compare_runs
+from experiments.compare.text import (
+    columns,
+    cost_columns,
+    difference_table,
+    markdown,
+    plain,
+    score_columns,
+    to_json,
+)
+from experiments.runs.directory import check_writable
+from experiments.runs.errors import UserError, explained
+from merging.files import write_text
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Compares finished runs: groups that differ in more than the seed, tested in pairs."""
+    options = _parser().parse_args(arguments)
+    try:
+        with explained():
+            if options.out is not None:
+                check_writable(options.out, "--out")
+            found = compare_runs(options.runs, against=options.against, target=options.target)
+            if options.out is not None:
+                write_files(found, options.out)
+        print(plain(found))
+        if options.out is not None:
+            print(f"\npage      {options.out / 'compare.html'}")
+        if options.wandb:
+            track(found, options.out or Path.cwd(), options.project)
+    except UserError as error:
+        print(f"evomerge compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="evomerge compare", description=compare.__doc__)
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="directories of runs, or directories that hold them"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="GROUP",
+        help="test every group against this one (words of its label, alternatives separated by |; "
+        "of several the best), or against the best `static`, `expert` or `base`; "
+        "without it all pairs are tested",
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        help="search fitness whose reaching is timed; without it the best static merge's",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write compare.md, compare.html and compare.json"
+    )
+    parser.add_argument(
+        "--wandb", action="store_true", help="log the tables as a W&B run named compare"
+    )
+    parser.add_argument("--project", default="evomerge", help="W&B project of --wandb")
+    return parser
+
+
+def write_files(comparison: Comparison, out: Path) -> None:
+    """Writes ``compare.md``, ``compare.html`` and ``compare.json`` into `out`, made if missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "compare.md", "# Comparison of runs\n\n" + markdown(comparison))
+    write_text(out / "compare.html", render_comparison(comparison))
+    values = json.dumps(to_json(comparison), indent=1, allow_nan=False)
+    write_text(out / "compare.json", values + "\n")
+
+
+def track(comparison: Comparison, out: Path, project: str) -> None:
+    """Logs the tables as one Weights & Biases run named ``compare``, below ``out/wandb``.
+
+    The environment variable ``WANDB_MODE`` decides between ``offline`` (the default), ``online``
+    and ``disabled``.
+
+    Raises:
+        UserError: W&B cannot be reached; says what to do.
+    """
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or "offline"
+    try:
+        run = wandb.init(
+            mode=mode,
+            project=project,
+            name="compare",
+            job_type="compare",
+            dir=out,
+            config={"against": comparison.against, "target": comparison.target},
+            settings=wandb.Settings(
+                silent=mode != "online",
+                console="off",
+                x_disable_stats=True,
+                reinit="finish_previous",
+            ),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"--wandb: W&B cannot be reached ({error}): run `wandb login`, or set "
+            "WANDB_MODE=offline"
+        ) from error
+    tables = {
+        name: wandb.Table(columns=[*heads], data=rows)
+        for name, heads, rows in tables_of(comparison)
+    }
+    run.log(tables)
+    run.finish()
+
+
+def tables_of(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns name, heads and rows of the tables of groups, scores, cost and tests."""
+    rows = [*comparison.groups, *comparison.references]
+    found = []
+    for name, chosen, kept in (
+        ("groups", columns(comparison), rows),
+        ("scores", score_columns(comparison), rows),
+        ("cost", cost_columns(), list(comparison.groups)),
+    ):
+        heads = [head for head, _ in chosen]
+        found.append((name, heads, [[cell(row) for _, cell in chosen] for row in kept]))
+    return [*found, ("tests", *difference_table(comparison))]
+
+
+if __name__ == "__main__":
+    sys.exit(compare(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Scores of one model: `evomerge evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from evaluators.engine.resident import Resident
+from evaluators.requests import EvaluationError
+from experiments.runs.directory import check_writable
+from experiments.runs.errors import UserError, explained
+from experiments.runs.files import evidence
+from experiments.runs.options import check_groups, check_options
+from experiments.searches.references import stated
+from experiments.setup import assemble
+from experiments.setup.rehearsal import check_data
+from merging.checkpoints.experts import ExpertPool
+from merging.files import write_text
+
+
+def run_evaluate(config: DictConfig) -> float:
+    """Prints every score of ``config.model`` and writes them to ``config.out`` if it is named.
+
+    Returns:
+        The first task's main score, for a sweeper.
+    """
+    with explained():
+        check_options(config)
+        if config.out is not None:
+            _check_file(Path(config.out))
+        check_groups(config)
+        check_data(config.report_on)
+        machine = assemble.open_machine(config)
+        base = config.base or config.model
+        pool = ExpertPool.open(
+            base, {"model": config.model}, trust_remote_code=config.trust_remote_code
+        )
+        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
+        panel = assemble.open_panel("report", config.report_on, resident)
+        if panel is None:
+            raise UserError(
+                "report_on names no evaluator: choose a group, e.g. evaluator@report_on=NAME"
+            )
+        pool.check_finite()
+        resident.write(pool.resident(machine.device).expert_weights("model"))
+    try:
+        scores = panel.evaluate(assemble.open_engine(config, resident))
+    except EvaluationError as error:
+        raise UserError(f"{config.model} cannot be scored: {error}") from error
+    width = max(len(key) for key in scores)
+    for key, score in scores.items():
+        said = evidence(score.chance, score.interval)
+        tail = f"  {said}" if said else ""
+        print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]}){tail}")
+    if config.out is not None:
+        content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
+        content |= {name: each for name, each in stated(scores).items() if each}
+        with explained():
+            write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
+    return scores[next(iter(panel.main.values()))].value
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"out={out} is a directory: name a JSON file in it")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"out={out}: {out.absolute().parent} does not exist: make it first")
+    check_writable(out.absolute().parent, "out")

@@ -1,0 +1,137 @@
+"""One static merge: `evomerge merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments.reports.model_card import static_card
+from experiments.reports.privacy_section import privacy_lines
+from experiments.runs.directory import check_writable
+from experiments.runs.errors import UserError, explained
+from experiments.runs.options import check_groups, check_options
+from experiments.setup import assemble
+from experiments.setup.rehearsal import check_merges
+from merging.checkpoints.experts import ExpertPool
+from merging.grouping import Grouping
+from merging.mergekit_yaml.reading import from_mergekit
+from merging.method import MergeError, MergeMethod
+from merging.plan import MergePlan, uniform_plan
+from merging.privacy.ledger import Ledger
+from merging.recipe import Recipe, dtype_name
+from merging.saving.save import save_model, saved_bytes
+from merging.saving.save_adapter import check_adapter, save_adapter
+from merging.weights import CheckpointError, Weights
+
+
+def run_merge(config: DictConfig) -> None:
+    """Writes the merged model and its recipe to ``config.out``.
+
+    Raises:
+        UserError: wrong input, found before any tensor is merged.
+    """
+    with explained():
+        check_options(config)
+        if config.out is None:
+            raise UserError("out is not set: give out=DIR")
+        out = Path(config.out)
+        if out.exists():
+            raise UserError(f"out={out} exists already: name a new directory")
+        check_writable(out, "out")
+        machine = assemble.open_machine(config)
+        if config.mergekit is None:
+            check_groups(config)
+            pool = assemble.open_pool(config)
+            plan = static_plan(
+                assemble.open_method(config.method),
+                assemble.open_partial(config.grouping),
+                pool,
+                OmegaConf.to_container(config.knobs) if config.knobs else {},
+            )
+            dtype = machine.save_dtype
+        else:
+            job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
+            pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
+        check_writable(out, "out", saved_bytes(pool, dtype))
+        ledger = Ledger.of(pool, plan, searched=False)
+        check_merges(plan.weights(pool), pool)
+        if config.adapter_rank is not None:
+            check_adapter(pool, plan.weights(pool))
+        pool.check_finite()
+        held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
+        weights = plan.weights(held, dtype=dtype)
+        recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
+    try:
+        card = static_card(recipe.to_json())
+        save_model(pool, _Shown(weights), out, dtype=dtype, card=card, ledger=ledger)
+        recipe.save(out / "recipe.json")
+        if config.adapter_rank is not None:
+            exact = plan.weights(held, dtype=torch.float32)
+            rank, adapter = config.adapter_rank, out / "adapter"
+            print(save_adapter(pool, exact, adapter, rank=rank, ledger=ledger))
+    except (MergeError, CheckpointError, OSError) as error:
+        raise UserError(str(error)) from error
+    print(*privacy_lines(ledger.describe()), out, sep="\n")
+
+
+def static_plan(
+    method: MergeMethod, grouping: Grouping, pool: ExpertPool, knobs: Any
+) -> MergePlan:
+    """Returns the static merge with the user's knob values in place of the start values.
+
+    Raises:
+        MergeError: a knob that the method lacks.
+    """
+    plan = uniform_plan(method, grouping, pool)
+    known = [knob.name for knob in method.knobs]
+    for name, value in knobs.items():
+        if name not in known:
+            raise MergeError(
+                f"knobs: {type(method).__name__} has no knob {name!r}: "
+                f"it reads {', '.join(known) or 'none'}"
+            )
+        if isinstance(value, Mapping) and (extra := set(value) - set(pool.expert_names)):
+            raise MergeError(
+                f"knobs: {name} names {sorted(extra)[0]!r}, which is no expert: "
+                f"expected {', '.join(pool.expert_names)}"
+            )
+    coefficients = {
+        group: {
+            knob: {**start, **given}
+            if isinstance(given := knobs.get(knob, start), Mapping) and isinstance(start, Mapping)
+            else given
+            for knob, start in table.items()
+        }
+        for group, table in plan.coefficients.items()
+    }
+    return MergePlan(method, grouping, plan.experts, coefficients)
+
+
+class _Shown(Mapping[str, Any]):
+    """Weights that show a progress bar while they are read for the first time."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._bar = tqdm(
+            total=len(weights), desc="merging", unit="tensor", leave=False, disable=None
+        )
+        self._left = set(weights)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._left:
+            self._left.remove(name)
+            self._bar.update()
+            if not self._left:
+                self._bar.close()
+        return self._weights[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -1,0 +1,1 @@
+"""Many searches on equal terms, from one experiment file."""

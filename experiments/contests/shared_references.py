@@ -1,0 +1,57 @@
+"""Base and experts, scored once for many runs that ask the same of the same models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.runs.directory import make_run
+from experiments.runs.item_scores import SPLITS, cases_path
+from search.loop import jsonl
+
+_KINDS = ("base", "expert")
+_ASKED = ("experts", "search_on", "select_on", "report_on", "device", "dtype", "batch_tokens")
+
+
+def share(source: Path, run: Path, config: DictConfig) -> bool:
+    """Gives a run that has not begun the scores of base and experts that another run has taken.
+
+    The run's directory then looks as if an earlier start had scored them.
+
+    Args:
+        source: directory of the finished run.
+        run: directory of the run to come.
+        config: of the run to come.
+
+    Returns:
+        False where nothing is shared: the run has begun, asks other items or other models, or is
+        on private items, whose scores must not lie beside what it releases.
+    """
+    if (
+        config.get("privacy")
+        or (run / "references.jsonl").exists()
+        or not (source / "config.yaml").exists()
+    ):
+        return False
+    if _asked(OmegaConf.load(source / "config.yaml")) != _asked(config):
+        return False
+    make_run(run, config)
+    lines = [line for line in jsonl.read(source / "references.jsonl") if line["kind"] in _KINDS]
+    numbers = {line["id"]: number for number, line in enumerate(lines)}
+    for split in SPLITS:  # before the lines that they belong to, as a run writes them
+        cases_path(run, split).unlink(missing_ok=True)  # of a copy that was cut short
+        for line in jsonl.read(cases_path(source, split)):
+            if line["id"] in numbers:
+                jsonl.append(cases_path(run, split), {**line, "id": numbers[line["id"]]})
+    for line in lines:
+        jsonl.append(run / "references.jsonl", {**line, "id": numbers[line["id"]]})
+    return True
+
+
+def _asked(config: Any) -> dict[str, Any]:
+    """Returns the part of a configuration that the scores of base and experts depend on."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {key: resolved.get(key) for key in _ASKED}

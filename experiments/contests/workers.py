@@ -1,0 +1,141 @@
+"""The processes of a contest: so many runs at a time, none of which can end the others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+from experiments.contests.plan import Entry
+from experiments.contests.shared_references import share
+from experiments.reports.table import duration
+from experiments.runs.directory import RunLocked
+from experiments.runs.errors import UserError
+from experiments.searches.run import run_search
+
+log = logging.getLogger(__name__)
+
+_LOCK_S = 10  # how long a run waits for a process of an earlier start to let go of it
+
+
+def run_all(entries: Sequence[Entry], workers: int, search_path: str | None) -> dict[Path, str]:
+    """Runs the entries, those that are finished at no cost.
+
+    The first run of a world comes first: it makes the experts, and scores them and the base for
+    all others.
+
+    Args:
+        entries: all runs.
+        workers: how many at a time, each in a process of its own.
+        search_path: directory with the user's own configuration; None: there is none.
+
+    Returns:
+        Run to reason for those that failed.
+    """
+    failures: dict[Path, str] = {}
+    first = {entry.world: entry for entry in reversed(entries)}
+    rest = [entry for entry in entries if entry is not first[entry.world]]
+    began, done = time.monotonic(), 0
+    for wave in (list(first.values()), rest):
+        with _pool(workers) as pool:
+            futures: dict[Future[str | None], Entry] = {}
+            for entry in wave:
+                source = first[entry.world].run
+                job = pool.submit(_run_one, entry.overrides, entry.run, source, search_path)
+                futures[job] = entry
+            try:
+                for future in as_completed(futures):
+                    entry, done = futures[future], done + 1
+                    reason = _reason(future, entry.run.with_suffix(".log"))
+                    if reason is not None:
+                        failures[entry.run] = reason
+                    left = (time.monotonic() - began) / done * (len(entries) - done)
+                    log.info(
+                        "%d/%d runs, %s %s seed %d %s, about %s left",
+                        done,
+                        len(entries),
+                        entry.world,
+                        entry.arm,
+                        entry.seed,
+                        "done" if reason is None else "failed",
+                        duration(left),
+                    )
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return failures
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process as soon as its parent is gone: its run can be continued at any time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _reason(future: Future[str | None], output: Path) -> str | None:
+    """Returns why a run failed; None: it did not. What was not foreseen is kept in full."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, BrokenProcessPool):
+        return "its process, or that of a run beside it, was killed: start the command again"
+    with output.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {error} (see {output})"
+
+
+def _run_one(overrides: list[str], run: Path, first: Path, search_path: str | None) -> str | None:
+    """Runs one search in this process, its output in a file beside it; returns why it failed.
+
+    Args:
+        overrides: of the search's configuration.
+        run: its directory.
+        first: that of the world's first run, whose scores of base and experts it takes over.
+        search_path: directory with the user's own configuration.
+    """
+    if search_path is not None:
+        overrides = [*overrides, f"hydra.searchpath=['file://{search_path}']"]
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_suffix(".log").open("a", encoding="utf-8") as output:
+        logging.basicConfig(stream=output, level=logging.INFO, force=True)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            with initialize_config_module("conf", version_base="1.3"):
+                config = compose("search", overrides=overrides)
+            if run != first:
+                share(first, run, config)
+            began = time.monotonic()
+            while True:
+                try:
+                    run_search(config)
+                except RunLocked as error:
+                    if time.monotonic() - began > _LOCK_S:
+                        return str(error)
+                    time.sleep(1)
+                except UserError as error:
+                    return str(error)
+                else:
+                    return None

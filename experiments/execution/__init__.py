@@ -1,1 +1,0 @@
-"""Where the candidates of a search are scored: in this process, or by workers elsewhere."""

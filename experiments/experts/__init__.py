@@ -1,0 +1,1 @@
+"""Where experts come from; the project's only gradients."""

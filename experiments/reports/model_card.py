@@ -1,0 +1,206 @@
+"""README.md of a merged model: where it comes from, how it was made, what it scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.reports.privacy_section import privacy_words
+from experiments.reports.table import by_fitness, fitness_text, number, verdict
+from experiments.runs.files import Json, models_of, shown_split, tasks_of
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ROWS = 60
+"""Most groups whose coefficients the card lists; the recipe has all."""
+
+
+_PLANS = {
+    "path": "a path through all weights, from a start along ranked noise",
+    "factors": "a path through the factors of LoRA adapters, from a start along ranked noise",
+    "displaced": "a merge moved so that the search began at another point",
+    "lineage": "a tree of crossovers and mutations of the experts' task vectors",
+    "layer_stack": "layers of base and experts, stacked anew",
+}
+
+
+def model_card(summary: Json, recipe: Json) -> str:
+    """Returns the card of an evolved merge: Markdown with a YAML head.
+
+    Args:
+        summary: content of ``summary.json``.
+        recipe: content of ``recipe.json``.
+    """
+    experts = ", ".join(recipe["experts"])
+    made = (
+        f"It was found by {summary['strategy']} in {summary['evaluations']} "
+        f"evaluations ({summary['failures']} failed), seed {summary['seed']}, without gradients."
+    )
+    parts = [
+        _front_matter(recipe),
+        f"# {summary['name']}: an evolved merge of {experts}",
+        verdict(summary).text,
+        _lineage(recipe),
+        _method(recipe, made),
+        _coefficients(recipe),
+        _scores(summary),
+        _rebuilding(),
+        _privacy(recipe),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def static_card(recipe: Json) -> str:
+    """Returns the card of a merge that was not searched for and has no scores."""
+    parts = [
+        _front_matter(recipe),
+        f"# A merge of {', '.join(recipe['experts'])}",
+        _lineage(recipe),
+        _method(recipe, "The coefficients were given, not searched for; no score was taken."),
+        _coefficients(recipe),
+        _rebuilding(),
+        _privacy(recipe),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def looks_like_hub_id(source: str) -> bool:
+    """True for ``owner/name`` that is not a path on this machine."""
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+def _front_matter(recipe: Json) -> str:
+    sources = [recipe["base"]["source"], *(each["source"] for each in recipe["experts"].values())]
+    hub = [source for source in dict.fromkeys(sources) if looks_like_hub_id(source)]
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    if hub:
+        head |= {"base_model": hub, "base_model_relation": "merge"}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+
+def _lineage(recipe: Json) -> str:
+    rows = [["base", "", recipe["base"]["source"], recipe["base"]["sha256"]]]
+    for name, each in recipe["experts"].items():
+        rows.append(["expert", name, each["source"], each["sha256"]])
+    return "## Lineage\n\n" + _table(["role", "name", "source", "SHA-256 of the weights"], rows)
+
+
+def _method(recipe: Json, made: str) -> str:
+    dtype = recipe.get("dtype") or "each parameter's own in the base"
+    return "\n".join(
+        [
+            "## Method",
+            "",
+            f"{made} Merging is computed in float32 and cast once.",
+            "",
+            *_plan(recipe),
+            f"- saved as: {dtype}",
+            f"- made by: {recipe['created_by']}",
+        ]
+    )
+
+
+def _plan(recipe: Json) -> list[str]:
+    """Returns what the plan is made of, a line each."""
+    lines = []
+    if "method" in recipe:
+        method, options = _class(recipe["method"])
+        grouping, group_options = _class(recipe["grouping"])
+        lines += [
+            f"- method: {method}{options}",
+            f"- parameters share coefficients by: {grouping}{group_options}",
+        ]
+    elif plan := _PLANS.get(str(recipe.get("kind"))):
+        lines.append(f"- plan: {plan}; `recipe.json` holds every step")
+    if isinstance(recipe.get("noise"), Mapping):
+        noise, options = _class(recipe["noise"])
+        lines.append(f"- noise: {noise}{options}, drawn again from seeds")
+    return lines
+
+
+def _class(description: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the class name of a ``_target_`` entry, and its options in brackets."""
+    options = {key: value for key, value in description.items() if key != "_target_"}
+    name = str(description.get("_target_", "unknown")).rpartition(".")[2]
+    listed = ", ".join(f"{key} {value}" for key, value in options.items())
+    return name, f" ({listed})" if listed else ""
+
+
+def _coefficients(recipe: Json) -> str:
+    """Returns one row per group, one column per knob and expert, as far as they fit a page."""
+    groups: Mapping[str, Mapping[str, Any]] = recipe.get("coefficients") or {}
+    if not groups:
+        return "## Coefficients\n\nThis recipe is not made of coefficients."
+    cells = {group: dict(_flat(knobs)) for group, knobs in groups.items()}
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    rows = [
+        [group, *(number(row.get(column), 3) for column in columns)]
+        for group, row in cells.items()
+    ]
+    text = "## Coefficients\n\n" + _table(["group", *columns], rows[:_ROWS])
+    if len(rows) > _ROWS:
+        text += f"\n\nThe first {_ROWS} of {len(rows)} groups; `recipe.json` has all."
+    return text
+
+
+def _flat(knobs: Mapping[str, Any]) -> list[tuple[str, float]]:
+    flat = []
+    for knob, value in knobs.items():
+        if isinstance(value, Mapping):
+            flat += [(f"{knob} {expert}", float(number)) for expert, number in value.items()]
+        else:
+            flat.append((knob, float(value)))
+    return flat
+
+
+def _scores(summary: Json) -> str:
+    models = models_of(summary)
+    split = shown_split(models)
+    tasks = tasks_of(summary, split)
+    arrows = {"minimize": "↓", "maximize": "↑"}
+    head = ["model", "kind", "fitness ↑", *(f"{t.metric} {arrows[t.direction]}" for t in tasks)]
+    rows = []
+    for model in by_fitness(models[::-1], split)[::-1]:
+        scores = [number(model.score(split, task.metric)) for task in tasks]
+        name = f"**{model.name}**" if model.kind == "evolved" else model.name
+        rows.append([name, model.kind, fitness_text(model.fitness(split)), *scores])
+    data = (
+        "On held-out items, which the search never saw."
+        if split == "report"
+        else "On the search items, which chose the winner: there are no held-out scores."
+    )
+    return f"## Scores\n\n{data}\n\n" + _table(head, rows)
+
+
+def _rebuilding() -> str:
+    return "\n".join(
+        [
+            "## Rebuild",
+            "",
+            "From the same checkpoints `recipe.json` gives the same weights, bit for bit:",
+            "",
+            "```",
+            "evomerge rebuild recipe.json --out DIR",
+            "```",
+        ]
+    )
+
+
+def _privacy(recipe: Json) -> str:
+    words = privacy_words(recipe)
+    if len(words) == 1:
+        return f"## Privacy\n\n{words[0]}"
+    lines = [f"- {' '.join(sentence.split())}" for sentence in words]
+    return "\n".join(["## Privacy", "", *lines, "", "`recipe.json` and `privacy.json` have all."])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

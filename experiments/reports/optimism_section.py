@@ -1,0 +1,55 @@
+"""The report's section on optimism: what the winner promised, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.reports.page import Cell, paragraph, section, table
+from experiments.reports.table import best_of, fitness_text, number
+from experiments.runs.files import Json, Model, fitness_of
+
+
+def optimism_section(summary: Json, models: Sequence[Model]) -> str:
+    """Returns the finalists, how the winner was named, and how much it promised too much."""
+    winner = best_of(models, "evolved", "search")
+    held_out = winner.fitness("report") if winner is not None else None
+    rows = []
+    finalists = summary.get("finalists") or []
+    shrunk = _is_shrunk(summary)
+    for place, finalist in enumerate(finalists):
+        second = fitness_of(finalist["selection"])
+        rows.append(
+            [
+                Cell(f"candidate {finalist['id']}" + (" (winner)" if place == 0 else "")),
+                Cell(fitness_text(fitness_of(finalist["search"]))),
+                Cell(number(finalist["shrunken"]) if shrunk else fitness_text(second)),
+                Cell(fitness_text(held_out) if place == 0 else "not read"),
+            ]
+        )
+    second_head = "shrunken ↑" if shrunk else "selection ↑"
+    head = [Cell("finalist"), Cell("search ↑"), Cell(second_head), Cell("held-out ↑")]
+    return section(
+        "Optimism of the winner", paragraph(_optimism_text(summary)), table(head, rows, [0])
+    )
+
+
+def _is_shrunk(summary: Json) -> bool:
+    """Whether the winner was named by estimates instead of a second look."""
+    return any(each.get("shrunken") is not None for each in summary.get("finalists") or [])
+
+
+def _optimism_text(summary: Json) -> str:
+    optimism = summary.get("optimism")
+    why = "A candidate chosen for the best of many readings looks better there than it is"
+    if optimism is None:
+        return f"{why}; this run has no held-out score to measure by how much."
+    amount = f"{abs(optimism):.4f} {'higher' if optimism >= 0 else 'lower'}"
+    text = f"{why}: on the search items the winner reads {amount} than on held-out items."
+    if any(each["selection"] is not None for each in summary.get("finalists") or []):
+        text += " The finalists were read again on selection items before the winner was named."
+    if _is_shrunk(summary):
+        text += (
+            " The winner is the candidate with the highest estimate: its search score, shrunk "
+            "towards the mean of all candidates by as much as its items leave it in doubt."
+        )
+    return f"{text} Of the finalists, held-out items were read for the winner alone."

@@ -1,0 +1,91 @@
+"""What the ledger of a merge says, in reports, model cards, tables and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.reports.page import Cell, paragraph, section, table
+from experiments.runs.files import Json
+
+_UNKNOWN = (
+    "Not private: the experts carry no privacy record, so nothing is guaranteed about the data "
+    "they were trained on or the data the search read."
+)
+
+
+def privacy_section(recipe: Json | None) -> str:
+    """Returns the report's section on privacy: the ledger in words, then its numbers.
+
+    Args:
+        recipe: content of ``recipe.json``; None: there is none.
+    """
+    words = privacy_words(recipe)
+    ledger = (recipe or {}).get("privacy") or {}
+    tone = "verdict bad" if words[0].startswith("Not private") else "verdict"
+    parts = [paragraph(words[0], tone), *map(paragraph, words[1:])]
+    if ledger.get("data_sets"):
+        parts.append(_promises(ledger["data_sets"]))
+        parts.append("<h3>What it is made of</h3>" + _spends(ledger["spends"]))
+    return section("Privacy", *parts)
+
+
+def privacy_words(recipe: Json | None) -> list[str]:
+    """Returns what a recipe's ledger says in words; at least one sentence."""
+    ledger = (recipe or {}).get("privacy") or {}
+    return list(ledger.get("words") or [_UNKNOWN])
+
+
+def privacy_lines(ledger: Json | None) -> list[str]:
+    """Returns the ledger for the terminal, a line per sentence; none where nothing has a record.
+
+    Args:
+        ledger: as `Ledger.describe` gives it, or what a summary keeps of it.
+    """
+    if not ledger or not ledger.get("data_sets"):
+        return []
+    return [f"Privacy: {line}" for line in ledger["words"]]
+
+
+def _promises(data_sets: Mapping[str, Any]) -> str:
+    head = ["data set", "unit", "ε", "δ", "by", "sum ε", "RDP ε", "releases", "group", "group ε"]
+    rows = []
+    for name, each in data_sets.items():
+        if each is None:
+            continue
+        rdp, group = each["rdp"] or {}, each["group"] or {}
+        rows.append(
+            [
+                Cell(name, "text wrap"),
+                Cell(f"{each['unit']}, {each['relation']}", "text"),
+                Cell(_number(each["epsilon"]), "best"),
+                Cell(_number(each["delta"]), "best"),
+                Cell(each["how"], "text"),
+                Cell(_number(each["sum"]["epsilon"])),
+                Cell(_number(rdp.get("epsilon"))),
+                Cell(str(each["releases"])),
+                Cell(str(each["group_size"])),
+                Cell("none" if group.get("delta") == 1 else _number(group.get("epsilon"))),
+            ]
+        )
+    return table([Cell(each) for each in head], rows)
+
+
+def _spends(spends: Any) -> str:
+    head = ["what", "data set", "ε", "δ", "accountant", "mechanisms known"]
+    rows = [
+        [
+            Cell(each["what"], "text wrap"),
+            Cell(each["dataset"], "text wrap"),
+            Cell(_number(each["epsilon"])),
+            Cell(_number(each["delta"])),
+            Cell(f"{each['accountant']} {each['accountant_version']}", "text wrap"),
+            Cell("no" if each["mechanisms"] is None else "yes"),
+        ]
+        for each in spends
+    ]
+    return table([Cell(each) for each in head], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,212 @@
+"""The result as a plain text table for the terminal, and as one honest sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.reports.privacy_section import privacy_lines
+from experiments.runs.files import Json, Model, Split, Task, models_of, shown_split, tasks_of
+
+KINDS = ("base", "expert", "static", "in_hull", "evolved")
+Fitness = tuple[float, ...]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Returns a score with `digits` decimals; ``-`` where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def fitness_text(fitness: Sequence[float] | None) -> str:
+    """Returns a fitness as text, several objectives separated by blanks."""
+    return "-" if fitness is None else " ".join(number(value) for value in fitness)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people say it.
+
+    Example:
+        >>> duration(42.4), duration(200), duration(9000), duration(200000)
+        ('42 s', '3 min', '2.5 h', '2.3 days')
+    """
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def best_value(models: Sequence[Model], task: Task, split: Split) -> float | None:
+    """Returns the best score of a column in its metric's direction; None for an empty column."""
+    scores = [model.score(split, task.metric) for model in models]
+    values = [score for score in scores if score is not None]
+    if not values:
+        return None
+    return min(values) if task.direction == "minimize" else max(values)
+
+
+def by_fitness(models: Sequence[Model], split: Split) -> list[Model]:
+    """Returns `models` from worst to best; those without a fitness first, equals as they came."""
+
+    def rank(model: Model) -> float:
+        fitness = model.fitness(split)
+        return float("-inf") if fitness is None else sum(fitness)
+
+    return sorted(models, key=rank)
+
+
+def best_of(models: Sequence[Model], kind: str, split: Split) -> Model | None:
+    """Returns the fittest model of a kind; None where no model of that kind has a fitness."""
+    scored = [model for model in models if model.kind == kind and model.fitness(split) is not None]
+    return by_fitness(scored, split)[-1] if scored else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether evolution was worth it.
+
+    Args:
+        text: one sentence with the numbers and the data they come from.
+        wins: beats (or, with several objectives, dominates) every static merge that has a score;
+            None: there is nothing to compare.
+    """
+
+    text: str
+    wins: bool | None = None
+
+
+def verdict(summary: Json) -> Verdict:
+    """Returns how the evolved merge compares with the static merges, on which data."""
+    models = models_of(summary)
+    split = shown_split(models)
+    data = "held-out data" if split == "report" else "the search items, which chose it,"
+    winner = best_of(models, "evolved", split)
+    own = winner.fitness(split) if winner is not None else None
+    if own is None:
+        evolved = [model for model in models if model.kind == "evolved"]
+        reason = evolved[0].failure(split) if evolved else "the run has none"
+        return Verdict(f"The evolved merge has no score on {data.rstrip(',')}: {reason}.")
+    rivals = {m.name: m.fitness(split) for m in models if m.kind == "static"}
+    scored = {name: fitness for name, fitness in rivals.items() if fitness is not None}
+    missing = len(rivals) - len(scored)
+    note = f"; {missing} of {len(rivals)} static merges failed" if missing else ""
+    if not scored:
+        return Verdict(f"The evolved merge has no static merge to be compared with{note}.")
+    compare = _one_objective if len(own) == 1 else _many_objectives
+    wins = all(dominates(own, rival) for rival in scored.values())
+    return Verdict(f"The evolved merge {compare(own, scored, data)}{note}.", wins)
+
+
+def _one_objective(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
+    name = max(rivals, key=lambda rival: rivals[rival])
+    mine, best = own[0], rivals[name][0]
+    relation = "beats every static merge"
+    if mine <= best:
+        relation = "only equals the best static merge" if mine == best else "loses to a static one"
+    return (
+        f"{relation} on {data} with fitness {number(mine)} against {number(best)} of {name} "
+        f"({mine - best:+.4f})"
+    )
+
+
+def _many_objectives(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
+    left = [name for name, rival in rivals.items() if not dominates(own, rival)]
+    tail = f" (not {', '.join(left)})" if left else ""
+    beaten = len(rivals) - len(left)
+    return f"dominates {beaten} of {len(rivals)} static merges on {data.rstrip(',')}{tail}"
+
+
+def dominates(one: Fitness, other: Fitness) -> bool:
+    """True where `one` is at least as good on every objective and better on one."""
+    return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
+
+
+def table(summary: Json) -> str:
+    """Returns the held-out scores of every model as lines of plain text.
+
+    Rows: the base, the experts, the static merges from worst to best, the best point inside the
+    hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
+    fitness (higher is better). ``*``
+    marks the best value of a column. Below stand `verdict` and what the hull certificate says. A
+    run without held-out items shows its search scores and says so. Scores that state a chance or a
+    95 % interval (memorization) have a line of their own with them, model by model.
+    """
+    models = models_of(summary)
+    split = shown_split(models)
+    tasks = tasks_of(summary, split)
+    shown = [_of_kind(models, kind, split) for kind in KINDS]
+    rows = [model for kind in shown for model in kind]
+    columns = [
+        ["", "better", *map(_label, rows)],
+        *(_scores(rows, task, split) for task in tasks),
+        ["fitness ", "higher ", *_fitnesses(rows, split)],
+    ]
+    title = "held-out items" if split == "report" else "search items (there are no held-out items)"
+    rules = (2, 2 + len(rows) - len(shown[-1]))
+    return "\n".join(
+        [
+            f"Scores on {title}",
+            "",
+            *_aligned(columns, rules),
+            "",
+            *_evidence(rows, tasks, split),
+            verdict(summary).text,
+            *certified(summary),
+            *privacy_lines(summary.get("privacy")),
+        ]
+    )
+
+
+def certified(summary: Json) -> list[str]:
+    """Returns the sentences of the run's hull certificate; none where it has no certificate."""
+    return list((summary.get("certificate") or {}).get("sentences") or [])
+
+
+def _evidence(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> list[str]:
+    """Returns a paragraph for every main metric that states chance or interval."""
+    lines = []
+    for task in tasks:
+        said = [(_label(model), model.evidence(split, task.metric)) for model in rows]
+        told = "; ".join(f"{name} {text}" for name, text in said if text)
+        lines += [f"{task.metric} with 95 % intervals: {told}."] if told else []
+    return [*lines, ""] if lines else []
+
+
+def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:
+    same = [model for model in models if model.kind == kind]
+    return by_fitness(same, split) if kind in ("static", "evolved") else same
+
+
+def _label(model: Model) -> str:
+    own = ("base", "in_hull", "evolved")
+    return model.name if model.kind in own else f"{model.kind} {model.name}"
+
+
+def _scores(rows: Sequence[Model], task: Task, split: Split) -> list[str]:
+    best = best_value(rows, task, split)
+    scores = [model.score(split, task.metric) for model in rows]
+    cells = [
+        number(score) + ("*" if score is not None and score == best else " ") for score in scores
+    ]
+    better = "lower" if task.direction == "minimize" else "higher"
+    return [f"{task.metric} ", f"{better} ", *cells]
+
+
+def _fitnesses(rows: Sequence[Model], split: Split) -> list[str]:
+    values = [model.fitness(split) for model in rows]
+    single = [value[0] for value in values if value is not None and len(value) == 1]
+    best = (max(single),) if single else None
+    return [fitness_text(v) + ("*" if v is not None and v == best else " ") for v in values]
+
+
+def _aligned(columns: Sequence[Sequence[str]], rules: Sequence[int]) -> list[str]:
+    """Returns the rows of a table as lines, with a rule above each row that `rules` counts."""
+    widths = [max(map(len, column)) for column in columns]
+    first, *others = [
+        [cell.ljust(width) if index == 0 else cell.rjust(width) for cell in column]
+        for index, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    lines = ["  ".join(cells).rstrip() for cells in zip(first, *others, strict=True)]
+    for row in sorted(rules, reverse=True):
+        lines.insert(row, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return lines

@@ -1,0 +1,203 @@
+"""A run's directory: its identity, its lock, and how a second start finds the first."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.runs.errors import UserError
+from merging.files import write_text
+
+
+class RunLocked(UserError):  # noqa: N818
+    """Another process is at work in the run's directory."""
+
+
+_LOGS_BYTES = 50e6  # room for logs and reports
+
+# What may differ between two starts of the same run: where files go and who watches.
+_NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads", "execution")
+# Options that came later: unset, they leave older runs their identity.
+_LATER = ("asynchronous", "common_items", "privacy", "racing", "sampling", "study")
+
+
+def identity_config(config: DictConfig) -> dict[str, Any]:
+    """Returns the resolved configuration without what does not change the result."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    unset = [key for key in _LATER if resolved.get(key) in (None, False, {})]
+    left_out = (*_NOT_IDENTITY, *unset)
+    return {str(key): value for key, value in resolved.items() if key not in left_out}
+
+
+def run_identity(config: DictConfig) -> str:
+    """Returns 12 hex digits that name the run: the digest of its resolved configuration."""
+    text = json.dumps(identity_config(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan_run(config: DictConfig, strategy: str) -> Path:
+    """Returns the run's directory, new or the same configuration's from an earlier start.
+
+    Makes nothing, so that a run that is refused later leaves nothing behind.
+
+    Raises:
+        UserError: the directory belongs to another configuration, holds something else, cannot
+            be written, or its disk is full.
+    """
+    identity = run_identity(config)
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{config.name}-{strategy}-s{config.seed}")
+    path = Path(config.out) if config.out else Path(config.runs) / f"{name}-{identity[:8]}"
+    if (path / "config.yaml").exists():
+        _refuse_other(path, OmegaConf.load(path / "config.yaml"), config)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"out={path} is a file: name a directory")
+    elif path.exists() and not all(_is_ours(entry.name) for entry in path.iterdir()):
+        raise UserError(f"out={path} holds something else: name a new directory")
+    check_writable(path, "out" if config.out else "runs")
+    return path
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a start that was killed before it wrote config.yaml may have left a file."""
+    return name == "run.lock" or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
+    """Raises UserError unless `path` can be made and filled; a parent that is missing is made.
+
+    Args:
+        path: of a file or directory.
+        option: what the message calls it.
+        content_bytes: what will be written there, without logs and reports.
+    """
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".evomerge-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: {parent} cannot be written ({error.strerror}): "
+            "name a directory that you may write"
+        ) from None
+    needed_bytes = 1.1 * content_bytes + _LOGS_BYTES
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{option}={path}: {free / 1e9:.2f} GB free on its disk, {needed_bytes / 1e9:.2f} GB "
+            "are needed: free some space or name a directory elsewhere"
+        )
+
+
+def make_run(path: Path, config: DictConfig) -> None:
+    """Makes the run's directory with what identifies it, unless an earlier start has."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / "config.yaml").exists():
+        write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if not (path / "environment.json").exists():
+        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def check_ingredients(path: Path, ingredients: Mapping[str, Any]) -> None:
+    """Compares what a run is made of with what its first start was made of, and writes it down.
+
+    A configuration names files; this tells whether they still hold the same.
+
+    Args:
+        path: the run's directory.
+        ingredients: name to JSON values that tell one content from another.
+
+    Raises:
+        UserError: something else lies there now; names it.
+    """
+    file = path / "ingredients.json"
+    now = json.loads(json.dumps(ingredients))
+    if not file.exists():
+        write_text(file, json.dumps(now, indent=2) + "\n")
+        return
+    before = flatten(json.loads(file.read_text(encoding="utf-8")))
+    changed = [key for key, value in flatten(now).items() if before.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{path} was begun with another {changed[0]}: what lies there now has other content; "
+            "put the old content back, or choose another out="
+        )
+
+
+def _refuse_other(path: Path, saved: Any, config: DictConfig) -> None:
+    before, now = flatten(identity_config(saved)), flatten(identity_config(config))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path} belongs to another configuration: {len(changed)} option(s) differ, first "
+            f"{key}: {before.get(key)!r} there, {now.get(key)!r} now; choose another out="
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns dotted key to leaf value."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the run's lock; the system frees it when the process dies, however it dies.
+
+    Raises:
+        RunLocked: another process is at work in the directory.
+    """
+    with (path / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLocked(
+                f"{path}: another process is at work on this run: wait for it or stop it"
+            ) from None
+        yield
+
+
+def clear_drafts(path: Path) -> None:
+    """Removes what a killed start was writing under a temporary name."""
+    for draft in [*path.glob(".*.tmp"), *path.glob(".*.part")]:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink()
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the numbers of a run may depend on: versions, machine, threads."""
+    wanted = ("torch", "transformers", "nevergrad", "cma", "numpy", "lm-eval", "peft", "evomerge")
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    lower = {name.lower().replace("_", "-"): version for name, version in found.items()}
+    return {
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: lower.get(name) for name in wanted},
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }

@@ -1,0 +1,29 @@
+"""The machine that numbers were made on, in one line."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from experiments.runs.directory import environment
+
+
+def machine() -> str:
+    """Returns processor, cores, memory and versions."""
+    found = environment()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return (
+        f"{_processor()}, {found['cores']} cores, {memory:.0f} GB, {platform.system()}, Python "
+        f"{found['python']}, torch {found['packages']['torch']}, transformers "
+        f"{found['packages']['transformers']}"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""How a generation's genomes become scores: one by one, together, in races, on servers."""

@@ -1,0 +1,1 @@
+"""Scoring by Ray's workers, on many devices and nodes."""

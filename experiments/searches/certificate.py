@@ -1,0 +1,271 @@
+"""certificate.json: proof of where a search ended as seen from its experts, and what it gave."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.runs.files import IN_HULL
+from experiments.searches.gain import held_out_gain
+from experiments.searches.references import Rival
+from experiments.setup.study import Study
+from merging.files import write_text
+from merging.grouping import Whole
+from merging.hull.gram import Gram, measure
+from merging.hull.hull import Position, Span, position
+from merging.hull.plane import best_plane
+from merging.method import MergeError
+from merging.plan import Plan, uniform_plan
+from merging.weights import Weights
+from search.loop.history import Record
+from search.loop.loop import SearchResult
+from search.objective import Objective
+from search.winners.selection import Finalist
+
+log = logging.getLogger(__name__)
+
+PATH_POINTS = 24  # most improvements of a search that are measured
+_SPANS = ("hull", "hull_with_base", "affine_span", "linear_span")
+
+
+@dataclass(frozen=True)
+class InHull:
+    """What the companion search inside the hull found.
+
+    Args:
+        evaluations: that it had.
+        winner: after its own second look.
+        scores: of the winner on the search items, by ``task/metric``.
+        plan: of the winner.
+        report: the winner on the held-out items; None: there are none.
+    """
+
+    evaluations: int
+    winner: Finalist
+    scores: Mapping[str, float]
+    plan: Plan
+    report: Rival | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a finished search has to show.
+
+    Args:
+        run: its directory.
+        study: what was searched.
+        result: of the loop.
+        finalists: the winner first.
+        rivals: static merges that could be scored are measured as well.
+        inside: what the companion found; None: there was none.
+        winner: the winner on the held-out items; None: there are none.
+        reporting: objective bound on the held-out items; None: there are none.
+    """
+
+    run: Path
+    study: Study
+    result: SearchResult
+    finalists: Sequence[Finalist]
+    rivals: Mapping[str, Rival]
+    inside: InHull | None
+    winner: Rival | None
+    reporting: Objective | None
+
+
+def write_certificate(ended: Ended) -> dict[str, Any]:
+    """Writes ``certificate.json`` and returns its content.
+
+    All points are measured in float32, before the cast to the saved dtype; each has the distance
+    that rounding alone could give it as its ``floor`` (see `merging.hull.hull.position`).
+    """
+    winner = ended.finalists[0]
+    candidates = _candidates(ended)
+    shown = _weights(ended, candidates)
+    try:
+        gram = measure(ended.study.held, shown)
+    except MergeError as error:  # a stack of layers has other tensors than its experts
+        log.info("no certificate: %s", error)
+        certificate: dict[str, Any] = {"winner": None, "reason": str(error)}
+    else:
+        certificate = _placed(gram, ended, candidates)
+        certificate["winner"] = label(winner.id)
+    certificate["gain"] = None
+    if ended.inside is not None:
+        certificate["gain"] = held_out_gain(
+            ended.run, ended.reporting, ended.winner, ended.inside.report
+        )
+        certificate["in_hull"] = {
+            "evaluations": ended.inside.evaluations,
+            "search": ended.inside.winner.search.tolist(),
+        }
+    certificate["sentences"] = sentences(certificate)
+    write_text(ended.run / "certificate.json", json.dumps(certificate, indent=2) + "\n")
+    return certificate
+
+
+def label(candidate: int) -> str:
+    """Returns what a candidate is called among the points."""
+    return f"candidate {candidate}"
+
+
+def _candidates(ended: Ended) -> dict[int, Record]:
+    """Returns winner, finalists and the improvements along the search, by id in its order."""
+    by_id = {record.id: record for record in ended.result.records}
+    chosen = {finalist.id for finalist in ended.finalists}
+    chosen |= {record.id for record in improvements(ended.result.records)}
+    return {number: by_id[number] for number in sorted(chosen)}
+
+
+def improvements(records: Sequence[Record], most: int = PATH_POINTS) -> list[Record]:
+    """Returns the records that were the best so far when they were scored, first and last too.
+
+    Several objectives: the best mean of them. Of more than `most`, evenly spread ones.
+    """
+    best, found = -math.inf, []
+    for record in sorted(records, key=lambda record: record.id):
+        if record.fitness is not None and float(np.mean(record.fitness)) > best:
+            best = float(np.mean(record.fitness))
+            found.append(record)
+    if len(found) <= most:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+
+
+def _weights(ended: Ended, candidates: Mapping[int, Record]) -> dict[str, Weights]:
+    """Returns every point's weights, computed when read; candidates first, in their order."""
+    study, space = ended.study, ended.study.space
+    points: dict[str, Weights] = {
+        label(number): space.decode(space.from_json(record.genome))
+        for number, record in candidates.items()
+    }
+    scored = {r.name for r in ended.rivals.values() if r.kind == "static" and r.failure is None}
+    for name, method in study.baselines.items():
+        if name in scored:
+            plan = uniform_plan(method, Whole(), study.held)
+            points[f"static {name}"] = plan.weights(study.held, dtype=torch.float32)
+    if ended.inside is not None:
+        points[IN_HULL] = ended.inside.plan.weights(study.held, dtype=torch.float32)
+    return points
+
+
+def _placed(gram: Gram, ended: Ended, candidates: Mapping[int, Record]) -> dict[str, Any]:
+    """Returns where every point lies, and the plane that fits base, experts and search best."""
+    path = [label(record.id) for record in improvements(ended.result.records)]
+    fitted = [label(number) for number in candidates]
+    plane = best_plane(gram, [*fitted, *({IN_HULL} & set(gram.points))])
+    points = {name: _position(position(gram, name)) for name in gram.points}
+    for number, record in candidates.items():
+        assert record.fitness is not None
+        points[label(number)]["search"] = record.fitness.tolist()
+    return {
+        "expert_scale": gram.expert_scale,
+        "points": points,
+        "path": path,
+        "finalists": [label(finalist.id) for finalist in ended.finalists],
+        "plane": {
+            "share": plane.share,
+            "base": plane.base,
+            "experts": dict(plane.experts),
+            "points": dict(plane.points),
+            "off": dict(plane.off),
+        },
+    }
+
+
+def _position(found: Position) -> dict[str, Any]:
+    spans = {name: _span(getattr(found, name), found) for name in _SPANS}
+    return {
+        "from_base": found.from_base,
+        "floor": found.floor,
+        "experts": dict(found.experts),
+        **spans,
+    }
+
+
+def _span(span: Span, found: Position) -> dict[str, Any]:
+    """Returns the distance in the weights' own unit, of the point's way, and of an expert's."""
+    return {
+        "distance": span.distance,
+        "of_own_distance": _share(span.distance, found.from_base),
+        "of_expert_distance": _share(span.distance, found.expert_scale),
+        "outside": span.outside,
+        "coefficients": dict(span.coefficients),
+        "residual": span.residual,
+    }
+
+
+def _share(distance: float, whole: float) -> float | None:
+    return distance / whole if whole > 0 else None
+
+
+def sentences(certificate: Mapping[str, Any]) -> list[str]:
+    """Returns what the certificate proves, in one sentence, and what it gave in another."""
+    return [_where(certificate), *_gain(certificate)]
+
+
+def _where(certificate: Mapping[str, Any]) -> str:
+    if certificate["winner"] is None:
+        return f"The winner has no place among the experts: {certificate['reason']}."
+    point = certificate["points"][certificate["winner"]]
+    if not point["hull"]["outside"]:
+        shares = point["hull"]["coefficients"]
+        mix = " + ".join(f"{w:.2f} {name}" for name, w in shares.items() if w >= 0.005)
+        return (
+            f"The winner lies inside the experts' convex hull (at {mix}); distances below "
+            f"{point['floor']:.2g} could be rounding."
+        )
+    names = {"affine_span": "their affine span", "linear_span": "the span of the task vectors"}
+    others = [f"{_beside(point, key)} {name}" for key, name in names.items()]
+    inside = point["hull_with_base"]["outside"]
+    base = "" if inside else "; it lies within the hull of experts and base"
+    return (
+        f"The winner lies outside the experts' convex hull by {_of_own(point, 'hull')} of its "
+        f"distance from the base ({', '.join(others)}{base}); rounding alone could give "
+        f"{_share(point['floor'], point['from_base']) or 0:.1g}."
+    )
+
+
+def _beside(point: Mapping[str, Any], span: str) -> str:
+    return f"{_of_own(point, span)} outside" if point[span]["outside"] else "inside"
+
+
+def _of_own(point: Mapping[str, Any], span: str) -> str:
+    """Returns a distance as a share of the point's own from the base."""
+    share = point[span]["of_own_distance"]
+    return "all" if share is None else f"{share:.2g}"
+
+
+def _gain(certificate: Mapping[str, Any]) -> list[str]:
+    """Returns what leaving the hull gave on the held-out items; nothing without a companion."""
+    gain = certificate["gain"]
+    if gain is None:
+        return []
+    evaluations = certificate["in_hull"]["evaluations"]
+    head = f"The best point found inside the hull in as many evaluations ({evaluations})"
+    if gain["difference"] is None:
+        return [f"{head} cannot be compared: {gain['reason']}."]
+    text = (
+        f"{head} has held-out fitness {gain['inside']:.4f}, the winner {gain['winner']:.4f}: "
+        f"a gain of {gain['difference']:+.4f}"
+    )
+    interval = gain["interval"]
+    if interval is None:
+        return [f"{text}, without an interval: {gain['reason']}."]
+    text += (
+        f", {interval['level']:.0%} interval {interval['low']:+.4f} to {interval['high']:+.4f} "
+        f"(paired bootstrap over {interval['items']} items, p = {interval['p']:.2g})."
+    )
+    if gain["unequal"]:
+        text += (
+            f" The interval is that of the mean over items ({interval['difference']:+.4f}), where "
+            f"{', '.join(gain['unequal'])} weigh long items more."
+        )
+    return [text]

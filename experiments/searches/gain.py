@@ -1,0 +1,85 @@
+"""What a winner has over another model on the held-out items, with an interval over items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.item_scores import ItemScores, read_item_scores
+from experiments.searches.references import Rival
+from merging.spaces.axes import Vector
+from search.objective import BoundObjective, Objective, Term
+from search.winners.bootstrap import paired_bootstrap
+
+
+def held_out_gain(
+    run: Path, reporting: Objective | None, winner: Rival | None, other: Rival | None
+) -> dict[str, Any]:
+    """Returns the difference of held-out fitness as JSON, with its paired bootstrap interval.
+
+    Items are drawn within tasks and weighted as the objective weights and normalises them; base
+    and experts, by which it normalises, stay as they were read. The interval is that of
+    ``sum_t weight_t * mean_i (sign * gap_ti) / span_t``, over the mean of a task's items. Most
+    scores are that mean; one that is a ratio over all items (bits per byte weighs documents by
+    their length) is named in ``unequal``, and its interval says what a mean of the documents
+    would gain. Several objectives count alike.
+
+    Args:
+        run: holds the items' scores.
+        reporting: objective bound on the held-out items; None: there are none.
+        winner: on the held-out items.
+        other: the same for the model that it is compared with.
+    """
+    found: dict[str, Any] = dict.fromkeys(
+        ("winner", "inside", "difference", "interval", "reason"), None
+    )
+    found["unequal"] = []
+    if reporting is None or winner is None or other is None:
+        return {**found, "reason": "there are no held-out items"}
+    if failed := winner.failure or other.failure:
+        return {**found, "reason": failed}
+    first, second = (float(reporting.fitness(r.scores).mean()) for r in (winner, other))
+    found |= {"winner": first, "inside": second, "difference": first - second}
+    if not isinstance(reporting, BoundObjective):
+        return {**found, "reason": "this objective has no weights by which items could be drawn"}
+    items = read_item_scores(run, "report")
+    pair = [items.get((rival.kind, rival.name)) for rival in (winner, other)]
+    missing = [term.key for term in reporting.terms if not _has_cases(term, pair)]
+    if missing:
+        return {**found, "reason": f"{missing[0]} has no score per item"}
+    known = [each for each in pair if each is not None]
+    cases = [[_cases(term, each) for term in reporting.terms] for each in known]
+    for term, of_task in zip(reporting.terms, cases[0], strict=True):
+        if len(of_task) < 2:
+            return {**found, "reason": f"{term.task} has a single item"}
+    weights = reporting.weights or [1 / len(reporting.terms)] * len(reporting.terms)
+    found["interval"] = asdict(paired_bootstrap(*cases, weights=weights))
+    found["unequal"] = _unequal(reporting.terms, known, (winner.scores, other.scores))
+    return found
+
+
+def _has_cases(term: Term, pair: Sequence[ItemScores | None]) -> bool:
+    return all(each is not None and term.key in each.cases for each in pair)
+
+
+def _cases(term: Term, scores: ItemScores) -> Vector:
+    """Returns a task's items in the objective's units, higher is better."""
+    gains: Vector = (term.sign * scores.cases[term.key] - term.base) / term.span
+    return gains
+
+
+def _unequal(
+    terms: Sequence[Term], pair: Sequence[ItemScores], scores: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """Returns the tasks whose score is not the mean of their items."""
+    return [
+        term.task
+        for term in terms
+        if any(
+            abs(float(each.cases[term.key].mean()) - values[term.key])
+            > 1e-6 * max(1.0, abs(values[term.key]))
+            for each, values in zip(pair, scores, strict=True)
+        )
+    ]

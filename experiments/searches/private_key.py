@@ -1,0 +1,73 @@
+"""The secret key of a private run: drawn once, never released, destroyed at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.runs.errors import UserError
+from search.privacy.private_noise import SecretNoise
+
+KEY_FILE = "secret.key"
+_BYTES = 32
+
+
+def open_noise(run: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise:
+    """Returns the run's secret noise; the key is drawn at the first start.
+
+    Args:
+        run: the run's directory.
+        belongs: what the noise is for (configuration, models, items): noise for anything else
+            has another key, so that two answers can never be subtracted.
+        begun: whether something was released already.
+
+    Raises:
+        UserError: the key is gone, or the file is damaged.
+    """
+    path = run / KEY_FILE
+    if not path.exists():
+        if begun:
+            raise UserError(
+                f"{path} is missing, so the noise of the steps in {run} cannot be drawn again: "
+                "put it back, or start in an empty directory"
+            )
+        _write(path, secrets.token_bytes(_BYTES).hex())
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it") from error
+    return _noise(key, belongs)
+
+
+def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:
+    """Returns noise that the seed gives away: for tests, and private to nobody who knows it."""
+    return _noise(hashlib.sha256(f"public seed {seed}".encode()).digest(), belongs)
+
+
+def destroy(run: Path) -> None:
+    """Removes what must not be released with a finished run: the key, and the single times.
+
+    How long a candidate took tells how many items were sampled.
+    """
+    for name in (KEY_FILE, "timing.jsonl"):
+        (run / name).unlink(missing_ok=True)
+
+
+def _noise(key: bytes, belongs: Sequence[str]) -> SecretNoise:
+    text = repr(tuple(belongs)).encode()
+    return SecretNoise(hashlib.blake2b(text, key=key, digest_size=_BYTES).digest())
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that its owner alone can read, in one piece, on disk when this returns."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

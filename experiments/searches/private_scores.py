@@ -1,0 +1,56 @@
+"""Scores of private items, in which an item that fails touches no other item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
+from experiments.setup.study import Study
+from merging.spaces.axes import Vector
+from merging.weights import Weights
+
+
+def robust_scores(study: Study, panel: Panel, weights: Weights) -> Mapping[str, Score]:
+    """Returns the scores of `weights`, item by item where the panel as a whole fails.
+
+    Raises:
+        MergeError: the weights could not be computed, which depends on no item.
+    """
+    try:
+        return study.scorer(panel)(weights)
+    except EvaluationError:
+        return item_by_item(study, panel, weights)
+
+
+def item_by_item(study: Study, panel: Panel, weights: Weights) -> Mapping[str, Score]:
+    """Returns the cases of `weights`, every item asked by itself; NaN where it cannot be scored.
+
+    The values of the scores are NaN: what is made of private items is made of the cases.
+    """
+    found: dict[str, Score] = {}
+    for task, evaluator in panel.evaluators.items():
+        alone = [
+            Panel(panel.split, {task: evaluator.subset([i])}) for i in range(len(evaluator.items))
+        ]
+        scored = [_attempt(lambda one=one: study.scorer(one)(weights)) for one in alone]  # type: ignore[misc]
+        for metric in evaluator.metrics:
+            key = f"{task}/{metric}"
+            found[key] = Score(math.nan, np.array([_case(each, key) for each in scored]))
+    return found
+
+
+def _attempt(score: Callable[[], Mapping[str, Score]]) -> Mapping[str, Score]:
+    try:
+        return score()
+    except EvaluationError:
+        return {}
+
+
+def _case(scores: Mapping[str, Score], key: str) -> float:
+    cases: Vector | None = scores[key].cases if key in scores else None
+    return math.nan if cases is None or len(cases) != 1 else float(cases[0])

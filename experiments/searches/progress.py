@@ -1,0 +1,147 @@
+"""Progress of a search: evaluations, the best fitness so far, and an honest time to the end."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Protocol, TextIO
+
+from tqdm import tqdm
+
+from experiments.reports.table import duration
+from search.loop.history import Record
+from search.loop.loop import Budget
+
+logger = logging.getLogger(__name__)
+
+_TIMED = 3
+"""Evaluations that must have been timed before a remaining time is named."""
+
+
+class Named(Protocol):
+    """An objective, as far as progress is concerned: the names of its parts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of every objective, in the order of the fitness."""
+        ...
+
+
+class Progress:
+    """A bar on a terminal; elsewhere nothing, or a log line every so often where asked for.
+
+    Use it as a context manager around the search.
+
+    Args:
+        budget: of the search; its evaluations are the length of the bar.
+        objective: names the parts of the fitness.
+        mode: ``auto``: a bar on a terminal, else nothing; ``bar``; ``log``: a log line
+            every `every_s` seconds and one at the end; ``off``.
+        every_s: seconds between two log lines.
+        stream: where the bar is drawn; None: standard error.
+        clock: seconds from any start; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        objective: Named,
+        *,
+        mode: Literal["auto", "bar", "log", "off"] = "auto",
+        every_s: float = 30.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._budget, self._names = budget, objective.names
+        self._every_s, self._clock = every_s, clock
+        stream = sys.stderr if stream is None else stream
+        if mode == "auto":
+            mode = "bar" if stream.isatty() else "off"
+        self._logs = mode == "log"
+        self._said = clock()
+        self._best: list[float] = []
+        self._seconds: list[float] = []
+        self._failures = 0
+        known = budget.evaluations is not None
+        self._bar = tqdm(
+            total=budget.evaluations,
+            desc="search",
+            unit="evaluation",
+            file=stream,
+            disable=mode != "bar",
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            if known
+            else "{desc} {n_fmt} evaluations in {elapsed}{postfix}",
+        )
+
+    def __enter__(self) -> Progress:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the bar, or says the last line."""
+        self._bar.close()
+        if self._logs and self._seconds:
+            logger.info("%s", self.line())
+
+    def update(self, record: Record, replayed: bool) -> None:
+        """Counts one candidate; a repeat of an earlier one costs nothing and is not counted."""
+        if record.same_as is not None:
+            return
+        self._seconds.append(record.seconds)
+        if record.fitness is None:
+            self._failures += 1
+        else:
+            values = record.fitness.tolist()
+            self._best = [max(pair) for pair in zip(self._best or values, values, strict=True)]
+        self._bar.set_postfix_str(self._state(), refresh=False)
+        self._bar.update()
+        if self._logs and not replayed and self._clock() - self._said >= self._every_s:
+            self._said = self._clock()
+            logger.info("%s", self.line())
+
+    def remaining_s(self) -> float | None:
+        """Returns the seconds to the end of the budget at the median pace so far.
+
+        None: too few evaluations to tell, or the end is not known. A target may end the search
+        earlier. The median, because one stalled evaluation says nothing of the rest.
+        """
+        if len(self._seconds) < _TIMED:
+            return None
+        ends = []
+        if self._budget.evaluations is not None:
+            left = self._budget.evaluations - len(self._seconds)
+            ends.append(left * statistics.median(self._seconds))
+        if self._budget.seconds is not None:
+            ends.append(self._budget.seconds - sum(self._seconds))
+        return max(0.0, min(ends)) if ends else None
+
+    def line(self) -> str:
+        """Returns the state as one line, for a log."""
+        total = self._budget.evaluations
+        of = "" if total is None else f"/{total}"
+        return f"{len(self._seconds)}{of} evaluations, {self._state()}"
+
+    def _state(self) -> str:
+        parts = [f"best {self._best_text()}" if self._best else "none scored yet"]
+        if self._failures:
+            parts.append(f"{self._failures} failed")
+        remaining = self.remaining_s()
+        if remaining is not None:
+            parts.append(f"about {duration(remaining)} left")
+        return ", ".join(parts)
+
+    def _best_text(self) -> str:
+        if len(self._best) == 1:
+            return f"{self._best[0]:.4f}"
+        return " ".join(f"{n} {v:.4f}" for n, v in zip(self._names, self._best, strict=True))

@@ -1,0 +1,32 @@
+"""What cannot be searched without generations: refused before anything is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from experiments.setup import assemble
+from search.loop.steady import check_steady
+from search.strategy import Strategy
+
+
+def check_execution(config: DictConfig, strategy: Strategy[Any]) -> None:
+    """Builds the execution and compares it with what the search asks of it.
+
+    Args:
+        config: of the run.
+        strategy: freshly built.
+
+    Raises:
+        ValueError: names the options that cannot go together, and the remedy.
+    """
+    execution = assemble.open_execution(config)
+    if not config.asynchronous:
+        return
+    check_steady(strategy, many=execution.elsewhere)
+    if config.common_items is not None:
+        raise ValueError(
+            f"asynchronous=true: there is no generation to share common_items="
+            f"{config.common_items}: leave common_items out, or choose asynchronous=false"
+        )

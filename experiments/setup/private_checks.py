@@ -1,0 +1,208 @@
+"""What would release private items without noise, or without paying: refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from evaluators.memorization.membership import Membership
+from evaluators.panel import Panel
+from experiments.setup import assemble
+from experiments.setup.initial import BestExpert, BestOf, Scored
+from search.objective import Pareto, WeightedMean
+from search.privacy.privacy import Privacy
+from search.strategy import Strategy
+
+_MANY = 10_000
+
+
+def open_privacy(config: DictConfig) -> Privacy | None:
+    """Returns the privacy that a run's configuration asks for; None: its items are not private."""
+    if not config.get("privacy"):
+        return None
+    privacy = instantiate(config.privacy, _convert_="all")
+    if not isinstance(privacy, Privacy):
+        raise ValueError("this is a search: choose privacy=means, or differences for dp_zo")
+    return privacy
+
+
+def sampling_rate(config: DictConfig) -> float:
+    """Returns what an accountant may count: 1 but for a Poisson sample."""
+    return float(config.common_items) if config.sampling == "poisson" else 1.0
+
+
+def check_privacy(config: DictConfig, asked: int, objectives: int) -> None:
+    """Refuses what reads private items un-noised, and budgets that pay for nothing.
+
+    Args:
+        config: of the run.
+        asked: how many candidates the strategy's first generation has.
+        objectives: how many numbers a fitness has.
+
+    Raises:
+        ValueError: names the option and the remedy.
+    """
+    if config.sampling == "poisson" and config.common_items is None:
+        raise ValueError("sampling=poisson: of how many items? set common_items, for example 0.1")
+    privacy = open_privacy(config)
+    if privacy is None:
+        _check_not_private(config)
+        return
+    if config.common_items is not None and config.sampling != "poisson":
+        raise ValueError(
+            "privacy: which items a share of fixed size holds changes with every item more or "
+            "less: set sampling=poisson, or leave common_items out"
+        )
+    _check_readings(config, privacy)
+    _check_ways(config, privacy)
+    _check_objective(config, privacy, asked, objectives)
+    privacy.budget(config.choose, sampling_rate(config))
+
+
+def budget_line(config: DictConfig, strategy: Strategy[Any]) -> list[str]:
+    """Returns in a line what the privacy budget pays for; none where there is none.
+
+    Args:
+        config: of the run.
+        strategy: freshly built; is asked once.
+    """
+    privacy = open_privacy(config)
+    if privacy is None:
+        return []
+    asked = len(strategy.ask())
+    budget = privacy.budget(config.choose, sampling_rate(config))
+    releases = asked if privacy.release == "means" else asked // 2
+    while budget.steps < _MANY and budget.before(releases) is None:
+        pass
+    count = f"at least {_MANY}" if budget.steps == _MANY else str(budget.steps)
+    return [
+        f"privacy     epsilon {privacy.epsilon:g}, delta {privacy.delta:g} on {privacy.data}: "
+        f"pays for {count} generations of {asked}"
+    ]
+
+
+def check_items(panel: Panel, delta: float) -> None:
+    """Refuses items whose part in a sum cannot be bounded by clipping it, and too large a delta.
+
+    One that occurs twice contributes twice; one whose score is a comparison with the others
+    changes their scores. A delta of one in n allows to give one of n items away.
+
+    Args:
+        panel: its number of items is taken as public.
+        delta: of the guarantee.
+
+    Raises:
+        ValueError: names the tasks, or the option.
+    """
+    seen: dict[str, str] = {}
+    for task, evaluator in panel.evaluators.items():
+        if isinstance(evaluator, Membership):
+            raise ValueError(
+                f"{panel.split} task {task!r}: membership inference compares its texts with one "
+                "another, so that one of them changes the scores of all: leave it out of a "
+                "private search"
+            )
+        for item in evaluator.items:
+            if item in seen:
+                raise ValueError(
+                    f"{panel.split} tasks {seen[item]!r} and {task!r} hold one item twice, which "
+                    "would contribute twice to what is released: take it out of the data"
+                )
+            seen[item] = task
+    if delta * len(seen) >= 1:
+        raise ValueError(
+            f"privacy.delta={delta:g} would allow to give one of the {len(seen)} {panel.split} "
+            f"items away whole: choose one well below {1 / len(seen):.1g}"
+        )
+
+
+def _check_not_private(config: DictConfig) -> None:
+    if config.sampling == "poisson":
+        raise ValueError(
+            "sampling=poisson is for private items, whose noise it makes cheaper: set privacy=, "
+            "or leave sampling out"
+        )
+    if config.choose in ("last", "svt"):
+        raise ValueError(
+            f"choose={config.choose} is for private items: choose=second_look, or set privacy="
+        )
+
+
+def _check_readings(config: DictConfig, privacy: Privacy) -> None:
+    """Refuses what would read a private split besides the search."""
+    for key, split in (("select_on", "selection"), ("report_on", "report")):
+        named = any((config[key] or {}).values())
+        read = named and not (split == "selection" and config.choose in ("svt", "last"))
+        if read and split not in privacy.public:
+            other = "choose=svt, or " if split == "selection" else ""
+            raise ValueError(
+                f"privacy: {split} items would be read without noise: declare them public with "
+                f"privacy.public=[{split}], {other}leave them out with evaluator@{key}=none"
+            )
+    if config.choose == "svt":
+        if not any((config.select_on or {}).values()):
+            raise ValueError("choose=svt needs selection items: choose evaluator@select_on=NAME")
+        if "selection" in privacy.public:
+            raise ValueError(
+                "choose=svt is for private selection items, these are public: choose=second_look"
+            )
+    if isinstance(assemble.open_initial(config), Scored | BestExpert | BestOf):
+        raise ValueError(
+            "privacy: this initial point is chosen by scores on the private search items: choose "
+            "initial=average, own, static or recipe"
+        )
+
+
+def _check_ways(config: DictConfig, privacy: Privacy) -> None:
+    """Refuses ways of searching that release more than is paid for."""
+    if config.get("in_hull"):
+        raise ValueError(
+            "privacy: the companion search inside the hull would read the private items too: set "
+            "in_hull=null"
+        )
+    if config.get("racing") or config.asynchronous:
+        raise ValueError(
+            "privacy: a generation is released as a whole: leave racing= and asynchronous= out"
+        )
+    if assemble.open_execution(config).elsewhere:
+        raise ValueError("privacy: secret samples stay in one process: choose execution=local")
+    if config.timeout_s is not None:
+        raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")
+    if config.budget.seconds is not None:
+        raise ValueError(
+            "privacy: how many generations a time allows depends on the items: set "
+            "budget.seconds=null and limit budget.evaluations"
+        )
+    if config.choose == "shrinkage":
+        raise ValueError("privacy: choose=shrinkage needs every item's score: choose=svt or last")
+    if config.choose == "last" and privacy.release == "means":
+        raise ValueError(
+            "choose=last is for privacy=differences, whose candidates have no fitness of their "
+            "own: choose=second_look (of noisy fitness) or svt"
+        )
+
+
+def _check_objective(config: DictConfig, privacy: Privacy, asked: int, objectives: int) -> None:
+    objective = assemble.open_partial(config.objective)
+    if not isinstance(objective, WeightedMean | Pareto) or objective.normalize != "raw":
+        raise ValueError(
+            "privacy: the objective must be a sum over items that no reference's score on the "
+            "private items enters: choose objective=raw, or objective=pareto with "
+            "objective.normalize=raw"
+        )
+    if privacy.release != "differences":
+        return
+    if objectives > 1:
+        raise ValueError("privacy=differences knows one objective: choose objective=raw")
+    if asked % 2:
+        raise ValueError(
+            f"privacy=differences releases differences of pairs, the strategy asks for {asked}: "
+            "choose strategy=dp_zo, or privacy=means"
+        )
+    if config.choose == "second_look":
+        raise ValueError(
+            "privacy=differences: no candidate has a fitness of its own to be chosen by: choose="
+            "last (the strategy's last centre) or choose=svt"
+        )

@@ -1,0 +1,124 @@
+"""Racing as configured, and what cannot go together with it: refused before the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from evaluators.panel import Panel
+from evaluators.requests import (
+    Classified,
+    Classify,
+    EvaluationError,
+    Generate,
+    Generated,
+    Likelihood,
+    Loglikelihood,
+    PerToken,
+    Request,
+    Response,
+)
+from search.objective import BoundObjective
+from search.racing.racing import Racing
+
+
+def open_racing(config: DictConfig) -> Racing | None:
+    """Returns the rule of racing that a run's configuration asks for; None: none."""
+    if not config.get("racing"):
+        return None
+    racing: Racing = instantiate(config.racing, _convert_="all")
+    return racing
+
+
+def check_racing(config: DictConfig, strategy: str, asked: int, objectives: int) -> None:
+    """Refuses what cannot be raced.
+
+    Args:
+        config: of the run.
+        strategy: name of its class.
+        asked: how many candidates its first generation has.
+        objectives: how many numbers a fitness has.
+
+    Raises:
+        ValueError: names the option that cannot go together with ``racing``.
+    """
+    racing = open_racing(config)
+    if racing is None:
+        return
+    given, remedy = f"racing {type(racing).__name__}", "leave racing= out"
+    if config.common_items is not None:
+        raise ValueError(
+            f"{given}: common_items={config.common_items} gives every generation items of its "
+            f"own, a race compares generations on the same items: leave one of both out"
+        )
+    if objectives > 1:
+        raise ValueError(
+            f"{given}: candidates are raced by one number, the objective has {objectives}: choose "
+            f"an objective with one, or {remedy}"
+        )
+    least = min(asked, int(config.strategy.get("popsize") or asked))
+    if least < racing.least_candidates:
+        raise ValueError(
+            f"{given}: {strategy} asks for {least} candidate at a time, which has none to race "
+            f"with: set racing.against_best=true, or {remedy}"
+        )
+    if config.get("asynchronous"):
+        raise ValueError(
+            f"{given}: asynchronous=true tells every outcome as it comes, a race is decided by "
+            f"generations: leave one of both out"
+        )
+
+
+def check_cases(
+    config: DictConfig, panel: Panel, objective: Any, classes: Mapping[str, int]
+) -> None:
+    """Refuses tasks without per-item scores, which are found by scoring made-up answers.
+
+    Args:
+        config: of the run.
+        panel: the search items.
+        objective: not yet bound.
+        classes: number of classes of each head.
+
+    Raises:
+        ValueError: names the task and the metric.
+    """
+    racing = open_racing(config)
+    if racing is None:
+        return
+    better = {key: 1.0 if way == "maximize" else -1.0 for key, way in panel.directions.items()}
+    bound = objective.bind(
+        panel.directions, panel.main, dict.fromkeys(panel.directions, 0.0), {"expert": better}
+    )
+    if not isinstance(bound, BoundObjective) or bound.weights is None:
+        raise ValueError(
+            f"racing {type(racing).__name__} needs an objective that is a weighted mean of tasks: "
+            "choose objective=normalized or raw, or leave racing= out"
+        )
+    for term in bound.terms:
+        evaluator = panel.evaluators[term.task]
+        answers = [_made_up(request, classes) for request in evaluator.requests()]
+        with suppress(EvaluationError):  # these answers cannot be scored, a model's may
+            cases = evaluator.score(answers)[term.key.partition("/")[2]].cases
+            if cases is None or len(cases) != len(evaluator.items):
+                raise ValueError(
+                    f"racing {type(racing).__name__} compares candidates item by item, {term.key} "
+                    "has no score of a single item: choose another metric with "
+                    "objective.metrics, or leave racing= out"
+                )
+
+
+def _made_up(request: Request, classes: Mapping[str, int]) -> Response:
+    if isinstance(request, Loglikelihood):
+        return Likelihood(-1.0, False)
+    if isinstance(request, Generate):
+        return Generated("1")
+    if isinstance(request, Classify):
+        return Classified(np.zeros(classes[request.head]))
+    zeros = np.zeros(len(request.tokens) - 1)
+    return PerToken(zeros - 1.0, zeros - 1.0, zeros + 1.0)

@@ -1,0 +1,1 @@
+"""Checkpoints and adapters on disk: tensors, names, architectures, hashes, records."""

@@ -1,0 +1,292 @@
+"""A Hugging Face checkpoint as a lazy mapping from the module's names to tensors."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from merging.checkpoints import naming
+from merging.checkpoints.architecture import CLASSIFIERS, POOLER, architecture_of, read_config
+from merging.checkpoints.hashing import files_sha256
+from merging.checkpoints.sources import resolve
+from merging.checkpoints.weight_files import WeightFiles
+from merging.weights import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
+
+    Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
+    Where transformers renames tensors between file and module, this mapping has the module's
+    names; where it converts them (Mixtral fuses its experts), the weights are loaded through the
+    class and held in memory.
+
+    Attributes:
+        source: as the user named it.
+        path: its directory on this machine.
+        config: its configuration.
+        architecture: the transformers class that `module` builds.
+        skeleton: that class without data, on the meta device.
+        file_names: module name -> name in the file, in the module's order; None where converted.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        path: Path,
+        config: PreTrainedConfig,
+        architecture: type[PreTrainedModel],
+        *,
+        encoder: bool,
+    ):
+        self.source = source
+        self.path = path
+        self.config = config
+        self.architecture = architecture
+        self.skeleton = naming.skeleton(architecture, config)
+        self._encoder = encoder
+        self._files = WeightFiles.find(path)
+        self._absent: tuple[str, ...] = ()
+        names = naming.match(self.skeleton, self._files)
+        self.file_names = None if names is None else self._settle(names)
+        self._weights: Mapping[str, Tensor] = self._files
+        if self.file_names is None:
+            logger.info("%s: transformers converts its tensors, so all are loaded", source)
+            self._weights = self._load_all()
+        self._keys = self.file_names or {name: name for name in self._weights}
+        self._check_skeleton()
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        encoder: bool = False,
+    ) -> Checkpoint:
+        """Returns the checkpoint; reads configuration and headers, no weights.
+
+        Args:
+            source: a local directory or a Hugging Face id.
+            revision: branch, tag or commit of an id.
+            trust_remote_code: whether code that the repository brings may run.
+            encoder: only what transformers' AutoModel takes of it: the model without its head.
+
+        Raises:
+            CheckpointError: missing, truncated, corrupt, quantised or of unknown kind; names the
+                file or tensor.
+        """
+        path = resolve(source, revision)
+        config = read_config(path, trust_remote_code=trust_remote_code)
+        return cls(
+            source, path, config, architecture_of(path, config, encoder=encoder), encoder=encoder
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weight files by their bytes; see `files_sha256`."""
+        return files_sha256(self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        return self._files.files
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Name left out because it is tied -> the name that is kept."""
+        return naming.tied(self.skeleton)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it carries a classification head over whole inputs."""
+        return not self._encoder and self.architecture.__name__.endswith(CLASSIFIERS)
+
+    @property
+    def prefix(self) -> str:
+        """Where the model without its head sits in the names: ``bert.``; empty for an encoder."""
+        prefix: str = self.skeleton.base_model_prefix
+        return f"{prefix}." if prefix and hasattr(self.skeleton, prefix) else ""
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns a tensor's shape without reading it."""
+        if self.file_names is None:
+            return self._weights[name].shape
+        return self._files.shape(self._keys[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns a tensor's dtype in the file without reading it."""
+        if self.file_names is None:
+            return self._weights[name].dtype
+        return self._files.dtype(self._keys[name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[self._keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """Returns a new module with these weights, in evaluation mode, without gradients."""
+        module, _ = self._load(dtype)
+        for child in self._absent:
+            setattr(module, child, None)
+        return module.to(device).eval().requires_grad_(False)
+
+    def tokenizer(self) -> Any | None:
+        """Returns the tokenizer; None where the checkpoint brings none."""
+        if not any((self.path / name).is_file() for name in _TOKENIZER_FILES):
+            return None
+        return transformers.AutoTokenizer.from_pretrained(self.path)
+
+    def image_processor(self) -> Any | None:
+        """Returns the image processor; None where the checkpoint brings none."""
+        if not (self.path / "preprocessor_config.json").is_file():
+            return None
+        processors: Any = transformers.AutoImageProcessor
+        return processors.from_pretrained(self.path)
+
+    def _settle(self, names: naming.Naming) -> dict[str, str]:
+        """Returns module name -> file name, or refuses by name what does not fit."""
+        missing, extra = names.missing, names.extra
+        if self._encoder:
+            inside = f"{self.architecture.base_model_prefix}."
+            if any(name.startswith(inside) for name in self._files):
+                extra = [name for name in extra if name.startswith(inside)]
+            if not any(name.startswith(POOLER) for name in names.keys):
+                self._absent = tuple({POOLER[:-1] for n in missing if n.startswith(POOLER)})
+                missing = [name for name in missing if not name.startswith(POOLER)]
+        self._refuse_names(missing, extra)
+        for name, first, second in names.twins:
+            if not same_bytes(self._files[first], self._files[second]):
+                raise CheckpointError(
+                    f"{self.source} unties {second} from {first}: its configuration says that "
+                    f"both are one tensor ({name}), but the values differ; "
+                    "set tie_word_embeddings to false in its config.json if they should"
+                )
+        return names.keys
+
+    def _refuse_names(self, missing: list[str], extra: list[str]) -> None:
+        kind = self.architecture.__name__
+        if missing:
+            raise CheckpointError(
+                f"{self.source} lacks {len(missing)} tensors that {kind} needs: "
+                f"{naming.listing(missing)}; its config.json and weights do not belong together"
+            )
+        if extra:
+            raise CheckpointError(
+                f"{self.source} holds {len(extra)} tensors that {kind} does not know: "
+                f"{naming.listing(extra)}; its config.json and weights do not belong together"
+            )
+
+    def _check_skeleton(self) -> None:
+        """Compares shapes and kinds with what the configuration builds."""
+        state = self.skeleton.state_dict()
+        for name in self._keys:
+            shape, wanted = self.shape(name), state[name].shape
+            if shape != wanted:
+                raise CheckpointError(
+                    f"{self.source}: {name} has shape {tuple(shape)}, its config.json asks for "
+                    f"{tuple(wanted)}; they do not belong together"
+                )
+            if state[name].is_floating_point() and not self.dtype(name).is_floating_point:
+                raise CheckpointError(
+                    f"{self.source}: {name} is stored as {self.dtype(name)}, so it seems "
+                    "quantised; use the checkpoint in full precision"
+                )
+
+    def _load_all(self) -> dict[str, Tensor]:
+        dtype = self.config.dtype
+        if not isinstance(dtype, torch.dtype):
+            dtype = self._files.dtype(next(iter(self._files)))
+        module, report = self._load(dtype)
+        missing = sorted(name for name in report["missing_keys"] if name not in self.aliases)
+        mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+        self._refuse_names(missing + mismatched, sorted(report["unexpected_keys"]))
+        return {n: t for n, t in module.state_dict().items() if n not in self.aliases}
+
+    def _load(self, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+        """Loads through the class; the global random state is left alone.
+
+        Quietly: `_settle` has compared the names already, and refused more than a report would.
+        """
+        pickled = self._files.pickled
+        return load(
+            self.architecture,
+            copy.deepcopy(self.config),
+            dtype,
+            path=self.path if pickled is None else None,
+            state=None if pickled is None else dict(pickled),
+        )
+
+
+def load(
+    architecture: Any,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    path: Path | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns a new module, and transformers' report of what it found; says nothing itself.
+
+    Args:
+        architecture: the transformers class.
+        config: becomes the module's own.
+        dtype: of the parameters.
+        path: directory of the weight files; or
+        state: the tensors, by the names that a file would have.
+    """
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if state is not None:
+        options["state_dict"] = state
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        loaded = architecture.from_pretrained(path, output_loading_info=True, **options)
+    module, report = loaded
+    return module, report
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences the load report and the bar per file; restores both."""
+    output: Any = transformers_logging
+    verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
+    output.set_verbosity_error()
+    output.disable_progress_bar()
+    try:
+        yield
+    finally:
+        output.set_verbosity(verbosity)
+        if bars:
+            output.enable_progress_bar()
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(
+        a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
+    )

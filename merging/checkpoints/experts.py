@@ -1,0 +1,360 @@
+"""A base and the experts fine-tuned from it, as deltas of one tensor at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from merging.checkpoints import classifiers, compatibility
+from merging.checkpoints.adapters import Adapter, is_adapter
+from merging.checkpoints.architecture import is_classifier_config, read_config
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.expert import Expert, WholeExpert, held
+from merging.checkpoints.sources import resolve
+from merging.checkpoints.streamed import StreamedWeights
+from merging.rules.cache import LARGE, Facts, Row, Tensors
+from merging.weights import CheckpointError, Weights
+
+logger = logging.getLogger(__name__)
+
+FACTS_BYTES = 4 * 2**30
+"""4 GiB: all of TIES on three experts of 350 million parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertPool:
+    """Base and experts; reads one tensor at a time until `resident` holds them on a device.
+
+    Language models are merged by the names of their ``state_dict``. Classifiers share what
+    transformers' AutoModel keeps of them, so `base` is opened as that encoder, `names` are the
+    encoder's (``encoder.layer.0...``, not ``bert.encoder.layer.0...``), and each expert keeps its
+    own head.
+
+    Attributes:
+        base: the base's checkpoint; its ``module()`` has the tensors of `names`.
+        expert_names: display names, in the user's order.
+        names: tensors that are merged, in the module's order: float; present in all; where all
+            experts are adapters, touched by one of them.
+        heads: experts that carry a classification head of their own; all of them, or none.
+        device: where `base_tensor` and `deltas` put their results.
+    """
+
+    base: Checkpoint
+    experts: Mapping[str, Expert]
+    names: tuple[str, ...]
+    heads: tuple[str, ...]
+    device: torch.device
+    _base_weights: Weights
+    _deltas: dict[str, Tensor] | None = None
+    _whole: ExpertPool | None = None
+    _facts: Facts | None = None
+    _rows: dict[str, Tensors] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        base: str,
+        experts: Mapping[str, str],
+        *,
+        base_revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> ExpertPool:
+        """Returns the pool after all checks that need no weights; `check_finite` reads them.
+
+        Args:
+            base: directory or Hugging Face id.
+            experts: display name -> directory or id of a checkpoint or a LoRA adapter.
+            base_revision: branch, tag or commit of the base's id.
+            trust_remote_code: whether code that a repository brings may run.
+
+        Raises:
+            CheckpointError: no experts; one that is missing, broken, or does not fit the base.
+        """
+        compatibility.check_expert_names(list(experts))
+        paths = {name: resolve(source) for name, source in experts.items()}
+        configs = {
+            name: read_config(path, trust_remote_code=trust_remote_code)
+            for name, path in paths.items()
+            if not is_adapter(path)
+        }
+        heads = tuple(name for name, config in configs.items() if is_classifier_config(config))
+        compatibility.check_same_kind(list(experts), heads)
+        root = Checkpoint.open(
+            base,
+            revision=base_revision,
+            trust_remote_code=trust_remote_code,
+            encoder=bool(heads),
+        )
+        for name, config in configs.items():
+            compatibility.check_config(root, name, experts[name], config)
+        opened: dict[str, Expert] = {}
+        for name, source in experts.items():
+            if name in configs:
+                expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+                compatibility.check_tensors(root, name, expert)
+                weights = classifiers.encoder_of(expert) if heads else expert
+                opened[name] = WholeExpert(expert, weights)
+            else:
+                opened[name] = Adapter.open(source, paths[name], root)
+        compatibility.check_poolers(root, _encoders(opened) if heads else {})
+        names = _merged_names(root, opened)
+        return cls(root, opened, names, heads, torch.device("cpu"), root)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Display names, in the user's order."""
+        return tuple(self.experts)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Content sha256 of each expert, in the order of `expert_names`."""
+        return tuple(expert.sha256 for expert in self.experts.values())
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Display name -> as the user named it."""
+        return {name: expert.source for name, expert in self.experts.items()}
+
+    def check_finite(self) -> None:
+        """Reads every tensor of base and experts once.
+
+        Raises:
+            CheckpointError: one holds NaN or infinity; names the expert and the tensor.
+        """
+        for name, tensor in self.base.items():
+            _refuse_nonfinite(f"base {self.base.source}", name, tensor)
+        for expert in self.experts:
+            for name, tensor in self.experts[expert].stored():
+                _refuse_nonfinite(f"expert {expert!r} ({self.sources[expert]})", name, tensor)
+
+    def base_tensor(self, name: str) -> Tensor:
+        """Returns the base's tensor in its own dtype on `device`; not to be changed."""
+        return self._base_weights[name].to(self.device)
+
+    def deltas(self, name: str) -> Tensor:
+        """Returns expert minus base for every expert, ``(experts, *shape)`` float32 on `device`.
+
+        A LoRA expert's is the exact product B @ A * scale, computed in float64, rounded once.
+        Not to be changed.
+        """
+        if self._deltas is not None and name in self._deltas:
+            return self._deltas[name]
+        if self._whole is not None and self._whole._deltas is not None:
+            rows = [self._whole.expert_names.index(expert) for expert in self.experts]
+            return self._whole.deltas(name)[rows]
+        base = self.base_tensor(name).float()
+        deltas = torch.empty(
+            (len(self.experts), *base.shape), dtype=torch.float32, device=self.device
+        )
+        for row, expert in zip(deltas, self.experts.values(), strict=True):
+            expert.fill(name, base, row)
+        if self._deltas is not None:
+            self._deltas[name] = deltas
+        return deltas
+
+    def tensors(self, name: str) -> Tensors:
+        """Returns the parameter of base and experts, each as it is held, for merging in one pass.
+
+        Adapters have no tensor of their own: what they add is computed, and kept if there is room.
+        """
+        if self._rows is not None and name in self._rows:
+            return self._rows[name]
+        base = self.base_tensor(name)
+        rows = tuple(self._row(name, base, expert) for expert in self.experts.values())
+        found = Tensors(name, base, rows, torch.float32, self._large)
+        if self._rows is not None:
+            self._rows[name] = found
+        return found
+
+    @cached_property
+    def _large(self) -> bool:
+        return any(self.base.shape(name).numel() >= LARGE for name in self.names)
+
+    def _row(self, name: str, base: Tensor, expert: Expert) -> Row:
+        if isinstance(expert, WholeExpert):
+            own = expert.tensor(name, base)
+            return Row(name, expert.sha256, own, True, base, torch.float32, self._facts)
+
+        def delta() -> Tensor:
+            out = torch.empty(base.shape, dtype=torch.float32, device=self.device)
+            expert.fill(name, base.float(), out)
+            return out
+
+        key = (name, expert.sha256, "delta")
+        found = self._facts.get(key, 4 * base.numel(), delta) if self._facts else None
+        stored = delta() if found is None else found
+        return Row(name, expert.sha256, stored, False, base, torch.float32, self._facts)
+
+    def fact(self, name: str, kind: str, compute: Callable[[], float]) -> float:
+        """Returns a number that follows from a parameter of base and experts.
+
+        Args:
+            name: of the parameter.
+            kind: tells it from other such numbers.
+            compute: returns it; called once if the pool is held in memory.
+        """
+        key = (name, self.identities, kind)
+        found = None if self._facts is None else self._facts.get(key, 0, compute)
+        return compute() if found is None else found
+
+    def untouched(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the base's tensors that are not merged, with their values."""
+        merged = set(self.names)
+        for name in self.base:
+            if name not in merged:
+                yield name, self.base_tensor(name)
+
+    def expert_weights(self, expert: str) -> Weights:
+        """Returns an expert's own tensors by `names`, read on access, for scoring it alone.
+
+        Raises:
+            CheckpointError: no expert of that name.
+        """
+        compatibility.check_known([expert], self.expert_names)
+        return _ExpertWeights(self, self.experts[expert])
+
+    def select(self, experts: Sequence[str]) -> ExpertPool:
+        """Returns the pool of fewer experts, in the given order.
+
+        `names` stay, so that every merge of one pool writes the same tensors; a tensor that no
+        remaining adapter touches has deltas of zero.
+
+        Raises:
+            CheckpointError: none, an unknown one, or one twice.
+        """
+        compatibility.check_known(experts, self.expert_names)
+        if tuple(experts) == self.expert_names:
+            return self
+        chosen = {name: self.experts[name] for name in experts}
+        heads = tuple(name for name in experts if name in self.heads)
+        rows: dict[str, Tensors] | None = None if self._rows is None else {}
+        return replace(
+            self,
+            experts=chosen,
+            heads=heads,
+            _deltas=None,
+            _whole=self._whole or self,
+            _rows=rows,
+        )
+
+    def resident(
+        self,
+        device: torch.device,
+        *,
+        cache_deltas: bool = False,
+        facts_bytes: int = FACTS_BYTES,
+        shared: bool = False,
+        stream: bool = False,
+    ) -> ExpertPool:
+        """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
+
+        Args:
+            device: where merges will run.
+            cache_deltas: also keep every float32 delta once computed: faster, and as much memory
+                as all experts in float32.
+            facts_bytes: most bytes on `device` for what no candidate changes (order of
+                magnitudes, noise), kept from the first merge that needs it; 0: none. Results do
+                not depend on it.
+            shared: leave the weights in their files, which the system keeps in memory once for
+                all processes of a machine, at a quarter more time a merge; only on a CPU.
+            stream: leave base and whole experts in host memory, pinned for CUDA, and copy one
+                tensor while the one before it is merged: for experts that `device` cannot hold.
+        """
+        if shared and stream:
+            raise ValueError("weights are either shared or streamed: set one of the two")
+        if shared and device.type != "cpu":
+            raise ValueError(f"weights on {device} cannot be shared with other processes")
+
+        def keep(weights: Weights) -> Weights:
+            return StreamedWeights(weights, device) if stream else held(weights, device)
+
+        def place(expert: Expert) -> Expert:
+            if stream and isinstance(expert, WholeExpert):
+                return replace(expert, weights=keep(expert.weights))
+            return expert.to(device)
+
+        # what an adapter adds is kept by the facts, as long as there is room
+        held_whole = not (stream or shared) and all(
+            isinstance(expert, WholeExpert) for expert in self.experts.values()
+        )
+        experts = self.experts if shared else {n: place(e) for n, e in self.experts.items()}
+        return replace(
+            self,
+            experts=experts,
+            device=device,
+            _base_weights=self._base_weights if shared else keep(self._base_weights),
+            _deltas={} if cache_deltas else None,
+            _whole=None,
+            _facts=Facts(facts_bytes),
+            _rows={} if held_whole else None,
+        )
+
+    def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
+        """Returns expert -> its classification model; all share one encoder, now the base's.
+
+        ``model.base_model`` of any of them is that encoder, whose ``state_dict`` has `names`.
+        Where the base has no pooler and the experts do (BERT from a masked language model), the
+        pooler stays with the head and the rest of the encoder is shared.
+        """
+        own = {
+            name: expert.checkpoint
+            for name, expert in self.experts.items()
+            if name in self.heads and isinstance(expert, WholeExpert)
+        }
+        return classifiers.assemble(self.base, own, dtype=dtype, device=device)
+
+
+class _ExpertWeights(Mapping[str, Tensor]):
+    """One expert's tensors by the names of the pool."""
+
+    def __init__(self, pool: ExpertPool, expert: Expert) -> None:
+        self._pool, self._expert = pool, expert
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._expert.tensor(name, self._pool.base_tensor(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._pool.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pool.names)
+
+    def __len__(self) -> int:
+        return len(self._pool.names)
+
+
+def _encoders(experts: Mapping[str, Expert]) -> dict[str, Weights]:
+    """Returns expert -> its encoder's tensors."""
+    return {
+        name: expert.weights for name, expert in experts.items() if isinstance(expert, WholeExpert)
+    }
+
+
+def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
+    """Returns the float tensors that at least one expert changes and none lacks."""
+    whole = [expert for expert in experts.values() if isinstance(expert, WholeExpert)]
+    touched: set[str] = set()
+    for expert in experts.values():
+        touched |= expert.touched if isinstance(expert, Adapter) else set(base)
+    return tuple(
+        name
+        for name in base
+        if name in touched
+        and base.dtype(name).is_floating_point
+        and all(name in expert.weights for expert in whole)
+    )
+
+
+def _refuse_nonfinite(owner: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    raise CheckpointError(
+        f"{owner}: tensor {name} holds {bad} values that are NaN or infinite; "
+        "use an intact checkpoint"
+    )

@@ -1,0 +1,260 @@
+"""Privacy records: what was released from which private data, and what that cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from merging.checkpoints.hashing import files_sha256
+from merging.checkpoints.mechanisms import (
+    Mechanism,
+    PrivacyRecordError,
+    check_count,
+    check_keys,
+    check_number,
+    check_tuple,
+    mechanism_from_json,
+    mechanism_to_json,
+)
+from merging.checkpoints.weight_files import WeightFiles
+from merging.files import write_text
+
+RECORD_FILE = "privacy.json"
+"""Lies beside the weights of an expert; an expert without it counts as not private."""
+
+FORMAT = 1
+
+Relation: TypeAlias = Literal["add_or_remove", "replace_one"]
+"""What two neighbouring data sets differ by: one unit more or less, or one unit replaced."""
+
+
+@dataclass(frozen=True)
+class Spend:
+    """One release from one private data set, and its price.
+
+    Args:
+        dataset: identity of the data, a name or a digest; equal identities, the same data.
+        epsilon: at least 0.
+        delta: in [0, 1).
+        accountant: who computed them, for example ``dp-accounting rdp``.
+        accountant_version: of that library.
+        unit: what is protected, for example ``record``.
+        relation: what neighbouring data sets differ by.
+        mechanisms: all that was run on the data, in order; None: not known.
+        group_size: how many units one secret may fill, where that is known to be more than one
+            (a canary repeated ten times: 10).
+        what: what was released, in words.
+        disjoint_from: data sets that are declared to share no unit with this one, whatever units
+            are added, removed or replaced; all others are taken to overlap with it.
+        release: identity of what was released; equal spends with one identity are one spend, so
+            that an expert which reaches a merge on two ways is paid once. None: never equal.
+
+    Raises:
+        PrivacyRecordError: a value makes no sense; names it.
+    """
+
+    dataset: str
+    epsilon: float
+    delta: float
+    accountant: str
+    accountant_version: str
+    unit: str = "record"
+    relation: Relation = "add_or_remove"
+    mechanisms: tuple[Mechanism, ...] | None = None
+    group_size: int = 1
+    what: str = "training"
+    disjoint_from: tuple[str, ...] = ()
+    release: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "accountant", "accountant_version", "unit", "what"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise PrivacyRecordError(f"{name} must be text that is not empty, got {value!r}")
+        if self.release is not None and not isinstance(self.release, str):
+            raise PrivacyRecordError(f"release must be text or null, got {self.release!r}")
+        if self.relation not in get_args(Relation):
+            expected = " or ".join(get_args(Relation))
+            raise PrivacyRecordError(f"relation must be {expected}, got {self.relation!r}")
+        check_number(self, "epsilon")
+        check_number(self, "delta")
+        if self.delta >= 1:
+            raise PrivacyRecordError(f"delta must be in [0, 1), got {self.delta}")
+        check_count(self, "group_size")
+        check_tuple(self, "disjoint_from", str)
+        if self.dataset in self.disjoint_from:
+            raise PrivacyRecordError(f"data set {self.dataset!r} is declared disjoint from itself")
+        if self.mechanisms is not None:
+            check_tuple(self, "mechanisms", Mechanism)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the spend as JSON, readable by `from_json`."""
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        content["disjoint_from"] = list(self.disjoint_from)
+        if self.mechanisms is not None:
+            content["mechanisms"] = [mechanism_to_json(each) for each in self.mechanisms]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Any) -> Spend:
+        """Returns the spend that `to_json` wrote.
+
+        Raises:
+            PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
+        """
+        check_keys("spend", content, [each.name for each in fields(cls)])
+        values = dict(content)
+        for name in ("mechanisms", "disjoint_from"):
+            if not isinstance(values[name], list | None):
+                raise PrivacyRecordError(f"{name} must be a list, got {values[name]!r}")
+        if values["mechanisms"] is not None:
+            values["mechanisms"] = tuple(map(mechanism_from_json, values["mechanisms"]))
+        values["disjoint_from"] = tuple(values["disjoint_from"] or ())
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class PrivacyRecord:
+    """All that was released from private data into one model.
+
+    Args:
+        spends: one per release and data set.
+        unrecorded: what went into the model without a record (``expert 'code'``): where there is
+            any, the model is not private.
+    """
+
+    spends: tuple[Spend, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_tuple(self, "spends", Spend)
+        check_tuple(self, "unrecorded", str)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON, readable by `from_json`."""
+        return {
+            "spends": [spend.to_json() for spend in self.spends],
+            "unrecorded": list(self.unrecorded),
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> PrivacyRecord:
+        """Returns the record that `to_json` wrote.
+
+        Raises:
+            PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
+        """
+        check_keys("record", content, ["spends", "unrecorded"])
+        for name in ("spends", "unrecorded"):
+            if not isinstance(content[name], list):
+                raise PrivacyRecordError(f"{name} must be a list, got {content[name]!r}")
+        return cls(tuple(map(Spend.from_json, content["spends"])), tuple(content["unrecorded"]))
+
+
+def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str] = ()) -> Path:
+    """Writes `record` beside the weights of a model or an adapter, bound to these very weights.
+
+    Args:
+        directory: holds the weights already.
+        record: what they cost.
+        words: the record in sentences, for people; not read back.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: `directory` holds no weights.
+    """
+    path = directory / RECORD_FILE
+    content = {
+        "format": FORMAT,
+        "weights": _weights_sha256(directory),
+        "words": list(words),
+        **record.to_json(),
+    }
+    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
+    return path
+
+
+def read_record(directory: Path) -> PrivacyRecord | None:
+    """Returns the record beside the weights in `directory`; None: there is none.
+
+    Raises:
+        PrivacyRecordError: the file is no record, was edited after it was written, or belongs to
+            other weights; names it.
+    """
+    path = directory / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        record = _record_of(content, _weights_sha256(directory))
+    except PrivacyRecordError as error:
+        raise PrivacyRecordError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise PrivacyRecordError(
+            f"{path} cannot be read ({error}): restore the file that was written with the weights"
+        ) from error
+    return record
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `content` with the digest by which `unsealed` tells that nobody edited it."""
+    return {**content, "sha256": _digest(content)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """Returns what was sealed, without the digest.
+
+    The digest guards against mistakes, not against people who mean to deceive.
+
+    Raises:
+        PrivacyRecordError: it was not sealed, or not with this content.
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get("sha256"), str):
+        raise PrivacyRecordError(
+            "expected a JSON object with a sha256: this is no privacy record of evomerge"
+        )
+    inside = {key: value for key, value in content.items() if key != "sha256"}
+    if _digest(inside) != content["sha256"]:
+        raise PrivacyRecordError(
+            "it was edited after it was written, its sha256 is that of another content: restore "
+            "the file that was written with the weights"
+        )
+    return inside
+
+
+def _record_of(content: Mapping[str, Any], weights: str) -> PrivacyRecord:
+    check_keys("file", content, ["format", "weights", "words", "spends", "unrecorded"])
+    if content["format"] != FORMAT:
+        raise PrivacyRecordError(
+            f"format {content['format']!r} is not {FORMAT}: read it with the version of evomerge "
+            "that wrote it"
+        )
+    if content["weights"] != weights:
+        raise PrivacyRecordError(
+            f"it was written for weights {str(content['weights'])[:12]}, beside it lie "
+            f"{weights[:12]}: a record holds for no other weights, so remove it or bring back the "
+            "weights"
+        )
+    return PrivacyRecord.from_json({key: content[key] for key in ("spends", "unrecorded")})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights_sha256(directory: Path) -> str:
+    """Returns the identity of the weight files of a checkpoint or an adapter, or of statistics."""
+    if not any((directory / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
+        return files_sha256(sorted(directory.glob("*.safetensors")))
+    whole = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    adapter = (directory / "adapter_config.json").is_file() and not any(
+        (directory / name).is_file() for name in whole
+    )
+    return files_sha256(WeightFiles.find(directory, "adapter_model" if adapter else "model").files)

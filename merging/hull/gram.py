@@ -1,0 +1,180 @@
+"""Inner products of the task vectors of experts and other models, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from merging.checkpoints.experts import ExpertPool
+from merging.method import MergeError
+from merging.weights import Weights
+
+_CHUNK_BYTES = 64_000_000
+_HELD_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Inner products of the task vectors of experts and points.
+
+    Args:
+        experts: their names, the first rows.
+        points: their names, the rows that follow.
+        matrix: ``(experts + points, experts + points)`` float64.
+        rounding: ``(points,)``; how far rounding alone moves each point, see `measure`.
+    """
+
+    experts: tuple[str, ...]
+    points: tuple[str, ...]
+    matrix: npt.NDArray[np.float64]
+    rounding: npt.NDArray[np.float64]
+
+    def row(self, point: str) -> int:
+        """Returns the row of a point; raises KeyError where it was not measured."""
+        if point not in self.points:
+            raise KeyError(f"no point {point!r} was measured, only {', '.join(self.points)}")
+        return len(self.experts) + self.points.index(point)
+
+    @property
+    def expert_scale(self) -> float:
+        """The experts' mean distance from the base."""
+        return float(np.sqrt(np.diag(self.matrix)[: len(self.experts)]).mean())
+
+
+def measure(
+    pool: ExpertPool,
+    points: Mapping[str, Weights],
+    *,
+    chunk_bytes: int = _CHUNK_BYTES,
+    held_bytes: int = _HELD_BYTES,
+) -> Gram:
+    """Returns the Gram matrix of all task vectors, exact but for float64 sums.
+
+    Reads every tensor of `pool` and `points` once, the tensors of one name at a time. Where the
+    points' tensors of one name would take more than `held_bytes`, they are taken in groups, and
+    each group is computed again beside every other.
+
+    The rounding of a point is ``sqrt(sum ulp(w)^2 / 12)`` over its weights, once for the cast to
+    its dtype where that is below float32, and once in float32 for every expert and for the sum,
+    as merges compute: what a point of the hull is expected to be off by.
+
+    Args:
+        pool: base and experts; its tensors are those that count.
+        points: name to weights.
+        chunk_bytes: of float64 rows at once.
+        held_bytes: of the points' tensors at once.
+
+    Raises:
+        MergeError: a point lacks a tensor, has one that the pool does not merge, or holds NaN or
+            infinity; names both.
+    """
+    for point, weights in points.items():
+        if foreign := sorted(set(weights) - set(pool.names)):
+            raise MergeError(
+                f"{point!r} has tensor {foreign[0]}, which the experts do not merge: its distance "
+                "from them has no meaning"
+            )
+    experts, names = len(pool.expert_names), tuple(points)
+    matrix = np.zeros((experts + len(names),) * 2)
+    rounding = np.zeros(len(names))
+    for name in pool.names:
+        base = _flat(pool.base_tensor(name))
+        deltas = _Rows(range(experts), list(_double_device(pool.deltas(name)).flatten(1)), None)
+        _add(matrix, deltas, deltas, chunk_bytes)
+        groups = _groups(len(names), base.numel() * 4, held_bytes)
+        for number, group in enumerate(groups):
+            rows = _read(points, names, group, name, base, experts)
+            _add(matrix, deltas, rows, chunk_bytes)
+            _add(matrix, rows, rows, chunk_bytes)
+            for index, tensor in zip(group, rows.tensors, strict=True):
+                rounding[index] += _rounding(tensor, experts)
+            for other in groups[number + 1 :]:
+                _add(matrix, rows, _read(points, names, other, name, base, experts), chunk_bytes)
+    return Gram(pool.expert_names, names, matrix, np.sqrt(rounding))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Flat tensors of one name: rows of the Gram matrix, still to be made relative to `base`."""
+
+    at: Sequence[int]
+    tensors: list[Tensor]
+    base: Tensor | None
+
+    def part(self, span: slice) -> Tensor:
+        """Returns a stretch of the task vectors, ``(rows, span)`` float64."""
+        rows = torch.stack([tensor[span].double() for tensor in self.tensors])
+        return rows if self.base is None else rows - self.base[span].double()
+
+
+def _add(matrix: npt.NDArray[np.float64], left: _Rows, right: _Rows, chunk_bytes: int) -> None:
+    """Adds one tensor's inner products to `matrix`, symmetrically."""
+    if not left.tensors or not right.tensors:
+        return
+    size = left.tensors[0].numel()
+    step = max(1, chunk_bytes // (8 * (len(left.at) + len(right.at))))
+    products = np.zeros((len(left.at), len(right.at)))
+    for begin in range(0, size, step):
+        span = slice(begin, begin + step)
+        first = left.part(span)
+        second = first if right is left else right.part(span)
+        products += (first @ second.T).cpu().numpy()
+    matrix[np.ix_(left.at, right.at)] += products
+    if left is not right:
+        matrix[np.ix_(right.at, left.at)] += products.T
+
+
+def _groups(count: int, each_bytes: int, held_bytes: int) -> list[range]:
+    """Returns the points in groups of which two fit; one group where all fit."""
+    if count * each_bytes <= held_bytes:
+        return [range(count)]
+    size = max(1, held_bytes // max(1, 2 * each_bytes))
+    return [range(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+def _read(
+    points: Mapping[str, Weights],
+    names: Sequence[str],
+    group: range,
+    tensor: str,
+    base: Tensor,
+    experts: int,
+) -> _Rows:
+    rows = [_point(points[names[i]], names[i], tensor, base) for i in group]
+    return _Rows([experts + i for i in group], rows, base)
+
+
+def _point(weights: Weights, point: str, name: str, base: Tensor) -> Tensor:
+    if name not in weights:
+        raise MergeError(f"{point!r} has no tensor {name}: measure it in the pool it is made of")
+    flat = _flat(weights[name]).to(base.device)
+    if flat.shape != base.shape:
+        raise MergeError(
+            f"{point!r}: tensor {name} has {flat.numel()} numbers, the base has {base.numel()}"
+        )
+    if not bool(torch.isfinite(flat).all()):
+        raise MergeError(f"{point!r}: tensor {name} holds NaN or infinity; it lies nowhere")
+    return flat
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return _double_device(tensor).flatten()
+
+
+def _double_device(tensor: Tensor) -> Tensor:
+    """Returns `tensor` where float64 exists: Apple's GPUs have none."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def _rounding(weights: Tensor, experts: int) -> float:
+    """Returns the expected squared error of one tensor, see `measure`."""
+    exponents = torch.frexp(weights.float())[1][weights != 0].double()
+    squares = float(torch.exp2(2 * (exponents - 1)).sum())
+    single, own = torch.finfo(torch.float32).eps, torch.finfo(weights.dtype).eps
+    cast = own**2 if own > single else 0.0
+    return squares * (cast + (experts + 1) * single**2) / 12

@@ -1,0 +1,1 @@
+"""Trees of crossovers and mutations of task vectors."""

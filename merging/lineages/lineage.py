@@ -1,0 +1,232 @@
+"""Lineages: individuals as the way they were bred, from founders by crossovers and mutations."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from merging.described import rebuild
+from merging.lineages.crossover import Crossover
+from merging.lineages.mutation import Mutation
+from merging.paths.path import BASE
+
+
+def _key(*parts: str) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
+class _Individual:
+    """Equality and hash of an individual by its `key`.
+
+    Ancestors are shared: to compare branch by branch would take time exponential in the depth.
+
+    Attributes:
+        key: digest of founders and operators; equal keys, equal lineages.
+    """
+
+    key: bytes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Individual) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class Founder(_Individual):
+    """An individual that was there before: an expert by its name, ``start``, or ``base``."""
+
+    name: str
+    key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", _key("founder", self.name))
+
+    @property
+    def parents(self) -> tuple[Lineage, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Crossed(_Individual):
+    """A child of two parents."""
+
+    first: Lineage = field(repr=False)
+    second: Lineage = field(repr=False)
+    by: Crossover
+    key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parents = self.first.key.hex(), self.second.key.hex()
+        object.__setattr__(self, "key", _key("crossed", *parents, _written(self.by)))
+
+    @property
+    def parents(self) -> tuple[Lineage, ...]:
+        """Both."""
+        return self.first, self.second
+
+
+@dataclass(frozen=True, eq=False)
+class Mutated(_Individual):
+    """A child of one parent."""
+
+    parent: Lineage = field(repr=False)
+    by: Mutation
+    key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        key = _key("mutated", self.parent.key.hex(), _written(self.by))
+        object.__setattr__(self, "key", key)
+
+    @property
+    def parents(self) -> tuple[Lineage, ...]:
+        """The one."""
+        return (self.parent,)
+
+
+Lineage: TypeAlias = Founder | Crossed | Mutated
+"""An individual with all its ancestors; those that it shares with others are the same objects."""
+
+
+BASE_FOUNDER = Founder(BASE)
+"""The base model: its task vector is zero."""
+
+
+def ancestry(lineage: Lineage) -> list[Lineage]:
+    """Returns the individual and all its ancestors, each once, parents before their children."""
+    found: dict[Lineage, None] = {}
+    waiting = [lineage]
+    while waiting:
+        missing = [parent for parent in waiting[-1].parents if parent not in found]
+        if missing:
+            waiting.extend(reversed(missing))
+        else:
+            found[waiting.pop()] = None
+    return list(found)
+
+
+def founders(lineage: Lineage) -> tuple[str, ...]:
+    """Returns the names of all founders that the individual descends from, each once."""
+    return tuple(each.name for each in ancestry(lineage) if isinstance(each, Founder))
+
+
+def canonical(lineage: Lineage) -> Lineage:
+    """Returns the same individual without the operators that change nothing.
+
+    A child of one parent with itself, one that takes all from one parent, one whose mutation is
+    idle (``Rescale(1)``), and a mutation of the base, whose task vector is zero.
+    """
+    done: dict[Lineage, Lineage] = {}
+    for each in ancestry(lineage):
+        parents = [done[parent] for parent in each.parents]
+        kept = all(new is old for new, old in zip(parents, each.parents, strict=True))
+        if isinstance(each, Founder):
+            done[each] = each
+        elif isinstance(each, Mutated):
+            unchanged = each.by.idle or parents[0] == BASE_FOUNDER
+            mutated = each if kept else Mutated(parents[0], each.by)
+            done[each] = parents[0] if unchanged else mutated
+        else:
+            side = 0 if parents[0] == parents[1] else each.by.sole
+            crossed = each if kept else Crossed(parents[0], parents[1], each.by)
+            done[each] = crossed if side is None else parents[side]
+    return done[lineage]
+
+
+def lineage_to_json(lineage: Lineage) -> dict[str, Any]:
+    """Returns the lineage as JSON values, every number exactly, about 50 bytes per individual.
+
+    ``operators`` holds import path and fields of every kind of operator; ``nodes`` holds founders
+    as their names and children as ``[operator, [parents], values of the fields ...]``, each
+    number the place of an entry further up; the last node is the individual itself.
+    """
+    operators: dict[tuple[str, ...], int] = {}
+    places: dict[Lineage, int] = {}
+    nodes: list[Any] = []
+    for each in ancestry(lineage):
+        if isinstance(each, Founder):
+            nodes.append(each.name)
+        else:
+            kind = operators.setdefault(_kind(each.by), len(operators))
+            nodes.append([kind, [places[parent] for parent in each.parents], *_values(each.by)])
+        places[each] = len(places)
+    return {"operators": [list(kind) for kind in operators], "nodes": nodes}
+
+
+def lineage_from_json(value: Any) -> Lineage:
+    """Returns the lineage that `lineage_to_json` wrote.
+
+    Raises:
+        ValueError: a key is missing, a node makes no sense, or an operator is unknown or has wrong
+            numbers; names it.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"lineage: expected an object with operators and nodes, got {value!r}")
+    for key in ("operators", "nodes"):
+        if not isinstance(value.get(key), list):
+            raise ValueError(f"lineage: {key!r} must be a list, got {value.get(key)!r}")
+    for kind in value["operators"]:
+        texts = isinstance(kind, list) and all(isinstance(each, str) for each in kind)
+        if not texts or not kind:
+            raise ValueError(f"lineage: an operator must be [path, fields ...], got {kind!r}")
+    if not value["nodes"]:
+        raise ValueError("lineage: 'nodes' is empty: the last node is the individual itself")
+    read: list[Lineage] = []
+    for node in value["nodes"]:
+        read.append(Founder(node) if isinstance(node, str) else _child(node, value, read))
+    return read[-1]
+
+
+def _child(node: Any, value: Mapping[str, Any], read: list[Lineage]) -> Lineage:
+    """Returns the child that a node stands for."""
+    match node:
+        case [int() as kind, [int(), *_] as parents, *values] if len(parents) <= 2:
+            pass
+        case _:
+            raise ValueError(
+                "lineage: a node must be a name or [operator, [one or two parents], numbers ...], "
+                f"got {node!r}"
+            )
+    operators = value["operators"]
+    if not (0 <= kind < len(operators) and all(_is_place(each, len(read)) for each in parents)):
+        raise ValueError(
+            f"lineage: node {len(read)}, {node!r}, names an operator or a parent that does not "
+            "stand before it"
+        )
+    path, *fields = operators[kind]
+    if len(fields) != len(values):
+        raise ValueError(
+            f"lineage: {path} has {', '.join(fields)}, node {node!r} has other numbers"
+        )
+    options = {"_target_": path, **dict(zip(fields, values, strict=True))}
+    if len(parents) == 1:
+        mutation: Mutation = rebuild(options, "mutation", ("change", "idle", "measures"))
+        return Mutated(read[parents[0]], mutation)
+    crossover: Crossover = rebuild(options, "crossover", ("crossing", "source", "measures"))
+    return Crossed(read[parents[0]], read[parents[1]], crossover)
+
+
+def _is_place(value: Any, before: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < before
+
+
+def _kind(by: Crossover | Mutation) -> tuple[str, ...]:
+    """Returns import path and field names of an operator."""
+    names = (each.name for each in dataclasses.fields(by))  # type: ignore[arg-type]
+    return (f"{type(by).__module__}.{type(by).__qualname__}", *names)
+
+
+def _values(by: Crossover | Mutation) -> list[Any]:
+    """Returns the values of an operator's fields, as JSON gives them back."""
+    values = [getattr(by, name) for name in _kind(by)[1:]]
+    return [list(value) if isinstance(value, tuple) else value for value in values]
+
+
+def _written(by: Crossover | Mutation) -> str:
+    return json.dumps([_kind(by), _values(by)])

@@ -1,0 +1,317 @@
+"""Replays lineages: the weights of an individual, bred anew whenever they are read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from merging.checkpoints.experts import ExpertPool
+from merging.lineages.crossover import Moments
+from merging.lineages.lineage import (
+    BASE_FOUNDER,
+    Crossed,
+    Founder,
+    Lineage,
+    Mutated,
+    canonical,
+    founders,
+    lineage_from_json,
+    lineage_to_json,
+)
+from merging.lineages.pedigree import Pedigree
+from merging.lineages.slices import Chunk, Place, places
+from merging.method import MergeError
+from merging.paths.path import BASE, START
+from merging.plan import Plan
+from merging.weights import Weights
+
+_START_FOUNDER = Founder(START)
+_SUMMED = 1024
+"""Entries that are summed in one row: no sum is long enough for torch to share it out among
+threads, whose number would show in its last bits."""
+
+
+class Replay:
+    """Computes individuals, one tensor at a time, in float32, from nothing but the founders.
+
+    A tensor is bred chunk by chunk. A chunk of every ancestor that plays a part there is computed
+    once and dropped after its last child, so that a read takes a few chunks beside one tensor of
+    every founder. Operators that need lengths and angles (`Crossover.measures`) take one more
+    walk through the tensor per generation of them; the numbers are kept, 24 bytes per tensor and
+    individual, so that a child of known parents takes two walks.
+
+    Args:
+        pool: base and experts.
+        start: the founder ``start``; None: there is none.
+        keep: hold the start's tensors once read: as much memory as one model in float32.
+
+    Raises:
+        MergeError: an expert has the name of another founder; or as the start's plan raises.
+    """
+
+    def __init__(self, pool: ExpertPool, start: Plan | None, *, keep: bool = False) -> None:
+        if taken := {BASE, START} & set(pool.expert_names):
+            raise MergeError(
+                f"an expert is named {min(taken)!r}, and so is another founder of lineages: "
+                "rename it under experts"
+            )
+        self.pool, self.places = pool, places(pool)
+        self._start = None if start is None else start.weights(pool, dtype=torch.float32)
+        self._kept: dict[str, Tensor] | None = {} if keep else None
+        self._row = {name: row for row, name in enumerate(self.places)}
+        self._moments: dict[bytes, npt.NDArray[np.float64]] = {}
+
+    def check(self, lineage: Lineage) -> None:
+        """Raises MergeError where the lineage descends from a founder that is unknown here."""
+        known = [*self.pool.expert_names, *([] if self._start is None else [START]), BASE]
+        for name in founders(lineage):
+            if name not in known:
+                raise MergeError(
+                    f"the lineage descends from {name!r}, which is no founder here: "
+                    f"expected {', '.join(known)}"
+                )
+
+    def tensor(self, name: str, pedigree: Pedigree) -> Tensor:
+        """Returns one tensor of the individual, ``(*shape)`` float32, the caller's own."""
+        place = self.places[name]
+        family = pedigree.at(place)
+        root, last = family.individuals[-1], len(family.individuals) - 1
+        whole = self._started(name) if root == _START_FOUNDER else self.pool.base_tensor(name)
+        out = whole.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if root in (_START_FOUNDER, BASE_FOUNDER):
+            return out
+        vectors = self._vectors(name, family)
+        moments = self._measured(place, family, vectors)
+        for chunk, found in _walk(place, family, vectors, moments, [last]):
+            out.view(-1)[chunk.start : chunk.stop].add_(found[last])
+        return out
+
+    def _started(self, name: str) -> Tensor:
+        """Returns the start's own tensor, float32; not to be changed."""
+        assert self._start is not None
+        if self._kept is None:
+            return self._start[name]
+        if name not in self._kept:
+            self._kept[name] = self._start[name]
+        return self._kept[name]
+
+    def _vectors(self, name: str, family: Pedigree) -> dict[int, Tensor]:
+        """Returns the founders' task vectors, flattened, ``(entries,)`` float32."""
+        number = {
+            each.name: i for i, each in enumerate(family.individuals) if isinstance(each, Founder)
+        }
+        base, vectors = self.pool.base_tensor(name), {}
+        if START in number:
+            vectors[number[START]] = (self._started(name) - base.float()).reshape(-1)
+        if BASE in number:
+            vectors[number[BASE]] = torch.zeros(1, device=base.device).expand(base.numel())
+        if experts := [expert for expert in self.pool.expert_names if expert in number]:
+            deltas = self.pool.select(experts).deltas(name)
+            for expert, delta in zip(experts, deltas, strict=True):
+                vectors[number[expert]] = delta.reshape(-1)
+        return vectors
+
+    def _measured(
+        self, place: Place, family: Pedigree, vectors: Mapping[int, Tensor]
+    ) -> dict[int, Moments]:
+        """Returns what every measuring operator of the family reads, by its child's number."""
+        row = self._row[place.tensor]
+        moments: dict[int, Moments] = {}
+        missing = set()
+        for i in family.measuring:
+            kept = self._moments.get(family.individuals[i].key)
+            if kept is None or math.isnan(kept[row, 0]):
+                missing.add(i)
+            else:
+                moments[i] = Moments(*kept[row].tolist())
+        while missing:
+            ready = _ready(family, missing)
+            for i, found in _measure(place, family, vectors, moments, ready).items():
+                moments[i] = found
+                table = np.full((len(self._row), len(found)), math.nan)
+                self._moments.setdefault(family.individuals[i].key, table)[row] = found
+            missing -= set(ready)
+        return moments
+
+
+def _ready(family: Pedigree, missing: set[int]) -> list[int]:
+    """Returns the missing individuals none of whose ancestors is missing."""
+    waiting: set[int] = set()
+    for i, parents in enumerate(family.parents):
+        if any(parent in waiting or parent in missing for parent in parents):
+            waiting.add(i)
+    return sorted(missing - waiting)
+
+
+def _measure(
+    place: Place,
+    family: Pedigree,
+    vectors: Mapping[int, Tensor],
+    moments: Mapping[int, Moments],
+    children: Sequence[int],
+) -> dict[int, Moments]:
+    """Returns the moments of the parents of every child, from one walk through the tensor."""
+    parents = {i: family.parents[i] for i in children}
+    sums: dict[int, list[Tensor]] = {i: [] for i in children}
+    targets = [parent for pair in parents.values() for parent in pair]
+    for _, found in _walk(place, family, vectors, moments, targets):
+        for i in children:
+            sums[i].append(_products([found[parent].double() for parent in parents[i]]))
+    measured = {}
+    for i in children:
+        rows = torch.stack(sums[i]).tolist() if sums[i] else [[0.0] * 3]
+        measured[i] = Moments(*(math.fsum(column) for column in zip(*rows, strict=True)))
+    return measured
+
+
+def _products(parents: Sequence[Tensor]) -> Tensor:
+    """Returns squared lengths and inner product of one or two vectors, ``(3,)`` float64."""
+    first, second = parents[0], parents[-1]
+    if len(parents) == 1:
+        square = _sum(first * first)
+        return torch.stack([square, square, square])
+    return torch.stack([_sum(first * first), _sum(second * second), _sum(first * second)])
+
+
+def _sum(values: Tensor) -> Tensor:
+    even = len(values) // _SUMMED * _SUMMED
+    return values[:even].view(-1, _SUMMED).sum(1).sum() + values[even:].sum()
+
+
+def _walk(
+    place: Place,
+    family: Pedigree,
+    vectors: Mapping[int, Tensor],
+    moments: Mapping[int, Moments],
+    targets: Sequence[int],
+) -> Iterator[tuple[Chunk, dict[int, Tensor]]]:
+    """Yields every chunk of the tensor with the targets' entries in it; not to be changed."""
+    order = family.towards(targets)
+    steps = {i: _step(family.individuals[i], place, moments.get(i)) for i in order}
+    uses = Counter(parent for i in order for parent in family.parents[i])
+    uses.update(targets)
+    for chunk in place.chunks():
+        left, alive = dict(uses), {}
+        for i in order:
+            parents = family.parents[i]
+            step = steps[i]
+            if step is None:
+                alive[i] = vectors[i][chunk.start : chunk.stop]
+            else:
+                alive[i] = step(chunk, *(alive[parent] for parent in parents))
+            for parent in parents:
+                left[parent] -= 1
+                if not left[parent]:
+                    del alive[parent]
+        yield chunk, alive
+
+
+def _step(
+    individual: Lineage, place: Place, moments: Moments | None
+) -> Callable[..., Tensor] | None:
+    """Returns what breeds an individual from its parents' chunks; None: a founder."""
+    read = moments or Moments(math.nan, math.nan, math.nan)
+    if isinstance(individual, Crossed):
+        return individual.by.crossing(place, read)
+    if isinstance(individual, Mutated):
+        return individual.by.change(place, read.first)
+    return None
+
+
+class LineageWeights(Mapping[str, Tensor]):
+    """An individual's parameters; every read breeds one of them.
+
+    Args:
+        replay: over the pool.
+        lineage: of the individual.
+        dtype: of the result; None: each parameter's dtype in the base.
+
+    Raises:
+        MergeError: the lineage descends from a founder that is unknown.
+    """
+
+    def __init__(self, replay: Replay, lineage: Lineage, dtype: torch.dtype | None) -> None:
+        replay.check(lineage)
+        self._replay, self._dtype = replay, dtype
+        self._pedigree = Pedigree.of(canonical(lineage))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        tensor = self._replay.tensor(name, self._pedigree)
+        return tensor.to(self._dtype or self._replay.pool.base.dtype(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._replay.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._replay.places)
+
+    def __len__(self) -> int:
+        return len(self._replay.places)
+
+
+@dataclass(frozen=True)
+class LineagePlan:
+    """A lineage with all that it needs to become a model.
+
+    Args:
+        start: the merge that is the founder ``start``; None: it has none.
+        lineage: of the individual.
+    """
+
+    start: Plan | None
+    lineage: Lineage
+
+    @property
+    def name(self) -> str:
+        """Its founders, or their number where there are many."""
+        names = [
+            self.start.name if name == START and self.start is not None else name
+            for name in founders(self.lineage)
+        ]
+        return "lineage of " + (" + ".join(names) if len(names) < 5 else f"{len(names)} founders")
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
+        """Returns the parameters, computed when read, in float32 and cast once.
+
+        Args:
+            pool: holds at least the experts that the individual descends from.
+            dtype: of the result; None: each parameter's dtype in the base.
+
+        Raises:
+            MergeError: a founder is unknown; or as the start's plan raises.
+        """
+        return LineageWeights(Replay(pool, self.start), self.lineage, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON, readable by `plan_from_description`."""
+        return {
+            "kind": "lineage",
+            "start": None if self.start is None else self.start.describe(),
+            "lineage": lineage_to_json(self.lineage),
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> LineagePlan:
+        """Returns the plan that `describe` wrote.
+
+        Args:
+            description: as written.
+            start: the plan of the start, already read.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        lineage = lineage_from_json(description.get("lineage"))
+        if start is None and START in founders(lineage):
+            raise ValueError("recipe: the lineage descends from 'start', but 'start' is null")
+        return cls(start, lineage)

@@ -1,0 +1,1 @@
+"""A start and seeded noise, step by step: what evolution strategies in all parameters walk."""

@@ -1,0 +1,315 @@
+"""Noise that moves weights: drawn again from its seed whenever it is needed, never stored.
+
+Every kind has the same size at the same `unit`: the mean square over a tensor's entries is, in
+expectation, ``unit ** 2``. Numbers are drawn on the CPU, so that every device sees one noise:
+one per entry (`Gaussian`), ``rank (rows + columns)`` (`LowRank`), or one per piece of every
+expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merging import described
+from merging.checkpoints.experts import ExpertPool
+from merging.rules.spectral import thin_svd
+from merging.seeding import generator
+
+
+class Draw(Protocol):
+    """Noise of one tensor, from a seed."""
+
+    def __call__(self, seed: int, out: Tensor | None = None) -> Tensor:
+        """Returns the noise, ``(*shape)`` float32 on the pool's device.
+
+        Args:
+            seed: of the noise.
+            out: ``(*shape)``, contiguous, where it is to be written; None: a new tensor.
+        """
+        ...
+
+
+Unit: TypeAlias = Literal["one", "base", "deltas"]
+"""Size of the noise in a tensor: 1, the rms of the base's entries, or that of the experts'
+deltas. A tensor that is zero in the base (in all deltas) does not move with the latter two."""
+
+_PIECE = 2**20  # entries
+_Piecewise: TypeAlias = Callable[[torch.Generator], Tensor]
+
+
+class Noise(Protocol):
+    """One kind of noise; a frozen dataclass whose fields are its options."""
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws the noise of one tensor; reads base and deltas once for all draws.
+
+        The noise depends on the seed, the tensor's name, its values in the pool and, where
+        experts shape it, their identities; not on the order of calls or of the experts.
+
+        Args:
+            name: one of the pool's `names`.
+            pool: base and experts.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal noise in every entry, the paper's with ``unit: one``.
+
+    Args:
+        unit: standard deviation, see `Unit`.
+
+    Source: MERGEvolve, arXiv 2606.28373, step 2 (``unit: one``).
+    """
+
+    unit: Unit = "one"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws it; see `Noise.on`."""
+        shape, size = pool.base_tensor(name).shape, _size(self.unit, name, pool)
+
+        def draw(seed: int, out: Tensor | None = None) -> Tensor:
+            rng = generator(seed, name)
+            if out is not None and out.device.type == "cpu":
+                torch.randn(shape, generator=rng, out=out)
+            else:
+                drawn = torch.randn(shape, generator=rng)
+                out = drawn.to(pool.device) if out is None else out.copy_(drawn)
+            return out.mul_(size)
+
+        return draw
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``B A / sqrt(rank)`` in matrices, B and A standard normal; `Gaussian` in vectors.
+
+    A tensor of more than two dimensions is the matrix ``(first, all others)``.
+
+    Args:
+        rank: of the noise, at least 1.
+        unit: standard deviation of an entry, see `Unit`.
+    """
+
+    rank: int = 4
+    unit: Unit = "one"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        if self.rank < 1:
+            raise ValueError(f"rank of the noise must be at least 1, got {self.rank}")
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws it; see `Noise.on`."""
+        shape = pool.base_tensor(name).shape
+        if len(shape) < 2:
+            return Gaussian(self.unit).on(name, pool)
+        draw, size = self._sides(name, pool), self._scale(name, pool)
+
+        def product(seed: int, out: Tensor | None = None) -> Tensor:
+            left, right = draw(seed)
+            if out is None:
+                out = torch.empty(shape, device=left.device)
+            torch.mm(left, right, out=out.view(len(left), right.shape[1]))
+            return out.mul_(size)
+
+        return product
+
+    def factors(
+        self, name: str, pool: ExpertPool
+    ) -> Callable[[int], tuple[Tensor, Tensor] | Tensor]:
+        """Returns what draws the same noise as a product, or whole where it is a vector's.
+
+        Args:
+            name: one of the pool's `names`.
+            pool: base and experts.
+
+        Returns:
+            Noise seed to B times its size ``(rows, rank)`` and A ``(rank, columns)``, float32.
+        """
+        if len(pool.base_tensor(name).shape) < 2:
+            return Gaussian(self.unit).on(name, pool)
+        draw, size = self._sides(name, pool), self._scale(name, pool)
+
+        def sides(seed: int) -> tuple[Tensor, Tensor]:
+            left, right = draw(seed)
+            return left.mul_(size), right
+
+        return sides
+
+    def _scale(self, name: str, pool: ExpertPool) -> float:
+        return _size(self.unit, name, pool) / math.sqrt(self.rank)
+
+    def _sides(self, name: str, pool: ExpertPool) -> Callable[[int], tuple[Tensor, Tensor]]:
+        shape = pool.base_tensor(name).shape
+        rows, columns = shape[0], math.prod(shape[1:])
+
+        def draw(seed: int) -> tuple[Tensor, Tensor]:
+            rng = generator(seed, name)
+            left = torch.randn((rows, self.rank), generator=rng).to(pool.device)
+            right = torch.randn((self.rank, columns), generator=rng).to(pool.device)
+            return left, right
+
+        return draw
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """``sum_e g_e[row] delta_e[row]``: every row of every delta times its own normal number.
+
+    A row is what one index of the first dimension holds; a vector is one row. The noise lies
+    outside the affine span of the experts, yet each of its rows within that of their rows.
+
+    Args:
+        unit: root mean square of the entries, see `Unit`.
+    """
+
+    unit: Unit = "deltas"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws it; see `Noise.on`."""
+
+        def pieces(delta: Tensor) -> _Piecewise:
+            rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
+            return lambda rng: _normal(rows.shape[0], rng, rows)[:, None].mul(rows)
+
+        return _shaped(name, pool, self.unit, pieces)
+
+
+@dataclass(frozen=True)
+class BlockNoise:
+    """As `RowNoise`, with blocks of consecutive entries (row-major) in place of rows.
+
+    Args:
+        size: entries per block, at least 1; the last block of a tensor may be smaller.
+        unit: root mean square of the entries, see `Unit`.
+    """
+
+    size: int = 64
+    unit: Unit = "deltas"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        if self.size < 1:
+            raise ValueError(f"size of a block must be at least 1 entry, got {self.size}")
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws it; see `Noise.on`."""
+
+        def pieces(delta: Tensor) -> _Piecewise:
+            flat = delta.reshape(-1)
+            count = -(-flat.numel() // self.size)
+
+            def piecewise(rng: torch.Generator) -> Tensor:
+                spread = _normal(count, rng, flat).repeat_interleave(self.size)[: flat.numel()]
+                return spread.mul_(flat)
+
+            return piecewise
+
+        return _shaped(name, pool, self.unit, pieces)
+
+
+@dataclass(frozen=True)
+class SingularNoise:
+    """``sum_e U_e diag(g_e S_e) V_e``: every singular direction times its own normal number.
+
+    The singular value decomposition of every expert's delta is computed anew for every
+    candidate; for matrices of several thousand rows and columns prefer `RowNoise`. A vector is
+    one direction; a tensor of more dimensions is the matrix ``(first, all others)``.
+
+    Args:
+        unit: root mean square of the entries, see `Unit`.
+    """
+
+    unit: Unit = "deltas"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns what draws it; see `Noise.on`."""
+
+        def pieces(delta: Tensor) -> _Piecewise:
+            matrix = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
+            left, values, right = thin_svd(matrix)
+            return lambda rng: (left * (values * _normal(len(values), rng, values))) @ right
+
+        return _shaped(name, pool, self.unit, pieces)
+
+
+def describe_noise(noise: Noise) -> dict[str, Any]:
+    """Returns import path and options of a kind of noise, as Hydra would name it."""
+    return described.describe(noise)
+
+
+def noise_from_description(description: Mapping[str, Any]) -> Noise:
+    """Returns the noise that `describe_noise` wrote.
+
+    Raises:
+        ValueError: the path does not lead to a kind of noise, or an option is wrong.
+    """
+    noise: Noise = described.rebuild(description, "noise", ("on",))
+    return noise
+
+
+def _shaped(
+    name: str, pool: ExpertPool, unit: Unit, pieces: Callable[[Tensor], _Piecewise]
+) -> Draw:
+    """Returns what sums the experts' noise, in the order of their identities."""
+    deltas = pool.deltas(name)
+    if deltas.numel() == 0:
+        return Gaussian().on(name, pool)
+    rms = _rms(deltas)
+    size = rms if unit == "deltas" else _size(unit, name, pool)
+    factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0
+    order = sorted(range(len(deltas)), key=pool.identities.__getitem__)
+    experts = [(pool.identities[i], pieces(deltas[i])) for i in order]
+
+    def draw(seed: int, out: Tensor | None = None) -> Tensor:
+        noise = deltas.new_zeros(deltas.shape[1:]) if out is None else out.zero_()
+        for identity, piecewise in experts:
+            noise.add_(piecewise(generator(seed, identity, name)).reshape(noise.shape))
+        return noise.mul_(factor)
+
+    return draw
+
+
+def _normal(count: int, rng: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(count, generator=rng).to(like.device)
+
+
+def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
+    if unit == "one":
+        return 1.0
+    if unit == "base":
+        return _rms([pool.base_tensor(name)])
+    alone = (pool.select((expert,)) for expert in pool.expert_names)  # one delta at a time
+    return pool.fact(name, "rms of the deltas", lambda: _rms(each.deltas(name) for each in alone))
+
+
+def _rms(tensors: Iterable[Tensor]) -> float:
+    """Returns the root mean square of all entries, 0 where there are none; summed in float64."""
+    squares, entries = 0.0, 0
+    for tensor in tensors:
+        for piece in torch.split(tensor.reshape(-1), _PIECE):  # each is copied to float64
+            squares += float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2
+        entries += tensor.numel()
+    return math.sqrt(squares / entries) if entries else 0.0
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in ("one", "base", "deltas"):
+        raise ValueError(f"unit of the noise must be 'one', 'base' or 'deltas', got {unit!r}")

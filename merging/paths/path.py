@@ -1,0 +1,331 @@
+"""Paths through parameter space: a start and the noise that was added to it, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merging.checkpoints.experts import ExpertPool
+from merging.paths.noise import Draw, Noise, describe_noise, noise_from_description
+from merging.plan import Plan
+from merging.seeding import stable_seed
+from merging.weights import InPlaceWeights, Weights
+
+Term: TypeAlias = tuple[int, float]
+"""Number of a noise, counted from 0 over the run, and what it is multiplied by."""
+
+Step: TypeAlias = tuple[Term, ...]
+
+BASE = "base"
+"""The start that every space knows: the base model itself."""
+
+START = "start"
+"""The start that a run has chosen: a merge, a recipe, an expert."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A point by the way to it: ``start + sum_t sum_a blend[a] step[t - a] + own``.
+
+    Hundreds of terms take a few kilobytes, whatever the size of the model.
+
+    Args:
+        start: name of the point that the path starts from.
+        steps: one per generation; each is a sum of noises.
+        blend: what the steps of this generation, the last, the one before it ... weigh in each
+            move: ``(1, m, m ** 2)`` is momentum m with a memory of two generations.
+        own: the candidate's own perturbation; None: it is the centre.
+    """
+
+    start: str = BASE
+    steps: tuple[Step, ...] = ()
+    blend: tuple[float, ...] = (1.0,)
+    own: Term | None = None
+
+    @property
+    def centre(self) -> Path:
+        """The same path without the candidate's own perturbation."""
+        return replace(self, own=None)
+
+    def moved(self, step: Step) -> Path:
+        """Returns the centre one generation later."""
+        return replace(self, steps=(*self.steps, step), own=None)
+
+    def perturbed(self, number: int, coefficient: float) -> Path:
+        """Returns a candidate around this centre."""
+        return replace(self, own=(number, coefficient))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the path as JSON values."""
+        return {
+            "start": self.start,
+            "steps": [[list(term) for term in step] for step in self.steps],
+            "blend": list(self.blend),
+            "own": None if self.own is None else list(self.own),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Path:
+        """Returns the path that `to_json` wrote.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        for key in ("start", "steps", "blend", "own"):
+            if key not in content:
+                raise ValueError(f"path: {key!r} is missing")
+        own = content["own"]
+        return cls(
+            start=str(content["start"]),
+            steps=tuple(
+                tuple(_term("steps", term) for term in _list("steps", step))
+                for step in _list("steps", content["steps"])
+            ),
+            blend=tuple(_number("blend", each) for each in _list("blend", content["blend"])),
+            own=None if own is None else _term("own", own),
+        )
+
+
+def _list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"path: {key!r} must be a list, got {value!r}")
+    return value
+
+
+def _term(key: str, value: Any) -> Term:
+    """Returns [noise number, coefficient]."""
+    match value:
+        case [int() as number, int() | float() as coefficient] if not isinstance(number, bool):
+            return number, _number(key, coefficient)
+    raise ValueError(f"path: {key!r} must hold [noise number, coefficient], got {value!r}")
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"path: {key!r} must hold finite numbers, got {value!r}")
+    return float(value)
+
+
+@dataclass
+class Walk:
+    """Computes points on paths, one tensor at a time, in float32 and in a fixed order.
+
+    Per generation the noises, each multiplied by its coefficient, are summed in the order of the
+    path, the oldest generation of the blend first; the sum is added to the centre. A kept centre
+    goes on from there, with the same operations as from the start, and so with the same bits.
+
+    Args:
+        pool: base and experts.
+        starts: by name; `BASE` needs none.
+        noise: kind of noise.
+        seed: of the run.
+        keep: hold the last centre of every tensor that was read: as much memory as one model in
+            float32. Beside it a step of the centre takes one tensor of the size of the one read.
+    """
+
+    pool: ExpertPool
+    starts: Mapping[str, Weights]
+    noise: Noise
+    seed: int
+    keep: bool = False
+    _kept: dict[str, Path] = field(default_factory=dict)
+
+    def tensor(self, name: str, path: Path) -> Tensor:
+        """Returns one tensor at the end of `path`, ``(*shape)`` float32, the caller's own."""
+        out = torch.empty(self.pool.base.shape(name), device=self.pool.device)
+        self.write(name, path, out)
+        return out
+
+    def write(self, name: str, path: Path, out: Tensor) -> None:
+        """Writes what `tensor` returns into `out`: contiguous, float32, on the pool's device."""
+        draw = self.noise.on(name, self.pool) if path.steps or path.own else None
+        centre = self._centre(name, path.centre, draw, out)
+        if path.own is None or draw is None:
+            out.copy_(centre)
+        else:
+            number, coefficient = path.own
+            self._term(draw, number, coefficient, out).add_(centre)
+
+    def _centre(self, name: str, path: Path, draw: Draw | None, room: Tensor) -> Tensor:
+        # Taken out while it changes: an error half-way must not leave half a step behind.
+        known = self._kept.pop(name, None)
+        centre = self._centres[name] if self.keep else torch.empty_like(room)
+        if known is None or not _leads_to(known, path):
+            self._start(name, path.start, centre)
+            done = 0
+        else:
+            done = len(known.steps)
+        for generation in range(done, len(path.steps)):
+            assert draw is not None
+            if (move := self._move(path, generation, draw, room)) is not None:
+                centre.add_(move)
+        if self.keep:
+            self._kept[name] = path
+        return centre
+
+    @cached_property
+    def _centres(self) -> dict[str, Tensor]:
+        """Room for all centres, in one piece: what comes and goes beside them leaves no gaps."""
+        shapes = {name: self.pool.base.shape(name) for name in self.pool.names}
+        sizes = [shape.numel() for shape in shapes.values()]
+        whole = torch.empty(sum(sizes), device=self.pool.device)
+        parts = zip(shapes.items(), torch.split(whole, sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
+
+    def _start(self, name: str, start: str, out: Tensor) -> None:
+        """Writes the start's tensor into `out`, float32."""
+        if start == BASE:
+            out.copy_(self.pool.base_tensor(name))
+        elif isinstance(weights := self.starts[start], InPlaceWeights):
+            weights.write(name, out)
+        else:
+            out.copy_(weights[name])
+
+    def _move(self, path: Path, generation: int, draw: Draw, room: Tensor) -> Tensor | None:
+        """Returns what a generation adds to the centre, or None where it adds nothing.
+
+        `room`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
+        """
+        move: Tensor | None = None
+        for age in reversed(range(min(len(path.blend), generation + 1))):
+            for number, coefficient in path.steps[generation - age]:
+                term = self._term(draw, number, path.blend[age] * coefficient, room)
+                move = term.clone() if move is None else move.add_(term)
+        return move
+
+    def _term(self, draw: Draw, number: int, coefficient: float, out: Tensor) -> Tensor:
+        return draw(stable_seed("noise", self.seed, number), out).mul_(coefficient)
+
+
+def _leads_to(known: Path, path: Path) -> bool:
+    """Whether `path` goes on from the centre `known`."""
+    return (
+        known.start == path.start
+        and known.blend == path.blend
+        and known.steps == path.steps[: len(known.steps)]
+    )
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """A path with all that it needs to become a model: the plan of a point beyond the hull.
+
+    Args:
+        start: the merge that it starts from; None: the base.
+        noise: kind of noise.
+        seed: of the run that found it.
+        path: the way.
+    """
+
+    start: Plan | None
+    noise: Noise
+    seed: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The start's name, and that noise was added to it."""
+        return f"{'base' if self.start is None else self.start.name} + noise"
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> PathWeights:
+        """Returns the parameters, computed when read, in float32 and cast once.
+
+        Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre.
+
+        Args:
+            pool: the experts that the path was found with.
+            dtype: of the result; None: each parameter's dtype in the base.
+
+        Raises:
+            MergeError: as the start's plan raises.
+        """
+        starts = (
+            {}
+            if self.start is None
+            else {self.path.start: self.start.weights(pool, dtype=torch.float32)}
+        )
+        return PathWeights(Walk(pool, starts, self.noise, self.seed), self.path, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON, readable by `plan_from_description`."""
+        return {
+            "kind": "path",
+            "start": None if self.start is None else self.start.describe(),
+            "noise": describe_noise(self.noise),
+            "seed": self.seed,
+            "path": self.path.to_json(),
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> PathPlan:
+        """Returns the plan that `describe` wrote.
+
+        Args:
+            description: as written.
+            start: the plan of the start, already read.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        kinds = {"noise": dict, "seed": int, "path": dict}
+        for key, kind in kinds.items():
+            if not isinstance(description.get(key), kind):
+                raise ValueError(
+                    f"recipe: {key!r} must be a {kind.__name__}, got {description.get(key)!r}"
+                )
+        path = Path.from_json(description["path"])
+        if (path.start == BASE) != (start is None):
+            raise ValueError(
+                f"recipe: the path starts from {path.start!r}, which does not fit 'start'"
+            )
+        noise = noise_from_description(description["noise"])
+        return cls(start, noise, description["seed"], path)
+
+
+class PathWeights(Mapping[str, Tensor]):
+    """The point at the end of a path; every read computes one parameter.
+
+    They can be written in place (`InPlaceWeights`): float32 parameters without any copy.
+    """
+
+    def __init__(self, walk: Walk, path: Path, dtype: torch.dtype | None) -> None:
+        self._walk, self._path, self._dtype = walk, path, dtype
+
+    @property
+    def centre(self) -> PathWeights:
+        """The same point without the candidate's own perturbation."""
+        return PathWeights(self._walk, self._path.centre, self._dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        tensor = self._walk.tensor(name, self._path)
+        return tensor.to(self._dtype or self._walk.pool.base.dtype(name))
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the tensor's shape without computing it."""
+        return self._walk.pool.base.shape(name)
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Writes into `out` what reading `name` gives, rounded to the weights' dtype first."""
+        pool = self._walk.pool
+        exact = (self._dtype or pool.base.dtype(name)) == out.dtype == torch.float32
+        if exact and out.device == pool.device and out.is_contiguous():
+            self._walk.write(name, self._path, out)
+        else:
+            out.copy_(self[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._walk.pool.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._walk.pool.names)
+
+    def __len__(self) -> int:
+        return len(self._walk.pool.names)

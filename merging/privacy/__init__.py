@@ -1,0 +1,1 @@
+"""What a merge states about privacy: accounting, composition, ledger."""

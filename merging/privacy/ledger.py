@@ -1,0 +1,309 @@
+"""The ledger of a merged model: all that was spent on private data, and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context, Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys
+from merging.checkpoints.privacy_record import PrivacyRecord, Spend, read_record, sealed, unsealed
+from merging.plan import MergePlan, Plan
+from merging.privacy.composition import Guarantee, Price, guarantee, largest
+from merging.spaces.displaced import DisplacedPlan
+from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan
+from merging.statistics_files import records_of
+
+_NEIGHBOURS = {"add_or_remove": "adding or removing one", "replace_one": "replacing one"}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a model's private data cost, expert by expert and search by search.
+
+    A merge is post-processing of its experts: it costs nothing beyond what they cost together.
+
+    Args:
+        spends: every release that went in, each once.
+        unrecorded: what went in without a record; where there is any, the model is not private.
+        words: sentences as an earlier ledger of the same model put them; empty: as composed now.
+    """
+
+    spends: tuple[Spend, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pool: ExpertPool, plan: Plan, *, searched: bool) -> Ledger:
+        """Returns the ledger of a merge; reads the experts' records.
+
+        Args:
+            pool: base and experts, as opened from disk.
+            plan: what was done with them; of a search any of its plans.
+            searched: whether the plan was searched for. Then every expert of the pool counts, as
+                the scores of all of them steered the search; else those that the plan reads.
+
+        Raises:
+            PrivacyRecordError: a record is malformed, edited, or of other weights; names it.
+        """
+        ledger = cls()
+        if (shared := read_record(pool.base.path)) is not None:  # without one it is public
+            ledger = ledger.read(shared, "the base", pool.base.sha256)
+        for name in pool.expert_names if searched else experts_of(plan, pool.expert_names):
+            expert = pool.experts[name]
+            record = expert.privacy()
+            ledger = ledger.read(record, f"expert {name!r}", expert.sha256)
+        for directory in statistics_of(plan):
+            files = records_of(directory)
+            if not files or any(record is None for _, record in files.values()):
+                ledger = ledger.read(None, f"the statistics in {directory}", None)
+            for sha256, record in files.values():
+                if record is not None:
+                    ledger = ledger.read(record, f"the statistics in {directory}", sha256)
+        return ledger
+
+    @classmethod
+    def rebuilt(cls, content: Any, pool: ExpertPool, plan: Plan) -> Ledger:
+        """Returns the ledger in a recipe, compared with what its experts' records say now.
+
+        Args:
+            content: of the recipe, as `describe` wrote it; None: older than ledgers, so all
+                experts count.
+            pool: base and experts.
+            plan: of the recipe.
+
+        Raises:
+            PrivacyRecordError: as `from_description` and `of` raise; or a record of an expert
+                lists what the recipe does not.
+        """
+        if content is None:
+            return cls.of(pool, plan, searched=True)
+        ledger = cls.from_description(content)
+        for spend in cls.of(pool, plan, searched=False).spends:
+            if spend.release is not None and spend not in ledger.spends:
+                raise PrivacyRecordError(
+                    f"the recipe's ledger lacks {spend.what} on data set {spend.dataset!r}, which "
+                    "the record of an expert lists now: merge again instead of rebuilding"
+                )
+        return ledger
+
+    def read(self, record: PrivacyRecord | None, what: str, identity: str | None) -> Ledger:
+        """Returns the ledger with all that `record` lists.
+
+        Args:
+            record: of what is read; None: it has none.
+            what: is read, in words.
+            identity: of its content, so that it counts once however often it is read; None:
+                spends without a release of their own count every time.
+        """
+        if record is None:
+            return replace(self, unrecorded=_each_once([*self.unrecorded, what]), words=())
+        named = [
+            replace(each, release=f"{identity}/{i}") if identity and not each.release else each
+            for i, each in enumerate(record.spends)
+        ]
+        inner = [f"{each} in {what}" for each in record.unrecorded]
+        ledger = replace(self, unrecorded=_each_once([*self.unrecorded, *inner]), words=())
+        return ledger.add(*named)
+
+    def add(self, *spends: Spend) -> Ledger:
+        """Returns the ledger with more spends; one with a release that it lists counts once."""
+        known = {each for each in self.spends if each.release is not None}
+        fresh = []
+        for spend in spends:
+            if spend.release is None or spend not in known:
+                fresh.append(spend)
+                known |= {spend} if spend.release is not None else set()
+        return replace(self, spends=(*self.spends, *fresh), words=())
+
+    def joined(self, other: Ledger) -> Ledger:
+        """Returns the ledger of what both went into; a release that both list counts once."""
+        unrecorded = _each_once([*self.unrecorded, *other.unrecorded])
+        return replace(self, unrecorded=unrecorded, words=()).add(*other.spends)
+
+    @property
+    def private(self) -> bool:
+        """Whether all that went in has a record, and all records compose to a promise."""
+        each = self.guarantees.values()
+        return not self.unrecorded and all(g is not None and not g.price.vacuous for g in each)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything that went in has a record: else there is nothing to write down."""
+        return bool(self.spends) or not self.unrecorded
+
+    @cached_property
+    def guarantees(self) -> Mapping[str, Guarantee | None]:
+        """Data set -> what its units are promised, as far as the record goes.
+
+        None: the spends that count for it protect different units.
+        """
+        return {name: guarantee(name, self.spends) for name in self._datasets}
+
+    @property
+    def _datasets(self) -> list[str]:
+        return sorted({each.dataset for each in self.spends})
+
+    @property
+    def everywhere(self) -> Price | None:
+        """What holds for a unit of any of the data sets; None: some are promised nothing."""
+        prices = [each.price for each in self.guarantees.values() if each is not None]
+        return largest(prices) if prices and len(prices) == len(self.guarantees) else None
+
+    def sentences(self) -> list[str]:
+        """Returns the ledger in words, the verdict first."""
+        return list(self.words) or list(_sentences(self))
+
+    def record(self) -> PrivacyRecord:
+        """Returns what belongs beside the weights of the merged model."""
+        return PrivacyRecord(self.spends, self.unrecorded)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the ledger as JSON for recipes and summaries, readable by `from_description`."""
+        content = {
+            "private": self.private,
+            "words": self.sentences(),
+            "data_sets": {
+                name: None if each is None else each.to_json()
+                for name, each in self.guarantees.items()
+            },
+            **self.record().to_json(),
+        }
+        return sealed(content)
+
+    @classmethod
+    def from_description(cls, content: Any) -> Ledger:
+        """Returns the ledger that `describe` wrote, in the same words.
+
+        Raises:
+            PrivacyRecordError: a key is missing or unknown, its value makes no sense, or it was
+                edited.
+        """
+        inside = unsealed(content)
+        check_keys("ledger", inside, ["private", "words", "data_sets", "spends", "unrecorded"])
+        record = PrivacyRecord.from_json({key: inside[key] for key in ("spends", "unrecorded")})
+        return cls(record.spends, record.unrecorded, tuple(map(str, inside["words"])))
+
+
+def experts_of(plan: Plan, pool: Iterable[str]) -> tuple[str, ...]:
+    """Returns the experts whose data a merge may show, in the order of the pool.
+
+    An expert with a coefficient of zero counts: what it holds may have chosen that zero, and
+    methods that vote or sort read it. Left out are only experts that the plan does not name.
+    Paths, lineages and plans of other kinds read the whole pool: their noise is shaped by it.
+    """
+    names = tuple(pool)
+    used = _named(plan)
+    return names if used is None else tuple(name for name in names if name in used)
+
+
+def _named(plan: Plan) -> set[str] | None:
+    """Returns the experts that a plan names; None: it may read all of them."""
+    if isinstance(plan, MergePlan):
+        return set(plan.experts)
+    if isinstance(plan, DisplacedPlan):
+        return _union(plan.start, plan.here, plan.there)
+    if isinstance(plan, LayerStackPlan):
+        own = {plan.outer, *(place.source for place in plan.places)} - {BASE, MERGED}
+        merged = set() if plan.merged is None else _named(plan.merged)
+        return None if merged is None else own | merged
+    return None
+
+
+def _union(*plans: Plan) -> set[str] | None:
+    found: set[str] = set()
+    for plan in plans:
+        named = _named(plan)
+        if named is None:
+            return None
+        found |= named
+    return found
+
+
+def statistics_of(plan: Plan) -> list[Path]:
+    """Returns the directories of statistics that the methods of a plan read, each once."""
+    return [Path(each) for each in dict.fromkeys(_statistics(plan.describe()))]
+
+
+def _statistics(description: Any) -> Iterator[str]:
+    if isinstance(description, Mapping):
+        if "_target_" in description and isinstance(description.get("statistics"), str):
+            yield description["statistics"]
+        for value in description.values():
+            yield from _statistics(value)
+    elif isinstance(description, list):
+        for value in description:
+            yield from _statistics(value)
+
+
+def _sentences(ledger: Ledger) -> Iterator[str]:
+    if ledger.unrecorded:
+        listed = ", ".join(ledger.unrecorded)
+        verb, those = ("has", "it") if len(ledger.unrecorded) == 1 else ("have", "them")
+        yield (
+            f"Not private: {listed} {verb} no privacy record, so nothing is guaranteed about the "
+            f"data behind {those}."
+        )
+    for name, each in ledger.guarantees.items():
+        if each is None:
+            yield f"Not private: data set {name} is protected in units that do not compose."
+    where = ", for records that lie in no data without a record" if ledger.unrecorded else ""
+    for each in ledger.guarantees.values():
+        if each is not None:
+            yield f"{_promise(each)}{where}."
+    if ledger.everywhere is not None and len(ledger.guarantees) > 1:
+        yield f"{_pair(ledger.everywhere)} at most for any record of these data sets."
+    if ledger.spends:
+        yield (
+            "This holds for the data sets named here and says nothing of any other data, such as "
+            "items that models were scored on."
+        )
+    elif not ledger.unrecorded:
+        yield "No private data went into it, by the records of its experts."
+
+
+def _promise(each: Guarantee) -> str:
+    what = f"{_pair(each.price)} per {each.unit} of data set {each.dataset}"
+    parts = [f"{what} ({_NEIGHBOURS[each.relation]})"]
+    if each.releases > 1:
+        if each.how == "rdp":
+            parts.append(
+                f"{each.releases} releases composed by Rényi differential privacy, where their "
+                f"sum is {_pair(each.added)}"
+            )
+        else:
+            more = f" ({each.note})" if each.note else ""
+            parts.append(f"the sum of {each.releases} releases{more}")
+    if each.overlapping:
+        parts.append(
+            f"counting {', '.join(each.overlapping)} too, which nobody declared disjoint from it"
+        )
+    if each.group is not None:
+        price = "no guarantee" if each.group.vacuous else _pair(each.group)
+        parts.append(f"for a secret that fills {each.group_size} {each.unit}s: {price}")
+    return "; ".join(parts)
+
+
+def _pair(price: Price) -> str:
+    if price.vacuous:
+        return "no guarantee (delta reaches 1)"
+    return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"
+
+
+def _rounded_up(value: float, digits: int) -> str:
+    """Returns a number that promises no more than `value`, with so many digits.
+
+    Example:
+        >>> _rounded_up(8.0, 4), _rounded_up(1.51537, 4), _rounded_up(2e-05, 2)
+        ('8', '1.516', '2e-05')
+    """
+    near = Decimal(f"{value:.12g}")  # 16.000000000000004 is 16
+    return f"{float(Context(prec=digits, rounding=ROUND_CEILING).plus(near)):g}"
+
+
+def _each_once(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))

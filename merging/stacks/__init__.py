@@ -1,0 +1,1 @@
+"""Layers of any model in any order, at any depth."""

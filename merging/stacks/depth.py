@@ -1,0 +1,176 @@
+"""Depth: a model with another number of layers than its base, in memory and on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.checkpoints import naming
+from merging.checkpoints.checkpoint import Checkpoint, load
+from merging.grouping import layer_of
+from merging.method import MergeError
+from merging.stacks.layers import LayerMap, resized, set_depth
+from merging.weights import CheckpointError
+
+
+class Restacked(Mapping[str, Tensor]):
+    """A checkpoint of the base's kind with another number of layers.
+
+    Configuration, names and module are those that transformers gives a model of that depth. The
+    values are a filling, to be written over: layer i holds the base's layer i, counted round.
+
+    Args:
+        base: the checkpoint.
+        layers: number of layers.
+
+    Raises:
+        MergeError: no model of that depth can be described; says why.
+    """
+
+    def __init__(self, base: Checkpoint, layers: int) -> None:
+        self.layers = LayerMap.of(base)
+        self.layers.check_depth(layers)
+        if base.file_names is None:
+            raise MergeError(
+                f"depth {layers}: transformers converts the tensors of {base.source} between file "
+                f"and module, so its depth cannot be changed: leave depth at {self.layers.count}"
+            )
+        self.source, self.path, self.architecture = base.source, base.path, base.architecture
+        self.config = _described(base, layers)
+        self._base = base
+        self._origin = {name: self._filling(name) for name in self.layers.names(base, layers)}
+        self.file_names = {
+            name: self._renumbered(base.file_names[origin], name)
+            for name, origin in self._origin.items()
+        }
+        self._check_skeleton(layers)
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns a tensor's shape without reading it."""
+        return self._base.shape(self._origin[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns a tensor's dtype in the base's file without reading it."""
+        return self._base.dtype(self._origin[name])
+
+    def needed(self, merged: Sequence[str]) -> list[str]:
+        """Returns what a model of this depth cannot take from the base.
+
+        Args:
+            merged: the tensors that a pool merges, by their names in the base.
+        """
+        outer = frozenset(merged)
+        return [name for name in self if name in outer or self.layers.holds(name)]
+
+    def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """Returns a new module of this depth, in evaluation mode, without gradients.
+
+        Raises:
+            CheckpointError: transformers does not find a tensor.
+        """
+        state = {self.file_names[name]: self[name].clone() for name in self}
+        module, report = load(self.architecture, copy.deepcopy(self.config), dtype, state=state)
+        if missing := sorted(set(report["missing_keys"]) & set(self)):
+            raise CheckpointError(
+                f"{self.source}: transformers finds no place for {naming.listing(missing)} at "
+                "another depth: leave the depth as it is"
+            )
+        return module.to(device).eval().requires_grad_(False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._base[self._origin[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origin)
+
+    def __len__(self) -> int:
+        return len(self._origin)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._origin
+
+    def _filling(self, name: str) -> str:
+        """Returns the base's tensor that a tensor of this depth holds."""
+        place = layer_of(name) if self.layers.holds(name) else None
+        if place is None:
+            return name
+        inside = name.removeprefix(f"{place[0]}.{place[1]}.")
+        return self.layers.name(place[1] % self.layers.count, inside)
+
+    def _renumbered(self, file_name: str, name: str) -> str:
+        """Returns the name in a file of `name`, from that of its filling."""
+        own, other = layer_of(name) if self.layers.holds(name) else None, layer_of(file_name)
+        if own is None or other is None:
+            return file_name
+        inside = file_name.removeprefix(f"{other[0]}.{other[1]}.")
+        return f"{other[0]}.{own[1]}.{inside}"
+
+    def _check_skeleton(self, layers: int) -> None:
+        """Compares names and shapes with what transformers builds at that depth."""
+        module = naming.skeleton(self.architecture, self.config)
+        aliases = naming.tied(module)
+        built = {n: t.shape for n, t in module.state_dict().items() if n not in aliases}
+        wrong = sorted(
+            n for n in {*built, *self} if n not in self or built.get(n) != self.shape(n)
+        )
+        if wrong:
+            raise MergeError(
+                f"depth {layers}: {self.architecture.__name__} of {layers} layers has other "
+                f"tensors ({naming.listing(wrong)}): leave depth at {self.layers.count}"
+            )
+
+
+class AdjustableDepth:
+    """A module whose stack of layers is shortened and given back, in place.
+
+    Args:
+        module: with as many layers as will ever be asked for.
+        layers: where they are.
+    """
+
+    def __init__(self, module: nn.Module, layers: LayerMap) -> None:
+        parent, _, self._child = layers.stack.rpartition(".")
+        self._parent = module.get_submodule(parent)
+        stack = self._parent.get_submodule(self._child)
+        assert isinstance(stack, nn.ModuleList)
+        self._all = tuple(stack)
+        self._base_layers = layers.count
+        configs = (getattr(each, "config", None) for each in module.modules())
+        self._configs = list(
+            {id(c): c for c in configs if hasattr(c, "num_hidden_layers")}.values()
+        )
+
+    def set(self, layers: int | None) -> None:
+        """Leaves that many layers in the module; None: as many as the base has.
+
+        Raises:
+            ValueError: more than the module was built with.
+        """
+        layers = layers or self._base_layers
+        if layers > len(self._all):
+            raise ValueError(
+                f"the candidate has {layers} layers, the model in memory {len(self._all)}: "
+                "build it with the depth of the search space"
+            )
+        setattr(self._parent, self._child, nn.ModuleList(self._all[:layers]))
+        for config in self._configs:
+            set_depth(config, layers)
+
+
+def _described(base: Checkpoint, layers: int) -> Any:
+    """Returns the base's configuration at that depth, read back as from a file."""
+    config = resized(base.config, layers)
+    try:
+        read = type(config).from_dict(config.to_dict())
+    except ValueError as error:
+        raise MergeError(
+            f"depth {layers}: transformers refuses that depth for model_type "
+            f"{config.model_type!r} ({str(error).splitlines()[0]}): leave the depth as it is"
+        ) from None
+    if read.num_hidden_layers != layers:
+        raise MergeError(f"depth {layers}: model_type {config.model_type!r} has a fixed depth")
+    return config

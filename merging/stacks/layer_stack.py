@@ -1,0 +1,244 @@
+"""Layer stacks: a model whose layers are taken from anywhere in the base and its experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.checkpoints.experts import ExpertPool
+from merging.method import MergeError
+from merging.plan import Plan
+from merging.stacks.layers import LayerMap, scaled
+from merging.weights import Weights
+
+BASE = "base"
+"""The source that is the base model."""
+
+MERGED = "merged"
+"""The source that is a merge of the experts, or any other plan."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands in one place of a stack: a layer, of whom, and how much it contributes.
+
+    Args:
+        layer: index of the layer in the model that it comes from.
+        source: an expert's name, ``base`` or ``merged``.
+        scale: factor s of what attention and MLP add to the residual stream, ``x + s f(x)``; 0:
+            the layer does nothing, exactly as if it were not there.
+    """
+
+    layer: int
+    source: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerStackPlan:
+    """Which layer of which model comes next, from the embedding to the head.
+
+    Tensors that the pool does not merge (adapters touch few) are the base's, of the layer that is
+    taken. Layers keep their own key-value cache: the model is one of its architecture with as
+    many layers as there are places.
+
+    Args:
+        places: from first to last; at least one.
+        outer: source of what lies outside the layers: embeddings, last norm, head.
+        merged: what ``merged`` is; None: nothing.
+
+    Source: Akiba et al. 2024, Evolutionary optimization of model merging recipes, section 3.2
+        (data flow space), arXiv 2403.13187. There one scale per pair of layers multiplies what
+        enters a layer, and layers come in the order of the repeated list of all layers with
+        indicators of which are left out; here every place chooses freely, and the scale multiplies
+        what a layer adds, so that it can be written into the weights and the model loads anywhere.
+    """
+
+    places: tuple[Place, ...]
+    outer: str = BASE
+    merged: Plan | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "LayerStack"
+
+    def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> StackedWeights:
+        """Returns the stack's parameters, computed when read, scaled in float32.
+
+        A layer of a LoRA expert is taken as the expert would be saved, in the base's dtype.
+
+        Args:
+            pool: base and experts.
+            dtype: of the result; None: each parameter's dtype in the base.
+
+        Raises:
+            MergeError: the model's layers cannot be rearranged; a place names a layer or source
+                that there is not, one of another kind, or a scale that this architecture cannot
+                have.
+        """
+        layers = LayerMap.of(pool.base)
+        _check(self, layers, pool)
+        return StackedWeights(self, layers, pool, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as JSON, readable by `from_description`."""
+        return {
+            "kind": "layer_stack",
+            "places": [asdict(place) for place in self.places],
+            "outer": self.outer,
+            "merged_source": None if self.merged is None else self.merged.describe(),
+        }
+
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any], merged: Plan | None
+    ) -> LayerStackPlan:
+        """Returns the plan that `describe` wrote.
+
+        Args:
+            description: of the stack.
+            merged: the plan under ``merged_source``, read already.
+
+        Raises:
+            ValueError: a key is missing or its value makes no sense; names it.
+        """
+        places, outer = description.get("places"), description.get("outer")
+        if not isinstance(places, list) or not isinstance(outer, str):
+            raise ValueError("recipe: a layer stack needs a list of 'places' and a name 'outer'")
+        return cls(tuple(_place(i, each) for i, each in enumerate(places)), outer, merged)
+
+
+class StackedWeights(Mapping[str, Tensor]):
+    """A stack's parameters over a pool; every read computes one.
+
+    They are all parameters of all layers, and those outside that the pool merges: what stands in
+    a place replaces it whole, whoever stood there before.
+
+    Attributes:
+        layers: how many layers the model has.
+    """
+
+    def __init__(
+        self, plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool, dtype: torch.dtype | None
+    ) -> None:
+        self.layers = len(plan.places)
+        self._pool, self._dtype = pool, dtype
+        self._sources = {
+            source: _source(plan, source, pool)
+            for source in {plan.outer, *(place.source for place in plan.places)}
+        }
+        outer = [name for name in pool.base if layers.holds(name) or name in pool.names]
+        self._plan, self._map = plan, layers
+        self._names = layers.names(outer, self.layers)
+        self._places = {
+            layers.name(i, inside): (place, inside)
+            for i, place in enumerate(plan.places)
+            for inside in layers.inside
+        }
+        self._outer = frozenset(name for name in self._names if name not in self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._outer:
+            return self._cast(name, self._read(self._plan.outer, name))
+        place, inside = self._places[name]
+        origin = self._map.name(place.layer, inside)
+        tensor, added = self._read(place.source, origin), self._map.added(inside)
+        if place.scale != 1 and added is not None:
+            tensor = scaled(tensor, place.scale, added)
+        return self._cast(origin, tensor)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places or name in self._outer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _read(self, source: str, name: str) -> Tensor:
+        weights = self._sources[source]
+        if weights is not None and name in weights:
+            return weights[name]
+        return self._pool.base_tensor(name)
+
+    def _cast(self, origin: str, tensor: Tensor) -> Tensor:
+        own = self._pool.base.dtype(origin)
+        return tensor.to(self._dtype if self._dtype and own.is_floating_point else own)
+
+
+def layers_of(weights: Weights) -> int | None:
+    """Returns how many layers weights are made for, where they are a stack's."""
+    return weights.layers if isinstance(weights, StackedWeights) else None
+
+
+def _source(plan: LayerStackPlan, source: str, pool: ExpertPool) -> Weights | None:
+    """Returns a source's tensors; None: the base's."""
+    if source == BASE:
+        return None
+    if source == MERGED:
+        assert plan.merged is not None
+        weights = plan.merged.weights(pool, dtype=torch.float32)
+        if layers_of(weights) not in (None, LayerMap.of(pool.base).count):
+            raise MergeError(
+                f"what layers are to be merged from is a stack of {layers_of(weights)} layers "
+                "itself, the experts have others: start from a merge of the base's depth"
+            )
+        return weights
+    return pool.expert_weights(source)
+
+
+def _check(plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool) -> None:
+    if not plan.places:
+        raise MergeError("the layer stack is empty: give it at least one place")
+    layers.check_depth(len(plan.places))
+    if pool.heads and len(plan.places) != layers.count:
+        raise MergeError(
+            f"depth {len(plan.places)}: classifiers keep the depth of their encoder: leave depth "
+            f"at {layers.count}"
+        )
+    for name in (MERGED, BASE):
+        if name in pool.expert_names:
+            raise MergeError(f"an expert is called {name!r}, a word of layer stacks: rename it")
+    known = (BASE, *((MERGED,) if plan.merged else ()), *pool.expert_names)
+    for i, place in enumerate((*plan.places, Place(0, plan.outer))):
+        where = f"place {i}" if i < len(plan.places) else "outer"
+        if place.source not in known:
+            raise MergeError(
+                f"{where}: {place.source!r} is no source, expected one of {', '.join(known)}"
+            )
+    for i, place in enumerate(plan.places):
+        _check_place(i, place, layers)
+
+
+def _check_place(i: int, place: Place, layers: LayerMap) -> None:
+    if not 0 <= place.layer < layers.count:
+        raise MergeError(
+            f"place {i}: there is no layer {place.layer}, the base has {layers.count}"
+        )
+    kind = layers.kinds[min(i, layers.count - 1)]
+    if layers.kinds[place.layer] != kind:
+        raise MergeError(
+            f"place {i}: layer {place.layer} is of kind {layers.kinds[place.layer]}, the model's "
+            f"layer there is of kind {kind}: take one of that kind"
+        )
+    if not math.isfinite(place.scale):
+        raise MergeError(f"place {i}: scale {place.scale} is no finite number")
+    if place.scale != 1:
+        layers.check_scaling()
+
+
+def _place(i: int, value: Any) -> Place:
+    kinds = {"layer": (int,), "source": (str,), "scale": (int, float)}
+    if not isinstance(value, Mapping) or set(value) != set(kinds):
+        raise ValueError(f"recipe: place {i} must have layer, source and scale, got {value!r}")
+    for key, kind in kinds.items():
+        if isinstance(value[key], bool) or not isinstance(value[key], kind):
+            raise ValueError(f"recipe: {key} of place {i} makes no sense: {value[key]!r}")
+    return Place(value["layer"], value["source"], float(value["scale"]))

@@ -1,0 +1,214 @@
+"""Layers: where a model keeps them, what tells one from another, and how many there may be."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from merging.checkpoints.naming import listing
+from merging.grouping import layer_of
+from merging.method import MergeError
+
+_LINEAR = {"self_attn.o_proj": 0.0, "mlp.down_proj": 0.0}
+_NORMED = {"post_attention_layernorm": 1.0, "post_feedforward_layernorm": 1.0}
+_RESIDUAL: Mapping[str, Mapping[str, float]] = {
+    "llama": _LINEAR,
+    "mistral": _LINEAR,
+    "qwen2": _LINEAR,
+    "qwen3": _LINEAR,
+    "gemma": _LINEAR,
+    "gemma2": _NORMED,
+    "gemma3_text": _NORMED,
+    "gpt_neox": {"attention.dense": 0.0, "mlp.dense_4h_to_h": 0.0},
+    "gpt2": {"attn.c_proj": 0.0, "mlp.c_proj": 0.0},
+}
+"""Model type to the modules that write into the residual stream, and what they add to weights.
+
+Gemma 2 and 3 normalise a branch last, with ``norm(x) * (1 + weight)``: there the norm is scaled.
+"""
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The one stack of layers of a model.
+
+    Args:
+        stack: path of the list of layers, for example ``model.layers``.
+        count: number of layers.
+        inside: parameters of every layer, by their names within it, in the module's order.
+        kinds: what the configuration says of each layer alone (sliding or full attention); layers
+            of one kind can stand in each other's place.
+        residual: module within a layer that writes into the residual stream -> what is added to
+            its weight when it is used; empty where that is not known of this architecture.
+        model_type: the architecture, as its configuration calls it.
+    """
+
+    stack: str
+    count: int
+    inside: tuple[str, ...]
+    kinds: tuple[str, ...]
+    residual: Mapping[str, float]
+    model_type: str
+
+    @classmethod
+    def of(cls, base: Any) -> LayerMap:
+        """Returns the layers of a checkpoint, from its names, shapes and configuration.
+
+        Raises:
+            MergeError: no layers, or several stacks of them; layers that are not alike; or a
+                configuration under which a layer does not mean the same elsewhere.
+        """
+        layers: dict[str, dict[int, list[str]]] = {}
+        for name in base:
+            if place := layer_of(name):
+                layers.setdefault(place[0], {}).setdefault(place[1], []).append(name)
+        if len(layers) != 1:
+            raise MergeError(
+                f"a layer stack needs a model with one stack of layers, {base.source} has "
+                f"{', '.join(layers) or 'none'}: use a space of coefficients"
+            )
+        ((stack, found),) = layers.items()
+        _check_count(base, stack, found)
+        inside = tuple(name.removeprefix(f"{stack}.0.") for name in found[0])
+        _check_alike(base, stack, inside, found)
+        kinds = _kinds(base.config, len(found))
+        kind = str(base.config.model_type)
+        return cls(stack, len(found), inside, kinds, _RESIDUAL.get(kind, {}), kind)
+
+    def name(self, layer: int, inside: str) -> str:
+        """Returns a parameter's whole name."""
+        return f"{self.stack}.{layer}.{inside}"
+
+    def names(self, outer: Iterable[str], layers: int) -> list[str]:
+        """Returns `outer`, with the parameters of `layers` layers where the first layer stands.
+
+        Args:
+            outer: names in the module's order; those inside the stack count for their place only.
+            layers: how many layers there shall be.
+        """
+        ordered: list[str] = []
+        placed = False
+        for name in outer:
+            if not self.holds(name):
+                ordered.append(name)
+            elif not placed:
+                ordered += [self.name(i, each) for i in range(layers) for each in self.inside]
+                placed = True
+        return ordered
+
+    def holds(self, name: str) -> bool:
+        """Whether a parameter lies in a layer."""
+        return name.startswith(f"{self.stack}.")
+
+    def added(self, inside: str) -> float | None:
+        """Returns what is added to a residual output's parameter; None: it is none."""
+        return self.residual.get(inside.rpartition(".")[0])
+
+    def check_scaling(self) -> None:
+        """Raises MergeError where no parameter holds what a layer adds to the residual stream.
+
+        Encoders such as BERT normalise behind the sum, so that no factor stays one.
+        """
+        if not self.residual:
+            raise MergeError(
+                f"the layers of {self.model_type} cannot be scaled or skipped, only those of "
+                f"{', '.join(_RESIDUAL)}: set scaling=false and skip=false"
+            )
+
+    def check_depth(self, layers: int) -> None:
+        """Raises MergeError where a model of that many layers cannot be described."""
+        if layers < 1:
+            raise MergeError(f"depth {layers}: a model needs at least one layer")
+        other = next((kind for kind in self.kinds if kind != self.kinds[0]), None)
+        if layers != self.count and other is not None:
+            raise MergeError(
+                f"depth {layers}: the configuration tells layers apart ({self.kinds[0]}, {other}, "
+                f"...), so that a model of another depth than {self.count} cannot be described: "
+                f"leave depth at {self.count}"
+            )
+
+
+def set_depth(config: Any, layers: int) -> None:
+    """Sets the number of layers of a configuration whose layers are all of one kind, in place."""
+    if layers == config.num_hidden_layers:
+        return
+    for key, values in _per_layer(config, int(config.num_hidden_layers)).items():
+        setattr(config, key, [values[0]] * layers)
+    config.num_hidden_layers = layers
+
+
+def resized(config: Any, layers: int) -> Any:
+    """Returns a copy of a configuration with another number of layers; see `set_depth`."""
+    copied = copy.deepcopy(config)
+    set_depth(copied, layers)
+    return copied
+
+
+def scaled(tensor: torch.Tensor, scale: float, added: float) -> torch.Tensor:
+    """Returns the parameter of a residual output whose contribution is `scale` times as large.
+
+    ``scale (tensor + added) - added`` in float32; with scale 0 exact, whatever the tensor holds.
+    """
+    if scale == 0:
+        return torch.full_like(tensor, -added, dtype=torch.float32)
+    return (tensor.float() + added) * scale - added
+
+
+def _check_count(base: Any, stack: str, found: Mapping[int, list[str]]) -> None:
+    said = getattr(base.config, "num_hidden_layers", None)
+    if sorted(found) != list(range(len(found))) or said != len(found):
+        raise MergeError(
+            f"{base.source} has {len(found)} layers in {stack}, its config says "
+            f"num_hidden_layers={said}: a layer stack needs a model that counts its layers there"
+        )
+
+
+def _check_alike(
+    base: Any, stack: str, inside: tuple[str, ...], found: Mapping[int, list[str]]
+) -> None:
+    for layer, names in found.items():
+        own = {name.removeprefix(f"{stack}.{layer}.") for name in names}
+        if other := sorted(own ^ set(inside)):
+            raise MergeError(
+                f"{base.source}: layers 0 and {layer} of {stack} differ in {listing(other)}, so "
+                "they cannot stand in each other's place: use a space of coefficients"
+            )
+        for each in inside:
+            shape, first = base.shape(f"{stack}.{layer}.{each}"), base.shape(f"{stack}.0.{each}")
+            if shape != first:
+                raise MergeError(
+                    f"{base.source}: {each} has shape {tuple(first)} in layer 0 and "
+                    f"{tuple(shape)} in layer {layer} of {stack}, so they cannot stand in each "
+                    "other's place: use a space of coefficients"
+                )
+
+
+def _kinds(config: Any, count: int) -> tuple[str, ...]:
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise MergeError(
+            "scale_attn_by_inverse_layer_idx is set in the base's config: a layer would mean "
+            "something else at another depth: use a space of coefficients"
+        )
+    lists = _per_layer(config, count)
+    return tuple(
+        json.dumps({key: values[i] for key, values in lists.items()}) for i in range(count)
+    )
+
+
+def _per_layer(config: Any, count: int) -> dict[str, list[Any]]:
+    """Returns the entries of a configuration that hold one value for every layer."""
+    found = {}
+    for key, value in config.to_dict().items():
+        if "layer" in key and isinstance(value, list | tuple) and value:
+            if len(value) != count:
+                raise MergeError(
+                    f"{key} in the base's config names single layers ({list(value)}): a layer "
+                    "would mean something else at another depth: use a space of coefficients"
+                )
+            found[key] = list(value)
+    return found

@@ -1,0 +1,1 @@
+"""Who lives on and who mates: survival and archives of genetic algorithms."""

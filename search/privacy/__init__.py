@@ -1,0 +1,1 @@
+"""Fitness on private items: noise, thresholds and a budget counted before each generation."""

@@ -1,0 +1,121 @@
+"""What a search on private items may cost, and what it releases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from merging.checkpoints.mechanisms import Laplace, PureEpsilon, SparseVector
+from search.privacy.private import Release
+from search.privacy.private_budget import StepBudget
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The budget of a search on private items, and its mechanisms.
+
+    Neighbouring data sets differ by one item (add or remove); how many items there are is taken
+    as public, and so is what the configuration says. An item that stands for several people, or
+    one person who fills several items, is protected as a group.
+
+    Args:
+        data: identity of the private data set, for the ledger.
+        epsilon: what the whole run may cost, all mechanisms together.
+        delta: of the whole, below 1 / items.
+        clip: C, most that an item contributes to a sum: to a mean with ``release=means``, to the
+            difference between both sides with ``release=differences``.
+        noise_multiplier: sigma, the noise of a sum in units of C.
+        release: ``means``: every candidate's noisy fitness, for any strategy; ``differences``:
+            of every pair the difference alone, for ``strategy=dp_zo``.
+        unit: what an item stands for, for the ledger; spends in different units do not compose.
+        disjoint_from: data sets of the ledger that share no unit with this one, such as those
+            that the experts were trained on; all others are taken to overlap with it.
+        public: splits whose items are not private (``selection``, ``report``): they are read as
+            in any search.
+        reading_epsilon: price of the winner's noisy fitness on the search items, where nothing
+            that was released tells it (``choose=last`` or ``svt`` with differences).
+        reading_clip: most that an item contributes to this fitness.
+        svt_epsilon: price of ``choose=svt``.
+        svt_margin: by how much per item a finalist must be better than the start to be taken.
+        svt_clip: most that an item contributes to this.
+        randomness: ``secret``: noise and samples from a key that the run draws and destroys when
+            it is finished; ``seed``: from the run's seed, for tests: whoever knows the
+            configuration can subtract the noise, so that the result is not private.
+
+    Raises:
+        ValueError: an option has no meaning; names it.
+    """
+
+    data: str
+    epsilon: float
+    delta: float
+    clip: float
+    noise_multiplier: float
+    release: Release = "means"
+    unit: str = "record"
+    disjoint_from: Sequence[str] = ()
+    public: Sequence[str] = ()
+    reading_epsilon: float = 0.5
+    reading_clip: float = 1.0
+    svt_epsilon: float = 1.0
+    svt_margin: float = 0.0
+    svt_clip: float = 1.0
+    randomness: Literal["secret", "seed"] = "secret"
+
+    def __post_init__(self) -> None:
+        for name in ("data", "unit"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"privacy.{name} must be text that is not empty")
+        for name in (
+            *("epsilon", "clip", "noise_multiplier", "reading_epsilon", "reading_clip"),
+            *("svt_epsilon", "svt_clip"),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"privacy.{name} must be a finite number above 0, got {value}")
+        if not math.isfinite(self.svt_margin):
+            raise ValueError(f"privacy.svt_margin must be finite, got {self.svt_margin}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"privacy.delta must be above 0 and below 1, got {self.delta}")
+        if isinstance(self.disjoint_from, str) or self.data in self.disjoint_from:
+            raise ValueError(
+                f"privacy.disjoint_from must list names of other data sets than {self.data!r}, "
+                f"got {self.disjoint_from!r}"
+            )
+        unknown = [split for split in self.public if split not in ("selection", "report")]
+        if unknown:
+            raise ValueError(
+                f"privacy.public names {unknown[0]!r}: only selection and report items can be "
+                "declared public, the search items are what is private"
+            )
+
+    def reserved(self, choose: str) -> tuple[PureEpsilon, ...]:
+        """Returns the mechanisms that the end of the run needs.
+
+        Args:
+            choose: how the winner is named.
+        """
+        found: list[PureEpsilon] = []
+        if choose == "svt":
+            found.append(SparseVector(self.svt_epsilon))
+        if choose in ("svt", "last") and self.release == "differences":
+            found.append(Laplace(self.reading_epsilon))
+        return tuple(found)
+
+    def budget(self, choose: str, rate: float) -> StepBudget:
+        """Returns the count of what the generations cost; arguments and errors as there.
+
+        Args:
+            choose: how the winner is named.
+            rate: probability of every item to be in a Poisson sample; 1: all are, or a share of
+                fixed size is, which amplifies nothing.
+        """
+        return StepBudget(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            noise_multiplier=self.noise_multiplier,
+            rate=rate,
+            reserved=self.reserved(choose),
+        )

@@ -1,0 +1,174 @@
+"""Fitness of private items: clipped contributions, summed, with secret Gaussian noise.
+
+Two data sets are neighbours where one has an item more (add or remove). An item contributes to
+one number only, by at most the clip; the number of items is taken as public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluators.evaluator import Score
+from merging.spaces.axes import Vector
+from search.objective import BoundObjective
+from search.privacy.private_noise import SecretNoise
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the items of every task add up to a fitness: ``sum_i factor gain_i / divisor``.
+
+    One objective: an item of task t weighs ``w_t n / n_t`` in a sum over all n items. Several:
+    every task has a sum of its own.
+
+    Args:
+        objective: bound, of weighted terms; its gains must not be normalised by private scores.
+        sizes: task to the number of its items, all that a sample is drawn from.
+        rate: share of the items that a sample has in expectation, in (0, 1].
+    """
+
+    objective: BoundObjective
+    sizes: Mapping[str, int]
+    rate: float = 1.0
+
+    @property
+    def divisors(self) -> tuple[float, ...]:
+        """Expected number of items in the sum of each objective."""
+        sizes = [self.sizes[term.task] for term in self.objective.terms]
+        if self.objective.weights is None:
+            return tuple(self.rate * size for size in sizes)
+        return (self.rate * sum(sizes),)
+
+    def contributions(self, scores: Mapping[str, Score]) -> list[Vector]:
+        """Returns the sampled items' contributions to each objective, not clipped.
+
+        A task without sampled items has no score. What is not finite contributes minus infinity,
+        so that clipping makes it the worst; it does not touch other items.
+
+        Raises:
+            ValueError: a metric has no per-item scores.
+        """
+        terms = self.objective.terms
+        total = sum(self.sizes[term.task] for term in terms)
+        parts: list[Vector] = []
+        for place, term in enumerate(terms):
+            factor = 1.0
+            if self.objective.weights is not None:
+                factor = self.objective.weights[place] * total / self.sizes[term.task]
+            cases: Vector | None = np.empty(0)
+            if term.key in scores:
+                cases = scores[term.key].cases
+            if cases is None:
+                raise ValueError(
+                    f"{term.key} has no score per item, so that no item's part in it can be "
+                    "bounded: choose another metric with objective.metrics"
+                )
+            gains = factor * (term.sign * cases - term.base) / term.span
+            parts.append(np.where(np.isfinite(gains), gains, -math.inf))
+        return parts if self.objective.weights is None else [np.concatenate(parts)]
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The one mechanism: ``sum_i clip(x_i, -C, C) + N(0, sigma^2 C^2)``.
+
+    An item more or less changes the sum by at most C.
+
+    Args:
+        clip: C, in the unit of a contribution.
+        noise_multiplier: sigma; 0: no noise, for tests.
+        noise: secret.
+    """
+
+    clip: float
+    noise_multiplier: float
+    noise: SecretNoise
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise ValueError(f"clip must be a finite number above 0, got {self.clip}")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise ValueError(
+                f"noise_multiplier must be a finite number of at least 0, got "
+                f"{self.noise_multiplier}"
+            )
+
+    def sum(self, contributions: Vector) -> float:
+        """Returns the clipped sum itself, which is private."""
+        return math.fsum(np.clip(contributions, -self.clip, self.clip).tolist())
+
+    def release(self, contributions: Vector, *question: str | int) -> float:
+        """Returns the noisy sum; the same question always has the same noise.
+
+        Args:
+            contributions: ``(items,)`` of the sampled items; may be empty.
+            question: what the sum answers, different for every other one.
+        """
+        noise = self.noise_multiplier * self.clip * self.noise.normal(*question)
+        return self.sum(contributions) + noise
+
+
+def noisy_means(
+    candidates: Sequence[Sequence[Vector]],
+    divisors: Sequence[float],
+    mechanism: ClippedSum,
+    question: tuple[str | int, ...],
+) -> list[Vector]:
+    """Returns the noisy fitness of every candidate of a generation, ``(objectives,)`` each.
+
+    All are asked the same items, so one item changes all: the generation is one Gaussian
+    mechanism with the multiplier ``noise_multiplier / sqrt(candidates)``.
+
+    Args:
+        candidates: each candidate's contributions to each objective.
+        divisors: expected number of items in each objective's sum.
+        mechanism: clip and noise.
+        question: names the generation and its genomes.
+    """
+    return [
+        np.array(
+            [
+                mechanism.release(sampled, *question, "mean", place, objective) / divisor
+                for objective, (sampled, divisor) in enumerate(zip(parts, divisors, strict=True))
+            ]
+        )
+        for place, parts in enumerate(candidates)
+    ]
+
+
+def noisy_differences(
+    pairs: Sequence[tuple[Vector, Vector]],
+    divisor: float,
+    mechanism: ClippedSum,
+    question: tuple[str | int, ...],
+) -> list[tuple[float, float]]:
+    """Returns fitness ``s / 2`` and ``-s / 2`` of every pair: only their difference s is known.
+
+    ``s = (sum_i clip(x_i+ - x_i-, -C, C) + N(0, sigma^2 C^2)) / divisor``: one scalar mechanism
+    per pair. A generation of p pairs has the multiplier ``noise_multiplier / sqrt(p)``.
+
+    Args:
+        pairs: contributions of the same items to both sides.
+        divisor: expected number of items.
+        mechanism: clip and noise.
+        question: names the generation and its genomes.
+
+    Source: DP-ZO, arXiv:2401.04343, algorithm 1, with add/remove neighbours (sensitivity C; the
+    factor 2 of the related DPZero is that of replace-one).
+    """
+    found = []
+    for place, (plus, minus) in enumerate(pairs):
+        difference = mechanism.release(item_differences(plus, minus), *question, "pair", place)
+        found.append((difference / divisor / 2, -difference / divisor / 2))
+    return found
+
+
+def item_differences(plus: Vector, minus: Vector) -> Vector:
+    """Returns the items' differences, ``(items,)``; an item that both sides fail makes none."""
+    both = np.isneginf(plus) & np.isneginf(minus)
+    difference: Vector = np.where(both, 0.0, plus) - np.where(both, 0.0, minus)
+    return difference

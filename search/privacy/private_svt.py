@@ -1,0 +1,83 @@
+"""AboveThreshold: whether values lie above a threshold, for one price however many do not."""
+
+from __future__ import annotations
+
+import math
+
+from search.privacy.private_noise import SecretNoise
+
+
+class AboveThreshold:
+    """Answers "is this value at least the threshold?" until it has said yes `aboves` times.
+
+    ``value_i + nu_i >= threshold + rho`` with one ``rho ~ Lap(D / eps_1)`` for all questions and
+    ``nu_i ~ Lap(2 c D / eps_2)`` (``c D / eps_2`` where monotone) for each. All answers together
+    cost exactly ``eps_1 + eps_2``, any number of noes included; no value is ever shown.
+
+    Args:
+        epsilon: price of all answers together; split 1 : (2c)^(2/3), or 1 : c^(2/3).
+        sensitivity: D, how much one item more or less can change a value.
+        threshold: in the values' unit; must not depend on the data.
+        noise: secret; what it is asked for begins with `name`.
+        name: of this use, different for every other use of the same noise.
+        aboves: c, after how many yeses it is at its end.
+        monotone: one item more changes all values in the same direction.
+
+    Raises:
+        ValueError: an argument has no meaning; names it.
+
+    Source: Lyu, Su, Li 2017, Understanding the sparse vector technique for differential privacy,
+    algorithm 7 without numeric answers, and section 4.2 (the split).
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        sensitivity: float,
+        threshold: float,
+        noise: SecretNoise,
+        name: str,
+        aboves: int = 1,
+        monotone: bool = False,
+    ) -> None:
+        for option, value in (("epsilon", epsilon), ("sensitivity", sensitivity)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{option} must be a finite number above 0, got {value}")
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold must be finite, got {threshold}")
+        if aboves < 1:
+            raise ValueError(f"aboves must be at least 1, got {aboves}")
+        factor = aboves if monotone else 2 * aboves
+        first = epsilon / (1 + factor ** (2 / 3))
+        self.epsilons = (first, epsilon - first)
+        """eps_1 of the threshold and eps_2 of the values."""
+        self.scales = (sensitivity / first, factor * sensitivity / (epsilon - first))
+        """Scale of rho, and of every nu."""
+        self._noise, self._name = noise, name
+        self._left, self._asked = aboves, 0
+        self._threshold = threshold + self.scales[0] * noise.laplace(name, "rho")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has said yes as often as it may."""
+        return self._left == 0
+
+    def above(self, value: float) -> bool:
+        """Returns whether the noisy value is at least the noisy threshold.
+
+        Raises:
+            RuntimeError: it has said yes as often as it may.
+            ValueError: the value is not finite.
+        """
+        if self.ended:
+            raise RuntimeError(
+                f"{self._name}: all its yeses are spent; another question needs another budget"
+            )
+        if not math.isfinite(value):
+            raise ValueError(f"{self._name}: question {self._asked} has value {value}")
+        nu = self.scales[1] * self._noise.laplace(self._name, "nu", self._asked)
+        self._asked += 1
+        answer = bool(value + nu >= self._threshold)
+        self._left -= answer
+        return answer

@@ -1,0 +1,1 @@
+"""Clearly worse candidates are asked fewer items."""

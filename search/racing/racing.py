@@ -1,0 +1,310 @@
+"""Racing: candidates that fall behind on the first items are not asked the rest; numbers only.
+
+Items are the cases of a fitness, the tasks' one after the other: strata, as in `shrinkage`. A
+race asks them in stages and drops candidates between two stages. What is dropped gets the
+difference estimate; who stays to the end is asked all items and keeps its plain scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from merging.seeding import stable_seed
+from merging.spaces.axes import Vector
+from search.loop.history import Record
+from search.winners.shrinkage import Strata
+
+Matrix: TypeAlias = npt.NDArray[np.float64]
+Places: TypeAlias = npt.NDArray[np.int64]
+"""Items of a race by number, ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class Full:
+    """A candidate that was asked all items.
+
+    Args:
+        fitness: of it.
+        cases: ``(items,)`` per-item scores.
+    """
+
+    fitness: float
+    cases: Vector
+
+
+class Race(Protocol):
+    """One generation's race."""
+
+    @property
+    def stages(self) -> Sequence[Places]:
+        """Items asked by the end of every stage: ever more, and all of them at the last."""
+        ...
+
+    def staying(self, stage: int, cases: Mapping[int, Vector]) -> list[int]:
+        """Returns who goes on after a stage that is not the last.
+
+        Args:
+            stage: its number from 0.
+            cases: of every candidate that is still in the race, on the items asked so far.
+        """
+        ...
+
+    def estimate(self, stage: int, cases: Vector, reference: Full) -> Full:
+        """Returns what a candidate that was dropped after `stage` would have got.
+
+        Args:
+            stage: the last one that it took part in.
+            cases: on the items of this stage.
+            reference: the best that was asked all items, of this race or before.
+        """
+        ...
+
+
+class Racing(Protocol):
+    """A rule of racing; the configuration's choice."""
+
+    @property
+    def least_candidates(self) -> int:
+        """Smallest generation that can be raced."""
+        ...
+
+    def race(
+        self,
+        candidates: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+    ) -> Race:
+        """Returns the race of a generation.
+
+        Args:
+            candidates: how many take part.
+            generation: its number from 0.
+            records: of earlier generations.
+            strata: items and weight of every task.
+            seed: of the run.
+        """
+        ...
+
+
+def best_full(records: Sequence[Record]) -> Full | None:
+    """Returns the best of the records that were asked all items; None: there is none."""
+    best: Full | None = None
+    for record in records:
+        if record.fitness is None or record.asked is not None or record.cases is None:
+            continue
+        if best is None or float(record.fitness[0]) > best.fitness:
+            best = Full(float(record.fitness[0]), record.cases)
+    return best
+
+
+def prefixes(strata: Strata, shares: Sequence[float], least: int, seed: int) -> list[Places]:
+    """Returns stages that are prefixes of one random order of every task's items, then all items.
+
+    Args:
+        strata: of the items.
+        shares: of every task's items, for every stage but the last.
+        least: items of every task, where it has so many.
+        seed: of the orders.
+    """
+    counts = [
+        [max(min(least, items), math.ceil(share * items)) for items, _ in strata]
+        for share in shares
+    ]
+    return _stages(strata, counts, seed)
+
+
+def weighed_prefixes(
+    strata: Strata, shares: Sequence[float], least: int, seed: int
+) -> list[Places]:
+    """Returns stages whose tasks have items in proportion to their weights, then all items.
+
+    A stage of m items has ``floor(w_t m)`` of task t, where it has so many: equal numbers where
+    tasks count alike, however many items each could ask. A task whose weight is not worth one
+    item is left out: the chance of a single item, however little its task counts, would hide what
+    the others say.
+
+    Args:
+        strata: of the items.
+        shares: of all items, for every stage but the last.
+        least: items of the task with the highest weight, where it has so many.
+        seed: of the orders.
+    """
+    total = sum(items for items, _ in strata)
+    fewest = least / max(weight for _, weight in strata)
+    counts = []
+    for share in shares:
+        asked = max(share * total, fewest)
+        counts.append([min(n, math.floor(weight * asked + 1e-9)) for n, weight in strata])
+    return _stages(strata, counts, seed)
+
+
+def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[Places]:
+    """Returns stages with so many items of every task, from one random order, then all items."""
+    orders, begin = [], 0
+    for number, (items, _) in enumerate(strata):
+        rng = np.random.default_rng(stable_seed("racing", seed, number))
+        orders.append(begin + rng.permutation(items))
+        begin += items
+    stages: list[Places] = []
+    for each in (*counts, [items for items, _ in strata]):
+        taken = [order[:count] for order, count in zip(orders, each, strict=True)]
+        places = np.sort(np.concatenate(taken)).astype(np.int64)
+        if not stages or len(places) > len(stages[-1]):
+            stages.append(places)
+    return stages
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some of the items, and what they say of all.
+
+    Args:
+        places: which.
+        strata: of all items.
+    """
+
+    places: Places
+    strata: Strata
+
+    def parts(self) -> list[tuple[slice, int, int, float]]:
+        """Returns of every task: where its asked items stand, how many, of how many, weight."""
+        bounds = np.cumsum([0, *(items for items, _ in self.strata)])
+        cuts = np.searchsorted(self.places, bounds)
+        return [
+            (slice(int(a), int(b)), int(b - a), items, weight)
+            for a, b, (items, weight) in zip(cuts[:-1], cuts[1:], self.strata, strict=True)
+        ]
+
+    def means(self, cases: Matrix) -> Vector:
+        """Returns ``sum_t w_t mean_i(cases_ti)`` of every row: without bias for all items'."""
+        means = np.zeros(len(cases))
+        for part, asked, _, weight in self.parts():
+            if asked:
+                means += weight * cases[:, part].mean(axis=1)
+        return means
+
+    def difference_estimate(self, cases: Vector, reference: Full) -> Full:
+        """Returns the reference's numbers plus the paired mean differences of the tasks.
+
+        Without bias over the random order of the items. Cases that were asked stay as they are,
+        the others are the reference's, moved by their task's mean difference.
+
+        Source: Särndal, Swensson and Wretman 1992, Model assisted survey sampling, section 6.3.
+        """
+        whole, begin = reference.cases.copy(), 0
+        apart = cases - reference.cases[self.places]
+        for part, asked, items, _ in self.parts():
+            if asked:
+                whole[begin : begin + items] += apart[part].mean()
+            begin += items
+        whole[self.places] = cases
+        return Full(reference.fitness + float(self.means(apart[None])[0]), whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefixed:
+    """What all races on random prefixes have in common.
+
+    Args:
+        stages: see `Race`.
+        strata: of the items.
+        best: the best of earlier generations; None: there is none, or it does not take part.
+    """
+
+    stages: Sequence[Places]
+    strata: Strata
+    best: Full | None
+
+    def sample(self, stage: int) -> Sample:
+        """Returns the items asked by the end of a stage."""
+        return Sample(self.stages[stage], self.strata)
+
+    def estimate(self, stage: int, cases: Vector, reference: Full) -> Full:
+        """Returns the difference estimate; see `Race`."""
+        return self.sample(stage).difference_estimate(cases, reference)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving: after every rung the best 1 in `eta` go on.
+
+    It states no error rate: how many go on is fixed, however close they are. A rung asks of every
+    task as many items as its weight is worth, see `weighed_prefixes`.
+
+    Args:
+        eta: of so many competitors one goes on, rounded up.
+        rungs: share of all items after which candidates are dropped, ascending; as the next rung
+            has `eta` times as many items, each of them costs about the same.
+        least: items at the first rung of the task that counts most, where it has so many.
+        against_best: the best of earlier generations competes, at no cost, so that a generation
+            that is worse as a whole is dropped as a whole.
+
+    Source: Jamieson and Talwalkar 2016, Non-stochastic best arm identification, arXiv
+        1502.07943, figure 3. Deviations: rungs are shares of a fixed set of items, and the best of
+        earlier generations may take part.
+    """
+
+    eta: float = 3.0
+    rungs: Sequence[float] = (0.0123, 0.037, 0.111, 0.333)
+    least: int = 1
+    against_best: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.eta > 1:
+            raise ValueError(f"racing.eta must be above 1, got {self.eta}")
+        check_shares("racing.rungs", self.rungs)
+        if self.least < 1:
+            raise ValueError(f"racing.least must be at least 1, got {self.least}")
+
+    @property
+    def least_candidates(self) -> int:
+        """One suffices where the best of earlier generations competes."""
+        return 1 if self.against_best else 2
+
+    def race(
+        self,
+        candidates: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+    ) -> Race:
+        """Returns the race of a generation; see `Racing`."""
+        order = stable_seed("generation", seed, generation)
+        best = best_full(records) if self.against_best else None
+        stages = weighed_prefixes(strata, self.rungs, self.least, order)
+        return _HalvingRace(stages, strata, best, self.eta)
+
+
+@dataclass(frozen=True, eq=False)
+class _HalvingRace(Prefixed):
+    eta: float
+
+    def staying(self, stage: int, cases: Mapping[int, Vector]) -> list[int]:
+        """Returns the best of the competitors; of equals the first, the best so far before all."""
+        sample = self.sample(stage)
+        competing = dict(cases)
+        if self.best is not None:
+            competing[-1] = self.best.cases[sample.places]
+        if not competing:
+            return []
+        means = sample.means(np.stack(list(competing.values()))).tolist()
+        ranked = sorted((-mean, number) for mean, number in zip(means, competing, strict=True))
+        kept = ranked[: math.ceil(len(ranked) / self.eta)]
+        return sorted(number for _, number in kept if number >= 0)
+
+
+def check_shares(option: str, shares: Sequence[float]) -> None:
+    """Raises ValueError where shares of items are none, not in (0, 1), or do not ascend."""
+    if not shares:
+        raise ValueError(f"{option} is empty: give at least one share of the items")
+    if any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
+        raise ValueError(f"{option} must ascend between 0 and 1, got {list(shares)}")

@@ -1,0 +1,1 @@
+"""Who of the best candidates wins, and how sure that is."""

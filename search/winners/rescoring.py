@@ -1,0 +1,95 @@
+"""Who can be compared where every generation was scored on items of its own: a few, once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evaluators.evaluator import Score
+from search.loop.history import Record
+from search.loop.loop import SearchFailed
+from search.objective import Objective
+from search.winners.selection import finalists, look
+
+
+def pooled(records: Sequence[Record], k: int) -> list[Record]:
+    """Returns at most `k` records with distinct genomes, by their rank within their generation.
+
+    First the best of every generation, then the second best, and so on. Where a rank has more
+    records than there is room for, half of the room goes to the latest generations, where a
+    search that works has its best, and half is spread over those before: a search that has lost
+    its way still shows where it was.
+
+    Args:
+        records: of one objective, each scored on the items of its generation.
+        k: most records, at least 1.
+
+    Returns:
+        Records in the order of ids.
+    """
+    generations: dict[int | None, list[Record]] = {}
+    for record in records:
+        generations.setdefault(record.items, []).append(record)
+    ranked = [finalists(each, len(each)) for each in generations.values()]
+    chosen: dict[str, Record] = {}
+    for rank in range(max(map(len, ranked), default=0)):
+        level = {json.dumps(each[rank].genome): each[rank] for each in ranked if len(each) > rank}
+        fresh = [record for genome, record in level.items() if genome not in chosen]
+        for record in _spread(fresh, k - len(chosen)):
+            chosen[json.dumps(record.genome)] = record
+    return sorted(chosen.values(), key=lambda record: record.id)
+
+
+def rescore(
+    records: Sequence[Record],
+    k: int,
+    evaluate: Callable[[Record], Mapping[str, Score]],
+    objective: Objective,
+    path: Path,
+) -> list[Record]:
+    """Scores `pooled` records on all search items, and returns them with these scores.
+
+    Args:
+        records: all records of the search.
+        k: most records to score.
+        evaluate: scores a record's genome on all search items.
+        objective: bound to the references on all search items.
+        path: ``rescored.jsonl`` of the run; what it holds is not evaluated again.
+
+    Raises:
+        ValueError: the file is corrupt.
+        HistoryError: the file belongs to another search.
+        SearchFailed: none could be scored.
+    """
+    chosen = pooled(records, k)
+    looked = look(chosen, evaluate, objective, path)
+    if all(each.selection is None for each in looked):
+        why = f"; candidate {looked[0].id}: {looked[0].failure}" if looked else ""
+        raise SearchFailed(
+            f"all {len(looked)} candidates that were scored again on all search items failed{why}"
+        )
+    return [
+        replace(
+            record,
+            scores=each.scores,
+            fitness=each.selection,
+            failure=each.failure,
+            cases=None,
+            items=None,
+        )
+        for record, each in zip(chosen, looked, strict=True)
+    ]
+
+
+def _spread(records: Sequence[Record], room: int) -> list[Record]:
+    """Returns at most `room` of the records, the later half of them without gaps."""
+    if len(records) <= room:
+        return list(records)
+    latest = (room + 1) // 2
+    before = len(records) - latest
+    places = np.linspace(0, before - 1, room - latest).round().astype(int)
+    return [*(records[place] for place in places), *records[before:]]

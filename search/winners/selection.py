@@ -1,0 +1,206 @@
+"""How a winner is named: by a second look at the best few on other items, or by shrinkage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluators.evaluator import Score
+from evaluators.requests import EvaluationError
+from merging.method import MergeError
+from merging.spaces.axes import Vector
+from search.loop import jsonl
+from search.loop.history import HistoryError, Record
+from search.loop.loop import SearchFailed
+from search.objective import Objective
+from search.ranking import crowding, non_dominated
+from search.winners.shrinkage import Strata, shrink
+
+
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A candidate that was looked at twice.
+
+    Args:
+        id: the candidate's id.
+        genome: as JSON values.
+        search: fitness on search items, ``(objectives,)``.
+        scores: on selection items, by ``task/metric``.
+        selection: fitness on selection items; None: failed there.
+        failure: why it failed there; None: it did not.
+        shrunken: estimate of its true fitness from the search items alone; None: not made.
+    """
+
+    id: int
+    genome: Any
+    search: Vector
+    scores: Mapping[str, float]
+    selection: Vector | None
+    failure: str | None = None
+    shrunken: float | None = None
+
+
+def finalists(records: Sequence[Record], k: int) -> list[Record]:
+    """Returns at most `k` records with distinct genomes, best first.
+
+    One objective: the highest fitness, the lower id where equal. Several: the non-dominated ones,
+    in the order of ids; more than `k` of them are thinned to the least crowded.
+
+    Raises:
+        ValueError: `k` is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"the number of finalists must be at least 1, got {k}")
+    scored: list[tuple[Record, Vector]] = [
+        (record, record.fitness)
+        for record in sorted(records, key=lambda record: record.id)
+        if record.fitness is not None and record.same_as is None and record.asked is None
+    ]
+    if not scored:
+        return []
+    if len(scored[0][1]) == 1:
+        return [r for r, _ in sorted(scored, key=lambda pair: (-pair[1][0], pair[0].id))[:k]]
+    front = [scored[i] for i in non_dominated([fitness for _, fitness in scored])]
+    while len(front) > k:
+        crowded = crowding(np.array([fitness for _, fitness in front]))
+        del front[len(front) - 1 - int(np.argmin(crowded[::-1]))]
+    return [record for record, _ in front]
+
+
+def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> list[Finalist]:
+    """Returns the `k` records with the highest shrunken fitness, the winner first.
+
+    No further item is read; errors as those of `shrink`.
+
+    Args:
+        records: all records of the search.
+        k: how many to return.
+        strata: of the search items.
+
+    Raises:
+        SearchFailed: no record has a fitness.
+        ValueError: `k` is below 1, or as `shrink` raises.
+    """
+    if k < 1:
+        raise ValueError(f"the number of finalists must be at least 1, got {k}")
+    records = [record for record in records if record.asked is None]
+    estimates = {i: estimate.value for i, estimate in shrink(records, strata).items()}
+    best = sorted(
+        (record for record in records if record.id in estimates),
+        key=lambda record: (-estimates[record.id], record.id),
+    )
+    if not best:
+        raise SearchFailed("the search has no candidate with a fitness; there is no winner")
+    return [
+        Finalist(r.id, r.genome, r.fitness, {}, None, shrunken=estimates[r.id])
+        for r in best[:k]
+        if r.fitness is not None
+    ]
+
+
+def second_look(
+    records: Sequence[Record],
+    k: int,
+    evaluate_selection: Callable[[Record], Mapping[str, Score]],
+    objective: Objective,
+    path: Path,
+) -> list[Finalist]:
+    """Scores the best `k` records on selection items and returns them ranked, the winner first.
+
+    The winner has the best fitness on selection items (several objectives: the best mean of
+    them); of equals the one with the better fitness on search items, then the lower id. Failed
+    finalists come last.
+
+    Args:
+        records: all records of the search.
+        k: how many get the second look.
+        evaluate_selection: scores a record's genome on selection items.
+        objective: the search's, bound to the references on selection items.
+        path: ``finalists.jsonl`` of the run; finalists that it holds are not evaluated again.
+
+    Raises:
+        ValueError: the file is corrupt, or `k` is below 1.
+        HistoryError: the file belongs to another search.
+        SearchFailed: there is no finalist that could be scored.
+    """
+    looked = look(finalists(records, k), evaluate_selection, objective, path)
+    ranked = sorted(looked, key=_rank)
+    if not ranked:
+        raise SearchFailed("the search has no candidate with a fitness; there is no winner")
+    if ranked[0].selection is None:
+        raise SearchFailed(
+            f"all {len(ranked)} finalists failed on the selection items; candidate "
+            f"{ranked[0].id}: {ranked[0].failure}"
+        )
+    return ranked
+
+
+def look(
+    records: Sequence[Record],
+    evaluate: Callable[[Record], Mapping[str, Score]],
+    objective: Objective,
+    path: Path,
+) -> list[Finalist]:
+    """Scores records once more, on other items; what the file holds is not evaluated again.
+
+    Args:
+        records: with a fitness each.
+        evaluate: scores a record's genome on the other items.
+        objective: for the scores on these.
+        path: file that keeps them.
+
+    Raises:
+        ValueError: the file is corrupt.
+        HistoryError: the file belongs to another search.
+    """
+    known = {line["id"]: line for line in jsonl.read(path)}
+    looked = []
+    for record in records:
+        line = known.get(record.id)
+        if line is None:
+            line = _score(record, evaluate, objective)
+            jsonl.append(path, line)
+        looked.append(_finalist(record, line, objective, path))
+    return looked
+
+
+def _score(
+    record: Record,
+    evaluate: Callable[[Record], Mapping[str, Score]],
+    objective: Objective,
+) -> dict[str, Any]:
+    values: dict[str, float] = {}
+    line: dict[str, Any] = {"id": record.id, "genome": record.genome}
+    try:
+        values = {name: float(score.value) for name, score in evaluate(record).items()}
+        fitness, failure = objective.fitness(values).tolist(), None
+    except (EvaluationError, MergeError) as error:
+        fitness, failure = None, str(error)
+    scores = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    return {**line, "scores": scores, "fitness": fitness, "failure": failure}
+
+
+def _finalist(record: Record, line: dict[str, Any], objective: Objective, path: Path) -> Finalist:
+    assert record.fitness is not None
+    scores = {k: float("nan") if v is None else v for k, v in line["scores"].items()}
+    selection = None if line["fitness"] is None else np.array(line["fitness"], np.float64)
+    same = json.dumps(line["genome"]) == json.dumps(record.genome)
+    if not same or (
+        selection is not None and not np.array_equal(objective.fitness(scores), selection)
+    ):
+        raise HistoryError(
+            f"{path}: candidate {record.id} has another genome or fitness than in this search; "
+            "the file does not belong to it: remove it"
+        )
+    return Finalist(record.id, record.genome, record.fitness, scores, selection, line["failure"])
+
+
+def _rank(finalist: Finalist) -> tuple[bool, float, float, int]:
+    failed = finalist.selection is None
+    selection = 0.0 if finalist.selection is None else float(np.mean(finalist.selection))
+    return failed, -selection, -float(np.mean(finalist.search)), finalist.id

@@ -1,0 +1,462 @@
+"""The contract of every evaluator, and known answers of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
+from evaluators.evaluator import Evaluator, ModelInfo
+from evaluators.harness.lm_eval_task import LmEvalTask
+from evaluators.memorization.canary_auc import CanaryAuc
+from evaluators.memorization.exposure import Exposure
+from evaluators.memorization.extraction import Extraction
+from evaluators.memorization.membership import Membership
+from evaluators.requests import Classified, Classify, Likelihood, Loglikelihood
+from evaluators.tasks.classification import Accuracy, log_likelihoods, macro_f1
+from evaluators.tasks.multiple_choice import MultipleChoice
+from evaluators.tasks.perplexity import Perplexity
+from tests.evaluators.conftest import sentence
+from tests.evaluators.memorization import conftest as memorization
+
+WriteLines = Callable[..., str]
+TEXTS = [{"text": sentence(i, 4 + 3 * i)} for i in range(6)]
+CHOICES = [
+    {"question": sentence(i, 5), "choices": ["fox", "lazy dog", "é"], "label": i % 3}
+    for i in range(7)
+]
+CANARIES = [memorization.canary_line(i) for i in range(6)]
+MEMORIZATION = ["exposure", "canary_auc", "extraction", "membership"]
+LABELLED = [{"text": sentence(i, 3 + i), "label": i % 3} for i in range(8)]
+
+
+def harness_task(data: str) -> dict[str, Any]:
+    return {
+        "task": "toy",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": data}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+    }
+
+
+def pictures(path: Path, count: int = 6) -> str:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 255, (count, 12, 12, 3)).astype(np.uint8)
+    np.savez(path / "images.npz", images=images, labels=np.arange(count) % 4)
+    return str(path / "images.npz")
+
+
+@pytest.fixture(
+    params=["perplexity", "multiple_choice", "text", "images", "lm_eval", *MEMORIZATION]
+)
+def case(
+    request: pytest.FixtureRequest, write_lines: WriteLines, tmp_path: Path
+) -> tuple[Evaluator, Resident]:
+    """An evaluator, and a model it can ask."""
+    kind = request.param
+    fixture = {"text": "bert", "images": "vit"}.get(kind, "llama")
+    resident: Resident = request.getfixturevalue(fixture)
+    info = resident.info
+    build: dict[str, Callable[[], Evaluator]] = {
+        "perplexity": lambda: Perplexity(info, data=write_lines(TEXTS)),
+        "multiple_choice": lambda: MultipleChoice(info, data=write_lines(CHOICES)),
+        "text": lambda: Accuracy(info, data=write_lines(LABELLED), head="sentiment"),
+        "images": lambda: Accuracy(info, data=pictures(tmp_path), head="digits"),
+        "lm_eval": lambda: LmEvalTask(info, task=harness_task(write_lines(CHOICES))),
+        "exposure": lambda: Exposure(info, data=write_lines(CANARIES)),
+        "canary_auc": lambda: CanaryAuc(info, data=write_lines(CANARIES)),
+        "extraction": lambda: Extraction(info, data=write_lines(CANARIES), samples=2),
+        "membership": lambda: Membership(info, data=write_lines(memorization.TEXTS)),
+    }
+    return build[kind](), resident
+
+
+class TestContract:
+    def test_is_an_evaluator(self, case: tuple[Evaluator, Resident]) -> None:
+        assert isinstance(case[0], Evaluator)
+
+    def test_scores_are_the_declared_metrics(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        scores = evaluator.score(Engine(resident).run(evaluator.requests()))
+        assert set(scores) == set(evaluator.metrics)
+        assert all(math.isfinite(score.value) for score in scores.values())
+        main = scores[next(iter(evaluator.metrics))]
+        assert main.cases is not None
+
+    def test_cases_have_one_number_per_item(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        for score in evaluator.score(Engine(resident).run(evaluator.requests())).values():
+            if score.cases is not None:
+                assert score.cases.shape == (len(evaluator.items),)
+                assert score.cases.dtype == np.float64
+
+    def test_twice_the_same(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        engine = Engine(resident)
+        first = evaluator.score(engine.run(evaluator.requests()))
+        second = evaluator.score(engine.run(evaluator.requests()))
+        for metric, score in first.items():
+            assert score.value == second[metric].value
+            if score.cases is not None:
+                assert np.array_equal(score.cases, second[metric].cases)
+
+    def test_requests_are_the_same_objects(self, case: tuple[Evaluator, Resident]) -> None:
+        assert case[0].requests() is case[0].requests()
+
+    def test_items_differ(self, case: tuple[Evaluator, Resident]) -> None:
+        assert len(set(case[0].items)) == len(case[0].items)
+
+    def test_a_subset_is_the_full_one_restricted(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        places = [4, 0, 3]
+        part = evaluator.subset(places)
+        each = len(evaluator.requests()) // len(evaluator.items)
+        kept = [place * each + i for place in places for i in range(each)]
+        assert list(part.items) == [evaluator.items[place] for place in places]
+        for mine, number in zip(part.requests(), kept, strict=True):
+            assert mine is evaluator.requests()[number]  # nothing is tokenised again
+        responses = Engine(resident).run(evaluator.requests())
+        whole = evaluator.score(responses)
+        scores = part.score([responses[number] for number in kept])
+        asked = part.score(Engine(resident).run(part.requests()))
+        assert list(scores) == list(whole) == list(part.metrics)
+        for metric, score in scores.items():
+            assert asked[metric].value == pytest.approx(score.value, rel=1e-5)
+            cases = whole[metric].cases
+            if cases is not None and not isinstance(evaluator, Membership):  # its cases compare
+                assert score.cases is not None
+                assert np.array_equal(score.cases, cases[places])
+        for metric, score in evaluator.score(responses).items():
+            assert score.value == whole[metric].value
+
+    def test_places_of_a_subset_are_checked(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, count = case[0], len(case[0].items)
+        with pytest.raises(ValueError, match=r"a subset of .* needs at least one item"):
+            evaluator.subset([])
+        for outside in (-1, count):
+            with pytest.raises(ValueError, match=rf"0 to {count - 1}, a subset names {outside}"):
+                evaluator.subset([0, outside])
+        with pytest.raises(ValueError, match=r"a subset of .* names item 2 more than once"):
+            evaluator.subset([2, 1, 2])
+
+    def test_leaves_weights_mode_and_noise_alone(self, case: tuple[Evaluator, Resident]) -> None:
+        evaluator, resident = case
+        torch.manual_seed(3)
+        noise = torch.get_rng_state()
+        weights = {n: t.clone() for n, t in resident.module.state_dict().items()}
+        evaluator.score(Engine(resident).run(evaluator.requests()))
+        assert torch.equal(torch.get_rng_state(), noise)
+        assert not resident.module.training
+        assert all(torch.equal(t, weights[n]) for n, t in resident.module.state_dict().items())
+
+
+def test_perplexity_of_a_uniform_model(llama: Resident, write_lines: WriteLines) -> None:
+    """259 equal tokens, one for each byte: log2 259 bits per byte, perplexity 259."""
+    llama.write({"lm_head.weight": torch.zeros(259, 32)})
+    evaluator = Perplexity(llama.info, data=write_lines(TEXTS))
+    scores = evaluator.score(Engine(llama).run(evaluator.requests()))
+    assert scores["bits_per_byte"].value == pytest.approx(math.log2(259), rel=1e-6)
+    assert scores["perplexity"].value == pytest.approx(259, rel=1e-6)
+    assert scores["bits_per_byte"].cases == pytest.approx([math.log2(259)] * 6, rel=1e-6)
+
+
+def test_perplexity_is_weighted_by_tokens(llama: Resident, write_lines: WriteLines) -> None:
+    data = write_lines([{"text": "ab"}, {"text": "cdéf"}])  # 2 and 5 bytes
+    evaluator = Perplexity(llama.info, data=data)
+    scores = evaluator.score([Likelihood(-2.0, False), Likelihood(-10.0, False)])
+    assert scores["perplexity"].value == pytest.approx(math.exp(12 / 7))
+    assert scores["bits_per_byte"].value == pytest.approx(12 / 7 / math.log(2))
+    assert scores["bits_per_byte"].cases == pytest.approx(np.array([1, 2]) / math.log(2))
+
+
+@pytest.mark.parametrize(("window", "context"), [(None, 1), (20, 1), (20, 10), (7, 6)])
+def test_windows_score_every_token_once(
+    short: Resident, write_lines: WriteLines, window: int | None, context: int
+) -> None:
+    data = write_lines([{"text": sentence(1, 40)}])
+    evaluator = Perplexity(short.info, data=data, window=window, context=context)
+    requests = list(evaluator.requests())
+    scored = [token for request in requests for token in request.continuation]
+    assert scored == short.info.tokenizer.encode(sentence(1, 40))
+    assert requests[0].context == (1,)  # beginning of text
+    for request in requests[1:]:
+        assert len(request.context) >= context
+        assert len(request.context) + len(request.continuation) == (window or 48) + 1
+
+
+def test_perplexity_of_a_subset_counts_the_windows_of_its_documents(
+    short: Resident, write_lines: WriteLines
+) -> None:
+    data = write_lines(TEXTS)
+    alone = [Perplexity(short.info, data=data, window=20, take=f"{i}:{i + 1}") for i in range(6)]
+    part = Perplexity(short.info, data=data, window=20).subset([5, 0])
+    requests = [*alone[5].requests(), *alone[0].requests()]
+    assert list(part.requests()) == requests
+    assert len(alone[5].requests()) > 2
+    answers = [Likelihood(-0.5 - 0.1 * i, False) for i in range(len(requests))]
+    scores, total = part.score(answers), -sum(answer.total for answer in answers)
+    tokens = sum(len(request.continuation) for request in requests)
+    size = sum(len(TEXTS[i]["text"].encode()) for i in (5, 0))
+    assert scores["perplexity"].value == pytest.approx(math.exp(total / tokens))
+    assert scores["bits_per_byte"].value == pytest.approx(total / math.log(2) / size)
+    assert scores["bits_per_byte"].cases is not None
+    last = -sum(answer.total for answer in answers[len(alone[5].requests()) :])
+    expected = last / math.log(2) / len(TEXTS[0]["text"])
+    assert scores["bits_per_byte"].cases[1] == pytest.approx(expected)
+
+
+def test_metrics_of_all_items_are_computed_on_the_subset(
+    bert: Resident, llama: Resident, write_lines: WriteLines
+) -> None:
+    data = write_lines(LABELLED)
+    labels = np.array([int(row["label"]) for row in LABELLED])
+    draw, places = np.random.default_rng(1), [6, 1, 2, 3]
+    logits = draw.normal(size=(8, 3))
+    part = Accuracy(bert.info, data=data, head="topic").subset(places)
+    scores = part.score([Classified(logits[place]) for place in places])
+    expected = f1_score(labels[places], logits[places].argmax(axis=1), average="macro")
+    assert scores["macro_f1"].value == pytest.approx(expected)
+    assert scores["accuracy"].value == (labels == logits.argmax(axis=1))[places].mean()
+    quiz = [{**row, "choices": row["choices"][: 2 + i % 2]} for i, row in enumerate(CHOICES)]
+    quiz = [{**row, "label": 1} for row in quiz]  # questions with 2 and with 3 answers
+    asked = MultipleChoice(llama.info, data=write_lines(quiz, "quiz.jsonl")).subset([3, 0])
+    totals = [-3.0, -1.0, -2.0, -1.0, -2.0]
+    scores = asked.score([Likelihood(total, False) for total in totals])
+    assert scores["acc"].cases == pytest.approx([1, 0])
+
+
+def test_text_file_is_one_document(llama: Resident, tmp_path: Path) -> None:
+    (tmp_path / "book.test.txt").write_text("one\n\ntwo\n")
+    data = str(tmp_path / "book.{split}.txt")
+    evaluator = Perplexity(llama.info, data=data, split="test")
+    assert len(evaluator.items) == 1
+    assert len(evaluator.requests()[0].continuation) == 9
+    assert evaluator.source.endswith("book.test.txt[0:1]")
+
+
+def test_take_and_max_items_choose_documents(llama: Resident, write_lines: WriteLines) -> None:
+    data = write_lines(TEXTS)
+    everything = Perplexity(llama.info, data=data)
+    some = Perplexity(llama.info, data=data, take="2:5", max_items=2)
+    assert some.items == everything.items[2:4]
+    assert some.source.endswith("[2:4]")
+
+
+def test_multiple_choice_known_answer(llama: Resident, write_lines: WriteLines) -> None:
+    data = write_lines(
+        [
+            {"question": "q1", "choices": ["a", "bbbb"], "label": 1},
+            {"question": "q2", "choices": ["a", "b", "c"], "label": 2},
+        ]
+    )
+    evaluator = MultipleChoice(llama.info, data=data)
+    answers = [Likelihood(total, False) for total in (-2.0, -4.0, -1.0, -2.0, -3.0)]
+    scores = evaluator.score(answers)
+    assert scores["acc"].value == 0.0
+    assert scores["acc_norm"].value == 0.5  # -4 / 4 bytes beats -2 / 1 byte
+    assert scores["acc_norm"].cases == pytest.approx([1, 0])
+    first = evaluator.requests()[0]
+    assert first == Loglikelihood(
+        tuple(llama.info.tokenizer.encode("q1")), tuple(llama.info.tokenizer.encode(" a"))
+    )
+
+
+def test_accuracy_reads_each_tasks_own_head(bert: Resident, write_lines: WriteLines) -> None:
+    data = write_lines(LABELLED)
+    for head in ("sentiment", "topic"):
+        evaluator = Accuracy(bert.info, data=data, head=head)
+        scores = evaluator.score(Engine(bert).run(evaluator.requests()))
+        right = []
+        for row in LABELLED:
+            inputs = bert.info.tokenizer(row["text"], return_tensors="pt")
+            with torch.no_grad():
+                answer = bert.classifiers[head](**inputs).logits.argmax()
+            right.append(float(answer == row["label"]))
+        assert scores["accuracy"].cases == pytest.approx(right)
+
+
+def test_macro_f1_equals_sklearn() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        labels, answers = draw.integers(0, 5, 12), draw.integers(0, 5, 12)
+        expected = f1_score(labels, answers, average="macro")
+        assert macro_f1(labels, answers) == pytest.approx(expected)
+
+
+def test_classification_known_answer(bert: Resident, write_lines: WriteLines) -> None:
+    evaluator = Accuracy(bert.info, data=write_lines(LABELLED[:3]), head="topic")
+    logits = np.eye(3)[[0, 1, 1]]
+    scores = evaluator.score([Classified(row) for row in logits])
+    assert scores["accuracy"].value == pytest.approx(2 / 3)
+    assert scores["macro_f1"].value == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_log_likelihood_equals_torch_and_survives_large_logits() -> None:
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(0, 5, (40, 4)), draw.integers(0, 4, 40)
+    expected = torch.log_softmax(torch.from_numpy(logits), 1)[torch.arange(40), labels].numpy()
+    np.testing.assert_allclose(log_likelihoods(list(logits), labels), expected, rtol=1e-12)
+    far = log_likelihoods([np.array([-2e4, 2e4])], np.array([0]))
+    assert far == pytest.approx([-4e4])
+
+
+def test_log_likelihood_sees_what_accuracy_does_not(
+    bert: Resident, write_lines: WriteLines
+) -> None:
+    evaluator = Accuracy(bert.info, data=write_lines(LABELLED[:2]), head="topic")
+    faint, sure = (
+        evaluator.score([Classified(step * np.eye(3)[i]) for i in range(2)]) for step in (0.1, 3)
+    )
+    assert faint["accuracy"].value == sure["accuracy"].value == 1
+    one = math.log(math.exp(0.1) / (2 + math.exp(0.1)))
+    assert faint["log_likelihood"].cases == pytest.approx([one, one])
+    assert faint["log_likelihood"].value < sure["log_likelihood"].value < 0
+    assert evaluator.metrics["log_likelihood"] == "maximize"
+    assert next(iter(evaluator.metrics)) == "accuracy"
+
+
+def test_text_pairs_and_long_texts(bert: Resident, write_lines: WriteLines) -> None:
+    data = write_lines(
+        [{"a": "one", "b": "two", "label": 0}, {"a": "x" * 600, "b": "y", "label": 1}]
+    )
+    evaluator = Accuracy(bert.info, data=data, head="topic", text_field="a", pair_field="b")
+    first, second = evaluator.requests()
+    assert isinstance(first, Classify)
+    assert isinstance(second, Classify)
+    assert len(first.inputs["input_ids"]) > len("one")
+    assert len(second.inputs["input_ids"]) == bert.info.max_length
+
+
+def test_images_from_files_equal_images_from_arrays(
+    vit: Resident, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    arrays = Accuracy(vit.info, data=pictures(tmp_path), head="digits")
+    with np.load(tmp_path / "images.npz") as file:
+        images, labels = file["images"], file["labels"]
+    rows = []
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        rows.append({"picture": f"{i}.png", "label": int(label)})
+    files = Accuracy(vit.info, data=write_lines(rows), head="digits", image_field="picture")
+    assert files.items == arrays.items
+    for a, b in zip(files.requests(), arrays.requests(), strict=True):
+        assert torch.equal(a.inputs["pixel_values"], b.inputs["pixel_values"])
+
+
+BAD_LINES = [
+    ([{"text": "a"}, {"txt": "b"}], r"data\.jsonl line 2: no field 'text'; it has txt"),
+    ([{"text": 5}], r"line 1: field 'text' must be str, got 5"),
+    ([{"text": " "}], r"line 1: field 'text' is empty"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_LINES)
+def test_bad_documents_are_named(
+    llama: Resident, write_lines: WriteLines, rows: list[Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Perplexity(llama.info, data=write_lines(rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 3}, r"line 1: label 3 is no index into its 3 choices"),
+        ({"label": -1}, r"line 1: label -1 is no index into its 3 choices"),
+        ({"label": True}, r"line 1: field 'label' must be int, got True"),
+        ({"choices": ["a"]}, r"line 1: field 'choices' must be a list of at least two texts"),
+        ({"question": None}, r"line 1: field 'question' must be str, got None"),
+    ],
+)
+def test_bad_choices_are_named(
+    llama: Resident, write_lines: WriteLines, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MultipleChoice(llama.info, data=write_lines([CHOICES[0] | row]))
+
+
+def test_bad_files_are_named(llama: Resident, tmp_path: Path) -> None:
+    def read(name: str, content: bytes, **options: Any) -> None:
+        (tmp_path / name).write_bytes(content)
+        Perplexity(llama.info, data=str(tmp_path / name), **options)
+
+    with pytest.raises(ValueError, match=r"data file .*none\.jsonl does not exist"):
+        Perplexity(llama.info, data=str(tmp_path / "none.jsonl"))
+    with pytest.raises(ValueError, match=r"data file .*a\.jsonl is empty"):
+        read("a.jsonl", b"\n \n")
+    with pytest.raises(ValueError, match=r"b\.jsonl line 2 is not JSON"):
+        read("b.jsonl", b'{"text": "a"}\n{"text"')
+    with pytest.raises(ValueError, match=r"c\.jsonl line 1 is no JSON object"):
+        read("c.jsonl", b"[1]\n")
+    with pytest.raises(ValueError, match=r"d\.txt is not UTF-8"):
+        read("d.txt", b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"write \{split\} into the file's name"):
+        read("e.txt", b"text", split="search")
+    with pytest.raises(ValueError, match=r"take must read start:stop, for example 0:200, got '5'"):
+        read("e.txt", b"text", take="5")
+    with pytest.raises(ValueError, match="take 0:2 does not fit its 1 items"):
+        read("e.txt", b"text", take="0:2")
+    with pytest.raises(ValueError, match="max_items must be at least 1, got 0"):
+        read("e.txt", b"text", max_items=0)
+    with pytest.raises(ValueError, match="window must be 2 to 512 tokens, what the model takes"):
+        read("e.txt", b"text", window=513)
+    with pytest.raises(ValueError, match="context must be 1 to 9 tokens, got 10"):
+        read("e.txt", b"text", window=10, context=10)
+
+
+def test_the_wrong_kind_of_model_is_refused(
+    bert: Resident, llama: Resident, write_lines: WriteLines
+) -> None:
+    with pytest.raises(ValueError, match=r"perplexity on data\.jsonl needs a causal language"):
+        Perplexity(bert.info, data=write_lines(TEXTS))
+    with pytest.raises(ValueError, match=r"no expert 'topic' with a head; no expert of this pool"):
+        Accuracy(llama.info, data=write_lines(LABELLED), head="topic")
+    with pytest.raises(ValueError, match=r"no expert 'topics' with a head; these have one: senti"):
+        Accuracy(bert.info, data=write_lines(LABELLED), head="topics")
+    blind = ModelInfo(None, None, 512)
+    with pytest.raises(ValueError, match="needs a tokenizer, and the base's directory has none"):
+        Perplexity(blind, data=write_lines(TEXTS))
+
+
+def test_label_beyond_the_heads_classes_is_refused(
+    bert: Resident, write_lines: WriteLines
+) -> None:
+    rows = [LABELLED[0], LABELLED[1] | {"label": 3}]
+    with pytest.raises(ValueError, match="item 1: label 3 is none of the 3 classes of head 'topi"):
+        Accuracy(bert.info, data=write_lines(rows), head="topic")
+
+
+def test_bad_image_files_are_named(vit: Resident, write_lines: WriteLines, tmp_path: Path) -> None:
+    path = str(tmp_path / "bad.npz")
+    np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"bad\.npz: no array labels; it has \['images'\]"):
+        Accuracy(vit.info, data=path, head="digits")
+    np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"images must be .* got \(2, 8, 8, 3\) and \(3,\)"):
+        Accuracy(vit.info, data=path, head="digits")
+    np.savez(path, images=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, int))
+    with pytest.raises(ValueError, match=r"data file .*bad\.npz is empty"):
+        Accuracy(vit.info, data=path, head="digits")
+    data = write_lines([{"image": "gone.png", "label": 0}])
+    with pytest.raises(ValueError, match=r"line 1: image file .*gone\.png does not exist"):
+        Accuracy(vit.info, data=data, head="digits", image_field="image")
+
+
+def test_answer_longer_than_the_model_is_refused(short: Resident, write_lines: WriteLines) -> None:
+    row = {"question": "q", "choices": ["a", "b" * 60], "label": 0}
+    with pytest.raises(ValueError, match="an answer has 61 tokens, the model takes 48"):
+        MultipleChoice(short.info, data=write_lines([row]))

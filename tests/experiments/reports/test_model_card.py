@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from experiments.reports.model_card import looks_like_hub_id, model_card, static_card
+from tests.experiments.run_directories import build_recipe, build_summary
+
+
+def head_of(card: str) -> dict:
+    _, head, _ = card.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def section(card: str, title: str) -> str:
+    return card.split(f"## {title}\n\n", 1)[1].split("\n\n## ", 1)[0]
+
+
+def test_head_is_what_the_hub_reads():
+    assert head_of(model_card(build_summary(), build_recipe())) == {
+        "library_name": "transformers",
+        "tags": ["merge", "evomerge"],
+        "base_model": [
+            "hub-org/base-model", "hub-org/code", "hub-org/prose", "hub-org/config",
+        ],
+        "base_model_relation": "merge",
+    }  # fmt: skip
+
+
+def test_local_directories_are_not_named_as_base_models(tmp_path, monkeypatch):
+    (tmp_path / "experts" / "code").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = build_recipe()
+    recipe["base"]["source"] = "/models/base"
+    recipe["experts"]["code"]["source"] = "experts/code"
+    recipe["experts"]["prose"]["source"] = "./prose"
+    recipe["experts"]["config"]["source"] = "~/experts/config"
+    assert set(head_of(static_card(recipe))) == {"library_name", "tags"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Qwen/Qwen2.5-0.5B", True),
+        ("org/name_1.0", True),
+        ("gpt2", False),
+        ("a/b/c", False),
+        ("../experts", False),
+        ("C:\\models\\base", False),
+    ],
+)
+def test_hub_ids_are_told_from_paths(source, expected):
+    assert looks_like_hub_id(source) is expected
+
+
+def test_lineage_names_every_content_hash():
+    recipe = build_recipe()
+    lineage = section(model_card(build_summary(), recipe), "Lineage")
+    assert f"| base |  | hub-org/base-model | {'b' * 64} |" in lineage
+    for name, each in recipe["experts"].items():
+        assert f"| expert | {name} | {each['source']} | {each['sha256']} |" in lineage
+
+
+def test_method_says_what_was_done():
+    text = section(model_card(build_summary(), build_recipe()), "Method")
+    assert "- method: TaskArithmetic\n" in text
+    assert "by: Layers (every 1)" in text
+    assert "found by Nevergrad(CMA)" in text
+    assert "made by: evomerge 0.1.0" in text
+
+
+def test_scores_are_the_held_out_ones_best_first():
+    text = section(model_card(build_summary(), build_recipe()), "Scores")
+    assert text.startswith("On held-out items, which the search never saw.")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows[0][0] == "| **evolved**"
+    assert rows[0][2:4] == ["0.8800", "2.1480"]
+    assert [row[0] for row in rows[-2:]] == ["| base", "| slerp"]
+
+
+def test_search_scores_are_not_passed_off_as_held_out():
+    summary = build_summary()
+    for model in summary["models"]:
+        model["report"] = None
+    text = section(model_card(summary, build_recipe()), "Scores")
+    assert text.startswith("On the search items, which chose the winner")
+    assert "0.9000" in text
+
+
+def test_coefficients_have_a_column_per_knob_and_expert():
+    recipe = build_recipe(knobs=("weight", "scale"))
+    text = section(model_card(build_summary(), recipe), "Coefficients")
+    assert text.startswith("| group | weight code | weight prose | weight config | scale |")
+    value = recipe["coefficients"]["layers.2"]["weight"]["prose"]
+    (line,) = [line for line in text.splitlines() if line.startswith("| layers.2 ")]
+    assert line.split(" | ")[2] == f"{value:.3f}"
+
+
+def test_long_coefficient_tables_are_cut_and_say_so():
+    text = section(static_card(build_recipe(groups=290)), "Coefficients")
+    assert text.count("\n| ") == 1 + 60
+    assert "The first 60 of 290 groups; `recipe.json` has all." in text
+
+
+def test_names_cannot_break_a_table():
+    text = section(static_card(build_recipe(experts=("a|b", "c\nd"))), "Lineage")
+    assert "| expert | a\\|b |" in text
+    assert "| expert | c d |" in text
+
+
+def test_no_privacy_record_is_said_in_words():
+    assert section(static_card(build_recipe()), "Privacy").startswith(
+        "Not private: the experts carry no privacy record"
+    )
+
+
+def test_privacy_record_is_shown():
+    words = ["(ε, δ) = (3, 1e-05) per record of data set tickets.", "Nothing else."]
+    text = section(static_card(build_recipe() | {"privacy": {"words": words}}), "Privacy")
+    assert text.startswith(f"- {words[0]}\n- {words[1]}\n")
+    assert "Not private" not in text
+
+
+def test_static_card_claims_no_scores():
+    card = static_card(build_recipe())
+    assert "## Scores" not in card
+    assert "no score was taken" in card
+    assert "evomerge rebuild recipe.json --out DIR" in card

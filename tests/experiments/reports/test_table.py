@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+import experiments.reports.table
+from experiments.reports.table import table, verdict
+from tests.experiments.run_directories import build_summary
+
+GOLDEN = """\
+Scores on held-out items
+
+                            code/bits_per_byte   prose/bits_per_byte   questions/acc   fitness
+better                                   lower                 lower          higher    higher
+-----------------------------------------------------------------------------------------------
+base                                    2.5080                2.5080          0.2300   -0.0200
+expert code                             2.1680*               2.3680          0.3350    0.5800
+expert prose                            2.3680                2.1680          0.3350    0.5800
+static slerp                                 -                     -               -         -
+static uniform average                  2.2600                2.2600          0.4160    0.6000
+static ties                             2.2280                2.2280          0.4400    0.6800
+static task arithmetic 0.4              2.2120                2.2120          0.4520    0.7200
+-----------------------------------------------------------------------------------------------
+evolved                                 2.1880                2.1480*         0.5000*   0.8800*
+
+The evolved merge beats every static merge on held-out data with fitness 0.8800 against 0.7200 \
+of task arithmetic 0.4 (+0.1600); 1 of 4 static merges failed."""
+
+
+def model(summary: dict, name: str) -> dict:
+    return next(each for each in summary["models"] if each["name"] == name)
+
+
+def test_table_is_exactly_this():
+    summary = build_summary(experts=("code", "prose"))
+    model(summary, "evolved")["report"]["scores"]["code/bits_per_byte"] = 2.188
+    assert table(summary) == GOLDEN
+
+
+def test_table_is_ascii_for_any_terminal():
+    assert table(build_summary()).isascii()
+
+
+def test_order_of_the_summary_does_not_matter_for_the_last_rows():
+    summary = build_summary(experts=("code", "prose"))
+    model(summary, "evolved")["report"]["scores"]["code/bits_per_byte"] = 2.188
+    base, *others = summary["models"]
+    experts = [each for each in others if each["kind"] == "expert"]
+    rest = [each for each in others if each["kind"] != "expert"]
+    summary["models"] = [*rest[::-1], base, *experts]
+    assert table(summary) == GOLDEN
+
+
+def test_a_loss_is_said_as_plainly_as_a_win():
+    summary = build_summary()
+    model(summary, "evolved")["report"]["fitness"] = [0.7]
+    found = verdict(summary)
+    assert found.wins is False
+    assert (
+        "loses to a static one on held-out data with fitness 0.7000 against 0.7200" in found.text
+    )
+    assert "(-0.0200)" in found.text
+
+
+def test_a_draw_is_not_a_win():
+    summary = build_summary()
+    model(summary, "evolved")["report"]["fitness"] = [0.72]
+    model(summary, "task arithmetic 0.4")["report"]["fitness"] = [0.72]
+    found = verdict(summary)
+    assert found.wins is False
+    assert "only equals the best static merge" in found.text
+
+
+def test_negative_fitness_is_compared_rightly():
+    summary = build_summary()
+    for name, fitness in [("evolved", -0.1), ("ties", -0.4), ("uniform average", -0.3)]:
+        model(summary, name)["report"]["fitness"] = [fitness]
+    model(summary, "task arithmetic 0.4")["report"]["fitness"] = [-0.2]
+    assert "beats every static merge" in verdict(summary).text
+    assert "-0.1000 against -0.2000 of task arithmetic 0.4 (+0.1000)" in verdict(summary).text
+
+
+def test_without_held_out_items_the_data_is_named():
+    summary = build_summary()
+    for each in summary["models"]:
+        each["report"] = None
+    text = table(summary)
+    assert text.startswith("Scores on search items (there are no held-out items)")
+    assert "on the search items, which chose it, with fitness 0.9000" in text
+
+
+def test_without_a_held_out_score_of_its_own_nothing_is_claimed():
+    summary = build_summary()
+    model(summary, "evolved")["report"] = {"fitness": None, "scores": {}, "failure": "too long"}
+    assert verdict(summary).wins is None
+    assert verdict(summary).text == "The evolved merge has no score on held-out data: too long."
+
+
+def test_without_static_merges_nothing_is_claimed():
+    summary = build_summary()
+    summary["models"] = [each for each in summary["models"] if each["kind"] != "static"]
+    assert verdict(summary).wins is None
+    assert "no static merge to be compared with." in verdict(summary).text
+
+
+def test_several_objectives_are_compared_by_dominance():
+    summary = build_summary(objectives=2)
+    assert "dominates 3 of 3 static merges on held-out data;" in verdict(summary).text
+    assert verdict(summary).wins is True
+    model(summary, "ties")["report"]["fitness"] = [0.5, 0.99]
+    assert "dominates 2 of 3 static merges on held-out data (not ties);" in verdict(summary).text
+    assert verdict(summary).wins is False
+    assert "0.8800 0.8600" in table(summary)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 99.4, 99.6, 5969.0, 5971.0, 47 * 3600.0, 49 * 3600.0])
+def test_durations_have_at_most_four_characters_of_number(seconds):
+    assert len(experiments.reports.table.duration(seconds).split()[0]) <= 4
+
+
+def test_examples_run():
+    assert doctest.testmod(experiments.reports.table).failed == 0

@@ -1,0 +1,246 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from merging.checkpoints.experts import ExpertPool
+from merging.weights import CheckpointError
+from tests import builders
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return builders.llama(tmp_path_factory.mktemp("llama") / "base")
+
+
+def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    state: dict[str, torch.Tensor] = merged.state_dict()
+    return state
+
+
+def pool_of(base: Path, **adapters: Path) -> ExpertPool:
+    return ExpertPool.open(str(base), {name: str(path) for name, path in adapters.items()})
+
+
+def edit(adapter: Path, **changes: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all linear layers": {"targets": "all-linear", "rank": 2, "alpha": 7},
+    "rslora": {"use_rslora": True, "rank": 3},
+    "patterns": {
+        "targets": ["q_proj", "v_proj", "down_proj"],
+        "rank_pattern": {"down_proj": 2, "layers.1.self_attn.q_proj": 6},
+        "alpha_pattern": {"q_proj": 5, r"layers\.0\.self_attn\.v_proj": 1},
+    },
+    "some layers": {"layers_to_transform": [1]},
+    "whole modules beside": {"modules_to_save": ["lm_head", "norm"]},
+    "embedding": {"targets": ["embed_tokens", "q_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deltas_equal_what_peft_merges(llama: Path, tmp_path: Path, kind: str) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama, **KINDS[kind])
+    pool = pool_of(llama, lora=adapter)
+    expected = merged_by_peft(llama, adapter)
+    own = pool.expert_weights("lora")
+    assert pool.names
+    for name in pool.base:
+        delta = expected[name] - pool.base[name]
+        if name in pool.names:
+            torch.testing.assert_close(pool.deltas(name)[0], delta, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-6)
+        else:
+            assert not delta.any(), f"{name} changed, but is not among the merged"
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"]])
+def test_layers_that_store_their_weight_transposed(tmp_path: Path, targets: list[str]) -> None:
+    base = builders.gpt2(tmp_path / "gpt2")
+    adapter = builders.lora_adapter(tmp_path / "adapter", base, targets=targets)
+    edit(adapter, fan_in_fan_out=False)  # wrong, as often on the hub: the layer's kind decides
+    pool = pool_of(base, lora=adapter)
+    expected = merged_by_peft(base, adapter)
+    for name in pool.names:
+        torch.testing.assert_close(
+            pool.deltas(name)[0], expected[name] - pool.base[name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_adapter_of_a_model_whose_names_transformers_changes(tmp_path: Path) -> None:
+    base = builders.gpt_neox(tmp_path / "neox")
+    adapter = builders.lora_adapter(tmp_path / "adapter", base, targets=["query_key_value"])
+    pool = pool_of(base, lora=adapter)
+    assert len(pool.names) == 2
+    expected = merged_by_peft(base, adapter)
+    for name in pool.names:
+        torch.testing.assert_close(pool.expert_weights("lora")[name], expected[name])
+
+
+def test_product_is_exact_and_rounded_once(llama: Path, tmp_path: Path) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama, rank=4, alpha=6)
+    factors = load_file(adapter / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    exact = 1.5 * (factors[f"{stem}B.weight"].double() @ factors[f"{stem}A.weight"].double())
+    delta = pool_of(llama, lora=adapter).deltas("model.layers.0.self_attn.q_proj.weight")
+    assert torch.equal(delta[0], exact.float())
+
+
+def test_unequal_ranks_and_targets_in_one_pool(llama: Path, tmp_path: Path) -> None:
+    one = builders.lora_adapter(tmp_path / "one", llama, rank=2, alpha=4, targets=["q_proj"])
+    two = builders.lora_adapter(tmp_path / "two", llama, rank=8, alpha=1, targets=["v_proj"])
+    pool = pool_of(llama, one=one, two=two)
+    assert {name.split(".")[-2] for name in pool.names} == {"q_proj", "v_proj"}
+    deltas = pool.deltas("model.layers.0.self_attn.q_proj.weight")
+    assert deltas[0].any()
+    assert not deltas[1].any()
+    assert pool.select(["two"]).names == pool.names, "every merge must write the same tensors"
+
+
+def test_adapter_beside_a_whole_expert(llama: Path, tmp_path: Path) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama)
+    whole = builders.llama(tmp_path / "whole", like=llama, seed=5)
+    pool = pool_of(llama, lora=adapter, whole=whole)
+    assert set(pool.names) == set(pool.base)
+    assert not pool.deltas("lm_head.weight")[0].any()
+    assert pool.deltas("lm_head.weight")[1].any()
+
+
+def test_factors_in_half_precision(llama: Path, tmp_path: Path) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama)
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: t.bfloat16() for name, t in load_file(file).items()}, file)
+    pool = pool_of(llama, lora=adapter)
+    expected = merged_by_peft(llama, adapter)
+    for name in pool.names:
+        torch.testing.assert_close(pool.expert_weights("lora")[name], expected[name])
+
+
+def test_identity_counts_scale_but_not_where_the_base_lay(llama: Path, tmp_path: Path) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama)
+    (before,) = pool_of(llama, lora=adapter).identities
+    edit(adapter, base_model_name_or_path="elsewhere")
+    assert pool_of(llama, lora=adapter).identities == (before,)
+    edit(adapter, lora_alpha=9)
+    assert pool_of(llama, lora=adapter).identities != (before,)
+
+
+def test_another_name_of_the_base_only_warns(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama)
+    edit(adapter, base_model_name_or_path="org/other")
+    with caplog.at_level(logging.WARNING):
+        pool_of(llama, lora=adapter)
+    assert "was trained on 'org/other'" in caplog.text
+
+
+class TestRefusals:
+    @pytest.fixture
+    def adapter(self, llama: Path, tmp_path: Path) -> Path:
+        return builders.lora_adapter(tmp_path / "adapter", llama)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported, only LORA"),
+            ({"bias": "all"}, "bias='all' is not supported"),
+            ({"use_dora": True}, "use_dora is not supported; fold it into its base"),
+            ({"lora_bias": True}, "lora_bias is not supported"),
+            ({"target_parameters": ["experts.w"]}, "target_parameters is not supported"),
+            ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported"),
+            ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changed the base's own"),
+            ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' has a head of its own"),
+            ({"r": 3}, r"factors of .*q_proj.* have shapes .* says rank 3"),
+        ],
+    )
+    def test_options(
+        self, llama: Path, adapter: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        edit(adapter, **changes)
+        with pytest.raises(CheckpointError, match=message):
+            pool_of(llama, lora=adapter)
+
+    def test_broken_configuration(self, llama: Path, adapter: Path) -> None:
+        (adapter / "adapter_config.json").write_text("[1")
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json is no valid JSON"):
+            pool_of(llama, lora=adapter)
+
+    def test_base_of_another_size(self, adapter: Path, tmp_path: Path) -> None:
+        wide = builders.llama(tmp_path / "wide", hidden_size=64)
+        with pytest.raises(
+            CheckpointError, match=r"B @ A of .*q_proj.* has shape \(32, 32\), .*another base"
+        ):
+            pool_of(wide, lora=adapter)
+
+    def test_base_of_another_architecture(self, adapter: Path, tmp_path: Path) -> None:
+        neox = builders.gpt_neox(tmp_path / "neox")
+        with pytest.raises(
+            CheckpointError, match=r"targets 4 tensors that the base .* lacks: model\.layers\.0"
+        ):
+            pool_of(neox, lora=adapter)
+
+    def test_base_with_fewer_layers(self, adapter: Path, tmp_path: Path) -> None:
+        short = builders.llama(tmp_path / "short", num_hidden_layers=1)
+        with pytest.raises(CheckpointError, match=r"targets 2 tensors.*lacks: model\.layers\.1"):
+            pool_of(short, lora=adapter)
+
+    def test_whole_module_of_another_shape(self, llama: Path, tmp_path: Path) -> None:
+        adapter = builders.lora_adapter(tmp_path / "saved", llama, modules_to_save=["lm_head"])
+        large = builders.llama(tmp_path / "large", vocab_size=300)
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight has shape \(259, 32\)"):
+            pool_of(large, lora=adapter)
+
+    def test_tied_tensors(self, tmp_path: Path) -> None:
+        tied = builders.llama(tmp_path / "tied", tie=True)
+        untied = builders.llama(tmp_path / "untied")
+        adapter = builders.lora_adapter(tmp_path / "adapter", untied, targets=["lm_head"])
+        with pytest.raises(CheckpointError, match=r"changes lm_head\.weight, which is tied"):
+            pool_of(tied, lora=adapter)
+
+    def test_half_a_pair(self, llama: Path, adapter: Path) -> None:
+        file = adapter / "adapter_model.safetensors"
+        tensors = load_file(file)
+        tensors.pop(next(name for name in tensors if "lora_B" in name))
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match=r"lora_B of .* is missing; save it again"):
+            pool_of(llama, lora=adapter)
+
+    def test_no_factors(self, llama: Path, adapter: Path) -> None:
+        save_file({}, adapter / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match="holds no adapter weights"):
+            pool_of(llama, lora=adapter)
+
+    def test_missing_weights(self, llama: Path, adapter: Path) -> None:
+        (adapter / "adapter_model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"expected adapter_model\.safetensors"):
+            pool_of(llama, lora=adapter)
+
+    def test_truncated_weights(self, llama: Path, adapter: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "broken"
+        shutil.copytree(adapter, broken)
+        file = broken / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-4])
+        with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is truncated"):
+            pool_of(llama, lora=broken)
+
+    def test_not_a_number(self, llama: Path, adapter: Path) -> None:
+        file = adapter / "adapter_model.safetensors"
+        tensors = load_file(file)
+        next(t for name, t in tensors.items() if "lora_B" in name)[0, 0] = float("nan")
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match=r"expert 'lora' .*\(lora_B\) holds 1 values"):
+            pool_of(llama, lora=adapter).check_finite()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoints.hashing import file_sha256
-from merging.checkpoints.privacy_record import PrivacyRecord, Spend
+from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend
 from merging.method import MergeError
 
 Kind: TypeAlias = Literal["gram", "fisher"]
@@ -44,9 +44,9 @@ class Origin:
         tokens: their tokens together; 0 for images.
         transposed: parameters that are stored as (in, out).
         averaged: parameters without a Gram matrix: no weight of a linear layer.
-        privacy: price of a release with noise, as `Spend.to_json` gives it; None: as they are, a
-            function of the data without any guarantee. Of a release `data` is the name of the
-            data set, and `tokens` is 0: both would tell of the items.
+        privacy: price of a release with noise, as `PrivacySpend.to_json` gives it; None: as they
+            are, a function of the data without any guarantee. Of a release `data` is the name of
+            the data set, and `tokens` is 0: both would tell of the items.
     """
 
     kind: Kind
@@ -123,7 +123,7 @@ def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
     paths = [path for kind in get_args(Kind) for path in directory.glob(f"{kind}-*")]
     for path in sorted(paths):
         privacy = read_origin(path).privacy
-        record = None if privacy is None else PrivacyRecord((Spend.from_json(privacy),))
+        record = None if privacy is None else PrivacyRecord((PrivacySpend.from_json(privacy),))
         found[path.name] = file_sha256(path), record
     return found
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from evaluators.engine.population import Population
+from evaluators.engine.population import PopulationForward
 from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError, Response
 
@@ -77,7 +77,11 @@ class Job(Protocol):
         ...
 
     def run(
-        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+        self,
+        resident: Resident,
+        population: PopulationForward,
+        deadline: Deadline,
+        answers: Answers,
     ) -> None:
         """Fills in every candidate's answers to the requests of this job, at their places."""
         ...

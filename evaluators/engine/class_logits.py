@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import Answers, Deadline, pack
-from evaluators.engine.population import Population
+from evaluators.engine.population import PopulationForward
 from evaluators.engine.resident import Resident
 from evaluators.requests import Classified, Classify
 
@@ -54,7 +54,11 @@ class ClassLogitsJob:
         self.most_rows = max(len(batch.places) for batch in self._batches)
 
     def run(
-        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+        self,
+        resident: Resident,
+        population: PopulationForward,
+        deadline: Deadline,
+        answers: Answers,
     ) -> None:
         """Fills in a `Classified` for every request; see `Job`."""
         for batch in self._batches:

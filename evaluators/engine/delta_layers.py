@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from merging.lora.low_rank import LowRank
+from merging.lora.low_rank import LowRankProduct
 
-Parts: TypeAlias = Mapping[str, Sequence[LowRank | Tensor | None]]
+Parts: TypeAlias = Mapping[str, Sequence[LowRankProduct | Tensor | None]]
 """A layer's parameter to what each candidate adds to it; None: nothing."""
 
 _KINDS: Mapping[type[nn.Module], Mapping[str, bool]] = {
@@ -32,7 +32,7 @@ _KINDS: Mapping[type[nn.Module], Mapping[str, bool]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class PassCandidates:
     """Candidates whose rows go through one pass.
 
     Args:
@@ -49,7 +49,7 @@ class Chosen:
 class DeltaLayer(Protocol):
     """What adds the differences of the chosen candidates to one layer."""
 
-    def choose(self, chosen: Chosen) -> None:
+    def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
         ...
 
@@ -112,7 +112,7 @@ class _Factors:
     """
 
     def __init__(
-        self, given: Sequence[LowRank | None], parameter: Tensor, *, rows_in: bool
+        self, given: Sequence[LowRankProduct | None], parameter: Tensor, *, rows_in: bool
     ) -> None:
         self._like, self._rows_in = parameter, rows_in
         held = [each for each in given if each is not None]
@@ -160,17 +160,19 @@ class _Factors:
         else:
             output.flatten(0, 1).addmm_(low.flatten(0, 1), up.T)
 
-    def _sides(self, each: LowRank) -> tuple[Tensor, Tensor]:
+    def _sides(self, each: LowRankProduct) -> tuple[Tensor, Tensor]:
         """Returns ``down (rank, in)`` and ``up (out, rank)``, as adapters hold A and B."""
         a, b = each.a.to(self._like), each.b.to(self._like)
         return (b.T, a.T) if self._rows_in else (a, b)
 
-    def _padded(self, each: LowRank | None, rank: int, like: LowRank) -> tuple[Tensor, Tensor]:
+    def _padded(
+        self, each: LowRankProduct | None, rank: int, like: LowRankProduct
+    ) -> tuple[Tensor, Tensor]:
         """Returns down and up of one candidate, with zeros up to the largest rank."""
         if each is None:
-            nothing = LowRank(like.a[:0], like.b[:, :0])
+            nothing = LowRankProduct(like.a[:0], like.b[:, :0])
             return self._padded(nothing, rank, like)
-        mixed = each if each.mix is None else LowRank(each.a, each.b * each.mix)
+        mixed = each if each.mix is None else LowRankProduct(each.a, each.b * each.mix)
         down, up = self._sides(mixed)
         short = rank - len(each.a)
         if short == 0:
@@ -178,13 +180,13 @@ class _Factors:
         return functional.pad(down, (0, 0, 0, short)), functional.pad(up, (0, short))
 
 
-def _mix(each: LowRank | None, rank: int, device: torch.device) -> Tensor:
+def _mix(each: LowRankProduct | None, rank: int, device: torch.device) -> Tensor:
     if each is None:
         return torch.zeros(rank, device=device)
     return torch.ones(rank, device=device) if each.mix is None else each.mix.to(device)
 
 
-def _factors(given: Sequence[LowRank | Tensor | None]) -> list[LowRank | None]:
+def _factors(given: Sequence[LowRankProduct | Tensor | None]) -> list[LowRankProduct | None]:
     return [each for each in given if not isinstance(each, Tensor)]
 
 
@@ -214,7 +216,7 @@ class _LinearLayer:
         if "bias" in parts:
             self._bias = _Vectors(parts["bias"], module.get_parameter("bias"))
 
-    def choose(self, chosen: Chosen) -> None:
+    def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
         self._chosen = chosen
         if self._weight is not None:
@@ -251,7 +253,7 @@ class _EmbeddingLayer:
         parameter = module.get_parameter("weight")
         self._weight = _Factors(_factors(parts["weight"]), parameter, rows_in=True)
 
-    def choose(self, chosen: Chosen) -> None:
+    def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
         self._chosen = chosen
         self._weight.choose(chosen.candidates)
@@ -281,7 +283,7 @@ class _NormLayer:
             for attribute, given in parts.items()
         }
 
-    def choose(self, chosen: Chosen) -> None:
+    def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
         self._count = chosen.count
         for part in self._parts.values():

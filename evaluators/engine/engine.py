@@ -14,7 +14,7 @@ from evaluators.engine.class_logits import ClassLogitsJob
 from evaluators.engine.compiled import CompiledForward
 from evaluators.engine.generation import GenerationJob
 from evaluators.engine.likelihood import LikelihoodJob
-from evaluators.engine.population import PLAIN, Population, factor_bytes
+from evaluators.engine.population import PLAIN, PopulationForward, factor_bytes
 from evaluators.engine.resident import Resident
 from evaluators.engine.token_statistics import TokenStatisticsJob
 from evaluators.requests import (
@@ -103,7 +103,7 @@ class Engine:
             candidates: each one's differences from the weights that the resident holds.
 
         Raises:
-            ValueError: as `run`, or as `Population`.
+            ValueError: as `run`, or as `PopulationForward`.
         """
         asked = requests if isinstance(requests, tuple) else tuple(requests)
         if self._unknown and asked:
@@ -160,7 +160,7 @@ class Engine:
         try:
             jobs = self._plan(requests, batch_tokens, keep=keep)
             answers = Answers(len(candidates), len(requests))
-            population = Population(
+            population = PopulationForward(
                 self.resident,
                 candidates,
                 pass_tokens=min(self._pass_tokens or batch_tokens, batch_tokens),

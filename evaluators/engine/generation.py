@@ -13,7 +13,7 @@ from torch import Tensor
 from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
 from evaluators.engine.forward import kept_logits
 from evaluators.engine.passes import going_on
-from evaluators.engine.population import Population, tiled
+from evaluators.engine.population import PopulationForward, tiled
 from evaluators.engine.prefix_tree import groups
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Generated
@@ -75,7 +75,11 @@ class GenerationJob:
         self._ends = _end_tokens(resident)
 
     def run(
-        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+        self,
+        resident: Resident,
+        population: PopulationForward,
+        deadline: Deadline,
+        answers: Answers,
     ) -> None:
         """Fills in a `Generated` for every request; see `Job`."""
         tokenizer = resident.info.tokenizer
@@ -164,7 +168,7 @@ def _decode(
     module: Any,
     batch: _Batch,
     decodings: Mapping[int, _Decoding],
-    population: Population,
+    population: PopulationForward,
     deadline: Deadline,
     answers: Answers,
 ) -> None:
@@ -202,7 +206,9 @@ def _decode(
         positions = positions[:, -1:] + 1
 
 
-def _trunk(module: Any, batch: _Batch, population: Population, candidates: Sequence[int]) -> Any:
+def _trunk(
+    module: Any, batch: _Batch, population: PopulationForward, candidates: Sequence[int]
+) -> Any:
     """Returns the cache of what all prompts begin with, for every row; None: nothing."""
     part = range(candidates[0], candidates[-1] + 1)
     past, count = None, len(batch.requests)

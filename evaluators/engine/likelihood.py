@@ -14,7 +14,7 @@ from torch import Tensor
 from evaluators.engine.batching import Answers, Deadline, pad_token
 from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.passes import Pass, passes_of
-from evaluators.engine.population import Population, tiled
+from evaluators.engine.population import PopulationForward, tiled
 from evaluators.engine.prefix_tree import grow
 from evaluators.engine.resident import Resident
 from evaluators.requests import Likelihood, Loglikelihood
@@ -84,7 +84,11 @@ class LikelihoodJob:
         self.most_rows = max(len(each.ends) for each in self._scored)
 
     def run(
-        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+        self,
+        resident: Resident,
+        population: PopulationForward,
+        deadline: Deadline,
+        answers: Answers,
     ) -> None:
         """Fills in a `Likelihood` for every request; see `Job`."""
         kept = {each: scored.kept for each, scored in self._scored.items()}

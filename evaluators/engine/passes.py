@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluators.engine.batching import Deadline, padded
 from evaluators.engine.forward import kept_logits
-from evaluators.engine.population import Population, tiled
+from evaluators.engine.population import PopulationForward, tiled
 from evaluators.engine.prefix_tree import Branch, packed
 
 
@@ -46,7 +46,7 @@ class Pass:
     def run(
         self,
         module: Any,
-        population: Population,
+        population: PopulationForward,
         candidates: range,
         kept: Callable[[Pass], Tensor],
         deadline: Deadline,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from evaluators.engine.delta_layers import Chosen, DeltaLayer, delta_layer, refusal
+from evaluators.engine.delta_layers import DeltaLayer, PassCandidates, delta_layer, refusal
 from evaluators.engine.resident import Resident
-from evaluators.engine.written import Written
-from merging.lora.low_rank import LowRank, LowRankDeltas
+from evaluators.engine.written import InPlaceCandidate
+from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 PLAIN: LowRankDeltas = {}
 """The differences of the centre itself: none."""
@@ -26,7 +26,7 @@ _Kind: TypeAlias = tuple[bool, tuple[int, ...]]
 """Whether a difference is a whole vector, and the shape of its tensor."""
 
 
-class Population:
+class PopulationForward:
     """Lets candidates take their turns in passes, together or alone; a context manager.
 
     Together, hooks add every candidate's differences to its own rows of a pass. A batch that is
@@ -61,11 +61,11 @@ class Population:
         self._alone_tokens = _alone_tokens(candidates) if writes else None
         self._alone = False
         self._device = resident.device
-        self._written = Written(resident, candidates)
+        self._written = InPlaceCandidate(resident, candidates)
         self._layers = _layers(resident, candidates)
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> Population:
+    def __enter__(self) -> PopulationForward:
         return self
 
     def __exit__(
@@ -105,7 +105,7 @@ class Population:
             else:
                 chosen = torch.tensor(candidates, device=self._device)
             for layer in self._layers:
-                layer.choose(Chosen(chosen, len(candidates), len(candidates) * rows))
+                layer.choose(PassCandidates(chosen, len(candidates), len(candidates) * rows))
 
     def _attach(self) -> None:
         if not self._handles:
@@ -141,7 +141,7 @@ def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
     return next((why for why in reasons if why is not None), None)
 
 
-def _kind(delta: LowRank | Tensor) -> _Kind:
+def _kind(delta: LowRankProduct | Tensor) -> _Kind:
     if isinstance(delta, Tensor):
         return True, tuple(delta.shape)
     return False, (len(delta.b), delta.a.shape[1])
@@ -166,7 +166,7 @@ def _alone_tokens(candidates: Sequence[LowRankDeltas]) -> int | None:
     ``4 n r`` operations that run at half speed, writing ``2 n^2 r`` operations and moving
     ``12 n^2`` bytes, each of which takes as long as ten operations.
     """
-    factors = [d for each in candidates for d in each.values() if isinstance(d, LowRank)]
+    factors = [d for each in candidates for d in each.values() if isinstance(d, LowRankProduct)]
     rank = max((len(each.a) for each in factors), default=0)
     if rank == 0:
         return None
@@ -178,7 +178,7 @@ def _alone_tokens(candidates: Sequence[LowRankDeltas]) -> int | None:
 def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
     """Returns the memory that one candidate's differences take in a population."""
     sizes = (
-        delta.a.numel() + delta.b.numel() if isinstance(delta, LowRank) else delta.numel()
+        delta.a.numel() + delta.b.numel() if isinstance(delta, LowRankProduct) else delta.numel()
         for delta in deltas.values()
     )
     return element_bytes * sum(sizes)
@@ -193,7 +193,7 @@ def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[Del
     for name, kind in kinds:
         if (why := _refusal(resident, name, kind, owners)) is not None:
             raise ValueError(f"these candidates cannot share a pass: {why}")
-    modules: dict[nn.Module, dict[str, list[LowRank | Tensor | None]]] = {}
+    modules: dict[nn.Module, dict[str, list[LowRankProduct | Tensor | None]]] = {}
     for name in dict.fromkeys(name for name, _ in kinds):
         for module, attribute in owners[id(resident.tensor(name))]:
             parts = modules.setdefault(module, {})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
 from evaluators.engine.forward import check_finite, kept_logits, token_log_probs
-from evaluators.engine.population import Population, tiled
+from evaluators.engine.population import PopulationForward, tiled
 from evaluators.engine.resident import Resident
 from evaluators.requests import PerToken, TokenStatistics
 
@@ -67,7 +67,11 @@ class TokenStatisticsJob:
         ]
 
     def run(
-        self, resident: Resident, population: Population, deadline: Deadline, answers: Answers
+        self,
+        resident: Resident,
+        population: PopulationForward,
+        deadline: Deadline,
+        answers: Answers,
     ) -> None:
         """Fills in a `PerToken` for every request; see `Job`."""
         for batch in self._batches:

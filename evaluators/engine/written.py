@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.resident import Resident
-from merging.lora.low_rank import LowRank, LowRankDeltas
+from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 
-class Written:
+class InPlaceCandidate:
     """Writes one candidate at a time onto the centre, of which it keeps the tensors that change.
 
     Args:
@@ -46,7 +46,7 @@ class Written:
                 self._centre[name] = self._resident.tensor(name).clone()
 
 
-def _add(centre: Tensor, delta: LowRank | Tensor | None, target: Tensor) -> None:
+def _add(centre: Tensor, delta: LowRankProduct | Tensor | None, target: Tensor) -> None:
     """Writes ``centre + delta`` into `target`."""
     if delta is None:
         target.copy_(centre)

@@ -28,7 +28,7 @@ from evaluators.requests import Loglikelihood
 from evaluators.tasks.perplexity import Perplexity
 from experiments.benchmarks.measured import Measured, in_turns, profile
 from experiments.benchmarks.models import byte_tokenizer, random_llama
-from experiments.scoring.population import Together
+from experiments.scoring.population import PopulationEvaluation
 from experiments.setup.scorer import Scorer
 from experiments.setup.study import Study
 from merging.checkpoints.experts import ExpertPool
@@ -114,7 +114,7 @@ class _World:
     def together(self, size: int) -> Evaluation[Any]:
         """Returns what scores all candidates of a generation beside one centre."""
         study = cast(Study, self)  # has all that it reads of one
-        return Together(study, lambda _: self.panel, own_items=False, size=size)
+        return PopulationEvaluation(study, lambda _: self.panel, own_items=False, size=size)
 
     def row(self, what: str, evaluation: Evaluation[Any], candidates: int) -> Measured:
         """Returns the row: seconds per candidate, and plain inference's."""

@@ -38,7 +38,7 @@ from merging.methods.slerp import Slerp
 from merging.methods.ties import Ties
 from merging.plan import MergePlan
 from merging.rules import blocks
-from merging.rules.cache import Tensors
+from merging.rules.cache import ParameterStack
 from merging.seeding import generator
 
 PYTHON = "EVOMERGE_MERGEKIT_PYTHON"
@@ -47,7 +47,7 @@ TYPICAL = {"weight": 0.4, "density": 0.5, "gamma": 0.01, "epsilon": 0.15, "scale
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MergeSpeed:
     """One method on both sides.
 
     Args:
@@ -68,12 +68,12 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison(Linear(), "linear", 3, rounds=9),
-    Comparison(Slerp(), "slerp", 3, experts=2, rounds=9, shared={"t": 0.4}),
-    Comparison(Ties(), "ties", 20),
-    Comparison(DareTies(), "dare_ties", 20),
-    Comparison(Breadcrumbs(), "breadcrumbs", 20),
-    Comparison(Della(), "della", 20),
+    MergeSpeed(Linear(), "linear", 3, rounds=9),
+    MergeSpeed(Slerp(), "slerp", 3, experts=2, rounds=9, shared={"t": 0.4}),
+    MergeSpeed(Ties(), "ties", 20),
+    MergeSpeed(DareTies(), "dare_ties", 20),
+    MergeSpeed(Breadcrumbs(), "breadcrumbs", 20),
+    MergeSpeed(Della(), "della", 20),
 )
 
 
@@ -161,7 +161,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
         knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
         for knob in method.knobs
     }
-    tensors = Tensors("piece", base, rows, whole.dtype)
+    tensors = ParameterStack("piece", base, rows, whole.dtype)
     rule, out = method.rule(tensors, knobs), base.new_empty(ENTRIES, dtype=whole.dtype)
     wait, times = waiting(base.device), []
     for _ in range(100):
@@ -204,7 +204,7 @@ def waiting(device: torch.device) -> Callable[[], None]:
 
 def _row(
     name: str,
-    comparison: Comparison,
+    comparison: MergeSpeed,
     pool: ExpertPool,
     resident: Resident,
     ask: Callable[[Mapping[str, Any]], None],
@@ -234,7 +234,7 @@ def _row(
     )
 
 
-def _request(comparison: Comparison) -> dict[str, Any]:
+def _request(comparison: MergeSpeed) -> dict[str, Any]:
     """Returns mergekit's parameters at the centre of our candidates'."""
     count = comparison.experts
     read = [knob.name for knob in comparison.ours.knobs if knob.per_expert]

@@ -22,12 +22,12 @@ from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Loglikelihood, Request
 from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
 from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_llama
-from merging.lora.low_rank import LowRank
+from merging.lora.low_rank import LowRankProduct
 
 CANDIDATES = 16
 RANK = 8
 
-Adapter = Mapping[str, LowRank]
+Adapter = Mapping[str, LowRankProduct]
 
 
 def measure() -> list[Measured]:
@@ -56,7 +56,7 @@ def _adapter(resident: Resident, seed: int) -> Adapter:
             rows, columns = parameter.shape
             a = torch.randn(RANK, columns, generator=noise) / columns**0.5
             b = 0.1 * torch.randn(rows, RANK, generator=noise)
-            adapter[name] = LowRank(*(side.to(parameter) for side in (a, b)))
+            adapter[name] = LowRankProduct(*(side.to(parameter) for side in (a, b)))
     return adapter
 
 

@@ -21,7 +21,7 @@ from experiments.benchmarks.measured import Measured, in_turns, skipped
 from experiments.benchmarks.models import byte_tokenizer, random_llama
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
-from experiments.scoring.distributed.on_ray import Spread
+from experiments.scoring.distributed.on_ray import RayEvaluation
 from experiments.setup.study import Study
 
 POPULATION = 8
@@ -55,7 +55,7 @@ def _scoring(cluster: RayCluster, study: Study, size: int) -> Callable[[], None]
     fleet = Fleet(cluster, size, wait_s=600, candidate_s=600)
     fleet.use(study.order())
     space = study.space
-    spread = Spread(fleet, space.to_json)
+    spread = RayEvaluation(fleet, space.to_json)
 
     genomes = [space.first()] * POPULATION  # workers know nothing of repeats
 

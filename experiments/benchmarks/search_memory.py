@@ -24,10 +24,15 @@ import transformers
 from evaluators.engine.resident import Resident
 from experiments.benchmarks.measured import Measured, skipped
 from merging.checkpoints.experts import ExpertPool
-from merging.lineages.crossover import Arithmetic, Points, Slerp, Uniform
+from merging.lineages.crossover import (
+    ArithmeticCrossover,
+    PointCrossover,
+    SlerpCrossover,
+    UniformCrossover,
+)
 from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated
 from merging.lineages.mutation import LowRankMutation
-from merging.paths.noise import Gaussian, Noise, RowNoise
+from merging.paths.noise import GaussianNoise, Noise, RowNoise
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.spaces.lineage import LineageSpace
 from merging.weights import Weights
@@ -155,7 +160,12 @@ def _crossover(pool: ExpertPool) -> Iterable[Weights]:
         children: list[Lineage] = []
         for number in range(POPULATION):
             one, other = parents[number % len(parents)], parents[-1 - number % len(parents) // 2]
-            kinds = (Uniform(number), Points((0.3, 0.7)), Slerp(0.4), Arithmetic(1.3))
+            kinds = (
+                UniformCrossover(number),
+                PointCrossover((0.3, 0.7)),
+                SlerpCrossover(0.4),
+                ArithmeticCrossover(1.3),
+            )
             child: Lineage = Crossed(one, other, kinds[number % len(kinds)])
             children.append(Mutated(child, LowRankMutation(number, 1, 0.1)))
         for child in children:
@@ -164,7 +174,7 @@ def _crossover(pool: ExpertPool) -> Iterable[Weights]:
 
 
 _SEARCHES: dict[str, Callable[[ExpertPool], Iterable[Weights]]] = {
-    "MERGEvolve, normal noise": _evolution(Gaussian("deltas")),
+    "MERGEvolve, normal noise": _evolution(GaussianNoise("deltas")),
     "MERGEvolve, noise of rows": _evolution(RowNoise()),
     "crossover over task vectors": _crossover,
 }

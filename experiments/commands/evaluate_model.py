@@ -15,7 +15,7 @@ from experiments.runs.files import evidence
 from experiments.runs.options import check_groups, check_options
 from experiments.searches.references import stated
 from experiments.setup import assemble
-from experiments.setup.rehearsal import check_data
+from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
 from merging.files import write_text
 

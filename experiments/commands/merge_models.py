@@ -16,7 +16,7 @@ from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.setup import assemble
-from experiments.setup.rehearsal import check_merges
+from experiments.setup.dry_run import check_merges
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.mergekit_yaml.reading import from_mergekit

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.compare.significance import Difference
-from experiments.runs.files import Task
+from experiments.runs.files import TaskColumn
 
 
 @dataclass(frozen=True)
-class Spread:
+class RunValues:
     """One number of each run of a group; None where a run has none."""
 
     values: tuple[float | None, ...]
@@ -55,7 +55,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A group of runs, or a model that they are measured against.
 
     Args:
@@ -79,12 +79,12 @@ class Row:
     options: Mapping[str, str]
     seeds: tuple[int, ...]
     runs: tuple[Path, ...]
-    search: Spread
-    selection: Spread
-    report: Spread
-    scores: Mapping[str, Spread]
-    optimism: Spread
-    item_evaluations: Spread
+    search: RunValues
+    selection: RunValues
+    report: RunValues
+    scores: Mapping[str, RunValues]
+    optimism: RunValues
+    item_evaluations: RunValues
     reach: Reach | None = None
     curve: tuple[Sequence[float], Sequence[float]] = ((), ())
 
@@ -125,9 +125,9 @@ class Comparison:
         unfinished: directories of runs that are left out.
     """
 
-    groups: tuple[Row, ...]
-    references: tuple[Row, ...]
-    tasks: tuple[Task, ...]
+    groups: tuple[ComparisonRow, ...]
+    references: tuple[ComparisonRow, ...]
+    tasks: tuple[TaskColumn, ...]
     tests: tuple[Test, ...]
     against: str | None
     target: float | None

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.compare.labels import labels as group_labels
 from experiments.compare.labels import show
 from experiments.runs.directory import flatten, identity_config
-from experiments.runs.files import Json, Model, RunFiles, Split, Task, models_of, tasks_of
+from experiments.runs.files import Json, ModelRow, RunFiles, Split, TaskColumn, models_of, tasks_of
 from experiments.runs.item_scores import ItemScores, read_item_scores
 from merging.spaces.axes import Vector
 
@@ -40,18 +40,18 @@ class Run:
     seed: int
     options: Mapping[str, Any]
     summary: Json
-    models: Sequence[Model]
+    models: Sequence[ModelRow]
     best: Vector
     seconds: Vector
     items: Mapping[tuple[str, str], ItemScores]
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TaskColumn]:
         """Tasks with their main metrics."""
         return tasks_of(self.summary)
 
     @property
-    def winner(self) -> Model:
+    def winner(self) -> ModelRow:
         """The evolved model."""
         return next(model for model in self.models if model.kind == "evolved")
 
@@ -163,7 +163,7 @@ def _followers(runs: Sequence[Run]) -> set[str]:
     }
 
 
-def fitness_on(model: Model, split: Split) -> float | None:
+def fitness_on(model: ModelRow, split: Split) -> float | None:
     """Returns a model's fitness, the mean of several objectives; None: it has none."""
     fitness = model.fitness(split)
     return None if fitness is None else float(np.mean(fitness))

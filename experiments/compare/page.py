@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.compare import plots
-from experiments.compare.comparison import Comparison, Row
+from experiments.compare.comparison import Comparison, ComparisonRow
 from experiments.compare.text import (
     Column,
     columns,
@@ -17,7 +17,7 @@ from experiments.compare.text import (
     target_text,
     verdict,
 )
-from experiments.reports.page import Cell, figure, page, paragraph, section, table
+from experiments.reports.page import TableCell, figure, page, paragraph, section, table
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -89,10 +89,10 @@ def _differences(comparison: Comparison) -> str:
         caption += f" The first {shown} of {len(comparison.tests)} tests."
     heads, rows = difference_table(comparison)
     named = ("first", "second", "over")
-    head = [Cell(name, "text" if name in named else "") for name in heads]
+    head = [TableCell(name, "text" if name in named else "") for name in heads]
     body = [
         [
-            Cell(cell, "text wrap" if name in named else "")
+            TableCell(cell, "text wrap" if name in named else "")
             for name, cell in zip(heads, row, strict=True)
         ]
         for row in rows
@@ -134,22 +134,31 @@ def _scores(comparison: Comparison) -> str:
 def _options(comparison: Comparison) -> str:
     """Returns what the labels stand for, and which runs are in a group."""
     keys = list(dict.fromkeys(key for row in comparison.groups for key in row.options))
-    head = [Cell("group"), *(Cell(key, "text wrap") for key in keys), Cell("runs", "text")]
+    head = [
+        TableCell("group"),
+        *(TableCell(key, "text wrap") for key in keys),
+        TableCell("runs", "text"),
+    ]
     body = [
         [
-            Cell(row.label, "wrap"),
-            *(Cell(row.options.get(key, ""), "text wrap") for key in keys),
-            Cell(", ".join(path.name for path in row.runs), "text wrap"),
+            TableCell(row.label, "wrap"),
+            *(TableCell(row.options.get(key, ""), "text wrap") for key in keys),
+            TableCell(", ".join(path.name for path in row.runs), "text wrap"),
         ]
         for row in comparison.groups
     ]
     return section("Groups", table(head, body))
 
 
-def _table(found: Sequence[Column], rows: Sequence[Row], marked: Sequence[int] = ()) -> str:
-    head = [Cell(name, "wrap") for name, _ in found]
+def _table(
+    found: Sequence[Column], rows: Sequence[ComparisonRow], marked: Sequence[int] = ()
+) -> str:
+    head = [TableCell(name, "wrap") for name, _ in found]
     body = [
-        [Cell(cell(row), "wrap" if index == 0 else "") for index, (_, cell) in enumerate(found)]
+        [
+            TableCell(cell(row), "wrap" if index == 0 else "")
+            for index, (_, cell) in enumerate(found)
+        ]
         for row in rows
     ]
     return table(head, body, marked)

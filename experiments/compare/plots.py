@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.compare.comparison import Comparison, Row, Test
+from experiments.compare.comparison import Comparison, ComparisonRow, Test
 from experiments.compare.text import p_text
 from experiments.reports.svg import (
     BLUE,
@@ -70,7 +70,7 @@ def curves(comparison: Comparison) -> str:
         return to_svg(figure, "curves", "best fitness so far against evaluations, per group")
 
 
-def _curve(axes: Axes, row: Row, index: int) -> None:
+def _curve(axes: Axes, row: ComparisonRow, index: int) -> None:
     mean, sd = (np.array(values, np.float64) for values in row.curve)
     x = np.arange(1, len(mean) + 1)
     colour, dashes = _colour(index), _DASHES[index // len(_PALETTE) % len(_DASHES)]

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.compare.comparison import Reach, Row, Spread
+from experiments.compare.comparison import ComparisonRow, Reach, RunValues
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
-from experiments.compare.significance import Sample
-from experiments.runs.files import Model, Split
+from experiments.compare.significance import GroupSample
+from experiments.runs.files import ModelRow, Split
 from merging.spaces.axes import Vector
 
 EVOLVED = ("evolved", "evolved")
 _REFERENCES = ("base", "expert", "static")
 
 
-def group_row(group: Group, target: float | None) -> Row:
+def group_row(group: Group, target: float | None) -> ComparisonRow:
     """Returns the row of a group; `target` is the search fitness whose reaching is timed."""
     runs, winners = group.runs, [run.winner for run in group.runs]
-    return Row(
+    return ComparisonRow(
         label=group.label,
         kind="evolved",
         options=group.options,
@@ -31,8 +31,8 @@ def group_row(group: Group, target: float | None) -> Row:
         selection=_fitness(winners, "selection"),
         report=_fitness(winners, "report"),
         scores=_scores(runs[0], winners),
-        optimism=Spread(tuple(run.summary.get("optimism") for run in runs)),
-        item_evaluations=Spread(tuple(run.summary["item_evaluations"] for run in runs)),
+        optimism=RunValues(tuple(run.summary.get("optimism") for run in runs)),
+        item_evaluations=RunValues(tuple(run.summary["item_evaluations"] for run in runs)),
         reach=None if target is None else _reach(runs, target),
         curve=_curve(runs),
     )
@@ -48,7 +48,7 @@ class Reference:
         runs: that scored it, one per seed: runs of the same seed give the same references.
     """
 
-    row: Row
+    row: ComparisonRow
     name: str
     runs: tuple[Run, ...]
 
@@ -67,12 +67,12 @@ def references(runs: Sequence[Run], split: Split) -> dict[str, Reference]:
     return found
 
 
-def on(row: Row, split: Split) -> Spread:
+def on(row: ComparisonRow, split: Split) -> RunValues:
     """Returns a row's fitness on a split."""
     return {"search": row.search, "selection": row.selection, "report": row.report}[split]
 
 
-def _model(run: Run, kind: str, name: str) -> Model | None:
+def _model(run: Run, kind: str, name: str) -> ModelRow | None:
     return next((m for m in run.models if m.kind == kind and m.name == name), None)
 
 
@@ -80,8 +80,8 @@ def _reference(name: str, kind: str, runs: Sequence[Run]) -> Reference:
     having = tuple(run for run in runs if _model(run, kind, name) is not None)
     models = [_model(run, kind, name) for run in having]
     plain = name.removesuffix(f" ({kind})")
-    empty = Spread((None,) * len(having))
-    row = Row(
+    empty = RunValues((None,) * len(having))
+    row = ComparisonRow(
         label=plain if kind == "base" else f"{kind} {plain}",
         kind=kind,
         options={},
@@ -97,13 +97,13 @@ def _reference(name: str, kind: str, runs: Sequence[Run]) -> Reference:
     return Reference(row, plain, having)
 
 
-def _fitness(models: Sequence[Model | None], split: Split) -> Spread:
-    return Spread(tuple(None if m is None else fitness_on(m, split) for m in models))
+def _fitness(models: Sequence[ModelRow | None], split: Split) -> RunValues:
+    return RunValues(tuple(None if m is None else fitness_on(m, split) for m in models))
 
 
-def _scores(run: Run, models: Sequence[Model | None]) -> dict[str, Spread]:
+def _scores(run: Run, models: Sequence[ModelRow | None]) -> dict[str, RunValues]:
     return {
-        task.metric: Spread(
+        task.metric: RunValues(
             tuple(None if m is None else m.score("report", task.metric) for m in models)
         )
         for task in run.tasks
@@ -137,31 +137,31 @@ def _curve(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
     return mean.tolist(), sd.tolist()
 
 
-def group_sample(group: Group) -> Sample | None:
+def group_sample(group: Group) -> GroupSample | None:
     """Returns a group for the tests; None where a run has no held-out fitness."""
     fitness = [fitness_on(run.winner, "report") for run in group.runs]
     return _sample(group.runs, EVOLVED, fitness)
 
 
-def reference_sample(reference: Reference) -> Sample | None:
+def reference_sample(reference: Reference) -> GroupSample | None:
     """Returns a reference for the tests; of one that no seed has touched a single run."""
     kind, name = reference.row.kind, reference.name
     sample = _sample(reference.runs, (kind, name), reference.row.report.values)
     if sample is None or np.ptp(sample.fitness) > 0:
         return sample
     gains = None if sample.gains is None else tuple(each[:1] for each in sample.gains)
-    return Sample((), sample.fitness[:1], gains, sample.weights)
+    return GroupSample((), sample.fitness[:1], gains, sample.weights)
 
 
 def _sample(
     runs: Sequence[Run], model: tuple[str, str], fitness: Sequence[float | None]
-) -> Sample | None:
+) -> GroupSample | None:
     if any(value is None for value in fitness):
         return None
     per_run = [gains_of(run, model) for run in runs]
     known = [gains for gains in per_run if gains is not None]
     weights = tuple(term["weight"] for term in runs[0].summary.get("terms") or ())
-    return Sample(
+    return GroupSample(
         seeds=tuple(run.seed for run in runs),
         fitness=np.array(fitness, np.float64),
         gains=_stacked(known) if len(known) == len(per_run) else None,

@@ -21,7 +21,7 @@ from experiments.compare.rows import (
     reference_sample,
     references,
 )
-from experiments.compare.significance import ItemDraws, Sample, difference, holm
+from experiments.compare.significance import GroupSample, ItemDraws, difference, holm
 from experiments.runs.files import Split
 from merging.seeding import stable_seed
 
@@ -84,7 +84,7 @@ class _Entrant:
     """Who takes part in the tests; without a sample where a run has no held-out fitness."""
 
     label: str
-    sample: Sample | None
+    sample: GroupSample | None
 
 
 def _mean(group: Group, split: Split) -> float:
@@ -159,7 +159,7 @@ def _tests(entrants: Sequence[_Entrant], chosen: _Entrant | None) -> tuple[Test,
     return tuple(tests)
 
 
-def _item_draws(samples: Sequence[Sample | None]) -> ItemDraws | None:
+def _item_draws(samples: Sequence[GroupSample | None]) -> ItemDraws | None:
     """Returns the draws of items that all tests share; None: nobody keeps per-item scores."""
     gains = next((s.gains for s in samples if s is not None and s.gains is not None), None)
     if gains is None:

@@ -21,7 +21,7 @@ _PIECE = 500  # draws that are worked on at once, for the sake of memory
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class GroupSample:
     """What one group is known by.
 
     Args:
@@ -77,7 +77,7 @@ class ItemDraws:
             for n in items
         ]
 
-    def fitness(self, sample: Sample) -> Vector:
+    def fitness(self, sample: GroupSample) -> Vector:
         """Returns the mean fitness of a sample's runs on every draw of items, ``(draws,)``."""
         assert sample.gains is not None
         total = np.zeros(self.draws)
@@ -91,7 +91,12 @@ class ItemDraws:
 
 
 def difference(
-    first: Sample, second: Sample, items: ItemDraws | None, *, draws: int = 10_000, seed: int = 0
+    first: GroupSample,
+    second: GroupSample,
+    items: ItemDraws | None,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> Difference:
     """Returns first minus second with its 95 % interval and two-sided p, over items and seeds.
 
@@ -152,7 +157,7 @@ def _over(items: bool, seeds: bool) -> Over:
     return "seeds" if seeds else "nothing"
 
 
-def _exact(sample: Sample) -> float:
+def _exact(sample: GroupSample) -> float:
     """Returns the fitness that the gains give, equal to `fitness` up to rounding."""
     assert sample.gains is not None
     return math.fsum(
@@ -160,15 +165,15 @@ def _exact(sample: Sample) -> float:
     )
 
 
-def _gap(first: Sample, second: Sample) -> Sample:
+def _gap(first: GroupSample, second: GroupSample) -> GroupSample:
     """Returns the differences of runs with equal seeds as a sample."""
     gains = None
     if first.gains is not None and second.gains is not None:
         gains = tuple(a - b for a, b in zip(first.gains, second.gains, strict=True))
-    return Sample(first.seeds, first.fitness - second.fitness, gains, first.weights)
+    return GroupSample(first.seeds, first.fitness - second.fitness, gains, first.weights)
 
 
-def _seed_variance(sample: Sample, *, less_items: bool) -> float:
+def _seed_variance(sample: GroupSample, *, less_items: bool) -> float:
     """Returns the variance of the mean over seeds, without the part that the items explain."""
     variance = float(sample.fitness.var(ddof=1))
     if less_items and sample.gains is not None:
@@ -194,7 +199,7 @@ def _p_value(spread: Vector, effect: float) -> float:
     return min(1.0, 2 * (1 + float(min(tails))) / (len(spread) + 1))
 
 
-def _check_items(first: Sample, second: Sample) -> None:
+def _check_items(first: GroupSample, second: GroupSample) -> None:
     assert first.gains is not None
     assert second.gains is not None
     one, other = ([gains.shape[1] for gains in each.gains or ()] for each in (first, second))

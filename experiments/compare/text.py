@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from experiments.compare.comparison import Comparison, Reach, Row, Spread, Test
+from experiments.compare.comparison import Comparison, ComparisonRow, Reach, RunValues, Test
 from experiments.reports.table import duration, number
 
 METHOD = (
@@ -23,7 +23,7 @@ METHOD = (
 )
 
 
-def spread_text(spread: Spread, sign: str = "±", digits: int = 4) -> str:
+def spread_text(spread: RunValues, sign: str = "±", digits: int = 4) -> str:
     """Returns mean and standard deviation; the mean alone where all values are one.
 
     Example:
@@ -60,13 +60,13 @@ def seconds_text(reach: Reach | None) -> str:
     return "-" if reach is None or reach.seconds is None else duration(reach.seconds)
 
 
-Column = tuple[str, Callable[[Row], str]]
+Column = tuple[str, Callable[[ComparisonRow], str]]
 
 
 def columns(comparison: Comparison, sign: str = "±") -> list[Column]:
     """Returns heads and cells of the table of groups."""
     found: list[Column] = [("group", lambda row: row.label), ("seeds", _seeds)]
-    splits: list[tuple[str, Callable[[Row], Spread]]] = [
+    splits: list[tuple[str, Callable[[ComparisonRow], RunValues]]] = [
         ("search", lambda row: row.search),
         ("selection", lambda row: row.selection),
         ("held-out", lambda row: row.report),
@@ -89,11 +89,13 @@ def score_columns(comparison: Comparison, sign: str = "±") -> list[Column]:
     return found
 
 
-def _shown(spread: Callable[[Row], Spread], sign: str) -> Callable[[Row], str]:
+def _shown(
+    spread: Callable[[ComparisonRow], RunValues], sign: str
+) -> Callable[[ComparisonRow], str]:
     return lambda row: spread_text(spread(row), sign)
 
 
-def _score(row: Row, metric: str) -> Spread:
+def _score(row: ComparisonRow, metric: str) -> RunValues:
     return row.scores[metric]
 
 
@@ -239,11 +241,11 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {**values, "method": method_text(comparison), "verdict": verdict(comparison)}
 
 
-def _spread_json(spread: Spread) -> dict[str, Any]:
+def _spread_json(spread: RunValues) -> dict[str, Any]:
     return {"mean": spread.mean, "sd": spread.sd, "values": list(spread.values)}
 
 
-def _seeds(row: Row) -> str:
+def _seeds(row: ComparisonRow) -> str:
     return str(len(row.seeds)) if row.kind == "evolved" else ""
 
 
@@ -251,11 +253,11 @@ def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _cells(found: Sequence[Column], rows: Sequence[Row]) -> list[list[str]]:
+def _cells(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> list[list[str]]:
     return [[cell(row) for _, cell in found] for row in rows]
 
 
-def _aligned(found: Sequence[Column], rows: Sequence[Row]) -> str:
+def _aligned(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> str:
     return _lines([head for head, _ in found], _cells(found, rows))
 
 
@@ -269,7 +271,7 @@ def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _table(found: Sequence[Column], rows: Sequence[Row]) -> str:
+def _table(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> str:
     return _pipes([head for head, _ in found], _cells(found, rows))
 
 

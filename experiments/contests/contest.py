@@ -26,7 +26,7 @@ from experiments.contests.results import write_results
 from experiments.contests.workers import run_all
 from experiments.runs.errors import UserError
 from experiments.runs.options import check_options
-from experiments.setup.rehearsal import rehearse
+from experiments.setup.dry_run import rehearse
 from merging.files import write_text
 
 _OWN = ("experiment=", "+experiment=", "contest.", "+contest.", "~contest.", "name=", "runs=")

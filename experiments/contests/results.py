@@ -11,7 +11,7 @@ from experiments.compare.run import compare
 from experiments.compare.text import markdown
 from experiments.contests.plan import Entry
 from experiments.reports.table import by_fitness, duration, fitness_text, number
-from experiments.runs.files import Model, models_of, read_json, tasks_of
+from experiments.runs.files import ModelRow, models_of, read_json, tasks_of
 from experiments.runs.machine import machine
 
 
@@ -123,7 +123,7 @@ def _models(run: Path) -> str:
     return "\n".join(lines)
 
 
-def _read_models(run: Path) -> Sequence[Model]:
+def _read_models(run: Path) -> Sequence[ModelRow]:
     summary = run / "summary.json"
     return models_of(read_json(summary)) if summary.exists() else []
 

@@ -16,7 +16,7 @@ from experiments.gathering.items import Item, logits_of
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class LinearLayers:
     """The linear layers of a model, by the parameter that is their weight.
 
     Args:
@@ -30,7 +30,7 @@ class Layers:
     averaged: tuple[str, ...]
 
     @classmethod
-    def of(cls, module: nn.Module, names: Sequence[str]) -> Layers:
+    def of(cls, module: nn.Module, names: Sequence[str]) -> LinearLayers:
         """Returns the layers of `module` whose weights are among `names`.
 
         A weight that something else reads too (an output layer tied to the embedding) is no
@@ -62,7 +62,7 @@ def gather_gram(
     resident: Resident,
     head: str,
     batches: Sequence[Sequence[Item]],
-    layers: Layers,
+    layers: LinearLayers,
     *,
     advance: Callable[[int], object],
 ) -> dict[str, Tensor]:
@@ -100,7 +100,9 @@ def _reads_linearly(user: nn.Module, key: str) -> bool:
 
 
 @contextmanager
-def _summed(layers: Layers, sums: Mapping[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
+def _summed(
+    layers: LinearLayers, sums: Mapping[str, Tensor], counts: dict[str, int]
+) -> Iterator[None]:
     """Adds every layer's inputs to `sums`, and how many there were to `counts`."""
 
     def watch(name: str) -> Callable[..., None]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.gathering.items import Item, items_of
-from merging.checkpoints.mechanisms import Gaussian
-from merging.checkpoints.privacy_record import Spend
+from merging.checkpoints.mechanisms import GaussianMechanism
+from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy import accounting
 from merging.seeding import generator, secret_generator
 from merging.statistics_files import Kind
@@ -78,10 +78,10 @@ class PrivateStatistics:
                 "all, or one for each expert"
             )
 
-    def spend(self, expert: str, kind: Kind) -> Spend:
+    def spend(self, expert: str, kind: Kind) -> PrivacySpend:
         """Returns the price of one expert's file."""
-        mechanism = Gaussian(self.noise_multiplier)
-        return Spend(
+        mechanism = GaussianMechanism(self.noise_multiplier)
+        return PrivacySpend(
             dataset=self._named(expert),
             epsilon=accounting.epsilon([mechanism], self.delta),
             delta=self.delta,

@@ -19,14 +19,14 @@ from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.gathering.fisher import gather_fisher
-from experiments.gathering.gram import Layers, gather_gram
+from experiments.gathering.gram import LinearLayers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
 from experiments.gathering.private import PrivateStatistics, units_of
 from experiments.runs.directory import check_writable, clear_drafts, locked
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.setup import assemble
-from experiments.setup.rehearsal import check_data
+from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import dtype_name
 from merging.statistics_files import Origin, path_of, read_origin, write_statistics
@@ -102,7 +102,7 @@ class _Gathering:
     batch_tokens: int
     pool: ExpertPool
     resident: Resident
-    layers: Layers
+    layers: LinearLayers
     items: Mapping[str, Sequence[Item]]
     units: Mapping[str, Sequence[Sequence[Item]]]
     private: PrivateStatistics | None
@@ -128,7 +128,7 @@ class _Gathering:
             config.batch_tokens or BATCH_TOKENS,
             pool,
             resident,
-            Layers.of(resident.module, pool.names),
+            LinearLayers.of(resident.module, pool.names),
             _items(panel, tasks, length),
             {name: units_of(panel, each, length) for name, each in chosen.items()},
             private,

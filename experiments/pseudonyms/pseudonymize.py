@@ -11,11 +11,13 @@ import yaml
 
 from evaluators.memorization.canaries import read_canaries
 from evaluators.tasks.data import data_path, read_lines, read_text
-from experiments.pseudonyms.pseudonyms import Pseudonyms, Secret, slugged
+from experiments.pseudonyms.pseudonyms import Pseudonyms, SecretKey, slugged
 from merging.files import write_text
 
 
-def read_key(*, variable: str | None, file: Path | None, environment: Mapping[str, str]) -> Secret:
+def read_key(
+    *, variable: str | None, file: Path | None, environment: Mapping[str, str]
+) -> SecretKey:
     """Returns the key that an environment variable or a file holds, as text of any form.
 
     A line feed at the file's end does not count.
@@ -29,11 +31,11 @@ def read_key(*, variable: str | None, file: Path | None, environment: Mapping[st
     if variable is not None:
         if variable not in environment:
             raise ValueError(f"environment variable {variable} is not set: put the key into it")
-        return Secret(environment[variable].encode("utf-8", "surrogateescape"))
+        return SecretKey(environment[variable].encode("utf-8", "surrogateescape"))
     assert file is not None
     if not file.is_file():
         raise ValueError(f"key file {file} does not exist: correct its path")
-    return Secret(file.read_bytes().rstrip(b"\r\n"))
+    return SecretKey(file.read_bytes().rstrip(b"\r\n"))
 
 
 def read_fields(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ _LEAST_KEY_BYTES = 16
 _MOST_DIGITS = 64  # of SHA-256
 
 
-class Secret:
+class SecretKey:
     """A key that no text shows: neither `repr` nor `str` nor any message of this module.
 
     Args:
@@ -64,7 +64,7 @@ class Pseudonyms:
         normalisation.
     """
 
-    def __init__(self, secret: Secret, *, digits: int = 8) -> None:
+    def __init__(self, secret: SecretKey, *, digits: int = 8) -> None:
         if not 1 <= digits <= _MOST_DIGITS:
             raise ValueError(f"digits must be 1 to {_MOST_DIGITS}, got {digits}")
         self._secret, self._digits = secret, digits

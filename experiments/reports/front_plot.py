@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.reports.page import figure
 from experiments.reports.svg import BLUE, COLOURS, FAINT, GREEN, RED, STYLE, short, to_svg
-from experiments.runs.files import Json, Model
+from experiments.runs.files import Json, ModelRow
 from search.constrained import FLOOR, BoundConstrained
 from search.objective import Objective, Term
 
@@ -56,7 +56,7 @@ def beyond_limits(fitness: float, summary: Json | None) -> bool:
 
 
 def constraint_figures(
-    history: Sequence[Json], models: Sequence[Model], summary: Json | None
+    history: Sequence[Json], models: Sequence[ModelRow], summary: Json | None
 ) -> list[str]:
     """Returns a figure for every limit: skill against it; none without limits."""
     constraint = (summary or {}).get("constraint")
@@ -77,7 +77,7 @@ def constraint_figures(
 
 
 def points_of(
-    history: Sequence[Json], models: Sequence[Model], skills: Sequence[Json], key: str
+    history: Sequence[Json], models: Sequence[ModelRow], skills: Sequence[Json], key: str
 ) -> list[Point]:
     """Returns all that has both a skill and a value of `key` on the search items."""
     rows: list[tuple[str, str, Mapping[str, Any]]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.reports.hull_plot import beyond_edge, hull_chart
-from experiments.reports.page import Cell, figure, paragraph, section, table
+from experiments.reports.page import TableCell, figure, paragraph, section, table
 from experiments.runs.files import IN_HULL, Json
 
 _SPANS = ("hull", "hull_with_base", "affine_span", "linear_span")
@@ -34,13 +34,13 @@ def _caption(certificate: Json) -> str:
 
 def _points(certificate: Json) -> list[str]:
     head = [
-        Cell("point"),
-        Cell("base", hint="distance from the base"),
-        Cell("hull", hint="distance from the convex hull of the experts"),
-        Cell("hull with base", hint="distance from the convex hull of experts and base"),
-        Cell("affine span", hint="coefficients of any sign that sum to 1"),
-        Cell("linear span", hint="coefficients of any sign and sum"),
-        Cell("rounding", hint="what rounding alone could give"),
+        TableCell("point"),
+        TableCell("base", hint="distance from the base"),
+        TableCell("hull", hint="distance from the convex hull of the experts"),
+        TableCell("hull with base", hint="distance from the convex hull of experts and base"),
+        TableCell("affine span", hint="coefficients of any sign that sum to 1"),
+        TableCell("linear span", hint="coefficients of any sign and sum"),
+        TableCell("rounding", hint="what rounding alone could give"),
     ]
     names = _shown(certificate)
     rows = [_row(certificate, name) for name in names]
@@ -58,12 +58,18 @@ def _shown(certificate: Json) -> list[str]:
     return list(dict.fromkeys([*certificate["finalists"], *inside, *others]))
 
 
-def _row(certificate: Json, name: str) -> Sequence[Cell]:
+def _row(certificate: Json, name: str) -> Sequence[TableCell]:
     point, unit = certificate["points"][name], certificate["expert_scale"] or 1.0
     cells = [
-        Cell(f"{point[span]['distance'] / unit:.4f}", "best" if point[span]["outside"] else "")
+        TableCell(
+            f"{point[span]['distance'] / unit:.4f}", "best" if point[span]["outside"] else ""
+        )
         for span in _SPANS
     ]
     label = f"{name} (winner)" if name == certificate["winner"] else name
-    ends = [Cell(f"{point['from_base'] / unit:.4f}"), *cells, Cell(f"{point['floor'] / unit:.1e}")]
-    return [Cell(label), *ends]
+    ends = [
+        TableCell(f"{point['from_base'] / unit:.4f}"),
+        *cells,
+        TableCell(f"{point['floor'] / unit:.1e}"),
+    ]
+    return [TableCell(label), *ends]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.reports.page import Cell, paragraph, section, table
+from experiments.reports.page import TableCell, paragraph, section, table
 from experiments.reports.table import best_of, fitness_text, number
-from experiments.runs.files import Json, Model, fitness_of
+from experiments.runs.files import Json, ModelRow, fitness_of
 
 
-def optimism_section(summary: Json, models: Sequence[Model]) -> str:
+def optimism_section(summary: Json, models: Sequence[ModelRow]) -> str:
     """Returns the finalists, how the winner was named, and how much it promised too much."""
     winner = best_of(models, "evolved", "search")
     held_out = winner.fitness("report") if winner is not None else None
@@ -20,14 +20,19 @@ def optimism_section(summary: Json, models: Sequence[Model]) -> str:
         second = fitness_of(finalist["selection"])
         rows.append(
             [
-                Cell(f"candidate {finalist['id']}" + (" (winner)" if place == 0 else "")),
-                Cell(fitness_text(fitness_of(finalist["search"]))),
-                Cell(number(finalist["shrunken"]) if shrunk else fitness_text(second)),
-                Cell(fitness_text(held_out) if place == 0 else "not read"),
+                TableCell(f"candidate {finalist['id']}" + (" (winner)" if place == 0 else "")),
+                TableCell(fitness_text(fitness_of(finalist["search"]))),
+                TableCell(number(finalist["shrunken"]) if shrunk else fitness_text(second)),
+                TableCell(fitness_text(held_out) if place == 0 else "not read"),
             ]
         )
     second_head = "shrunken ↑" if shrunk else "selection ↑"
-    head = [Cell("finalist"), Cell("search ↑"), Cell(second_head), Cell("held-out ↑")]
+    head = [
+        TableCell("finalist"),
+        TableCell("search ↑"),
+        TableCell(second_head),
+        TableCell("held-out ↑"),
+    ]
     return section(
         "Optimism of the winner", paragraph(_optimism_text(summary)), table(head, rows, [0])
     )

@@ -47,7 +47,7 @@ svg text { user-select: text; }
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A table cell.
 
     Args:
@@ -67,7 +67,9 @@ class Cell:
         return f"<{tag}{style}{hint}>{escape(self.text)}</{tag}>"
 
 
-def table(head: Sequence[Cell], rows: Sequence[Sequence[Cell]], marked: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[TableCell], rows: Sequence[Sequence[TableCell]], marked: Sequence[int] = ()
+) -> str:
     """Returns an HTML table, without a head where it is empty; `marked` rows are highlighted."""
     lines = [f"<tr>{''.join(cell.html('th') for cell in head)}</tr>"] if head else []
     for index, row in enumerate(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.reports.page import Cell, paragraph, section, table
+from experiments.reports.page import TableCell, paragraph, section, table
 from experiments.runs.files import Json
 
 _UNKNOWN = (
@@ -56,35 +56,35 @@ def _promises(data_sets: Mapping[str, Any]) -> str:
         rdp, group = each["rdp"] or {}, each["group"] or {}
         rows.append(
             [
-                Cell(name, "text wrap"),
-                Cell(f"{each['unit']}, {each['relation']}", "text"),
-                Cell(_number(each["epsilon"]), "best"),
-                Cell(_number(each["delta"]), "best"),
-                Cell(each["how"], "text"),
-                Cell(_number(each["sum"]["epsilon"])),
-                Cell(_number(rdp.get("epsilon"))),
-                Cell(str(each["releases"])),
-                Cell(str(each["group_size"])),
-                Cell("none" if group.get("delta") == 1 else _number(group.get("epsilon"))),
+                TableCell(name, "text wrap"),
+                TableCell(f"{each['unit']}, {each['relation']}", "text"),
+                TableCell(_number(each["epsilon"]), "best"),
+                TableCell(_number(each["delta"]), "best"),
+                TableCell(each["how"], "text"),
+                TableCell(_number(each["sum"]["epsilon"])),
+                TableCell(_number(rdp.get("epsilon"))),
+                TableCell(str(each["releases"])),
+                TableCell(str(each["group_size"])),
+                TableCell("none" if group.get("delta") == 1 else _number(group.get("epsilon"))),
             ]
         )
-    return table([Cell(each) for each in head], rows)
+    return table([TableCell(each) for each in head], rows)
 
 
 def _spends(spends: Any) -> str:
     head = ["what", "data set", "ε", "δ", "accountant", "mechanisms known"]
     rows = [
         [
-            Cell(each["what"], "text wrap"),
-            Cell(each["dataset"], "text wrap"),
-            Cell(_number(each["epsilon"])),
-            Cell(_number(each["delta"])),
-            Cell(f"{each['accountant']} {each['accountant_version']}", "text wrap"),
-            Cell("no" if each["mechanisms"] is None else "yes"),
+            TableCell(each["what"], "text wrap"),
+            TableCell(each["dataset"], "text wrap"),
+            TableCell(_number(each["epsilon"])),
+            TableCell(_number(each["delta"])),
+            TableCell(f"{each['accountant']} {each['accountant_version']}", "text wrap"),
+            TableCell("no" if each["mechanisms"] is None else "yes"),
         ]
         for each in spends
     ]
-    return table([Cell(each) for each in head], rows)
+    return table([TableCell(each) for each in head], rows)
 
 
 def _number(value: float | None) -> str:

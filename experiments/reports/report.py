@@ -15,7 +15,7 @@ from experiments.reports.front_plot import beyond_limits, constraint_figures
 from experiments.reports.heat_map import heat_map
 from experiments.reports.hull_section import hull_section
 from experiments.reports.optimism_section import optimism_section
-from experiments.reports.page import Cell, figure, page, paragraph, section, table
+from experiments.reports.page import TableCell, figure, page, paragraph, section, table
 from experiments.reports.privacy_section import privacy_section
 from experiments.reports.table import (
     best_of,
@@ -28,10 +28,10 @@ from experiments.reports.table import (
 )
 from experiments.runs.files import (
     Json,
-    Model,
+    ModelRow,
     RunFiles,
     Split,
-    Task,
+    TaskColumn,
     fitness_of,
     models_of,
     shown_split,
@@ -108,7 +108,7 @@ def _unfinished(files: RunFiles, name: str) -> str:
     )
 
 
-def _headline(summary: Json, models: Sequence[Model]) -> str:
+def _headline(summary: Json, models: Sequence[ModelRow]) -> str:
     experts = [model.name for model in models if model.kind == "expert"]
     what = (
         f"{summary['method']} merge of {len(experts)} experts ({', '.join(experts)}), evolved "
@@ -127,7 +127,7 @@ def _headline(summary: Json, models: Sequence[Model]) -> str:
     )
 
 
-def _cards(summary: Json, models: Sequence[Model]) -> str:
+def _cards(summary: Json, models: Sequence[ModelRow]) -> str:
     split = shown_split(models)
     data = "held-out" if split == "report" else "search"
     cards = []
@@ -148,7 +148,7 @@ def _cards(summary: Json, models: Sequence[Model]) -> str:
 
 
 def _search_charts(
-    history: Sequence[Json], models: Sequence[Model], summary: Json | None
+    history: Sequence[Json], models: Sequence[ModelRow], summary: Json | None
 ) -> list[str]:
     fitness = [fitness_of(line["fitness"]) for line in history]
     objectives = max((len(value) for value in fitness if value is not None), default=1)
@@ -183,7 +183,7 @@ def _raced(history: Sequence[Json]) -> str:
     )
 
 
-def _levels(models: Sequence[Model]) -> list[Level]:
+def _levels(models: Sequence[ModelRow]) -> list[Level]:
     """Returns base, best expert, best static merge and best point in the hull, search items."""
     levels = []
     for kind in ("base", "expert", "static", "in_hull"):
@@ -202,7 +202,7 @@ def _levels(models: Sequence[Model]) -> list[Level]:
 
 def _front_chart(
     fitness: Sequence[tuple[float, ...] | None],
-    models: Sequence[Model],
+    models: Sequence[ModelRow],
     summary: Json | None,
     objectives: int,
 ) -> str:
@@ -230,7 +230,7 @@ def _front_chart(
     return figure(chart, caption)
 
 
-def _scores(summary: Json, models: Sequence[Model]) -> str:
+def _scores(summary: Json, models: Sequence[ModelRow]) -> str:
     splits = [split for split in _SPLITS if any(model.on(split) is not None for model in models)]
     tasks = {split: tasks_of(summary, split) for split in splits}
     rows = by_fitness(models[::-1], shown_split(models))[::-1]
@@ -246,36 +246,46 @@ def _scores(summary: Json, models: Sequence[Model]) -> str:
     return section("Scores", paragraph(note, "muted"), *parts)
 
 
-def _score_table(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> str:
+def _score_table(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> str:
     arrows = {"minimize": ("↓", "lower is better"), "maximize": ("↑", "higher is better")}
-    head = [Cell("model"), Cell("kind", "text"), Cell("fitness ↑", hint="higher is better")]
+    head = [
+        TableCell("model"),
+        TableCell("kind", "text"),
+        TableCell("fitness ↑", hint="higher is better"),
+    ]
     for task in tasks:
         arrow, hint = arrows[task.direction]
-        head.append(Cell(f"{task.metric}\u00a0{arrow}".replace("/", "/\u200b"), "wrap", hint))
+        head.append(TableCell(f"{task.metric}\u00a0{arrow}".replace("/", "/\u200b"), "wrap", hint))
     best = {task.metric: best_value(rows, task, split) for task in tasks}
     fits = [fitness for model in rows if (fitness := model.fitness(split)) is not None]
     top = max(fits) if fits and len(fits[0]) == 1 else None
     body = []
     for model in rows:
-        cells = [Cell(model.name), Cell(model.kind, "text"), _fitness_cell(model, split, top)]
+        cells = [
+            TableCell(model.name),
+            TableCell(model.kind, "text"),
+            _fitness_cell(model, split, top),
+        ]
         for task in tasks:
             score = model.score(split, task.metric)
             bold = score is not None and score == best[task.metric]
             said = model.evidence(split, task.metric)
             text = number(score) if score is None or not said else f"{number(score)} ({said})"
-            cells.append(Cell(text, "best" if bold else ""))
+            cells.append(TableCell(text, "best" if bold else ""))
         body.append(cells)
     evolved = [index for index, model in enumerate(rows) if model.kind == "evolved"]
     return table(head, body, evolved)
 
 
-def _fitness_cell(model: Model, split: Split, top: tuple[float, ...] | None) -> Cell:
+def _fitness_cell(model: ModelRow, split: Split, top: tuple[float, ...] | None) -> TableCell:
     fitness = model.fitness(split)
     if fitness is not None:
-        return Cell(fitness_text(fitness), "best" if fitness == top else "")
+        return TableCell(fitness_text(fitness), "best" if fitness == top else "")
     failure = model.failure(split) or ""
     return (
-        Cell("-", hint=failure) if model.on(split) is None else Cell("failed", "failed", failure)
+        TableCell("-", hint=failure)
+        if model.on(split) is None
+        else TableCell("failed", "failed", failure)
     )
 
 
@@ -318,8 +328,10 @@ def _failures(history: Sequence[Json]) -> str:
     rows = []
     for reason, ids in sorted(reasons.items(), key=lambda pair: (-len(pair[1]), pair[0])):
         shown = ", ".join(map(str, ids[:12])) + (", …" if len(ids) > 12 else "")
-        rows.append([Cell(reason, "wrap"), Cell(str(len(ids))), Cell(shown, "text")])
-    head = [Cell("reason"), Cell("times"), Cell("candidates", "text")]
+        rows.append(
+            [TableCell(reason, "wrap"), TableCell(str(len(ids))), TableCell(shown, "text")]
+        )
+    head = [TableCell("reason"), TableCell("times"), TableCell("candidates", "text")]
     return section("Failures", table(head, rows))
 
 
@@ -358,7 +370,9 @@ def _environment(files: RunFiles) -> str:
 
 
 def _pairs(facts: Mapping[str, Any]) -> str:
-    rows = [[Cell(str(key)), Cell(str(value), "text wrap")] for key, value in facts.items()]
+    rows = [
+        [TableCell(str(key)), TableCell(str(value), "text wrap")] for key, value in facts.items()
+    ]
     return table([], rows)
 
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.reports.privacy_section import privacy_lines
-from experiments.runs.files import Json, Model, Split, Task, models_of, shown_split, tasks_of
+from experiments.runs.files import (
+    Json,
+    ModelRow,
+    Split,
+    TaskColumn,
+    models_of,
+    shown_split,
+    tasks_of,
+)
 
 KINDS = ("base", "expert", "static", "in_hull", "evolved")
 Fitness = tuple[float, ...]
@@ -36,7 +44,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def best_value(models: Sequence[Model], task: Task, split: Split) -> float | None:
+def best_value(models: Sequence[ModelRow], task: TaskColumn, split: Split) -> float | None:
     """Returns the best score of a column in its metric's direction; None for an empty column."""
     scores = [model.score(split, task.metric) for model in models]
     values = [score for score in scores if score is not None]
@@ -45,17 +53,17 @@ def best_value(models: Sequence[Model], task: Task, split: Split) -> float | Non
     return min(values) if task.direction == "minimize" else max(values)
 
 
-def by_fitness(models: Sequence[Model], split: Split) -> list[Model]:
+def by_fitness(models: Sequence[ModelRow], split: Split) -> list[ModelRow]:
     """Returns `models` from worst to best; those without a fitness first, equals as they came."""
 
-    def rank(model: Model) -> float:
+    def rank(model: ModelRow) -> float:
         fitness = model.fitness(split)
         return float("-inf") if fitness is None else sum(fitness)
 
     return sorted(models, key=rank)
 
 
-def best_of(models: Sequence[Model], kind: str, split: Split) -> Model | None:
+def best_of(models: Sequence[ModelRow], kind: str, split: Split) -> ModelRow | None:
     """Returns the fittest model of a kind; None where no model of that kind has a fitness."""
     scored = [model for model in models if model.kind == kind and model.fitness(split) is not None]
     return by_fitness(scored, split)[-1] if scored else None
@@ -162,7 +170,7 @@ def certified(summary: Json) -> list[str]:
     return list((summary.get("certificate") or {}).get("sentences") or [])
 
 
-def _evidence(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> list[str]:
+def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> list[str]:
     """Returns a paragraph for every main metric that states chance or interval."""
     lines = []
     for task in tasks:
@@ -172,17 +180,17 @@ def _evidence(rows: Sequence[Model], tasks: Sequence[Task], split: Split) -> lis
     return [*lines, ""] if lines else []
 
 
-def _of_kind(models: Sequence[Model], kind: str, split: Split) -> list[Model]:
+def _of_kind(models: Sequence[ModelRow], kind: str, split: Split) -> list[ModelRow]:
     same = [model for model in models if model.kind == kind]
     return by_fitness(same, split) if kind in ("static", "evolved") else same
 
 
-def _label(model: Model) -> str:
+def _label(model: ModelRow) -> str:
     own = ("base", "in_hull", "evolved")
     return model.name if model.kind in own else f"{model.kind} {model.name}"
 
 
-def _scores(rows: Sequence[Model], task: Task, split: Split) -> list[str]:
+def _scores(rows: Sequence[ModelRow], task: TaskColumn, split: Split) -> list[str]:
     best = best_value(rows, task, split)
     scores = [model.score(split, task.metric) for model in rows]
     cells = [
@@ -192,7 +200,7 @@ def _scores(rows: Sequence[Model], task: Task, split: Split) -> list[str]:
     return [f"{task.metric} ", f"{better} ", *cells]
 
 
-def _fitnesses(rows: Sequence[Model], split: Split) -> list[str]:
+def _fitnesses(rows: Sequence[ModelRow], split: Split) -> list[str]:
     values = [model.fitness(split) for model in rows]
     single = [value[0] for value in values if value is not None and len(value) == 1]
     best = (max(single),) if single else None

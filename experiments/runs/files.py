@@ -15,7 +15,7 @@ FINISH = "run the command that started it again: it continues where it stopped"
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskColumn:
     """One task: its display name, its main metric ``task/metric`` and that metric's direction."""
 
     name: str
@@ -24,7 +24,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SplitScores:
     """What one model scored on one split.
 
     Args:
@@ -43,16 +43,16 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelRow:
     """A row of the result: the base, an expert, a static merge or what a search has found."""
 
     name: str
     kind: Literal["base", "expert", "static", "in_hull", "evolved"]
-    search: Reading | None
-    selection: Reading | None
-    report: Reading | None
+    search: SplitScores | None
+    selection: SplitScores | None
+    report: SplitScores | None
 
-    def on(self, split: Split) -> Reading | None:
+    def on(self, split: Split) -> SplitScores | None:
         """Returns the reading of one split; None where the model was not scored on it."""
         readings = {"search": self.search, "selection": self.selection, "report": self.report}
         return readings[split]
@@ -103,11 +103,11 @@ def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | Non
     return tuple(float(number) for number in value)
 
 
-def _reading(entry: Json | None) -> Reading | None:
+def _reading(entry: Json | None) -> SplitScores | None:
     if entry is None:
         return None
     scores = {k: float(v) for k, v in (entry.get("scores") or {}).items() if v is not None}
-    return Reading(
+    return SplitScores(
         fitness_of(entry.get("fitness")),
         scores,
         entry.get("failure"),
@@ -116,10 +116,10 @@ def _reading(entry: Json | None) -> Reading | None:
     )
 
 
-def models_of(summary: Json) -> list[Model]:
+def models_of(summary: Json) -> list[ModelRow]:
     """Returns the rows of a ``summary.json``, in its order."""
     return [
-        Model(
+        ModelRow(
             entry["name"],
             entry["kind"],
             _reading(entry.get("search")),
@@ -130,7 +130,7 @@ def models_of(summary: Json) -> list[Model]:
     ]
 
 
-def tasks_of(summary: Json, split: Split = "search") -> list[Task]:
+def tasks_of(summary: Json, split: Split = "search") -> list[TaskColumn]:
     """Returns the tasks of a ``summary.json``, in its order.
 
     Args:
@@ -140,10 +140,12 @@ def tasks_of(summary: Json, split: Split = "search") -> list[Task]:
     entries = dict(summary["tasks"])
     if split == "report":
         entries |= summary.get("report_tasks") or {}
-    return [Task(name, entry["metric"], entry["direction"]) for name, entry in entries.items()]
+    return [
+        TaskColumn(name, entry["metric"], entry["direction"]) for name, entry in entries.items()
+    ]
 
 
-def shown_split(models: Sequence[Model]) -> Split:
+def shown_split(models: Sequence[ModelRow]) -> Split:
     """Returns ``report``, or ``search`` where the run has no held-out items."""
     return "report" if any(model.report is not None for model in models) else "search"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
-from experiments.scoring.population import Together, unit_size
+from experiments.scoring.population import PopulationEvaluation, unit_size
 from experiments.scoring.racing import RacingEvaluation
-from experiments.setup.asking import InTurn, Opening, Parts
+from experiments.setup.asking import LocalRaceClient, Parts, RaceFactory
 from experiments.setup.common_items import CommonItems
 from experiments.setup.racing_checks import open_racing
 from experiments.setup.study import Study
 from search.loop.evaluation import ByGeneration, Evaluation, OneByOne
-from search.loop.steady import Bench
+from search.loop.steady import WorkerPool
 from search.objective import Objective
 
 
@@ -36,16 +36,16 @@ def open_evaluation(
     return study.execution.evaluation(own, study.order, study.space.to_json)
 
 
-def open_bench(study: Study) -> Bench[Any]:
+def open_bench(study: Study) -> WorkerPool[Any]:
     """Returns what scores single candidates of a study, some at a time."""
     own = own_evaluation(study, None)
     return study.execution.bench(own, study.order, study.space.to_json)
 
 
-def own_opening(study: Study) -> Opening:
+def own_opening(study: Study) -> RaceFactory:
     """Returns what asks the candidates of a study's races in this process."""
     panel = study.search_on
-    return partial(InTurn, study.space.decode, study.scorer(panel), Parts(panel.requests))
+    return partial(LocalRaceClient, study.space.decode, study.scorer(panel), Parts(panel.requests))
 
 
 def own_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
@@ -64,7 +64,7 @@ def own_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
 
     size = unit_size(study.config.together, study)
     if size > 1:
-        return Together(study, panel, own_items=common is not None, size=size)
+        return PopulationEvaluation(study, panel, own_items=common is not None, size=size)
     if common is not None:
         return ByGeneration(lambda genome, generation: score(genome, common.of(generation)))
     return OneByOne(score)

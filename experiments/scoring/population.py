@@ -23,9 +23,9 @@ from evaluators.requests import (
     TokenStatistics,
 )
 from experiments.setup.study import Study
-from merging.lora.low_rank import Nearby, Stacks, low_rank_of
+from merging.lora.low_rank import CentredCandidate, Stacks, low_rank_of
 from merging.method import MergeError
-from merging.paths.noise import LowRank
+from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan
 from search.loop.evaluation import Evaluated, attempt, units
 from search.loop.history import Record
@@ -36,7 +36,7 @@ _FEW_TOKENS = 1024
 """Items of at most so many tokens are read by a CPU faster together; see `population_speed`."""
 
 
-class Together:
+class PopulationEvaluation:
     """Scores the genomes of a generation in units of fixed size.
 
     A unit is scored as a whole, also where a killed search has written down a part of it, so that
@@ -67,7 +67,7 @@ class Together:
         """Returns what the genomes of one unit gave."""
         panel = self._panel(generation)
         found: dict[int, Evaluated] = {}
-        nearby: dict[Any, list[tuple[int, Nearby]]] = {}
+        nearby: dict[Any, list[tuple[int, CentredCandidate]]] = {}
         for place, genome in enumerate(genomes):
             try:
                 beside = self._nearby(genome)
@@ -83,7 +83,7 @@ class Together:
             found |= dict(zip([place for place, _ in group], answers, strict=True))
         return [found[place] for place in range(len(genomes))]
 
-    def _nearby(self, genome: Any) -> Nearby | None:
+    def _nearby(self, genome: Any) -> CentredCandidate | None:
         space, resident = self._study.space, self._study.resident
         beside = low_rank_of(space.plan(genome), self._stacks, space.decode(genome))
         if beside is not None and refusal_of(resident, beside.deltas) is not None:
@@ -93,7 +93,7 @@ class Together:
     def _alone(self, genome: Any, panel: Panel) -> Mapping[str, Score]:
         return self._study.scorer(panel)(self._study.space.decode(genome))
 
-    def _group(self, group: Sequence[Nearby], panel: Panel) -> list[Evaluated]:
+    def _group(self, group: Sequence[CentredCandidate], panel: Panel) -> list[Evaluated]:
         began = time.perf_counter()
         resident, engine = self._study.resident, self._study.engine
         try:
@@ -136,7 +136,7 @@ def _lies_nearby(study: Study) -> bool:
     """Whether the candidates of a study's space are of the form that can be scored together."""
     first = study.space.plan(study.space.first())
     if isinstance(first, PathPlan):  # it begins with its centre; noise comes later
-        return isinstance(first.noise, LowRank)
+        return isinstance(first.noise, LowRankNoise)
     try:
         beside = low_rank_of(first, Stacks(study.held))
     except MergeError:
@@ -144,11 +144,11 @@ def _lies_nearby(study: Study) -> bool:
     return beside is not None and _fits(study.resident, beside)
 
 
-def _fits(resident: Resident, beside: Nearby) -> bool:
+def _fits(resident: Resident, beside: CentredCandidate) -> bool:
     return refusal_of(resident, beside.deltas) is None
 
 
-def _scored(engine: Engine, panel: Panel, group: Sequence[Nearby]) -> list[Evaluated]:
+def _scored(engine: Engine, panel: Panel, group: Sequence[CentredCandidate]) -> list[Evaluated]:
     found = []
     for answers in engine.run_population(panel.requests, [beside.deltas for beside in group]):
         if isinstance(answers, EvaluationError):

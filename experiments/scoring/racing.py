@@ -14,9 +14,9 @@ from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
 from experiments.runs.errors import UserError
-from experiments.setup.asking import Asking, Opening
+from experiments.setup.asking import RaceClient, RaceFactory
 from merging.spaces.axes import Vector
-from search.loop.evaluation import Estimate, Evaluated
+from search.loop.evaluation import Evaluated, FitnessEstimate
 from search.loop.history import Record
 from search.objective import BoundObjective, Objective
 from search.racing.racing import Full, Places, Race, Racing, best_full
@@ -132,7 +132,7 @@ class RacingEvaluation:
     unit = 1
 
     def __init__(
-        self, racing: Racing, panel: Panel, objective: Objective, opening: Opening, seed: int
+        self, racing: Racing, panel: Panel, objective: Objective, opening: RaceFactory, seed: int
     ) -> None:
         if not isinstance(objective, BoundObjective) or objective.weights is None:
             raise UserError("racing needs an objective with one number that is a weighted mean")
@@ -155,7 +155,7 @@ class RacingEvaluation:
             yield self._evaluated(race, runner, reference, finished)
 
     def _run(
-        self, race: Race, runners: Sequence[_Runner], asking: Asking, has_reference: bool
+        self, race: Race, runners: Sequence[_Runner], asking: RaceClient, has_reference: bool
     ) -> None:
         """Runs the stages; where nobody would reach the end, one of those dropped last does."""
         last = len(race.stages) - 1
@@ -178,7 +178,7 @@ class RacingEvaluation:
         stage: int,
         running: Sequence[int],
         runners: Sequence[_Runner],
-        asking: Asking,
+        asking: RaceClient,
     ) -> list[int]:
         """Asks what is new in a stage, scores all asked so far; returns who did not fail."""
         if not running:
@@ -228,5 +228,7 @@ class RacingEvaluation:
         fitness = found.fitness
         if fitness >= reference.fitness:  # else a guess would be the best
             fitness = min((each.fitness for each in finished), default=reference.fitness)
-        estimate = Estimate(np.array([fitness]), found.cases, len(race.stages[runner.stage]))
+        estimate = FitnessEstimate(
+            np.array([fitness]), found.cases, len(race.stages[runner.stage])
+        )
         return Evaluated(runner.scores, seconds=runner.seconds, estimate=estimate)

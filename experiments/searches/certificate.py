@@ -15,7 +15,7 @@ import torch
 
 from experiments.runs.files import IN_HULL
 from experiments.searches.gain import held_out_gain
-from experiments.searches.references import Rival
+from experiments.searches.references import ModelScores
 from experiments.setup.study import Study
 from merging.files import write_text
 from merging.grouping import Whole
@@ -52,7 +52,7 @@ class InHull:
     winner: Finalist
     scores: Mapping[str, float]
     plan: Plan
-    report: Rival | None
+    report: ModelScores | None
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Ended:
     study: Study
     result: SearchResult
     finalists: Sequence[Finalist]
-    rivals: Mapping[str, Rival]
+    rivals: Mapping[str, ModelScores]
     inside: InHull | None
-    winner: Rival | None
+    winner: ModelScores | None
     reporting: Objective | None
 
 

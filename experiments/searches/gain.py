@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.item_scores import ItemScores, read_item_scores
-from experiments.searches.references import Rival
+from experiments.searches.references import ModelScores
 from merging.spaces.axes import Vector
 from search.objective import BoundObjective, Objective, Term
 from search.winners.bootstrap import paired_bootstrap
 
 
 def held_out_gain(
-    run: Path, reporting: Objective | None, winner: Rival | None, other: Rival | None
+    run: Path, reporting: Objective | None, winner: ModelScores | None, other: ModelScores | None
 ) -> dict[str, Any]:
     """Returns the difference of held-out fitness as JSON, with its paired bootstrap interval.
 

@@ -28,15 +28,15 @@ from experiments.runs.errors import UserError
 from experiments.scoring.choose import own_evaluation
 from experiments.searches.private_key import destroy, open_noise, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
-from experiments.searches.private_tracking import Belated
-from experiments.searches.references import Kind, References, Rival
+from experiments.searches.private_tracking import DeferredTracker
+from experiments.searches.references import Kind, ModelScores, References
 from experiments.searches.steps import SearchSteps
 from experiments.searches.tracking import Tracker
 from experiments.setup.common_items import PoissonItems
-from experiments.setup.initial import Scouting
+from experiments.setup.initial import StartScores
 from experiments.setup.private_checks import check_items, open_privacy, sampling_rate
 from experiments.setup.study import Study
-from merging.checkpoints.privacy_record import Spend
+from merging.checkpoints.privacy_record import PrivacySpend
 from merging.files import write_text
 from merging.paths.path import Path as WeightPath
 from merging.plan import Plan
@@ -65,15 +65,15 @@ class PrivateReferences(References):
 
     def score(
         self, panel: Panel, *, kinds: Sequence[Kind] = ("base", "expert", "static")
-    ) -> dict[str, Rival]:
+    ) -> dict[str, ModelScores]:
         """Returns the models' scores; on private items a failure each, nothing is asked."""
         if panel.split in self._public:
             return super().score(panel, kinds=kinds)
-        rivals: dict[str, Rival] = {}
+        rivals: dict[str, ModelScores] = {}
         for name, kind, _ in self._models():
             if kind in kinds:
                 label = name if name not in rivals else f"{name} ({kind})"
-                rivals[label] = Rival(name, kind, panel.split, {}, _UNREAD)
+                rivals[label] = ModelScores(name, kind, panel.split, {}, _UNREAD)
         return rivals
 
 
@@ -90,7 +90,7 @@ class PrivateSteps(SearchSteps):
         if "selection" not in privacy.public:
             study = replace(study, select_on=None)  # so that no other step can read them
         references = PrivateReferences(study, run / "references.jsonl", privacy.public)
-        super().__init__(config, study, run, budget, Belated(tracker), references)
+        super().__init__(config, study, run, budget, DeferredTracker(tracker), references)
         for panel in (study.search_on, self._selection):
             if panel is not None:
                 check_items(panel, privacy.delta)
@@ -114,13 +114,13 @@ class PrivateSteps(SearchSteps):
         super().finish()
         destroy(self._run)
 
-    def _scouting(self, objective: Objective, rivals: Mapping[str, Rival]) -> Scouting:
+    def _scouting(self, objective: Objective, rivals: Mapping[str, ModelScores]) -> StartScores:
         """Returns that nothing is known of the search items."""
 
         def refuse(name: str, plan: Plan) -> float | None:
             raise UserError(f"privacy: start {name!r} would be scored on private items")
 
-        return Scouting(dict.fromkeys(self._study.pool.expert_names, 0.0), refuse)
+        return StartScores(dict.fromkeys(self._study.pool.expert_names, 0.0), refuse)
 
     def _loop(self, objective: Objective) -> Callable[..., SearchResult]:
         """Returns the search through noisy fitness, ended by its privacy budget."""
@@ -286,10 +286,10 @@ class PrivateSteps(SearchSteps):
             ledger = replace(ledger, unrecorded=(*ledger.unrecorded, what), words=())
         return ledger
 
-    def _spend(self) -> Spend:
+    def _spend(self) -> PrivacySpend:
         privacy, spending = self._privacy, self._spending
         released = hashlib.sha256((self._run / "history.jsonl").read_bytes()).hexdigest()
-        return Spend(
+        return PrivacySpend(
             dataset=privacy.data,
             epsilon=spending.spent,
             delta=privacy.delta,

@@ -11,7 +11,7 @@ from experiments.searches.tracking import Tracker
 from search.loop.history import Record
 
 
-class Belated:
+class DeferredTracker:
     """Tells another tracker of all candidates once the search is over.
 
     How long a candidate took tells how many items were sampled, and trackers note when they are

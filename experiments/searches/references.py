@@ -29,7 +29,7 @@ _KINDS: tuple[Kind, ...] = ("base", "expert", "static")
 
 
 @dataclass(frozen=True)
-class Rival:
+class ModelScores:
     """What one model scored on one split.
 
     Args:
@@ -79,7 +79,7 @@ class References:
         }
         drop_unentered(path.parent, range(len(self._known)))
 
-    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, Rival]:
+    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, ModelScores]:
         """Returns label to scores: base first, then experts, then static merges.
 
         A model whose name is taken by another kind is labelled ``name (kind)``.
@@ -88,7 +88,7 @@ class References:
             EvaluationError: the base itself cannot be scored, so that nothing can.
         """
         models = [entry for entry in self._models() if entry[1] in kinds]
-        rivals: dict[str, Rival] = {}
+        rivals: dict[str, ModelScores] = {}
         for name, kind, weights in tqdm(
             models, desc=f"references, {panel.split}", leave=False, disable=None
         ):
@@ -100,23 +100,23 @@ class References:
 
     def score_one(
         self, name: str, kind: Kind, panel: Panel, weights: Callable[[], Weights]
-    ) -> Rival:
+    ) -> ModelScores:
         """Returns one model's scores on a panel, computed at most once per run."""
         key = (kind, name, panel.split)
         if key not in self._known:
             try:
                 scored = self._study.scorer(panel)(weights())
                 scores = {label: float(score.value) for label, score in scored.items()}
-                rival = Rival(name, kind, panel.split, scores, **stated(scored))
+                rival = ModelScores(name, kind, panel.split, scores, **stated(scored))
                 self._keep_items(rival, panel, scored)
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
-                rival = Rival(name, kind, panel.split, {}, str(error))
+                rival = ModelScores(name, kind, panel.split, {}, str(error))
             jsonl.append(self._path, {"id": len(self._known), **rival.to_json()})
             self._known[key] = rival
         return self._known[key]
 
-    def _keep_items(self, rival: Rival, panel: Panel, scored: Mapping[str, Score]) -> None:
+    def _keep_items(self, rival: ModelScores, panel: Panel, scored: Mapping[str, Score]) -> None:
         """Writes per-item scores before the model's own line, so that a line has its items."""
         if panel.split in SPLITS:
             append_item_scores(
@@ -157,5 +157,5 @@ def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def _rival(line: dict[str, Any]) -> Rival:
-    return Rival(**{key: value for key, value in line.items() if key != "id"})
+def _rival(line: dict[str, Any]) -> ModelScores:
+    return ModelScores(**{key: value for key, value in line.items() if key != "id"})

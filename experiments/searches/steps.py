@@ -24,12 +24,12 @@ from experiments.runs.files import IN_HULL
 from experiments.scoring.choose import open_bench, open_evaluation
 from experiments.searches.certificate import Ended, InHull, write_certificate
 from experiments.searches.progress import Progress
-from experiments.searches.references import References, Rival
+from experiments.searches.references import ModelScores, References
 from experiments.searches.summary import Finished, write_summary
 from experiments.searches.tracking import NoTracker, Tracker
 from experiments.setup import in_hull
 from experiments.setup.common_items import CommonItems
-from experiments.setup.initial import Scouting, recipes_of
+from experiments.setup.initial import StartScores, recipes_of
 from experiments.setup.study import Study
 from merging.files import write_text
 from merging.plan import Plan
@@ -121,10 +121,10 @@ class SearchSteps:
         self._tracker.finish(summary, [self._run / "recipe.json"])
         write_report(self._run)
 
-    def _scouting(self, objective: Objective, rivals: Mapping[str, Rival]) -> Scouting:
+    def _scouting(self, objective: Objective, rivals: Mapping[str, ModelScores]) -> StartScores:
         """Returns what the search items say of the experts, and of any other point when asked."""
 
-        def fitness(rival: Rival) -> float | None:
+        def fitness(rival: ModelScores) -> float | None:
             if rival.failure is not None:
                 return None
             return float(np.mean(objective.fitness(rival.scores)))
@@ -136,9 +136,9 @@ class SearchSteps:
             )
 
         experts = {r.name: fitness(r) for r in rivals.values() if r.kind == "expert"}
-        return Scouting(experts, score)
+        return StartScores(experts, score)
 
-    def _bind(self, panel: Panel, rivals: Mapping[str, Rival]) -> Objective:
+    def _bind(self, panel: Panel, rivals: Mapping[str, ModelScores]) -> Objective:
         """Returns the objective, normalised by base and experts on the panel's own split."""
         try:
             bound: Objective = self._study.objective.bind(
@@ -310,7 +310,7 @@ class SearchSteps:
         scores = next(r.scores for r in found.records if r.id == winner.id)
         return InHull(found.evaluations, winner, scores, plan, report)
 
-    def _report(self, winner: Finalist) -> dict[str, Rival] | None:
+    def _report(self, winner: Finalist) -> dict[str, ModelScores] | None:
         """Reads the held-out items, once and for all models; None: there are none."""
         study, panel = self._study, self._study.report_on
         if panel is None:

@@ -17,7 +17,7 @@ from experiments.runs.device import peak_memory_bytes
 from experiments.runs.directory import run_identity
 from experiments.runs.files import IN_HULL
 from experiments.searches.certificate import InHull
-from experiments.searches.references import References, Rival
+from experiments.searches.references import ModelScores, References
 from experiments.setup.study import Study
 from merging.files import write_text
 from merging.privacy.ledger import Ledger
@@ -53,11 +53,11 @@ class Finished:
     config: DictConfig
     study: Study
     run: Path
-    rivals: Mapping[str, Rival]
+    rivals: Mapping[str, ModelScores]
     objective: Objective
     result: SearchResult
     finalists: Sequence[Finalist]
-    report: Mapping[str, Rival] | None
+    report: Mapping[str, ModelScores] | None
     reporting: Objective | None
     recipe: Recipe
     certificate: Mapping[str, Any]
@@ -204,7 +204,7 @@ def _found(
     kind: str,
     winner: Finalist,
     scores: Mapping[str, float],
-    report: Rival | None,
+    report: ModelScores | None,
     reporting: Objective | None,
 ) -> dict[str, Any]:
     """Returns the row of a search's winner."""
@@ -225,7 +225,7 @@ def _found(
     }
 
 
-def _reading(rival: Rival, objective: Objective | None) -> dict[str, Any]:
+def _reading(rival: ModelScores, objective: Objective | None) -> dict[str, Any]:
     fitness = None
     if rival.failure is None and objective is not None:
         fitness = objective.fitness(rival.scores).tolist()

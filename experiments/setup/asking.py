@@ -32,7 +32,7 @@ class Answer:
     seconds: float = 0.0
 
 
-class Asking(Protocol):
+class RaceClient(Protocol):
     """Asks candidates of one generation; one after the other, or many at the same time."""
 
     def __call__(self, numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
@@ -45,7 +45,7 @@ class Asking(Protocol):
         ...
 
 
-Opening: TypeAlias = Callable[[Sequence[Any]], Asking]
+RaceFactory: TypeAlias = Callable[[Sequence[Any]], RaceClient]
 """Genomes of a generation to what asks them."""
 
 
@@ -71,7 +71,7 @@ class Parts:
         return found
 
 
-class InTurn:
+class LocalRaceClient:
     """Asks one candidate after the other; the one that is in the model already comes first.
 
     Args:
@@ -93,7 +93,7 @@ class InTurn:
         self._written: int | None = None
 
     def __call__(self, numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
-        """Returns the answers by number; see `Asking`."""
+        """Returns the answers by number; see `RaceClient`."""
         requests = self._parts(slots)
         order = sorted(numbers, key=lambda number: (number != self._written, number))
         return {number: self._answer(number, requests) for number in order}

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from experiments.setup.asking import Opening
+from experiments.setup.asking import RaceFactory
 from search.loop.evaluation import Evaluation
-from search.loop.steady import Bench, InTurn
+from search.loop.steady import LocalPool, WorkerPool
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """What a worker elsewhere makes its study of; plain values, no weights.
 
     Args:
@@ -44,7 +44,7 @@ class Execution(Protocol):
     elsewhere: bool
 
     def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Evaluation[Any]:
         """Returns what scores whole generations.
 
@@ -56,14 +56,14 @@ class Execution(Protocol):
         ...
 
     def bench(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Bench[Any]:
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> WorkerPool[Any]:
         """Returns what scores single candidates, some at a time; arguments as `evaluation`."""
         ...
 
     def opening(
-        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Opening:
+        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> RaceFactory:
         """Returns what asks the candidates of races; arguments as `evaluation`."""
         ...
 
@@ -78,20 +78,20 @@ class Local:
     elsewhere = False
 
     def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Evaluation[Any]:
         """Returns `own`."""
         return own
 
     def bench(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Bench[Any]:
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> WorkerPool[Any]:
         """Returns what scores one candidate after the other."""
-        return InTurn(lambda genome: next(own([genome], 0, (), 0)))
+        return LocalPool(lambda genome: next(own([genome], 0, (), 0)))
 
     def opening(
-        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Opening:
+        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> RaceFactory:
         """Returns `own`."""
         return own
 

@@ -21,7 +21,7 @@ from search.strategies.mergevolve import initial_weights
 
 
 @dataclass(frozen=True)
-class Scouting:
+class StartScores:
     """What is known of the search items before the search.
 
     Args:
@@ -36,7 +36,7 @@ class Scouting:
 class Initial(Protocol):
     """One way to choose the point that a search starts from."""
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan | None:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan | None:
         """Returns the point; None: the space's own start.
 
         Raises:
@@ -49,7 +49,7 @@ class Initial(Protocol):
 class Own:
     """The space's own start: the axes' starts, the base for full weights, the first founder."""
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan | None:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan | None:
         """Returns None."""
         return None
 
@@ -66,7 +66,7 @@ class Weighted:
     weights: Mapping[str, float] | None = None
     scale: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the weighted sum."""
         names = pool.expert_names
         if self.weights is None:
@@ -95,7 +95,7 @@ class Scored:
     temperature: float = 1.0
     scale: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the weighted sum."""
         scored = {name: f for name, f in scouting.experts.items() if f is not None}
         if not scored:
@@ -111,7 +111,7 @@ class Scored:
 class BestExpert:
     """The expert with the highest fitness on the search items, as it is; of equals the first."""
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the expert."""
         scored = {name: f for name, f in scouting.experts.items() if f is not None}
         if not scored:
@@ -132,7 +132,7 @@ class RandomWeights:
     seed: int = 0
     spread: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the weighted sum."""
         rng = np.random.default_rng(stable_seed("initial", self.seed))
         drawn = self.spread * rng.standard_normal(len(pool.expert_names))
@@ -151,7 +151,7 @@ class Static:
     method: MergeMethod
     grouping: Grouping
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the merge."""
         return uniform_plan(self.method, self.grouping, pool)
 
@@ -166,7 +166,7 @@ class FromRecipe:
 
     path: str
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the recipe's plan.
 
         Raises:
@@ -209,7 +209,7 @@ class BestOf:
 
     of: Mapping[str, Initial]
 
-    def plan(self, pool: ExpertPool, scouting: Scouting) -> Plan:
+    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
         """Returns the best point's plan.
 
         Raises:
@@ -242,6 +242,8 @@ def recipes_of(initial: Initial) -> list[Path]:
     return []
 
 
-def _below(name: str, scouting: Scouting) -> Scouting:
+def _below(name: str, scouting: StartScores) -> StartScores:
     """Returns the same with the names of what is scored below `name`."""
-    return Scouting(scouting.experts, lambda inner, plan: scouting.score(f"{name}.{inner}", plan))
+    return StartScores(
+        scouting.experts, lambda inner, plan: scouting.score(f"{name}.{inner}", plan)
+    )

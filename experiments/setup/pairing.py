@@ -21,7 +21,7 @@ _KINDS = {
 READ_BY = {  # part: its default, and the spaces that read it
     "method": ("merging.methods.task_arithmetic.TaskArithmetic", "weights or coefficients"),
     "grouping": ("merging.grouping.Whole", "weights, coefficients or mixed"),
-    "noise": ("merging.paths.noise.Gaussian", "full_weights or factors"),
+    "noise": ("merging.paths.noise.GaussianNoise", "full_weights or factors"),
 }
 _STRATEGIES = {
     "axes": "cma, de, pso, model_swarms, ngopt, oneplusone, random or grid",

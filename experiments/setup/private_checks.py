@@ -12,18 +12,18 @@ from evaluators.panel import Panel
 from experiments.setup import assemble
 from experiments.setup.initial import BestExpert, BestOf, Scored
 from search.objective import Pareto, WeightedMean
-from search.privacy.privacy import Privacy
+from search.privacy.privacy import SearchPrivacy
 from search.strategy import Strategy
 
 _MANY = 10_000
 
 
-def open_privacy(config: DictConfig) -> Privacy | None:
+def open_privacy(config: DictConfig) -> SearchPrivacy | None:
     """Returns the privacy that a run's configuration asks for; None: its items are not private."""
     if not config.get("privacy"):
         return None
     privacy = instantiate(config.privacy, _convert_="all")
-    if not isinstance(privacy, Privacy):
+    if not isinstance(privacy, SearchPrivacy):
         raise ValueError("this is a search: choose privacy=means, or differences for dp_zo")
     return privacy
 
@@ -130,7 +130,7 @@ def _check_not_private(config: DictConfig) -> None:
         )
 
 
-def _check_readings(config: DictConfig, privacy: Privacy) -> None:
+def _check_readings(config: DictConfig, privacy: SearchPrivacy) -> None:
     """Refuses what would read a private split besides the search."""
     for key, split in (("select_on", "selection"), ("report_on", "report")):
         named = any((config[key] or {}).values())
@@ -155,7 +155,7 @@ def _check_readings(config: DictConfig, privacy: Privacy) -> None:
         )
 
 
-def _check_ways(config: DictConfig, privacy: Privacy) -> None:
+def _check_ways(config: DictConfig, privacy: SearchPrivacy) -> None:
     """Refuses ways of searching that release more than is paid for."""
     if config.get("in_hull"):
         raise ValueError(
@@ -184,7 +184,9 @@ def _check_ways(config: DictConfig, privacy: Privacy) -> None:
         )
 
 
-def _check_objective(config: DictConfig, privacy: Privacy, asked: int, objectives: int) -> None:
+def _check_objective(
+    config: DictConfig, privacy: SearchPrivacy, asked: int, objectives: int
+) -> None:
     objective = assemble.open_partial(config.objective)
     if not isinstance(objective, WeightedMean | Pareto) or objective.normalize != "raw":
         raise ValueError(

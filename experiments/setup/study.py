@@ -16,10 +16,10 @@ from evaluators.engine.served import ServedModel
 from evaluators.panel import Panel
 from experiments.setup import assemble
 from experiments.setup.assemble import Machine
-from experiments.setup.execution import Execution, Local, Order
-from experiments.setup.initial import Initial, Scouting
+from experiments.setup.dry_run import check_merges, check_panels, rehearse
+from experiments.setup.execution import Execution, Local, WorkerSpec
+from experiments.setup.initial import Initial, StartScores
 from experiments.setup.racing_checks import check_cases
-from experiments.setup.rehearsal import check_merges, check_panels, rehearse
 from experiments.setup.scorer import Scorer
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeMethod
@@ -96,7 +96,7 @@ class Study:
             return Scorer(self.served, self.served, panel)
         return Scorer(self.resident, self.engine, panel)
 
-    def started(self, scouting: Scouting) -> Study:
+    def started(self, scouting: StartScores) -> Study:
         """Returns the study that starts from the point which `scouting` decides.
 
         Raises:
@@ -116,14 +116,14 @@ class Study:
             "start": space.plan(space.first()).describe(),
         }
 
-    def order(self) -> Order:
+    def order(self) -> WorkerSpec:
         """Returns what another process makes its study of: see `for_worker`."""
         config = self.config.copy()
         config.experts = assemble.named_sources(config)
         config.device = self.machine.device.type
         config.execution = {"_target_": "experiments.setup.execution.Local"}
         pool, start = self.pool, self.start
-        return Order(
+        return WorkerSpec(
             config=OmegaConf.to_yaml(config, resolve=True),
             start=None if start is None else start.describe(),
             base=pool.base.sha256,
@@ -240,6 +240,6 @@ class Study:
         )
 
 
-def _unread(pool: ExpertPool) -> Scouting:
+def _unread(pool: ExpertPool) -> StartScores:
     """Returns what is known before anything has been scored: all are equal."""
-    return Scouting(dict.fromkeys(pool.expert_names, 0.0), lambda name, plan: 0.0)
+    return StartScores(dict.fromkeys(pool.expert_names, 0.0), lambda name, plan: 0.0)

@@ -17,7 +17,7 @@ from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import Expert, WholeExpert, held
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
-from merging.rules.cache import LARGE, Facts, Row, Tensors
+from merging.rules.cache import LARGE, ExpertTensor, ParameterStack, TensorCache
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class ExpertPool:
     _base_weights: Weights
     _deltas: dict[str, Tensor] | None = None
     _whole: ExpertPool | None = None
-    _facts: Facts | None = None
-    _rows: dict[str, Tensors] | None = None
+    _facts: TensorCache | None = None
+    _rows: dict[str, ParameterStack] | None = None
 
     @classmethod
     def open(
@@ -157,7 +157,7 @@ class ExpertPool:
             self._deltas[name] = deltas
         return deltas
 
-    def tensors(self, name: str) -> Tensors:
+    def tensors(self, name: str) -> ParameterStack:
         """Returns the parameter of base and experts, each as it is held, for merging in one pass.
 
         Adapters have no tensor of their own: what they add is computed, and kept if there is room.
@@ -166,7 +166,7 @@ class ExpertPool:
             return self._rows[name]
         base = self.base_tensor(name)
         rows = tuple(self._row(name, base, expert) for expert in self.experts.values())
-        found = Tensors(name, base, rows, torch.float32, self._large)
+        found = ParameterStack(name, base, rows, torch.float32, self._large)
         if self._rows is not None:
             self._rows[name] = found
         return found
@@ -175,10 +175,10 @@ class ExpertPool:
     def _large(self) -> bool:
         return any(self.base.shape(name).numel() >= LARGE for name in self.names)
 
-    def _row(self, name: str, base: Tensor, expert: Expert) -> Row:
+    def _row(self, name: str, base: Tensor, expert: Expert) -> ExpertTensor:
         if isinstance(expert, WholeExpert):
             own = expert.tensor(name, base)
-            return Row(name, expert.sha256, own, True, base, torch.float32, self._facts)
+            return ExpertTensor(name, expert.sha256, own, True, base, torch.float32, self._facts)
 
         def delta() -> Tensor:
             out = torch.empty(base.shape, dtype=torch.float32, device=self.device)
@@ -188,7 +188,7 @@ class ExpertPool:
         key = (name, expert.sha256, "delta")
         found = self._facts.get(key, 4 * base.numel(), delta) if self._facts else None
         stored = delta() if found is None else found
-        return Row(name, expert.sha256, stored, False, base, torch.float32, self._facts)
+        return ExpertTensor(name, expert.sha256, stored, False, base, torch.float32, self._facts)
 
     def fact(self, name: str, kind: str, compute: Callable[[], float]) -> float:
         """Returns a number that follows from a parameter of base and experts.
@@ -232,7 +232,7 @@ class ExpertPool:
             return self
         chosen = {name: self.experts[name] for name in experts}
         heads = tuple(name for name in experts if name in self.heads)
-        rows: dict[str, Tensors] | None = None if self._rows is None else {}
+        rows: dict[str, ParameterStack] | None = None if self._rows is None else {}
         return replace(
             self,
             experts=chosen,
@@ -290,7 +290,7 @@ class ExpertPool:
             _base_weights=self._base_weights if shared else keep(self._base_weights),
             _deltas={} if cache_deltas else None,
             _whole=None,
-            _facts=Facts(facts_bytes),
+            _facts=TensorCache(facts_bytes),
             _rows={} if held_whole else None,
         )
 

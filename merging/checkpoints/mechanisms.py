@@ -15,7 +15,7 @@ class PrivacyRecordError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianMechanism:
     """Gaussian noise on a sum of clipped contributions, of all units or of a Poisson sample.
 
     Args:
@@ -56,7 +56,7 @@ class PureEpsilon:
 
 
 @dataclass(frozen=True)
-class Laplace(PureEpsilon):
+class LaplaceMechanism(PureEpsilon):
     """Laplace noise, all units in every release: epsilon is sensitivity over the noise's scale."""
 
 
@@ -71,13 +71,13 @@ class SparseVector(PureEpsilon):
     """
 
 
-Mechanism: TypeAlias = Gaussian | PureEpsilon
+Mechanism: TypeAlias = GaussianMechanism | PureEpsilon
 """One of the four."""
 
 _KINDS: Mapping[str, type[Mechanism]] = {
-    "gaussian": Gaussian,
+    "gaussian": GaussianMechanism,
     "pure": PureEpsilon,
-    "laplace": Laplace,
+    "laplace": LaplaceMechanism,
     "sparse_vector": SparseVector,
 }
 

@@ -33,7 +33,7 @@ Relation: TypeAlias = Literal["add_or_remove", "replace_one"]
 
 
 @dataclass(frozen=True)
-class Spend:
+class PrivacySpend:
     """One release from one private data set, and its price.
 
     Args:
@@ -100,7 +100,7 @@ class Spend:
         return content
 
     @classmethod
-    def from_json(cls, content: Any) -> Spend:
+    def from_json(cls, content: Any) -> PrivacySpend:
         """Returns the spend that `to_json` wrote.
 
         Raises:
@@ -127,11 +127,11 @@ class PrivacyRecord:
             any, the model is not private.
     """
 
-    spends: tuple[Spend, ...] = ()
+    spends: tuple[PrivacySpend, ...] = ()
     unrecorded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_tuple(self, "spends", Spend)
+        check_tuple(self, "spends", PrivacySpend)
         check_tuple(self, "unrecorded", str)
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +152,9 @@ class PrivacyRecord:
         for name in ("spends", "unrecorded"):
             if not isinstance(content[name], list):
                 raise PrivacyRecordError(f"{name} must be a list, got {content[name]!r}")
-        return cls(tuple(map(Spend.from_json, content["spends"])), tuple(content["unrecorded"]))
+        return cls(
+            tuple(map(PrivacySpend.from_json, content["spends"])), tuple(content["unrecorded"])
+        )
 
 
 def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str] = ()) -> Path:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.lineages.slices import Chunk
+from merging.lineages.slices import EntryRange
 from merging.seeding import stable_seed
 
 SHARES = 2**16
 """A share of entries counts in these parts: 16 random bits per entry decide."""
 
 
-def mask(share: float, chunk: Chunk, like: Tensor, *seed: str | int) -> Tensor:
+def mask(share: float, chunk: EntryRange, like: Tensor, *seed: str | int) -> Tensor:
     """Returns -1 (all bits set) with probability `share`, else 0; ``(entries,)`` int32, new.
 
     Args:

@@ -23,13 +23,13 @@ from merging.lineages.chance import (
     mask,
     threshold,
 )
-from merging.lineages.slices import Chunk, Place
+from merging.lineages.slices import EntryRange, TensorSlice
 from merging.seeding import stable_seed
 
 Side: TypeAlias = Literal[0, 1]
 """Which parent: 0 the first, 1 the second."""
 
-Crossing: TypeAlias = Callable[[Chunk, Tensor, Tensor], Tensor]
+Crossing: TypeAlias = Callable[[EntryRange, Tensor, Tensor], Tensor]
 """A chunk and both parents' entries in it, ``(entries,)`` float32, to the child's."""
 
 _FLAT = 1e-6
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
     inner: float
 
 
-class Crossover(Protocol):
+class CrossoverOperator(Protocol):
     """Makes a child of two parents; a frozen dataclass of numbers and seeds.
 
     Attributes:
@@ -58,17 +58,17 @@ class Crossover(Protocol):
         """The parent that the child is, in every model; None: it is of both."""
         ...
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """Returns the parent whose tensor the child takes as it is; None: it is of both."""
         ...
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
         """Returns what computes the child in one tensor; it changes no argument."""
         ...
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformCrossover:
     """Each entry from the first parent with probability `share`, else from the second.
 
     Source: Syswerda 1989, Uniform crossover in genetic algorithms.
@@ -87,14 +87,14 @@ class Uniform:
         """A parent where the share is 0 or 1."""
         return _end(threshold(self.share) / SHARES)
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """None: entries are mixed."""
         return None
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
 
-        def cross(chunk: Chunk, first: Tensor, second: Tensor) -> Tensor:
+        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
             taken = mask(self.share, chunk, first, "uniform", self.seed, place.tensor)
             # Bits are chosen instead of numbers: several times faster than torch.where.
             a, b = first.view(torch.int32), second.view(torch.int32)
@@ -104,7 +104,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointCrossover:
     """Segments of both parents by turns: first, second, first ...; one-point, two-point ...
 
     Args:
@@ -135,17 +135,17 @@ class Points:
         sides = {i % 2 for i in range(len(bounds) - 1) if bounds[i] < bounds[i + 1]}
         return _side(sides.pop()) if len(sides) == 1 else None
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """The one parent of a tensor that no cut divides."""
         if self.over == "layers":
             return _side(sum(round(cut * place.layers) <= place.layer for cut in self.cuts))
         sides = {side for side, _, _ in self._segments(place, 0, place.entries)}
         return None if len(sides) > 1 else _side(sides.pop() if sides else 0)
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
 
-        def cross(chunk: Chunk, first: Tensor, second: Tensor) -> Tensor:
+        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
             parents = first, second
             segments = self._segments(place, chunk.start, chunk.stop)
             return torch.cat(
@@ -157,7 +157,7 @@ class Points:
 
         return cross
 
-    def _segments(self, place: Place, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def _segments(self, place: TensorSlice, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Returns (side, start, stop) of the segments in a range of entries, none empty."""
         ends = [round(cut * place.total) - place.offset for cut in self.cuts] + [stop]
         found = []
@@ -169,7 +169,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class PerTensor:
+class TensorCrossover:
     """Each tensor whole from the first parent with probability `share`, else from the second."""
 
     seed: int
@@ -185,19 +185,19 @@ class PerTensor:
         """A parent where the share is 0 or 1."""
         return _end(self.share)
 
-    def source(self, place: Place) -> Side:
+    def source(self, place: TensorSlice) -> Side:
         """The drawn parent."""
         drawn = stable_seed("per tensor", self.seed, place.tensor)
         return 0 if drawn < self.share * 2**63 else 1
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
         side = self.source(place)
         return lambda chunk, first, second: (first, second)[side]
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class ArithmeticCrossover:
     """``weight * first + (1 - weight) * second``, any real weight: beyond 0 and 1 it extrapolates.
 
     Source: Michalewicz 1992, Genetic algorithms + data structures = evolution programs, ch. 5.
@@ -214,17 +214,17 @@ class Arithmetic:
         """A parent where the weight is 0 or 1."""
         return _end(self.weight)
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
         return lambda chunk, first, second: _blend(first, second, self.weight, 1 - self.weight)
 
 
 @dataclass(frozen=True)
-class Slerp:
+class SlerpCrossover:
     """Spherical interpolation of the two task vectors in every tensor: weight 1 is the first.
 
     ``sin(w O)/sin(O) first + sin((1 - w) O)/sin(O) second``, O the angle between them; where they
@@ -244,19 +244,19 @@ class Slerp:
         """A parent where the weight is 0 or 1."""
         return _end(self.weight)
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
         left, right = _arc(moments, self.weight)
         return lambda chunk, first, second: _blend(first, second, left, right)
 
 
 @dataclass(frozen=True)
-class SplitSlerp:
-    """`Slerp` with `weight` before the cut of the flattened task vector, ``1 - weight`` after it.
+class SplitSlerpCrossover:
+    """`SlerpCrossover` with `weight` before the cut of the task vector, ``1 - weight`` after it.
 
     Args:
         cut: fraction in [0, 1]; it lies before entry ``round(cut total)``.
@@ -282,16 +282,16 @@ class SplitSlerp:
             return _end(self.weight if self.cut == 1 else 1 - self.weight)
         return None
 
-    def source(self, place: Place) -> Side | None:
+    def source(self, place: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: Place, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `Crossover.crossing`."""
+    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
+        """Returns what computes the child; see `CrossoverOperator.crossing`."""
         before, after = _arc(moments, self.weight), _arc(moments, 1 - self.weight)
         bound = round(self.cut * place.total) - place.offset
 
-        def cross(chunk: Chunk, first: Tensor, second: Tensor) -> Tensor:
+        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
             at = min(max(bound - chunk.start, 0), len(first))
             if at in (0, len(first)):
                 return _blend(first, second, *(after if at == 0 else before))
@@ -309,7 +309,7 @@ def _blend(first: Tensor, second: Tensor, left: float, right: float) -> Tensor:
 
 
 def _arc(moments: Moments, weight: float) -> tuple[float, float]:
-    """Returns the factors of first and second on their great circle; see `Slerp`."""
+    """Returns the factors of first and second on their great circle; see `SlerpCrossover`."""
     lengths = math.sqrt(moments.first) * math.sqrt(moments.second)
     if lengths == 0:
         return weight, 1 - weight

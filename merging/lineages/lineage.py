@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from merging.described import rebuild
-from merging.lineages.crossover import Crossover
+from merging.lineages.crossover import CrossoverOperator
 from merging.lineages.mutation import Mutation
 from merging.paths.path import BASE
 
@@ -59,7 +59,7 @@ class Crossed(_Individual):
 
     first: Lineage = field(repr=False)
     second: Lineage = field(repr=False)
-    by: Crossover
+    by: CrossoverOperator
     key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -208,7 +208,9 @@ def _child(node: Any, value: Mapping[str, Any], read: list[Lineage]) -> Lineage:
     if len(parents) == 1:
         mutation: Mutation = rebuild(options, "mutation", ("change", "idle", "measures"))
         return Mutated(read[parents[0]], mutation)
-    crossover: Crossover = rebuild(options, "crossover", ("crossing", "source", "measures"))
+    crossover: CrossoverOperator = rebuild(
+        options, "crossover", ("crossing", "source", "measures")
+    )
     return Crossed(read[parents[0]], read[parents[1]], crossover)
 
 
@@ -216,17 +218,17 @@ def _is_place(value: Any, before: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < before
 
 
-def _kind(by: Crossover | Mutation) -> tuple[str, ...]:
+def _kind(by: CrossoverOperator | Mutation) -> tuple[str, ...]:
     """Returns import path and field names of an operator."""
     names = (each.name for each in dataclasses.fields(by))  # type: ignore[arg-type]
     return (f"{type(by).__module__}.{type(by).__qualname__}", *names)
 
 
-def _values(by: Crossover | Mutation) -> list[Any]:
+def _values(by: CrossoverOperator | Mutation) -> list[Any]:
     """Returns the values of an operator's fields, as JSON gives them back."""
     values = [getattr(by, name) for name in _kind(by)[1:]]
     return [list(value) if isinstance(value, tuple) else value for value in values]
 
 
-def _written(by: Crossover | Mutation) -> str:
+def _written(by: CrossoverOperator | Mutation) -> str:
     return json.dumps([_kind(by), _values(by)])

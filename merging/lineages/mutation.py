@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from merging.lineages.chance import make_fraction, make_real, make_whole, mask, threshold
-from merging.lineages.slices import Chunk, Place
+from merging.lineages.slices import EntryRange, TensorSlice
 from merging.seeding import generator
 
-Change: TypeAlias = Callable[[Chunk, Tensor], Tensor]
+Change: TypeAlias = Callable[[EntryRange, Tensor], Tensor]
 """A chunk and the parent's entries in it, ``(entries,)`` float32, to the child's."""
 
 
@@ -36,7 +36,7 @@ class Mutation(Protocol):
         """Whether the child is its parent."""
         ...
 
-    def change(self, place: Place, square: float) -> Change:
+    def change(self, place: TensorSlice, square: float) -> Change:
         """Returns what computes the child in one tensor; it changes no argument.
 
         Args:
@@ -47,7 +47,7 @@ class Mutation(Protocol):
 
 
 @dataclass(frozen=True)
-class Rescale:
+class ScaleMutation:
     """``factor`` times the task vector, any real factor."""
 
     factor: float
@@ -61,7 +61,7 @@ class Rescale:
         """Whether the factor is 1."""
         return self.factor == 1
 
-    def change(self, place: Place, square: float) -> Change:
+    def change(self, place: TensorSlice, square: float) -> Change:
         """Returns what computes the child; see `Mutation.change`."""
         return lambda chunk, parent: parent * self.factor
 
@@ -98,13 +98,13 @@ class LowRankMutation:
         """Whether the size is 0."""
         return self.size == 0
 
-    def change(self, place: Place, square: float) -> Change:
+    def change(self, place: TensorSlice, square: float) -> Change:
         """Returns what computes the child; see `Mutation.change`."""
         columns = place.columns
         left, right = self._factors(place)
         length = self.size * math.sqrt(square)
 
-        def change(chunk: Chunk, parent: Tensor) -> Tensor:
+        def change(chunk: EntryRange, parent: Tensor) -> Tensor:
             rows = left[chunk.start // columns : chunk.stop // columns].to(parent.device)
             if right is None:
                 return parent.add(rows, alpha=length)
@@ -113,7 +113,7 @@ class LowRankMutation:
 
         return change
 
-    def _factors(self, place: Place) -> tuple[Tensor, Tensor | None]:
+    def _factors(self, place: TensorSlice) -> tuple[Tensor, Tensor | None]:
         """Returns B and A, or a vector and None: the noise has length 1 over the tensor."""
         rng = generator("low rank", self.seed, place.tensor)
         if len(place.shape) < 2:
@@ -127,7 +127,7 @@ class LowRankMutation:
 
 
 @dataclass(frozen=True)
-class SignFlip:
+class SignMutation:
     """Turns the sign of each entry of the task vector with probability `share`."""
 
     seed: int
@@ -143,10 +143,10 @@ class SignFlip:
         """Whether the share is 0."""
         return threshold(self.share) == 0
 
-    def change(self, place: Place, square: float) -> Change:
+    def change(self, place: TensorSlice, square: float) -> Change:
         """Returns what computes the child; see `Mutation.change`."""
 
-        def change(chunk: Chunk, parent: Tensor) -> Tensor:
+        def change(chunk: EntryRange, parent: Tensor) -> Tensor:
             flipped = mask(self.share, chunk, parent, "sign flip", self.seed, place.tensor)
             signs = flipped.bitwise_and_(torch.iinfo(torch.int32).min)
             return signs.bitwise_xor_(parent.view(torch.int32)).view(torch.float32)

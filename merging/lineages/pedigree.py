@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from merging.lineages.lineage import BASE_FOUNDER, Crossed, Founder, Lineage, Mutated, ancestry
-from merging.lineages.slices import Place
+from merging.lineages.slices import TensorSlice
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Pedigree:
             if not isinstance(each, Founder) and each.by.measures
         ]
 
-    def at(self, place: Place) -> Pedigree:
+    def at(self, place: TensorSlice) -> Pedigree:
         """Returns the pedigree in one tensor, without individuals that play no part in it.
 
         A child that takes the whole tensor from one parent, or has one individual for both

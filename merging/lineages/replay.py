@@ -27,7 +27,7 @@ from merging.lineages.lineage import (
     lineage_to_json,
 )
 from merging.lineages.pedigree import Pedigree
-from merging.lineages.slices import Chunk, Place, places
+from merging.lineages.slices import EntryRange, TensorSlice, places
 from merging.method import MergeError
 from merging.paths.path import BASE, START
 from merging.plan import Plan
@@ -120,7 +120,7 @@ class Replay:
         return vectors
 
     def _measured(
-        self, place: Place, family: Pedigree, vectors: Mapping[int, Tensor]
+        self, place: TensorSlice, family: Pedigree, vectors: Mapping[int, Tensor]
     ) -> dict[int, Moments]:
         """Returns what every measuring operator of the family reads, by its child's number."""
         row = self._row[place.tensor]
@@ -152,7 +152,7 @@ def _ready(family: Pedigree, missing: set[int]) -> list[int]:
 
 
 def _measure(
-    place: Place,
+    place: TensorSlice,
     family: Pedigree,
     vectors: Mapping[int, Tensor],
     moments: Mapping[int, Moments],
@@ -187,12 +187,12 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _walk(
-    place: Place,
+    place: TensorSlice,
     family: Pedigree,
     vectors: Mapping[int, Tensor],
     moments: Mapping[int, Moments],
     targets: Sequence[int],
-) -> Iterator[tuple[Chunk, dict[int, Tensor]]]:
+) -> Iterator[tuple[EntryRange, dict[int, Tensor]]]:
     """Yields every chunk of the tensor with the targets' entries in it; not to be changed."""
     order = family.towards(targets)
     steps = {i: _step(family.individuals[i], place, moments.get(i)) for i in order}
@@ -215,7 +215,7 @@ def _walk(
 
 
 def _step(
-    individual: Lineage, place: Place, moments: Moments | None
+    individual: Lineage, place: TensorSlice, moments: Moments | None
 ) -> Callable[..., Tensor] | None:
     """Returns what breeds an individual from its parents' chunks; None: a founder."""
     read = moments or Moments(math.nan, math.nan, math.nan)

@@ -14,7 +14,7 @@ CHUNK_ENTRIES = 2**16
 
 
 @dataclass(frozen=True)
-class Chunk:
+class EntryRange:
     """Entries ``start`` to ``stop`` of a flattened tensor: whole rows, or part of a vector.
 
     Args:
@@ -29,7 +29,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlice:
     """One tensor's place in the flattened task vector and in the depth of the model.
 
     Args:
@@ -58,7 +58,7 @@ class Place:
         """Entries of a row, that is of one index of the first dimension; 1 in a vector."""
         return math.prod(self.shape[1:])
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[EntryRange]:
         """Yields chunks of `CHUNK_ENTRIES`, rounded down to whole rows, at least one row.
 
         The layout belongs to what seeds mean: random operators draw chunk by chunk.
@@ -66,10 +66,10 @@ class Place:
         columns, entries = self.columns, self.entries
         step = max(1, CHUNK_ENTRIES // max(1, columns)) * columns
         for number, start in enumerate(range(0, entries, max(1, step))):
-            yield Chunk(number, start, min(start + step, entries))
+            yield EntryRange(number, start, min(start + step, entries))
 
 
-def places(pool: ExpertPool) -> dict[str, Place]:
+def places(pool: ExpertPool) -> dict[str, TensorSlice]:
     """Returns the place of every tensor that the pool merges, in the order of `pool.names`.
 
     Layers are counted in the order in which their tensors come, through all stacks (encoder,
@@ -87,6 +87,6 @@ def places(pool: ExpertPool) -> dict[str, Place]:
         offset += math.prod(shape)
     depth = max(1, len(layers))
     return {
-        name: Place(name, shapes[name], start, total, layer, depth)
+        name: TensorSlice(name, shapes[name], start, total, layer, depth)
         for name, (start, layer) in found.items()
     }

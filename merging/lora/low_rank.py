@@ -15,7 +15,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.lora.factors import FactorPlan, FactorWeights
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.paths.noise import LowRank as LowRankNoise
+from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan, PathWeights
 from merging.plan import MergePlan, Plan
 from merging.seeding import stable_seed
@@ -23,7 +23,7 @@ from merging.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRankProduct:
     """``b @ diag(mix) @ a``, what is added to a matrix in the layout in which it is stored.
 
     Candidates that hold the very same `a` and `b`, and differ in `mix` alone, need them once.
@@ -44,7 +44,7 @@ class LowRank:
         return (b @ self.a.double()).float()
 
 
-LowRankDeltas: TypeAlias = Mapping[str, LowRank | Tensor]
+LowRankDeltas: TypeAlias = Mapping[str, LowRankProduct | Tensor]
 """Tensor name to its difference from the centre: factors, or the whole where it is a vector.
 Tensors that are not named are the centre's."""
 
@@ -53,7 +53,7 @@ _Sides: TypeAlias = Callable[[int], tuple[Tensor, Tensor] | Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Nearby:
+class CentredCandidate:
     """One candidate beside a centre.
 
     Args:
@@ -83,7 +83,7 @@ class Stacks:
         self._unit = _unit_pool(pool)
         self._noises: dict[tuple[LowRankNoise, str], _Sides] = {}
 
-    def mixture(self, plan: MergePlan) -> dict[str, LowRank | Tensor] | None:
+    def mixture(self, plan: MergePlan) -> dict[str, LowRankProduct | Tensor] | None:
         """Returns what a plan adds to the base; None: more than a mixture of factors.
 
         Raises:
@@ -97,7 +97,7 @@ class Stacks:
         coefficients = plan.weights(self._unit, dtype=torch.float32)
         group = plan.grouping.assign(self.pool.names)
         of_group: dict[str, Tensor] = {}
-        deltas: dict[str, LowRank | Tensor] = {}
+        deltas: dict[str, LowRankProduct | Tensor] = {}
         for name in self.pool.names:
             if not self._moved(name, plan.experts):
                 continue
@@ -109,9 +109,9 @@ class Stacks:
             deltas[name] = delta
         return deltas
 
-    def expert(self, expert: str) -> dict[str, LowRank | Tensor] | None:
+    def expert(self, expert: str) -> dict[str, LowRankProduct | Tensor] | None:
         """Returns what one expert adds to the base; None: it is no adapter, or brings a matrix."""
-        deltas: dict[str, LowRank | Tensor] = {}
+        deltas: dict[str, LowRankProduct | Tensor] = {}
         weights = torch.tensor([float(each == expert) for each in self.pool.expert_names])
         for name in self.pool.names:
             if self._moved(name, (expert,)):
@@ -132,7 +132,7 @@ class Stacks:
         opened = (self.pool.experts[each] for each in experts)
         return any(not isinstance(each, Adapter) or name in each.touched for each in opened)
 
-    def _delta(self, name: str, weights: Tensor) -> LowRank | Tensor | None:
+    def _delta(self, name: str, weights: Tensor) -> LowRankProduct | Tensor | None:
         """Returns the weighted sum of the experts' differences; None: it has no low rank."""
         if len(self.pool.base.shape(name)) < 2:
             rows = self.pool.deltas(name)
@@ -145,7 +145,7 @@ class Stacks:
         a, b, parts = self._kept[name]
         numbers = weights.tolist()
         mix = [numbers[i] * scale for i, rank, scale in parts for _ in range(rank)]
-        return LowRank(a, b, torch.tensor(mix, dtype=torch.float32, device=a.device))
+        return LowRankProduct(a, b, torch.tensor(mix, dtype=torch.float32, device=a.device))
 
     def _stack(
         self, name: str
@@ -171,13 +171,15 @@ class Stacks:
         return a, b, tuple(parts)
 
 
-def as_stored(factors: Factors) -> LowRank:
+def as_stored(factors: Factors) -> LowRankProduct:
     """Returns an adapter's factors in the layout of the weight, float32, without their scale."""
     a, b = factors.a.float(), factors.b.float()
-    return LowRank(b.T, a.T) if factors.transposed else LowRank(a, b)
+    return LowRankProduct(b.T, a.T) if factors.transposed else LowRankProduct(a, b)
 
 
-def low_rank_of(plan: Plan, stacks: Stacks, weights: Weights | None = None) -> Nearby | None:
+def low_rank_of(
+    plan: Plan, stacks: Stacks, weights: Weights | None = None
+) -> CentredCandidate | None:
     """Returns a plan as a centre and a low-rank difference; None: it has no such form.
 
     Known are mixtures of LoRA experts (`Linear` with shares, `TaskArithmetic`), plans over their
@@ -194,7 +196,7 @@ def low_rank_of(plan: Plan, stacks: Stacks, weights: Weights | None = None) -> N
     """
     if isinstance(plan, MergePlan):
         deltas = stacks.mixture(plan)
-        return None if deltas is None else Nearby({}, None, deltas)
+        return None if deltas is None else CentredCandidate({}, None, deltas)
     if isinstance(plan, FactorPlan):
         given = weights if isinstance(weights, FactorWeights) else None
         return _from_factors(plan.weights(stacks.pool) if given is None else given)
@@ -204,25 +206,27 @@ def low_rank_of(plan: Plan, stacks: Stacks, weights: Weights | None = None) -> N
     return None
 
 
-def _from_factors(weights: FactorWeights) -> Nearby | None:
-    deltas: dict[str, LowRank | Tensor] = {}
+def _from_factors(weights: FactorWeights) -> CentredCandidate | None:
+    deltas: dict[str, LowRankProduct | Tensor] = {}
     for name, found in weights.differences():
         if isinstance(found, Factors):
             stored = as_stored(found)
-            deltas[name] = LowRank(stored.a, stored.b * found.scale)
+            deltas[name] = LowRankProduct(stored.a, stored.b * found.scale)
         elif found.dim() < 2:
             deltas[name] = found
         else:
             return None
-    return Nearby({}, None, deltas)
+    return CentredCandidate({}, None, deltas)
 
 
-def _from_path(plan: PathPlan, weights: PathWeights | None, stacks: Stacks) -> Nearby | None:
+def _from_path(
+    plan: PathPlan, weights: PathWeights | None, stacks: Stacks
+) -> CentredCandidate | None:
     if not isinstance(plan.noise, LowRankNoise) or plan.path.own is None:
         return None
     number, coefficient = plan.path.own
     seed = stable_seed("noise", plan.seed, number)
-    deltas: dict[str, LowRank | Tensor] = {}
+    deltas: dict[str, LowRankProduct | Tensor] = {}
     for name in stacks.pool.names:
         drawn = stacks.noise(plan.noise, name, seed)
         if isinstance(drawn, Tensor):
@@ -231,9 +235,9 @@ def _from_path(plan: PathPlan, weights: PathWeights | None, stacks: Stacks) -> N
             return None
         else:
             left, right = drawn
-            deltas[name] = LowRank(right, left.mul_(coefficient))
+            deltas[name] = LowRankProduct(right, left.mul_(coefficient))
     centre = plan.weights(stacks.pool) if weights is None else weights
-    return Nearby(centre.centre, (plan.seed, plan.path.centre), deltas)
+    return CentredCandidate(centre.centre, (plan.seed, plan.path.centre), deltas)
 
 
 def _unit_pool(pool: ExpertPool) -> ExpertPool:

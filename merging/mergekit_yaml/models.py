@@ -12,7 +12,7 @@ from merging.mergekit_yaml.spelling import MergekitError, Spelling
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelReference:
     """A model as mergekit writes it: ``ID``, a directory, or ``BASE+ADAPTER``."""
 
     text: str
@@ -47,16 +47,16 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MergekitInput:
     """One merged model: a name for the recipe, and the file's parameters for it."""
 
     name: str
-    model: Model
+    model: ModelReference
     settings: Settings
 
 
 @dataclass(frozen=True)
-class Sources:
+class MergekitSources:
     """What a file lists under ``models``, or under its one slice.
 
     Args:
@@ -65,12 +65,12 @@ class Sources:
         layer_ranges: of the slice's models.
     """
 
-    entries: Sequence[tuple[Model, Settings]]
+    entries: Sequence[tuple[ModelReference, Settings]]
     shared: Sequence[Settings]
     layer_ranges: Sequence[list[int]] = field(default_factory=tuple)
 
 
-def listed(content: Mapping[str, Any]) -> Sources:
+def listed(content: Mapping[str, Any]) -> MergekitSources:
     """Returns the models of a file, from ``models`` or from one slice with all layers.
 
     Raises:
@@ -81,7 +81,9 @@ def listed(content: Mapping[str, Any]) -> Sources:
     if (models is None) == (slices is None):
         raise MergekitError("expected one of models and slices, got both or none")
     if models is not None:
-        return Sources(_entries(models, "models", frozenset({"model", "parameters"})), (whole,))
+        return MergekitSources(
+            _entries(models, "models", frozenset({"model", "parameters"})), (whole,)
+        )
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         raise MergekitError(
             "slices: layers are not re-ordered here: give models, or one slice of all layers"
@@ -90,7 +92,7 @@ def listed(content: Mapping[str, Any]) -> Sources:
     sources = slices[0].get("sources")
     known = frozenset({"model", "layer_range", "parameters"})
     entries = _entries(sources, "sources", known)
-    return Sources(
+    return MergekitSources(
         entries,
         (_settings(slices[0], "parameters of the slice"), whole),
         [each["layer_range"] for each in sources or () if "layer_range" in each],
@@ -98,8 +100,8 @@ def listed(content: Mapping[str, Any]) -> Sources:
 
 
 def merged_models(
-    entries: Sequence[tuple[Model, Settings]], base: Any, spelling: Spelling, name: str
-) -> tuple[list[Entry], str]:
+    entries: Sequence[tuple[ModelReference, Settings]], base: Any, spelling: Spelling, name: str
+) -> tuple[list[MergekitInput], str]:
     """Returns the models that are merged, and the one that their deltas start from.
 
     Raises:
@@ -109,7 +111,7 @@ def merged_models(
         raise MergekitError(f"merge_method {name} needs a base_model")
     if base is not None and not isinstance(base, str):
         raise MergekitError(f"base_model: {base} is no model: name an id or a directory")
-    root = None if base is None else Model(base)
+    root = None if base is None else ModelReference(base)
     merged = list(entries)
     if root is not None and spelling.base in ("origin", "optional"):
         merged = [(model, settings) for model, settings in entries if model != root]
@@ -129,11 +131,12 @@ def merged_models(
     names = _names([model for model, _ in merged])
     origin = _origin(root, [model for model, _ in merged])
     return [
-        Entry(name, model, settings) for name, (model, settings) in zip(names, merged, strict=True)
+        MergekitInput(name, model, settings)
+        for name, (model, settings) in zip(names, merged, strict=True)
     ], origin
 
 
-def _origin(root: Model | None, merged: Sequence[Model]) -> str:
+def _origin(root: ModelReference | None, merged: Sequence[ModelReference]) -> str:
     """Returns the base; adapters must belong to it."""
     bases = list(dict.fromkeys(model.origin for model in merged if model.is_adapter))
     if root is not None and not root.is_adapter:
@@ -147,16 +150,16 @@ def _origin(root: Model | None, merged: Sequence[Model]) -> str:
 
 def _entries(
     listing: Any, where: str, known: frozenset[str]
-) -> tuple[tuple[Model, Settings], ...]:
+) -> tuple[tuple[ModelReference, Settings], ...]:
     """Returns model and own parameters of every entry of a list."""
     if not isinstance(listing, list) or not listing:
         raise MergekitError(f"{where}: expected a list of {{model: ID or directory, ...}}")
-    entries: dict[Model, Settings] = {}
+    entries: dict[ModelReference, Settings] = {}
     for entry in listing:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise MergekitError(f"{where}: {entry} is no {{model: ID or directory, ...}}")
         _refuse_keys(entry, known, where)
-        model = Model(entry["model"])
+        model = ModelReference(entry["model"])
         if model in entries:
             raise MergekitError(f"{where}: {model.text} is listed twice: list it once")
         entries[model] = _settings(entry, f"parameters of {model.text}")
@@ -175,7 +178,7 @@ def _refuse_keys(entry: Mapping[str, Any], known: set[str] | frozenset[str], whe
         raise MergekitError(f"{where}: {unknown[0]}: is not supported: remove the key")
 
 
-def _names(models: Sequence[Model]) -> list[str]:
+def _names(models: Sequence[ModelReference]) -> list[str]:
     """Returns a short name for every model: the last part of its path, numbered if needed."""
     names: list[str] = []
     for model in models:

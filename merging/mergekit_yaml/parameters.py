@@ -23,7 +23,7 @@ Settings: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPosition:
     """Where a tensor stands.
 
     Args:
@@ -36,7 +36,7 @@ class Place:
     depth: float
 
 
-def places(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, Place]:
+def places(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, TensorPosition]:
     """Returns the place of every tensor of a model.
 
     Args:
@@ -50,7 +50,7 @@ def places(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, Pla
         if layer is not None:
             last = counts[layer[0]] - 1
             depth = layer[1] / last if last else 1.0
-        placed[name] = Place(file_names.get(name, name), depth)
+        placed[name] = TensorPosition(file_names.get(name, name), depth)
     return placed
 
 
@@ -95,7 +95,7 @@ def check_model_words(settings: Settings, spelling: Spelling, name: str, model: 
             )
 
 
-def resolve(parameter: str, scopes: Sequence[Settings], place: Place) -> float | None:
+def resolve(parameter: str, scopes: Sequence[Settings], place: TensorPosition) -> float | None:
     """Returns the value at `place` in the first of `scopes` that gives one; None: none does.
 
     Raises:
@@ -109,7 +109,7 @@ def resolve(parameter: str, scopes: Sequence[Settings], place: Place) -> float |
     return None
 
 
-def _evaluate(parameter: str, setting: Any, place: Place) -> float | None:
+def _evaluate(parameter: str, setting: Any, place: TensorPosition) -> float | None:
     """Returns what one setting says of `place`; None where no filter fits."""
     if isinstance(setting, dict):
         setting = [setting]

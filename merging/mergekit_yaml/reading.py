@@ -12,10 +12,10 @@ import yaml
 
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping, PerTensor, Whole
-from merging.mergekit_yaml.models import Entry, Sources, listed, merged_models
+from merging.mergekit_yaml.models import MergekitInput, MergekitSources, listed, merged_models
 from merging.mergekit_yaml.parameters import (
-    Place,
     Settings,
+    TensorPosition,
     check_model_words,
     check_words,
     layer_counts,
@@ -144,7 +144,7 @@ def _dtype(content: Mapping[str, Any]) -> torch.dtype | None:
     return dtypes[-1] if dtypes else None
 
 
-def _check_layer_ranges(sources: Sources, counts: Mapping[str, int]) -> None:
+def _check_layer_ranges(sources: MergekitSources, counts: Mapping[str, int]) -> None:
     for span in sources.layer_ranges:
         if span != [0, *set(counts.values())]:
             raise MergekitError(
@@ -198,9 +198,9 @@ def _knobs(
     name: str,
     spelling: Spelling,
     method: MergeMethod,
-    entries: Sequence[Entry],
+    entries: Sequence[MergekitInput],
     shared: Sequence[Settings],
-    place: Place,
+    place: TensorPosition,
 ) -> dict[str, Mapping[str, float] | float]:
     """Returns our knobs for one tensor."""
 

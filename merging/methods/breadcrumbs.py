@@ -9,7 +9,7 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import Tensors
+from merging.rules.cache import ParameterStack
 from merging.rules.consensus import add_sum
 from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
 from merging.rules.sparsify import band
@@ -38,7 +38,7 @@ class Breadcrumbs(RuledMethod):
             scale_knob(self.normalize),
         )
 
-    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the base plus the merged task vectors; see `RuledMethod.rule`.
 
         Raises:

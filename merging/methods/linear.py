@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import Tensors
+from merging.rules.cache import ParameterStack
 from merging.rules.consensus import combination, unchanged
 from merging.rules.knobs import WEIGHT, read_rows
 
@@ -33,7 +33,7 @@ class Linear(RuledMethod):
         """One weight per expert."""
         return (WEIGHT,)
 
-    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the average; see `RuledMethod.rule`.
 
         Raises:

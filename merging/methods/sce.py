@@ -10,10 +10,10 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import Tensors, joint_fact
+from merging.rules.cache import ParameterStack, joint_fact
 from merging.rules.consensus import add_consensus, unchanged, weighted_sum
 from merging.rules.knobs import DENSITY, SCALE, read_rows
-from merging.rules.sparsify import Chosen, kept
+from merging.rules.sparsify import Masked, kept
 from merging.rules.spherical import direction_and_length
 from merging.rules.threads import one_thread
 
@@ -40,7 +40,7 @@ class Sce(RuledMethod):
         """One density and one scale; the weights come from the deltas."""
         return (replace(DENSITY, per_expert=False), SCALE)
 
-    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
         inputs = read_rows(self, tensors, knobs, least=2)
         if inputs.unmoved:
@@ -48,7 +48,7 @@ class Sce(RuledMethod):
         size = tensors.base.numel()
         spread = joint_fact(inputs.rows, "spread", 4 * size, lambda: _spread(inputs.deltas))
         count = kept(inputs.shared["density"], size)
-        chosen = Chosen.largest(inputs.rows, "order of spread", spread.reshape(-1), count)
+        chosen = Masked.largest(inputs.rows, "order of spread", spread.reshape(-1), count)
         with one_thread():
             weights = _energy_shares(inputs.deltas, chosen.mask)
         keeps = [chosen] * len(inputs.rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import Row, Tensors, joint_fact
+from merging.rules.cache import ExpertTensor, ParameterStack, joint_fact
 from merging.rules.consensus import combination, unchanged
 from merging.rules.knobs import WEIGHT, read_rows
 from merging.rules.spherical import Arc, arc
@@ -30,7 +30,7 @@ class Slerp(RuledMethod):
         """One weight per expert."""
         return (WEIGHT,)
 
-    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the interpolated weights; see `RuledMethod.rule`.
 
         Raises:
@@ -45,6 +45,6 @@ class Slerp(RuledMethod):
         return combination(inputs, (left, right), left + right)
 
 
-def _arc(first: Row, second: Row) -> Arc:
+def _arc(first: ExpertTensor, second: ExpertTensor) -> Arc:
     with one_thread():  # torch adds up in as many parts as there are threads
         return arc(first.own(), second.own())

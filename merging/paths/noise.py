@@ -2,8 +2,8 @@
 
 Every kind has the same size at the same `unit`: the mean square over a tensor's entries is, in
 expectation, ``unit ** 2``. Numbers are drawn on the CPU, so that every device sees one noise:
-one per entry (`Gaussian`), ``rank (rows + columns)`` (`LowRank`), or one per piece of every
-expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
+one per entry (`GaussianNoise`), ``rank (rows + columns)`` (`LowRankNoise`), or one per part of
+every expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianNoise:
     """Independent normal noise in every entry, the paper's with ``unit: one``.
 
     Args:
@@ -91,8 +91,8 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """``B A / sqrt(rank)`` in matrices, B and A standard normal; `Gaussian` in vectors.
+class LowRankNoise:
+    """``B A / sqrt(rank)`` in matrices, B and A standard normal; `GaussianNoise` in vectors.
 
     A tensor of more than two dimensions is the matrix ``(first, all others)``.
 
@@ -113,7 +113,7 @@ class LowRank:
         """Returns what draws it; see `Noise.on`."""
         shape = pool.base_tensor(name).shape
         if len(shape) < 2:
-            return Gaussian(self.unit).on(name, pool)
+            return GaussianNoise(self.unit).on(name, pool)
         draw, size = self._sides(name, pool), self._scale(name, pool)
 
         def product(seed: int, out: Tensor | None = None) -> Tensor:
@@ -138,7 +138,7 @@ class LowRank:
             Noise seed to B times its size ``(rows, rank)`` and A ``(rank, columns)``, float32.
         """
         if len(pool.base_tensor(name).shape) < 2:
-            return Gaussian(self.unit).on(name, pool)
+            return GaussianNoise(self.unit).on(name, pool)
         draw, size = self._sides(name, pool), self._scale(name, pool)
 
         def sides(seed: int) -> tuple[Tensor, Tensor]:
@@ -271,7 +271,7 @@ def _shaped(
     """Returns what sums the experts' noise, in the order of their identities."""
     deltas = pool.deltas(name)
     if deltas.numel() == 0:
-        return Gaussian().on(name, pool)
+        return GaussianNoise().on(name, pool)
     rms = _rms(deltas)
     size = rms if unit == "deltas" else _size(unit, name, pool)
     factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0

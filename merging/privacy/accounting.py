@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from merging.checkpoints.mechanisms import (
-    Gaussian,
-    Laplace,
+    GaussianMechanism,
+    LaplaceMechanism,
     Mechanism,
     PrivacyRecordError,
     PureEpsilon,
@@ -65,7 +65,7 @@ def epsilon(
     """
     if not mechanisms:
         return 0.0
-    gaussian = [each for each in mechanisms if isinstance(each, Gaussian)]
+    gaussian = [each for each in mechanisms if isinstance(each, GaussianMechanism)]
     pure = [each for each in mechanisms if isinstance(each, PureEpsilon)]
     if not 0 <= delta < 1 or (gaussian and delta == 0):
         raise AccountingError(f"delta must be in (0, 1), got {delta}: Gaussian noise needs one")
@@ -82,7 +82,9 @@ def epsilon(
     return min(_by_rdp(gaussian, pure, delta), _by_rdp(gaussian, [], delta) + added)
 
 
-def _by_rdp(gaussian: Sequence[Gaussian], pure: Sequence[PureEpsilon], delta: float) -> float:
+def _by_rdp(
+    gaussian: Sequence[GaussianMechanism], pure: Sequence[PureEpsilon], delta: float
+) -> float:
     rdp = _library().rdp
     orders = rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
     total = np.zeros(len(orders))
@@ -98,7 +100,9 @@ def _curve(one: Mechanism) -> Vector:
     """Returns the Renyi divergence of one step at every order: what takes the accountant long."""
     dp = _library()
     found: Any = dp.rdp.RdpAccountant()
-    event = _gaussian_event(dp, one) if isinstance(one, Gaussian) else _pure_event(dp, one)
+    event = (
+        _gaussian_event(dp, one) if isinstance(one, GaussianMechanism) else _pure_event(dp, one)
+    )
     with _quiet():
         found.compose(event)
     curve: Vector = np.array(found._rdp)
@@ -118,20 +122,22 @@ def _quiet() -> Iterator[None]:
         absl.setLevel(before)
 
 
-def _gaussian_event(dp: Any, each: Gaussian) -> Any:
+def _gaussian_event(dp: Any, each: GaussianMechanism) -> Any:
     event = dp.GaussianDpEvent(each.noise_multiplier)
     rate = each.sampling_rate
     return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
 
 
 def _pure_event(dp: Any, each: PureEpsilon) -> Any:
-    if isinstance(each, Laplace):
+    if isinstance(each, LaplaceMechanism):
         return dp.LaplaceDpEvent(1 / each.epsilon)
     # (epsilon, 0)-DP is (epsilon^2 / 2)-zCDP (Bun & Steinke 2016, proposition 1.4)
     return dp.ZCDpEvent(rho=each.epsilon**2 / 2)
 
 
-def _by_pld(gaussian: Sequence[Gaussian], pure: Sequence[PureEpsilon], delta: float) -> float:
+def _by_pld(
+    gaussian: Sequence[GaussianMechanism], pure: Sequence[PureEpsilon], delta: float
+) -> float:
     """Composes the distributions themselves.
 
     dp-accounting 0.6.0 composes a repeated randomised response once only, whatever its count, so
@@ -147,7 +153,7 @@ def _by_pld(gaussian: Sequence[Gaussian], pure: Sequence[PureEpsilon], delta: fl
         )
         total = total.compose(loss.self_compose(each.steps))
     for one in pure:
-        if isinstance(one, Laplace):
+        if isinstance(one, LaplaceMechanism):
             loss = privacy_loss_distribution.from_laplace_mechanism(1 / one.epsilon)
         else:
             parameters = common.DifferentialPrivacyParameters(one.epsilon, 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from merging.checkpoints.mechanisms import Mechanism
-from merging.checkpoints.privacy_record import Relation, Spend
+from merging.checkpoints.privacy_record import PrivacySpend, Relation
 from merging.privacy import accounting
 from merging.privacy.accounting import AccountingError
 
@@ -87,7 +87,7 @@ class Guarantee:
         }
 
 
-def guarantee(dataset: str, spends: Iterable[Spend]) -> Guarantee | None:
+def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
     """Returns what `spends` together promise the units of `dataset`.
 
     Releases from one data set add up, and so do those from data sets that are not declared
@@ -161,11 +161,11 @@ def group(price: Price, size: int) -> Price:
     return Price(size * price.epsilon, min(1.0, delta))
 
 
-def _disjoint(spend: Spend) -> list[frozenset[str]]:
+def _disjoint(spend: PrivacySpend) -> list[frozenset[str]]:
     return [frozenset({spend.dataset, other}) for other in spend.disjoint_from]
 
 
-def _part(spend: Spend, relation: Relation) -> tuple[Price, tuple[Mechanism, ...] | None]:
+def _part(spend: PrivacySpend, relation: Relation) -> tuple[Price, tuple[Mechanism, ...] | None]:
     """Returns price and mechanisms of a spend under `relation`."""
     price = Price(spend.epsilon, spend.delta)
     if spend.relation == relation:

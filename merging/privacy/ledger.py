@@ -11,7 +11,13 @@ from typing import Any
 
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys
-from merging.checkpoints.privacy_record import PrivacyRecord, Spend, read_record, sealed, unsealed
+from merging.checkpoints.privacy_record import (
+    PrivacyRecord,
+    PrivacySpend,
+    read_record,
+    sealed,
+    unsealed,
+)
 from merging.plan import MergePlan, Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
 from merging.spaces.displaced import DisplacedPlan
@@ -33,7 +39,7 @@ class Ledger:
         words: sentences as an earlier ledger of the same model put them; empty: as composed now.
     """
 
-    spends: tuple[Spend, ...] = ()
+    spends: tuple[PrivacySpend, ...] = ()
     unrecorded: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
@@ -110,7 +116,7 @@ class Ledger:
         ledger = replace(self, unrecorded=_each_once([*self.unrecorded, *inner]), words=())
         return ledger.add(*named)
 
-    def add(self, *spends: Spend) -> Ledger:
+    def add(self, *spends: PrivacySpend) -> Ledger:
         """Returns the ledger with more spends; one with a release that it lists counts once."""
         known = {each for each in self.spends if each.release is not None}
         fresh = []

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from merging.method import Knob, MergeMethod, Slot
-from merging.rules.cache import LARGE, Rows, Tensors
-from merging.rules.compiled_rule import Coding
+from merging.rules.cache import LARGE, ExpertTensors, ParameterStack
+from merging.rules.compiled_rule import Compilable
 from merging.rules.knobs import stacked
 
 
-class Piece:
+class Block:
     """Consecutive entries of a parameter, flat, with room to compute in.
 
     Args:
@@ -38,7 +38,7 @@ class Piece:
         start: int,
         base: Tensor,
         stored: Sequence[Tensor],
-        rows: Rows,
+        rows: ExpertTensors,
         rooms: Sequence[Tensor],
     ) -> None:
         self.start, self._own, self._stored, self._rows = start, base, stored, rows
@@ -82,8 +82,8 @@ class Rule(Protocol):
     """How one piece of the merged parameter is computed."""
 
     @property
-    def rows(self) -> Rows:
-        """The experts, as `Piece` numbers them."""
+    def rows(self) -> ExpertTensors:
+        """The experts, as `Block` numbers them."""
         ...
 
     @property
@@ -91,7 +91,7 @@ class Rule(Protocol):
         """Rooms that it computes in."""
         ...
 
-    def __call__(self, piece: Piece, out: Tensor) -> None:
+    def __call__(self, piece: Block, out: Tensor) -> None:
         """Writes the merged entries of `piece` into `out`, in the dtype of the arithmetic."""
         ...
 
@@ -105,7 +105,7 @@ class RuledMethod(ABC):
         """The numbers that `rule` reads, with their ranges."""
 
     @abstractmethod
-    def rule(self, tensors: Tensors, knobs: Mapping[str, Tensor]) -> Rule:
+    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns how the parameter is computed.
 
         Raises:
@@ -129,7 +129,7 @@ def in_pieces(method: MergeMethod) -> TypeGuard[RuledMethod]:
 
 def write(
     method: RuledMethod,
-    tensors: Tensors,
+    tensors: ParameterStack,
     knobs: Mapping[str, Tensor],
     out: Tensor,
     *,
@@ -147,14 +147,14 @@ def write(
     apply(method.rule(tensors, knobs), tensors, out, length=length)
 
 
-def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None:
+def apply(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) -> None:
     """Writes what a rule makes of the tensors into `out`; see `write`.
 
     On a CPU the parameters of large models go through compiled loops, where the rule can be
     written for them.
     """
     large = tensors.large or out.numel() >= LARGE
-    if large and not length and isinstance(rule, Coding):
+    if large and not length and isinstance(rule, Compilable):
         from merging.rules import loops  # takes half a second, which small models do not wait for
 
         coded = rule.coded()
@@ -174,7 +174,7 @@ def apply(rule: Rule, tensors: Tensors, out: Tensor, *, length: int = 0) -> None
             rooms = tuple(room[:entries] for room in rooms)
         rounded, *own = rooms
         target = part if direct else rounded
-        rule(Piece(start, base, stored, rule.rows, own), target)
+        rule(Block(start, base, stored, rule.rows, own), target)
         if not direct:
             part.copy_(target)
         start += entries

@@ -18,7 +18,7 @@ LARGE = 2**17
 T = TypeVar("T")
 
 
-class Facts:
+class TensorCache:
     """Keeps what was computed of a pool's tensors, up to a number of bytes.
 
     First come, first kept: a search reads all tensors in turn, and whatever replaced the oldest
@@ -51,7 +51,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Threshold:
     """Where a selection by magnitude ends.
 
     Kept is what is larger than `threshold`, and what equals it at a position up to `last`.
@@ -62,7 +62,7 @@ class Cut:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ExpertTensor:
     """One expert's tensor.
 
     Args:
@@ -81,7 +81,7 @@ class Row:
     whole: bool
     base: Tensor
     dtype: torch.dtype
-    facts: Facts | None = None
+    facts: TensorCache | None = None
 
     def delta(self) -> Tensor:
         """Returns expert minus base, ``(*shape)`` in `dtype`; not to be changed."""
@@ -100,7 +100,7 @@ class Row:
         """Whether any entry differs from the base's."""
         return bool(self._fact("moved", 0, self._moved))
 
-    def cut(self, count: int) -> Cut:
+    def cut(self, count: int) -> Threshold:
         """Returns where the `count` largest magnitudes end; of equal ones the earlier are kept.
 
         Args:
@@ -154,10 +154,10 @@ class Row:
         return joint_fact((self,), kind, size, compute)
 
 
-Rows: TypeAlias = tuple[Row, ...]
+ExpertTensors: TypeAlias = tuple[ExpertTensor, ...]
 
 
-def joint_fact(rows: Rows, kind: Hashable, size: int, compute: Callable[[], T]) -> T:
+def joint_fact(rows: ExpertTensors, kind: Hashable, size: int, compute: Callable[[], T]) -> T:
     """Returns what `compute` gives, kept where the rows keep facts and `size` bytes fit."""
     facts = rows[0].facts
     key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
@@ -166,12 +166,12 @@ def joint_fact(rows: Rows, kind: Hashable, size: int, compute: Callable[[], T]) 
 
 
 def cut_of(
-    rows: Rows,
+    rows: ExpertTensors,
     kind: Hashable,
     count: int,
     values: Callable[[], Tensor],
     read: Callable[[int], float],
-) -> Cut:
+) -> Threshold:
     """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
 
     Args:
@@ -187,12 +187,12 @@ def cut_of(
         order = facts.get(key, 4 * size, lambda: by_magnitude(values()))
         if order is not None:
             last = int(order[count - 1])
-            return Cut(abs(read(last)), last)
+            return Threshold(abs(read(last)), last)
     return selected(values().abs().reshape(-1), count)
 
 
 @dataclass(frozen=True, eq=False)
-class Tensors:
+class ParameterStack:
     """One parameter of the base and of every expert.
 
     Args:
@@ -206,12 +206,12 @@ class Tensors:
 
     name: str
     base: Tensor
-    rows: Rows
+    rows: ExpertTensors
     dtype: torch.dtype
     large: bool = False
 
 
-def selected(magnitudes: Tensor, count: int) -> Cut:
+def selected(magnitudes: Tensor, count: int) -> Threshold:
     """Returns where the `count` largest of the flat `magnitudes` end."""
     size = magnitudes.numel()
     if magnitudes.device.type == "cpu":  # 2 to 3 times as fast as kthvalue there
@@ -220,7 +220,7 @@ def selected(magnitudes: Tensor, count: int) -> Cut:
         threshold = float(magnitudes.kthvalue(size - count + 1).values)
     equal = (magnitudes == threshold).nonzero().flatten()
     larger = int((magnitudes > threshold).sum())
-    return Cut(threshold, int(equal[count - larger - 1]))
+    return Threshold(threshold, int(equal[count - larger - 1]))
 
 
 def by_magnitude(values: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def by_magnitude(values: Tensor) -> Tensor:
 
 
 def rank_in_rows(delta: Tensor) -> Tensor:
-    """Returns every magnitude's rank in its row, flat; see `Row.ranks`."""
+    """Returns every magnitude's rank in its row, flat; see `ExpertTensor.ranks`."""
     rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1).abs()
     length = rows.shape[1]
     kind = torch.int16 if length <= 2**15 else torch.int32

@@ -9,10 +9,10 @@ from enum import Enum, auto
 
 from torch import Tensor
 
-from merging.rules.cache import Rows
+from merging.rules.cache import ExpertTensors
 
 
-class Kind(Enum):
+class RuleKind(Enum):
     """What a rule computes of rows; see the rules of `merging.rules.consensus`."""
 
     COMBINATION = auto()
@@ -20,7 +20,7 @@ class Kind(Enum):
     CONSENSUS = auto()
 
 
-class Selecting(Enum):
+class SelectionKind(Enum):
     """How a selection keeps entries; see `merging.rules.sparsify`."""
 
     ALL = auto()
@@ -42,17 +42,17 @@ class Selection:
         tensors: ``(entries of the parameter,)`` each, at most two, with a value per entry.
     """
 
-    how: Selecting
+    how: SelectionKind
     numbers: tuple[float, ...] = ()
     last: tuple[int, ...] = ()
     tensors: tuple[Tensor, ...] = ()
 
 
-ALL = Selection(Selecting.ALL)
+ALL = Selection(SelectionKind.ALL)
 
 
 @dataclass(frozen=True)
-class Coded:
+class CompiledRule:
     """A rule in numbers.
 
     Args:
@@ -68,8 +68,8 @@ class Coded:
         normalize: of a consensus: whether to divide.
     """
 
-    kind: Kind
-    rows: Rows
+    kind: RuleKind
+    rows: ExpertTensors
     coefficients: Sequence[float]
     rest: float = 0.0
     selections: Sequence[Selection] = ()
@@ -80,9 +80,9 @@ class Coded:
     normalize: bool = False
 
 
-class Coding(ABC):
+class Compilable(ABC):
     """A rule that can be written in numbers."""
 
     @abstractmethod
-    def coded(self) -> Coded:
+    def coded(self) -> CompiledRule:
         """Returns it in numbers, with the same results to the last bit."""

@@ -10,11 +10,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from merging.rules.blocks import Piece, Rule
-from merging.rules.cache import Rows
-from merging.rules.compiled_rule import ALL, Coded, Coding, Kind
+from merging.rules.blocks import Block, Rule
+from merging.rules.cache import ExpertTensors
+from merging.rules.compiled_rule import ALL, Compilable, CompiledRule, RuleKind
 from merging.rules.knobs import Inputs
-from merging.rules.sparsify import Keep
+from merging.rules.sparsify import Sparsifier
 
 Majority: TypeAlias = Literal["mass", "count"]
 
@@ -48,7 +48,7 @@ def combination(inputs: Inputs, coefficients: Sequence[float], total: float) -> 
     return _Combination(inputs.rows, rest, tuple(coefficients))
 
 
-def add_sum(inputs: Inputs, keeps: Sequence[Keep | None], *, normalize: bool) -> Rule:
+def add_sum(inputs: Inputs, keeps: Sequence[Sparsifier | None], *, normalize: bool) -> Rule:
     """Returns what computes ``base + scale sum_i w_i d_i``, divided by ``sum_i w_i`` on request.
 
     Args:
@@ -68,7 +68,7 @@ def add_sum(inputs: Inputs, keeps: Sequence[Keep | None], *, normalize: bool) ->
 
 def add_consensus(
     inputs: Inputs,
-    keeps: Sequence[Keep],
+    keeps: Sequence[Sparsifier],
     *,
     majority: Majority,
     normalize: bool,
@@ -99,15 +99,15 @@ def unchanged(inputs: Inputs) -> Rule:
 
 
 @dataclass(frozen=True, eq=False)
-class _Combination(Coding):
+class _Combination(Compilable):
     """``rest base + sum_i c_i x_i``, x_i what the rows store."""
 
-    rows: Rows
+    rows: ExpertTensors
     rest: float
     coefficients: tuple[float, ...]
     spares: int = 0
 
-    def __call__(self, piece: Piece, out: Tensor) -> None:
+    def __call__(self, piece: Block, out: Tensor) -> None:
         terms = [(i, c) for i, c in enumerate(self.coefficients) if c]
         if self.rest or not terms:
             torch.mul(piece.base, self.rest, out=out)
@@ -117,21 +117,21 @@ class _Combination(Coding):
         for i, c in terms:
             out.add_(piece.stored(i), alpha=c)
 
-    def coded(self) -> Coded:
+    def coded(self) -> CompiledRule:
         """Returns the rule in numbers."""
-        return Coded(Kind.COMBINATION, self.rows, self.coefficients, rest=self.rest)
+        return CompiledRule(RuleKind.COMBINATION, self.rows, self.coefficients, rest=self.rest)
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum(Coding):
+class _Sum(Compilable):
     """``base + sum_i c_i keep_i(d_i)``."""
 
-    rows: Rows
-    keeps: tuple[Keep | None, ...]
+    rows: ExpertTensors
+    keeps: tuple[Sparsifier | None, ...]
     coefficients: tuple[float, ...]
     spares: int = 3
 
-    def __call__(self, piece: Piece, out: Tensor) -> None:
+    def __call__(self, piece: Block, out: Tensor) -> None:
         first, *rooms = piece.spares
         total = out
         for i, (keep, c) in enumerate(zip(self.keeps, self.coefficients, strict=True)):
@@ -145,11 +145,11 @@ class _Sum(Coding):
                 total.mul_(c)
         total.add_(piece.base)
 
-    def coded(self) -> Coded:
+    def coded(self) -> CompiledRule:
         """Returns the rule in numbers."""
         scales = (1.0 if keep is None else keep.scale for keep in self.keeps)
-        return Coded(
-            Kind.SUM,
+        return CompiledRule(
+            RuleKind.SUM,
             self.rows,
             [c * scale for c, scale in zip(self.coefficients, scales, strict=True)],
             selections=[ALL if keep is None else keep.coded() for keep in self.keeps],
@@ -157,7 +157,7 @@ class _Sum(Coding):
 
 
 @dataclass(frozen=True, eq=False)
-class _Consensus(Coding):
+class _Consensus(Compilable):
     """Elects a sign per entry and adds up what has it; see `add_consensus`.
 
     Args:
@@ -170,8 +170,8 @@ class _Consensus(Coding):
         normalize: whether to divide by the weights, the products of both factors.
     """
 
-    rows: Rows
-    keeps: tuple[Keep, ...]
+    rows: ExpertTensors
+    keeps: tuple[Sparsifier, ...]
     votes: tuple[float, ...]
     later: tuple[float, ...]
     scale: float
@@ -183,7 +183,7 @@ class _Consensus(Coding):
         """One per expert, three to elect and add up in."""
         return len(self.rows) + 3
 
-    def __call__(self, piece: Piece, out: Tensor) -> None:
+    def __call__(self, piece: Block, out: Tensor) -> None:
         *shares, sign, agrees, mass = piece.spares
         for i, (share, keep, vote) in enumerate(zip(shares, self.keeps, self.votes, strict=True)):
             keep(piece.start, piece.delta(i, share), [sign, agrees])
@@ -202,11 +202,11 @@ class _Consensus(Coding):
         else:
             torch.add(piece.base, total, alpha=self.scale, out=out)
 
-    def coded(self) -> Coded:
+    def coded(self) -> CompiledRule:
         """Returns the rule in numbers."""
         factors = list(zip(self.votes, self.later, strict=True))
-        return Coded(
-            Kind.CONSENSUS,
+        return CompiledRule(
+            RuleKind.CONSENSUS,
             self.rows,
             [vote * keep.scale for vote, keep in zip(self.votes, self.keeps, strict=True)],
             selections=[keep.coded() for keep in self.keeps],

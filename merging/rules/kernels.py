@@ -19,10 +19,10 @@ FLOAT, BFLOAT, HALF, SHORT, INTEGER = range(5)
 """Dtypes of what lies at an address."""
 
 COMBINATION, SUM, CONSENSUS = range(3)
-"""What `merging.rules.compiled_rule.Kind` says."""
+"""What `merging.rules.compiled_rule.RuleKind` says."""
 
 ALL, LARGEST, BAND, MASK, DRAWN, PRUNED = range(6)
-"""What `merging.rules.compiled_rule.Selecting` says."""
+"""What `merging.rules.compiled_rule.SelectionKind` says."""
 
 _BLOCK = 256
 """Entries worked on at a time. With 8 rows 16 kB: what is read beside it stays cached, too.
@@ -522,7 +522,7 @@ def follow(
         how: ``(rows,)``, how entries are selected.
         numbers: ``(rows, 4)``, see `merging.rules.loops`.
         places: ``(rows, 4)``, likewise.
-        kind: of the rule; from here on what `merging.rules.compiled_rule.Coded` says.
+        kind: of the rule; from here on what `merging.rules.compiled_rule.CompiledRule` says.
         coefficients: ``(rows,)``.
         later: ``(rows,)`` or empty.
         masses: ``(rows,)`` or empty.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from merging.method import Knob, MergeError, MergeMethod, Slot
-from merging.rules.cache import Row, Rows, Tensors
+from merging.rules.cache import ExpertTensor, ExpertTensors, ParameterStack
 
 WEIGHT = Knob("weight")
 SCALE = Knob("scale", per_expert=False)
@@ -42,7 +42,7 @@ class Inputs:
 
     method: str
     tensor: str
-    rows: Rows
+    rows: ExpertTensors
     each: Mapping[str, tuple[float, ...]]
     shared: Mapping[str, float]
 
@@ -110,8 +110,8 @@ def read(
     return read_rows(method, tensors, knobs, least=least, most=most)
 
 
-def stacked(method: MergeMethod, slot: Slot, base: Tensor, deltas: Tensor) -> Tensors:
-    """Returns the arguments of `MergeMethod.merge` as `Tensors`.
+def stacked(method: MergeMethod, slot: Slot, base: Tensor, deltas: Tensor) -> ParameterStack:
+    """Returns the arguments of `MergeMethod.merge` as `ParameterStack`.
 
     Raises:
         MergeError: the deltas do not have the base's layout.
@@ -124,15 +124,15 @@ def stacked(method: MergeMethod, slot: Slot, base: Tensor, deltas: Tensor) -> Te
             f"expected {base.dtype} {(count, *base.shape)}: one per expert, in the base's layout"
         )
     rows = tuple(
-        Row(slot.name, expert, delta, False, base, base.dtype)
+        ExpertTensor(slot.name, expert, delta, False, base, base.dtype)
         for expert, delta in zip(slot.experts, deltas, strict=True)
     )
-    return Tensors(slot.name, base, rows, base.dtype)
+    return ParameterStack(slot.name, base, rows, base.dtype)
 
 
 def read_rows(
     method: MergeMethod,
-    tensors: Tensors,
+    tensors: ParameterStack,
     knobs: Mapping[str, Tensor],
     *,
     least: int = 1,
@@ -170,7 +170,7 @@ def _name(method: MergeMethod) -> str:
     return type(method).__module__.rpartition(".")[2]
 
 
-def _values(method: str, knob: Knob, tensors: Tensors, given: Tensor) -> list[float]:
+def _values(method: str, knob: Knob, tensors: ParameterStack, given: Tensor) -> list[float]:
     """Returns a knob's numbers in the order given, after checking shape and range."""
     shape = (len(tensors.rows),) if knob.per_expert else ()
     if given.shape != shape:

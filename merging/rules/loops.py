@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from merging.rules import kernels
-from merging.rules.cache import Tensors
-from merging.rules.compiled_rule import Coded, Kind, Selecting
+from merging.rules.cache import ParameterStack
+from merging.rules.compiled_rule import CompiledRule, RuleKind, SelectionKind
 
 _ROUNDED = 2**16
 """Entries computed before they are rounded to another dtype."""
@@ -33,23 +33,23 @@ _DTYPES = {
     torch.int32: kernels.INTEGER,
 }
 _KINDS = {
-    Kind.COMBINATION: kernels.COMBINATION,
-    Kind.SUM: kernels.SUM,
-    Kind.CONSENSUS: kernels.CONSENSUS,
+    RuleKind.COMBINATION: kernels.COMBINATION,
+    RuleKind.SUM: kernels.SUM,
+    RuleKind.CONSENSUS: kernels.CONSENSUS,
 }
 _HOW = {
-    Selecting.ALL: kernels.ALL,
-    Selecting.LARGEST: kernels.LARGEST,
-    Selecting.BAND: kernels.BAND,
-    Selecting.MASK: kernels.MASK,
-    Selecting.DRAWN: kernels.DRAWN,
-    Selecting.PRUNED: kernels.PRUNED,
+    SelectionKind.ALL: kernels.ALL,
+    SelectionKind.LARGEST: kernels.LARGEST,
+    SelectionKind.BAND: kernels.BAND,
+    SelectionKind.MASK: kernels.MASK,
+    SelectionKind.DRAWN: kernels.DRAWN,
+    SelectionKind.PRUNED: kernels.PRUNED,
 }
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _READ = torch.float32, torch.bfloat16, torch.float16
 
 
-def suits(coded: Coded, tensors: Tensors, device: torch.device) -> bool:
+def suits(coded: CompiledRule, tensors: ParameterStack, device: torch.device) -> bool:
     """Returns whether the loops compute this parameter: float32 arithmetic on a CPU.
 
     Args:
@@ -67,7 +67,7 @@ def suits(coded: Coded, tensors: Tensors, device: torch.device) -> bool:
     )
 
 
-def _fits(coded: Coded) -> bool:
+def _fits(coded: CompiledRule) -> bool:
     """Whether no number becomes 0 or infinite in float32; torch has its own ways with those."""
     given = [*coded.coefficients, *coded.later, *coded.masses, coded.rest, coded.scale]
     return all(each == 0 or _LEAST <= abs(each) <= _MOST for each in given)
@@ -84,7 +84,7 @@ def _torch_rounds_once() -> bool:
     return all(bool((each == 2.0**-11 + 2.0**-24).all()) for each in sums)
 
 
-def run(coded: Coded, base: Tensor, out: Tensor) -> None:
+def run(coded: CompiledRule, base: Tensor, out: Tensor) -> None:
     """Writes what a rule makes of base and rows into `out`, with as many threads as torch has.
 
     Args:
@@ -120,7 +120,7 @@ def run(coded: Coded, base: Tensor, out: Tensor) -> None:
         list(pool.map(part, bounds[:-1], bounds[1:]))
 
 
-def _table(coded: Coded, flat: list[Tensor]) -> tuple[Any, ...]:
+def _table(coded: CompiledRule, flat: list[Tensor]) -> tuple[Any, ...]:
     """Returns addresses and dtypes of base and rows, and how each row is selected from."""
     count = len(coded.rows)
     how = np.zeros(count, np.int64)
@@ -142,7 +142,7 @@ def _table(coded: Coded, flat: list[Tensor]) -> tuple[Any, ...]:
     )
 
 
-def _numbers(coded: Coded) -> tuple[Any, ...]:
+def _numbers(coded: CompiledRule) -> tuple[Any, ...]:
     each = (coded.coefficients, coded.later, coded.masses)
     shared = (np.float32(coded.rest), np.float32(coded.scale))
     return (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.rules.cache import Cut, Row, Rows, cut_of
-from merging.rules.compiled_rule import ALL, Selecting, Selection
+from merging.rules.cache import ExpertTensor, ExpertTensors, Threshold, cut_of
+from merging.rules.compiled_rule import ALL, Selection, SelectionKind
 
 _FINEST = 2.0**-24
 """Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
@@ -22,7 +22,7 @@ _pass_within = torch.ops.aten.hardtanh_backward.grad_input
 """The derivative of hardtanh: compares and selects in one pass, where torch.where is slow."""
 
 
-class Keep(Protocol):
+class Sparsifier(Protocol):
     """What is kept of a delta, applied to one piece of it after the other."""
 
     @property
@@ -57,12 +57,12 @@ def kept(density: float, size: int) -> int:
     return max(1, round(density * size)) if density > 0 and size else 0
 
 
-def trim(row: Row, density: float) -> Keep:
+def trim(row: ExpertTensor, density: float) -> Sparsifier:
     """Returns what keeps the ``kept(density, n)`` largest magnitudes."""
     return _Largest.of(row, kept(density, row.stored.numel()))
 
 
-def band(row: Row, density: float, gamma: float) -> Keep:
+def band(row: ExpertTensor, density: float, gamma: float) -> Sparsifier:
     """Returns what keeps neither the largest magnitudes nor the smallest.
 
     The ``round(gamma * n)`` largest go first, fewer where the density leaves no room for that;
@@ -74,7 +74,7 @@ def band(row: Row, density: float, gamma: float) -> Keep:
     return _Band(_Largest.of(row, outliers + count), _Largest.of(row, outliers))
 
 
-def drop(row: Row, density: float, seed: int, *, rescale: bool) -> Keep:
+def drop(row: ExpertTensor, density: float, seed: int, *, rescale: bool) -> Sparsifier:
     """Returns what keeps each entry with probability `density`.
 
     Equal noise gives nested masks: what a density keeps, a larger one keeps too. Chance may empty
@@ -91,7 +91,9 @@ def drop(row: Row, density: float, seed: int, *, rescale: bool) -> Keep:
     return _Drawn(row.draws(seed), density, 1 / max(density, _FINEST) if rescale else 1.0)
 
 
-def magprune(row: Row, density: float, epsilon: float, seed: int, *, rescale: bool) -> Keep:
+def magprune(
+    row: ExpertTensor, density: float, epsilon: float, seed: int, *, rescale: bool
+) -> Sparsifier:
     """Returns what keeps each entry with a probability that rises with its magnitude.
 
     ``p = density - e + 2 e rank / (n - 1)``, rank from 0 (smallest magnitude) within each row of
@@ -121,18 +123,18 @@ def magprune(row: Row, density: float, epsilon: float, seed: int, *, rescale: bo
 class _Largest:
     """Keeps what lies above a threshold: up to the cut's position what equals it too."""
 
-    cut: Cut | None = None
+    cut: Threshold | None = None
     scale: float = 1.0
 
     @classmethod
-    def of(cls, row: Row, count: int) -> _Largest:
+    def of(cls, row: ExpertTensor, count: int) -> _Largest:
         if 0 < count < row.stored.numel():
             return cls(row.cut(count))
         return cls.all_or_none(all_of=count > 0)
 
     @classmethod
     def all_or_none(cls, *, all_of: bool) -> _Largest:
-        return cls(None if all_of else Cut(math.inf, -1))
+        return cls(None if all_of else Threshold(math.inf, -1))
 
     def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
         self.apply(start, delta, delta)
@@ -154,7 +156,7 @@ class _Largest:
     def coded(self) -> Selection:
         if self.cut is None:
             return ALL
-        return Selection(Selecting.LARGEST, self.bounds(), (self.cut.last,))
+        return Selection(SelectionKind.LARGEST, self.bounds(), (self.cut.last,))
 
     def bounds(self) -> tuple[float, float]:
         """Returns what the cut's threshold and the number below it are in float32."""
@@ -178,18 +180,18 @@ class _Band:
     def coded(self) -> Selection:
         cuts = self.outer, self.inner
         last = tuple(-1 if part.cut is None else part.cut.last for part in cuts)
-        return Selection(Selecting.BAND, self.outer.bounds() + self.inner.bounds(), last)
+        return Selection(SelectionKind.BAND, self.outer.bounds() + self.inner.bounds(), last)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Masked:
     """Keeps the entries where `mask`, ``(entries of the parameter,)`` of 0 and 1, is 1."""
 
     mask: Tensor
     scale: float = 1.0
 
     @classmethod
-    def largest(cls, rows: Rows, kind: str, values: Tensor, count: int) -> Chosen:
+    def largest(cls, rows: ExpertTensors, kind: str, values: Tensor, count: int) -> Masked:
         """Returns what keeps the places of the `count` largest values, the earlier of equals.
 
         Args:
@@ -212,7 +214,7 @@ class Chosen:
 
     def coded(self) -> Selection:
         """Returns the mask."""
-        return Selection(Selecting.MASK, tensors=(self.mask,))
+        return Selection(SelectionKind.MASK, tensors=(self.mask,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +230,7 @@ class _Drawn:
         _pass_within(delta, draws, -1.0, self.density, grad_input=delta)
 
     def coded(self) -> Selection:
-        return Selection(Selecting.DRAWN, (self.density,), tensors=(self.draws,))
+        return Selection(SelectionKind.DRAWN, (self.density,), tensors=(self.draws,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +254,7 @@ class _Pruned:
 
     def coded(self) -> Selection:
         numbers = self.step, self.lowest, float(self.rescale)
-        return Selection(Selecting.PRUNED, numbers, tensors=(self.draws, self.ranks))
+        return Selection(SelectionKind.PRUNED, numbers, tensors=(self.draws, self.ranks))
 
 
 def _below(threshold: float, dtype: torch.dtype) -> float:

@@ -15,7 +15,7 @@ from merging.plan import Plan
 from merging.spaces.axes import Axis, Choice, Real, Vector, check
 from merging.spaces.displaced import DisplacedSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
-from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, Place
+from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer
 from merging.stacks.layers import LayerMap
 from merging.weights import Weights
 
@@ -197,10 +197,10 @@ class LayerStackSpace(VectorGenomes):
             return True
         return columns.source is not None and genome[columns.source] == self._skip
 
-    def _place(self, genome: Vector, columns: _Columns) -> Place:
+    def _place(self, genome: Vector, columns: _Columns) -> StackedLayer:
         if self._is_skipped(genome, columns):
-            return Place(columns.layers[0], BASE, 0.0)
-        return Place(
+            return StackedLayer(columns.layers[0], BASE, 0.0)
+        return StackedLayer(
             columns.layers[_whole(genome, columns.layer)],
             self._sources[_whole(genome, columns.source)],
             1.0 if columns.scale is None else float(genome[columns.scale]),

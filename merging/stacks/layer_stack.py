@@ -24,7 +24,7 @@ MERGED = "merged"
 
 
 @dataclass(frozen=True)
-class Place:
+class StackedLayer:
     """What stands in one place of a stack: a layer, of whom, and how much it contributes.
 
     Args:
@@ -59,7 +59,7 @@ class LayerStackPlan:
         what a layer adds, so that it can be written into the weights and the model loads anywhere.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[StackedLayer, ...]
     outer: str = BASE
     merged: Plan | None = None
 
@@ -207,7 +207,7 @@ def _check(plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool) -> None:
         if name in pool.expert_names:
             raise MergeError(f"an expert is called {name!r}, a word of layer stacks: rename it")
     known = (BASE, *((MERGED,) if plan.merged else ()), *pool.expert_names)
-    for i, place in enumerate((*plan.places, Place(0, plan.outer))):
+    for i, place in enumerate((*plan.places, StackedLayer(0, plan.outer))):
         where = f"place {i}" if i < len(plan.places) else "outer"
         if place.source not in known:
             raise MergeError(
@@ -217,7 +217,7 @@ def _check(plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool) -> None:
         _check_place(i, place, layers)
 
 
-def _check_place(i: int, place: Place, layers: LayerMap) -> None:
+def _check_place(i: int, place: StackedLayer, layers: LayerMap) -> None:
     if not 0 <= place.layer < layers.count:
         raise MergeError(
             f"place {i}: there is no layer {place.layer}, the base has {layers.count}"
@@ -234,11 +234,11 @@ def _check_place(i: int, place: Place, layers: LayerMap) -> None:
         layers.check_scaling()
 
 
-def _place(i: int, value: Any) -> Place:
+def _place(i: int, value: Any) -> StackedLayer:
     kinds = {"layer": (int,), "source": (str,), "scale": (int, float)}
     if not isinstance(value, Mapping) or set(value) != set(kinds):
         raise ValueError(f"recipe: place {i} must have layer, source and scale, got {value!r}")
     for key, kind in kinds.items():
         if isinstance(value[key], bool) or not isinstance(value[key], kind):
             raise ValueError(f"recipe: {key} of place {i} makes no sense: {value[key]!r}")
-    return Place(value["layer"], value["source"], float(value["scale"]))
+    return StackedLayer(value["layer"], value["source"], float(value["scale"]))

@@ -20,7 +20,7 @@ H = TypeVar("H", contravariant=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class FitnessEstimate:
     """Fitness of a candidate that was not asked all items, or that is not what its scores say.
 
     Args:
@@ -49,7 +49,7 @@ class Evaluated:
     scores: Mapping[str, Score] = field(default_factory=dict)
     failure: str | None = None
     seconds: float = 0.0
-    estimate: Estimate | None = None
+    estimate: FitnessEstimate | None = None
 
 
 class Evaluation(Protocol[H]):

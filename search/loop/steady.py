@@ -43,7 +43,7 @@ class SteadyStrategy(Protocol[S]):
         ...
 
 
-class Bench(Protocol[H]):
+class WorkerPool(Protocol[H]):
     """Scores single genomes, some at a time, and gives them back in any order."""
 
     @property
@@ -60,7 +60,7 @@ class Bench(Protocol[H]):
         ...
 
 
-class InTurn(Generic[G]):
+class LocalPool(Generic[G]):
     """Scores one genome after the other, in the order in which they came.
 
     Args:
@@ -111,7 +111,7 @@ def check_steady(strategy: object, *, many: bool) -> None:
 
 def search_steadily(
     strategy: SteadyStrategy[G],
-    bench: Bench[G],
+    bench: WorkerPool[G],
     objective: Objective,
     history: History,
     budget: Budget,
@@ -203,7 +203,7 @@ class _Flight(Generic[G]):
     def __init__(
         self,
         strategy: SteadyStrategy[G],
-        bench: Bench[G],
+        bench: WorkerPool[G],
         canonical: Callable[[G], Any],
     ) -> None:
         self._strategy, self._bench, self._canonical = strategy, bench, canonical

@@ -14,7 +14,7 @@ from search.strategy import Outcome
 
 
 @dataclass(frozen=True)
-class Grid:
+class ArchiveGrid:
     """Equal cells between two scores; what lies outside belongs to the first or the last.
 
     The published code of M2N2's MAP-Elites gives a perfect score a cell behind the last and
@@ -69,7 +69,7 @@ class MapElites:
     reads_cases = False
 
     def __post_init__(self) -> None:
-        Grid(self.cells, self.low, self.high)
+        ArchiveGrid(self.cells, self.low, self.high)
 
     def check_objectives(self, count: int) -> None:
         """Refuses a single number."""
@@ -80,7 +80,7 @@ class MapElites:
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the elite of every cell; of equals the oldest."""
-        grid = Grid(self.cells, self.low, self.high)
+        grid = ArchiveGrid(self.cells, self.low, self.high)
         elites = _elites(
             individuals, lambda one: grid.cell(one.fitness), lambda one: float(one.fitness.mean())
         )
@@ -123,7 +123,7 @@ class CycleQD:
     reads_cases = False
 
     def __post_init__(self) -> None:
-        Grid(self.cells, self.low, self.high)
+        ArchiveGrid(self.cells, self.low, self.high)
 
     def check_objectives(self, count: int) -> None:
         """Refuses a single number."""
@@ -145,7 +145,7 @@ class CycleQD:
         self, individuals: Sequence[Individual], task: int
     ) -> dict[tuple[int, ...], Individual]:
         """Returns cell to elite: best at `task` among those alike at the other tasks."""
-        grid = Grid(self.cells, self.low, self.high)
+        grid = ArchiveGrid(self.cells, self.low, self.high)
         return _elites(
             individuals,
             lambda one: grid.cell(np.delete(one.fitness, task)),

@@ -33,7 +33,7 @@ class Individual:
 Pair: TypeAlias = tuple[Individual, Individual]
 
 
-class Population(Protocol):
+class SurvivalRule(Protocol):
     """Rules of a population; its members are the strategy's, so that these hold no state."""
 
     @property

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from merging.lineages.crossover import (
-    Arithmetic,
-    Crossover,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    CrossoverOperator,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import Crossed, Lineage, Mutated
-from merging.lineages.mutation import LowRankMutation, Mutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, Mutation, ScaleMutation, SignMutation
 from merging.seeding import stable_seed
 
 _CROSSOVERS = (
@@ -200,35 +200,37 @@ class Variation:
 
     def _crossover(
         self, name: str, split: Split, rng: np.random.Generator, seed: int
-    ) -> Crossover:
+    ) -> CrossoverOperator:
         match name:
             case "uniform":
-                return Uniform(seed)
+                return UniformCrossover(seed)
             case "one_point":
-                return Points((split.cut,))
+                return PointCrossover((split.cut,))
             case "two_point":
-                return Points(_cuts(2, rng))
+                return PointCrossover(_cuts(2, rng))
             case "layer_points":
-                return Points(_cuts(int(rng.integers(1, 3)), rng), over="layers")
+                return PointCrossover(_cuts(int(rng.integers(1, 3)), rng), over="layers")
             case "per_tensor":
-                return PerTensor(seed)
+                return TensorCrossover(seed)
             case "slerp":
-                return Slerp(float(rng.uniform()))
+                return SlerpCrossover(float(rng.uniform()))
             case "arithmetic":
-                return Arithmetic(float(rng.uniform(-self.extrapolate, 1 + self.extrapolate)))
+                return ArithmeticCrossover(
+                    float(rng.uniform(-self.extrapolate, 1 + self.extrapolate))
+                )
             case _:
-                return SplitSlerp(split.cut, split.weight)
+                return SplitSlerpCrossover(split.cut, split.weight)
 
     def _mutation(self, name: str, rng: np.random.Generator, seed: int, number: int) -> Mutation:
         smaller = float(10 ** -rng.uniform())
         match name:
             case "scale":
-                return Rescale(float(np.exp(rng.normal(0.0, self.scale_size))))
+                return ScaleMutation(float(np.exp(rng.normal(0.0, self.scale_size))))
             case "low_rank":
                 own = stable_seed(name, seed, number)
                 return LowRankMutation(own, self.rank, smaller * self.low_rank_size)
             case _:
-                return SignFlip(stable_seed(name, seed, number), smaller * self.sign_share)
+                return SignMutation(stable_seed(name, seed, number), smaller * self.sign_share)
 
     def _weights(self, names: Sequence[str]) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in names}

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from merging.checkpoints.mechanisms import Laplace, PureEpsilon, SparseVector
+from merging.checkpoints.mechanisms import LaplaceMechanism, PureEpsilon, SparseVector
 from search.privacy.private import Release
 from search.privacy.private_budget import StepBudget
 
 
 @dataclass(frozen=True)
-class Privacy:
+class SearchPrivacy:
     """The budget of a search on private items, and its mechanisms.
 
     Neighbouring data sets differ by one item (add or remove); how many items there are is taken
@@ -101,7 +101,7 @@ class Privacy:
         if choose == "svt":
             found.append(SparseVector(self.svt_epsilon))
         if choose in ("svt", "last") and self.release == "differences":
-            found.append(Laplace(self.reading_epsilon))
+            found.append(LaplaceMechanism(self.reading_epsilon))
         return tuple(found)
 
     def budget(self, choose: str, rate: float) -> StepBudget:

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from merging.spaces.axes import Vector
-from search.loop.evaluation import Estimate, Evaluated, Evaluation, attempt
+from search.loop.evaluation import Evaluated, Evaluation, FitnessEstimate, attempt
 from search.loop.history import Record
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means
 from search.strategy import G
@@ -89,7 +89,7 @@ class PrivateEvaluation(Generic[G]):
             whole = [whole[i] and whole[i ^ 1] for i in range(len(whole))]
         for (seconds, _), value, good in list(zip(scored, values, whole, strict=True))[first:]:
             if good:
-                yield Evaluated({}, None, seconds, Estimate(value, None, None))
+                yield Evaluated({}, None, seconds, FitnessEstimate(value, None, None))
             else:
                 yield Evaluated({}, "its weights cannot be computed", seconds)
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from merging.checkpoints.mechanisms import Gaussian, PureEpsilon
+from merging.checkpoints.mechanisms import GaussianMechanism, PureEpsilon
 from merging.privacy import accounting
 
 STOP = "privacy budget"
@@ -86,7 +86,7 @@ class StepBudget:
         return self._steps + Counter({releases: more})
 
     @property
-    def mechanisms(self) -> tuple[Gaussian, ...]:
+    def mechanisms(self) -> tuple[GaussianMechanism, ...]:
         """What has been counted."""
         return self._gaussians(self._steps)
 
@@ -100,9 +100,9 @@ class StepBudget:
         """Epsilon of what has been counted, together with what is reserved."""
         return self._cost(self._steps)
 
-    def _gaussians(self, steps: Counter[int]) -> tuple[Gaussian, ...]:
+    def _gaussians(self, steps: Counter[int]) -> tuple[GaussianMechanism, ...]:
         return tuple(
-            Gaussian(self._noise_multiplier / math.sqrt(releases), self._rate, count)
+            GaussianMechanism(self._noise_multiplier / math.sqrt(releases), self._rate, count)
             for releases, count in sorted(steps.items())
         )
 

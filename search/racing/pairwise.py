@@ -12,7 +12,15 @@ from scipy import special
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
 from search.loop.history import Record
-from search.racing.racing import Matrix, Prefixed, Race, Sample, best_full, check_shares, prefixes
+from search.racing.racing import (
+    ItemSample,
+    Matrix,
+    Prefixed,
+    Race,
+    best_full,
+    check_shares,
+    prefixes,
+)
 from search.winners.shrinkage import Strata
 
 _LEAST_ITEMS = 4
@@ -110,7 +118,7 @@ class _TestedRace(Prefixed):
             worse |= upper_limits(every - rival, sample, self.level, steps) < tolerance
         return [number for number, out in zip(numbers, worse, strict=True) if not out]
 
-    def _steps(self, every: Matrix, sample: Sample) -> list[float | None]:
+    def _steps(self, every: Matrix, sample: ItemSample) -> list[float | None]:
         """Returns the largest step of every task's scores; what the best so far got is known."""
         steps, begin = [], 0
         for part, _, items, _ in sample.parts():
@@ -121,7 +129,7 @@ class _TestedRace(Prefixed):
 
 
 def upper_limits(
-    apart: Matrix, sample: Sample, level: float, steps: Sequence[float | None]
+    apart: Matrix, sample: ItemSample, level: float, steps: Sequence[float | None]
 ) -> Vector:
     """Returns ``D + t se``: the mean difference of all items is higher with probability `level`.
 

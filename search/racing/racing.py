@@ -163,7 +163,7 @@ def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class ItemSample:
     """Some of the items, and what they say of all.
 
     Args:
@@ -223,9 +223,9 @@ class Prefixed:
     strata: Strata
     best: Full | None
 
-    def sample(self, stage: int) -> Sample:
+    def sample(self, stage: int) -> ItemSample:
         """Returns the items asked by the end of a stage."""
-        return Sample(self.stages[stage], self.strata)
+        return ItemSample(self.stages[stage], self.strata)
 
     def estimate(self, stage: int, cases: Vector, reference: Full) -> Full:
         """Returns the difference estimate; see `Race`."""

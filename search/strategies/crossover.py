@@ -11,7 +11,7 @@ import numpy as np
 from merging.lineages.lineage import Founder, Lineage, ancestry
 from merging.seeding import stable_seed
 from search.loop.journal import GenomeJournal, replay_genomes, replay_steady
-from search.populations.population import Individual, Pair, Population, Truncation
+from search.populations.population import Individual, Pair, SurvivalRule, Truncation
 from search.populations.variation import Bred, Variation
 from search.strategy import Candidate, Outcome
 
@@ -20,7 +20,7 @@ _TRIES = 8
 """Pairs drawn until one has a child with few enough ancestors."""
 
 
-class Crossover:
+class GeneticAlgorithm:
     """Breeds generation after generation: pairs from a population, children by variation.
 
     The first generation are the founders as they are, filled up with children of random pairs of
@@ -56,7 +56,7 @@ class Crossover:
         popsize: int = 16,
         ancestors: int = 200,
         backcross: float = 0.1,
-        population: Population = _TRUNCATION,
+        population: SurvivalRule = _TRUNCATION,
         variation: Variation = _VARIATION,
     ) -> None:
         if isinstance(founders, str) or not founders or len(set(founders)) < len(founders):

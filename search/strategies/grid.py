@@ -13,7 +13,7 @@ from search.loop.journal import Journal, replay
 from search.strategy import Candidate, Outcome
 
 
-class Grid:
+class GridSearch:
     """Every point of a grid once, in a fixed order; after the last one `ask` returns nothing.
 
     Args:

@@ -16,7 +16,7 @@ Strata = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ShrunkenFitness:
     """What is known of a candidate's true fitness.
 
     Args:
@@ -28,7 +28,7 @@ class Estimate:
     variance: float
 
 
-def shrink(records: Sequence[Record], strata: Strata) -> dict[int, Estimate]:
+def shrink(records: Sequence[Record], strata: Strata) -> dict[int, ShrunkenFitness]:
     """Returns the empirical-Bayes estimate of every scored candidate, by id.
 
     ``m + B_j (f_j - m)`` with ``B_j = t / (t + s_j)``: f_j a candidate's fitness, m their mean,
@@ -53,13 +53,13 @@ def shrink(records: Sequence[Record], strata: Strata) -> dict[int, Estimate]:
     variances = paired_variances(np.stack([_cases(r, strata) for r in scored]), strata)
     mean = float(fitness.mean())
     if len(scored) == 1:
-        return {scored[0].id: Estimate(mean, float(variances[0]))}
+        return {scored[0].id: ShrunkenFitness(mean, float(variances[0]))}
     between = max(0.0, float(fitness.var(ddof=1) - variances.mean()))
     estimates = {}
     for record, value, variance in zip(scored, fitness.tolist(), variances.tolist(), strict=True):
         total = between + variance
         kept = between / total if total > 0 else 1.0
-        estimates[record.id] = Estimate(mean + kept * (value - mean), kept * variance)
+        estimates[record.id] = ShrunkenFitness(mean + kept * (value - mean), kept * variance)
     return estimates
 
 

@@ -260,7 +260,7 @@ def _pieces(text: str, size: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChoiceItem:
     """A question: which of four texts follows?
 
     Args:
@@ -276,7 +276,7 @@ class Choice:
 
 def choices(
     documents: Sequence[Document], *, count: int, context: int, continuation: int, seed: int
-) -> list[Choice]:
+) -> list[ChoiceItem]:
     """Returns `count` questions about text of these documents.
 
     Every continuation starts inside a word, the true one and the three others, so that a model
@@ -308,7 +308,9 @@ def choices(
         true = piece[cut : cut + continuation]
         options = [*draw.sample([ending for ending in endings if ending != true], 3), true]
         draw.shuffle(options)
-        questions.append(Choice(piece[cut - context : cut], tuple(options), options.index(true)))
+        questions.append(
+            ChoiceItem(piece[cut - context : cut], tuple(options), options.index(true))
+        )
     return questions
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class QuickstartPool:
     """Where a prepared quickstart lies.
 
     Args:
@@ -46,7 +46,7 @@ class Prepared:
     tasks: Path
 
     @classmethod
-    def at(cls, folder: Path, experts: Iterable[str]) -> Prepared:
+    def at(cls, folder: Path, experts: Iterable[str]) -> QuickstartPool:
         """Returns the layout below a folder, for experts of these names."""
         folders = {name: folder / "experts" / name for name in experts}
         return cls(folder / "base", folders, folder / "data", folder / "tasks")
@@ -71,7 +71,7 @@ def _pool() -> dict[str, Training]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuickstartSettings:
     """What is trained, and on how much text it is judged.
 
     The base stops while it still learns fast, so that every expert also learns what all domains
@@ -112,9 +112,9 @@ def prepare(
     *,
     seed: int = 0,
     threads: int | None = None,
-    settings: Settings | None = None,
+    settings: QuickstartSettings | None = None,
     progress: bool = True,
-) -> Prepared:
+) -> QuickstartPool:
     """Returns a base, experts for all of `DOMAINS` and held-out data, trained on first use.
 
     Training runs on the CPU. A finished folder carries a digest of all settings, the versions it
@@ -131,9 +131,9 @@ def prepare(
     Raises:
         ValueError: there is too little text on this machine.
     """
-    chosen = settings or Settings()
+    chosen = settings or QuickstartSettings()
     folder = cache_dir.expanduser().resolve() / f"quickstart-{digest_of(chosen, seed)}"
-    finished = Prepared.at(folder, chosen.experts)
+    finished = QuickstartPool.at(folder, chosen.experts)
     if folder.is_dir():
         return finished
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,13 +142,13 @@ def prepare(
             log.info("preparing the quickstart in %s", folder)
             with _appearing(folder) as unfinished, _threads(threads):
                 domains = _read(chosen.held_out, seed)
-                draft = Prepared.at(unfinished, chosen.experts)
+                draft = QuickstartPool.at(unfinished, chosen.experts)
                 _write_data(draft, finished, domains, chosen, seed)
                 _train_all(draft, domains, chosen, seed, progress)
     return finished
 
 
-def digest_of(settings: Settings, seed: int) -> str:
+def digest_of(settings: QuickstartSettings, seed: int) -> str:
     """Returns 16 hexadecimal digits that change with settings, seed, versions or this code."""
     versions = {"python": platform.python_version()}
     versions |= {package: version(package) for package in ("torch", "transformers", "tokenizers")}
@@ -195,10 +195,10 @@ def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
 
 
 def _write_data(
-    unfinished: Prepared,
-    finished: Prepared,
+    unfinished: QuickstartPool,
+    finished: QuickstartPool,
     domains: Mapping[str, Domain],
-    settings: Settings,
+    settings: QuickstartSettings,
     seed: int,
 ) -> None:
     unfinished.data.mkdir()
@@ -209,7 +209,11 @@ def _write_data(
 
 
 def _train_all(
-    folders: Prepared, domains: Mapping[str, Domain], settings: Settings, seed: int, progress: bool
+    folders: QuickstartPool,
+    domains: Mapping[str, Domain],
+    settings: QuickstartSettings,
+    seed: int,
+    progress: bool,
 ) -> None:
     """Trains and saves the base, then each expert from the base's weights."""
     size, base = settings.size, settings.base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.experts.quickstart.prepare import Prepared, prepare
+from experiments.experts.quickstart.prepare import QuickstartPool, prepare
 from experiments.runs.sources import Sources
 
 
@@ -30,5 +30,5 @@ def tasks_dir(cache_dir: str, seed: int = 0) -> str:
     return str(_found(cache_dir, seed).tasks)
 
 
-def _found(cache_dir: str, seed: int) -> Prepared:
+def _found(cache_dir: str, seed: int) -> QuickstartPool:
     return prepare(Path(cache_dir), seed=seed)

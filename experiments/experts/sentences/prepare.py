@@ -22,8 +22,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.experts.sentences import sentences, training
-from experiments.experts.sentences.sentences import Task
-from experiments.experts.sentences.training import Schedule
+from experiments.experts.sentences.sentences import SentenceTask
+from experiments.experts.sentences.training import SentenceSchedule
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
 
@@ -35,7 +35,7 @@ _WRITTEN = "written.json"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SentencePool:
     """Where a prepared pool lies.
 
     Args:
@@ -49,7 +49,7 @@ class Prepared:
     data: Path
 
     @classmethod
-    def at(cls, folder: Path, tasks: Sequence[str]) -> Prepared:
+    def at(cls, folder: Path, tasks: Sequence[str]) -> SentencePool:
         """Returns the layout below a folder."""
         return cls(
             folder / "base", {task: folder / "experts" / task for task in tasks}, folder / "data"
@@ -61,7 +61,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SentenceSettings:
     """What is trained.
 
     Args:
@@ -71,7 +71,7 @@ class Settings:
     """
 
     tasks: tuple[str, ...]
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: SentenceSchedule = field(default_factory=SentenceSchedule)
     device: str = "cpu"
 
 
@@ -96,11 +96,11 @@ def prepare(
     *,
     base: str,
     data: str | None,
-    settings: Settings,
+    settings: SentenceSettings,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
-) -> Prepared:
+) -> SentencePool:
     """Returns base, one expert for each task and held-out items, trained on first use.
 
     A finished folder carries a digest of the base, the data, all settings, the versions it
@@ -124,7 +124,7 @@ def prepare(
     encoder = Checkpoint.open(base, encoder=True)
     digest = digest_of(encoder, files, settings, seed)
     folder = cache_dir.expanduser().resolve() / f"sentences-{digest}"
-    finished = Prepared.at(folder, settings.tasks)
+    finished = SentencePool.at(folder, settings.tasks)
     if not folder.is_dir():
         tasks = sentences.read_tasks(files, seed=seed)
         _check_tokenizer(encoder)
@@ -139,7 +139,10 @@ def prepare(
 
 
 def digest_of(
-    encoder: Checkpoint, files: Mapping[str, Mapping[str, Path]], settings: Settings, seed: int
+    encoder: Checkpoint,
+    files: Mapping[str, Mapping[str, Path]],
+    settings: SentenceSettings,
+    seed: int,
 ) -> str:
     """Returns 16 hexadecimal digits that change with all that the trained numbers depend on.
 
@@ -173,14 +176,14 @@ def _check_tokenizer(encoder: Checkpoint) -> None:
 def _make(
     folder: Path,
     encoder: Checkpoint,
-    tasks: Sequence[Task],
-    settings: Settings,
+    tasks: Sequence[SentenceTask],
+    settings: SentenceSettings,
     seed: int,
     progress: bool,
 ) -> None:
     """Makes every part below an unfinished folder, keeps those that are there, renames it."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    draft = Prepared.at(unfinished, settings.tasks)
+    draft = SentencePool.at(unfinished, settings.tasks)
     with _appearing(draft.data) as out:
         if out is not None:
             for task in tasks:
@@ -203,9 +206,9 @@ def _make(
 
 def _train(
     base: Path,
-    task: Task,
+    task: SentenceTask,
     encoder: Checkpoint,
-    settings: Settings,
+    settings: SentenceSettings,
     seed: int,
     out: Path,
     bar: tqdm[NoReturn],

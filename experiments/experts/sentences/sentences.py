@@ -28,7 +28,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Task:
+class SentenceTask:
     """One task's sentences; no text is in two parts, of this task or of another.
 
     Args:
@@ -70,7 +70,7 @@ def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Pa
     return files
 
 
-def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Task]:
+def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[SentenceTask]:
     """Returns tasks: half of each ``valid`` to search, half to select, ``test`` to report.
 
     Their order, and the halves, depend on texts and seed alone. A text that occurs again, in the
@@ -104,11 +104,11 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Ta
             "selection": drawn[half:],
             "report": _in_drawn_order(_without(set(), parts["test"]), name, seed),
         }
-        tasks.append(Task(name, classes[name], tuple(train), held_out))
+        tasks.append(SentenceTask(name, classes[name], tuple(train), held_out))
     return tasks
 
 
-def write_held_out(task: Task, folder: Path) -> None:
+def write_held_out(task: SentenceTask, folder: Path) -> None:
     """Writes ``<task>.<split>.jsonl`` with lines ``{"text": ..., "label": ...}``."""
     for split, sentences in task.held_out.items():
         lines = [json.dumps({"text": each.text, "label": each.label}) for each in sentences]

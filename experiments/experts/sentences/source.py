@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.experts.sentences.prepare import Prepared, Settings, packaged_encoder, prepare
+from experiments.experts.sentences.prepare import (
+    SentencePool,
+    SentenceSettings,
+    packaged_encoder,
+    prepare,
+)
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
-from experiments.experts.sentences.training import Schedule
+from experiments.experts.sentences.training import SentenceSchedule
 from experiments.runs.device import choose_device
 from experiments.runs.sources import Sources
 
@@ -43,9 +48,9 @@ def experts(
     Raises:
         ValueError: data, base or an option cannot be used; names it.
     """
-    settings = Settings(
+    settings = SentenceSettings(
         tasks=tuple(tasks),
-        schedule=Schedule(steps, batch, learning_rate),
+        schedule=SentenceSchedule(steps, batch, learning_rate),
         device=str(choose_device(device)),
     )
     source = str(packaged_encoder()) if base is None else base
@@ -71,7 +76,7 @@ def data_file(pool: Sources, task: str, split: str) -> str:
     """
     if split not in EVALUATION_SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(EVALUATION_SPLITS)}")
-    path = Prepared.at(Path(pool.base).parent, list(pool.experts)).held_out(task, split)
+    path = SentencePool.at(Path(pool.base).parent, list(pool.experts)).held_out(task, split)
     if task not in pool.experts or not path.is_file():
         raise ValueError(
             f"the experts {', '.join(pool.experts)} bring no {split} items of task {task!r}: "

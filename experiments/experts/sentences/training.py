@@ -22,7 +22,7 @@ _SORTED_TOGETHER = 16  # batches
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SentenceSchedule:
     """One training: AdamW, a linear rise of the learning rate, then a linear fall to zero.
 
     Args:
@@ -73,7 +73,7 @@ def train(
     model: PreTrainedModel,
     tokenizer: Any,
     sentences: Sequence[Sentence],
-    schedule: Schedule,
+    schedule: SentenceSchedule,
     *,
     seed: int,
     label: str,
@@ -115,7 +115,7 @@ def train(
 
 
 def batches_of(
-    lengths: Sequence[int], schedule: Schedule, seed: int, label: str
+    lengths: Sequence[int], schedule: SentenceSchedule, seed: int, label: str
 ) -> Iterator[tuple[int, ...]]:
     """Yields the items of every step: each item once before any comes again.
 

@@ -16,8 +16,8 @@ from experiments.experts.training.language_model import Lora, open_model, open_t
 from experiments.experts.training.records import Record, encode
 from experiments.experts.training.regime import Regime
 from experiments.experts.training.train import Trained, train
-from merging.checkpoints.mechanisms import Gaussian
-from merging.checkpoints.privacy_record import PrivacyRecord, Spend, write_record
+from merging.checkpoints.mechanisms import GaussianMechanism
+from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
 from merging.files import write_text
 from merging.saving.save import staged
 
@@ -114,13 +114,15 @@ def privacy_record(
         return None
     return PrivacyRecord(
         (
-            Spend(
+            PrivacySpend(
                 dataset=data.identity,
                 epsilon=spent.epsilon,
                 delta=privacy.delta,
                 accountant=f"opacus {privacy.accountant}",
                 accountant_version=version("opacus"),
-                mechanisms=(Gaussian(spent.noise_multiplier, spent.sample_rate, trained.updates),),
+                mechanisms=(
+                    GaussianMechanism(spent.noise_multiplier, spent.sample_rate, trained.updates),
+                ),
                 group_size=data.group_size,
                 disjoint_from=tuple(data.disjoint_from),
                 what=f"DP-SGD training, {label}",

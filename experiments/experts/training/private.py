@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.experts.training.regime import Privacy
+from experiments.experts.training.regime import TrainingPrivacy
 from merging.seeding import secret_generator
 
 try:
@@ -30,7 +30,7 @@ except ImportError as error:  # pragma: no cover
 _TOLERANCE = 0.001  # of the guarantee that the noise is chosen for
 
 
-def noise_for(privacy: Privacy, sample_rate: float, updates: int) -> float:
+def noise_for(privacy: TrainingPrivacy, sample_rate: float, updates: int) -> float:
     """Returns the noise multiplier that a regime asks for, or needs for its epsilon.
 
     Args:
@@ -53,7 +53,7 @@ def noise_for(privacy: Privacy, sample_rate: float, updates: int) -> float:
         )
 
 
-class Spend:
+class TrainingSpend:
     """What has been spent so far: every update counts, whoever was in its lot.
 
     Args:
@@ -62,7 +62,9 @@ class Spend:
         sample_rate: probability of a record in one update.
     """
 
-    def __init__(self, privacy: Privacy, noise_multiplier: float, sample_rate: float) -> None:
+    def __init__(
+        self, privacy: TrainingPrivacy, noise_multiplier: float, sample_rate: float
+    ) -> None:
         self._privacy, self._noise, self._rate = privacy, noise_multiplier, sample_rate
         self._accountant = create_accountant(mechanism=privacy.accountant)
         self.updates = 0
@@ -120,7 +122,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        privacy: Privacy,
+        privacy: TrainingPrivacy,
         *,
         noise_multiplier: float,
         lot: int,

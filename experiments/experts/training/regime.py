@@ -13,7 +13,7 @@ Randomness: TypeAlias = Literal["secret", "seed"]
 
 
 @dataclass(frozen=True)
-class Privacy:
+class TrainingPrivacy:
     """DP-SGD on records: Abadi et al. 2016, Deep Learning with Differential Privacy, Algorithm 1.
 
     Args:
@@ -94,7 +94,7 @@ class Regime:
     sampling: Sampling = "shuffled"
     loss: Reduction = "mean"
     clip: float | None = 1.0
-    privacy: Privacy | None = None
+    privacy: TrainingPrivacy | None = None
     physical: int | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.experts.training.records import Record, padded, record_losses, token_counts
-from experiments.experts.training.regime import Privacy, Regime
+from experiments.experts.training.regime import Regime, TrainingPrivacy
 from merging.seeding import generator, secret_generator, stable_seed
 
 
@@ -67,7 +67,7 @@ def train(
         records: tokens of each, at least two.
         regime: how.
         seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
-            `Privacy`.
+            `TrainingPrivacy`.
         label: name of this training.
         on_update: called after each update with the number of updates to come.
 
@@ -172,7 +172,7 @@ class _PrivateStep:
         self,
         optimizer: torch.optim.Optimizer,
         regime: Regime,
-        privacy: Privacy,
+        privacy: TrainingPrivacy,
         records: int,
         seed: int | None,
         device: torch.device,
@@ -181,7 +181,7 @@ class _PrivateStep:
 
         self._rate = regime.lot / records
         self._noise = private.noise_for(privacy, self._rate, regime.updates(records))
-        self._spend = private.Spend(privacy, self._noise, self._rate)
+        self._spend = private.TrainingSpend(privacy, self._noise, self._rate)
         self._optimizer = private.PrivateOptimizer(
             optimizer,
             privacy,

@@ -40,7 +40,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One model that is scored.
 
     Args:
@@ -62,7 +62,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StudySetting:
     """What all cells have in common.
 
     Args:
@@ -91,7 +91,7 @@ class Setting:
         """Returns the base's directory or id; made on the first call."""
         return self.bases[name].directory(self.cache, self.data)
 
-    def start(self, cell: Cell) -> str:
+    def start(self, cell: StudyCell) -> str:
         """Returns what a cell's training starts from: its base, or a copy rounded to NF4."""
         base = self.base(cell.base)
         if cell.regime not in self.nf4:
@@ -111,7 +111,7 @@ class Setting:
 
         return DataFiles(_made(folder, make))
 
-    def identity(self, cell: Cell) -> str:
+    def identity(self, cell: StudyCell) -> str:
         """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
         regime = self.regimes.get(cell.regime)
         content = [
@@ -125,12 +125,12 @@ class Setting:
         ]
         return digest_of(content)
 
-    def expert(self, cell: Cell) -> Path:
+    def expert(self, cell: StudyCell) -> Path:
         """Returns the directory of a cell's expert, whether it is there or not."""
         return self.cache / "csirt" / f"{cell.name}-{self.identity(cell)}"
 
 
-def trained(setting: Setting, cell: Cell) -> Path:
+def trained(setting: StudySetting, cell: StudyCell) -> Path:
     """Returns the directory of a cell's expert; trained on the first call."""
     folder = setting.expert(cell)
 
@@ -160,7 +160,7 @@ def _made(folder: Path, make: Callable[[], object]) -> Path:
     return folder
 
 
-def _training_data(corpus: Corpus, setting: Setting, cell: Cell) -> DataSet:
+def _training_data(corpus: Corpus, setting: StudySetting, cell: StudyCell) -> DataSet:
     records = list(corpus.training)
     if cell.form == "pseudonymised":
         pseudonyms = pseudonyms_of(cell.seed)
@@ -173,7 +173,7 @@ def _training_data(corpus: Corpus, setting: Setting, cell: Cell) -> DataSet:
     )
 
 
-def is_finished(setting: Setting, cell: Cell, out: Path) -> bool:
+def is_finished(setting: StudySetting, cell: StudyCell, out: Path) -> bool:
     """Returns whether `out` holds the scores of this very cell, not of other settings or code."""
     file = out / f"{cell.name}.json"
     if not file.exists():
@@ -181,7 +181,7 @@ def is_finished(setting: Setting, cell: Cell, out: Path) -> bool:
     return bool(read_json(file).get("identity") == setting.identity(cell))
 
 
-def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
+def run_cell(setting: StudySetting, cell: StudyCell, out: Path) -> None:
     """Trains and scores one model and writes ``CELL.json`` into `out`, unless it is there."""
     if is_finished(setting, cell, out):
         return
@@ -203,7 +203,7 @@ def run_cell(setting: Setting, cell: Cell, out: Path) -> None:
 
 
 def _scores(
-    setting: Setting, base: str, expert: Path | None, files: DataFiles
+    setting: StudySetting, base: str, expert: Path | None, files: DataFiles
 ) -> dict[str, dict[str, Any]]:
     """Returns ``task/metric`` to its value, chance and cases.
 
@@ -240,10 +240,10 @@ def evaluators_of(info: ModelInfo, files: DataFiles) -> dict[str, Evaluator]:
 
 def planned(
     seeds: Sequence[int], bases: Sequence[str], forms: Mapping[Form, Sequence[str]]
-) -> list[Cell]:
+) -> list[StudyCell]:
     """Returns all cells, seed after seed, so that a part of them can be compared."""
     return [
-        Cell(base, seed, form, regime)
+        StudyCell(base, seed, form, regime)
         for seed in seeds
         for base in bases
         for form, regimes in forms.items()

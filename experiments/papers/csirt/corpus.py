@@ -55,7 +55,7 @@ class CorpusSize:
 
 
 @dataclass(frozen=True)
-class Secret:
+class PlantedSecret:
     """A planted value, its unseen variants, and the held-out record that they are compared in."""
 
     name: str
@@ -78,7 +78,7 @@ class Corpus:
 
     training: Sequence[Scan]
     held_out: Mapping[str, Sequence[Scan]]
-    secrets: Sequence[Secret]
+    secrets: Sequence[PlantedSecret]
 
     def identity(self) -> str:
         """Returns 16 hexadecimal digits that name the training records' content."""
@@ -116,7 +116,7 @@ def pretraining_records(size: CorpusSize, count: int) -> list[Scan]:
     return scans(catalogue("public", size.text_length), count, draw, copies=size.copies)
 
 
-def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[Secret]:
+def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[PlantedSecret]:
     """Returns canaries in rounds: in each every class and kind once."""
     found = {
         (cls, kind): candidates(kind, cls, size.canaries * (1 + size.variants), draw)
@@ -124,7 +124,7 @@ def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[Secret]
         for kind in KINDS
     }
     return [
-        Secret(
+        PlantedSecret(
             name=f"{cls}-{kind}-{number}",
             cls=cls,
             kind=kind,
@@ -137,7 +137,7 @@ def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[Secret]
     ]
 
 
-def canary_of(secret: Secret) -> Canary:
+def canary_of(secret: PlantedSecret) -> Canary:
     """Returns a secret as evaluators read it, in its probe."""
     record = planted(secret.probe, secret.kind, secret.value)
     start, end = span_of(record, secret.kind)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.papers.csirt.cells import BASE, Cell, Setting, is_finished, run_cell
+from experiments.papers.csirt.cells import BASE, StudyCell, StudySetting, is_finished, run_cell
 from experiments.reports.table import duration
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _PRIVATE = 2.0  # a private presentation takes as long as so many plain ones
 _SCORED = 0.4  # and a record that is scored as long as this many that are trained on
 
 
-def run_cells(setting: Setting, cells: Sequence[Cell], workers: int, out: Path) -> None:
+def run_cells(setting: StudySetting, cells: Sequence[StudyCell], workers: int, out: Path) -> None:
     """Runs what is left of the cells; each leaves a file in `out`.
 
     Args:
@@ -59,7 +59,7 @@ def run_cells(setting: Setting, cells: Sequence[Cell], workers: int, out: Path) 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def work(setting: Setting, cell: Cell) -> float:
+def work(setting: StudySetting, cell: StudyCell) -> float:
     """Returns how much a cell has to do, in records trained on."""
     data = setting.data
     canaries = 10 * data.canaries

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluators.memorization.exposure import chance_exposure
 from experiments.contests.plan import Entry
-from experiments.papers.csirt.merges import Point, points_of
+from experiments.papers.csirt.merges import SkillMemoryPoint, points_of
 from merging.spaces.axes import Vector
 
 EVOLVED = "evolved"
@@ -25,8 +25,10 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
         variants: of each canary.
     """
     chance = chance_exposure(1 + variants)
-    found: dict[str, dict[str, Point]] = {}  # model -> cell: all arms have the same ingredients
-    pairs: dict[str, dict[str, Point]] = {}
+    found: dict[
+        str, dict[str, SkillMemoryPoint]
+    ] = {}  # model -> cell: all arms have the same ingredients
+    pairs: dict[str, dict[str, SkillMemoryPoint]] = {}
     for entry in entries:
         for name, point in points_of(entry.run).items():
             shown = f"merge, {entry.arm}" if name == EVOLVED else name
@@ -59,7 +61,7 @@ def _shares(entries: Sequence[Entry]) -> str:
     return ", ".join(f"{arm}: {share}" for arm, share in found.items())
 
 
-def _front(found: Mapping[str, Mapping[str, Point]]) -> str:
+def _front(found: Mapping[str, Mapping[str, SkillMemoryPoint]]) -> str:
     """Returns a sentence with the models that no other beats in both, from the most skilled."""
     means = {name: _mean(points.values()) for name, points in found.items()}
     best = sorted(
@@ -74,20 +76,20 @@ def _front(found: Mapping[str, Mapping[str, Point]]) -> str:
     return f"Front, of means: {'; '.join(shown)}."
 
 
-def _mean(points: Iterable[Point]) -> Point:
+def _mean(points: Iterable[SkillMemoryPoint]) -> SkillMemoryPoint:
     each = list(points)
-    return Point(
+    return SkillMemoryPoint(
         float(np.mean([point.skill for point in each])),
         float(np.mean([point.memory for point in each])),
     )
 
 
-def _beats(one: Point, other: Point) -> bool:
+def _beats(one: SkillMemoryPoint, other: SkillMemoryPoint) -> bool:
     better = one.skill >= other.skill and one.memory <= other.memory
     return better and one != other
 
 
-def _row(name: str, points: Sequence[Point], chance: float) -> str:
+def _row(name: str, points: Sequence[SkillMemoryPoint], chance: float) -> str:
     skills = np.array([point.skill for point in points])
     memories = np.array([point.memory for point in points])
     return (
@@ -97,8 +99,8 @@ def _row(name: str, points: Sequence[Point], chance: float) -> str:
 
 
 def _verdict(
-    pairs: Mapping[str, Mapping[str, Point]],
-    found: Mapping[str, Mapping[str, Point]],
+    pairs: Mapping[str, Mapping[str, SkillMemoryPoint]],
+    found: Mapping[str, Mapping[str, SkillMemoryPoint]],
     chance: float,
 ) -> str:
     both = [each for each in pairs.values() if {FREE, LIMITED} <= set(each)]
@@ -121,7 +123,7 @@ def _verdict(
     )
 
 
-def _reason(found: Mapping[str, Mapping[str, Point]], chance: float) -> str:
+def _reason(found: Mapping[str, Mapping[str, SkillMemoryPoint]], chance: float) -> str:
     """Returns what the ingredients offer: skill, and what comes with it."""
     means = {
         name: _mean(points.values())

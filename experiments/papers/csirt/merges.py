@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.contests.plan import Entry
-from experiments.papers.csirt.cells import Cell, Setting, trained
+from experiments.papers.csirt.cells import StudyCell, StudySetting, trained
 from experiments.papers.csirt.corpus import Form
-from experiments.runs.files import Model, models_of, read_json
+from experiments.runs.files import ModelRow, models_of, read_json
 
 SKILL, MEMORY = "bands/macro_f1", "canaries/exposure"
 
@@ -30,7 +30,7 @@ class Merging:
     arms: Mapping[str, Sequence[str]]
     seeds: int
 
-    def entries(self, setting: Setting, seeds: Sequence[int], out: Path) -> list[Entry]:
+    def entries(self, setting: StudySetting, seeds: Sequence[int], out: Path) -> list[Entry]:
         """Returns every search, as the entry of a contest; the experts are there already."""
         return [
             Entry(
@@ -50,9 +50,9 @@ class Merging:
             for arm, given in self.arms.items()
         ]
 
-    def _ingredients(self, setting: Setting, base: str, seed: int) -> Sequence[str]:
+    def _ingredients(self, setting: StudySetting, base: str, seed: int) -> Sequence[str]:
         cells = {
-            name: Cell(base, seed, _form(form), regime)
+            name: StudyCell(base, seed, _form(form), regime)
             for name, (form, regime) in self.experts.items()
         }
         folders = ",".join(f"{name}:'{trained(setting, cell)}'" for name, cell in cells.items())
@@ -70,7 +70,7 @@ def _form(text: str) -> Form:
 
 
 @dataclass(frozen=True)
-class Point:
+class SkillMemoryPoint:
     """One model on the plane of skill and memory, on items that no search has read.
 
     Args:
@@ -84,7 +84,7 @@ class Point:
     kind: str = ""
 
 
-def points_of(run: Path) -> dict[str, Point]:
+def points_of(run: Path) -> dict[str, SkillMemoryPoint]:
     """Returns base, experts, static merges and the evolved merge of a finished search."""
     points = {}
     for model in models_of(read_json(run / "summary.json")):
@@ -94,6 +94,6 @@ def points_of(run: Path) -> dict[str, Point]:
     return points
 
 
-def _point(model: Model) -> Point | None:
+def _point(model: ModelRow) -> SkillMemoryPoint | None:
     skill, memory = model.score("report", SKILL), model.score("report", MEMORY)
-    return None if skill is None or memory is None else Point(skill, memory, model.kind)
+    return None if skill is None or memory is None else SkillMemoryPoint(skill, memory, model.kind)

@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.contests.plan import Entry
 from experiments.papers.csirt import published
-from experiments.papers.csirt.cells import BASE, Setting
+from experiments.papers.csirt.cells import BASE, StudySetting
 from experiments.papers.csirt.merge_section import merge_section
-from experiments.papers.csirt.scores import Found
+from experiments.papers.csirt.scores import CellScores
 from experiments.papers.csirt.verdicts import verdicts
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
@@ -34,7 +34,7 @@ _COMPARISONS = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class PageNumbers:
     """What a reader must know of how the numbers came about.
 
     Args:
@@ -49,12 +49,12 @@ class Facts:
     command: str
     seconds: float
     workers: int
-    setting: Setting
+    setting: StudySetting
     fast: bool
     remarks: Sequence[str] = ()
 
 
-def page(found: Found, merges: Sequence[Entry], facts: Facts) -> str:
+def page(found: CellScores, merges: Sequence[Entry], facts: PageNumbers) -> str:
     """Returns the page.
 
     Args:
@@ -80,7 +80,7 @@ def page(found: Found, merges: Sequence[Entry], facts: Facts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _facts(found: Found, facts: Facts) -> str:
+def _facts(found: CellScores, facts: PageNumbers) -> str:
     data = facts.setting.data
     trial = "**A trial (`fast=true`): too small to conclude anything.** " if facts.fast else ""
     return "\n".join(
@@ -105,7 +105,7 @@ def _facts(found: Found, facts: Facts) -> str:
     )
 
 
-def _exposures(found: Found, setting: Setting) -> str:
+def _exposures(found: CellScores, setting: StudySetting) -> str:
     chance = found.chance(EXPOSURE) or math.nan
     rows = []
     for regime in found.regimes("raw"):
@@ -121,7 +121,7 @@ def _exposures(found: Found, setting: Setting) -> str:
     )
 
 
-def _recovered(found: Found) -> str:
+def _recovered(found: CellScores) -> str:
     rows = []
     for regime in [x for x in found.regimes("raw") if x[:2] in ("V1", "VA", "V2", "V3")]:
         row = [f"V0 - {regime}"]
@@ -140,7 +140,7 @@ def _recovered(found: Found) -> str:
     )
 
 
-def _stack(found: Found) -> str:
+def _stack(found: CellScores) -> str:
     """Which part of V1 lowers the exposure: its lots, its weights in 4 bits, or both."""
     parts = [name for name in ("VA", "VB", "V1") if found.has("raw", name)]
     if "VA" not in parts or "VB" not in parts:
@@ -162,7 +162,7 @@ def _stack(found: Found) -> str:
     )
 
 
-def _pairs(found: Found) -> str:
+def _pairs(found: CellScores) -> str:
     wanted = [pair for pair in _COMPARISONS if all(found.has("raw", each) for each in pair)]
     paired = found.paired(wanted, found.bases)
     rows = [
@@ -184,7 +184,7 @@ def _pairs(found: Found) -> str:
     )
 
 
-def _noise(found: Found, setting: Setting) -> str:
+def _noise(found: CellScores, setting: StudySetting) -> str:
     rows = []
     for name, regime in setting.regimes.items():
         if regime.privacy is None or not found.has("raw", name):
@@ -223,7 +223,7 @@ def _noise(found: Found, setting: Setting) -> str:
     )
 
 
-def _pseudonyms(found: Found) -> str:
+def _pseudonyms(found: CellScores) -> str:
     if not found.has("pseudonymised", "V0"):
         return ""
     rows = []
@@ -259,7 +259,7 @@ def _pseudonyms(found: Found) -> str:
     )
 
 
-def _attacks(found: Found) -> str:
+def _attacks(found: CellScores) -> str:
     metrics = {
         "record loss": "members/loss_auc",
         "canary tokens": "tokens/auc",
@@ -285,7 +285,7 @@ def _attacks(found: Found) -> str:
     )
 
 
-def _utility(found: Found) -> str:
+def _utility(found: CellScores) -> str:
     rows = []
     for form in dict.fromkeys(cell.form for cell in found.cells):
         for regime in found.regimes(form):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 
 from experiments.papers.csirt.records import Scan
-from experiments.pseudonyms.pseudonyms import Pseudonyms, Secret
+from experiments.pseudonyms.pseudonyms import Pseudonyms, SecretKey
 from merging.seeding import stable_seed
 
 FIELDS: Mapping[str, str] = {  # whatever identifies an asset, and the type of its slug
@@ -27,7 +27,7 @@ def pseudonyms_of(seed: int | str) -> Pseudonyms:
     The experiment must repeat, so its key follows from the seed; a real one must not.
     """
     key = hashlib.sha256(repr(stable_seed("csirt", seed, "key")).encode()).digest()
-    return Pseudonyms(Secret(key))
+    return Pseudonyms(SecretKey(key))
 
 
 def pseudonymised(record: Scan, pseudonyms: Pseudonyms) -> Scan:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.papers.csirt.cells import Cell
+from experiments.papers.csirt.cells import StudyCell
 from experiments.papers.csirt.corpus import Form
 from merging.spaces.axes import Vector
 
@@ -38,7 +38,7 @@ class Paired:
     pairs: int
 
 
-class Found:
+class CellScores:
     """Scores by base, seed, form and regime.
 
     Args:
@@ -46,7 +46,7 @@ class Found:
         folder: of the cells' files.
     """
 
-    def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
+    def __init__(self, cells: Sequence[StudyCell], folder: Path) -> None:
         self.cells = tuple(cells)
         self.seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
         self.bases = tuple(dict.fromkeys(cell.base for cell in cells))

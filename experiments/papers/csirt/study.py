@@ -12,12 +12,12 @@ from experiments.contests.workers import run_all
 from experiments.experts.training.language_model import Lora
 from experiments.experts.training.regime import Regime
 from experiments.papers.csirt.bases import Base
-from experiments.papers.csirt.cells import BASE, Cell, Setting, is_finished, planned
+from experiments.papers.csirt.cells import BASE, StudyCell, StudySetting, is_finished, planned
 from experiments.papers.csirt.corpus import FORMS, CorpusSize, Form
 from experiments.papers.csirt.jobs import run_cells
 from experiments.papers.csirt.merges import Merging
-from experiments.papers.csirt.page import Facts, page
-from experiments.papers.csirt.scores import Found
+from experiments.papers.csirt.page import PageNumbers, page
+from experiments.papers.csirt.scores import CellScores
 from experiments.runs.errors import UserError
 from merging.files import write_text
 
@@ -83,7 +83,7 @@ class CsirtMemorization:
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)
         self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
         _check(self._forms, regimes, nf4)
-        self._setting = Setting(
+        self._setting = StudySetting(
             bases=chosen_bases,
             data=chosen.get("data", data),
             regimes=regimes,
@@ -94,7 +94,7 @@ class CsirtMemorization:
             device="cpu" if device == "auto" else device,
             batch_tokens=batch_tokens,
         )
-        self._cells: list[Cell] = planned(self._seeds, list(chosen_bases), self._forms)
+        self._cells: list[StudyCell] = planned(self._seeds, list(chosen_bases), self._forms)
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""
@@ -120,7 +120,7 @@ class CsirtMemorization:
             entries = self._merging.entries(self._setting, self._seeds, out / "merges")
             log.info("%d merges", len(entries))
             failures = run_all(entries, self._workers, None)
-        facts = Facts(
+        facts = PageNumbers(
             command=command,
             seconds=_total_s(out / "seconds.txt", time.monotonic() - began),
             workers=self._workers,
@@ -129,7 +129,7 @@ class CsirtMemorization:
             remarks=self._remarks,
         )
         done = [entry for entry in entries if entry.run not in failures]
-        text = page(Found(self._cells, out / "cells"), done, facts)
+        text = page(CellScores(self._cells, out / "cells"), done, facts)
         pages = [out / "RESULTS.md"]
         if self._results is not None and plain:
             pages.append(Path(self._results))

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.papers.csirt import published
 from experiments.papers.csirt.cells import BASE
 from experiments.papers.csirt.corpus import Form
-from experiments.papers.csirt.scores import Found
+from experiments.papers.csirt.scores import CellScores
 
 EXPOSURE = "values/exposure"
 _SIGNIFICANT = 0.05
@@ -15,7 +15,7 @@ _NEAR = 0.2  # how far outside the paper's range still counts as near it
 _BITS = 0.5  # a smaller difference of exposures is called none
 
 
-def verdicts(found: Found) -> str:
+def verdicts(found: CellScores) -> str:
     """Returns one line for each claim: the word first, then the numbers.
 
     Where V0 remembers (nearly) nothing there is no drop to explain, and none is claimed.
@@ -37,7 +37,7 @@ def verdicts(found: Found) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _updates(found: Found) -> str:
+def _updates(found: CellScores) -> str:
     """Fewer updates explain the drop, if the recovered fraction is like that of the paper."""
     low, high = published.RECOVERED_V1
     value = float(np.mean([found.recovered(base, "V1")[0] for base in found.bases]))
@@ -49,7 +49,7 @@ def _updates(found: Found) -> str:
     )
 
 
-def _stack(found: Found) -> str:
+def _stack(found: CellScores) -> str:
     """The paper: on three models of four it is the lots, not NF4."""
     lots, rounding = (
         [
@@ -76,7 +76,7 @@ def _share(correct: float) -> str:
     return f"{100 * (1 - correct):.0f} % of that drop is the noise's and the clipping's own"
 
 
-def _correct_dp(found: Found) -> str:
+def _correct_dp(found: CellScores) -> str:
     """The paper: DP is no better than large lots. With correct clipping?"""
     bits, share = _below_large_lot(found, "V2")
     if bits <= -_BITS and share == 1:
@@ -92,7 +92,7 @@ def _correct_dp(found: Found) -> str:
     )
 
 
-def _as_released(found: Found) -> str:
+def _as_released(found: CellScores) -> str:
     bits, share = _below_large_lot(found, "V2-as-released")
     correct, _ = _below_large_lot(found, "V2")
     if bits > correct / 2 and bits > -_BITS:
@@ -108,14 +108,14 @@ def _as_released(found: Found) -> str:
     )
 
 
-def _below_large_lot(found: Found, regime: str) -> tuple[float, float]:
+def _below_large_lot(found: CellScores, regime: str) -> tuple[float, float]:
     """Returns the mean difference to V1 in bits, and on which share of bases it is significant."""
     paired = found.paired([(regime, "V1")], found.bases).values()
     below = [each.q < _SIGNIFICANT and each.difference < 0 for each in paired]
     return float(np.mean([each.difference for each in paired])), float(np.mean(below))
 
 
-def _reduction(found: Found) -> str:
+def _reduction(found: CellScores) -> str:
     low, high = published.HMAC_REDUCTION
     cuts = []
     for base in found.bases:
@@ -130,7 +130,7 @@ def _reduction(found: Found) -> str:
     )
 
 
-def _slugs(found: Found) -> str:
+def _slugs(found: CellScores) -> str:
     beyond = _beyond_base(found, "pseudonymised", "V0", "slugs/exposure")
     if beyond < _BITS:
         return (
@@ -144,7 +144,7 @@ def _slugs(found: Found) -> str:
     )
 
 
-def _beyond_base(found: Found, form: Form, regime: str, metric: str) -> float:
+def _beyond_base(found: CellScores, form: Form, regime: str, metric: str) -> float:
     """Returns how far a regime lies above the model that it was trained from."""
     return float(
         np.mean(
@@ -156,7 +156,7 @@ def _beyond_base(found: Found, form: Form, regime: str, metric: str) -> float:
     )
 
 
-def _floor(found: Found) -> str:
+def _floor(found: CellScores) -> str:
     chance = found.chance(EXPOSURE) or float("nan")
     base = float(np.mean([found.mean(each, "raw", BASE, EXPOSURE) for each in found.bases]))
     return (
@@ -165,7 +165,7 @@ def _floor(found: Found) -> str:
     )
 
 
-def _utility(found: Found) -> str:
+def _utility(found: CellScores) -> str:
     low, high = published.MACRO_F1
     values = {
         regime: float(

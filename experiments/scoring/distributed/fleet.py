@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from experiments.runs.errors import UserError
-from experiments.setup.execution import Order
+from experiments.setup.execution import WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Fleet:
     ) -> None:
         self._cluster, self._clock = cluster, clock
         self._wait_s, self._candidate_s = wait_s, candidate_s
-        self._order: Order | None = None
+        self._order: WorkerSpec | None = None
         self._seats = [_Seat(number, None) for number in range(size)]
         self._tasks: dict[int, _Task] = {}
         self._queue: deque[int] = deque()
@@ -124,7 +124,7 @@ class Fleet:
         """Number of every worker that is ready to ``pid PID on HOST``."""
         return {seat.number: seat.where for seat in self._seats if seat.ready}
 
-    def use(self, order: Order) -> None:
+    def use(self, order: WorkerSpec) -> None:
         """Lets every worker make its study of `order`, and forgets all tasks."""
         self.drop()
         self._order = order

@@ -12,11 +12,11 @@ from experiments.runs.errors import UserError
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
 from experiments.scoring.distributed.worker import as_evaluated
-from experiments.setup.asking import Answer, Opening
-from experiments.setup.execution import Order
+from experiments.setup.asking import Answer, RaceFactory
+from experiments.setup.execution import WorkerSpec
 from search.loop.evaluation import Evaluated, Evaluation, units
 from search.loop.history import Record
-from search.loop.steady import Bench
+from search.loop.steady import WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -72,23 +72,23 @@ class OnRay:
         self._fleet: Fleet | None = None
 
     def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Evaluation[Any]:
         """Returns what spreads every generation over the workers."""
         fleet = self._open(order())
-        return Spread(fleet, encode, own_items=own.own_items, unit=own.unit)
+        return RayEvaluation(fleet, encode, own_items=own.own_items, unit=own.unit)
 
     def bench(
-        self, own: Evaluation[Any], order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Bench[Any]:
+        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> WorkerPool[Any]:
         """Returns what keeps every worker busy."""
-        return Busy(self._open(order()), encode)
+        return RayPool(self._open(order()), encode)
 
     def opening(
-        self, own: Opening, order: Callable[[], Order], encode: Callable[[Any], Any]
-    ) -> Opening:
+        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+    ) -> RaceFactory:
         """Returns what lets the workers ask the candidates of races."""
-        return partial(Relayed, self._open(order()), encode)
+        return partial(RayRaceClient, self._open(order()), encode)
 
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
@@ -98,7 +98,7 @@ class OnRay:
             self._cluster.close()
         self._fleet = self._cluster = None
 
-    def _open(self, order: Order) -> Fleet:
+    def _open(self, order: WorkerSpec) -> Fleet:
         """Returns the workers, started or with a new order."""
         if self._fleet is None:
             gpus = self._gpus
@@ -122,7 +122,7 @@ class OnRay:
         return self._fleet
 
 
-class Spread:
+class RayEvaluation:
     """Spreads the candidates of a generation over a fleet.
 
     Args:
@@ -163,8 +163,8 @@ class Spread:
             fleet.drop()
 
 
-class Busy:
-    """Gives every worker of a fleet a candidate of its own; see `search.loop.steady.Bench`.
+class RayPool:
+    """Gives every worker of a fleet a candidate of its own; see `search.loop.steady.WorkerPool`.
 
     Args:
         fleet: its workers have the order of the study.
@@ -189,7 +189,7 @@ class Busy:
         return ticket, as_evaluated(found)
 
 
-class Relayed:
+class RayRaceClient:
     """Lets the workers of a fleet ask the candidates of one generation; see `Asking`.
 
     A worker that holds a candidate's weights from the stage before is given the same one again.

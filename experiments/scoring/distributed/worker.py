@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.evaluator import Score
 from experiments.runs.errors import UserError, explained
 from experiments.scoring.choose import own_evaluation, own_opening
-from experiments.setup.asking import Answer, Asking, Opening
+from experiments.setup.asking import Answer, RaceClient, RaceFactory
 from experiments.setup.common_items import CommonItems
-from experiments.setup.execution import Order
+from experiments.setup.execution import WorkerSpec
 from experiments.setup.study import Study
 from merging.plans import plan_from_description
 from search.loop.evaluation import Evaluated, Evaluation
@@ -29,11 +29,11 @@ class Worker:
     def __init__(self) -> None:
         self._study: Study | None = None
         self._evaluation: Evaluation[Any] | None = None
-        self._opening: Opening | None = None
-        self._asking: Asking | None = None
+        self._opening: RaceFactory | None = None
+        self._asking: RaceClient | None = None
         self._genome: Any = None
 
-    def prepare(self, order: Order) -> dict[str, Any]:
+    def prepare(self, order: WorkerSpec) -> dict[str, Any]:
         """Makes the study of `order`, in place of an earlier one.
 
         Returns:
@@ -108,7 +108,7 @@ def _plain(evaluated: Evaluated) -> dict[str, Any]:
     return {"scores": scores, "failure": evaluated.failure, "seconds": evaluated.seconds}
 
 
-def _study(order: Order) -> Study:
+def _study(order: WorkerSpec) -> Study:
     """Returns the study; raises ValueError where it would not be that of the main process."""
     if Path(order.directory).is_dir():
         os.chdir(order.directory)  # relative paths in the configuration; this process is ours

@@ -23,12 +23,12 @@ from evaluators.requests import (
     Response,
     TokenStatistics,
 )
-from merging.lora.low_rank import LowRank
+from merging.lora.low_rank import LowRankProduct
 from tests.evaluators.conftest import kick, language_resident, sentence
 from tests.evaluators.engine.test_engine import _Memory
 from tests.evaluators.engine.test_likelihood import few_shot, random_requests
 
-Deltas = dict[str, LowRank | Tensor]
+Deltas = dict[str, LowRankProduct | Tensor]
 
 
 def random_deltas(resident: Resident, seed: int, *, scale: float = 0.03) -> Deltas:
@@ -42,17 +42,17 @@ def random_deltas(resident: Resident, seed: int, *, scale: float = 0.03) -> Delt
             rank = 1 + (seed + i) % 3
             rows, columns = parameter.shape
             a = torch.randn(rank, columns, generator=noise)
-            deltas[name] = LowRank(a, scale * torch.randn(rows, rank, generator=noise))
+            deltas[name] = LowRankProduct(a, scale * torch.randn(rows, rank, generator=noise))
     return deltas
 
 
 def mixed_deltas(resident: Resident, seeds: Sequence[int]) -> list[Deltas]:
     """One pair of factors per matrix, and different shares of it."""
     whole = random_deltas(resident, 0, scale=0.1)
-    shared = {name: each for name, each in whole.items() if isinstance(each, LowRank)}
+    shared = {name: each for name, each in whole.items() if isinstance(each, LowRankProduct)}
     return [
         {
-            name: LowRank(each.a, each.b, torch.linspace(-1, seed, len(each.a)))
+            name: LowRankProduct(each.a, each.b, torch.linspace(-1, seed, len(each.a)))
             for name, each in shared.items()
         }
         for seed in seeds
@@ -69,7 +69,7 @@ def one_by_one(
         weights = dict(centre)
         for name, delta in deltas.items():
             weights[name] = centre[name] + (
-                delta.product() if isinstance(delta, LowRank) else delta
+                delta.product() if isinstance(delta, LowRankProduct) else delta
             )
         resident.write(weights)
         found.append(Engine(resident).run(requests))
@@ -165,7 +165,7 @@ def test_images(vit: Resident) -> None:
 def random_deltas_of_layers(resident: Resident, seed: int) -> Deltas:
     noise = torch.Generator().manual_seed(seed)
     return {
-        name: LowRank(
+        name: LowRankProduct(
             torch.randn(2, parameter.shape[1], generator=noise),
             0.1 * torch.randn(parameter.shape[0], 2, generator=noise),
         )
@@ -260,11 +260,11 @@ def test_factors_beyond_the_room_are_taken_in_turns(
 
 
 def test_what_cannot_share_a_pass_is_refused(llama: Resident, vit: Resident) -> None:
-    two = LowRank(torch.ones(1, 3), torch.ones(2, 1))
+    two = LowRankProduct(torch.ones(1, 3), torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"the model has no parameter or buffer 'model.layer'"):
         refusal_of(llama, {"model.layer": two})
     norm = "model.norm.weight"
-    reason = refusal_of(llama, {norm: LowRank(torch.ones(1, 32), torch.ones(1, 1))})
+    reason = refusal_of(llama, {norm: LowRankProduct(torch.ones(1, 32), torch.ones(1, 1))})
     assert reason == f"{norm} has shape (32,), its difference (1, 32)"
     matrix = "model.layers.0.mlp.up_proj.weight"
     dense = refusal_of(llama, {matrix: torch.zeros(64, 32)})

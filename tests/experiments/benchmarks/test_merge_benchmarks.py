@@ -19,7 +19,7 @@ def test_skipped_with_a_reason_without_mergekit(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("comparison", merge_speed.COMPARISONS, ids=lambda each: each.theirs)
 def test_candidates_are_new_and_near_what_mergekit_merges(
-    comparison: merge_speed.Comparison,
+    comparison: merge_speed.MergeSpeed,
 ) -> None:
     experts = ("a", "b", "c")[: comparison.experts]
     plans = merge_speed.candidates(comparison.ours, experts)

@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import experiments.compare.significance
-from experiments.compare.significance import Difference, ItemDraws, Sample, difference, holm
+from experiments.compare.significance import Difference, GroupSample, ItemDraws, difference, holm
 
 DRAWS = 20_000
 
 
-def sample(*gains: np.ndarray, weights=None, seeds=None) -> Sample:
+def sample(*gains: np.ndarray, weights=None, seeds=None) -> GroupSample:
     weights = tuple(weights or [1 / len(gains)] * len(gains))
     fitness = sum(w * g.mean(1) for w, g in zip(weights, gains, strict=True))
     seeds = tuple(range(len(fitness))) if seeds is None else seeds
-    return Sample(seeds, fitness, gains, weights)
+    return GroupSample(seeds, fitness, gains, weights)
 
 
-def compared(one: Sample, other: Sample, draws: int = DRAWS, seed: int = 0) -> Difference:
+def compared(
+    one: GroupSample, other: GroupSample, draws: int = DRAWS, seed: int = 0
+) -> Difference:
     items = ItemDraws([each.shape[1] for each in one.gains], draws, seed)
     return difference(one, other, items, seed=seed)
 
@@ -58,7 +60,7 @@ def test_over_paired_seeds_alone_it_is_the_paired_t_test(seeds):
     rng = np.random.default_rng(seeds)
     one, other = rng.normal(0.3, 1, seeds), rng.normal(0, 1, seeds)
     names = tuple(range(seeds))
-    first, second = (Sample(names, each, None, ()) for each in (one, other))
+    first, second = (GroupSample(names, each, None, ()) for each in (one, other))
     found = difference(first, second, None, draws=100_000)
     known = stats.ttest_rel(one, other)
     interval = known.confidence_interval()
@@ -74,8 +76,8 @@ def test_over_paired_seeds_alone_it_is_the_paired_t_test(seeds):
 def test_over_different_seeds_it_is_near_welchs_t_test():
     rng = np.random.default_rng(3)
     one, other = rng.normal(0.9, 0.5, 8), rng.normal(0, 1.5, 6)
-    first = Sample(tuple(range(8)), one, None, ())
-    second = Sample(tuple(range(6)), other, None, ())
+    first = GroupSample(tuple(range(8)), one, None, ())
+    second = GroupSample(tuple(range(6)), other, None, ())
     found = difference(first, second, None, draws=100_000)
     assert not found.paired_seeds
     assert found.p == pytest.approx(stats.ttest_ind(one, other, equal_var=False).pvalue, abs=0.02)
@@ -148,7 +150,7 @@ def test_same_seed_same_numbers():
 def test_a_model_that_no_seed_has_touched_adds_no_spread():
     rng = np.random.default_rng(6)
     gains = rng.normal(0.5, 1.0, (5, 1)) + np.zeros((5, 30))
-    fixed = Sample((), np.zeros(1), (np.zeros((1, 30)),), (1.0,))
+    fixed = GroupSample((), np.zeros(1), (np.zeros((1, 30)),), (1.0,))
     found = compared(sample(gains), fixed, draws=100_000)
     known = stats.ttest_1samp(gains[:, 0], 0.0)
     assert found.over == "items and seeds"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.experts.quickstart import corpus, prepare, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Document
-from experiments.experts.quickstart.prepare import Settings, Training
+from experiments.experts.quickstart.prepare import QuickstartSettings, Training
 from experiments.experts.quickstart.tasks import HeldOut, SplitSize
 from experiments.experts.quickstart.tokenizer import VOCABULARY_SIZE, byte_tokenizer
 from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
@@ -33,7 +33,7 @@ def double(x):
 
 WORDS = ("brown", "clever", "distant", "early", "famous", "gentle", "hollow")
 SENTENCE = "The {} and {} and {} fox number {} jumps over dogs while others look on.\n"
-TINY = Settings(
+TINY = QuickstartSettings(
     size=ModelSize(hidden=16, intermediate=24, layers=2, heads=2, context=64),
     base=Schedule(steps=3, batch=4),
     experts={d: Training(d, Schedule(steps=2, batch=2)) for d in DOMAINS},
@@ -265,7 +265,7 @@ def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(
 def test_settings_seed_and_versions_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare.digest_of(TINY, 0)
     assert first == prepare.digest_of(TINY, 0)
-    others = {prepare.digest_of(TINY, 1), prepare.digest_of(Settings(), 0)}
+    others = {prepare.digest_of(TINY, 1), prepare.digest_of(QuickstartSettings(), 0)}
     monkeypatch.setattr(prepare, "version", lambda package: "0.0")
     others.add(prepare.digest_of(TINY, 0))
     assert len(others | {first}) == 4
@@ -273,12 +273,12 @@ def test_settings_seed_and_versions_change_the_digest(monkeypatch: pytest.Monkey
 
 def test_text_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match=r"text of 127 bytes does not fit the model.*of 64"):
-        Settings(size=ModelSize(context=64))
+        QuickstartSettings(size=ModelSize(context=64))
 
 
 def test_a_schedule_for_another_domain_is_refused() -> None:
     with pytest.raises(ValueError, match="some for each of code, prose, headers, got poems"):
-        Settings(experts={"poems": Training("poems", Schedule(steps=1))})
+        QuickstartSettings(experts={"poems": Training("poems", Schedule(steps=1))})
 
 
 def test_this_python_has_text_enough() -> None:

@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from experiments.experts.sentences import prepare, sentences, source, training
-from experiments.experts.sentences.prepare import Settings
+from experiments.experts.sentences.prepare import SentenceSettings
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
-from experiments.experts.sentences.training import Schedule
+from experiments.experts.sentences.training import SentenceSchedule
 from experiments.runs.sources import Sources
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
@@ -25,7 +25,7 @@ from tests import builders
 from tests.experiments.refusals import Shell
 
 TASKS = ("mood", "kind")
-TINY = Settings(TASKS, Schedule(steps=12, batch=4, learning_rate=3e-3))
+TINY = SentenceSettings(TASKS, SentenceSchedule(steps=12, batch=4, learning_rate=3e-3))
 LETTERS = "abc"
 
 
@@ -63,7 +63,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path: Path, data: Path, encoder: Path) -> Callable[[], prepare.Prepared]:
+def make(tmp_path: Path, data: Path, encoder: Path) -> Callable[[], prepare.SentencePool]:
     return lambda: prepare.prepare(
         tmp_path / "cache", base=str(encoder), data=str(data), settings=TINY, progress=False
     )
@@ -74,7 +74,7 @@ def texts(path: Path) -> list[str]:
 
 
 def test_prepared_once_loads_as_a_pool(
-    make: Callable[[], prepare.Prepared], encoder: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], prepare.SentencePool], encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = make()
     pool = ExpertPool.open(str(found.base), {k: str(v) for k, v in found.experts.items()})
@@ -96,7 +96,7 @@ def test_prepared_once_loads_as_a_pool(
 
 
 def test_splits_share_no_text_and_report_comes_from_test(
-    make: Callable[[], prepare.Prepared],
+    make: Callable[[], prepare.SentencePool],
 ) -> None:
     found = make()
     for task in TASKS:
@@ -158,7 +158,7 @@ def test_training_is_deterministic_and_lowers_the_loss(data: Path, encoder: Path
     for _ in range(2):
         model = training.new_classifier(encoder, 3, seed=1, label="kind")
         losses.append([])
-        schedule = Schedule(steps=60, batch=8, learning_rate=3e-3)
+        schedule = SentenceSchedule(steps=60, batch=8, learning_rate=3e-3)
         training.train(
             model, tokenizer, task.train, schedule, seed=1, label="k", on_step=losses[-1].append
         )
@@ -171,7 +171,7 @@ def test_training_is_deterministic_and_lowers_the_loss(data: Path, encoder: Path
 
 def test_every_item_comes_once_before_any_comes_again_and_batches_are_even_in_length() -> None:
     lengths = [5 + i % 40 for i in range(200)]
-    schedule = Schedule(steps=50, batch=8)
+    schedule = SentenceSchedule(steps=50, batch=8)
     batches = list(training.batches_of(lengths, schedule, 0, "a"))
     assert [len(batch) for batch in batches] == [8] * 50
     counted = [item for batch in batches for item in batch]
@@ -183,7 +183,7 @@ def test_every_item_comes_once_before_any_comes_again_and_batches_are_even_in_le
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
-    schedule = Schedule(steps=100, learning_rate=1.0, warmup=0.1)
+    schedule = SentenceSchedule(steps=100, learning_rate=1.0, warmup=0.1)
     rates = [schedule.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
@@ -192,7 +192,7 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_a_killed_training_goes_on_after_the_last_finished_expert(
-    make: Callable[[], prepare.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], prepare.SentencePool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
     real = training.train
@@ -223,7 +223,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_expert(
         assert (path / "model.safetensors").read_bytes() == resumed[name]
 
 
-def test_a_damaged_cache_is_refused(make: Callable[[], prepare.Prepared]) -> None:
+def test_a_damaged_cache_is_refused(make: Callable[[], prepare.SentencePool]) -> None:
     found = make()
     weights = found.experts["kind"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -240,14 +240,14 @@ def test_a_damaged_cache_is_refused(make: Callable[[], prepare.Prepared]) -> Non
 def test_base_data_settings_and_seed_change_the_digest(
     data: Path, encoder: Path, tmp_path: Path
 ) -> None:
-    def digest(base: Path = encoder, settings: Settings = TINY, seed: int = 0) -> str:
+    def digest(base: Path = encoder, settings: SentenceSettings = TINY, seed: int = 0) -> str:
         files = sentences.task_files(str(data), TASKS)
         return prepare.digest_of(Checkpoint.open(str(base), encoder=True), files, settings, seed)
 
     first = digest()
     assert first == digest()
     other = builders.bert_classifier(tmp_path / "other", kind="encoder", seed=5)
-    found = {digest(other), digest(settings=Settings(TASKS[:1])), digest(seed=1)}
+    found = {digest(other), digest(settings=SentenceSettings(TASKS[:1])), digest(seed=1)}
     write(data / "mood" / "test.jsonl", rows("mood", "new", 12, 2))
     assert len(found | {first, digest()}) == 5
 
@@ -287,10 +287,10 @@ def test_missing_data_is_refused_by_name(data: Path) -> None:
 def test_wrong_numbers_are_refused() -> None:
     for wrong in ({"steps": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match="it must be at least 1"):
-            Schedule(**wrong)
+            SentenceSchedule(**wrong)
     for rate in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"learning_rate=.* above 0 and finite"):
-            Schedule(learning_rate=rate)
+            SentenceSchedule(learning_rate=rate)
 
 
 def test_a_missing_package_and_a_base_without_padding_are_refused(
@@ -307,7 +307,7 @@ def test_a_missing_package_and_a_base_without_padding_are_refused(
         prepare.prepare(tmp_path, base=str(bare), data=str(data), settings=TINY)
 
 
-def test_another_pool_has_no_sentences(make: Callable[[], prepare.Prepared]) -> None:
+def test_another_pool_has_no_sentences(make: Callable[[], prepare.SentencePool]) -> None:
     found = make()
     pool = Sources(str(found.base), {name: str(path) for name, path in found.experts.items()})
     assert Path(source.data_file(pool, "mood", "report")).is_file()
@@ -368,7 +368,7 @@ def test_real_sentences_are_learnt(tmp_path: Path) -> None:
         model,
         AutoTokenizer.from_pretrained(base),
         task.train,
-        Schedule(steps=60),
+        SentenceSchedule(steps=60),
         seed=0,
         label="subj",
         on_step=losses.append,

@@ -18,7 +18,7 @@ from experiments.experts.quickstart.training import ModelSize, new_model
 from experiments.experts.training.expert import DataSet, train_expert
 from experiments.experts.training.language_model import Lora
 from experiments.experts.training.records import encode, padded, record_losses, token_counts
-from experiments.experts.training.regime import Privacy, Regime
+from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.experts.training.train import lots, train
 from merging.checkpoints.adapters import is_adapter
 from merging.checkpoints.experts import ExpertPool
@@ -180,13 +180,13 @@ def test_a_failed_training_leaves_nothing(base: Path, tmp_path: Path) -> None:
         ({"lot": 4, "epochs": 0.0}, "regime.epochs=0.0: it must be above 0"),
         ({"lot": 4, "sampling": "random"}, "regime.sampling='random'"),
         ({"lot": 4, "loss": "max"}, "regime.loss='max'"),
-        ({"lot": 4, "privacy": Privacy(1e-5, 8.0)}, "set regime.sampling=poisson"),
+        ({"lot": 4, "privacy": TrainingPrivacy(1e-5, 8.0)}, "set regime.sampling=poisson"),
         (
             {
                 "lot": 4,
                 "loss": "sum",
                 "sampling": "poisson",
-                "privacy": Privacy(1e-5, 8.0, clipping="as_released"),
+                "privacy": TrainingPrivacy(1e-5, 8.0, clipping="as_released"),
             },
             "as_released is about the mean loss",
         ),
@@ -210,7 +210,7 @@ def test_regimes_without_meaning_are_refused(options: Any, message: str) -> None
 )
 def test_privacy_without_meaning_is_refused(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Privacy(**options)
+        TrainingPrivacy(**options)
 
 
 def test_data_set_and_lora_without_meaning_are_refused() -> None:

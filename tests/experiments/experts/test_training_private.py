@@ -20,12 +20,12 @@ from experiments.experts.training.expert import DataSet, train_expert
 from experiments.experts.training.language_model import Lora
 from experiments.experts.training.private import (
     PrivateOptimizer,
-    Spend,
+    TrainingSpend,
     noise_for,
     per_record_gradients,
 )
 from experiments.experts.training.records import Record, padded, record_losses, token_counts
-from experiments.experts.training.regime import Clipping, Privacy, Reduction, Regime
+from experiments.experts.training.regime import Clipping, Reduction, Regime, TrainingPrivacy
 from experiments.experts.training.train import train
 from merging.checkpoints.privacy_record import read_record
 from merging.seeding import generator
@@ -46,7 +46,7 @@ def summed(
 ) -> dict[str, Tensor]:
     """Returns the clipped sum of these records' gradients, by opacus."""
     model = new_model(SIZE, seed=0)
-    privacy = Privacy(1e-5, noise_multiplier=0.0, clip=clip, clipping=clipping)
+    privacy = TrainingPrivacy(1e-5, noise_multiplier=0.0, clip=clip, clipping=clipping)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0),
         privacy,
@@ -137,7 +137,7 @@ def noise_alone(
     parameter = nn.Parameter(torch.zeros(20_000))
     optimizer = PrivateOptimizer(
         torch.optim.SGD([parameter], lr=1.0),
-        Privacy(1e-5, noise_multiplier=noise_multiplier, clip=clip),
+        TrainingPrivacy(1e-5, noise_multiplier=noise_multiplier, clip=clip),
         noise_multiplier=noise_multiplier,
         lot=lot,
         seed=seed,
@@ -153,7 +153,7 @@ def test_a_broken_record_and_an_empty_one_touch_no_other() -> None:
     model = new_model(SIZE, seed=0)
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0),
-        Privacy(1e-5, noise_multiplier=0.0, clip=0.1),
+        TrainingPrivacy(1e-5, noise_multiplier=0.0, clip=0.1),
         noise_multiplier=0.0,
         lot=1,
         seed=0,
@@ -202,7 +202,7 @@ def test_every_update_draws_fresh_noise() -> None:
 def test_an_empty_lot_is_noise_alone_and_is_counted() -> None:
     """Without its noise an empty lot would show itself, and with it who is not in the data."""
     chosen = records(*[6] * 20)
-    privacy = Privacy(1e-5, noise_multiplier=1.0)
+    privacy = TrainingPrivacy(1e-5, noise_multiplier=1.0)
     regime = Regime(1, epochs=3, sampling="poisson", privacy=privacy, learning_rate=1e-3)
     model = new_model(SIZE, seed=0)
     seen: list[Tensor] = []
@@ -219,7 +219,7 @@ def test_an_empty_lot_is_noise_alone_and_is_counted() -> None:
     assert 8 < trained.empty < 40
     assert len(trained.losses) == 60 - trained.empty
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
-    spend = Spend(privacy, 1.0, 1 / 20)
+    spend = TrainingSpend(privacy, 1.0, 1 / 20)
     for _ in range(60):
         spend.count()
     assert trained.spent is not None
@@ -230,8 +230,8 @@ def test_an_empty_lot_is_noise_alone_and_is_counted() -> None:
 def test_epsilon_agrees_with_dp_accounting_within_one_percent(
     noise: float, rate: float, updates: int
 ) -> None:
-    privacy = Privacy(1e-5, noise_multiplier=noise)
-    spend = Spend(privacy, noise, rate)
+    privacy = TrainingPrivacy(1e-5, noise_multiplier=noise)
+    spend = TrainingSpend(privacy, noise, rate)
     for _ in range(updates):
         spend.count()
     event = dp_accounting.SelfComposedDpEvent(
@@ -242,7 +242,7 @@ def test_epsilon_agrees_with_dp_accounting_within_one_percent(
 
 
 def test_noise_is_what_epsilon_needs_and_no_more() -> None:
-    privacy = Privacy(1e-4, epsilon=8.0)
+    privacy = TrainingPrivacy(1e-4, epsilon=8.0)
     noise = noise_for(privacy, 0.04, 75)
     reached = []
     for each in (noise, noise * 0.97):
@@ -258,7 +258,10 @@ def test_nobody_can_repeat_a_private_training_from_its_seed() -> None:
     """Neither its noise nor its lots: whoever could would subtract the one and know the other."""
     chosen = records(*[6] * 20)
     regime = Regime(
-        4, epochs=2, sampling="poisson", privacy=Privacy(1e-5, noise_multiplier=0.01, clip=1e-6)
+        4,
+        epochs=2,
+        sampling="poisson",
+        privacy=TrainingPrivacy(1e-5, noise_multiplier=0.01, clip=1e-6),
     )
     weights, shown = [], []
     for _ in range(3):
@@ -274,7 +277,7 @@ def test_private_training_repeats_and_needs_no_more_memory_than_it_is_given() ->
     weights = []
     for physical in (None, None, 3):
         model = new_model(SIZE, seed=0)
-        privacy = Privacy(1e-5, noise_multiplier=0.7, randomness="seed")
+        privacy = TrainingPrivacy(1e-5, noise_multiplier=0.7, randomness="seed")
         regime = Regime(8, epochs=1, sampling="poisson", privacy=privacy, physical=physical)
         train(model, chosen, regime, seed=0, label="x")
         weights.append(model.lm_head.weight.detach().clone())
@@ -296,7 +299,7 @@ TEXTS = [f"record {number} of host-{number}" for number in range(24)]
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4, targets=("q_proj", "v_proj"))])
 def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora | None) -> None:
     data = DataSet("texts", TEXTS, group_size=10, max_length=40)
-    privacy = Privacy(1e-4, noise_multiplier=0.9)
+    privacy = TrainingPrivacy(1e-4, noise_multiplier=0.9)
     regime = Regime(8, epochs=1, sampling="poisson", privacy=privacy)
     trained = train_expert(base, data, regime, tmp_path / "a", label="V2", seed=0, lora=lora)
     record = read_record(tmp_path / "a")
@@ -317,12 +320,14 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
 @pytest.mark.parametrize(
     "privacy",
     [
-        Privacy(1e-4, noise_multiplier=0.0),
-        Privacy(1e-4, noise_multiplier=0.9, clipping="as_released"),
-        Privacy(1e-4, noise_multiplier=0.9, randomness="seed"),
+        TrainingPrivacy(1e-4, noise_multiplier=0.0),
+        TrainingPrivacy(1e-4, noise_multiplier=0.9, clipping="as_released"),
+        TrainingPrivacy(1e-4, noise_multiplier=0.9, randomness="seed"),
     ],
 )
-def test_what_is_not_private_gets_no_record(base: Path, tmp_path: Path, privacy: Privacy) -> None:
+def test_what_is_not_private_gets_no_record(
+    base: Path, tmp_path: Path, privacy: TrainingPrivacy
+) -> None:
     regime = Regime(8, epochs=1, sampling="poisson", privacy=privacy)
     train_expert(base, DataSet("t", TEXTS, 1, 40), regime, tmp_path / "a", label="x", seed=0)
     assert read_record(tmp_path / "a") is None

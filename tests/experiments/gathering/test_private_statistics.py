@@ -18,7 +18,7 @@ from torch import Tensor
 from evaluators.requests import EvaluationError
 from experiments.gathering.items import Item
 from experiments.gathering.private import PrivateStatistics
-from merging.checkpoints.mechanisms import Gaussian
+from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.privacy import accounting
 from merging.statistics_files import Kind, Origin, read_origin, records_of, write_statistics
 from tests.experiments.gathering.test_statistics import gather, pool_options
@@ -143,8 +143,8 @@ def test_an_item_that_cannot_be_read_counts_nothing_and_two_releases_differ() ->
 def test_the_price_is_that_of_the_gaussian_mechanism() -> None:
     spend = private(noise_multiplier=4.0, data={"x": "d", "y": "e"}).spend("y", "gram")
     assert spend.dataset == "e"
-    assert spend.epsilon == accounting.epsilon([Gaussian(4.0)], 1e-5)
-    assert spend.mechanisms == (Gaussian(4.0),)
+    assert spend.epsilon == accounting.epsilon([GaussianMechanism(4.0)], 1e-5)
+    assert spend.mechanisms == (GaussianMechanism(4.0),)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_from_a_release_to_the_ledger_of_a_merge(world: Path, shell: Shell) -> N
     )
     privacy = json.loads((shell.cwd / "merged" / "recipe.json").read_text())["privacy"]
     assert [spend["dataset"] for spend in privacy["spends"]] == ["letters"] * 3
-    together = accounting.epsilon([Gaussian(6.0, 1.0, 3)], 1e-5)
+    together = accounting.epsilon([GaussianMechanism(6.0, 1.0, 3)], 1e-5)
     assert privacy["data_sets"]["letters"]["epsilon"] <= 3 * together
     assert "statistics" not in str(privacy["unrecorded"])
     ended = shell.run(*gather(world, "kind=gram", "out=stats"))

@@ -20,7 +20,7 @@ from evaluators.tasks.classification import Accuracy
 from evaluators.tasks.perplexity import Perplexity
 from experiments.cli import main
 from experiments.gathering.fisher import gather_fisher
-from experiments.gathering.gram import Layers, gather_gram
+from experiments.gathering.gram import LinearLayers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of
 from experiments.gathering.run import tasks_of
 from merging.checkpoints.experts import ExpertPool
@@ -42,7 +42,7 @@ def resident_of(pool: ExpertPool, expert: str) -> Resident:
 
 def gram_of(pool: ExpertPool, expert: str, items: Sequence[Item]) -> dict[str, Tensor]:
     resident = resident_of(pool, expert)
-    layers = Layers.of(resident.module, pool.names)
+    layers = LinearLayers.of(resident.module, pool.names)
     return gather_gram(resident, expert, batches_of(items, 64), layers, advance=nothing)
 
 
@@ -277,7 +277,7 @@ class TestItems:
     def test_layers_that_share_a_weight_share_its_gram(self) -> None:
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 3))
         model[1].weight = model[0].weight
-        layers = Layers.of(model, ["0.weight", "0.bias", "1.bias", "2.weight"])
+        layers = LinearLayers.of(model, ["0.weight", "0.bias", "1.bias", "2.weight"])
         assert layers.modules == {"0.weight": (model[0], model[1]), "2.weight": (model[2],)}
         assert layers.averaged == ("0.bias", "1.bias")
 

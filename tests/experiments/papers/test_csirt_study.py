@@ -16,14 +16,14 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from experiments.contests.plan import Entry
-from experiments.experts.training.regime import Privacy, Regime
+from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.papers.csirt import cells as cells_module
 from experiments.papers.csirt import published
 from experiments.papers.csirt.bases import TinyBase
 from experiments.papers.csirt.cells import (
     BASE,
-    Cell,
-    Setting,
+    StudyCell,
+    StudySetting,
     is_finished,
     planned,
     run_cell,
@@ -32,8 +32,8 @@ from experiments.papers.csirt.cells import (
 from experiments.papers.csirt.corpus import CorpusSize
 from experiments.papers.csirt.jobs import work
 from experiments.papers.csirt.merge_section import merge_section
-from experiments.papers.csirt.page import Facts, page
-from experiments.papers.csirt.scores import Found, cliffs_delta, fraction, wilcoxon
+from experiments.papers.csirt.page import PageNumbers, page
+from experiments.papers.csirt.scores import CellScores, cliffs_delta, fraction, wilcoxon
 from experiments.papers.csirt.study import CsirtMemorization
 from experiments.papers.csirt.verdicts import verdicts
 from merging.checkpoints.privacy_record import read_record
@@ -44,9 +44,9 @@ REGIMES = {
     "V1": Regime(32),
     "VA": Regime(32),
     "VB": Regime(4),
-    "V2": Regime(32, sampling="poisson", privacy=Privacy(1e-4, 8.0)),
+    "V2": Regime(32, sampling="poisson", privacy=TrainingPrivacy(1e-4, 8.0)),
     "V2-as-released": Regime(
-        32, sampling="poisson", privacy=Privacy(1e-4, 8.0, clipping="as_released")
+        32, sampling="poisson", privacy=TrainingPrivacy(1e-4, 8.0, clipping="as_released")
     ),
 }
 PAPER = {
@@ -62,16 +62,16 @@ PAPER = {
 SEEDS = (1, 2, 3)
 
 
-def setting(tmp_path: Path, size: CorpusSize | None = None) -> Setting:
+def setting(tmp_path: Path, size: CorpusSize | None = None) -> StudySetting:
     base = TinyBase(16, 24, layers=1, heads=2, records=8, epochs=1.0, lot=4)
-    return Setting(
+    return StudySetting(
         {"tiny": base}, size or CorpusSize(), REGIMES, ("V1", "VB"), None, 256, tmp_path / "cache"
     )
 
 
 def write_cells(
     folder: Path, exposures: dict[str, float], hidden: dict[str, float], slugs: float
-) -> Found:
+) -> CellScores:
     """Writes made-up cells with these mean exposures, canaries around them."""
     folder.mkdir()
     forms = {"raw": [n for n in exposures if n != BASE], "pseudonymised": ["V0"]}
@@ -96,7 +96,7 @@ def write_cells(
         content = {"scores": scores, "training_s": 1.0, "scoring_s": 1.0}
         content["training"] = {**training, "privacy": {**price, "holds": holds}}
         (folder / f"{cell.name}.json").write_text(json.dumps(content))
-    return Found(cells, folder)
+    return CellScores(cells, folder)
 
 
 def test_recovered_fraction_of_the_paper_is_that_of_its_table() -> None:
@@ -150,7 +150,7 @@ def test_where_nothing_is_remembered_there_is_no_verdict(tmp_path: Path) -> None
 
 def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     found = write_cells(tmp_path / "c", PAPER, {BASE: 1.4, "V0": 1.5}, 1.5)
-    facts = Facts(
+    facts = PageNumbers(
         "evomerge search experiment=csirt_memorization", 60.0, 2, setting(tmp_path), False
     )
     text = page(found, [], facts)
@@ -164,7 +164,7 @@ def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     assert "| V2 | 0.600 | 0.60000 | 8.00 | yes | nothing |" in text
     assert "| V2-as-released | 0.600 | 0.00375 | 8.00 | no |" in text
     assert "A trial" not in text
-    trial = Facts("x", 1.0, 1, facts.setting, True)
+    trial = PageNumbers("x", 1.0, 1, facts.setting, True)
     assert "too small to conclude anything" in page(found, [], trial)
 
 
@@ -221,7 +221,7 @@ def test_a_cell_is_trained_and_scored_once(
     common = setting(tmp_path, size)
     out = tmp_path / "cells"
     out.mkdir()
-    cell = Cell("tiny", 0, "pseudonymised", "V0fs")
+    cell = StudyCell("tiny", 0, "pseudonymised", "V0fs")
     run_cell(common, cell, out)
     content = json.loads((out / f"{cell.name}.json").read_text())
     assert content["training"]["label"] == "V0fs"
@@ -243,12 +243,12 @@ def test_a_cell_is_trained_and_scored_once(
     other = replace(common, regimes={**REGIMES, "V0fs": Regime(4, learning_rate=1e-3)})
     assert is_finished(common, cell, out)
     assert not is_finished(other, cell, out)
-    assert common.expert(Cell("tiny", 1, "pseudonymised", "V0fs")) != expert
+    assert common.expert(StudyCell("tiny", 1, "pseudonymised", "V0fs")) != expert
 
 
 def test_work_grows_with_presentations_and_privacy(tmp_path: Path) -> None:
     common = setting(tmp_path)
-    each = {name: work(common, Cell("tiny", 0, "raw", name)) for name in (BASE, *REGIMES)}
+    each = {name: work(common, StudyCell("tiny", 0, "raw", name)) for name in (BASE, *REGIMES)}
     assert each[BASE] < each["V0fs"] < each["V0"] == each["V1"] < each["V2"]
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evaluators.memorization.canaries import Canary, read_canaries
 from experiments.cli import main
 from experiments.pseudonyms.pseudonymize import read_fields, read_key
-from experiments.pseudonyms.pseudonyms import Pseudonyms, Secret, slugged
+from experiments.pseudonyms.pseudonyms import Pseudonyms, SecretKey, slugged
 
 KEY = "a key that is long enough: 71c3"
 FIELDS = {"asset.host": "HOSTNAME", "asset.ips": "IP_ADDRESS", "scan.target": "IP_ADDRESS"}
@@ -30,7 +30,7 @@ RECORD: dict[str, Any] = {
 
 
 def pseudonyms(digits: int = 8) -> Pseudonyms:
-    return Pseudonyms(Secret(KEY.encode()), digits=digits)
+    return Pseudonyms(SecretKey(KEY.encode()), digits=digits)
 
 
 def expected(kind: str, value: str, digits: int = 8) -> str:
@@ -51,7 +51,7 @@ def test_slugs_depend_on_key_type_and_value() -> None:
         == mine.slug("HOSTNAME", "a")
         == pseudonyms().slug("HOSTNAME", "a")
     )
-    other = Pseudonyms(Secret(b"another key of 16 bytes"))
+    other = Pseudonyms(SecretKey(b"another key of 16 bytes"))
     slugs = [each.slug(k, v) for each in (mine, other) for k in ("A", "B") for v in ("a", "b")]
     assert len({slug[-9:] for slug in slugs}) == 8
 
@@ -188,7 +188,7 @@ def test_key_shows_nowhere(
         assert main(wrong) == 2
     shown = capsys.readouterr()
     texts = [shown.out, shown.err, *(f.read_text() for f in files.iterdir() if f.is_file())]
-    secret = Secret(KEY.encode())
+    secret = SecretKey(KEY.encode())
     texts += [
         repr(secret),
         str(secret),
@@ -205,7 +205,7 @@ def test_key_shows_nowhere(
         copy.deepcopy(secret)
     short = "elevenbytes"
     with pytest.raises(ValueError, match="the key has fewer than 16 bytes") as error:
-        Secret(short.encode())
+        SecretKey(short.encode())
     assert short not in str(error.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.reports.front_plot import Point, beyond_limits, constraint_of, front, points_of
-from experiments.runs.files import Model, Reading, read_lines
+from experiments.runs.files import ModelRow, SplitScores, read_lines
 from search.constrained import FLOOR, Constrained
 from search.objective import WeightedMean
 from tests.experiments.commands.test_beyond_hull import TWO_TASKS
@@ -46,8 +46,11 @@ def test_points_are_skills_whatever_the_limits_say() -> None:
         {"scores": scores(2.0, 1.0), "same_as": 0},
         {"scores": {}, "same_as": None},
     ]
-    reading = Reading((FLOOR - 1,), {"code/bits": 1.0, "leak/exposure": 3.0})
-    models = [Model("base", "base", reading, None, None), Model("x", "static", None, None, None)]
+    reading = SplitScores((FLOOR - 1,), {"code/bits": 1.0, "leak/exposure": 3.0})
+    models = [
+        ModelRow("base", "base", reading, None, None),
+        ModelRow("x", "static", None, None, None),
+    ]
     assert points_of(history, models, constraint["skills"], "leak/exposure") == [
         Point("", "candidate", 1.0, -2.0),
         Point("", "candidate", 9.0, -0.5),

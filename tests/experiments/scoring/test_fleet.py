@@ -12,11 +12,11 @@ import pytest
 
 from experiments.runs.errors import UserError
 from experiments.scoring.distributed.fleet import Fleet, WorkerLost
-from experiments.scoring.distributed.on_ray import Busy, Spread
-from experiments.setup.execution import Order
+from experiments.scoring.distributed.on_ray import RayEvaluation, RayPool
+from experiments.setup.execution import WorkerSpec
 from search.loop.evaluation import Evaluated
 
-ORDER = Order("seed: 0", None, "b", {"a": "c"}, "/nowhere", "cpu", 1)
+ORDER = WorkerSpec("seed: 0", None, "b", {"a": "c"}, "/nowhere", "cpu", 1)
 
 
 @dataclass
@@ -90,7 +90,7 @@ def scores(found: Sequence[Evaluated]) -> list[float]:
 
 def spread(fleet: Fleet, count: int = 7, generation: int = 2, first: int = 0) -> list[float]:
     genomes = [float(i) for i in range(count)]
-    return scores(list(Spread(fleet, lambda g: g)(genomes, generation, (), first)))
+    return scores(list(RayEvaluation(fleet, lambda g: g)(genomes, generation, (), first)))
 
 
 EXPECTED = [(i / 3 + 2.0) / 2 for i in range(7)]
@@ -117,7 +117,7 @@ def test_what_is_scored_together_travels_together() -> None:
     cluster = Scripted()
     fleet = fleet_of(cluster)
     genomes = [float(i) for i in range(7)]
-    search = Spread(fleet, lambda g: g, unit=3)
+    search = RayEvaluation(fleet, lambda g: g, unit=3)
     assert scores(list(search(genomes, 2, (), 0))) == EXPECTED
     assert scores(list(search(genomes, 2, (), 4))) == EXPECTED[4:]
     whole = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0]]
@@ -125,7 +125,7 @@ def test_what_is_scored_together_travels_together() -> None:
 
 
 def test_scores_travel_exactly() -> None:
-    (found,) = Spread(fleet_of(Scripted()), lambda g: g)([0.1], 5, (), 0)
+    (found,) = RayEvaluation(fleet_of(Scripted()), lambda g: g)([0.1], 5, (), 0)
     score = found.scores["t/x"]
     assert score.cases is not None
     assert score.cases.dtype == np.float64
@@ -147,7 +147,7 @@ def test_what_a_dead_worker_did_is_done_by_another(caplog: pytest.LogCaptureFixt
 def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> None:
     cluster = Scripted()
     fleet = fleet_of(cluster, 3)
-    search = Spread(fleet, lambda g: g)([float(i) for i in range(7)], 2, (), 0)
+    search = RayEvaluation(fleet, lambda g: g)([float(i) for i in range(7)], 2, (), 0)
     assert next(search).scores["t/x"].value == EXPECTED[0]
     search.close()  # type: ignore[attr-defined]
     assert spread(fleet, generation=4) == [(i / 3 + 4.0) / 2 for i in range(7)]
@@ -158,7 +158,7 @@ def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> 
 
 def test_every_place_has_a_candidate_of_its_own() -> None:
     cluster = Scripted()
-    bench = Busy(fleet_of(cluster, 3), lambda g: g)
+    bench = RayPool(fleet_of(cluster, 3), lambda g: g)
     assert bench.places == 3
     tickets = {bench.submit(float(i)): float(i) for i in range(3)}
     for _ in range(5):

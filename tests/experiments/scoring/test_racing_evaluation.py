@@ -14,7 +14,7 @@ from evaluators.panel import Panel
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response
 from evaluators.tasks.subset import checked_places
 from experiments.scoring.racing import RacingEvaluation
-from experiments.setup.asking import Answer, Opening
+from experiments.setup.asking import Answer, RaceFactory
 from merging.spaces.axes import Vector
 from search.loop.evaluation import Evaluated
 from search.loop.history import History
@@ -111,7 +111,7 @@ class Asking:
         return Answer([likelihood(genome, request) for request in requests])
 
 
-def go(directory: Path, rule: Racing, asking: Opening, evaluations: int = 20) -> SearchResult:
+def go(directory: Path, rule: Racing, asking: RaceFactory, evaluations: int = 20) -> SearchResult:
     directory.mkdir(exist_ok=True)
     return search(
         cma(),

@@ -28,7 +28,7 @@ from experiments.scoring.choose import own_evaluation, own_opening
 from experiments.scoring.distributed import on_ray
 from experiments.scoring.distributed.fleet import Fleet
 from experiments.scoring.distributed.worker import Worker, as_evaluated
-from experiments.setup.execution import Order
+from experiments.setup.execution import WorkerSpec
 from experiments.setup.study import Study
 from merging.weights import Weights
 from tests.experiments.local import environment, evomerge, overrides, write_texts
@@ -256,7 +256,7 @@ def genomes(study: Study) -> list[Any]:
 
 
 def test_a_worker_scores_as_the_main_process_does(study: Study, genomes: list[Any]) -> None:
-    order: Order = replace(study.order())
+    order: WorkerSpec = replace(study.order())
     assert json.loads(json.dumps(order.start)) == order.start
     worker = Worker()
     assert worker.prepare(order)["refused"] is None

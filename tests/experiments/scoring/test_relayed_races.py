@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.scoring.distributed.on_ray import Relayed
+from experiments.scoring.distributed.on_ray import RayRaceClient
 from experiments.setup.asking import Answer
 from tests.experiments.scoring.test_fleet import Call, Scripted, fleet_of
 from tests.experiments.scoring.test_racing_evaluation import RULES, Asking, go
@@ -31,8 +31,8 @@ class Questioned(Scripted):
         return self.asking.answer(np.array(genome), slots)
 
 
-def relayed(cluster: Scripted, size: int) -> Callable[[Sequence[Any]], Relayed]:
-    return partial(Relayed, fleet_of(cluster, size), lambda genome: genome.tolist())
+def relayed(cluster: Scripted, size: int) -> Callable[[Sequence[Any]], RayRaceClient]:
+    return partial(RayRaceClient, fleet_of(cluster, size), lambda genome: genome.tolist())
 
 
 def asks(cluster: Scripted) -> list[tuple[int, float]]:
@@ -77,7 +77,7 @@ def test_nobody_waits_for_who_holds_it() -> None:
     """Worker 0 is busy with a candidate that is not wanted any more, and holds the wanted one."""
     cluster = Questioned(choose=lambda calls: max(calls, key=lambda c: c.number))
     fleet = fleet_of(cluster, 2)
-    ask = Relayed(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
+    ask = RayRaceClient(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
     ask([0, 1], SLOTS)
     held = {genome: worker for worker, genome in asks(cluster)}
     fleet.submit("ask", [0.0, 0.0, 0.0], SLOTS, about=[0.0, 0.0, 0.0])
@@ -89,7 +89,7 @@ def test_nobody_waits_for_who_holds_it() -> None:
 def test_a_new_worker_holds_nothing() -> None:
     cluster = Questioned(fate=lambda call: "dies" if call.number == 4 else "well")
     fleet = fleet_of(cluster, 2)
-    ask = Relayed(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
+    ask = RayRaceClient(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
     ask([0, 1], SLOTS)
     assert fleet.holds([0.0, 0.0, 0.0])
     ask([0], SLOTS)  # dies: the other one answers

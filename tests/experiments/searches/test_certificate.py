@@ -16,7 +16,7 @@ from experiments.reports.hull_plot import beyond_edge, hull_chart
 from experiments.reports.hull_section import hull_section
 from experiments.searches.certificate import improvements, sentences
 from experiments.searches.gain import held_out_gain
-from experiments.searches.references import Rival
+from experiments.searches.references import ModelScores
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import Recipe
 from search.loop import jsonl
@@ -168,8 +168,8 @@ class TestGain:
         (Term("a", "a/acc", 1.0, 0.2, 0.5), Term("b", "b/bpb", -1.0, -2.0, 0.25)), (0.75, 0.25)
     )
 
-    def rival(self, kind: str, a: float, b: float) -> Rival:
-        return Rival(kind, kind, "report", {"a/acc": a, "b/bpb": b})
+    def rival(self, kind: str, a: float, b: float) -> ModelScores:
+        return ModelScores(kind, kind, "report", {"a/acc": a, "b/bpb": b})
 
     def write(self, run: Path, **cases: dict[str, list[float]]) -> None:
         for number, (kind, each) in enumerate(cases.items()):
@@ -205,7 +205,7 @@ class TestGain:
 
     def test_without_held_out_items_or_with_a_failure(self, tmp_path: Path) -> None:
         assert held_out_gain(tmp_path, None, None, None)["reason"] == "there are no held-out items"
-        broken = Rival("in_hull", "in_hull", "report", {}, "it is broken")
+        broken = ModelScores("in_hull", "in_hull", "report", {}, "it is broken")
         gain = held_out_gain(tmp_path, self.OBJECTIVE, self.rival("evolved", 1, 1), broken)
         assert gain["reason"] == "it is broken"
         with pytest.raises(EvaluationError):

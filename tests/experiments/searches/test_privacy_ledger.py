@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.mechanisms import Gaussian
-from merging.checkpoints.privacy_record import PrivacyRecord, Spend, read_record, write_record
+from merging.checkpoints.mechanisms import GaussianMechanism
+from merging.checkpoints.privacy_record import (
+    PrivacyRecord,
+    PrivacySpend,
+    read_record,
+    write_record,
+)
 from merging.privacy.ledger import Ledger
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
@@ -24,7 +29,7 @@ NOT_PRIVATE = "Not private: expert 'maths' has no privacy record"
 
 def record(epsilon: float, dataset: str = "tickets-2025", **changes: object) -> PrivacyRecord:
     delta = 1e-6 if epsilon == 2 else 1e-5
-    return PrivacyRecord((Spend(dataset, epsilon, delta, "rdp", "1", **changes),))  # type: ignore[arg-type]
+    return PrivacyRecord((PrivacySpend(dataset, epsilon, delta, "rdp", "1", **changes),))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +135,9 @@ def test_a_search_counts_the_whole_pool(shell: Shell, world: Path, tmp_path: Pat
     for name in ("base", *(f"base-{each}" for each in names)):
         shutil.copytree(world / name, root / name)
     for name, epsilon in EPSILONS.items():
-        write_record(root / f"base-{name}", record(epsilon, mechanisms=(Gaussian(20.0, steps=2),)))
+        write_record(
+            root / f"base-{name}", record(epsilon, mechanisms=(GaussianMechanism(20.0, steps=2),))
+        )
     run = tmp_path / "run"
     options = [*overrides(world), *pool(root, names), "budget.evaluations=3", "in_hull=null"]
     ended = shell.run("search", *options, f"out={run}", "strategy=random", "finalists=1")

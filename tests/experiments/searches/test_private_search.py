@@ -23,10 +23,15 @@ from experiments.contests.shared_references import share
 from experiments.runs.errors import UserError
 from experiments.runs.files import read_lines
 from experiments.searches.private_key import KEY_FILE, open_noise, seeded_noise
-from experiments.searches.private_tracking import Belated
+from experiments.searches.private_tracking import DeferredTracker
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.private_checks import check_items, check_privacy
-from merging.checkpoints.mechanisms import Gaussian, Laplace, Mechanism, SparseVector
+from merging.checkpoints.mechanisms import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    Mechanism,
+    SparseVector,
+)
 from merging.privacy import accounting
 from search.loop.history import Record
 from search.privacy.private_budget import STOP
@@ -127,9 +132,11 @@ def test_a_run_leaves_noisy_fitness_and_one_spend_and_stops_in_time(
     steps = {each["noise_multiplier"]: each["steps"] for each in spend["mechanisms"]}
     assert steps[4 / 2] == (summary["evaluations"] - 5) / 4  # generations of four
     assert steps[4 / np.sqrt(5)] == 1  # the first one scores the centre too
-    paid: list[Mechanism] = [Gaussian(sigma, 1.0, count) for sigma, count in steps.items()]
+    paid: list[Mechanism] = [
+        GaussianMechanism(sigma, 1.0, count) for sigma, count in steps.items()
+    ]
     assert spend["epsilon"] == accounting.epsilon(paid, 1e-5)
-    assert accounting.epsilon([*paid, Gaussian(2.0)], 1e-5) > 6
+    assert accounting.epsilon([*paid, GaussianMechanism(2.0)], 1e-5) > 6
 
     names = {path.name for path in run.iterdir()}
     assert not names & {KEY_FILE, "timing.jsonl", "cases.jsonl", "references.jsonl"}
@@ -182,7 +189,7 @@ def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
         {"kind": "gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.5, "steps": 4},
         {"kind": "laplace", "epsilon": 0.5, "count": 1},
     ]
-    paid: list[Mechanism] = [Gaussian(2.0, 0.5, 4), Laplace(0.5)]
+    paid: list[Mechanism] = [GaussianMechanism(2.0, 0.5, 4), LaplaceMechanism(0.5)]
     assert spend["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
     centre = recipe["path"]
     assert centre["own"] is None
@@ -211,7 +218,11 @@ def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nob
     assert {"kind": "sparse_vector", "epsilon": 2, "count": 1} in spend_of(run)["mechanisms"]
     assert not (run / "selection_cases.jsonl").exists()
     assert not (run / "finalists.jsonl").exists()
-    paid: list[Mechanism] = [Gaussian(4 / np.sqrt(5)), Gaussian(2.0), SparseVector(2.0)]
+    paid: list[Mechanism] = [
+        GaussianMechanism(4 / np.sqrt(5)),
+        GaussianMechanism(2.0),
+        SparseVector(2.0),
+    ]
     assert spend_of(run)["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
     recipe = json.loads((run / "recipe.json").read_text())
     said = "the search on letters, whose noise follows from its public seed"
@@ -332,7 +343,7 @@ class Told:
 
 def test_trackers_learn_no_times() -> None:
     inner = Told()
-    tracker = Belated(inner)
+    tracker = DeferredTracker(inner)
     tracker.start({}, Path(), "id")
     for number, replayed in enumerate((True, False)):
         tracker.log(Record(number, [0.0], {}, None, seconds=1.5), replayed)

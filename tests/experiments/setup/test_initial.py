@@ -14,7 +14,7 @@ from experiments.setup.initial import (
     Own,
     RandomWeights,
     Scored,
-    Scouting,
+    StartScores,
     Static,
     Weighted,
 )
@@ -31,12 +31,12 @@ POOL = random_pool({"w": (4, 3)})
 FITNESS = {"expert0": 0.25, "expert1": 0.75, "expert2": None}
 
 
-def scouting(scores: dict[str, float | None] | None = None) -> Scouting:
+def scouting(scores: dict[str, float | None] | None = None) -> StartScores:
     def score(name: str, plan: Plan) -> float | None:
         assert scores is not None
         return scores[name]
 
-    return Scouting(FITNESS, score)
+    return StartScores(FITNESS, score)
 
 
 def weights_of(initial: Initial) -> list[float]:
@@ -75,7 +75,7 @@ def test_best_of_a_list() -> None:
         best.plan(POOL, scouting({"mean": None, "ties": None}))
     with pytest.raises(ValueError, match=r"initial\.of\.own: a space's own start cannot be com"):
         BestOf({"own": Own()}).plan(POOL, scouting())
-    nothing = Scouting(dict.fromkeys(POOL.expert_names), lambda name, plan: None)
+    nothing = StartScores(dict.fromkeys(POOL.expert_names), lambda name, plan: None)
     for initial in (Scored(), BestExpert()):
         with pytest.raises(ValueError, match="no expert could be scored: choose initial=average"):
             initial.plan(POOL, nothing)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from merging.checkpoints.mechanisms import (
-    Gaussian,
-    Laplace,
+    GaussianMechanism,
+    LaplaceMechanism,
     PrivacyRecordError,
     PureEpsilon,
     SparseVector,
 )
 from merging.checkpoints.privacy_record import (
     PrivacyRecord,
-    Spend,
+    PrivacySpend,
     read_record,
     sealed,
     unsealed,
@@ -29,12 +29,12 @@ from merging.weights import CheckpointError
 POSITIVE = st.floats(1e-6, 1e3)
 COUNT = st.integers(1, 10**6)
 MECHANISMS = st.one_of(
-    st.builds(Gaussian, POSITIVE, st.floats(1e-6, 1), COUNT),
-    *(st.builds(kind, POSITIVE, COUNT) for kind in (PureEpsilon, Laplace, SparseVector)),
+    st.builds(GaussianMechanism, POSITIVE, st.floats(1e-6, 1), COUNT),
+    *(st.builds(kind, POSITIVE, COUNT) for kind in (PureEpsilon, LaplaceMechanism, SparseVector)),
 )
 WORDS = st.text(min_size=1).filter(str.strip)
 SPENDS = st.builds(
-    Spend,
+    PrivacySpend,
     dataset=WORDS,
     epsilon=st.floats(0, 1e3),
     delta=st.floats(0, 0.999),
@@ -49,9 +49,9 @@ SPENDS = st.builds(
 )
 
 
-def spend(**changes: Any) -> Spend:
+def spend(**changes: Any) -> PrivacySpend:
     values: dict[str, Any] = {"dataset": "tickets", "epsilon": 8.0, "delta": 1e-5}
-    return Spend(**{**values, "accountant": "rdp", "accountant_version": "1", **changes})
+    return PrivacySpend(**{**values, "accountant": "rdp", "accountant_version": "1", **changes})
 
 
 def written(directory: Path, weights: str = "model", record: PrivacyRecord | None = None) -> Path:
@@ -66,14 +66,15 @@ def written(directory: Path, weights: str = "model", record: PrivacyRecord | Non
 
 class TestRoundTrip:
     @given(st.lists(SPENDS, max_size=3), st.lists(st.text(), max_size=2))
-    def test_through_json(self, spends: list[Spend], unrecorded: list[str]) -> None:
+    def test_through_json(self, spends: list[PrivacySpend], unrecorded: list[str]) -> None:
         record = PrivacyRecord(tuple(spends), tuple(unrecorded))
         assert PrivacyRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
     @pytest.mark.parametrize("weights", ["model", "adapter_model"])
     def test_through_a_file(self, tmp_path: Path, weights: str) -> None:
         record = PrivacyRecord(
-            (spend(mechanisms=(Gaussian(1.0, 0.01, 300), SparseVector(0.5))),), ("expert 'code'",)
+            (spend(mechanisms=(GaussianMechanism(1.0, 0.01, 300), SparseVector(0.5))),),
+            ("expert 'code'",),
         )
         assert read_record(written(tmp_path / "expert", weights, record)) == record
         assert sorted(p.name for p in (tmp_path / "expert").iterdir())[-1] == "privacy.json"
@@ -185,11 +186,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("mechanism", "pattern"),
         [
-            (lambda: Gaussian(0.0), "noise_multiplier must be above 0"),
-            (lambda: Gaussian(float("inf")), "noise_multiplier must be a finite number"),
-            (lambda: Gaussian(1.0, 1.5), r"sampling_rate must be in \(0, 1\], got 1.5"),
-            (lambda: Gaussian(1.0, 0.1, 0), "steps must be a whole number of at least 1"),
-            (lambda: Laplace(0.0), "epsilon must be above 0"),
+            (lambda: GaussianMechanism(0.0), "noise_multiplier must be above 0"),
+            (lambda: GaussianMechanism(float("inf")), "noise_multiplier must be a finite number"),
+            (lambda: GaussianMechanism(1.0, 1.5), r"sampling_rate must be in \(0, 1\], got 1.5"),
+            (lambda: GaussianMechanism(1.0, 0.1, 0), "steps must be a whole number of at least 1"),
+            (lambda: LaplaceMechanism(0.0), "epsilon must be above 0"),
             (lambda: SparseVector(1.0, True), "count must be a whole number"),
         ],
     )

@@ -9,16 +9,16 @@ import numpy as np
 from torch import Tensor
 
 from merging.lineages.crossover import (
-    Arithmetic,
-    Crossover,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    CrossoverOperator,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated
-from merging.lineages.mutation import LowRankMutation, Mutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, Mutation, ScaleMutation, SignMutation
 
 A, B, C, START, BASE = map(Founder, ("expert0", "expert1", "expert2", "start", "base"))
 
@@ -35,19 +35,19 @@ def bred_population(size: int, generations: int, founders: Sequence[Lineage]) ->
 def offspring(population: Sequence[Lineage], rng: np.random.Generator) -> Lineage:
     first, second = (population[i] for i in rng.integers(len(population), size=2))
     number, share, weight = int(rng.integers(2**62)), float(rng.random()), float(rng.normal())
-    crossing: list[Crossover] = [
-        Uniform(number, share),
-        Points((share,)),
-        Points((share / 2, share), "layers"),
-        PerTensor(number, share),
-        Arithmetic(weight),
-        Slerp(share),
-        SplitSlerp(share, share),
+    crossing: list[CrossoverOperator] = [
+        UniformCrossover(number, share),
+        PointCrossover((share,)),
+        PointCrossover((share / 2, share), "layers"),
+        TensorCrossover(number, share),
+        ArithmeticCrossover(weight),
+        SlerpCrossover(share),
+        SplitSlerpCrossover(share, share),
     ]
     changes: list[Mutation] = [
-        Rescale(1 + share),
+        ScaleMutation(1 + share),
         LowRankMutation(number, 2, share),
-        SignFlip(number, share / 9),
+        SignMutation(number, share / 9),
     ]
     child = Crossed(first, second, crossing[rng.integers(len(crossing))])
     return Mutated(child, changes[rng.integers(len(changes))])

@@ -10,9 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merging.lineages.crossover import Arithmetic, PerTensor, Points, Slerp, SplitSlerp, Uniform
+from merging.lineages.crossover import (
+    ArithmeticCrossover,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
+)
 from merging.lineages.lineage import Founder, Lineage, Mutated
-from merging.lineages.mutation import LowRankMutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, ScaleMutation, SignMutation
 
 Array = npt.NDArray[np.float64]
 Vectors = dict[str, Array]
@@ -36,24 +43,24 @@ def _crossed(first: Vectors, second: Vectors, by: object, chunk: int) -> Vectors
     for name, a in first.items():
         b, where = second[name], np.arange(offset, offset + a.size).reshape(a.shape)
         match by:
-            case Uniform():
+            case UniformCrossover():
                 drawn = _bits(("uniform", by.seed, name), a.shape, chunk)
                 child[name] = np.where(drawn < round(by.share * 65536), a, b)
-            case Points(over="vector"):
+            case PointCrossover(over="vector"):
                 passed = sum(where >= round(cut * total) for cut in by.cuts)
                 child[name] = np.where(np.asarray(passed) % 2 == 0, a, b)
-            case Points():
+            case PointCrossover():
                 depth = max(layer.values()) + 1
                 segment = sum(layer[name] >= round(cut * depth) for cut in by.cuts)
                 child[name] = (a, b)[segment % 2]
-            case PerTensor():
+            case TensorCrossover():
                 lot = _seed("per tensor", by.seed, name) / 2**63
                 child[name] = a if lot < by.share else b
-            case Arithmetic():
+            case ArithmeticCrossover():
                 child[name] = by.weight * a + (1 - by.weight) * b
-            case Slerp():
+            case SlerpCrossover():
                 child[name] = _slerp(a, b, by.weight)
-            case SplitSlerp():
+            case SplitSlerpCrossover():
                 before, after = _slerp(a, b, by.weight), _slerp(a, b, 1 - by.weight)
                 child[name] = np.where(where < round(by.cut * total), before, after)
             case _:
@@ -66,9 +73,9 @@ def _mutated(parent: Vectors, by: object, chunk: int) -> Vectors:
     child = {}
     for name, a in parent.items():
         match by:
-            case Rescale():
+            case ScaleMutation():
                 child[name] = by.factor * a
-            case SignFlip():
+            case SignMutation():
                 drawn = _bits(("sign flip", by.seed, name), a.shape, chunk)
                 child[name] = np.where(drawn < round(by.share * 65536), -a, a)
             case LowRankMutation():

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from merging.checkpoints.experts import ExpertPool
 from merging.lineages.crossover import (
-    Arithmetic,
-    Crossover,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    CrossoverOperator,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated
-from merging.lineages.mutation import LowRankMutation, Mutation, Rescale, SignFlip
-from merging.lineages.slices import Chunk, Place, places
+from merging.lineages.mutation import LowRankMutation, Mutation, ScaleMutation, SignMutation
+from merging.lineages.slices import EntryRange, TensorSlice, places
 from merging.spaces.lineage import LineageSpace
 from tests.merging.lineages.naive_lineage import Vectors, naive
 from tests.merging.memory_pool import memory_pool, random_pool
@@ -38,28 +38,28 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "head": (3, 2),
 }
 A, B = Founder("expert0"), Founder("expert1")
-CROSSOVERS: list[Crossover] = [
-    Uniform(1),
-    Uniform(2, 0.1),
-    Points((0.3,)),
-    Points((0.25, 0.9)),
-    Points((0.1, 0.11, 0.7)),
-    Points((0.5,), "layers"),
-    Points((0.2, 0.7), "layers"),
-    PerTensor(3),
-    PerTensor(4, 0.8),
-    Arithmetic(0.3),
-    Arithmetic(1.7),
-    Slerp(0.3),
-    Slerp(-0.5),
-    SplitSlerp(0.2, 0.8),
-    SplitSlerp(0.999, 1.0),
+CROSSOVERS: list[CrossoverOperator] = [
+    UniformCrossover(1),
+    UniformCrossover(2, 0.1),
+    PointCrossover((0.3,)),
+    PointCrossover((0.25, 0.9)),
+    PointCrossover((0.1, 0.11, 0.7)),
+    PointCrossover((0.5,), "layers"),
+    PointCrossover((0.2, 0.7), "layers"),
+    TensorCrossover(3),
+    TensorCrossover(4, 0.8),
+    ArithmeticCrossover(0.3),
+    ArithmeticCrossover(1.7),
+    SlerpCrossover(0.3),
+    SlerpCrossover(-0.5),
+    SplitSlerpCrossover(0.2, 0.8),
+    SplitSlerpCrossover(0.999, 1.0),
 ]
 MUTATIONS: list[Mutation] = [
-    Rescale(-1.5),
+    ScaleMutation(-1.5),
     LowRankMutation(1, 2, 0.5),
-    SignFlip(2, 0.25),
-    SignFlip(3, 1.0),
+    SignMutation(2, 0.25),
+    SignMutation(3, 1.0),
 ]
 
 
@@ -95,9 +95,9 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("by", CROSSOVERS, ids=repr)
-def test_crossovers_agree_with_float64(pool: ExpertPool, by: Crossover) -> None:
+def test_crossovers_agree_with_float64(pool: ExpertPool, by: CrossoverOperator) -> None:
     expected = naive(Crossed(A, B, by), founders_of(pool))
-    exact = isinstance(by, Uniform | Points | PerTensor)
+    exact = isinstance(by, UniformCrossover | PointCrossover | TensorCrossover)
     for name, tensor in bred(pool, Crossed(A, B, by)).items():
         error = np.abs(tensor.double().numpy() - expected[name])
         assert tensor.shape == SHAPES[name]
@@ -110,55 +110,57 @@ def test_mutations_agree_with_float64(pool: ExpertPool, by: Mutation) -> None:
     for name, tensor in bred(pool, Mutated(A, by)).items():
         error = np.abs(tensor.double().numpy() - expected[name])
         assert tensor.shape == SHAPES[name]
-        assert error.max(initial=0) <= (0 if isinstance(by, SignFlip) else 2e-6), name
+        assert error.max(initial=0) <= (0 if isinstance(by, SignMutation) else 2e-6), name
 
 
-SOLE: list[tuple[Crossover, int | None]] = [
-    (Uniform(1, 1), 0),
-    (Uniform(1, 0), 1),
-    (Uniform(1), None),
-    (Points((1.0,)), 0),
-    (Points((0.0,)), 1),
-    (Points((0.0,), "layers"), 1),
-    (Points((0.0, 1.0)), 1),
-    (Points((0.4, 0.4)), 0),
-    (Points((0.0, 0.4, 0.4, 1.0)), 1),
-    (Points((0.4, 0.6)), None),
-    (PerTensor(1, 1), 0),
-    (PerTensor(1, 0), 1),
-    (PerTensor(1), None),
-    (Arithmetic(1), 0),
-    (Arithmetic(0), 1),
-    (Arithmetic(0.5), None),
-    (Slerp(1), 0),
-    (Slerp(0), 1),
-    (Slerp(1.5), None),
-    (SplitSlerp(1, 1), 0),
-    (SplitSlerp(0, 1), 1),
-    (SplitSlerp(1, 0), 1),
-    (SplitSlerp(0, 0), 0),
-    (SplitSlerp(0.5, 1), None),
+SOLE: list[tuple[CrossoverOperator, int | None]] = [
+    (UniformCrossover(1, 1), 0),
+    (UniformCrossover(1, 0), 1),
+    (UniformCrossover(1), None),
+    (PointCrossover((1.0,)), 0),
+    (PointCrossover((0.0,)), 1),
+    (PointCrossover((0.0,), "layers"), 1),
+    (PointCrossover((0.0, 1.0)), 1),
+    (PointCrossover((0.4, 0.4)), 0),
+    (PointCrossover((0.0, 0.4, 0.4, 1.0)), 1),
+    (PointCrossover((0.4, 0.6)), None),
+    (TensorCrossover(1, 1), 0),
+    (TensorCrossover(1, 0), 1),
+    (TensorCrossover(1), None),
+    (ArithmeticCrossover(1), 0),
+    (ArithmeticCrossover(0), 1),
+    (ArithmeticCrossover(0.5), None),
+    (SlerpCrossover(1), 0),
+    (SlerpCrossover(0), 1),
+    (SlerpCrossover(1.5), None),
+    (SplitSlerpCrossover(1, 1), 0),
+    (SplitSlerpCrossover(0, 1), 1),
+    (SplitSlerpCrossover(1, 0), 1),
+    (SplitSlerpCrossover(0, 0), 0),
+    (SplitSlerpCrossover(0.5, 1), None),
 ]
 
 
 @pytest.mark.parametrize(("by", "side"), SOLE, ids=repr)
-def test_a_child_of_one_parent_is_that_parent_to_the_bit(by: Crossover, side: int | None) -> None:
+def test_a_child_of_one_parent_is_that_parent_to_the_bit(
+    by: CrossoverOperator, side: int | None
+) -> None:
     assert by.sole == side
     pool = random_pool({"layers.0.w": (5, 4), "layers.1.w": (30,)})
     child = bred(pool, Crossed(A, B, by))
     same = [
         all(torch.equal(child[n], bred(pool, parent)[n]) for n in pool.names) for parent in (A, B)
     ]
-    assert same == [side == 0, side == 1] or isinstance(by, PerTensor)
+    assert same == [side == 0, side == 1] or isinstance(by, TensorCrossover)
 
 
 @pytest.mark.parametrize(
     ("by", "idle"),
     [
-        (Rescale(1), True),
-        (Rescale(-1), False),
-        (SignFlip(1, 0), True),
-        (SignFlip(1, 0.1), False),
+        (ScaleMutation(1), True),
+        (ScaleMutation(-1), False),
+        (SignMutation(1, 0), True),
+        (SignMutation(1, 0.1), False),
         (LowRankMutation(1, 1, 0), True),
         (LowRankMutation(1, 1, 0.1), False),
     ],
@@ -173,11 +175,11 @@ def test_an_idle_mutation_changes_no_bit(by: Mutation, idle: bool) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.99])
 def test_uniform_takes_its_share_in_every_tensor(share: float) -> None:
     pool = ones_pool(1.0, 0.0, shapes={"w": (300, 1000), "v": (300, 1000), "u": (300000,)})
-    child = bred(pool, Crossed(A, B, Uniform(5, share)))
+    child = bred(pool, Crossed(A, B, UniformCrossover(5, share)))
     sd = math.sqrt(share * (1 - share) / 300000)
     for tensor in child.values():
         assert abs(float(tensor.mean()) - share) < 4.5 * sd + 2**-17
-    again = bred(pool, Crossed(A, B, Uniform(6, share)))
+    again = bred(pool, Crossed(A, B, UniformCrossover(6, share)))
     agreement = share**2 + (1 - share) ** 2
     spread = 4.5 * math.sqrt(agreement * (1 - agreement) / 300000) + 2**-15
     for other in (child["v"], child["u"].view(300, 1000), again["w"], child["w"].roll(65, 0)):
@@ -187,7 +189,7 @@ def test_uniform_takes_its_share_in_every_tensor(share: float) -> None:
 @pytest.mark.parametrize("cuts", [(0.0,), (1.0,), (0.5,), (0.25, 0.75), (0.0, 0.1), (0.9, 1.0)])
 def test_points_cut_the_flattened_vector_where_they_say(cuts: tuple[float, ...]) -> None:
     shapes = {"a": (3, 4), "b": (7,), "c": (2, 2), "d": (1,)}  # 24 entries; 0.25 lies inside a
-    child = flat(bred(ones_pool(1, 2, shapes=shapes), Crossed(A, B, Points(cuts))))
+    child = flat(bred(ones_pool(1, 2, shapes=shapes), Crossed(A, B, PointCrossover(cuts))))
     first, second = (round(cut * 24) for cut in (*cuts, 1.0)[:2])
     expected = [1.0] * first + [2.0] * (second - first) + [1.0] * (24 - second)
     assert child.tolist() == expected
@@ -197,9 +199,9 @@ def test_points_may_cut_anywhere() -> None:
     shapes = {"a": (3, 4), "b": (7,), "c": (2, 2), "d": (1,)}
     pool = ones_pool(1, 2, shapes=shapes)
     for at in range(25):
-        child = flat(bred(pool, Crossed(A, B, Points((at / 24,)))))
+        child = flat(bred(pool, Crossed(A, B, PointCrossover((at / 24,)))))
         assert child.tolist() == [1.0] * at + [2.0] * (24 - at)
-    three = flat(bred(pool, Crossed(A, B, Points((0.75, 0.25, 0.5)))))
+    three = flat(bred(pool, Crossed(A, B, PointCrossover((0.75, 0.25, 0.5)))))
     assert three.tolist() == [1.0] * 6 + [2.0] * 6 + [1.0] * 6 + [2.0] * 6
 
 
@@ -207,7 +209,7 @@ def test_points_may_cut_anywhere() -> None:
 def test_points_over_layers_leave_tensors_whole(cut: float) -> None:
     names = ["embed", "layers.0.w", "layers.0.b", "layers.1.w", "layers.2.w", "layers.3.w", "norm"]
     pool = ones_pool(1, 2, shapes=dict.fromkeys(names, (3,)))
-    child = bred(pool, Crossed(A, B, Points((cut,), "layers")))
+    child = bred(pool, Crossed(A, B, PointCrossover((cut,), "layers")))
     layer = [0, 0, 0, 1, 2, 3, 3]
     for name, number in zip(names, layer, strict=True):
         assert child[name].tolist() == [1 if number < round(cut * 4) else 2] * 3
@@ -235,7 +237,7 @@ def test_layers_are_counted_through_all_stacks() -> None:
 def test_per_tensor_takes_its_share_of_tensors() -> None:
     pool = ones_pool(1.0, 0.0, shapes={f"t{i}": (1,) for i in range(2000)})
     for share in (0.2, 0.5):
-        mean = float(flat(bred(pool, Crossed(A, B, PerTensor(1, share)))).mean())
+        mean = float(flat(bred(pool, Crossed(A, B, TensorCrossover(1, share)))).mean())
         assert abs(mean - share) < 4.5 * math.sqrt(share * (1 - share) / 2000)
 
 
@@ -243,7 +245,7 @@ def test_slerp_goes_round_the_circle() -> None:
     deltas = [{"w": torch.tensor([[2.0, 0.0]])}, {"w": torch.tensor([[0.0, 3.0]])}]
     pool = memory_pool({"w": torch.zeros(1, 2)}, deltas)
     for weight in (-1.0, -0.25, 0.5, 1 / 3, 2.0):
-        child = bred(pool, Crossed(A, B, Slerp(weight)))["w"]
+        child = bred(pool, Crossed(A, B, SlerpCrossover(weight)))["w"]
         angle = weight * math.pi / 2  # from the second parent to the first
         expected = torch.tensor([[2 * math.sin(angle), 3 * math.cos(angle)]])
         torch.testing.assert_close(child, expected, rtol=1e-6, atol=1e-6)
@@ -252,9 +254,9 @@ def test_slerp_goes_round_the_circle() -> None:
 @pytest.mark.parametrize("factor", [2.0, -1.0, 0.0, 1.0])
 def test_slerp_of_parallel_opposite_and_zero_vectors_is_linear(factor: float) -> None:
     pool = random_pool({"w": (9, 9)})
-    weights = [bred(pool, each)["w"] for each in (A, Mutated(A, Rescale(factor)))]
-    for by in (Slerp(0.25), SplitSlerp(1.0, 0.25)):
-        child = bred(pool, Crossed(A, Mutated(A, Rescale(factor)), by))["w"]
+    weights = [bred(pool, each)["w"] for each in (A, Mutated(A, ScaleMutation(factor)))]
+    for by in (SlerpCrossover(0.25), SplitSlerpCrossover(1.0, 0.25)):
+        child = bred(pool, Crossed(A, Mutated(A, ScaleMutation(factor)), by))["w"]
         expected = 0.25 * weights[0] + 0.75 * weights[1]
         torch.testing.assert_close(child, expected, rtol=1e-6, atol=1e-6)
 
@@ -280,7 +282,7 @@ def test_low_rank_noise_leaves_a_zero_tensor_at_zero() -> None:
 
 def test_sign_flip_takes_its_share() -> None:
     pool = ones_pool(1.0, shapes={"w": (400, 1000)})
-    child = bred(pool, Mutated(A, SignFlip(1, 0.1)))["w"]
+    child = bred(pool, Mutated(A, SignMutation(1, 0.1)))["w"]
     assert torch.equal(child.abs(), torch.ones(400, 1000))
     share = float((child < 0).double().mean())
     assert abs(share - 0.1) < 4.5 * math.sqrt(0.09 / 400000) + 2**-17
@@ -288,7 +290,7 @@ def test_sign_flip_takes_its_share() -> None:
 
 def test_chunks_are_whole_rows_and_cover_the_tensor() -> None:
     for shape in [*SHAPES.values(), (65536,), (65537,), (1, 65536), (2, 65537), (3, 0)]:
-        place = Place("w", shape, 0, 1, 0, 1)
+        place = TensorSlice("w", shape, 0, 1, 0, 1)
         chunks = list(place.chunks())
         assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
         assert [c.start for c in chunks] == [0, *(c.stop for c in chunks)][: len(chunks)]
@@ -296,40 +298,58 @@ def test_chunks_are_whole_rows_and_cover_the_tensor() -> None:
         for chunk in chunks:
             assert place.columns == 0 or chunk.start % place.columns == 0
             assert chunk.stop - chunk.start <= max(65536, place.columns)
-    assert next(Place("w", (700, 100), 0, 1, 0, 1).chunks()) == Chunk(0, 0, 65500)
+    assert next(TensorSlice("w", (700, 100), 0, 1, 0, 1).chunks()) == EntryRange(0, 0, 65500)
 
 
 def test_equal_numbers_make_equal_operators() -> None:
-    assert Uniform(np.int64(3), np.float32(0.5)) == Uniform(3, 0.5)  # type: ignore[arg-type]
-    assert Points([0.5, 0.25]) == Points((0.25, 0.5))  # type: ignore[arg-type]
-    assert repr(Arithmetic(-0.0)) == repr(Arithmetic(0)) == "Arithmetic(weight=0.0)"
-    assert Crossed(A, B, Slerp(1)) == Crossed(A, B, Slerp(1.0)) != Crossed(B, A, Slerp(1.0))
+    assert UniformCrossover(np.int64(3), np.float32(0.5)) == UniformCrossover(3, 0.5)  # type: ignore[arg-type]
+    assert PointCrossover([0.5, 0.25]) == PointCrossover((0.25, 0.5))  # type: ignore[arg-type]
+    assert (
+        repr(ArithmeticCrossover(-0.0)) == repr(ArithmeticCrossover(0)) == "Arithmetic(weight=0.0)"
+    )
+    assert (
+        Crossed(A, B, SlerpCrossover(1))
+        == Crossed(A, B, SlerpCrossover(1.0))
+        != Crossed(B, A, SlerpCrossover(1.0))
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (Uniform, {"seed": 1.5}, "seed must be a whole number, got 1.5"),
-        (Uniform, {"seed": True}, "seed must be a whole number, got True"),
-        (Uniform, {"seed": 1, "share": 1.5}, r"share must hold fractions in \[0, 1\], got 1.5"),
-        (PerTensor, {"seed": 1, "share": "0.5"}, "share must hold fractions .* got '0.5'"),
-        (PerTensor, {"seed": 1, "share": math.nan}, "share must hold fractions .* got nan"),
-        (Points, {"cuts": ()}, r"cuts must be one or more fractions in \[0, 1\], got \(\)"),
-        (Points, {"cuts": 0.5}, "cuts must be one or more fractions .* got 0.5"),
-        (Points, {"cuts": (0.5, 2)}, "cuts must hold fractions .* got 2"),
+        (UniformCrossover, {"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        (UniformCrossover, {"seed": True}, "seed must be a whole number, got True"),
         (
-            Points,
+            UniformCrossover,
+            {"seed": 1, "share": 1.5},
+            r"share must hold fractions in \[0, 1\], got 1.5",
+        ),
+        (TensorCrossover, {"seed": 1, "share": "0.5"}, "share must hold fractions .* got '0.5'"),
+        (TensorCrossover, {"seed": 1, "share": math.nan}, "share must hold fractions .* got nan"),
+        (
+            PointCrossover,
+            {"cuts": ()},
+            r"cuts must be one or more fractions in \[0, 1\], got \(\)",
+        ),
+        (PointCrossover, {"cuts": 0.5}, "cuts must be one or more fractions .* got 0.5"),
+        (PointCrossover, {"cuts": (0.5, 2)}, "cuts must hold fractions .* got 2"),
+        (
+            PointCrossover,
             {"cuts": (0.5,), "over": "rows"},
             "over must be 'vector' or 'layers', got 'rows'",
         ),
-        (Arithmetic, {"weight": math.inf}, "weight must be a finite number, got inf"),
-        (Slerp, {"weight": None}, "weight must be a finite number, got None"),
-        (SplitSlerp, {"cut": -0.1, "weight": 1}, "cut must hold fractions .* got -0.1"),
-        (SplitSlerp, {"cut": 0.1, "weight": "x"}, "weight must be a finite number, got 'x'"),
-        (Rescale, {"factor": math.nan}, "factor must be a finite number, got nan"),
+        (ArithmeticCrossover, {"weight": math.inf}, "weight must be a finite number, got inf"),
+        (SlerpCrossover, {"weight": None}, "weight must be a finite number, got None"),
+        (SplitSlerpCrossover, {"cut": -0.1, "weight": 1}, "cut must hold fractions .* got -0.1"),
+        (
+            SplitSlerpCrossover,
+            {"cut": 0.1, "weight": "x"},
+            "weight must be a finite number, got 'x'",
+        ),
+        (ScaleMutation, {"factor": math.nan}, "factor must be a finite number, got nan"),
         (LowRankMutation, {"seed": 1, "rank": 0, "size": 1}, "rank must be at least 1, got 0"),
         (LowRankMutation, {"seed": 1, "rank": 1, "size": -1}, "size must be at least 0, got -1"),
-        (SignFlip, {"seed": 1, "share": 2}, "share must hold fractions .* got 2"),
+        (SignMutation, {"seed": 1, "share": 2}, "share must hold fractions .* got 2"),
     ],
 )
 def test_wrong_numbers_are_refused(make: Any, options: dict[str, Any], message: str) -> None:

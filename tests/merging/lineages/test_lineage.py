@@ -21,12 +21,12 @@ from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Layers
 from merging.lineages import slices
 from merging.lineages.crossover import (
-    Arithmetic,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import (
     Crossed,
@@ -39,7 +39,7 @@ from merging.lineages.lineage import (
     lineage_from_json,
     lineage_to_json,
 )
-from merging.lineages.mutation import LowRankMutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, ScaleMutation, SignMutation
 from merging.lineages.replay import LineagePlan
 from merging.mergekit_yaml.spelling import MergekitError
 from merging.mergekit_yaml.writing import to_mergekit
@@ -77,17 +77,17 @@ shares = st.floats(0, 1)
 seeds = st.integers(0, 2**63)
 cuts = st.lists(shares, min_size=1, max_size=3).map(tuple)
 crossovers = st.one_of(
-    st.builds(Uniform, seeds, shares),
-    st.builds(Points, cuts, st.sampled_from(["vector", "layers"])),
-    st.builds(PerTensor, seeds, shares),
-    st.builds(Arithmetic, weights),
-    st.builds(Slerp, weights),
-    st.builds(SplitSlerp, shares, weights),
+    st.builds(UniformCrossover, seeds, shares),
+    st.builds(PointCrossover, cuts, st.sampled_from(["vector", "layers"])),
+    st.builds(TensorCrossover, seeds, shares),
+    st.builds(ArithmeticCrossover, weights),
+    st.builds(SlerpCrossover, weights),
+    st.builds(SplitSlerpCrossover, shares, weights),
 )
 mutations = st.one_of(
-    st.builds(Rescale, st.floats(-1.5, 1.5)),
+    st.builds(ScaleMutation, st.floats(-1.5, 1.5)),
     st.builds(LowRankMutation, seeds, st.integers(1, 3), st.floats(0, 1)),
-    st.builds(SignFlip, seeds, shares),
+    st.builds(SignMutation, seeds, shares),
 )
 
 
@@ -97,7 +97,7 @@ def lineages(draw: st.DrawFn, most: int = 12) -> Lineage:
     found: list[Lineage] = [A, B, C, START, BASE]
     for by in draw(st.lists(st.one_of(crossovers, mutations), min_size=1, max_size=most)):
         chosen = [found[-1 - draw(st.integers(0, len(found) - 1))] for _ in range(2)]
-        if isinstance(by, Rescale | LowRankMutation | SignFlip):
+        if isinstance(by, ScaleMutation | LowRankMutation | SignMutation):
             found.append(Mutated(chosen[0], by))
         else:
             found.append(Crossed(chosen[0], chosen[1], by))
@@ -154,7 +154,7 @@ def test_any_lineage_is_what_plain_recursion_makes_of_it(lineage: Lineage, chunk
 def test_what_was_decoded_before_changes_no_bit(history: list[Lineage]) -> None:
     pool = random_pool(SHAPES)
     used = space_of(pool)
-    child = Crossed(history[0], history[-1], Slerp(0.3))
+    child = Crossed(history[0], history[-1], SlerpCrossover(0.3))
     for lineage in [*history, child, *reversed(history)]:
         assert_same(read(used.decode(lineage)), read(space_of(pool).decode(lineage)))
 
@@ -177,10 +177,12 @@ def test_time_grows_with_ancestors_not_with_branches_or_recursion() -> None:
     pool = random_pool({"w": (2, 3)})
     deep: Lineage = A
     for number in range(3000):
-        deep = Mutated(deep, SignFlip(number, 0.5))
-    doubled: Lineage = Crossed(A, B, Uniform(0))
+        deep = Mutated(deep, SignMutation(number, 0.5))
+    doubled: Lineage = Crossed(A, B, UniformCrossover(0))
     for number in range(200):  # 2 ** 200 branches
-        doubled = Crossed(doubled, Mutated(doubled, Rescale(-0.9)), Slerp(number / 200))
+        doubled = Crossed(
+            doubled, Mutated(doubled, ScaleMutation(-0.9)), SlerpCrossover(number / 200)
+        )
     space = LineageSpace(pool)
     for lineage in (deep, doubled):
         assert space.from_json(space.to_json(lineage)) == lineage
@@ -191,19 +193,25 @@ def test_time_grows_with_ancestors_not_with_branches_or_recursion() -> None:
 
 
 def test_operators_that_change_nothing_have_no_place_in_the_canonical_lineage() -> None:
-    x = Crossed(A, B, Uniform(1))
+    x = Crossed(A, B, UniformCrossover(1))
     for same in (
-        Mutated(x, Rescale(1)),
+        Mutated(x, ScaleMutation(1)),
         Mutated(x, LowRankMutation(1, 1, 0)),
-        Crossed(x, A, Arithmetic(1)),
-        Crossed(x, x, Slerp(0.3)),
-        Crossed(Mutated(x, Rescale(1)), Crossed(B, x, Points((0.0,))), Uniform(3)),
+        Crossed(x, A, ArithmeticCrossover(1)),
+        Crossed(x, x, SlerpCrossover(0.3)),
+        Crossed(
+            Mutated(x, ScaleMutation(1)),
+            Crossed(B, x, PointCrossover((0.0,))),
+            UniformCrossover(3),
+        ),
     ):
         assert canonical(same) == x
-    assert canonical(Mutated(Mutated(BASE, Rescale(2)), SignFlip(1, 0.5))) == BASE
-    outer = Mutated(Crossed(Mutated(A, Rescale(1)), B, Uniform(1)), Rescale(2))
-    assert canonical(outer) == Mutated(x, Rescale(2)) != outer
-    assert canonical(Mutated(x, Rescale(2))) == Mutated(x, Rescale(2))
+    assert canonical(Mutated(Mutated(BASE, ScaleMutation(2)), SignMutation(1, 0.5))) == BASE
+    outer = Mutated(
+        Crossed(Mutated(A, ScaleMutation(1)), B, UniformCrossover(1)), ScaleMutation(2)
+    )
+    assert canonical(outer) == Mutated(x, ScaleMutation(2)) != outer
+    assert canonical(Mutated(x, ScaleMutation(2))) == Mutated(x, ScaleMutation(2))
 
 
 def test_founders_are_experts_start_and_base() -> None:
@@ -222,7 +230,7 @@ def test_founders_are_experts_start_and_base() -> None:
         assert space.initial is not None
         expected = read(space.initial.weights(pool, dtype=dtype))
         assert_same(read(space.decode(START)), expected)
-        assert_same(read(space.decode(Crossed(START, A, Arithmetic(1)))), expected)
+        assert_same(read(space.decode(Crossed(START, A, ArithmeticCrossover(1)))), expected)
         for founder in (BASE, A, START):  # what is read belongs to the reader
             before = space.decode(founder)["embed"]
             space.decode(founder)["embed"].zero_()
@@ -237,7 +245,7 @@ def test_unknown_founders_are_refused() -> None:
     )
     for call in (space.plan, space.decode):
         with pytest.raises(MergeError, match=message + "base"):
-            call(Crossed(A, Founder("ties"), Uniform(1)))
+            call(Crossed(A, Founder("ties"), UniformCrossover(1)))
     with pytest.raises(MergeError, match="descends from 'start'"):
         space.from_json(space.to_json(START))
     with pytest.raises(MergeError, match="descends from 'ties'"):
@@ -269,8 +277,8 @@ def test_experts_that_no_ancestor_descends_from_are_not_read() -> None:
 
     broken: Any = {**experts, "expert2": Refusing()}
     pool = ExpertPool(pool.base, broken, pool.names, (), torch.device("cpu"), pool.base)
-    read(LineageSpace(pool).decode(Crossed(A, B, Uniform(1))))
-    half = LineageSpace(pool).decode(Crossed(A, C, Points((0.5,), "layers")))
+    read(LineageSpace(pool).decode(Crossed(A, B, UniformCrossover(1))))
+    half = LineageSpace(pool).decode(Crossed(A, C, PointCrossover((0.5,), "layers")))
     assert half["layers.0.w"].any()
     with pytest.raises(AssertionError, match="read"):
         half["layers.1.w"]
@@ -321,10 +329,12 @@ def test_a_population_of_32_takes_less_than_three_models(started: bool) -> None:
 
 def test_a_large_tensor_takes_a_few_chunks_beside_the_founders() -> None:
     pool = random_pool({"w": (2000, 1000)}, experts=2)
-    lineage: Lineage = Crossed(A, B, Uniform(1))
+    lineage: Lineage = Crossed(A, B, UniformCrossover(1))
     for number in range(8):
         other = Mutated(lineage, LowRankMutation(number, 2, 0.1))
-        lineage = Crossed(lineage, other, Slerp(0.5) if number % 2 else Uniform(number))
+        lineage = Crossed(
+            lineage, other, SlerpCrossover(0.5) if number % 2 else UniformCrossover(number)
+        )
     space = LineageSpace(pool)
     with LiveBytes() as memory:
         space.decode(lineage)["w"]
@@ -351,10 +361,14 @@ def open_pool(files: File, kind: str) -> ExpertPool:
 def many_generations(individuals: int) -> Lineage:
     """One lineage of at least so many individuals, all of them ancestors of the last."""
     rng = np.random.default_rng(2)
-    population: list[Lineage] = [Crossed(Crossed(A, B, Slerp(0.4)), START, Uniform(0))]
+    population: list[Lineage] = [
+        Crossed(Crossed(A, B, SlerpCrossover(0.4)), START, UniformCrossover(0))
+    ]
     while len(ancestry(population[-1])) < individuals:
         population.append(offspring(population[-6:], rng))
-        population.append(Crossed(population[-2], population[-1], Uniform(len(population))))
+        population.append(
+            Crossed(population[-2], population[-1], UniformCrossover(len(population)))
+        )
     return population[-1]
 
 
@@ -389,23 +403,23 @@ def test_names_and_descriptions() -> None:
     start = weighted_start(random_pool(SHAPES), [1, 0, 0])
     many: Lineage = Founder("e0")
     for number in range(1, 6):
-        many = Crossed(many, Founder(f"e{number}"), Uniform(number))
+        many = Crossed(many, Founder(f"e{number}"), UniformCrossover(number))
     assert LineagePlan(None, many).name == "lineage of 6 founders"
     assert founders(many) == ("e0", "e1", "e2", "e3", "e4", "e5")
-    plan = LineagePlan(start, Crossed(START, BASE, Arithmetic(0.1)))
+    plan = LineagePlan(start, Crossed(START, BASE, ArithmeticCrossover(0.1)))
     assert plan_from_description(json.loads(json.dumps(plan.describe()))) == plan
-    nested = LineagePlan(plan, Mutated(START, Rescale(2)))
+    nested = LineagePlan(plan, Mutated(START, ScaleMutation(2)))
     assert plan_from_description(json.loads(json.dumps(nested.describe()))) == nested
 
 
 def test_mergekit_has_nothing_for_a_lineage(files: File) -> None:
     pool = open_pool(files, "whole")
-    recipe = Recipe.of(pool, LineagePlan(None, Crossed(A, B, Uniform(1))))
+    recipe = Recipe.of(pool, LineagePlan(None, Crossed(A, B, UniformCrossover(1))))
     with pytest.raises(MergekitError, match="mergekit has nothing for 'lineage of expert0"):
         to_mergekit(recipe, pool)
 
 
-GOOD = lineage_to_json(Mutated(Crossed(A, B, Uniform(1)), Rescale(2)))
+GOOD = lineage_to_json(Mutated(Crossed(A, B, UniformCrossover(1)), ScaleMutation(2)))
 
 
 @pytest.mark.parametrize(
@@ -436,9 +450,12 @@ GOOD = lineage_to_json(Mutated(Crossed(A, B, Uniform(1)), Rescale(2)))
         ({"nodes": ["a", [0, [0, 0], 1, 7]]}, r"share must hold fractions in \[0, 1\], got 7"),
         (
             {"nodes": ["a", [0, [0], 1, 0.5]]},
-            "'merging.lineages.crossover.Uniform' is no mutation",
+            "'merging.lineages.crossover.UniformCrossover' is no mutation",
         ),
-        ({"nodes": ["a", [1, [0, 0], 2]]}, "'merging.lineages.mutation.Rescale' is no crossover"),
+        (
+            {"nodes": ["a", [1, [0, 0], 2]]},
+            "'merging.lineages.mutation.ScaleMutation' is no crossover",
+        ),
         (
             {"operators": [["os.system", "seed", "share"], *GOOD["operators"][1:]]},
             "is no crossover",
@@ -471,5 +488,5 @@ def test_broken_descriptions_are_refused(change: dict[str, Any], message: str) -
 def test_experts_as_adapters_leave_what_none_touches_alone() -> None:
     deltas = [{"w": torch.ones(2, 2), "v": torch.zeros(2, 2)} for _ in range(2)]
     pool = memory_pool({"w": torch.ones(2, 2), "v": torch.ones(2, 2)}, deltas)
-    lineage = Mutated(Crossed(A, B, Slerp(0.3)), LowRankMutation(1, 1, 0.5))
+    lineage = Mutated(Crossed(A, B, SlerpCrossover(0.3)), LowRankMutation(1, 1, 0.5))
     assert torch.equal(LineageSpace(pool).decode(lineage)["v"], torch.ones(2, 2))

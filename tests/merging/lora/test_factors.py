@@ -18,7 +18,7 @@ from merging.lora.factors import FactorPlan, factor_pool
 from merging.method import MergeError
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
-from merging.paths.noise import Gaussian, LowRank, Noise, RowNoise
+from merging.paths.noise import GaussianNoise, LowRankNoise, Noise, RowNoise
 from merging.paths.path import Path, PathPlan
 from merging.plan import MergePlan, Plan, uniform_plan
 from merging.plans import plan_from_description
@@ -77,7 +77,7 @@ def test_start_is_the_product_of_the_averages_and_not_the_average_of_the_product
 ) -> None:
     pool = pool_of(llama)
     start = weighted_start(pool, [0.5, 0.3, 0.2])
-    space = FactorSpace(pool, Gaussian(), initial=start, dtype=torch.float32)
+    space = FactorSpace(pool, GaussianNoise(), initial=start, dtype=torch.float32)
     found = space.decode(space.first())[Q_PROJ].double()
     pairs = files(llama, Q_PROJ, *pool.expert_names)
     a = sum(w * a for w, (a, _) in zip((0.5, 0.3, 0.2), pairs, strict=True))
@@ -88,7 +88,9 @@ def test_start_is_the_product_of_the_averages_and_not_the_average_of_the_product
     assert (found - exact).norm() > 0.1 * (exact - pool.base[Q_PROJ].double()).norm()
 
 
-@pytest.mark.parametrize("noise", [Gaussian(), Gaussian("deltas"), LowRank(2), RowNoise()])
+@pytest.mark.parametrize(
+    "noise", [GaussianNoise(), GaussianNoise("deltas"), LowRankNoise(2), RowNoise()]
+)
 def test_noise_is_added_to_both_factors(llama: File, noise: Noise) -> None:
     pool = pool_of(llama)
     start = weighted_start(pool, [0.5, 0.3, 0.2])
@@ -126,7 +128,7 @@ def test_an_expert_alone_is_itself_to_the_bit(tmp_path: File, kind: str) -> None
         builders.lora_adapter(tmp_path / name, base, seed=seed, **options)
     pool = pool_of(base, "code", "prose")
     for expert, weights in (("code", [1.0, 0.0]), ("prose", [0.0, 1.0])):
-        space = FactorSpace(pool, Gaussian(), initial=weighted_start(pool, weights))
+        space = FactorSpace(pool, GaussianNoise(), initial=weighted_start(pool, weights))
         assert_same(read(space.decode(space.first())), read(pool.expert_weights(expert)))
 
 
@@ -134,8 +136,8 @@ def test_whole_tensors_of_adapters_move_as_in_full_weights(llama: File) -> None:
     pool = pool_of(llama, "headed", "code")
     start = weighted_start(pool, [0.5, 0.5])
     path = Path("start", STEPS, own=(9, 0.1))
-    factors = FactorSpace(pool, Gaussian(), initial=start, seed=1).decode(path)
-    full = FullWeightSpace(pool, Gaussian(), initial=start, seed=1).decode(path)
+    factors = FactorSpace(pool, GaussianNoise(), initial=start, seed=1).decode(path)
+    full = FullWeightSpace(pool, GaussianNoise(), initial=start, seed=1).decode(path)
     for name in ("lm_head.weight", "model.norm.weight"):
         torch.testing.assert_close(factors[name], full[name], rtol=1e-6, atol=1e-6)
     assert not torch.allclose(factors[Q_PROJ], full[Q_PROJ])
@@ -143,10 +145,10 @@ def test_whole_tensors_of_adapters_move_as_in_full_weights(llama: File) -> None:
 
 def test_without_a_start_paths_begin_at_the_base(llama: File) -> None:
     pool = pool_of(llama)
-    space = FactorSpace(pool, Gaussian())
+    space = FactorSpace(pool, GaussianNoise())
     assert space.domain == {"starts": ("base",)}
     assert_same(read(space.decode(space.first())), {n: pool.base[n] for n in pool.names})
-    assert FactorSpace(pool, Gaussian(), initial=weighted_start(pool, [1, 0, 0])).domain == {
+    assert FactorSpace(pool, GaussianNoise(), initial=weighted_start(pool, [1, 0, 0])).domain == {
         "starts": ("start",)
     }
 
@@ -155,16 +157,16 @@ def test_dimensions_are_the_entries_of_the_factors(llama: File) -> None:
     pool = pool_of(llama)
     stored = load_file(llama.parent / "code" / "adapter_model.safetensors")
     expected = sum(tensor.numel() for tensor in stored.values())
-    assert FactorSpace(pool, Gaussian()).dimensions == expected
+    assert FactorSpace(pool, GaussianNoise()).dimensions == expected
     headed = pool_of(llama, "headed")
     stored = load_file(llama.parent / "headed" / "adapter_model.safetensors")
     expected = sum(tensor.numel() for tensor in stored.values())
-    assert FactorSpace(headed, Gaussian()).dimensions == expected
+    assert FactorSpace(headed, GaussianNoise()).dimensions == expected
 
 
 def test_different_scales_go_into_the_factors_b(llama: File) -> None:
     pool = pool_of(llama, "code", "louder")  # scales 2 and 3
-    space = FactorSpace(pool, Gaussian(), initial=weighted_start(pool, [0.5, 0.5]))
+    space = FactorSpace(pool, GaussianNoise(), initial=weighted_start(pool, [0.5, 0.5]))
     (a, b), (other_a, other_b) = files(llama, Q_PROJ, "code", "louder")
     expected = pool.base[Q_PROJ].double() + (b + 1.5 * other_b) @ ((a + other_a) / 2)
     found = space.decode(space.first())[Q_PROJ].double()
@@ -177,7 +179,7 @@ def test_plan_and_recipe_rebuild_every_bit(
 ) -> None:
     pool = pool_of(llama)
     start = uniform_plan(Ties(), Layers(1), pool)
-    space = FactorSpace(pool, Gaussian("deltas"), initial=start, seed=5, dtype=dtype)
+    space = FactorSpace(pool, GaussianNoise("deltas"), initial=start, seed=5, dtype=dtype)
     path = space.from_json(json.loads(json.dumps(space.to_json(Path("start", STEPS, (1.0, 0.5))))))
     read(space.decode(path.moved(((7, 0.1),))))  # the centre lies elsewhere now
     decoded = read(space.decode(path))
@@ -192,9 +194,11 @@ def test_plan_and_recipe_rebuild_every_bit(
 
 def test_a_search_can_go_on_from_a_recipe_of_its_own_kind(llama: File) -> None:
     pool = pool_of(llama)
-    first = FactorSpace(pool, Gaussian(), initial=weighted_start(pool, [0.5, 0.3, 0.2]), seed=1)
+    first = FactorSpace(
+        pool, GaussianNoise(), initial=weighted_start(pool, [0.5, 0.3, 0.2]), seed=1
+    )
     found = first.plan(Path("start", STEPS))
-    second = FactorSpace(pool, Gaussian(), initial=found, seed=2)
+    second = FactorSpace(pool, GaussianNoise(), initial=found, seed=2)
     assert_same(read(second.decode(second.first())), read(found.weights(pool)))
     moved = second.plan(second.first().perturbed(0, 0.1))
     again = plan_from_description(json.loads(json.dumps(moved.describe())))
@@ -214,7 +218,7 @@ def test_a_pool_in_memory_gives_the_same_bits(llama: File) -> None:
 
 def test_a_tensor_that_no_selected_expert_changes_is_the_bases(llama: File) -> None:
     pool = pool_of(llama, "code", "elsewhere").select(["code"])
-    space = FactorSpace(pool, Gaussian(), initial=weighted_start(pool, [1.0]))
+    space = FactorSpace(pool, GaussianNoise(), initial=weighted_start(pool, [1.0]))
     found = space.decode(space.first().perturbed(0, 0.1))
     assert list(found) == list(pool.names)
     down = "model.layers.0.mlp.down_proj.weight"
@@ -228,7 +232,7 @@ def test_a_merge_of_some_experts_is_applied_to_their_factors(llama: File) -> Non
     pool = pool_of(llama)
     knobs: dict[str, dict[str, float] | float] = {"weight": {"prose": 1.0}, "scale": 1.0}
     start = MergePlan(TaskArithmetic(), Whole(), ("prose",), {"model": knobs})
-    space = FactorSpace(pool, Gaussian(), initial=start)
+    space = FactorSpace(pool, GaussianNoise(), initial=start)
     assert_same(read(space.decode(space.first())), read(pool.expert_weights("prose")))
 
 
@@ -239,7 +243,7 @@ class TestRefusals:
             str(llama), {"code": str(llama.parent / "code"), "full": str(whole)}
         )
         with pytest.raises(MergeError, match=r"'full' is a whole checkpoint and has no factors"):
-            FactorSpace(pool, Gaussian())
+            FactorSpace(pool, GaussianNoise())
 
     def test_unequal_ranks(self, llama: File) -> None:
         with pytest.raises(
@@ -247,11 +251,11 @@ class TestRefusals:
             match=rf"{Q_PROJ} has rank 4 in expert 'code' and rank 2 in expert 'narrow'.*"
             "choose space=full_weights",
         ):
-            FactorSpace(pool_of(llama, "code", "narrow"), Gaussian())
+            FactorSpace(pool_of(llama, "code", "narrow"), GaussianNoise())
 
     def test_a_tensor_that_one_expert_leaves_alone(self, llama: File) -> None:
         with pytest.raises(MergeError, match=r"'elsewhere' has no factors of .*v_proj\.weight"):
-            FactorSpace(pool_of(llama, "code", "elsewhere"), Gaussian())
+            FactorSpace(pool_of(llama, "code", "elsewhere"), GaussianNoise())
 
     def test_factors_in_one_expert_and_a_whole_tensor_in_another(
         self, llama: File, tmp_path: File
@@ -263,27 +267,27 @@ class TestRefusals:
             str(llama), {"code": str(llama.parent / "code"), "saved": str(saved)}
         )
         with pytest.raises(MergeError, match=rf"'saved' brings {Q_PROJ} as a whole tensor"):
-            FactorSpace(pool, Gaussian())
+            FactorSpace(pool, GaussianNoise())
 
     def test_noise_in_units_of_a_base_that_is_zero(self, llama: File) -> None:
         with pytest.raises(MergeError, match=r"set noise\.unit to one or deltas"):
-            FactorSpace(pool_of(llama), Gaussian("base"))
+            FactorSpace(pool_of(llama), GaussianNoise("base"))
 
     def test_starts_that_are_no_merge_of_factors(self, llama: File) -> None:
         pool = pool_of(llama)
-        path: Plan = PathPlan(None, Gaussian(), 0, Path())
+        path: Plan = PathPlan(None, GaussianNoise(), 0, Path())
         with pytest.raises(
             MergeError, match=r"cannot start from base \+ noise, which gives whole"
         ):
-            FactorSpace(pool, Gaussian(), initial=path)
+            FactorSpace(pool, GaussianNoise(), initial=path)
         by_tensor = uniform_plan(TaskArithmetic(), PerTensor(), pool)
         with pytest.raises(
             MergeError, match=r"TaskArithmetic cannot be applied to the factors.*no coefficients"
         ):
-            FactorSpace(pool, Gaussian(), initial=by_tensor)
+            FactorSpace(pool, GaussianNoise(), initial=by_tensor)
 
     def test_unknown_start_and_broken_recipe(self, llama: File) -> None:
-        space = FactorSpace(pool_of(llama), Gaussian())
+        space = FactorSpace(pool_of(llama), GaussianNoise())
         with pytest.raises(ValueError, match="starts from 'start': the space knows base"):
             space.from_json(Path("start").to_json())
         with pytest.raises(ValueError, match="'factors' must be a plan, got None"):

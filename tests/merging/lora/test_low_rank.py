@@ -11,13 +11,12 @@ from torch import Tensor
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Layers, Whole
 from merging.lora.factors import FactorPlan, factor_pool
-from merging.lora.low_rank import LowRank, Nearby, Stacks, low_rank_of
+from merging.lora.low_rank import CentredCandidate, LowRankProduct, Stacks, low_rank_of
 from merging.method import MergeError, MergeMethod
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
-from merging.paths.noise import Gaussian
-from merging.paths.noise import LowRank as LowRankNoise
+from merging.paths.noise import GaussianNoise, LowRankNoise
 from merging.paths.path import BASE, Path, PathPlan
 from merging.plan import MergePlan, Plan
 from merging.spaces.factors import FactorSpace
@@ -55,7 +54,7 @@ def mixture(method: MergeMethod, pool: ExpertPool, scale: float | None = None) -
     return MergePlan(method, Layers(1), pool.expert_names, tables)
 
 
-def assert_same(near: Nearby | None, plan: Plan, pool: ExpertPool) -> None:
+def assert_same(near: CentredCandidate | None, plan: Plan, pool: ExpertPool) -> None:
     """Centre plus differences, tensor by tensor, against the plan's weights in float32."""
     assert near is not None
     expected = plan.weights(pool, dtype=torch.float32)
@@ -63,7 +62,7 @@ def assert_same(near: Nearby | None, plan: Plan, pool: ExpertPool) -> None:
     for name in expected:
         centre = near.centre[name] if near.centre else pool.base_tensor(name)
         delta = near.deltas.get(name, torch.zeros(()))
-        whole = delta.product() if isinstance(delta, LowRank) else delta
+        whole = delta.product() if isinstance(delta, LowRankProduct) else delta
         torch.testing.assert_close(centre.float() + whole, expected[name], rtol=1e-6, atol=1e-6)
 
 
@@ -86,15 +85,15 @@ def test_mixtures_share_their_factors(base: File) -> None:
     assert other is not None
     for name, delta in one.deltas.items():
         same = other.deltas[name]
-        assert isinstance(delta, LowRank)
-        assert isinstance(same, LowRank)
+        assert isinstance(delta, LowRankProduct)
+        assert isinstance(same, LowRankProduct)
         assert delta.a is same.a
         assert delta.b is same.b
         assert not torch.equal(mix(delta), mix(same))
     assert one.key == other.key
 
 
-def mix(delta: LowRank) -> Tensor:
+def mix(delta: LowRankProduct) -> Tensor:
     assert delta.mix is not None
     return delta.mix
 
@@ -128,7 +127,7 @@ def test_one_expert(base: File) -> None:
         assert deltas is not None
         assert set(deltas) == pool.experts[expert].touched  # type: ignore[attr-defined]
         for name, delta in deltas.items():
-            assert isinstance(delta, LowRank)
+            assert isinstance(delta, LowRankProduct)
             torch.testing.assert_close(pool.base_tensor(name) + delta.product(), weights[name])
 
 
@@ -148,7 +147,7 @@ def test_other_merges_have_no_such_form(base: File) -> None:
     assert low_rank_of(ties, stacks) is None
     mixed = pool_of(base, "code", "whole")
     assert low_rank_of(mixture(TaskArithmetic(), mixed, 0.5), Stacks(mixed)) is None
-    noise = PathPlan(None, Gaussian(), 0, Path(BASE, STEPS, own=(3, 0.5)))
+    noise = PathPlan(None, GaussianNoise(), 0, Path(BASE, STEPS, own=(3, 0.5)))
     assert low_rank_of(noise, stacks) is None
     centre = PathPlan(None, LowRankNoise(2), 0, Path(BASE, STEPS))
     assert low_rank_of(centre, stacks) is None
@@ -187,7 +186,7 @@ def test_low_rank_noise_around_a_centre(base: File, unit: str) -> None:
 def test_factor_space(base: File) -> None:
     pool = pool_of(base, "code2", "prose2")
     start = weighted_start(pool, [0.5, 0.3])
-    space = FactorSpace(pool, Gaussian("deltas"), initial=start, seed=4, dtype=torch.float32)
+    space = FactorSpace(pool, GaussianNoise("deltas"), initial=start, seed=4, dtype=torch.float32)
     genome = space.first().moved(STEPS[0]).perturbed(5, 0.2)
     plan = space.plan(genome)
     assert_same(low_rank_of(plan, Stacks(pool), space.decode(genome)), plan, pool)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import BlockKind, Grouping, Layers, PerTensor, Whole
-from merging.mergekit_yaml.parameters import Place, resolve
+from merging.mergekit_yaml.parameters import TensorPosition, resolve
 from merging.mergekit_yaml.reading import from_mergekit
 from merging.mergekit_yaml.spelling import METHODS, MergekitError
 from merging.mergekit_yaml.writing import to_mergekit
@@ -140,7 +140,7 @@ class TestWriting:
         content = yaml.safe_load(to_mergekit(Recipe(ingredient, {"a": ingredient}, plan), pool))
         parameters = content["models"][0]["parameters"]
         for i, name in enumerate(names):
-            assert resolve("weight", [parameters], Place(name, 0.0)) == i
+            assert resolve("weight", [parameters], TensorPosition(name, 0.0)) == i
 
     def test_groups_of_an_encoder(self, tmp_path: Path) -> None:
         base = builders.bert_classifier(tmp_path / "base", kind="encoder")

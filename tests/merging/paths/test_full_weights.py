@@ -25,8 +25,8 @@ from merging.method import MergeError
 from merging.methods.ties import Ties
 from merging.paths.noise import (
     BlockNoise,
-    Gaussian,
-    LowRank,
+    GaussianNoise,
+    LowRankNoise,
     Noise,
     RowNoise,
     SingularNoise,
@@ -42,7 +42,7 @@ from tests import builders
 from tests.merging.memory_pool import memory_pool, random_pool
 
 SHAPES = {"w": (7, 9), "v": (7, 9), "bias": (5,)}
-KINDS: list[Noise] = [Gaussian(), LowRank(2), RowNoise(), BlockNoise(7), SingularNoise()]
+KINDS: list[Noise] = [GaussianNoise(), LowRankNoise(2), RowNoise(), BlockNoise(7), SingularNoise()]
 STEPS = (((0, 0.5), (1, -0.25)), ((2, 0.125), (3, 1 / 3)), ((4, -0.7),), ())
 
 
@@ -52,7 +52,7 @@ def name_of(noise: object) -> str:
 
 def space_of(pool: ExpertPool, noise: Noise | None = None, **options: Any) -> FullWeightSpace:
     start: Plan = weighted_start(pool, [0.5, 0.25, 0.25])
-    return FullWeightSpace(pool, noise or Gaussian(), initial=start, **options)
+    return FullWeightSpace(pool, noise or GaussianNoise(), initial=start, **options)
 
 
 def read(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def test_weights_decoded_before_the_centre_moved_on_still_hold() -> None:
 def test_an_error_half_way_leaves_no_half_step() -> None:
     pool = random_pool(SHAPES)
 
-    class Failing(Gaussian):
+    class Failing(GaussianNoise):
         left = 10**9
 
         def on(self, name: str, pool: ExpertPool) -> Any:
@@ -187,7 +187,9 @@ def test_run_seed_number_and_tensor_decide_the_noise() -> None:
     )
 
     def noise(seed: int, number: int) -> dict[str, Tensor]:
-        return read(FullWeightSpace(zero, Gaussian(), seed=seed).decode(Path(own=(number, 1))))
+        return read(
+            FullWeightSpace(zero, GaussianNoise(), seed=seed).decode(Path(own=(number, 1)))
+        )
 
     first = noise(0, 0)
     assert_same(first, noise(0, 0))
@@ -238,7 +240,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             del self.live[pointer]
 
 
-@pytest.mark.parametrize("noise", [Gaussian(), RowNoise()], ids=name_of)
+@pytest.mark.parametrize("noise", [GaussianNoise(), RowNoise()], ids=name_of)
 def test_a_population_of_32_takes_the_memory_of_two_models(noise: Noise) -> None:
     pool = random_pool({f"layer.{i}.w": (16, 32) for i in range(80)})
     model = 4 * sum(pool.base_tensor(name).numel() for name in pool.names)
@@ -277,9 +279,9 @@ def test_the_size_of_noise_is_found_once_and_no_delta_is_kept(
     files: File, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = open_pool(files, kind).resident(torch.device("cpu"))
-    draw = Gaussian("deltas").on(pool.names[0], pool)
+    draw = GaussianNoise("deltas").on(pool.names[0], pool)
     rms = pool.deltas(pool.names[0]).double().square().mean().sqrt()
-    drawn, plain = draw(1), Gaussian("one").on(pool.names[0], pool)(1)
+    drawn, plain = draw(1), GaussianNoise("one").on(pool.names[0], pool)(1)
     torch.testing.assert_close(drawn, plain * float(rms))
     assert pool._facts is not None
     assert pool._facts.held_bytes == 0
@@ -288,7 +290,7 @@ def test_the_size_of_noise_is_found_once_and_no_delta_is_kept(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(ExpertPool, "deltas", refuse)
-    assert torch.equal(Gaussian("deltas").on(pool.names[0], pool)(1), drawn)
+    assert torch.equal(GaussianNoise("deltas").on(pool.names[0], pool)(1), drawn)
 
 
 def long_path(start: str, generations: int, samples: int) -> Path:
@@ -302,7 +304,7 @@ def long_path(start: str, generations: int, samples: int) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora"])
-@pytest.mark.parametrize("noise", [LowRank(2, "base"), RowNoise()], ids=name_of)
+@pytest.mark.parametrize("noise", [LowRankNoise(2, "base"), RowNoise()], ids=name_of)
 def test_recipe_rebuilds_to_the_bit(files: File, tmp_path: File, kind: str, noise: Noise) -> None:
     pool = open_pool(files, kind)
     space = FullWeightSpace(pool, noise, initial=uniform_plan(Ties(), Layers(1), pool), seed=5)
@@ -324,7 +326,7 @@ def test_recipe_rebuilds_to_the_bit(files: File, tmp_path: File, kind: str, nois
 def test_recipe_of_fifty_generations_of_ten_stays_small(files: File, tmp_path: File) -> None:
     pool = open_pool(files, "whole")
     start = weighted_start(pool, [0.75, 0.25])
-    plan = PathPlan(start, Gaussian(), 0, long_path("start", 50, 10))
+    plan = PathPlan(start, GaussianNoise(), 0, long_path("start", 50, 10))
     Recipe.of(pool, plan).save(tmp_path / "recipe.json")
     assert (tmp_path / "recipe.json").stat().st_size < 30_000
     assert Recipe.load(tmp_path / "recipe.json").plan == plan
@@ -332,8 +334,8 @@ def test_recipe_of_fifty_generations_of_ten_stays_small(files: File, tmp_path: F
 
 def test_a_path_may_start_where_another_ended(files: File) -> None:
     pool = open_pool(files, "whole")
-    first = PathPlan(None, Gaussian("deltas"), 1, Path(own=(0, 0.1)))
-    space = FullWeightSpace(pool, LowRank(1, "deltas"), initial=first, seed=2)
+    first = PathPlan(None, GaussianNoise("deltas"), 1, Path(own=(0, 0.1)))
+    space = FullWeightSpace(pool, LowRankNoise(1, "deltas"), initial=first, seed=2)
     plan = space.plan(Path("start", (((0, 0.2),),)))
     assert plan.name == "base + noise + noise"
     again = plan_from_description(json.loads(json.dumps(plan.describe())))
@@ -343,12 +345,12 @@ def test_a_path_may_start_where_another_ended(files: File) -> None:
 
 def test_mergekit_has_nothing_for_a_path(files: File) -> None:
     pool = open_pool(files, "whole")
-    recipe = Recipe.of(pool, PathPlan(None, Gaussian(), 0, Path(own=(0, 0.1))))
+    recipe = Recipe.of(pool, PathPlan(None, GaussianNoise(), 0, Path(own=(0, 0.1))))
     with pytest.raises(MergekitError, match=r"mergekit has nothing for 'base \+ noise': keep"):
         to_mergekit(recipe, pool)
 
 
-GOOD = PathPlan(None, Gaussian(), 0, Path("base", STEPS, own=(3, 0.5))).describe()
+GOOD = PathPlan(None, GaussianNoise(), 0, Path("base", STEPS, own=(3, 0.5))).describe()
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_walk_reads_no_deltas_where_nothing_moves(monkeypatch: pytest.MonkeyPatc
 
 def test_uniform_plan_and_whole_grouping_make_starts_too() -> None:
     pool = random_pool(SHAPES)
-    space = FullWeightSpace(pool, Gaussian(), initial=uniform_plan(Ties(), Whole(), pool))
+    space = FullWeightSpace(pool, GaussianNoise(), initial=uniform_plan(Ties(), Whole(), pool))
     assert space.plan(Path("start")).describe()["start"]["kind"] == "coefficients"
 
 
@@ -402,7 +404,7 @@ def test_json_of_a_genome_is_read_back_and_checked() -> None:
     path = Path("start", (((0, 0.1), (3, -0.2)),), own=(7, 1 / 3))
     assert space.from_json(json.loads(json.dumps(space.to_json(path)))) == path
     assert space.first() == Path("start")
-    assert FullWeightSpace(space.pool, Gaussian()).first() == Path("base")
+    assert FullWeightSpace(space.pool, GaussianNoise()).first() == Path("base")
     assert space.dimensions == sum(math.prod(shape) for shape in SHAPES.values())
     with pytest.raises(ValueError, match="is a path, got 3"):
         space.from_json(3)

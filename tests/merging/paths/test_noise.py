@@ -12,8 +12,8 @@ from torch import Tensor
 
 from merging.paths.noise import (
     BlockNoise,
-    Gaussian,
-    LowRank,
+    GaussianNoise,
+    LowRankNoise,
     Noise,
     RowNoise,
     SingularNoise,
@@ -23,7 +23,7 @@ from merging.paths.noise import (
 from tests.merging.memory_pool import memory_pool, random_pool
 
 SHAPES = {"a": (24, 40), "b": (24, 40), "bias": (30,), "conv": (6, 4, 3)}
-KINDS: list[Noise] = [Gaussian(), LowRank(), RowNoise(), BlockNoise(7), SingularNoise()]
+KINDS: list[Noise] = [GaussianNoise(), LowRankNoise(), RowNoise(), BlockNoise(7), SingularNoise()]
 SHAPED: list[Noise] = [RowNoise(), BlockNoise(7), SingularNoise()]
 
 
@@ -37,7 +37,7 @@ def rms(tensor: Tensor) -> float:
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("unit", ["one", "base", "deltas"])
-@pytest.mark.parametrize("cls", [Gaussian, LowRank, RowNoise, BlockNoise, SingularNoise])
+@pytest.mark.parametrize("cls", [GaussianNoise, LowRankNoise, RowNoise, BlockNoise, SingularNoise])
 def test_mean_is_zero_and_size_is_the_unit(cls: Any, unit: str, name: str) -> None:
     pool = random_pool(SHAPES, scale=0.3)
     draw = cls(unit=unit).on(name, pool)
@@ -55,7 +55,7 @@ def test_mean_is_zero_and_size_is_the_unit(cls: Any, unit: str, name: str) -> No
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_entries_of_low_rank_noise_have_unit_variance_and_no_correlation(rank: int) -> None:
-    draw = LowRank(rank).on("a", random_pool({"a": (3, 4)}))
+    draw = LowRankNoise(rank).on("a", random_pool({"a": (3, 4)}))
     flat = torch.stack([draw(seed).reshape(-1) for seed in range(4000)]).double()
     covariance = flat.T @ flat / len(flat)
     # The fourth moment of an entry is 3 + 6 / rank, at most 9.
@@ -63,7 +63,7 @@ def test_entries_of_low_rank_noise_have_unit_variance_and_no_correlation(rank: i
 
 
 def test_gaussian_noise_is_normal() -> None:
-    draw = Gaussian().on("w", random_pool({"w": (200, 200)}))
+    draw = GaussianNoise().on("w", random_pool({"w": (200, 200)}))
     values = np.sort(draw(5).double().numpy().ravel())
     normal = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in values[::40]])
     empirical = (np.arange(len(values)) / len(values))[::40]
@@ -102,9 +102,9 @@ def test_tensors_of_one_shape_get_independent_noise(noise: Noise) -> None:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_rank_of_low_rank_noise(rank: int) -> None:
     pool = random_pool(SHAPES)
-    assert torch.linalg.matrix_rank(LowRank(rank).on("a", pool)(0)) == rank
-    assert torch.linalg.matrix_rank(LowRank(rank).on("conv", pool)(0).reshape(6, -1)) == rank
-    assert torch.equal(LowRank(rank).on("bias", pool)(0), Gaussian().on("bias", pool)(0))
+    assert torch.linalg.matrix_rank(LowRankNoise(rank).on("a", pool)(0)) == rank
+    assert torch.linalg.matrix_rank(LowRankNoise(rank).on("conv", pool)(0).reshape(6, -1)) == rank
+    assert torch.equal(LowRankNoise(rank).on("bias", pool)(0), GaussianNoise().on("bias", pool)(0))
 
 
 @pytest.mark.parametrize("noise", SHAPED, ids=name_of)
@@ -165,23 +165,27 @@ def test_small_tensors_survive(noise: Noise, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "noise", [Gaussian("base"), LowRank(2, "base"), Gaussian("deltas"), *SHAPED], ids=repr
+    "noise",
+    [GaussianNoise("base"), LowRankNoise(2, "base"), GaussianNoise("deltas"), *SHAPED],
+    ids=repr,
 )
 def test_noise_relative_to_nothing_is_zero(noise: Noise) -> None:
     zero = torch.zeros(4, 5)
     assert not noise.on("w", memory_pool({"w": zero}, [{"w": zero}]))(0).any()
 
 
-@pytest.mark.parametrize("noise", [*KINDS, LowRank(7, "base"), BlockNoise(3, "one")], ids=repr)
+@pytest.mark.parametrize(
+    "noise", [*KINDS, LowRankNoise(7, "base"), BlockNoise(3, "one")], ids=repr
+)
 def test_description_comes_back(noise: Noise) -> None:
     assert noise_from_description(describe_noise(noise)) == noise
 
 
 def test_options_without_meaning_are_refused() -> None:
     with pytest.raises(ValueError, match="unit of the noise must be 'one', 'base' or 'deltas', "):
-        Gaussian("two")  # type: ignore[arg-type]
+        GaussianNoise("two")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rank of the noise must be at least 1, got 0"):
-        LowRank(0)
+        LowRankNoise(0)
     with pytest.raises(ValueError, match="size of a block must be at least 1 entry, got 0"):
         BlockNoise(0)
 
@@ -192,7 +196,7 @@ def test_options_without_meaning_are_refused() -> None:
         ({"_target_": "merging.paths.noise.Loud"}, "noise 'merging.paths.noise.Loud' cannot"),
         ({"_target_": "os.system"}, "'os.system' is no noise"),
         ({"_target_": "merging.methods.ties.Ties"}, "'merging.methods.ties.Ties' is no noise"),
-        ({"_target_": "merging.paths.noise.Gaussian", "x": 1}, "noise .*Gaussian: .*'x'"),
+        ({"_target_": "merging.paths.noise.GaussianNoise", "x": 1}, "noise .*Gaussian: .*'x'"),
     ],
 )
 def test_descriptions_that_make_no_noise_are_refused(

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.checkpoints.mechanisms import (
-    Gaussian,
-    Laplace,
+    GaussianMechanism,
+    LaplaceMechanism,
     Mechanism,
     PrivacyRecordError,
     PureEpsilon,
     SparseVector,
 )
-from merging.checkpoints.privacy_record import PrivacyRecord, Spend
+from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend
 from merging.grouping import Whole
 from merging.methods.regmean import RegMean
 from merging.methods.task_arithmetic import TaskArithmetic
@@ -30,19 +30,19 @@ from merging.privacy.accounting import AccountingError
 from merging.privacy.composition import Guarantee, Price, add, group, guarantee, largest
 from merging.privacy.ledger import Ledger, experts_of, statistics_of
 from merging.spaces.displaced import DisplacedPlan
-from merging.stacks.layer_stack import LayerStackPlan, Place
+from merging.stacks.layer_stack import LayerStackPlan, StackedLayer
 
 needs_dp = pytest.mark.skipif(
     importlib.util.find_spec("dp_accounting") is None, reason="needs the extra dp"
 )
 
 
-def spend(epsilon: float = 8.0, dataset: str = "tickets", **changes: Any) -> Spend:
+def spend(epsilon: float = 8.0, dataset: str = "tickets", **changes: Any) -> PrivacySpend:
     values: dict[str, Any] = {"delta": 1e-5, "accountant": "rdp", "accountant_version": "1"}
-    return Spend(dataset, epsilon, **{**values, **changes})
+    return PrivacySpend(dataset, epsilon, **{**values, **changes})
 
 
-def promised(*spends: Spend, dataset: str = "tickets") -> Guarantee:
+def promised(*spends: PrivacySpend, dataset: str = "tickets") -> Guarantee:
     found = guarantee(dataset, spends)
     assert found is not None
     return found
@@ -74,7 +74,7 @@ class TestAdding:
         assert promised(spend(delta=0.6), spend(delta=0.6)).price.vacuous
 
     def test_one_alone_is_stated_as_it_is(self) -> None:
-        found = promised(spend(mechanisms=(Gaussian(9.0),)))
+        found = promised(spend(mechanisms=(GaussianMechanism(9.0),)))
         assert (found.price, found.rdp, found.note) == (Price(8, 1e-5), None, None)
 
     def test_units_do_not_mix(self) -> None:
@@ -137,12 +137,12 @@ class TestGroups:
 @needs_dp
 class TestRdp:
     def test_gaussian_closed_form(self) -> None:
-        found = accounting.epsilon([Gaussian(3.0), Gaussian(2.0, steps=2)], 1e-5)
+        found = accounting.epsilon([GaussianMechanism(3.0), GaussianMechanism(2.0, steps=2)], 1e-5)
         assert found == pytest.approx(gaussian_rdp([3.0, 2.0, 2.0], 1e-5), rel=0.01)
 
     def test_it_is_stated_where_it_is_smaller(self) -> None:
         own = gaussian_rdp([2.0], 1e-5)
-        found = promised(*(spend(own, mechanisms=(Gaussian(2.0),)) for _ in range(4)))
+        found = promised(*(spend(own, mechanisms=(GaussianMechanism(2.0),)) for _ in range(4)))
         assert found.added == Price(math.fsum([own] * 4), 4e-5)
         assert found.how == "rdp"
         assert found.price == found.rdp
@@ -156,7 +156,7 @@ class TestRdp:
         assert found.rdp is not None
 
     def test_unknown_mechanisms_are_added_to_it(self) -> None:
-        known = [spend(9.0, mechanisms=(Gaussian(2.0),)) for _ in range(3)]
+        known = [spend(9.0, mechanisms=(GaussianMechanism(2.0),)) for _ in range(3)]
         found = promised(*known, spend(1.5, delta=1e-6))
         together = gaussian_rdp([2.0] * 3, 3e-5)
         assert found.price.epsilon == pytest.approx(together + 1.5, rel=0.01)
@@ -164,7 +164,7 @@ class TestRdp:
 
     def test_poisson_sampling_against_both_accountants(self) -> None:
         """The figures that both libraries gave when they were compared."""
-        mechanisms = [Gaussian(1.1, 0.01, 1000)]
+        mechanisms = [GaussianMechanism(1.1, 0.01, 1000)]
         assert accounting.epsilon(mechanisms, 1e-5) == pytest.approx(1.7118, rel=0.01)
         tight = accounting.epsilon(mechanisms, 1e-5, accountant="pld")
         assert tight == pytest.approx(1.5154, rel=0.01)
@@ -174,7 +174,7 @@ class TestRdp:
         import dp_accounting.rdp
 
         parts = [(2.0, 0.02, 50), (1.5, 1.0, 2)]
-        spends = [spend(99.0, mechanisms=(Gaussian(*part),)) for part in parts]
+        spends = [spend(99.0, mechanisms=(GaussianMechanism(*part),)) for part in parts]
         witness = dp_accounting.rdp.RdpAccountant()
         for sigma, rate, steps in parts:
             event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
@@ -182,7 +182,7 @@ class TestRdp:
         expected = witness.get_epsilon(2e-5)
         assert promised(*spends).price.epsilon == pytest.approx(expected, rel=0.01)
 
-    @pytest.mark.parametrize("kind", [PureEpsilon, Laplace, SparseVector])
+    @pytest.mark.parametrize("kind", [PureEpsilon, LaplaceMechanism, SparseVector])
     @pytest.mark.parametrize("accountant", ["rdp", "pld"])
     def test_pure_mechanisms(self, kind: Any, accountant: Any) -> None:
         """Never above the sum; many small ones near sqrt(2 k ln(1 / delta)) eps."""
@@ -197,7 +197,7 @@ class TestRdp:
         assert accounting.epsilon([], 0.0) == 0.0
 
     def test_sampling_under_replace_one_is_added_up(self) -> None:
-        sampled = spend(mechanisms=(Gaussian(1.0, 0.1),), relation="replace_one")
+        sampled = spend(mechanisms=(GaussianMechanism(1.0, 0.1),), relation="replace_one")
         found = promised(sampled, sampled)
         assert (found.how, found.rdp) == ("sum", None)
         assert found.note is not None
@@ -205,13 +205,13 @@ class TestRdp:
 
     def test_refusals(self) -> None:
         with pytest.raises(AccountingError, match=r"delta must be in \(0, 1\), got 0"):
-            accounting.epsilon([Gaussian(1.0)], 0)
+            accounting.epsilon([GaussianMechanism(1.0)], 0)
 
     @given(st.lists(st.floats(0.5, 20.0), min_size=2, max_size=4))
     @settings(max_examples=25, deadline=None)
     def test_never_below_the_largest_part(self, sigmas: list[float]) -> None:
         delta = 1e-5
-        parts = [Gaussian(sigma) for sigma in sigmas]
+        parts = [GaussianMechanism(sigma) for sigma in sigmas]
         alone = [accounting.epsilon([each], delta) for each in parts]
         spends = [spend(own, mechanisms=(each,)) for own, each in zip(alone, parts, strict=True)]
         found = promised(*spends).price
@@ -229,17 +229,19 @@ class TestWithoutTheExtra:
         monkeypatch.setattr(accounting, "available", lambda: False)
 
     def test_the_ledger_adds_up_and_says_so(self) -> None:
-        ledger = Ledger().add(*(spend(1.0, mechanisms=(Gaussian(9.0),)) for _ in range(2)))
+        ledger = Ledger().add(
+            *(spend(1.0, mechanisms=(GaussianMechanism(9.0),)) for _ in range(2))
+        )
         (words, *_) = ledger.sentences()
         assert words.startswith("(ε, δ) = (2, 2e-05) per record of data set tickets")
         assert "dp-accounting, which may find less, is missing: pip install" in words
 
     def test_the_error_names_the_extra(self) -> None:
         with pytest.raises(AccountingError, match=r"pip install 'evomerge\[dp\]'"):
-            accounting.epsilon([Gaussian(1.0)], 1e-5)
+            accounting.epsilon([GaussianMechanism(1.0)], 1e-5)
 
 
-PARTS: st.SearchStrategy[Spend] = st.builds(
+PARTS: st.SearchStrategy[PrivacySpend] = st.builds(
     spend,
     epsilon=st.floats(0, 50),
     dataset=st.sampled_from(["tickets", "letters", "calls"]),
@@ -252,14 +254,14 @@ PARTS: st.SearchStrategy[Spend] = st.builds(
 
 class TestProperties:
     @given(st.lists(PARTS, min_size=1, max_size=5), st.randoms(use_true_random=False))
-    def test_order_changes_nothing(self, parts: list[Spend], random: Any) -> None:
+    def test_order_changes_nothing(self, parts: list[PrivacySpend], random: Any) -> None:
         shuffled = random.sample(parts, len(parts))
         one, other = Ledger().add(*parts), Ledger().add(*shuffled)
         assert one.guarantees == other.guarantees
         assert one.sentences() == other.sentences()
 
     @given(st.lists(PARTS, min_size=1, max_size=5))
-    def test_never_below_the_largest_part(self, parts: list[Spend]) -> None:
+    def test_never_below_the_largest_part(self, parts: list[PrivacySpend]) -> None:
         for name, each in Ledger().add(*parts).guarantees.items():
             assert each is not None
             own = [part for part in parts if part.dataset == name]
@@ -267,7 +269,9 @@ class TestProperties:
             assert each.price.delta >= max(part.delta for part in own)
 
     @given(st.lists(PARTS, min_size=1, max_size=4), PARTS)
-    def test_one_more_spend_costs_no_less(self, parts: list[Spend], more: Spend) -> None:
+    def test_one_more_spend_costs_no_less(
+        self, parts: list[PrivacySpend], more: PrivacySpend
+    ) -> None:
         before = Ledger().add(*parts).guarantees
         after = Ledger().add(*parts, more).guarantees
         for name, each in before.items():
@@ -279,7 +283,11 @@ class TestProperties:
 
     @needs_dp
     def test_order_changes_no_bit_of_rdp(self) -> None:
-        parts: list[Mechanism] = [Gaussian(3.0, 0.1, 7), Gaussian(1.7), Laplace(0.3, 2)]
+        parts: list[Mechanism] = [
+            GaussianMechanism(3.0, 0.1, 7),
+            GaussianMechanism(1.7),
+            LaplaceMechanism(0.3, 2),
+        ]
         spends = [spend(90.0, mechanisms=(each,)) for each in parts]
         assert len({promised(*order).price for order in permutations(spends)}) == 1
 
@@ -365,8 +373,8 @@ class TestExpertsOf:
         ("plan", "expected"),
         [
             (static("c", "a"), ("a", "c")),  # weight 0 counts all the same
-            (LayerStackPlan((Place(0, "b"), Place(1, "base"))), ("b",)),
-            (LayerStackPlan((Place(0, "merged"),), "c", static("a")), ("a", "c")),
+            (LayerStackPlan((StackedLayer(0, "b"), StackedLayer(1, "base"))), ("b",)),
+            (LayerStackPlan((StackedLayer(0, "merged"),), "c", static("a")), ("a", "c")),
             (DisplacedPlan(static("a"), static("b"), static("b")), ("a", "b")),
             (DisplacedPlan(static("a"), static("b"), cast(Plan, object())), POOL),
         ],

@@ -25,7 +25,7 @@ from merging.methods.ties import Ties
 from merging.plan import MergePlan, uniform_plan
 from merging.rules import blocks
 from merging.rules.blocks import RuledMethod
-from merging.rules.cache import Facts, Row, Tensors
+from merging.rules.cache import ExpertTensor, ParameterStack, TensorCache
 from merging.rules.knobs import stacked
 from merging.weights import InPlaceWeights
 from tests import builders
@@ -38,8 +38,12 @@ PLENTY = 2**30
 
 
 def whole_experts(
-    count: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int, facts: Facts | None = None
-) -> Tensors:
+    count: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    seed: int,
+    facts: TensorCache | None = None,
+) -> ParameterStack:
     """A base and experts near it; many deltas are equal, many are 0."""
     noise = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=noise).to(dtype)
@@ -47,12 +51,12 @@ def whole_experts(
     for number in range(count):
         steps = torch.randn(shape, generator=noise).mul_(2).round_().mul_(0.0625)
         own = (base + steps.to(dtype)).to(dtype)
-        rows.append(Row("w", f"{5 - number}-e", own, True, base, torch.float32, facts))
-    return Tensors("w", base, tuple(rows), torch.float32)
+        rows.append(ExpertTensor("w", f"{5 - number}-e", own, True, base, torch.float32, facts))
+    return ParameterStack("w", base, tuple(rows), torch.float32)
 
 
 def computed(
-    method: RuledMethod, tensors: Tensors, knobs: dict[str, Tensor], length: int = 0
+    method: RuledMethod, tensors: ParameterStack, knobs: dict[str, Tensor], length: int = 0
 ) -> Tensor:
     out = torch.full(tensors.base.shape, torch.nan)
     blocks.write(method, tensors, knobs, out, length=length)
@@ -96,7 +100,7 @@ def test_bits_depend_neither_on_pieces_nor_on_what_is_kept(
     length: int,
     room: int,
 ) -> None:
-    count, facts = METHODS.get(method, 3), Facts(room)
+    count, facts = METHODS.get(method, 3), TensorCache(room)
     plain = whole_experts(count, shape, dtype, seed)
     keeping = whole_experts(count, shape, dtype, seed, facts)
     for candidate in range(3):
@@ -107,14 +111,16 @@ def test_bits_depend_neither_on_pieces_nor_on_what_is_kept(
         assert facts.held_bytes <= room
 
 
-@pytest.mark.parametrize("facts", [None, Facts(0), Facts(PLENTY)], ids=["none", "0", "all"])
+@pytest.mark.parametrize(
+    "facts", [None, TensorCache(0), TensorCache(PLENTY)], ids=["none", "0", "all"]
+)
 def test_cuts_of_checkpoints_in_float64_are_those_of_the_deltas_that_are_cut(
-    facts: Facts | None,
+    facts: TensorCache | None,
 ) -> None:
     noise = torch.Generator().manual_seed(0)
     base = torch.randn(400, generator=noise, dtype=torch.float64)
     own = base + 0.01 * torch.randn(400, generator=noise, dtype=torch.float64)
-    row = Row("w", "e", own, True, base, torch.float32, facts)
+    row = ExpertTensor("w", "e", own, True, base, torch.float32, facts)
     found = [row.cut(count) for count in range(1, 400)]
     magnitudes = (own.float() - base.float()).abs().sort(descending=True, stable=True)
     assert [cut.threshold for cut in found] == magnitudes.values[:399].tolist()

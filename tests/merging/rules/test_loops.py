@@ -21,8 +21,8 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.rules import blocks, loops
 from merging.rules.blocks import RuledMethod
-from merging.rules.cache import Tensors
-from merging.rules.compiled_rule import Coded, Coding, Kind
+from merging.rules.cache import ParameterStack
+from merging.rules.compiled_rule import Compilable, CompiledRule, RuleKind
 from tests.merging.methods.method_cases import METHODS, name_of, random_knobs
 from tests.merging.rules.test_blocks import MORE, RULED, bits, whole_experts
 
@@ -38,11 +38,11 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def both(
-    method: RuledMethod, tensors: Tensors, knobs: dict[str, Tensor], dtype: torch.dtype
+    method: RuledMethod, tensors: ParameterStack, knobs: dict[str, Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """By pieces, and by the loops."""
     rule = method.rule(tensors, knobs)
-    assert isinstance(rule, Coding)
+    assert isinstance(rule, Compilable)
     assert loops.suits(rule.coded(), tensors, CPU)
     found = tuple(torch.full(tensors.base.shape, 7.0, dtype=dtype) for _ in range(2))
     blocks.apply(rule, tensors, found[0], length=1 + tensors.base.numel())
@@ -157,7 +157,7 @@ def test_other_arithmetic_is_left_to_the_pieces(
 ) -> None:
     tensors = whole_experts(3, (10,), torch.float32, 1)
     rows = tuple(replace(row, stored=row.stored.to(stored)) for row in tensors.rows)
-    coded = Coded(Kind.COMBINATION, rows, [0.5] * 3)
+    coded = CompiledRule(RuleKind.COMBINATION, rows, [0.5] * 3)
     other = replace(tensors, rows=rows, dtype=arithmetic)
     assert not loops.suits(coded, other, CPU)
     assert loops.suits(coded, tensors, CPU)
@@ -167,14 +167,14 @@ def test_other_arithmetic_is_left_to_the_pieces(
 @pytest.mark.parametrize("tiny", [1e-60, -1e-42, 1e39])
 def test_numbers_that_float32_cannot_hold_are_left_to_the_pieces(tiny: float) -> None:
     tensors = whole_experts(3, (10,), torch.float32, 1)
-    coded = Coded(Kind.COMBINATION, tensors.rows, [0.0, 0.5, tiny])
+    coded = CompiledRule(RuleKind.COMBINATION, tensors.rows, [0.0, 0.5, tiny])
     assert not loops.suits(coded, tensors, CPU)
 
 
 def test_results_are_written_in_every_mode() -> None:
     tensors = whole_experts(2, (2**20,), torch.bfloat16, 3)
     rule = Linear().rule(tensors, random_knobs(Linear(), 2, torch.float32, 3))
-    assert isinstance(rule, Coding)
+    assert isinstance(rule, Compilable)
     with torch.inference_mode():
         inferred = torch.empty(2**20, dtype=torch.bfloat16)
     parameter = torch.nn.Parameter(torch.empty(2**20, dtype=torch.bfloat16))

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.rules.cache import Facts, Row, by_magnitude, rank_in_rows, selected
-from merging.rules.sparsify import Keep, band, kept, trim
+from merging.rules.cache import ExpertTensor, TensorCache, by_magnitude, rank_in_rows, selected
+from merging.rules.sparsify import Sparsifier, band, kept, trim
 from merging.rules.spherical import direction_and_length
 
 
-def row_of(delta: Tensor, facts: Facts | None = None) -> Row:
-    return Row("w", "e", delta, False, torch.zeros_like(delta), delta.dtype, facts)
+def row_of(delta: Tensor, facts: TensorCache | None = None) -> ExpertTensor:
+    return ExpertTensor("w", "e", delta, False, torch.zeros_like(delta), delta.dtype, facts)
 
 
-def applied(keep: Keep, delta: Tensor, length: int = 5) -> Tensor:
+def applied(keep: Sparsifier, delta: Tensor, length: int = 5) -> Tensor:
     """Returns what is kept, computed in pieces."""
     out = delta.clone()
     for start in range(0, len(out), length):
@@ -55,7 +55,7 @@ def test_trim_keeps_the_exact_number_and_the_earlier_of_equals(
     count = min(len(values), kept(density, len(values)))
     order = np.argsort([-abs(v) for v in values], kind="stable")[:count]
     expected = [v if i in order else 0.0 for i, v in enumerate(values)]
-    for facts in (None, Facts(1000)):
+    for facts in (None, TensorCache(1000)):
         assert applied(trim(row_of(delta, facts), density), delta).tolist() == expected
 
 
@@ -99,14 +99,14 @@ def test_order_of_magnitudes_is_a_stable_sort(values: list[float], coarse: bool)
 
 
 def test_facts_are_kept_up_to_their_bytes() -> None:
-    facts = Facts(10)
+    facts = TensorCache(10)
     assert facts.get("a", 6, lambda: "first") == "first"
     assert facts.get("a", 6, lambda: "again") == "first"
     assert facts.get("b", 5, lambda: "too large") is None
     assert facts.get("c", 4, lambda: "fits") == "fits"
     assert (facts.held_bytes, facts.get("d", 0, lambda: 3.0)) == (10, 3.0)
     with pytest.raises(ValueError, match="facts_bytes is -1, expected at least 0"):
-        Facts(-1)
+        TensorCache(-1)
 
 
 def test_length_of_a_long_vector_keeps_float32_precision() -> None:

@@ -22,7 +22,7 @@ from merging.plans import plan_from_description
 from merging.spaces.axes import Axis, Choice, Real, Vector
 from merging.spaces.coefficients import CoefficientSpace
 from merging.spaces.layer_stack import LayerStackSpace
-from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, Place
+from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer
 from tests import builders
 
 LAYERS = 4
@@ -123,7 +123,7 @@ def test_a_deeper_start_computes_what_the_base_computes(pool: ExpertPool) -> Non
     space = LayerStackSpace(pool, depth=6)
     plan = space.plan(space.first())
     kept = [place for place in plan.places if place.scale]
-    assert kept == [Place(i, BASE) for i in range(LAYERS)]
+    assert kept == [StackedLayer(i, BASE) for i in range(LAYERS)]
 
 
 def test_a_genome_is_read_place_by_place(pool: ExpertPool) -> None:
@@ -165,7 +165,7 @@ def test_an_initial_point_is_a_source_or_moves_the_merge(pool: ExpertPool) -> No
 
 
 def test_an_initial_point_of_another_depth_is_refused(pool: ExpertPool) -> None:
-    deep = LayerStackPlan((Place(0, BASE),) * 5)
+    deep = LayerStackPlan((StackedLayer(0, BASE),) * 5)
     space = LayerStackSpace(pool, initial=deep)
     with pytest.raises(MergeError, match="is a stack of 5 layers itself"):
         space.decode(space.first())

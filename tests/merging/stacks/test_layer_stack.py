@@ -23,7 +23,7 @@ from merging.plan import uniform_plan
 from merging.plans import plan_from_description
 from merging.recipe import Recipe
 from merging.saving.save import save_model, saved_bytes
-from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, Place, layers_of
+from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer, layers_of
 from merging.stacks.layers import scaled
 from merging.weights import CheckpointError, Weights
 from tests import builders
@@ -85,7 +85,7 @@ def llama(pools: dict[str, ExpertPool]) -> ExpertPool:
 
 
 def stack(*places: tuple[int, str] | tuple[int, str, float], **options: Any) -> LayerStackPlan:
-    return LayerStackPlan(tuple(Place(*place) for place in places), **options)
+    return LayerStackPlan(tuple(StackedLayer(*place) for place in places), **options)
 
 
 def loaded(path: Path | str) -> Any:

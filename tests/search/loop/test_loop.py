@@ -18,7 +18,7 @@ from search.loop.evaluation import OneByOne
 from search.loop.history import History, Record
 from search.loop.loop import Budget, SearchFailed, SearchResult, search
 from search.objective import BoundObjective, Term
-from search.strategies.grid import Grid
+from search.strategies.grid import GridSearch
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome, Strategy
@@ -144,7 +144,7 @@ class TestResume:
         run(tmp_path / "often", cma(), Counting(1))
         assert content(tmp_path / "often") == content(tmp_path / "whole")
 
-    @pytest.mark.parametrize("strategy", [Grid, RandomSearch])
+    @pytest.mark.parametrize("strategy", [GridSearch, RandomSearch])
     def test_other_strategies_resume_too(self, tmp_path: Path, strategy: Any) -> None:
         run(tmp_path / "whole", strategy(axes=AXES, seed=0), Counting())
         with pytest.raises(Killed):
@@ -255,7 +255,7 @@ class TestBudget:
         def easy(genome: Vector) -> Scores:
             return {"t/bits": Score(float(genome[0])), "u/acc": Score(float(genome[1]))}
 
-        result = run(tmp_path, Grid(axes=AXES, seed=0), easy, Budget(evaluations=1000))
+        result = run(tmp_path, GridSearch(axes=AXES, seed=0), easy, Budget(evaluations=1000))
         assert (result.stop, result.evaluations) == ("exhausted", 18)
 
 

@@ -15,12 +15,12 @@ from merging.spaces.axes import Vector
 from search.loop.evaluation import Evaluated, attempt
 from search.loop.history import History, HistoryError, Record
 from search.loop.loop import Budget, SearchFailed, SearchResult
-from search.loop.steady import InTurn, SteadyStrategy, check_steady, search_steadily
+from search.loop.steady import LocalPool, SteadyStrategy, check_steady, search_steadily
 from search.populations.archives import CycleQD
 from search.populations.fronts import Fronts
 from search.populations.population import Truncation
-from search.strategies.crossover import Crossover
-from search.strategies.grid import Grid
+from search.strategies.crossover import GeneticAlgorithm
+from search.strategies.grid import GridSearch
 from search.strategies.model_swarms import ModelSwarms
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch
@@ -137,7 +137,7 @@ def test_every_place_is_kept_at_work_and_the_budget_never_exceeded(tmp_path: Pat
 
 
 def test_one_place_is_a_plain_sequence(tmp_path: Path) -> None:
-    result = go(tmp_path, cma(), InTurn(lambda genome: attempt(score, genome)))
+    result = go(tmp_path, cma(), LocalPool(lambda genome: attempt(score, genome)))
     strategy, genomes = cma(), list[list[float]]()
     for _ in range(EVALUATIONS):
         candidate = strategy.ask_one()
@@ -159,7 +159,7 @@ def test_cma_with_one_place_asks_what_it_asks_by_generations(
     def smooth(genome: Vector) -> Any:
         return score(np.array([-abs(genome[0] - 0.1), min(genome[1], 1.3), 0.0]))
 
-    one = go(tmp_path / "one", build(), InTurn(lambda genome: attempt(smooth, genome)))
+    one = go(tmp_path / "one", build(), LocalPool(lambda genome: attempt(smooth, genome)))
     generations = run(tmp_path / "generations", build(), smooth)
     assert [r.genome for r in one.records] == [r.genome for r in generations.records]
 
@@ -236,7 +236,7 @@ def test_histories_of_the_other_way_are_refused(tmp_path: Path) -> None:
 
 def test_strategies_of_generations_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="asynchronous=true: Grid learns from whole generations"):
-        check_steady(Grid(axes=AXES, seed=0), many=False)
+        check_steady(GridSearch(axes=AXES, seed=0), many=False)
     with pytest.raises(ValueError, match="asynchronous=true: ModelSwarms learns from whole gene"):
         check_steady(ModelSwarms(axes=AXES[:2], seed=0), many=True)
     alone = NevergradStrategy(axes=AXES, seed=0, optimizer="SPSA")
@@ -245,8 +245,8 @@ def test_strategies_of_generations_are_refused_by_name() -> None:
         check_steady(alone, many=True)
 
 
-def crossed(population: Any, founders: tuple[str, ...]) -> Crossover:
-    return Crossover(seed=3, founders=founders, popsize=4, population=population)
+def crossed(population: Any, founders: tuple[str, ...]) -> GeneticAlgorithm:
+    return GeneticAlgorithm(seed=3, founders=founders, popsize=4, population=population)
 
 
 PROBLEM = Problem()

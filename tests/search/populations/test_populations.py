@@ -11,10 +11,10 @@ import pytest
 
 from merging.lineages.lineage import Founder
 from merging.spaces.axes import Vector
-from search.populations.archives import CycleQD, Grid, MapElites
+from search.populations.archives import ArchiveGrid, CycleQD, MapElites
 from search.populations.fronts import Fronts, ranked
 from search.populations.niches import Niches, attraction, shares
-from search.populations.population import Individual, Population, Truncation
+from search.populations.population import Individual, SurvivalRule, Truncation
 from search.populations.variation import Bred
 from search.strategy import Outcome
 
@@ -41,7 +41,7 @@ def ids(individuals: Sequence[Individual]) -> list[int]:
     return [one.id for one in individuals]
 
 
-def pairs(rules: Population, members: Sequence[Individual], generation: int = 0) -> Any:
+def pairs(rules: SurvivalRule, members: Sequence[Individual], generation: int = 0) -> Any:
     """Frequencies of pairs of ids among 2000."""
     draw = rules.pairing(members, generation)
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def share_of(counts: Any, place: int, number: int) -> float:
     return float(sum(n for pair, n in counts.items() if pair[place] == number) / counts.total())
 
 
-RULES: list[Population] = [
+RULES: list[SurvivalRule] = [
     Truncation(4),
     Niches(4),
     Fronts(4),
@@ -65,7 +65,7 @@ RULES: list[Population] = [
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: type(rules).__name__)
 class TestAll:
     def test_survivors_are_some_of_those_there_in_the_order_of_ids(
-        self, rules: Population
+        self, rules: SurvivalRule
     ) -> None:
         values = np.random.default_rng(0).random((20, 1 if isinstance(rules, Truncation) else 3))
         everyone = people(values.tolist(), values.tolist())
@@ -74,14 +74,14 @@ class TestAll:
         assert kept == sorted(set(kept))
         assert len(kept) == 4 or not isinstance(rules, Truncation | Niches | Fronts)
 
-    def test_parents_differ(self, rules: Population) -> None:
+    def test_parents_differ(self, rules: SurvivalRule) -> None:
         values = [[0.1, 0.9], [0.9, 0.1]]
         members = people(values, values)
         assert set(pairs(rules, members)) <= {(0, 1), (1, 0)}
         twins = people([[0.5, 0.5]] * 3, [[0.5, 0.5]] * 3)
         assert all(first != second for first, second in pairs(rules, twins))
 
-    def test_best_of_one_task_survives(self, rules: Population) -> None:
+    def test_best_of_one_task_survives(self, rules: SurvivalRule) -> None:
         if isinstance(rules, Niches):
             pytest.skip("knows items, no tasks")
         values = np.random.default_rng(1).random((12, 1 if isinstance(rules, Truncation) else 2))
@@ -248,7 +248,7 @@ class TestArchives:
         [(0.0, 0), (0.099, 0), (0.1, 1), (0.55, 5), (0.999, 9), (1.0, 9), (1.7, 9), (-3.0, 0)],
     )
     def test_a_perfect_score_falls_into_the_last_cell(self, score: float, cell: int) -> None:
-        assert Grid(10, 0.0, 1.0).cell(np.array([score, 0.5])) == (cell, 5)
+        assert ArchiveGrid(10, 0.0, 1.0).cell(np.array([score, 0.5])) == (cell, 5)
 
     def test_a_perfect_model_enters_the_archive(self) -> None:
         everyone = people([[0.95, 0.95], [1.0, 1.0]])

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.lineages.crossover import (
-    Arithmetic,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated, ancestry, lineage_to_json
-from merging.lineages.mutation import LowRankMutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, ScaleMutation, SignMutation
 from search.populations.variation import Bred, Split, Variation, _mirrored
 
 A, B = Bred(Founder("a")), Bred(Founder("b"))
@@ -54,14 +54,14 @@ def children(variation: Variation, count: int = 400, first: Bred = A) -> list[Br
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("uniform", Uniform),
-        ("one_point", Points),
-        ("two_point", Points),
-        ("layer_points", Points),
-        ("per_tensor", PerTensor),
-        ("slerp", Slerp),
-        ("arithmetic", Arithmetic),
-        ("split_slerp", SplitSlerp),
+        ("uniform", UniformCrossover),
+        ("one_point", PointCrossover),
+        ("two_point", PointCrossover),
+        ("layer_points", PointCrossover),
+        ("per_tensor", TensorCrossover),
+        ("slerp", SlerpCrossover),
+        ("arithmetic", ArithmeticCrossover),
+        ("split_slerp", SplitSlerpCrossover),
     ],
 )
 def test_every_weight_is_of_its_operator(name: str, kind: type) -> None:
@@ -72,7 +72,8 @@ def test_every_weight_is_of_its_operator(name: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("scale", Rescale), ("low_rank", LowRankMutation), ("sign", SignFlip)]
+    ("name", "kind"),
+    [("scale", ScaleMutation), ("low_rank", LowRankMutation), ("sign", SignMutation)],
 )
 def test_every_probability_is_of_its_mutation(name: str, kind: type) -> None:
     variation = Variation(**{**NONE, **STILL, name: 0.3})
@@ -94,13 +95,15 @@ def test_frequencies_are_as_configured() -> None:
     )
     made = children(variation, 2000)
     crossings = [
-        c for c in made if any(isinstance(by, Uniform | Slerp) for by in operators(c.genome))
+        c
+        for c in made
+        if any(isinstance(by, UniformCrossover | SlerpCrossover) for by in operators(c.genome))
     ]
     counts = Counter(type(by) for child in made for by in operators(child.genome))
     # Uncrossed children without a mutation (0.2 * 0.5 * 0.9 = 9 %) get one, 5 : 1.
     assert len(crossings) == pytest.approx(1600, abs=60)
-    assert counts[Uniform] / len(crossings) == pytest.approx(0.75, abs=0.04)
-    assert counts[Rescale] == pytest.approx(2000 * (0.5 + 0.09 * 5 / 6), abs=80)
+    assert counts[UniformCrossover] / len(crossings) == pytest.approx(0.75, abs=0.04)
+    assert counts[ScaleMutation] == pytest.approx(2000 * (0.5 + 0.09 * 5 / 6), abs=80)
     assert counts[LowRankMutation] == pytest.approx(2000 * (0.1 + 0.09 / 6), abs=50)
 
 
@@ -139,7 +142,7 @@ def test_no_two_operators_share_a_seed() -> None:
 @given(seed=st.integers(0, 2**40), number=st.integers(0, 10**6), cut=st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_a_child_depends_on_its_arguments_alone(seed: int, number: int, cut: float) -> None:
-    parent = Bred(Crossed(A.genome, B.genome, Slerp(0.5)), Split(cut, 1 - cut))
+    parent = Bred(Crossed(A.genome, B.genome, SlerpCrossover(0.5)), Split(cut, 1 - cut))
     one, other = (Variation().child(parent, B, seed=seed, number=number) for _ in range(2))
     assert lineage_to_json(one.genome) == lineage_to_json(other.genome)
     assert one.split == other.split
@@ -180,7 +183,7 @@ class TestSplits:
 
     def test_one_point_takes_the_cut(self) -> None:
         made = children(only("one_point", drift=0.0), 5, Bred(A.genome, Split(0.4, 0.7)))
-        assert {child.genome.by for child in made} == {Points((0.4,))}  # type: ignore[union-attr]
+        assert {child.genome.by for child in made} == {PointCrossover((0.4,))}  # type: ignore[union-attr]
 
     def test_another_operator_hands_it_down_unchanged(self) -> None:
         parent = Bred(A.genome, Split(0.4, 0.7))

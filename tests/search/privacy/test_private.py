@@ -16,7 +16,7 @@ from scipy.stats import laplace
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
-from merging.checkpoints.mechanisms import Gaussian, SparseVector
+from merging.checkpoints.mechanisms import GaussianMechanism, SparseVector
 from merging.method import MergeError
 from merging.privacy import accounting
 from merging.spaces.axes import Vector
@@ -200,7 +200,7 @@ class TestPrivacyAsMeasured:
     @pytest.mark.parametrize(("sigma", "rate"), [(1.0, 1.0), (0.6, 0.3)])
     def test_a_step_of_dp_zo_keeps_its_epsilon(self, sigma: float, rate: float) -> None:
         delta = 1e-2
-        stated = accounting.epsilon([Gaussian(sigma, rate)], delta, accountant="pld")
+        stated = accounting.epsilon([GaussianMechanism(sigma, rate)], delta, accountant="pld")
         more, less = (self.outputs(each, sigma, rate) for each in ([0.2, 9.0], [0.2]))
         edges = np.linspace(-2, 4, 25)
         assert largest_loss(more, less, delta, edges) <= stated
@@ -342,10 +342,10 @@ class TestBudget:
         while budget.before(4) is None:
             assert budget.spent <= 9.0
         (counted,) = budget.mechanisms
-        assert counted == Gaussian(10.0, 1.0, budget.steps)
+        assert counted == GaussianMechanism(10.0, 1.0, budget.steps)
         assert budget.steps > 100
         assert budget.spent == accounting.epsilon([counted, *reserved], 1e-5)
-        more = Gaussian(10.0, 1.0, budget.steps + 1)
+        more = GaussianMechanism(10.0, 1.0, budget.steps + 1)
         assert accounting.epsilon([more, *reserved], 1e-5) > 9.0
         assert budget.before(4) == STOP
         assert budget.before(0) is None  # nothing is released
@@ -355,9 +355,9 @@ class TestBudget:
         sizes = iter([5, 4, 4, 4, 1, 4, *[1] * 200])
         counted = []
         while budget.before(size := next(sizes)) is None:
-            counted.append(Gaussian(6.0 / math.sqrt(size)))
+            counted.append(GaussianMechanism(6.0 / math.sqrt(size)))
         assert budget.spent == pytest.approx(accounting.epsilon(counted, 1e-5), rel=1e-9)
-        last = Gaussian(6.0 / math.sqrt(size))
+        last = GaussianMechanism(6.0 / math.sqrt(size))
         assert accounting.epsilon([*counted, last], 1e-5) > 4.0 >= budget.spent
 
     def test_its_epsilon_is_that_of_dp_accounting(self) -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from merging.spaces.axes import Vector
 from search.loop.history import Record
 from search.racing.pairwise import PairedTest, upper_limits
-from search.racing.racing import Sample, prefixes
+from search.racing.racing import ItemSample, prefixes
 from search.winners.shrinkage import Strata
 
 Matrix = npt.NDArray[np.float64]
@@ -91,19 +91,19 @@ def test_one_comparison_has_the_level_that_it_is_given() -> None:
     """Student's limit on normal differences of a large set of items: exact."""
     rng = np.random.default_rng(0)
     strata = [(100_000, 1.0)]
-    sample = Sample(np.arange(8), strata)
+    sample = ItemSample(np.arange(8), strata)
     limits = upper_limits(rng.normal(size=(20_000, 8)), sample, 0.05, [None])
     assert np.mean(limits < 0) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 20_000))
 
 
 def test_limits_agree_with_scipys_and_with_finite_populations() -> None:
     apart = np.random.default_rng(1).normal(size=(3, 12))
-    many = Sample(np.arange(12), [(10**12, 1.0)])
+    many = ItemSample(np.arange(12), [(10**12, 1.0)])
     expected = stats.ttest_1samp(apart, 0, axis=1).confidence_interval(0.98).high
     assert upper_limits(apart, many, 0.01, [None]) == pytest.approx(expected)
-    everything = Sample(np.arange(12), [(12, 1.0)])
+    everything = ItemSample(np.arange(12), [(12, 1.0)])
     assert upper_limits(apart, everything, 0.01, [None]) == pytest.approx(apart.mean(axis=1))
-    half = upper_limits(apart, Sample(np.arange(12), [(24, 1.0)]), 0.01, [None])
+    half = upper_limits(apart, ItemSample(np.arange(12), [(24, 1.0)]), 0.01, [None])
     assert (half - apart.mean(axis=1)) == pytest.approx(
         (expected - apart.mean(axis=1)) * np.sqrt(0.5)
     )
@@ -113,7 +113,9 @@ def test_two_tasks_have_the_degrees_of_freedom_of_welch() -> None:
     rng = np.random.default_rng(2)
     first, second = rng.normal(size=5), 3 * rng.normal(size=9)
     big = 10**9
-    sample = Sample(np.concatenate([np.arange(5), big + np.arange(9)]), [(big, 0.5), (big, 0.5)])
+    sample = ItemSample(
+        np.concatenate([np.arange(5), big + np.arange(9)]), [(big, 0.5), (big, 0.5)]
+    )
     found = upper_limits(np.concatenate([first, second])[None], sample, 0.05, [None, None])
     welch = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.9)
     assert 2 * found[0] == pytest.approx(welch.high)

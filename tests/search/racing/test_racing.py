@@ -10,7 +10,7 @@ import pytest
 
 from merging.spaces.axes import Vector
 from search.loop.history import Record
-from search.racing.racing import Full, Halving, Sample, best_full, prefixes, weighed_prefixes
+from search.racing.racing import Full, Halving, ItemSample, best_full, prefixes, weighed_prefixes
 
 STRATA = [(40, 0.75), (10, 0.25)]
 SHARES = np.concatenate([np.full(n, weight / n) for n, weight in STRATA])
@@ -53,7 +53,7 @@ class TestWeighedPrefixes:
     def test_tasks_have_what_their_weights_are_worth(self) -> None:
         strata = [(40, 4 / 13), (40, 4 / 13), (40, 4 / 13), (90, 1 / 13)]
         stages = weighed_prefixes(strata, (0.0123, 0.037, 0.111, 0.333), 1, seed=3)
-        counts = [[asked for _, asked, _, _ in Sample(s, strata).parts()] for s in stages]
+        counts = [[asked for _, asked, _, _ in ItemSample(s, strata).parts()] for s in stages]
         assert counts == [
             [1, 1, 1, 0],
             [2, 2, 2, 0],
@@ -96,7 +96,7 @@ class TestWeighedPrefixes:
                 ("alike", prefixes(strata, (0.05,), 1, seed)[0]),
             ):
                 assert len(places) <= 6
-                means = Sample(places, strata).means(cases[:, places])
+                means = ItemSample(places, strata).means(cases[:, places])
                 found[name].append(int(np.argmax(means)) >= 6)
         assert np.mean(found["weighed"]) > np.mean(found["alike"]) + 0.1
 
@@ -154,7 +154,7 @@ class TestEstimate:
         reference = np.random.default_rng(0).normal(size=50)
         own = reference + np.repeat([0.3, -0.2], [40, 10])
         places = prefixes(STRATA, (0.1,), 2, 0)[0]
-        sample = Sample(places, STRATA)
+        sample = ItemSample(places, STRATA)
         found = sample.difference_estimate(own[places], Full(7.0, reference))
         assert found.fitness == pytest.approx(7.0 + 0.75 * 0.3 - 0.25 * 0.2)
         assert found.cases == pytest.approx(own)
@@ -164,7 +164,7 @@ class TestEstimate:
         reference, own = rng.normal(size=(2, 50))
         places = prefixes(STRATA, (0.25,), 2, 0)[0]
         full = Full(float(reference @ SHARES), reference.copy())
-        found = Sample(places, STRATA).difference_estimate(own[places], full)
+        found = ItemSample(places, STRATA).difference_estimate(own[places], full)
         assert np.array_equal(found.cases[places], own[places])
         assert found.fitness == pytest.approx(float(found.cases @ SHARES))
         assert np.array_equal(full.cases, reference)
@@ -176,7 +176,7 @@ class TestEstimate:
         found = []
         for seed in range(600):
             places = prefixes(STRATA, (0.1,), 2, seed)[0]
-            found.append(Sample(places, STRATA).difference_estimate(own[places], full).fitness)
+            found.append(ItemSample(places, STRATA).difference_estimate(own[places], full).fitness)
         error = float(np.std(found)) / np.sqrt(len(found))
         assert abs(np.mean(found) - own @ SHARES) < 4 * error
         assert error < 0.05

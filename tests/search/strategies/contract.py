@@ -17,7 +17,7 @@ import pytest
 
 from merging.spaces.axes import Axis, Choice, Real, Vector, check, start
 from search.ranking import dominates
-from search.strategies.grid import Grid
+from search.strategies.grid import GridSearch
 from search.strategies.model_swarms import ModelSwarms
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch
@@ -43,8 +43,8 @@ STRATEGIES = [
     Entry("tbpsa", partial(NevergradStrategy, optimizer="TBPSA", include_start=False), False),
     Entry("model swarms", ModelSwarms),
     Entry("random", RandomSearch, learns=False),
-    Entry("grid", Grid, learns=False),
-    Entry("coordinate grid", partial(Grid, mode="coordinate", levels=9), learns=False),
+    Entry("grid", GridSearch, learns=False),
+    Entry("coordinate grid", partial(GridSearch, mode="coordinate", levels=9), learns=False),
 ]
 
 AXES: tuple[Axis, ...] = (

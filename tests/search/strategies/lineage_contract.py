@@ -23,7 +23,7 @@ from search.populations.niches import Niches
 from search.populations.population import Truncation
 from search.populations.variation import Variation
 from search.ranking import dominates
-from search.strategies.crossover import Crossover
+from search.strategies.crossover import GeneticAlgorithm
 from search.strategy import Outcome
 from tests.search.strategies.lineages import Problem, Scored, best, evolve, outcomes, written
 
@@ -36,7 +36,7 @@ class Entry:
     """A strategy to be tested, and the objectives it can have."""
 
     name: str
-    build: Callable[..., Crossover]
+    build: Callable[..., GeneticAlgorithm]
     one: bool = True
     several: bool = True
 
@@ -50,15 +50,21 @@ SEGMENTS = Variation(
 )
 ARCHIVE = {"cells": 4, "low": -0.3, "high": 0.0}
 STRATEGIES = [
-    Entry("crossover", partial(Crossover, popsize=10), several=False),
-    Entry("m2n2", partial(Crossover, popsize=6, population=Niches(8), variation=SEGMENTS)),
-    Entry("nsga2", partial(Crossover, popsize=10, population=Fronts(10))),
-    Entry("map elites", partial(Crossover, popsize=8, population=MapElites(**ARCHIVE)), one=False),  # type: ignore[arg-type]
-    Entry("cycle qd", partial(Crossover, popsize=8, population=CycleQD(**ARCHIVE)), one=False),  # type: ignore[arg-type]
+    Entry("crossover", partial(GeneticAlgorithm, popsize=10), several=False),
+    Entry("m2n2", partial(GeneticAlgorithm, popsize=6, population=Niches(8), variation=SEGMENTS)),
+    Entry("nsga2", partial(GeneticAlgorithm, popsize=10, population=Fronts(10))),
+    Entry(
+        "map elites",
+        partial(GeneticAlgorithm, popsize=8, population=MapElites(**ARCHIVE)),
+        one=False,
+    ),  # type: ignore[arg-type]
+    Entry(
+        "cycle qd", partial(GeneticAlgorithm, popsize=8, population=CycleQD(**ARCHIVE)), one=False
+    ),  # type: ignore[arg-type]
 ]
 
 
-def asked(strategy: Crossover, score: Scored, generations: int = GENERATIONS) -> list[Any]:
+def asked(strategy: GeneticAlgorithm, score: Scored, generations: int = GENERATIONS) -> list[Any]:
     """All genomes of some generations, in order."""
     rows = []
     for _ in range(generations):
@@ -99,7 +105,7 @@ def failing(score: Scored) -> Scored:
     return scored
 
 
-def recommended(strategy: Crossover) -> list[str]:
+def recommended(strategy: GeneticAlgorithm) -> list[str]:
     return [written(lineage) for lineage in strategy.recommend()]
 
 
@@ -107,11 +113,11 @@ class LineageContract:
     """The promises; a test class inherits them and provides the fixture `entry`."""
 
     @pytest.fixture
-    def build(self, entry: Entry) -> Callable[[int], Crossover]:
+    def build(self, entry: Entry) -> Callable[[int], GeneticAlgorithm]:
         return lambda seed: entry.build(seed=seed, founders=PROBLEM.names)
 
     def test_ids_count_from_zero_and_the_founders_come_first(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         first = build(0).ask()
         assert [c.genome for c in first[:3]] == [Founder(name) for name in PROBLEM.names]
@@ -119,7 +125,7 @@ class LineageContract:
         assert [row[0] for row in rows] == list(range(len(rows)))
 
     def test_genomes_decode_to_finite_numbers(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy = build(1)
         for _ in range(GENERATIONS):
@@ -128,7 +134,7 @@ class LineageContract:
             strategy.tell(outcomes(candidates, entry.score))
 
     def test_second_ask_and_tell_without_ask_are_refused(
-        self, build: Callable[[int], Crossover]
+        self, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy = build(0)
         with pytest.raises(RuntimeError, match=r"tell\(\) was called before ask\(\)"):
@@ -138,7 +144,7 @@ class LineageContract:
             strategy.ask()
 
     def test_wrong_ids_are_refused_by_number_and_nothing_is_lost(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy, twin = build(0), build(0)
         told = outcomes(strategy.ask(), entry.score)
@@ -152,7 +158,9 @@ class LineageContract:
         twin.tell(outcomes(twin.ask(), entry.score))
         assert asked(strategy, entry.score) == asked(twin, entry.score)
 
-    def test_fitness_must_be_finite(self, entry: Entry, build: Callable[[int], Crossover]) -> None:
+    def test_fitness_must_be_finite(
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
+    ) -> None:
         strategy = build(0)
         told = outcomes(strategy.ask(), entry.score)
         told[2] = Outcome(2, np.full_like(told[2].fitness, np.nan), told[2].cases)
@@ -160,7 +168,7 @@ class LineageContract:
             strategy.tell(told)
 
     def test_order_of_tell_changes_nothing(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         one, other = build(2), build(2)
         for generation in range(GENERATIONS):
@@ -173,7 +181,7 @@ class LineageContract:
         assert asked(one, entry.score) == asked(other, entry.score)
 
     def test_outcomes_stay_unchanged_and_are_not_kept(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy, twin = build(2), build(2)
         for _ in range(3):
@@ -187,7 +195,7 @@ class LineageContract:
         assert asked(strategy, entry.score) == asked(twin, entry.score)
 
     def test_failures_never_become_parents_and_are_never_recommended(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy, failed = build(4), set[Lineage]()
         for generation in range(GENERATIONS):
@@ -202,7 +210,7 @@ class LineageContract:
             assert not failed & set(strategy.recommend())
 
     def test_a_search_goes_on_where_nobody_succeeds(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy = build(4)
         for _ in range(3):
@@ -214,7 +222,7 @@ class LineageContract:
         assert strategy.recommend()
 
     def test_recommends_the_best_and_of_equals_the_first(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         if not entry.one:
             pytest.skip("has several objectives")
@@ -232,7 +240,7 @@ class LineageContract:
         assert recommended(strategy) == [min(seen)[2]]
 
     def test_several_objectives_recommend_the_non_dominated(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         if not entry.several:
             pytest.skip("has one objective")
@@ -250,7 +258,7 @@ class LineageContract:
         assert sorted(recommended(strategy)) == sorted(front)
 
     def test_objectives_that_do_not_fit_are_refused(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy = build(5)
         if not entry.several:
@@ -269,14 +277,17 @@ class LineageContract:
         strategy.tell([Outcome(c.id, None) for c in candidates])  # nothing is lost
 
     def test_same_seed_asks_the_same_also_in_another_process(
-        self, entry: Entry, build: Callable[[int], Crossover], asked_elsewhere: dict[str, Any]
+        self,
+        entry: Entry,
+        build: Callable[[int], GeneticAlgorithm],
+        asked_elsewhere: dict[str, Any],
     ) -> None:
         rows = asked(build(3), entry.score)
         assert rows == asked_elsewhere[entry.name]
         assert rows != asked(build(4), entry.score)
 
     def test_global_generator_is_neither_read_nor_moved(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         np.random.seed(1)
         first = asked(build(3), entry.score)
@@ -285,7 +296,7 @@ class LineageContract:
 
     @pytest.mark.parametrize("pending", [False, True])
     def test_resume_from_state_equals_no_interruption(
-        self, entry: Entry, build: Callable[[int], Crossover], pending: bool
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm], pending: bool
     ) -> None:
         whole = build(6)
         for _ in range(GENERATIONS):
@@ -305,7 +316,7 @@ class LineageContract:
             assert recommended(resumed) == recommended(whole)
 
     def test_state_of_another_strategy_is_refused(
-        self, entry: Entry, build: Callable[[int], Crossover]
+        self, entry: Entry, build: Callable[[int], GeneticAlgorithm]
     ) -> None:
         strategy = build(6)
         asked(strategy, entry.score, 2)
@@ -314,12 +325,12 @@ class LineageContract:
 
     def test_beats_random_recombination_of_founders(self, entry: Entry) -> None:
         ours = median_of_best(entry.build)
-        random = median_of_best(partial(Crossover, population=Childless()))
+        random = median_of_best(partial(GeneticAlgorithm, population=Childless()))
         assert ours > 0.75 * random, f"{entry.name} {ours}, random recombination {random}"
 
 
 @cache
-def median_of_best(build: Callable[..., Crossover]) -> float:
+def median_of_best(build: Callable[..., GeneticAlgorithm]) -> float:
     """Over three problems, after 300 evaluations; 0 is perfect."""
     found = []
     for seed in range(3):

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from merging.lineages.crossover import (
-    Arithmetic,
-    PerTensor,
-    Points,
-    Slerp,
-    SplitSlerp,
-    Uniform,
+    ArithmeticCrossover,
+    PointCrossover,
+    SlerpCrossover,
+    SplitSlerpCrossover,
+    TensorCrossover,
+    UniformCrossover,
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, ancestry, lineage_to_json
-from merging.lineages.mutation import LowRankMutation, Rescale, SignFlip
+from merging.lineages.mutation import LowRankMutation, ScaleMutation, SignMutation
 from merging.spaces.axes import Vector
-from search.strategies.crossover import Crossover
+from search.strategies.crossover import GeneticAlgorithm
 from search.strategy import Candidate, Outcome
 
 LAYERS = 6
@@ -42,35 +42,35 @@ def decode(lineage: Lineage, founders: Mapping[str, Vector]) -> Vector:
 
 def crossed(first: Vector, second: Vector, by: Any) -> Vector:
     size = len(first)
-    if isinstance(by, Arithmetic):
+    if isinstance(by, ArithmeticCrossover):
         return by.weight * first + (1 - by.weight) * second
-    if isinstance(by, Slerp):
+    if isinstance(by, SlerpCrossover):
         return slerp(first, second, by.weight)
-    if isinstance(by, SplitSlerp):
+    if isinstance(by, SplitSlerpCrossover):
         before = np.arange(size) < round(by.cut * size)
         arcs = slerp(first, second, by.weight), slerp(first, second, 1 - by.weight)
         return np.where(before, *arcs)
-    if isinstance(by, Points):
+    if isinstance(by, PointCrossover):
         unit = 1 if by.over == "vector" else size // LAYERS
         bounds = [round(cut * (size // unit)) * unit for cut in by.cuts]
         sides = (np.arange(size)[:, None] >= np.array(bounds)).sum(axis=1) % 2
         return np.where(sides == 0, first, second)
     rng = np.random.default_rng(by.seed)
-    if isinstance(by, PerTensor):
+    if isinstance(by, TensorCrossover):
         return np.where(np.repeat(rng.random(LAYERS) < by.share, size // LAYERS), first, second)
-    assert isinstance(by, Uniform)
+    assert isinstance(by, UniformCrossover)
     return np.where(rng.random(size) < by.share, first, second)
 
 
 def mutated(parent: Vector, by: Any) -> Vector:
-    if isinstance(by, Rescale):
+    if isinstance(by, ScaleMutation):
         return float(by.factor) * parent
     rng = np.random.default_rng(by.seed)
     if isinstance(by, LowRankMutation):
         rms = float(np.sqrt((parent**2).mean()))
         noisy: Vector = parent + by.size * rms * rng.normal(size=len(parent))
         return noisy
-    assert isinstance(by, SignFlip)
+    assert isinstance(by, SignMutation)
     flipped: Vector = np.where(rng.random(len(parent)) < by.share, -parent, parent)
     return flipped
 
@@ -133,7 +133,7 @@ def outcomes(candidates: Sequence[Candidate[Lineage]], score: Scored) -> list[Ou
     return told
 
 
-def evolve(strategy: Crossover, score: Scored, evaluations: int) -> list[Outcome]:
+def evolve(strategy: GeneticAlgorithm, score: Scored, evaluations: int) -> list[Outcome]:
     """All outcomes of a search with this budget, at least."""
     seen: list[Outcome] = []
     while len(seen) < evaluations:

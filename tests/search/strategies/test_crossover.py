@@ -35,7 +35,7 @@ from search.populations.fronts import Fronts
 from search.populations.niches import Niches
 from search.populations.population import Truncation
 from search.populations.variation import Bred, Variation
-from search.strategies.crossover import Crossover
+from search.strategies.crossover import GeneticAlgorithm
 from search.strategy import Outcome
 from tests.merging.memory_pool import random_pool
 from tests.search.strategies.lineages import Problem, Scored, best, decode, evolve, outcomes
@@ -65,7 +65,7 @@ def by_number(lineage: Lineage) -> tuple[Vector, Vector]:
 
 class TestGenerations:
     def test_the_first_are_founders_and_children_of_two_of_them(self) -> None:
-        genomes = [c.genome for c in Crossover(seed=0, founders=NAMES, popsize=12).ask()]
+        genomes = [c.genome for c in GeneticAlgorithm(seed=0, founders=NAMES, popsize=12).ask()]
         assert genomes[:3] == [Founder(name) for name in NAMES]
         assert len(genomes) == 12
         for genome in genomes[3:]:
@@ -75,13 +75,13 @@ class TestGenerations:
 
     @pytest.mark.parametrize("popsize", [1, 2, 3])
     def test_a_small_first_generation_is_the_founders_alone(self, popsize: int) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, popsize=popsize)
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=popsize)
         assert [c.genome for c in strategy.ask()] == [Founder(name) for name in NAMES]
         strategy.tell([Outcome(i, np.array([1.0])) for i in range(3)])
         assert [c.id for c in strategy.ask()] == list(range(3, 3 + popsize))
 
     def test_popsize_and_population_are_two_things(self) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, popsize=9, population=Truncation(4))
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=9, population=Truncation(4))
         for _ in range(4):
             told = outcomes(strategy.ask(), by_number)
             assert len(told) == 9
@@ -89,7 +89,7 @@ class TestGenerations:
             assert len(strategy._members) == 4
 
     def test_parents_are_members(self) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, population=Truncation(3), backcross=0)
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, population=Truncation(3), backcross=0)
         for _ in range(4):
             strategy.tell(outcomes(strategy.ask(), by_number))
             members = {one.bred.genome for one in strategy._members}
@@ -106,7 +106,7 @@ class TestGenerations:
 
         for backcross, expected in ((0.0, 0.0), (0.4, 0.4), (1.0, 1.0)):
             crossed, mates = Variation(scale=0.0, low_rank=0.0, sign=0.0), 0
-            strategy = Crossover(
+            strategy = GeneticAlgorithm(
                 seed=0, founders=NAMES, popsize=50, backcross=backcross, variation=crossed
             )
             for _ in range(4):
@@ -120,13 +120,13 @@ class TestGenerations:
 
     def test_relatives_share_their_ancestors(self) -> None:
         """A population is one graph: what it holds grows by a few nodes per child."""
-        strategy = Crossover(seed=0, founders=NAMES, popsize=16)
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=16)
         evolve(strategy, by_number, 320)
         nodes = {id(each) for one in strategy._members for each in ancestry(one.bred.genome)}
         assert len(nodes) <= 3 + 4 * 320
 
     def test_children_have_at_most_the_ancestors_allowed(self) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, popsize=8, ancestors=12)
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=8, ancestors=12)
         sizes = []
         for _ in range(30):
             candidates = strategy.ask()
@@ -144,7 +144,7 @@ class TestGenerations:
         assert len(json.dumps(lineage_to_json(everyone[-1].genome))) < 30_000
 
     def test_a_founder_alone_is_mutated(self) -> None:
-        strategy = Crossover(seed=0, founders=["a"], popsize=4)
+        strategy = GeneticAlgorithm(seed=0, founders=["a"], popsize=4)
         for _ in range(3):
             candidates = strategy.ask()
             assert all(founders(candidate.genome) == ("a",) for candidate in candidates)
@@ -152,7 +152,7 @@ class TestGenerations:
 
     def test_a_member_alone_is_mutated_or_founders_have_a_child(self) -> None:
         for build, kind in ((Variation, Mutated), (SEGMENTS, None)):
-            strategy = Crossover(seed=0, founders=NAMES, popsize=5, variation=build())
+            strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=5, variation=build())
             alone, *failed = strategy.ask()
             strategy.tell([Outcome(0, np.array([1.0])), *(Outcome(c.id, None) for c in failed)])
             for candidate in strategy.ask():
@@ -161,7 +161,7 @@ class TestGenerations:
             assert strategy.recommend() == [alone.genome]
 
     def test_a_founder_that_failed_has_no_children(self) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, popsize=3, ancestors=4)
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=3, ancestors=4)
         strategy.ask()
         strategy.tell([Outcome(0, np.array([1.0])), Outcome(1, None), Outcome(2, np.array([0.0]))])
         for _ in range(10):
@@ -188,10 +188,10 @@ class TestGenerations:
         self, options: dict[str, Any], match: str
     ) -> None:
         with pytest.raises(ValueError, match=match):
-            Crossover(**{"seed": 0, "founders": NAMES, **options})
+            GeneticAlgorithm(**{"seed": 0, "founders": NAMES, **options})
 
     def test_niches_without_cases_are_refused_at_the_first_tell(self) -> None:
-        strategy = Crossover(seed=0, founders=NAMES, popsize=3, population=Niches(4))
+        strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=3, population=Niches(4))
         candidates = strategy.ask()
         with pytest.raises(
             ValueError, match=r"niches form on per-item scores, candidate 0 has none"
@@ -201,7 +201,7 @@ class TestGenerations:
 
     def test_cases_are_kept_only_where_they_are_read(self) -> None:
         for rules, kept in ((Niches(4), True), (Truncation(4), False)):
-            strategy = Crossover(seed=0, founders=NAMES, popsize=3, population=rules)
+            strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=3, population=rules)
             strategy.tell(outcomes(strategy.ask(), by_number))
             assert ("cases" in strategy.state_dict()["generations"][0]) == kept
 
@@ -220,7 +220,7 @@ class TestWhatItIsFor:
         convex = Variation(extrapolate=0.0, scale=0.0, low_rank=0.0, sign=0.0, slerp=0.0)
 
         def found(variation: Variation) -> float:
-            strategy = Crossover(seed=1, founders=NAMES, variation=variation)
+            strategy = GeneticAlgorithm(seed=1, founders=NAMES, variation=variation)
             return best(evolve(strategy, score, 240))
 
         assert found(Variation()) > 0.5 * found(convex)
@@ -242,7 +242,7 @@ class TestWhatItIsFor:
             """Median over the members of eight searches."""
             cuts = []
             for seed in range(8):
-                strategy = Crossover(
+                strategy = GeneticAlgorithm(
                     seed=seed,
                     founders=["a", "b"],
                     popsize=12,
@@ -268,7 +268,7 @@ class TestWhatItIsFor:
 
         def solved(rules: Any, seed: int) -> int:
             """How many items at least one member solves, of 32."""
-            strategy = Crossover(
+            strategy = GeneticAlgorithm(
                 seed=seed,
                 founders=list(codes),
                 popsize=5,
@@ -296,7 +296,7 @@ class TestWhatItIsFor:
             x = decode(lineage, parents)
             return np.array([-((x - a) ** 2).sum(), -((x - b) ** 2).sum()]), x
 
-        def excess(strategy: Crossover) -> Vector:
+        def excess(strategy: GeneticAlgorithm) -> Vector:
             """How much longer the way a to x to b is than the straight one."""
             evolve(strategy, score, 360)
             found = np.array([score(lineage)[0] for lineage in strategy.recommend()])
@@ -304,7 +304,9 @@ class TestWhatItIsFor:
             return ways
 
         start = np.median([np.sqrt(-score(Founder(n))[0]).sum() / length - 1 for n in parents])
-        strategy = Crossover(seed=0, founders=list(parents), population=Fronts(12), popsize=12)
+        strategy = GeneticAlgorithm(
+            seed=0, founders=list(parents), population=Fronts(12), popsize=12
+        )
         found = excess(strategy)
         assert start > 0.5
         assert np.median(found) < 0.12
@@ -314,11 +316,13 @@ class TestWhatItIsFor:
 
     @pytest.mark.parametrize("rules", [MapElites(4, -1.0, 0.0), CycleQD(4, -1.0, 0.0)])
     def test_archives_fill_more_cells_than_fronts(self, rules: MapElites | CycleQD) -> None:
-        grid = archives.Grid(4, -1.0, 0.0)
+        grid = archives.ArchiveGrid(4, -1.0, 0.0)
 
         def cells(rules: Any) -> int:
             problem = Problem(founders=2, seed=1)
-            strategy = Crossover(seed=0, founders=problem.names, popsize=8, population=rules)
+            strategy = GeneticAlgorithm(
+                seed=0, founders=problem.names, popsize=8, population=rules
+            )
             evolve(strategy, problem.several, 240)
             return len({grid.cell(one.fitness) for one in strategy._members})
 
@@ -328,7 +332,7 @@ class TestWhatItIsFor:
 def test_children_are_genomes_of_the_lineage_space() -> None:
     pool = random_pool({"layers.0.w": (6, 5), "layers.1.w": (6, 5), "bias": (6,)}, seed=1)
     space = LineageSpace(pool)
-    strategy = Crossover(seed=0, popsize=12, **space.domain)
+    strategy = GeneticAlgorithm(seed=0, popsize=12, **space.domain)
     for _ in range(3):
         candidates = strategy.ask()
         for candidate in candidates:
@@ -360,7 +364,7 @@ class TestSearch:
             return {"t/loss": Score(float(items.mean()), items)}
 
         return search(
-            Crossover(seed=1, founders=problem.names, popsize=5, population=rules),
+            GeneticAlgorithm(seed=1, founders=problem.names, popsize=5, population=rules),
             OneByOne(evaluate),
             BoundObjective((Term("t", "t/loss", -1.0),), (1.0,)),
             History(directory),

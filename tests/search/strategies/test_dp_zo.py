@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from merging.paths.noise import Gaussian
+from merging.paths.noise import GaussianNoise
 from merging.paths.path import Path
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
@@ -52,7 +52,9 @@ class TestStep:
         theta = flat(space.decode(Path("start")))
         for step in range(6):
             strategy.tell(told(strategy.ask(), lambda path: score(flat(space.decode(path)))))
-            noises = [Gaussian().on(n, space.pool)(stable_seed("noise", 4, step)) for n in SHAPED]
+            noises = [
+                GaussianNoise().on(n, space.pool)(stable_seed("noise", 4, step)) for n in SHAPED
+            ]
             u = np.concatenate([noise.double().numpy().ravel() for noise in noises])
             slope = (score(theta + 0.01 * u) - score(theta - 0.01 * u)) / 0.02
             theta = theta + 0.05 * 0.9**step * slope * u

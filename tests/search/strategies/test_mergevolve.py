@@ -19,7 +19,7 @@ import torch
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
-from merging.paths.noise import Gaussian
+from merging.paths.noise import GaussianNoise
 from merging.paths.path import Path
 from merging.seeding import stable_seed
 from merging.spaces.axes import Vector
@@ -56,14 +56,14 @@ OPTIONS: list[dict[str, Any]] = [
 def space_of(seed: int = 0) -> FullWeightSpace:
     pool = random_pool(SHAPES, seed=1)
     return FullWeightSpace(
-        pool, Gaussian(), initial=weighted_start(pool, [0.5, 0.25, 0.25]), seed=seed
+        pool, GaussianNoise(), initial=weighted_start(pool, [0.5, 0.25, 0.25]), seed=seed
     )
 
 
 def zero_space(seed: int) -> FullWeightSpace:
     """A space whose base is 0: what is decoded is the noise."""
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    return FullWeightSpace(memory_pool(zeros, [zeros]), Gaussian(), seed=seed)
+    return FullWeightSpace(memory_pool(zeros, [zeros]), GaussianNoise(), seed=seed)
 
 
 def flat(weights: Weights) -> Vector:
@@ -279,7 +279,7 @@ def dense(
         noises = []
         for _ in range(popsize // 2 if antithetic else popsize):
             seed = stable_seed("noise", 4, number)
-            parts = [Gaussian().on(n, space.pool)(seed) for n in space.pool.names]
+            parts = [GaussianNoise().on(n, space.pool)(seed) for n in space.pool.names]
             noises.append(np.concatenate([p.double().numpy().ravel() for p in parts]))
             number += 1
         if antithetic:

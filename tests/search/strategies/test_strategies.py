@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.spaces.axes import Choice, Real
-from search.strategies.grid import Grid
+from search.strategies.grid import GridSearch
 from search.strategies.nevergrad_optimizer import NevergradStrategy, _Losses, _on_axis
 from search.strategies.random_search import RandomSearch
 from search.strategy import Outcome
@@ -185,7 +185,7 @@ class TestGrid:
     )
 
     def test_factorial_grid_is_every_combination_in_order(self) -> None:
-        strategy = Grid(axes=self.AXES, seed=0, levels=3, reach=2.0, popsize=5)
+        strategy = GridSearch(axes=self.AXES, seed=0, levels=3, reach=2.0, popsize=5)
         expected = [
             [a, b, c] for a in (0.0, 0.5, 1.0) for b in (0.0, 1.0, 2.0) for c in (0.0, 1.0)
         ]
@@ -194,7 +194,7 @@ class TestGrid:
         assert strategy.ask() == []
 
     def test_coordinate_grid_moves_one_axis_at_a_time(self) -> None:
-        strategy = Grid(axes=self.AXES, seed=0, levels=2, mode="coordinate", reach=1.0)
+        strategy = GridSearch(axes=self.AXES, seed=0, levels=2, mode="coordinate", reach=1.0)
         expected = [[0.0, 1, 0], [1, 1, 0], [0.25, 0.5, 0], [0.25, 1.5, 0], [0.25, 1, 1]]
         assert [row[1:] for row in asked(strategy, score=lambda genome: genome[:1])] == [
             [0.25, 1.0, 0.0],
@@ -206,22 +206,22 @@ class TestGrid:
         with pytest.raises(
             ValueError, match=rf"the grid has {3**30} points, more than limit=10000"
         ):
-            Grid(axes=axes, seed=0)
-        assert Grid(axes=axes, seed=0, mode="coordinate").size == 61
+            GridSearch(axes=axes, seed=0)
+        assert GridSearch(axes=axes, seed=0, mode="coordinate").size == 61
 
     def test_options_without_meaning_are_refused(self) -> None:
         with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
-            Grid(axes=AXES, seed=0, levels=0)
+            GridSearch(axes=AXES, seed=0, levels=0)
         with pytest.raises(ValueError, match="reach must be a finite number above 0, got -1"):
-            Grid(axes=AXES, seed=0, reach=-1)
+            GridSearch(axes=AXES, seed=0, reach=-1)
         with pytest.raises(
             ValueError, match="mode must be 'factorial' or 'coordinate', got 'all'"
         ):
-            Grid(axes=AXES, seed=0, mode="all")  # type: ignore[arg-type]
+            GridSearch(axes=AXES, seed=0, mode="all")  # type: ignore[arg-type]
 
     def test_finds_the_best_point(self) -> None:
-        strategy = Grid(axes=AXES, seed=0, levels=3, popsize=100)
+        strategy = GridSearch(axes=AXES, seed=0, levels=3, popsize=100)
         asked(strategy, 10)
-        every = Grid(axes=AXES, seed=0, levels=3, popsize=10_000).ask()
+        every = GridSearch(axes=AXES, seed=0, levels=3, popsize=10_000).ask()
         best = max(every, key=lambda candidate: fitness(candidate.genome)[0])
         assert strategy.recommend()[0].tolist() == best.genome.tolist()

@@ -27,8 +27,8 @@ def spread_text(spread: RunValues, sign: str = "±", digits: int = 4) -> str:
     """Returns mean and standard deviation; the mean alone where all values are one.
 
     Example:
-        >>> spread_text(Spread((1.0, 2.0))), spread_text(Spread((None,)))
-        ('1.5000 ± 0.7071', '-')
+        >>> [spread_text(RunValues(v)) for v in ((1.0, 2.0), (None,))]
+        ['1.5000 ± 0.7071', '-']
     """
     if not spread.sd:
         return number(spread.mean, digits)

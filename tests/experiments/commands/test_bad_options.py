@@ -51,7 +51,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
         "strategy=cma && space=full_weights",
         "NevergradStrategy searches numbers along axes, which FullWeightSpace has none of: choose",
     ),
-    ("strategy=crossover && space=weights", "Crossover searches lineage trees, which Coefficie"),
+    ("strategy=crossover && space=weights", "GeneticAlgorithm searches lineage trees, which Coe"),
     (
         "strategy=mergevolve && space=full_weights && objective=pareto && ~objective.weights",
         "mergevolve ranks by one number, candidate 0 has 4: choose an objective with one",

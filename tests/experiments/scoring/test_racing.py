@@ -93,7 +93,7 @@ def test_survivors_score_as_without_racing(shell: Shell, world: Path, tmp_path: 
         ("racing.rungs=[0.5,0.2]", r"racing.rungs must ascend between 0 and 1, got \[0.5, 0.2\]"),
         (
             "strategy=m2n2 && space=lineage && racing.against_best=false",
-            "racing Halving: Crossover asks for 1 candidate at a time, which has none to race",
+            "racing Halving: GeneticAlgorithm asks for 1 candidate at a time, which has none",
         ),
         ("racing=paired_test && racing.alpha=0", "racing.alpha must lie between 0 and 1, got 0"),
         ("racing=item_response && racing.warm_up=0", "racing.warm_up must be at least 1, got 0"),

@@ -316,7 +316,7 @@ def test_what_a_node_lacks_is_named(study: Study, tmp_path: Path) -> None:
         (["execution.wait_s=0"], r"execution.wait_s must be above 0 seconds, got 0"),
         (["execution.cpus_per_worker=-1"], r"execution.cpus_per_worker must be at least 0"),
         (["racing=halving", "asynchronous=true"], "racing Halving: asynchronous=true tells every"),
-        (["asynchronous=true", "strategy=grid"], "asynchronous=true: Grid learns from whole gen"),
+        (["asynchronous=true", "strategy=grid"], "true: GridSearch learns from whole gen"),
         (["asynchronous=true", "common_items=0.5"], "asynchronous=true: .* common_items=0.5"),
         (["asynchronous=1"], "asynchronous=1: expected true or false"),
     ],

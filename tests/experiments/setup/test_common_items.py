@@ -97,7 +97,10 @@ def test_without_selection_items_and_beside_a_search_in_the_hull(
         ("objective=pareto && ~objective.weights", "the objective has 4: choose an objective"),
         ("strategy=oneplusone", "NevergradStrategy asks for one candidate at a time, which has"),
         ("strategy=model_swarms", "ModelSwarms compares candidates with those of earlier gener"),
-        ("strategy=crossover && space=lineage", "Crossover compares candidates with those of e"),
+        (
+            "strategy=crossover && space=lineage",
+            "GeneticAlgorithm compares candidates with those of e",
+        ),
         (
             "strategy=mergevolve && space=full_weights && strategy.patience=3",
             "strategy.patience compares scores of different generations: set strategy.patience=n",

@@ -305,7 +305,9 @@ def test_equal_numbers_make_equal_operators() -> None:
     assert UniformCrossover(np.int64(3), np.float32(0.5)) == UniformCrossover(3, 0.5)  # type: ignore[arg-type]
     assert PointCrossover([0.5, 0.25]) == PointCrossover((0.25, 0.5))  # type: ignore[arg-type]
     assert (
-        repr(ArithmeticCrossover(-0.0)) == repr(ArithmeticCrossover(0)) == "Arithmetic(weight=0.0)"
+        repr(ArithmeticCrossover(-0.0))
+        == repr(ArithmeticCrossover(0))
+        == "ArithmeticCrossover(weight=0.0)"
     )
     assert (
         Crossed(A, B, SlerpCrossover(1))

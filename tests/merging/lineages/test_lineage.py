@@ -188,7 +188,7 @@ def test_time_grows_with_ancestors_not_with_branches_or_recursion() -> None:
         assert space.from_json(space.to_json(lineage)) == lineage
         assert canonical(lineage) == space.canonical(canonical(lineage))
         assert torch.isfinite(space.decode(lineage)["w"]).all()
-    assert "SignFlip" in repr(deep)
+    assert "SignMutation" in repr(deep)
     assert len(repr(deep)) < 100
 
 
@@ -445,7 +445,7 @@ GOOD = lineage_to_json(Mutated(Crossed(A, B, UniformCrossover(1)), ScaleMutation
         ({"nodes": ["a", [2, [0, 0], 1, 0.5]]}, "names an operator or a parent that does not"),
         (
             {"nodes": ["a", [0, [0, 0], 1]]},
-            r"Uniform has seed, share, node \[0, .* has other numb",
+            r"UniformCrossover has seed, share, node \[0, .* has other numb",
         ),
         ({"nodes": ["a", [0, [0, 0], 1, 7]]}, r"share must hold fractions in \[0, 1\], got 7"),
         (

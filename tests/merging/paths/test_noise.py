@@ -196,7 +196,10 @@ def test_options_without_meaning_are_refused() -> None:
         ({"_target_": "merging.paths.noise.Loud"}, "noise 'merging.paths.noise.Loud' cannot"),
         ({"_target_": "os.system"}, "'os.system' is no noise"),
         ({"_target_": "merging.methods.ties.Ties"}, "'merging.methods.ties.Ties' is no noise"),
-        ({"_target_": "merging.paths.noise.GaussianNoise", "x": 1}, "noise .*Gaussian: .*'x'"),
+        (
+            {"_target_": "merging.paths.noise.GaussianNoise", "x": 1},
+            "noise .*GaussianNoise: .*'x'",
+        ),
     ],
 )
 def test_descriptions_that_make_no_noise_are_refused(

@@ -1,1 +1,1 @@
-"""Requests out, scores in: what to ask a model, the engine that asks, what answers are worth."""
+"""Requests out, scores in: `evaluator.py` is the interface, `panel.py` several on one split."""

@@ -1,1 +1,1 @@
-"""Where the parts are put together: command line, assembly, reports and shipped experiments."""
+"""Parts put together: the command line, searches, reports, reproduced papers, benchmarks."""

@@ -1,1 +1,1 @@
-"""Numbers and genomes: strategies, objective, history and the search loop."""
+"""Numbers and genomes: `strategy.py` is ask/tell, `objective.py` makes fitness of scores."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from evaluators.requests import Request, Response
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 

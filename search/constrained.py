@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluators.evaluator import Direction, Score
 from evaluators.requests import EvaluationError
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.objective import BoundObjective, Normalize, WeightedMean
 
 FLOOR = -1000.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.evaluator import Direction, Score
 from evaluators.requests import EvaluationError
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Normalize: TypeAlias = Literal["expert", "raw"]
 """How scores become gains; a mapping says it task by task, ``expert`` for those it leaves out."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from merging.spaces.axes import Vector
+from merging.arrays import Matrix, Vector
 from search.strategy import G
 
 
@@ -24,7 +23,7 @@ def non_dominated(fitness: Sequence[Vector]) -> list[int]:
     ]
 
 
-def crowding(fitness: npt.NDArray[np.float64]) -> Vector:
+def crowding(fitness: Matrix) -> Vector:
     """Returns how alone each of the vectors ``(points, objectives)`` is: ``(points,)``.
 
     The sum over objectives of the gap between a point's two neighbours, as a share of the whole

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 G = TypeVar("G")
 

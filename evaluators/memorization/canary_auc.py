@@ -14,7 +14,7 @@ from evaluators.memorization.intervals import auc_interval, mean_interval
 from evaluators.memorization.roc import auc
 from evaluators.requests import Request, Response
 from evaluators.tasks.encoding import language_tokenizer
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 
 class CanaryAuc:

@@ -12,7 +12,7 @@ from evaluators.requests import Likelihood, Loglikelihood, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import prefix_token
 from evaluators.tasks.subset import checked_places, of_places
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 ScoreOn: TypeAlias = Literal["record", "value"]
 

@@ -16,7 +16,7 @@ from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.memorization.skew_normal import fit_skew_normal
 from evaluators.requests import Request, Response
 from evaluators.tasks.encoding import language_tokenizer
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 
 class Exposure:

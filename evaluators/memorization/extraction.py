@@ -17,8 +17,8 @@ from evaluators.requests import Generate, Generated, Request, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import language_tokenizer, prefix_token
 from evaluators.tasks.subset import checked_places, of_places
+from merging.arrays import Vector
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from scipy import special
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 _LEVEL = 0.95
 _NORMAL = float(special.ndtri((1 + _LEVEL) / 2))

@@ -18,7 +18,7 @@ from evaluators.requests import PerToken, Request, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
 from evaluators.tasks.encoding import language_tokenizer, prefix_token
 from evaluators.tasks.subset import checked_places
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus"]

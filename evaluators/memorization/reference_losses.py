@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluators.tasks.data import read_text
+from merging.arrays import Vector
 from merging.files import write_text
-from merging.spaces.axes import Vector
 
 
 def write_reference(path: Path, model: str, losses: Mapping[str, float]) -> None:

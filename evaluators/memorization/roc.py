@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 
 def auc(members: Vector, others: Vector) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 _PENALTY, _BEND = 0.875913, 0.856250  # Azzalini and Arellano-Valle 2013, eq. (8)
 _MOST_SKEW = 0.9  # of the sample, for the start; a skew-normal has less than 0.9953

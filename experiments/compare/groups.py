@@ -17,7 +17,7 @@ from experiments.compare.labels import show
 from experiments.runs.directory import flatten, identity_config
 from experiments.runs.files import Json, ModelRow, RunFiles, Split, TaskColumn, models_of, tasks_of
 from experiments.runs.item_scores import ItemScores, read_item_scores
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from experiments.compare.comparison import ComparisonRow, Reach, RunValues
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
 from experiments.compare.significance import GroupSample
 from experiments.runs.files import ModelRow, Split
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 EVOLVED = ("evolved", "evolved")
 _REFERENCES = ("base", "expert", "static")

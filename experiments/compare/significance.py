@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Gains = npt.NDArray[np.float64]
 """Per-item fitness of one task, ``(seeds, items)``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.runs.files import read_lines
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop import jsonl
 
 SPLITS = ("selection", "report")  # those that are kept: cases.jsonl holds the search items'

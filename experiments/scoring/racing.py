@@ -15,7 +15,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
 from experiments.runs.errors import UserError
 from experiments.setup.asking import RaceClient, RaceFactory
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import Evaluated, FitnessEstimate
 from search.loop.history import Record
 from search.objective import BoundObjective, Objective

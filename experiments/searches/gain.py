@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.runs.item_scores import ItemScores, read_item_scores
 from experiments.searches.references import ModelScores
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.objective import BoundObjective, Objective, Term
 from search.winners.bootstrap import paired_bootstrap
 

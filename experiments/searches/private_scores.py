@@ -11,7 +11,7 @@ from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.setup.study import Study
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from merging.weights import Weights
 
 

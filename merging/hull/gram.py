@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from merging.arrays import Matrix
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
 from merging.weights import Weights
@@ -31,8 +31,8 @@ class Gram:
 
     experts: tuple[str, ...]
     points: tuple[str, ...]
-    matrix: npt.NDArray[np.float64]
-    rounding: npt.NDArray[np.float64]
+    matrix: Matrix
+    rounding: Matrix
 
     def row(self, point: str) -> int:
         """Returns the row of a point; raises KeyError where it was not measured."""
@@ -112,7 +112,7 @@ class _Rows:
         return rows if self.base is None else rows - self.base[span].double()
 
 
-def _add(matrix: npt.NDArray[np.float64], left: _Rows, right: _Rows, chunk_bytes: int) -> None:
+def _add(matrix: Matrix, left: _Rows, right: _Rows, chunk_bytes: int) -> None:
     """Adds one tensor's inner products to `matrix`, symmetrically."""
     if not left.tensors or not right.tensors:
         return

@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
+from merging.arrays import Matrix, Vector
 
 _RANK = 1e-14  # squared lengths below this share of the longest vertex's are rounding
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from merging.arrays import Matrix
 from merging.checkpoints.experts import ExpertPool
 from merging.lineages.crossover import Moments
 from merging.lineages.lineage import (
@@ -67,7 +67,7 @@ class Replay:
         self._start = None if start is None else start.weights(pool, dtype=torch.float32)
         self._kept: dict[str, Tensor] | None = {} if keep else None
         self._row = {name: row for row, name in enumerate(self.places)}
-        self._moments: dict[bytes, npt.NDArray[np.float64]] = {}
+        self._moments: dict[bytes, Matrix] = {}
 
     def check(self, lineage: Lineage) -> None:
         """Raises MergeError where the lineage descends from a founder that is unknown here."""

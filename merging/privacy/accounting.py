@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from merging.arrays import Vector
 from merging.checkpoints.mechanisms import (
     GaussianMechanism,
     LaplaceMechanism,
@@ -21,7 +22,6 @@ from merging.checkpoints.mechanisms import (
     PrivacyRecordError,
     PureEpsilon,
 )
-from merging.spaces.axes import Vector
 
 Accountant: TypeAlias = Literal["rdp", "pld"]
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Vector: TypeAlias = npt.NDArray[np.float64]
+from merging.arrays import Vector
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
-from merging.spaces.axes import Axis, Real, Vector, check
+from merging.spaces.axes import Axis, Real, check
 from merging.spaces.vectors import VectorGenomes
 from merging.weights import Weights
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan
-from merging.spaces.axes import Axis, Real, Vector, check
+from merging.spaces.axes import Axis, Real, check
 from merging.spaces.vectors import VectorGenomes
 from merging.weights import Weights
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.plan import Plan
-from merging.spaces.axes import Vector
 from merging.spaces.vectors import VectorGenomes, VectorSpace
 from merging.weights import Weights
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
 from merging.plan import Plan
-from merging.spaces.axes import Axis, Choice, Real, Vector, check
+from merging.spaces.axes import Axis, Choice, Real, check
 from merging.spaces.displaced import DisplacedSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
 from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer

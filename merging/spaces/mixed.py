@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
-from merging.spaces.axes import Axis, Choice, Vector, check, start
+from merging.spaces.axes import Axis, Choice, check, start
 from merging.spaces.coefficients import knob_axes, read_knobs
 from merging.spaces.vectors import VectorGenomes
 from merging.weights import Weights

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from merging.spaces.axes import Axis, Vector, check, start
+from merging.arrays import Vector
+from merging.spaces.axes import Axis, check, start
 from merging.spaces.space import SearchSpace
 
 

@@ -11,8 +11,8 @@ import torch
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.method import MergeError
-from merging.spaces.axes import Vector
 from search.loop.history import Record
 from search.strategy import G
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop import jsonl
 from search.loop.jsonl import DamagedFileError
 

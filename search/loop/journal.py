@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.asked import Asked
 from search.ranking import Best
 from search.strategy import Candidate, G, Outcome

@@ -12,7 +12,7 @@ from typing import Any, Generic
 import numpy as np
 
 from evaluators.requests import EvaluationError
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import Evaluated, Evaluation
 from search.loop.history import History, HistoryError, Record
 from search.objective import Objective

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.populations.population import Individual, Pair
 from search.strategy import Outcome
 

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from merging.spaces.axes import Vector
+from merging.arrays import Matrix, Vector
 from search.populations.population import Individual, Pair, check_size
 from search.strategy import Outcome
-
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.populations.variation import Bred
 from search.strategy import Outcome
 

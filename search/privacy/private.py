@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias
 import numpy as np
 
 from evaluators.evaluator import Score
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import Evaluated, Evaluation, FitnessEstimate, attempt
 from search.loop.history import Record
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means

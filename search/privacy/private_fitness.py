@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluators.evaluator import Score
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.objective import BoundObjective
 from search.privacy.private_noise import SecretNoise
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merging.spaces.axes import Vector
+from merging.arrays import Matrix, Vector
 from search.loop.history import Record
-from search.racing.racing import Full, Matrix, Places, Race, best_full
+from search.racing.racing import Full, Places, Race, best_full
 from search.winners.shrinkage import Strata
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 from search.loop.history import Record
 from search.racing.racing import (
     ItemSample,
-    Matrix,
     Prefixed,
     Race,
     best_full,

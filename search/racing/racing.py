@@ -15,12 +15,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 from search.loop.history import Record
 from search.winners.shrinkage import Strata
 
-Matrix: TypeAlias = npt.NDArray[np.float64]
 Places: TypeAlias = npt.NDArray[np.int64]
 """Items of a race by number, ascending."""
 

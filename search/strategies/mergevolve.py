@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from merging.arrays import Vector
 from merging.paths.path import Path, Step
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 from search.loop.journal import GenomeJournal, replay_genomes
 from search.strategy import Candidate, Outcome
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from merging.arrays import Vector
 from merging.seeding import stable_seed
-from merging.spaces.axes import Axis, Choice, Vector
+from merging.spaces.axes import Axis, Choice
 from search.loop.journal import Journal, replay
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome

@@ -11,7 +11,8 @@ from typing import Any
 import nevergrad as ng
 import numpy as np
 
-from merging.spaces.axes import Axis, Choice, Real, Vector
+from merging.arrays import Vector
+from merging.spaces.axes import Axis, Choice, Real
 from search.loop.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 

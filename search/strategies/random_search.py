@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from merging.spaces.axes import Axis, Choice, Vector, start
+from merging.arrays import Vector
+from merging.spaces.axes import Axis, Choice, start
 from search.loop.journal import Journal, replay, replay_steady, vector_digest
 from search.strategy import Candidate, Outcome
 

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Cases = npt.NDArray[np.float64]
 """One task's per-item scores: ``(items,)``, or ``(seeds, items)`` where runs are repeated."""

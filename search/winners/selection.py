@@ -12,8 +12,8 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.method import MergeError
-from merging.spaces.axes import Vector
 from search.loop import jsonl
 from search.loop.history import HistoryError, Record
 from search.loop.loop import SearchFailed

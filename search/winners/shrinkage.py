@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.history import Record
 
 Strata = Sequence[tuple[int, float]]

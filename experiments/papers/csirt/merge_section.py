@@ -10,7 +10,7 @@ import numpy as np
 from evaluators.memorization.exposure import chance_exposure
 from experiments.contests.plan import Entry
 from experiments.papers.csirt.merges import SkillMemoryPoint, points_of
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 EVOLVED = "evolved"
 FREE, LIMITED = "unconstrained", "constrained"

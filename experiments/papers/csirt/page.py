@@ -17,7 +17,7 @@ from experiments.papers.csirt.scores import CellScores
 from experiments.papers.csirt.verdicts import verdicts
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 EXPOSURE = "values/exposure"
 _COMPARISONS = (

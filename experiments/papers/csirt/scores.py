@@ -14,7 +14,7 @@ from scipy import stats
 
 from experiments.papers.csirt.cells import StudyCell
 from experiments.papers.csirt.corpus import Form
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 
 Key = tuple[str, int, Form, str]
 

@@ -15,7 +15,7 @@ from evaluators.requests import Likelihood, Loglikelihood, Request, Response
 from evaluators.tasks.subset import checked_places
 from experiments.scoring.racing import RacingEvaluation
 from experiments.setup.asking import Answer, RaceFactory
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import Evaluated
 from search.loop.history import History
 from search.loop.loop import Budget, SearchFailed, SearchResult, search

@@ -13,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeError
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import uniform_plan
 from merging.plans import plan_from_description
-from merging.spaces.axes import Axis, Choice, Real, Vector
+from merging.spaces.axes import Axis, Choice, Real
 from merging.spaces.coefficients import CoefficientSpace
 from merging.spaces.layer_stack import LayerStackSpace
 from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer

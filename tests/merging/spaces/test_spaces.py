@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import BlockKind, Grouping, Layers, Whole
 from merging.method import MergeError, MergeMethod
@@ -16,7 +17,7 @@ from merging.methods.slerp import Slerp
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, uniform_plan
-from merging.spaces.axes import Axis, Choice, Real, Vector, check, start
+from merging.spaces.axes import Axis, Choice, Real, check, start
 from merging.spaces.coefficients import CoefficientSpace
 from merging.spaces.mixed import MixedSpace
 from merging.spaces.vectors import VectorSpace

@@ -11,7 +11,7 @@ import pytest
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import ByGeneration
 from search.loop.history import History, HistoryError
 from search.loop.loop import Budget, SearchResult, search

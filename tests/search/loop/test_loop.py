@@ -12,8 +12,9 @@ import torch
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.method import MergeError
-from merging.spaces.axes import Choice, Real, Vector
+from merging.spaces.axes import Choice, Real
 from search.loop.evaluation import OneByOne
 from search.loop.history import History, Record
 from search.loop.loop import Budget, SearchFailed, SearchResult, search

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evaluators.requests import EvaluationError
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.evaluation import Evaluated, attempt
 from search.loop.history import History, HistoryError, Record
 from search.loop.loop import Budget, SearchFailed, SearchResult

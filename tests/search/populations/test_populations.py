@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merging.arrays import Vector
 from merging.lineages.lineage import Founder
-from merging.spaces.axes import Vector
 from search.populations.archives import ArchiveGrid, CycleQD, MapElites
 from search.populations.fronts import Fronts, ranked
 from search.populations.niches import Niches, attraction, shares

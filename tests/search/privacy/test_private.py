@@ -16,10 +16,10 @@ from scipy.stats import laplace
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.checkpoints.mechanisms import GaussianMechanism, SparseVector
 from merging.method import MergeError
 from merging.privacy import accounting
-from merging.spaces.axes import Vector
 from search.loop.evaluation import ByGeneration
 from search.loop.history import History
 from search.loop.loop import Budget, SearchResult, search

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from merging.arrays import Matrix
 from search.loop.history import Record
 from search.racing.item_response import ItemModel, ItemResponse
 from search.racing.racing import best_full
 
-Matrix = npt.NDArray[np.float64]
 STRATA = [(60, 0.75), (40, 0.25)]
 SHARES = np.concatenate([np.full(n, weight / n) for n, weight in STRATA])
 

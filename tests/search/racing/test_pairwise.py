@@ -6,17 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from merging.spaces.axes import Vector
+from merging.arrays import Matrix, Vector
 from search.loop.history import Record
 from search.racing.pairwise import PairedTest, upper_limits
 from search.racing.racing import ItemSample, prefixes
 from search.winners.shrinkage import Strata
 
-Matrix = npt.NDArray[np.float64]
 STRATA = [(40, 0.6), (20, 0.4)]
 ONE = [(60, 1.0)]
 LOOKS = (0.2, 0.4, 0.6)

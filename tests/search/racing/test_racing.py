@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merging.spaces.axes import Vector
+from merging.arrays import Vector
 from search.loop.history import Record
 from search.racing.racing import Full, Halving, ItemSample, best_full, prefixes, weighed_prefixes
 

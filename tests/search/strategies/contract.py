@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merging.spaces.axes import Axis, Choice, Real, Vector, check, start
+from merging.arrays import Vector
+from merging.spaces.axes import Axis, Choice, Real, check, start
 from search.ranking import dominates
 from search.strategies.grid import GridSearch
 from search.strategies.model_swarms import ModelSwarms

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merging.arrays import Vector
 from merging.lineages.lineage import Founder, Lineage, ancestry
-from merging.spaces.axes import Vector
 from search.populations.archives import CycleQD, MapElites
 from search.populations.fronts import Fronts
 from search.populations.niches import Niches

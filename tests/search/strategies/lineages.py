@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from merging.arrays import Vector
 from merging.lineages.crossover import (
     ArithmeticCrossover,
     PointCrossover,
@@ -19,7 +20,6 @@ from merging.lineages.crossover import (
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, ancestry, lineage_to_json
 from merging.lineages.mutation import LowRankMutation, ScaleMutation, SignMutation
-from merging.spaces.axes import Vector
 from search.strategies.crossover import GeneticAlgorithm
 from search.strategy import Candidate, Outcome
 

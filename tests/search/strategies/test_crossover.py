@@ -14,6 +14,7 @@ import yaml
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.lineages.lineage import (
     Founder,
     Lineage,
@@ -23,7 +24,6 @@ from merging.lineages.lineage import (
     lineage_from_json,
     lineage_to_json,
 )
-from merging.spaces.axes import Vector
 from merging.spaces.lineage import LineageSpace
 from search.loop.evaluation import OneByOne
 from search.loop.history import History

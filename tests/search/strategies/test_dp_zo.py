@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from merging.arrays import Vector
 from merging.paths.noise import GaussianNoise
 from merging.paths.path import Path
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 from search.privacy.private_fitness import ClippedSum, noisy_differences
 from search.privacy.private_noise import SecretNoise
 from search.strategies.dp_zo import DpZo

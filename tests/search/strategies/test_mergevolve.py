@@ -19,10 +19,10 @@ import torch
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from merging.arrays import Vector
 from merging.paths.noise import GaussianNoise
 from merging.paths.path import Path
 from merging.seeding import stable_seed
-from merging.spaces.axes import Vector
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.weights import Weights
 from search.loop.evaluation import OneByOne

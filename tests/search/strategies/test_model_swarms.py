@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging.spaces.axes import Axis, Choice, Real, Vector
+from merging.arrays import Vector
+from merging.spaces.axes import Axis, Choice, Real
 from search.strategies.model_swarms import ModelSwarms
 from search.strategy import Outcome
 from tests.search.strategies.contract import AXES, fitness

@@ -1,0 +1,14 @@
+"""Names of the arrays that all packages pass around."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vector: TypeAlias = npt.NDArray[np.float64]
+"""Numbers in one dimension, such as a genome: ``(axes,)``."""
+
+Matrix: TypeAlias = npt.NDArray[np.float64]
+"""Numbers in two dimensions."""

@@ -6,7 +6,6 @@ in `merging.lineages.mutation`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -24,6 +23,7 @@ from merging.lineages.chance import (
     threshold,
 )
 from merging.lineages.slices import EntryRange, TensorSlice
+from merging.rules.spherical import slerp_factors
 from merging.seeding import stable_seed
 
 Side: TypeAlias = Literal[0, 1]
@@ -31,9 +31,6 @@ Side: TypeAlias = Literal[0, 1]
 
 Crossing: TypeAlias = Callable[[EntryRange, Tensor, Tensor], Tensor]
 """A chunk and both parents' entries in it, ``(entries,)`` float32, to the child's."""
-
-_FLAT = 1e-6
-"""Below this sine two vectors are parallel or opposite: no great circle is singled out."""
 
 
 class Moments(NamedTuple):
@@ -250,7 +247,7 @@ class SlerpCrossover:
 
     def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
         """Returns what computes the child; see `CrossoverOperator.crossing`."""
-        left, right = _arc(moments, self.weight)
+        left, right = slerp_factors(*moments, self.weight)
         return lambda chunk, first, second: _blend(first, second, left, right)
 
 
@@ -288,7 +285,8 @@ class SplitSlerpCrossover:
 
     def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
         """Returns what computes the child; see `CrossoverOperator.crossing`."""
-        before, after = _arc(moments, self.weight), _arc(moments, 1 - self.weight)
+        before = slerp_factors(*moments, self.weight)
+        after = slerp_factors(*moments, 1 - self.weight)
         bound = round(self.cut * place.total) - place.offset
 
         def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
@@ -306,20 +304,6 @@ class SplitSlerpCrossover:
 
 def _blend(first: Tensor, second: Tensor, left: float, right: float) -> Tensor:
     return (first * left).add_(second, alpha=right)
-
-
-def _arc(moments: Moments, weight: float) -> tuple[float, float]:
-    """Returns the factors of first and second on their great circle; see `SlerpCrossover`."""
-    lengths = math.sqrt(moments.first) * math.sqrt(moments.second)
-    if lengths == 0:
-        return weight, 1 - weight
-    cosine = moments.inner / lengths
-    sine = math.sqrt(max(0.0, (1 - cosine) * (1 + cosine)))
-    if sine <= _FLAT:
-        return weight, 1 - weight
-    angle = math.atan2(sine, cosine)
-    whole = math.sin(angle)
-    return math.sin(weight * angle) / whole, math.sin((1 - weight) * angle) / whole
 
 
 def _end(weight: float) -> Side | None:

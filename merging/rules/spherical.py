@@ -54,6 +54,28 @@ def slerp(a: Tensor, b: Tensor, t: float, dim: int | None = None) -> Tensor:
     return left * a + right * b
 
 
+def slerp_factors(first: float, second: float, inner: float, weight: float) -> tuple[float, float]:
+    """Returns the factors of two vectors in `slerp`, from their moments alone.
+
+    Args:
+        first: squared length of the first vector.
+        second: of the second.
+        inner: their inner product.
+        weight: 1 gives the first, 0 the second.
+    """
+    lengths = math.sqrt(first) * math.sqrt(second)
+    if lengths == 0:
+        return weight, 1 - weight
+    cosine = inner / lengths
+    sine = math.sqrt(max(0.0, (1 - cosine) * (1 + cosine)))
+    if sine <= _FLAT:
+        return weight, 1 - weight
+    angle = math.atan2(sine, cosine)
+    whole = math.sin(angle)
+    # sin(w O) / sin(O), sin((1 - w) O) / sin(O)
+    return math.sin(weight * angle) / whole, math.sin((1 - weight) * angle) / whole
+
+
 @dataclass(frozen=True, eq=False)
 class Arc:
     """Where two vectors lie on their great circle.

@@ -8,6 +8,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+MOVED: Mapping[str, str] = {
+    "merging.perturbation.Gaussian": "merging.paths.noise.GaussianNoise",
+    "merging.perturbation.LowRank": "merging.paths.noise.LowRankNoise",
+    "merging.perturbation.RowNoise": "merging.paths.noise.RowNoise",
+    "merging.perturbation.BlockNoise": "merging.paths.noise.BlockNoise",
+    "merging.perturbation.SingularNoise": "merging.paths.noise.SingularNoise",
+    "merging.recombination.Uniform": "merging.lineages.crossover.UniformCrossover",
+    "merging.recombination.Points": "merging.lineages.crossover.PointCrossover",
+    "merging.recombination.PerTensor": "merging.lineages.crossover.TensorCrossover",
+    "merging.recombination.Arithmetic": "merging.lineages.crossover.ArithmeticCrossover",
+    "merging.recombination.Slerp": "merging.lineages.crossover.SlerpCrossover",
+    "merging.recombination.SplitSlerp": "merging.lineages.crossover.SplitSlerpCrossover",
+    "merging.mutation.Rescale": "merging.lineages.mutation.ScaleMutation",
+    "merging.mutation.LowRankMutation": "merging.lineages.mutation.LowRankMutation",
+    "merging.mutation.SignFlip": "merging.lineages.mutation.SignMutation",
+}
+"""Import paths in recipes from before merging had folders, to those of today."""
+
 
 def describe(part: Any) -> dict[str, Any]:
     """Returns import path (``_target_``) and options of a dataclass instance.
@@ -45,6 +63,7 @@ def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...])
         for name, value in description.items()
     }
     path = str(options.pop("_target_", ""))
+    path = MOVED.get(path, path)
     module, _, name = path.rpartition(".")
     if module.partition(".")[0] in sys.stdlib_module_names:  # never imported: some of them act
         raise ValueError(f"{path!r} is no {what}")

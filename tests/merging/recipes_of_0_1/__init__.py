@@ -1,0 +1,1 @@
+"""Recipes as they were written before merging had folders."""

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evaluators.engine.engine import Engine
+from evaluators.engine.model import ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from evaluators.requests import Loglikelihood
@@ -99,7 +100,7 @@ class _World:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        return Scorer(self.resident, self.engine, panel)
+        return Scorer(ResidentModel(self.resident, self.engine), panel)
 
     @property
     def held(self) -> ExpertPool:

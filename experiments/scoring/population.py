@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from evaluators.engine.engine import Engine
+from evaluators.engine.model import ResidentModel
 from evaluators.engine.population import refusal_of
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
@@ -84,7 +85,7 @@ class PopulationEvaluation:
         return [found[place] for place in range(len(genomes))]
 
     def _nearby(self, genome: Any) -> CentredCandidate | None:
-        space, resident = self._study.space, self._study.resident
+        space, resident = self._study.space, self._study.engine.resident
         beside = low_rank_of(space.plan(genome), self._stacks, space.decode(genome))
         if beside is not None and refusal_of(resident, beside.deltas) is not None:
             return None
@@ -95,9 +96,9 @@ class PopulationEvaluation:
 
     def _group(self, group: Sequence[CentredCandidate], panel: Panel) -> list[Evaluated]:
         began = time.perf_counter()
-        resident, engine = self._study.resident, self._study.engine
+        engine = self._study.engine
         try:
-            resident.write(group[0].centre)
+            engine.resident.write(group[0].centre)
             found = _scored(engine, panel, group)
         except (EvaluationError, MergeError) as error:
             found = [Evaluated(failure=str(error)) for _ in group]
@@ -120,14 +121,14 @@ def unit_size(option: int | str | None, study: Study) -> int:
     Raises:
         ValueError: the option is none of these.
     """
-    if option is None or option == 1 or study.served is not None:
+    if option is None or option == 1 or not isinstance(study.model, ResidentModel):
         return 1
     if isinstance(option, int) and not isinstance(option, bool) and option > 1:
         return option if _lies_nearby(study) else 1
     if option != "auto":
         raise ValueError(f"together must be auto, null or a number from 1 on, got {option!r}")
     few = sum(map(_tokens, study.search_on.requests)) <= _FEW_TOKENS
-    if study.resident.device.type == "cpu" and not few:
+    if study.engine.resident.device.type == "cpu" and not few:
         return 1
     return UNIT if _lies_nearby(study) else 1
 
@@ -141,7 +142,7 @@ def _lies_nearby(study: Study) -> bool:
         beside = low_rank_of(first, Stacks(study.held))
     except MergeError:
         return False
-    return beside is not None and _fits(study.resident, beside)
+    return beside is not None and _fits(study.engine.resident, beside)
 
 
 def _fits(resident: Resident, beside: CentredCandidate) -> bool:

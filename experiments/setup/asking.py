@@ -106,9 +106,9 @@ class LocalRaceClient:
         try:
             if number != self._written:
                 self._written = None
-                self._scorer.holder.write(self._decode(self._genomes[number]))
+                self._scorer.model.write(self._decode(self._genomes[number]))
                 self._written = number
-            responses = self._scorer.engine.run(requests)
+            responses = self._scorer.model.run(requests)
         except (EvaluationError, MergeError) as error:
             failure = str(error) or type(error).__name__
         except (MemoryError, torch.cuda.OutOfMemoryError):

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from evaluators.engine.engine import Engine
+from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
-from evaluators.engine.served import ServedModel
 from evaluators.panel import Panel
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.sources import ExpertSource
@@ -122,15 +122,15 @@ def open_engine(config: DictConfig, resident: Resident) -> Engine:
     )
 
 
-def open_served(config: DictConfig, pool: ExpertPool, resident: Resident) -> ServedModel | None:
-    """Returns the model that ``backend`` names; None: the resident model scores the candidates.
+def open_model(config: DictConfig, pool: ExpertPool, engine: Engine) -> Model:
+    """Returns what scores candidates: the engine's resident model, or what ``backend`` names.
 
     Raises:
         ValueError: nothing answers there, or it cannot answer for these experts.
     """
     if not config.backend:
-        return None
-    served: ServedModel = open_partial(config.backend)(pool, resident.info)
+        return ResidentModel(engine.resident, engine)
+    served: Model = open_partial(config.backend)(pool, engine.resident.info)
     return served
 
 

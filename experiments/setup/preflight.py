@@ -74,7 +74,7 @@ def _memory_bytes(study: Study) -> int:
 def _time_merge(study: Study) -> float:
     """Merges the start genome into the resident model: every shape and knob is tried once."""
     began = time.perf_counter()
-    study.resident.write(study.space.decode(study.space.first()))
+    study.engine.resident.write(study.space.decode(study.space.first()))
     return time.perf_counter() - began
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from evaluators.engine.model import Model
 from evaluators.evaluator import Score
-from evaluators.panel import Answering, Panel
+from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from merging.weights import Weights
-
-
-class Holder(Protocol):
-    """What holds one candidate at a time: the resident model, or a served one."""
-
-    def write(self, weights: Weights) -> None:
-        """Takes the candidate in the place of the one before."""
-        ...
 
 
 @dataclass(frozen=True)
 class Scorer:
     """Writes weights into the one model and asks it what a panel wants to know."""
 
-    holder: Holder
-    engine: Answering
+    model: Model
     panel: Panel
 
     def __call__(self, weights: Weights) -> dict[str, Score]:
@@ -37,9 +28,9 @@ class Scorer:
             MergeError: the weights could not be computed.
         """
         try:
-            self.holder.write(weights)
+            self.model.write(weights)
         except torch.OutOfMemoryError as error:
             raise EvaluationError(
                 f"out of memory while merging: {str(error).splitlines()[0]}"
             ) from error
-        return self.panel.evaluate(self.engine)
+        return self.panel.evaluate(self.model)

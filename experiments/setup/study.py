@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from evaluators.engine.engine import Engine
+from evaluators.engine.model import Model
 from evaluators.engine.resident import Resident
-from evaluators.engine.served import ServedModel
 from evaluators.panel import Panel
 from experiments.setup import assemble
 from experiments.setup.assemble import Machine
@@ -41,9 +41,8 @@ class Study:
         machine: device and precision.
         pool: base and experts, on disk.
         held: the same pool, held on the device.
-        resident: the one model, on the device.
-        engine: asks the resident model.
-        served: takes the candidates instead, and answers for them; None: the resident model does.
+        engine: asks the resident model, the one on the device.
+        model: scores candidates: the resident model, or one that is served.
         initial: chooses the point that the search starts from.
         space: genomes to weights, over the pool held on the device.
         search_on: ranks candidates.
@@ -62,9 +61,8 @@ class Study:
     machine: Machine
     pool: ExpertPool
     held: ExpertPool
-    resident: Resident
     engine: Engine
-    served: ServedModel | None
+    model: Model
     initial: Initial
     space: SearchSpace[Any]
     search_on: Panel
@@ -80,7 +78,7 @@ class Study:
     @property
     def parameters(self) -> int:
         """Number of parameters of the model."""
-        return sum(parameter.numel() for parameter in self.resident.module.parameters())
+        return sum(parameter.numel() for parameter in self.engine.resident.module.parameters())
 
     @property
     def model_bytes(self) -> int:
@@ -92,9 +90,7 @@ class Study:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        if self.served is not None:
-            return Scorer(self.served, self.served, panel)
-        return Scorer(self.resident, self.engine, panel)
+        return Scorer(self.model, panel)
 
     def started(self, scouting: StartScores) -> Study:
         """Returns the study that starts from the point which `scouting` decides.
@@ -169,15 +165,15 @@ class Study:
         pool.check_finite()
         held = assemble.hold(config, pool, machine)
         space = assemble.open_space(config, held, start)
+        engine = assemble.open_engine(config, resident)
         return cls(
             config=config,
             seed=config.seed,
             machine=machine,
             pool=pool,
             held=held,
-            resident=resident,
-            engine=assemble.open_engine(config, resident),
-            served=assemble.open_served(config, held, resident),
+            engine=engine,
+            model=assemble.open_model(config, held, engine),
             initial=initial,
             space=space,
             search_on=search_on,
@@ -217,14 +213,15 @@ class Study:
         )
         search_on = assemble.open_panel("search", config.search_on, resident)
         assert search_on is not None, "refused where the search was started"
+        engine = assemble.open_engine(config, resident)
         return cls(
             config=config,
             seed=config.seed,
             machine=machine,
             pool=pool,
             held=held,
-            resident=resident,
-            engine=assemble.open_engine(config, resident),
+            engine=engine,
+            model=assemble.open_model(config, held, engine),
             initial=assemble.open_initial(config),
             space=space,
             search_on=search_on,
@@ -234,7 +231,6 @@ class Study:
             baselines={},
             strategy=assemble.open_strategy(config, space),
             save_model=False,
-            served=assemble.open_served(config, held, resident),
             start=start,
             execution=Local(),
         )

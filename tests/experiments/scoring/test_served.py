@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evaluators.engine.engine import Engine
+from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.engine.served import ServedModel
 from evaluators.requests import (
@@ -106,15 +107,16 @@ def served(
 def test_answers_equal_the_resident_model(
     pool: ExpertPool, resident: Resident, server: tuple[str, Served], tmp_path: Path
 ) -> None:
-    engine, remote = Engine(resident), served(pool, resident, server[0], tmp_path)
+    local: Model = ResidentModel(resident, Engine(resident))
+    remote: Model = served(pool, resident, server[0], tmp_path)
     for weights in (
         {name: pool.base_tensor(name) for name in pool.names},
         mixture(pool, 1.5, -0.5, 0.3),
         mixture(pool, 0.2, 2.0, 1.0),
     ):
-        resident.write(weights)
+        local.write(weights)
         remote.write(weights)
-        for mine, theirs in zip(engine.run(REQUESTS), remote.run(REQUESTS), strict=True):
+        for mine, theirs in zip(local.run(REQUESTS), remote.run(REQUESTS), strict=True):
             if isinstance(mine, Likelihood):
                 assert isinstance(theirs, Likelihood)
                 assert theirs.total == pytest.approx(mine.total, abs=1e-4)

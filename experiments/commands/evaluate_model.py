@@ -11,9 +11,8 @@ from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
-from experiments.runs.files import evidence
+from experiments.runs.model_scores import evidence, stated
 from experiments.runs.options import check_groups, check_options
-from experiments.searches.references import stated
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
@@ -56,7 +55,7 @@ def run_evaluate(config: DictConfig) -> float:
         print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]}){tail}")
     if config.out is not None:
         content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
-        content |= {name: each for name, each in stated(scores).items() if each}
+        content |= {name: values for name, values in stated(scores).items() if values}
         with explained():
             write_text(Path(config.out), json.dumps(content, indent=2) + "\n")
     return scores[next(iter(panel.main.values()))].value

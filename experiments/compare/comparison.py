@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.compare.significance import Difference
-from experiments.runs.files import TaskColumn
+from experiments.runs.model_scores import TaskColumn
 
 
 @dataclass(frozen=True)

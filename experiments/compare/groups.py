@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from evaluators.panel import Split
 from experiments.compare.labels import labels as group_labels
 from experiments.compare.labels import show
 from experiments.runs.directory import flatten, identity_config
-from experiments.runs.files import Json, ModelRow, RunFiles, Split, TaskColumn, models_of, tasks_of
+from experiments.runs.files import Json, RunFiles
 from experiments.runs.item_scores import ItemScores, read_item_scores
+from experiments.runs.model_scores import ModelRow, TaskColumn, models_of, tasks_of
 from merging.arrays import Vector
 
 
@@ -186,11 +188,11 @@ def gains_of(run: Run, model: tuple[str, str]) -> list[Vector] | None:
     kind, name = model
     labels = (name, f"{name} ({kind})")  # the second where another kind has taken the name
     row = next((m for m in run.models if m.kind == kind and m.name in labels), None)
-    if items is None or not terms or row is None or row.report is None:
+    if items is None or not terms or row is None or "report" not in row.scores:
         return None
     gains = []
     for term in terms:
-        cases, value = items.cases.get(term["key"]), row.report.scores.get(term["key"])
+        cases, value = items.cases.get(term["key"]), row.score("report", term["key"])
         if cases is None or value is None:
             return None
         moved = cases + (value - cases.mean())

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluators.panel import Split
 from experiments.compare.comparison import ComparisonRow, Reach, RunValues
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
 from experiments.compare.significance import GroupSample
-from experiments.runs.files import ModelRow, Split
+from experiments.runs.model_scores import ModelRow
 from merging.arrays import Vector
 
 EVOLVED = ("evolved", "evolved")

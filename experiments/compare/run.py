@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluators.panel import Split
 from experiments.compare.comparability import check_same_yardstick
 from experiments.compare.comparison import Comparison, Test
 from experiments.compare.groups import Group, Run, find_runs, fitness_on, group_runs, read_run
@@ -22,7 +23,6 @@ from experiments.compare.rows import (
     references,
 )
 from experiments.compare.significance import GroupSample, ItemDraws, difference, holm
-from experiments.runs.files import Split
 from merging.seeding import stable_seed
 
 DRAWS = 10_000

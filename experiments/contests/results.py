@@ -11,8 +11,9 @@ from experiments.compare.run import compare
 from experiments.compare.text import markdown
 from experiments.contests.plan import Entry
 from experiments.reports.table import by_fitness, duration, fitness_text, number
-from experiments.runs.files import ModelRow, models_of, read_json, tasks_of
+from experiments.runs.files import read_json
 from experiments.runs.machine import machine
+from experiments.runs.model_scores import ModelRow, models_of, tasks_of
 
 
 def write_results(

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments.reports.page import figure
 from experiments.reports.svg import BLUE, COLOURS, FAINT, GREEN, RED, STYLE, short, to_svg
-from experiments.runs.files import Json, ModelRow
+from experiments.runs.files import Json
+from experiments.runs.model_scores import ModelRow
 from search.constrained import FLOOR, BoundConstrained
 from search.objective import Objective, Term
 
@@ -83,7 +84,7 @@ def points_of(
     rows: list[tuple[str, str, Mapping[str, Any]]] = [
         ("", "candidate", line["scores"]) for line in history if line.get("same_as") is None
     ]
-    rows += [(m.name, m.kind, m.search.scores) for m in models if m.search is not None]
+    rows += [(m.name, m.kind, m.scores["search"].scores) for m in models if "search" in m.scores]
     found = []
     for label, kind, scores in rows:
         values = [scores.get(each) for each in (key, *(skill["key"] for skill in skills))]

@@ -13,7 +13,8 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reports.svg import BLUE, COLOURS, FAINT, INK, STYLE, short, to_svg
-from experiments.runs.files import IN_HULL, Json
+from experiments.runs.files import Json
+from experiments.runs.model_scores import IN_HULL
 from merging.hull.plane import Point, outline
 
 _SIZE = (9.6, 4.4)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from experiments.reports.hull_plot import beyond_edge, hull_chart
 from experiments.reports.page import TableCell, figure, paragraph, section, table
-from experiments.runs.files import IN_HULL, Json
+from experiments.runs.files import Json
+from experiments.runs.model_scores import IN_HULL
 
 _SPANS = ("hull", "hull_with_base", "affine_span", "linear_span")
 

@@ -11,7 +11,8 @@ import yaml
 
 from experiments.reports.privacy_section import privacy_words
 from experiments.reports.table import by_fitness, fitness_text, number, verdict
-from experiments.runs.files import Json, models_of, shown_split, tasks_of
+from experiments.runs.files import Json
+from experiments.runs.model_scores import models_of, shown_split, tasks_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ROWS = 60

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from experiments.reports.page import TableCell, paragraph, section, table
 from experiments.reports.table import best_of, fitness_text, number
-from experiments.runs.files import Json, ModelRow, fitness_of
+from experiments.runs.files import Json
+from experiments.runs.model_scores import ModelRow, fitness_of
 
 
 def optimism_section(summary: Json, models: Sequence[ModelRow]) -> str:

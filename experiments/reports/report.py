@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path, PurePath
 from typing import Any
 
+from evaluators.panel import Split
 from experiments.reports import charts
 from experiments.reports.charts import Level
 from experiments.reports.front_plot import beyond_limits, constraint_figures
@@ -26,11 +27,9 @@ from experiments.reports.table import (
     number,
     verdict,
 )
-from experiments.runs.files import (
-    Json,
+from experiments.runs.files import Json, RunFiles
+from experiments.runs.model_scores import (
     ModelRow,
-    RunFiles,
-    Split,
     TaskColumn,
     fitness_of,
     models_of,
@@ -231,7 +230,7 @@ def _front_chart(
 
 
 def _scores(summary: Json, models: Sequence[ModelRow]) -> str:
-    splits = [split for split in _SPLITS if any(model.on(split) is not None for model in models)]
+    splits = [split for split in _SPLITS if any(split in model.scores for model in models)]
     tasks = {split: tasks_of(summary, split) for split in splits}
     rows = by_fitness(models[::-1], shown_split(models))[::-1]
     parts = [
@@ -284,7 +283,7 @@ def _fitness_cell(model: ModelRow, split: Split, top: tuple[float, ...] | None) 
     failure = model.failure(split) or ""
     return (
         TableCell("-", hint=failure)
-        if model.on(split) is None
+        if split not in model.scores
         else TableCell("failed", "failed", failure)
     )
 

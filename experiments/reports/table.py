@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from evaluators.panel import Split
 from experiments.reports.privacy_section import privacy_lines
-from experiments.runs.files import (
-    Json,
-    ModelRow,
-    Split,
-    TaskColumn,
-    models_of,
-    shown_split,
-    tasks_of,
-)
+from experiments.runs.files import Json
+from experiments.runs.model_scores import ModelRow, TaskColumn, models_of, shown_split, tasks_of
 
 KINDS = ("base", "expert", "static", "in_hull", "evolved")
 Fitness = tuple[float, ...]

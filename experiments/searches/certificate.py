@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.runs.files import IN_HULL
+from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.searches.gain import held_out_gain
-from experiments.searches.references import ModelScores
 from experiments.setup.study import Study
 from merging.files import write_text
 from merging.grouping import Whole

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.item_scores import ItemScores, read_item_scores
-from experiments.searches.references import ModelScores
+from experiments.runs.model_scores import ModelScores
 from merging.arrays import Vector
 from search.objective import BoundObjective, Objective, Term
 from search.winners.bootstrap import paired_bootstrap

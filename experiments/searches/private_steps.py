@@ -25,11 +25,12 @@ from evaluators.panel import Panel
 from evaluators.tasks.data import digest
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
+from experiments.runs.model_scores import Kind, ModelScores
 from experiments.scoring.choose import own_evaluation
 from experiments.searches.private_key import destroy, open_noise, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
 from experiments.searches.private_tracking import DeferredTracker
-from experiments.searches.references import Kind, ModelScores, References
+from experiments.searches.references import References
 from experiments.searches.steps import SearchSteps
 from experiments.searches.tracking import Tracker
 from experiments.setup.common_items import PoissonItems

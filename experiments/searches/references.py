@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -16,6 +14,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from evaluators.tasks.data import digest
 from experiments.runs.item_scores import SPLITS, append_item_scores, drop_unentered
+from experiments.runs.model_scores import Kind, ModelScores
 from experiments.setup.study import Study
 from merging.grouping import Whole
 from merging.method import MergeError, MergeMethod
@@ -24,42 +23,7 @@ from merging.weights import Weights
 from search.loop import jsonl
 
 log = logging.getLogger(__name__)
-Kind = Literal["base", "expert", "static", "start", "in_hull", "evolved"]
 _KINDS: tuple[Kind, ...] = ("base", "expert", "static")
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """What one model scored on one split.
-
-    Args:
-        name: of the model; a static merge has its method's name.
-        kind: what it is.
-        split: ``search``, ``selection`` or ``report``.
-        scores: ``task/metric`` to value; empty where it could not be scored.
-        failure: why it could not be scored.
-        chances: what chance gives, for the scores that state it.
-        intervals: ends of the 95 % interval, for the scores that state it.
-    """
-
-    name: str
-    kind: Kind
-    split: str
-    scores: Mapping[str, float]
-    failure: str | None = None
-    chances: Mapping[str, float] = field(default_factory=dict)
-    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    @property
-    def evidence(self) -> dict[str, Any]:
-        """Chances and intervals as JSON; nothing where no score states any."""
-        found = {"chances": dict(self.chances), "intervals": dict(self.intervals)}
-        return {name: each for name, each in found.items() if each}
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the line of ``references.jsonl``, but for its number."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("chances", "intervals")}
-        return own | self.evidence
 
 
 class References:
@@ -74,9 +38,8 @@ class References:
 
     def __init__(self, study: Study, path: Path) -> None:
         self._study, self._path = study, path
-        self._known = {
-            (rival.kind, rival.name, rival.split): rival for rival in map(_rival, jsonl.read(path))
-        }
+        known = map(ModelScores.from_json, jsonl.read(path))
+        self._known = {(scores.kind, scores.name, scores.split): scores for scores in known}
         drop_unentered(path.parent, range(len(self._known)))
 
     def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, ModelScores]:
@@ -106,8 +69,7 @@ class References:
         if key not in self._known:
             try:
                 scored = self._study.scorer(panel)(weights())
-                scores = {label: float(score.value) for label, score in scored.items()}
-                rival = ModelScores(name, kind, panel.split, scores, **stated(scored))
+                rival = ModelScores.of(name, kind, panel.split, scored)
                 self._keep_items(rival, panel, scored)
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
@@ -147,15 +109,3 @@ class References:
         study = self._study
         plan = uniform_plan(method, Whole(), study.held)
         return plan.weights(study.held, dtype=study.machine.save_dtype)
-
-
-def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Returns the ``chances`` and ``intervals`` that scores state, by ``task/metric``."""
-    return {
-        "chances": {k: float(s.chance) for k, s in scores.items() if s.chance is not None},
-        "intervals": {k: list(s.interval) for k, s in scores.items() if s.interval is not None},
-    }
-
-
-def _rival(line: dict[str, Any]) -> ModelScores:
-    return ModelScores(**{key: value for key, value in line.items() if key != "id"})

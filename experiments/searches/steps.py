@@ -20,11 +20,11 @@ from experiments.reports.model_card import model_card
 from experiments.reports.report import write_report
 from experiments.runs.directory import check_ingredients, run_identity
 from experiments.runs.errors import UserError, explained
-from experiments.runs.files import IN_HULL
+from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.scoring.choose import open_bench, open_evaluation
 from experiments.searches.certificate import Ended, InHull, write_certificate
 from experiments.searches.progress import Progress
-from experiments.searches.references import ModelScores, References
+from experiments.searches.references import References
 from experiments.searches.summary import Finished, write_summary
 from experiments.searches.tracking import NoTracker, Tracker
 from experiments.setup import in_hull

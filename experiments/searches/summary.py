@@ -15,9 +15,9 @@ from evaluators.panel import Panel
 from experiments.reports.front_plot import constraint_of
 from experiments.runs.device import peak_memory_bytes
 from experiments.runs.directory import run_identity
-from experiments.runs.files import IN_HULL
+from experiments.runs.model_scores import IN_HULL, Kind, ModelRow, ModelScores, fitness_of
 from experiments.searches.certificate import InHull
-from experiments.searches.references import ModelScores, References
+from experiments.searches.references import References
 from experiments.setup.study import Study
 from merging.files import write_text
 from merging.privacy.ledger import Ledger
@@ -74,10 +74,8 @@ def write_summary(found: Finished) -> dict[str, Any]:
     if winner.shrunken is not None:
         looked = np.array([winner.shrunken])
     models = _models(found)
-    held_out = models[-1]["report"]
-    optimism = None
-    if held_out is not None and held_out["fitness"] is not None:
-        optimism = float(np.mean(winner.search) - np.mean(held_out["fitness"]))
+    held_out = models[-1].fitness("report")
+    optimism = None if held_out is None else float(np.mean(winner.search) - np.mean(held_out))
     options = OmegaConf.to_container(found.config, resolve=True)
     assert isinstance(options, dict)
     ledger = found.ledger.describe()
@@ -96,7 +94,7 @@ def write_summary(found: Finished) -> dict[str, Any]:
         else _tasks(study.report_on, study.search_on),
         "terms": _terms(found.reporting),
         "constraint": constraint_of(found.objective),
-        "models": models,
+        "models": [model.to_json() for model in models],
         "finalists": [
             {
                 "id": each.id,
@@ -173,61 +171,37 @@ def _label(strategy: Mapping[str, Any]) -> str:
     return f"{name}({strategy['optimizer']})" if "optimizer" in strategy else name
 
 
-def _models(found: Finished) -> list[dict[str, Any]]:
+def _models(found: Finished) -> list[ModelRow]:
     """Returns a row per model, last the companion's inside the hull and the evolved one."""
-    rows = [
-        {
-            "name": label,
-            "kind": rival.kind,
-            "search": _reading(rival, found.objective),
-            "selection": None,
-            "report": _reading(found.report[label], found.reporting) if found.report else None,
-        }
-        for label, rival in found.rivals.items()
-    ]
-    if found.inside is not None:
-        inside = found.inside
-        rows.append(
-            _found(
-                IN_HULL, "in_hull", inside.winner, inside.scores, inside.report, found.reporting
-            )
-        )
+    rows = []
+    for label, scores in found.rivals.items():
+        cells = [scores.judged(found.objective)]
+        if found.report:
+            cells.append(found.report[label].judged(found.reporting))
+        rows.append(ModelRow(label, scores.kind, {cell.split: cell for cell in cells}))
+    if (inside := found.inside) is not None:
+        held_out = None if inside.report is None else inside.report.judged(found.reporting)
+        rows.append(_winner(IN_HULL, "in_hull", inside.winner, inside.scores, held_out))
     winner = found.finalists[0]
     record = next(r for r in found.result.records if r.id == winner.id)
-    held_out = found.report["evolved"] if found.report else None
-    rows.append(_found("evolved", "evolved", winner, record.scores, held_out, found.reporting))
+    held_out = found.report["evolved"].judged(found.reporting) if found.report else None
+    rows.append(_winner("evolved", "evolved", winner, record.scores, held_out))
     return rows
 
 
-def _found(
+def _winner(
     name: str,
-    kind: str,
+    kind: Kind,
     winner: Finalist,
     scores: Mapping[str, float],
-    report: ModelScores | None,
-    reporting: Objective | None,
-) -> dict[str, Any]:
+    held_out: ModelScores | None,
+) -> ModelRow:
     """Returns the row of a search's winner."""
-    selection = None
+    search = fitness_of(winner.search.tolist())
+    cells = [ModelScores(name, kind, "search", scores, fitness=search)]
     if winner.selection is not None:
-        selection = {
-            "fitness": winner.selection.tolist(),
-            "scores": dict(winner.scores),
-            "failure": None,
-        }
-    search = {"fitness": winner.search.tolist(), "scores": dict(scores), "failure": None}
-    return {
-        "name": name,
-        "kind": kind,
-        "search": search,
-        "selection": selection,
-        "report": None if report is None else _reading(report, reporting),
-    }
-
-
-def _reading(rival: ModelScores, objective: Objective | None) -> dict[str, Any]:
-    fitness = None
-    if rival.failure is None and objective is not None:
-        fitness = objective.fitness(rival.scores).tolist()
-    own = {"fitness": fitness, "scores": dict(rival.scores), "failure": rival.failure}
-    return own | rival.evidence
+        fitness = fitness_of(winner.selection.tolist())
+        cells.append(ModelScores(name, kind, "selection", winner.scores, fitness=fitness))
+    if held_out is not None:
+        cells.append(held_out)
+    return ModelRow(name, kind, {cell.split: cell for cell in cells})

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
-from evaluators.panel import Panel
+from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.sources import ExpertSource
 from experiments.setup.execution import Execution
@@ -31,7 +31,6 @@ from merging.spaces.space import SearchSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
 from search.strategy import Strategy
 
-Split = Literal["search", "selection", "report"]
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
 
 

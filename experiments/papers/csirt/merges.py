@@ -9,7 +9,8 @@ from pathlib import Path
 from experiments.contests.plan import Entry
 from experiments.papers.csirt.cells import StudyCell, StudySetting, trained
 from experiments.papers.csirt.corpus import Form
-from experiments.runs.files import ModelRow, models_of, read_json
+from experiments.runs.files import read_json
+from experiments.runs.model_scores import ModelRow, models_of
 
 SKILL, MEMORY = "bands/macro_f1", "canaries/exposure"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from experiments.reports.report import render_report
 from experiments.reports.table import table
-from experiments.runs.files import RunFiles, evidence
-from experiments.searches.references import ModelScores
+from experiments.runs.files import RunFiles
+from experiments.runs.model_scores import ModelScores, evidence
 from tests.evaluators.memorization.conftest import canary_line
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
@@ -32,7 +32,7 @@ def test_lines_of_references_without_evidence_are_as_before() -> None:
     told = ModelScores(
         "a", "expert", "report", {"t/x": 1.0}, None, {"t/x": 0.5}, {"t/x": [0.1, 0.9]}
     )
-    assert ModelScores(**json.loads(json.dumps(told.to_json()))) == told
+    assert ModelScores.from_json(json.loads(json.dumps(told.to_json()))) == told
 
 
 def test_table_and_report_say_nothing_where_nothing_is_stated(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from experiments.reports.front_plot import Point, beyond_limits, constraint_of, front, points_of
-from experiments.runs.files import ModelRow, SplitScores, read_lines
+from experiments.runs.files import read_lines
+from experiments.runs.model_scores import ModelRow, ModelScores
 from search.constrained import FLOOR, Constrained
 from search.objective import WeightedMean
 from tests.experiments.commands.test_beyond_hull import TWO_TASKS
@@ -46,11 +47,9 @@ def test_points_are_skills_whatever_the_limits_say() -> None:
         {"scores": scores(2.0, 1.0), "same_as": 0},
         {"scores": {}, "same_as": None},
     ]
-    reading = SplitScores((FLOOR - 1,), {"code/bits": 1.0, "leak/exposure": 3.0})
-    models = [
-        ModelRow("base", "base", reading, None, None),
-        ModelRow("x", "static", None, None, None),
-    ]
+    known = {"code/bits": 1.0, "leak/exposure": 3.0}
+    base = ModelScores("base", "base", "search", known, fitness=(FLOOR - 1,))
+    models = [ModelRow("base", "base", {"search": base}), ModelRow("x", "static", {})]
     assert points_of(history, models, constraint["skills"], "leak/exposure") == [
         Point("", "candidate", 1.0, -2.0),
         Point("", "candidate", 9.0, -0.5),

@@ -14,9 +14,9 @@ from scipy.optimize import nnls
 from evaluators.requests import EvaluationError
 from experiments.reports.hull_plot import beyond_edge, hull_chart
 from experiments.reports.hull_section import hull_section
+from experiments.runs.model_scores import ModelScores
 from experiments.searches.certificate import improvements, sentences
 from experiments.searches.gain import held_out_gain
-from experiments.searches.references import ModelScores
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import Recipe
 from search.loop import jsonl

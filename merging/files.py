@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never halves."""
+"""Files that are either the old ones or the new ones, never halves, and readable as others are."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ def write_text(path: Path, text: str) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def apply_umask(path: Path) -> None:
+    """Gives a file, or a directory with all below it, the mode that the umask asks for.
+
+    Temporary files, and with them what safetensors writes, are their owner's alone.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for each in (path, *path.rglob("*")):
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from merging.checkpoints.hashing import file_sha256
 from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend
+from merging.files import apply_umask
 from merging.method import MergeError
 
 Kind: TypeAlias = Literal["gram", "fisher"]
@@ -90,6 +91,7 @@ def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tens
     metadata = {_KEY: json.dumps(origin.to_json(), sort_keys=True)}
     try:
         save_file(dict(tensors), draft, metadata=metadata)
+        apply_umask(draft)
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise StatisticsError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from merging.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,6 @@ def _remember(entry: Path, line: str) -> None:
     """Writes `entry` at once or not at all; a cache that cannot be written is no error."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(line)
-        os.replace(temporary, entry)
+        write_text(entry, line)
     except OSError as error:
         logger.debug("sha256 cache %s cannot be written: %s", entry.parent, error)

@@ -21,6 +21,7 @@ from merging.checkpoints.expert import WholeExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.naming import listing
 from merging.checkpoints.privacy_record import write_record
+from merging.files import apply_umask
 from merging.privacy.ledger import Ledger
 from merging.stacks.depth import Restacked
 from merging.stacks.layer_stack import layers_of
@@ -282,8 +283,8 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-        draft.chmod(0o777 & ~_umask())
         yield draft
+        apply_umask(draft)
         if overwrite and out.exists():
             old = draft.with_suffix(".old")
             os.replace(out, old)
@@ -298,12 +299,6 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _unwritable(out: Path, error: Exception) -> CheckpointError:

@@ -25,6 +25,7 @@ from experiments.experts.quickstart import corpus, tasks, tokenizer, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
 from experiments.experts.quickstart.tasks import HeldOut
 from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
+from merging.files import apply_umask
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +172,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     unfinished.mkdir()
     try:
         yield unfinished
+        apply_umask(unfinished)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

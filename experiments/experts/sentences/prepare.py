@@ -26,6 +26,7 @@ from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import SentenceSchedule
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
+from merging.files import apply_umask
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ def _appearing(folder: Path) -> Iterator[Path | None]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        apply_umask(unfinished)
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

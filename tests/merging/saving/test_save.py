@@ -192,6 +192,18 @@ class TestTargets:
         save_model(pool, mean(pool), tmp_path / "a/b/out")
         assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["out"]
 
+    def test_files_have_the_mode_that_the_umask_asks_for(
+        self, pool: ExpertPool, tmp_path: Path
+    ) -> None:
+        mask = os.umask(0o027)
+        try:
+            save_model(pool, mean(pool), tmp_path / "out")
+        finally:
+            os.umask(mask)
+        modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()}
+        assert modes == {"0o640"}
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
     def test_existing_model_is_replaced_only_where_allowed(
         self, pool: ExpertPool, tmp_path: Path
     ) -> None:

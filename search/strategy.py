@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from merging.arrays import Vector
 
@@ -56,12 +56,4 @@ class Strategy(Protocol[G]):
 
     def recommend(self) -> list[G]:
         """Returns the best genome told, or the non-dominated set; empty before the first tell."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that `load_state_dict` needs to go on as if never stopped."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state into a strategy built with the same arguments."""
         ...

@@ -201,8 +201,6 @@ class _Noting:
         self._strategy, self._ends = strategy, ends
         self.tell: Callable[..., None] = strategy.tell
         self.recommend = strategy.recommend
-        self.state_dict = strategy.state_dict
-        self.load_state_dict = strategy.load_state_dict
 
     def ask(self) -> Any:
         """Returns the strategy's candidates."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from merging.lineages.lineage import Founder, Lineage, ancestry
 from merging.seeding import stable_seed
-from search.loop.journal import GenomeJournal, replay_genomes, replay_steady
+from search.checks import check_at_least, check_probability
+from search.loop.ask_tell import AskTell
 from search.populations.population import Individual, Pair, SurvivalRule, Truncation
 from search.populations.variation import Bred, Variation
 from search.strategy import Candidate, Outcome
@@ -61,31 +60,23 @@ class GeneticAlgorithm:
     ) -> None:
         if isinstance(founders, str) or not founders or len(set(founders)) < len(founders):
             raise ValueError(f"founders must be a list of different names, got {founders!r}")
-        if popsize < 1:
-            raise ValueError(f"popsize must be at least 1, got {popsize}")
-        if ancestors < 1:
-            raise ValueError(f"ancestors must be at least 1, got {ancestors}")
-        if not 0 <= backcross <= 1:
-            raise ValueError(f"backcross must lie in [0, 1], got {backcross}")
+        check_at_least(1, popsize=popsize, ancestors=ancestors)
+        check_probability(backcross=backcross)
         if len(founders) == 1 and not variation.mutates:
             raise ValueError(
                 f"{founders[0]!r} is the only founder and nothing mutates it: name a second "
                 "expert, or give variation.scale, low_rank or sign more than 0"
             )
-        self._seed, self._popsize = seed, popsize
-        self._ancestors, self._backcross = ancestors, backcross
+        self._seed = seed
+        self._popsize = popsize
+        self._ancestors = ancestors
+        self._backcross = backcross
         self._founders = [Bred(Founder(name)) for name in founders]
-        self._rules, self._variation = population, variation
-        self._reset()
-
-    def _reset(self) -> None:
-        self._journal: GenomeJournal[Lineage] = GenomeJournal(
-            _digest, keep_cases=self._rules.reads_cases
-        )
-        self._asked = 0  # candidates of the generations told
-        self._brood: list[Bred] = []
-        self._alone: dict[int, Bred] = {}
-        self._told_alone = 0
+        self._population = population
+        self._variation = variation
+        self._ask_tell = AskTell[Lineage]()
+        self._waiting: dict[int, Bred] = {}
+        self._outcomes = 0
         self._members: list[Individual] = []
         self._sound = self._founders  # those that did not fail, unless all did
 
@@ -94,18 +85,18 @@ class GeneticAlgorithm:
 
         `tell` does so; a run that knows its objective can ask before any work.
         """
-        self._rules.check_objectives(count)
+        self._population.check_objectives(count)
 
     def ask(self) -> list[Candidate[Lineage]]:
         """Returns the next generation; the first begins with the founders."""
-        self._journal.check_told()
-        self._brood = list(self._founders) if self._journal.asked == 0 else []
-        pair = None
-        if len(self._members) > 1:
-            pair = self._rules.pairing(self._members, self._journal.asked)
-        for number in range(self._asked + len(self._brood), self._asked + self._popsize):
-            self._brood.append(self._child(pair, number))
-        return self._journal.ask([bred.genome for bred in self._brood])
+        self._ask_tell.check_told()
+        first, generation = self._ask_tell.candidates, self._ask_tell.generations
+        brood = list(self._founders) if generation == 0 else []
+        pair = self._pairing(generation)
+        for number in range(first + len(brood), first + self._popsize):
+            brood.append(self._child(pair, number))
+        self._waiting = dict(enumerate(brood, start=first))
+        return self._ask_tell.ask([bred.genome for bred in brood])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Lets children and members compete for a place in the population.
@@ -114,74 +105,62 @@ class GeneticAlgorithm:
             ValueError: the population cannot judge a fitness or needs cases; else as
                 `Strategy.tell`.
         """
-        for outcome in outcomes:
-            if outcome.fitness is not None:
-                self.check_objectives(outcome.fitness.size)
-        self._rules.check_cases(outcomes, self._members)
-        pairs = self._journal.tell(outcomes)
-        children = [
-            self._individual(bred, outcome)
-            for bred, (_, outcome) in zip(self._brood, pairs, strict=True)
-            if outcome.fitness is not None
-        ]
-        self._asked += len(pairs)
-        if self._journal.asked == 1:
-            scored = {one.bred for one in children}
-            self._sound = [one for one in self._founders if one in scored] or self._founders
-        if children:
-            self._members = self._rules.survivors([*self._members, *children])
+        self._check(outcomes)
+        self._learn(self._ask_tell.tell(outcomes))
 
     def ask_one(self) -> Candidate[Lineage]:
-        """Returns the next child of who lives now; see `search.loop.steady.SteadyStrategy`.
+        """Returns the next child of who lives now; see `search.loop.steady_state.SteadyStrategy`.
 
         The first are the founders. `popsize` outcomes count as one generation, for populations
         whose rules change from one to the next.
         """
-        self._journal.check_alone()
-        number = self._journal.candidates
+        self._ask_tell.check_steady()
+        number = self._ask_tell.candidates
         if number < len(self._founders):
             bred = self._founders[number]
         else:
-            pair = None
-            if len(self._members) > 1:
-                pair = self._rules.pairing(self._members, self._told_alone // self._popsize)
-            bred = self._child(pair, number)
-        self._alone[number] = bred
-        return self._journal.ask_one(bred.genome)
+            bred = self._child(self._pairing(self._outcomes // self._popsize), number)
+        self._waiting[number] = bred
+        return self._ask_tell.ask_one(bred.genome)
 
     def tell_one(self, outcome: Outcome) -> None:
         """Lets a child compete for a place in the population; errors as `tell`."""
-        if outcome.fitness is not None:
-            self.check_objectives(outcome.fitness.size)
-        self._rules.check_cases([outcome], self._members)
-        bred = self._alone.pop(self._journal.tell_one(outcome).id)
-        self._told_alone += 1
-        if outcome.fitness is not None:
-            child = self._individual(bred, outcome)
-            self._members = self._rules.survivors([*self._members, child])
-        elif outcome.id < len(self._founders):
-            self._sound = [one for one in self._sound if one is not bred] or self._founders
+        self._check([outcome])
+        self._ask_tell.tell_one(outcome)
+        self._learn([outcome])
 
     def recommend(self) -> list[Lineage]:
         """Returns the best lineage ever told, or the non-dominated ones."""
-        return self._journal.best
+        return self._ask_tell.best
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, with cases where the population reads them."""
-        return self._journal.state_dict()
+    def _check(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.fitness is not None:
+                self.check_objectives(outcome.fitness.size)
+        self._population.check_cases(outcomes, self._members)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._reset()
-        if "steady" in state:
-            replay_steady(state["steady"], self.ask_one, self.tell_one, _digest)
-        else:
-            replay_genomes(state, self.ask, self.tell, _digest)
+    def _learn(self, outcomes: Sequence[Outcome]) -> None:
+        children = []
+        for outcome in outcomes:
+            bred = self._waiting.pop(outcome.id)
+            if outcome.fitness is not None:
+                children.append(self._individual(bred, outcome))
+            elif outcome.id < len(self._founders):
+                self._sound = [one for one in self._sound if one is not bred] or self._founders
+        self._outcomes += len(outcomes)
+        if children:
+            self._members = self._population.survivors([*self._members, *children])
+
+    def _pairing(self, generation: int) -> Callable[[np.random.Generator], Pair] | None:
+        """Returns what draws two members; None: there are no two."""
+        if len(self._members) < 2:
+            return None
+        return self._population.pairing(self._members, generation)
 
     def _individual(self, bred: Bred, outcome: Outcome) -> Individual:
         """Returns a scored candidate; what a caller does to the outcome later is his own."""
         assert outcome.fitness is not None
-        cases = outcome.cases if self._rules.reads_cases else None
+        cases = outcome.cases if self._population.reads_cases else None
         return Individual(
             outcome.id, bred, outcome.fitness.copy(), None if cases is None else cases.copy()
         )
@@ -216,8 +195,3 @@ class GeneticAlgorithm:
         order = rng.permutation(len(pool)).tolist()
         second = pool[order[1]] if len(pool) > 1 else None
         return self._variation.child(pool[order[0]], second, seed=self._seed, number=number)
-
-
-def _digest(lineages: Sequence[Lineage]) -> str:
-    keys = b"".join(lineage.key for lineage in lineages)
-    return hashlib.blake2b(keys, digest_size=8).hexdigest()

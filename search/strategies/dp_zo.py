@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from merging.paths.path import Path
-from search.loop.journal import GenomeJournal, replay_genomes
-from search.strategies.mergevolve import path_digest
+from search.checks import check_at_least, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
 
@@ -51,29 +49,25 @@ class DpZo:
         decay: float = 1.0,
         steps: int | None = None,
     ) -> None:
-        for name, value in (("phi", phi), ("learning_rate", learning_rate), ("decay", decay)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_positive(phi=phi, learning_rate=learning_rate, decay=decay)
+        check_at_least(1, steps=steps)
         if isinstance(starts, str) or len(starts) != 1:
             raise ValueError(f"dp_zo starts from one point, starts must name one, got {starts!r}")
-        self._start, self._phi = starts[0], phi
-        self._learning_rate, self._decay, self._steps = learning_rate, decay, steps
-        self._reset()
-
-    def _reset(self) -> None:
-        self._journal: GenomeJournal[Path] = GenomeJournal(path_digest)
-        self._centre = Path(self._start)
+        self._phi = phi
+        self._learning_rate = learning_rate
+        self._decay = decay
+        self._steps = steps
+        self._ask_tell = AskTell[Path]()
+        self._centre = Path(starts[0])
         self._step = 0
 
     def ask(self) -> list[Candidate[Path]]:
         """Returns both sides of the next direction, plus first; nothing after `steps`."""
-        self._journal.check_told()
+        self._ask_tell.check_told()
         if self._step == self._steps:
-            return self._journal.ask([])
+            return self._ask_tell.ask([])
         sides = (self._phi, -self._phi)
-        return self._journal.ask([self._centre.perturbed(self._step, side) for side in sides])
+        return self._ask_tell.ask([self._centre.perturbed(self._step, side) for side in sides])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Moves the centre; a pair of which one failed moves nothing.
@@ -87,8 +81,9 @@ class DpZo:
                     f"dp_zo descends along one number, candidate {outcome.id} has "
                     f"{outcome.fitness.size}: choose an objective with one, not pareto"
                 )
-        (_, plus), (_, minus) = self._journal.tell(outcomes)
+        plus, minus = self._ask_tell.tell(outcomes)
         if plus.fitness is not None and minus.fitness is not None:
+            # theta <- theta + eta decay^t (f+ - f-) / (2 phi) u_t
             slope = float(plus.fitness[0] - minus.fitness[0]) / (2 * self._phi)
             length = self._learning_rate * self._decay**self._step * slope
             if length:
@@ -98,12 +93,3 @@ class DpZo:
     def recommend(self) -> list[Path]:
         """Returns the centre as it is now: its own fitness is not known, nor is a side's."""
         return [self._centre] if self._step else []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._reset()
-        replay_genomes(state, self.ask, self.tell, path_digest)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from merging.arrays import Vector
 from merging.spaces.axes import Axis, Choice, start
-from search.loop.journal import Journal, replay
+from search.checks import check_at_least, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
 
@@ -42,11 +43,8 @@ class GridSearch:
         popsize: int = 8,
         limit: int = 10_000,
     ) -> None:
-        for name, number in (("levels", levels), ("popsize", popsize)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if not (math.isfinite(reach) and reach > 0):
-            raise ValueError(f"reach must be a finite number above 0, got {reach}")
+        check_at_least(1, levels=levels, popsize=popsize)
+        check_positive(reach=reach)
         if mode not in ("factorial", "coordinate"):
             raise ValueError(f"mode must be 'factorial' or 'coordinate', got {mode!r}")
         self._start = start(axes)
@@ -63,7 +61,7 @@ class GridSearch:
                 f"the grid has {self.size} points, more than limit={limit}; take fewer levels, "
                 "coarser groups or mode=coordinate, or raise limit"
             )
-        self._journal = Journal()
+        self._ask_tell = AskTell[Vector](np.ndarray.copy)
 
     @property
     def size(self) -> int:
@@ -74,27 +72,18 @@ class GridSearch:
 
     def ask(self) -> list[Candidate[Vector]]:
         """Returns the next points; none when the grid is exhausted."""
-        self._journal.check_told()
-        first = self._journal.asked * self._popsize
+        self._ask_tell.check_told()
+        first = self._ask_tell.generations * self._popsize
         stop = min(first + self._popsize, self.size)
-        return self._journal.ask([self._genome(i) for i in range(first, stop)])
+        return self._ask_tell.ask([self._genome(i) for i in range(first, stop)])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Remembers the best; the points to come do not depend on it."""
-        self._journal.tell(outcomes)
+        self._ask_tell.tell(outcomes)
 
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones."""
-        return self._journal.best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._journal = Journal()
-        replay(state, self.ask, self.tell)
+        return self._ask_tell.best
 
     def _genome(self, point: int) -> Vector:
         if self._mode == "coordinate":

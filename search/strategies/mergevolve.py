@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from merging.arrays import Vector
 from merging.paths.path import Path, Step
 from merging.seeding import stable_seed
-from search.loop.journal import GenomeJournal, replay_genomes
+from search.checks import check_at_least, check_not_negative, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
 _TARGET = 0.2
@@ -36,8 +35,7 @@ def initial_weights(fitness: Sequence[float], *, temperature: float = 1.0) -> Ve
     values = np.array(fitness, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"fitness must be one finite number per expert, got {list(fitness)}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    check_positive(temperature=temperature)
     deviations = values - values.mean()
     spread = values.std()
     scores = deviations / spread / temperature if spread > 0 else deviations * 0
@@ -144,44 +142,35 @@ class MergEvolve:
         generations: int | None = None,
         patience: int | None = None,
     ) -> None:
-        for name, number, least in (
-            ("popsize", popsize, 2),
-            ("memory", memory, 1),
-            ("generations", generations, 1),
-            ("patience", patience, 1),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}")
-        for name, value in (
-            ("sigma", sigma),
-            ("alpha", alpha),
-            ("sigma_decay", sigma_decay),
-            ("alpha_decay", alpha_decay),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+        check_at_least(2, popsize=popsize)
+        check_at_least(1, memory=memory, generations=generations, patience=patience)
+        check_positive(sigma=sigma, alpha=alpha, sigma_decay=sigma_decay, alpha_decay=alpha_decay)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        if not (math.isfinite(adapt) and adapt >= 0):
-            raise ValueError(f"adapt must be a finite number of at least 0, got {adapt}")
+        check_not_negative(adapt=adapt)
         _check_choices(include_centre, pairing)
         _check_together(starts, popsize, antithetic, adapt, include_centre)
-        self._seed, self._starts, self._popsize = seed, tuple(starts), popsize
-        self._sigma, self._alpha, self._antithetic = sigma, alpha, antithetic
+        self._seed = seed
+        self._starts = tuple(starts)
+        self._popsize = popsize
+        self._sigma = sigma
+        self._alpha = alpha
+        self._antithetic = antithetic
         self._blend = tuple(momentum**age for age in range(memory + 1)) if momentum else (1.0,)
-        self._sigma_decay, self._alpha_decay, self._adapt = sigma_decay, alpha_decay, adapt
-        self._include_centre, self._pairing = include_centre, pairing
-        self._generations, self._patience = generations, patience
-        self._reset()
-
-    def _reset(self) -> None:
-        self._journal: GenomeJournal[Path] = GenomeJournal(path_digest)
-        first = self._starts[0] if len(self._starts) == 1 else None
-        self._centre = None if first is None else Path(first, blend=self._blend)
+        self._sigma_decay = sigma_decay
+        self._alpha_decay = alpha_decay
+        self._adapt = adapt
+        self._include_centre = include_centre
+        self._pairing = pairing
+        self._generations = generations
+        self._patience = patience
+        self._ask_tell = AskTell[Path]()
+        self._centre = Path(starts[0], blend=self._blend) if len(starts) == 1 else None
         self._generation = 0  # of samples
         self._noises = 0
         self._growth = 1.0  # of sigma
-        self._highest, self._stale = -math.inf, 0
+        self._highest = -math.inf
+        self._stale = 0  # generations without a new best
         self._samples: list[_Sample] = []
 
     def ask(self) -> list[Candidate[Path]]:
@@ -190,11 +179,11 @@ class MergEvolve:
         With several starts the first generation is these. Nothing is left to ask after
         `generations`, or when `patience` is at its end.
         """
-        self._journal.check_told()
+        self._ask_tell.check_told()
         if self._centre is None:
-            return self._journal.ask([Path(start, blend=self._blend) for start in self._starts])
+            return self._ask_tell.ask([Path(start, blend=self._blend) for start in self._starts])
         if self._generation == self._generations or self._stale == self._patience:
-            return self._journal.ask([])
+            return self._ask_tell.ask([])
         sides = (1.0, -1.0) if self._antithetic else (1.0,)
         count = self._popsize // len(sides)
         self._samples = [
@@ -206,7 +195,7 @@ class MergEvolve:
         genomes = [
             self._centre.perturbed(sample.number, sample.sign * sigma) for sample in self._samples
         ]
-        return self._journal.ask([self._centre, *genomes] if self._scores_centre else genomes)
+        return self._ask_tell.ask([self._centre, *genomes] if self._scores_centre else genomes)
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Steps along the noises by the ranks of their samples, which ids pair.
@@ -220,12 +209,12 @@ class MergEvolve:
                     f"mergevolve ranks by one number, candidate {outcome.id} has "
                     f"{outcome.fitness.size}: choose an objective with one, not pareto"
                 )
-        pairs = self._journal.tell(outcomes)
-        fitness = [None if o.fitness is None else float(o.fitness[0]) for _, o in pairs]
+        ordered = self._ask_tell.tell(outcomes)
+        fitness = [None if o.fitness is None else float(o.fitness[0]) for o in ordered]
         self._note_best(fitness)
         if self._centre is None:
-            best = self._journal.best
-            self._centre = best[0] if best else pairs[0][0].genome
+            best = self._ask_tell.best
+            self._centre = best[0] if best else Path(self._starts[0], blend=self._blend)
             return
         centre = fitness.pop(0) if self._scores_centre else None
         self._step(self._centre, fitness)
@@ -235,16 +224,7 @@ class MergEvolve:
 
     def recommend(self) -> list[Path]:
         """Returns the best path ever told; of equals the first."""
-        return self._journal.best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._reset()
-        replay_genomes(state, self.ask, self.tell, path_digest)
+        return self._ask_tell.best
 
     @property
     def _scores_centre(self) -> bool:
@@ -308,9 +288,3 @@ def _check_together(
         raise ValueError(
             "adapt compares samples with their centre: set include_centre=always, or adapt=0"
         )
-
-
-def path_digest(paths: Sequence[Path]) -> str:
-    """Returns 16 characters that tell one list of paths from another."""
-    text = json.dumps([path.to_json() for path in paths])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

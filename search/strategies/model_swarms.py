@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from merging.arrays import Vector
 from merging.seeding import stable_seed
 from merging.spaces.axes import Axis, Choice
-from search.loop.journal import Journal, replay
+from search.checks import check_at_least, check_not_negative, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome
 
@@ -29,16 +29,6 @@ class _Particle:
     best: Vector | None = None
     highest: float = -math.inf
     stale: int = 0  # steps since `best` was found
-
-
-@dataclass(frozen=True)
-class _Pulls:
-    """The four coefficients of the update; each step multiplies them by random numbers."""
-
-    inertia: float
-    cognitive: float
-    social: float
-    repel: float
 
 
 class ModelSwarms:
@@ -110,82 +100,58 @@ class ModelSwarms:
     ) -> None:
         if not axes:
             raise ValueError("the space has no axis; there is nothing to search")
-        self._axes, self._seed = tuple(axes), seed
+        self._axes = tuple(axes)
+        self._seed = seed
         self._corners = _checked(corners or {}, len(axes))
         self._popsize = _popsize(popsize, len(self._corners))
-        for name, value in (
-            ("sigma", sigma),
-            ("spread", spread),
-            ("step_length", step_length),
-            ("step_length_factor", step_length_factor),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        for name, value in (
-            ("inertia", inertia),
-            ("cognitive", cognitive),
-            ("social", social),
-            ("repel", repel),
-            ("least_step_length", least_step_length),
-        ):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+        check_positive(sigma=sigma, spread=spread)
+        check_positive(step_length=step_length, step_length_factor=step_length_factor)
+        check_not_negative(inertia=inertia, cognitive=cognitive, social=social, repel=repel)
+        check_not_negative(least_step_length=least_step_length)
+        check_at_least(1, restart=restart, patience=patience)
         if not inertia + cognitive + social + repel:
             raise ValueError("inertia, cognitive, social and repel are all 0: nothing would move")
-        for name, number in (("restart", restart), ("patience", patience)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {number}")
-        self._sigma, self._spread = sigma, spread
-        self._pulls = _Pulls(inertia, cognitive, social, repel)
-        self._step_length, self._factor, self._least = (
-            step_length,
-            step_length_factor,
-            least_step_length,
-        )
-        self._restart, self._patience = restart, patience
-        self._reset()
-
-    def _reset(self) -> None:
-        self._journal = Journal()
+        self._sigma = sigma
+        self._spread = spread
+        self._phi = np.array([inertia, cognitive, social, repel])
+        self._step_length = step_length
+        self._step_length_factor = step_length_factor
+        self._least_step_length = least_step_length
+        self._restart = restart
+        self._patience = patience
+        self._ask_tell = AskTell[Vector](np.ndarray.copy)
         self._swarm: list[_Particle] = []
         self._best: Vector | None = None
         self._worst: Vector | None = None
-        self._highest, self._lowest, self._stale = -math.inf, math.inf, 0
+        self._highest = -math.inf
+        self._lowest = math.inf
+        self._stale = 0
 
     def ask(self) -> list[Candidate[Vector]]:
         """Returns where the particles are after their next step; nothing after `patience`."""
-        self._journal.check_told()
+        self._ask_tell.check_told()
         if self._stale == self._patience:
-            return self._journal.ask([])
-        step = self._journal.asked
+            return self._ask_tell.ask([])
+        step = self._ask_tell.generations
         if step == 0:
             self._swarm = self._first_swarm()
         else:
             self._swarm = [self._moved(one, step, i) for i, one in enumerate(self._swarm)]
-        return self._journal.ask([self._genome(particle.place) for particle in self._swarm])
+        return self._ask_tell.ask([self._genome(particle.place) for particle in self._swarm])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Remembers every particle's best place, and the best and the worst of all."""
-        pairs = self._journal.tell(outcomes)
+        ordered = self._ask_tell.tell(outcomes)
         before = self._highest
         self._swarm = [
             self._learned(particle, outcome)
-            for particle, (_, outcome) in zip(self._swarm, pairs, strict=True)
+            for particle, outcome in zip(self._swarm, ordered, strict=True)
         ]
         self._stale = 0 if self._highest > before else self._stale + 1
 
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones."""
-        return self._journal.best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._reset()
-        replay(state, self.ask, self.tell)
+        return self._ask_tell.best
 
     def _first_swarm(self) -> list[_Particle]:
         rng = self._random("first")
@@ -213,21 +179,22 @@ class ModelSwarms:
         return [self._clipped(place) for place in places]
 
     def _moved(self, particle: _Particle, step: int, number: int) -> _Particle:
-        """Returns the particle after the step: paper, Algorithm 1, velocity and weight update."""
+        """Returns the particle after the step."""
         best, place, velocity = particle.best, particle.place, particle.velocity
         if best is not None and self._restart is not None and particle.stale >= self._restart:
             place, velocity = best, np.zeros_like(velocity)
-        r_v, r_p, r_g, r_w = self._random("step", step, number).random(4).tolist()
-        v, p = r_v * self._pulls.inertia, r_p * self._pulls.cognitive
-        g, w = r_g * self._pulls.social, r_w * self._pulls.repel
-        velocity = (
+        # r phi, with r_v, r_p, r_g, r_w ~ U[0, 1]
+        v, p, g, w = (self._random("step", step, number).random(4) * self._phi).tolist()
+        velocity = (  # v <- (r_v phi_v v + r_p phi_p (p - x) + r_g phi_g (g - x) - ...) / C
             v * velocity
             + p * _way(place, best)
             + g * _way(place, self._best)
             - w * _way(place, self._worst)
         ) / (v + p + g + w)
-        length = max(self._step_length * self._factor ** (step - 1), self._least)
-        return replace(particle, place=self._clipped(place + length * velocity), velocity=velocity)
+        decayed = self._step_length * self._step_length_factor ** (step - 1)
+        length = max(decayed, self._least_step_length)  # lambda
+        place = self._clipped(place + length * velocity)  # x <- x + lambda v
+        return replace(particle, place=place, velocity=velocity)
 
     def _learned(self, particle: _Particle, outcome: Outcome) -> _Particle:
         if outcome.fitness is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from merging.arrays import Vector
 from merging.spaces.axes import Axis, Choice, Real
-from search.loop.journal import Journal, replay, replay_steady, vector_digest
+from search.checks import check_at_least, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
 _FIRST_FAILURE = 1e15
@@ -64,52 +65,34 @@ class NevergradStrategy:
     ) -> None:
         if not axes:
             raise ValueError("the space has no axis; there is nothing to search")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be a finite number above 0, got {sigma}")
-        if budget is not None and budget < 1:
-            raise ValueError(f"budget must be at least 1 or null, got {budget}")
-        self._axes, self._seed, self._sigma = tuple(axes), seed, sigma
-        self._name, self._budget, self._include_start = optimizer, budget, include_start
+        check_positive(sigma=sigma)
+        check_at_least(1, budget=budget)
+        self._axes = tuple(axes)
+        self._sigma = sigma
+        self._name = optimizer
+        self._include_start = include_start
         self._popsize = _popsize(optimizer, popsize, len(axes))
-        self._reset()
-
-    def _reset(self) -> None:
-        self._journal = Journal()
+        self._ask_tell = AskTell[Vector](np.ndarray.copy)
         self._losses = _Losses()
-        self._waiting: list[Any] = []
-        self._alone: dict[int, Any] = {}
-        self._numpy_state = np.random.RandomState(self._seed).get_state()
+        self._waiting: dict[int, Any] = {}
+        self._numpy_state = np.random.RandomState(seed).get_state()
         with self._own_numpy():
-            self._optimizer = _build(
-                self._name, self._axes, self._seed, self._popsize, self._budget
-            )
+            self._optimizer = _build(optimizer, self._axes, seed, self._popsize, budget)
 
     def ask(self) -> list[Candidate[Vector]]:
         """Returns the next generation of `popsize` candidates."""
-        self._journal.check_told()
-        with self._own_numpy():
-            self._waiting = self._ask_optimizer()
-        return self._journal.ask([self._genome(asked.value) for asked in self._waiting])
-
-    def _ask_optimizer(self) -> list[Any]:
-        if self._journal.asked or not self._include_start:
-            return [self._optimizer.ask() for _ in range(self._popsize)]
-        self._optimizer.suggest(_start_value(self._axes))
-        generation = [self._optimizer.ask() for _ in range(self._popsize)]
-        if self._name in _CMA:
-            # CMA samples whole generations. The start took one place in this one; the sample left
-            # over would otherwise come first in the next, and so on in every one.
-            self._optimizer.ask()
-        return generation
+        self._ask_tell.check_told()
+        first = self._ask_tell.candidates
+        asked = [self._ask_optimizer(first + i) for i in range(self._popsize)]
+        candidates = self._ask_tell.ask([self._genome(one.value) for one in asked])
+        self._waiting = {
+            candidate.id: one for candidate, one in zip(candidates, asked, strict=True)
+        }
+        return candidates
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Tells the optimizer, in the order of ids; a failure is worse than all seen before."""
-        pairs = self._journal.tell(outcomes)
-        losses = self._losses.of([outcome for _, outcome in pairs])
-        with self._own_numpy():
-            for asked, loss in zip(self._waiting, losses, strict=True):
-                self._optimizer.tell(asked, loss[0] if len(loss) == 1 else loss)
-        self._waiting = []
+        self._tell_optimizer(self._ask_tell.tell(outcomes))
 
     @property
     def one_at_a_time(self) -> bool:
@@ -117,42 +100,40 @@ class NevergradStrategy:
         return bool(ng.optimizers.registry[self._name].no_parallelization)
 
     def ask_one(self) -> Candidate[Vector]:
-        """Returns the next candidate; see `search.loop.steady.SteadyStrategy`."""
-        self._journal.check_alone()
-        number = self._journal.candidates
+        """Returns the next candidate; see `search.loop.steady_state.SteadyStrategy`."""
+        self._ask_tell.check_steady()
+        asked = self._ask_optimizer(self._ask_tell.candidates)
+        candidate = self._ask_tell.ask_one(self._genome(asked.value))
+        self._waiting[candidate.id] = asked
+        return candidate
+
+    def tell_one(self, outcome: Outcome) -> None:
+        """Tells the optimizer, which takes outcomes in any order; a failure as in `tell`."""
+        self._ask_tell.tell_one(outcome)
+        self._tell_optimizer([outcome])
+
+    def _ask_optimizer(self, number: int) -> Any:
+        """Returns what nevergrad asks as candidate `number`."""
         with self._own_numpy():
             if self._include_start and number == 0:
                 self._optimizer.suggest(_start_value(self._axes))
             asked = self._optimizer.ask()
             if self._include_start and self._name in _CMA and number == self._popsize - 1:
-                self._optimizer.ask()  # the sample whose place the start took, as in `ask`
-        candidate = self._journal.ask_one(self._genome(asked.value))
-        self._alone[candidate.id] = asked
-        return candidate
+                # CMA samples whole generations. The start took one place in the first; the sample
+                # left over would otherwise come first in the next, and so on in every one.
+                self._optimizer.ask()
+        return asked
 
-    def tell_one(self, outcome: Outcome) -> None:
-        """Tells the optimizer, which takes outcomes in any order; a failure as in `tell`."""
-        candidate = self._journal.tell_one(outcome)
-        (loss,) = self._losses.of([outcome])
+    def _tell_optimizer(self, outcomes: Sequence[Outcome]) -> None:
+        losses = self._losses.of(outcomes)
         with self._own_numpy():
-            asked = self._alone.pop(candidate.id)
-            self._optimizer.tell(asked, loss[0] if len(loss) == 1 else loss)
+            for outcome, loss in zip(outcomes, losses, strict=True):
+                asked = self._waiting.pop(outcome.id)
+                self._optimizer.tell(asked, loss[0] if len(loss) == 1 else loss)
 
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones: no model's guess."""
-        return self._journal.best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`; takes as long as asking and telling them took."""
-        self._reset()
-        if "steady" in state:
-            replay_steady(state["steady"], self.ask_one, self.tell_one, vector_digest)
-        else:
-            replay(state, self.ask, self.tell)
+        return self._ask_tell.best
 
     def _genome(self, value: tuple[Any, ...]) -> Vector:
         reals, options = iter(value[0]), iter(value[1:])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from merging.arrays import Vector
 from merging.spaces.axes import Axis, Choice, start
-from search.loop.journal import Journal, replay, replay_steady, vector_digest
+from search.checks import check_at_least, check_positive
+from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
 
@@ -36,46 +36,35 @@ class RandomSearch:
         sigma: float = 1.0,
         include_start: bool = True,
     ) -> None:
-        if popsize < 1:
-            raise ValueError(f"popsize must be at least 1, got {popsize}")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be a finite number above 0, got {sigma}")
-        self._axes, self._seed = tuple(axes), seed
-        self._popsize, self._sigma, self._include_start = popsize, sigma, include_start
-        self._journal = Journal()
+        check_at_least(1, popsize=popsize)
+        check_positive(sigma=sigma)
+        self._axes = tuple(axes)
+        self._seed = seed
+        self._popsize = popsize
+        self._sigma = sigma
+        self._include_start = include_start
+        self._ask_tell = AskTell[Vector](np.ndarray.copy)
 
     def ask(self) -> list[Candidate[Vector]]:
         """Returns the next `popsize` samples."""
-        first = self._journal.asked * self._popsize
-        return self._journal.ask([self._genome(first + i) for i in range(self._popsize)])
+        first = self._ask_tell.generations * self._popsize
+        return self._ask_tell.ask([self._genome(first + i) for i in range(self._popsize)])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Remembers the best; the samples to come do not depend on it."""
-        self._journal.tell(outcomes)
+        self._ask_tell.tell(outcomes)
 
     def ask_one(self) -> Candidate[Vector]:
-        """Returns the next sample; see `search.loop.steady.SteadyStrategy`."""
-        return self._journal.ask_one(self._genome(self._journal.candidates))
+        """Returns the next sample; see `search.loop.steady_state.SteadyStrategy`."""
+        return self._ask_tell.ask_one(self._genome(self._ask_tell.candidates))
 
     def tell_one(self, outcome: Outcome) -> None:
         """Remembers the best."""
-        self._journal.tell_one(outcome)
+        self._ask_tell.tell_one(outcome)
 
     def recommend(self) -> list[Vector]:
         """Returns the best genome told, or the non-dominated ones."""
-        return self._journal.best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the outcomes told, as JSON values."""
-        return self._journal.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replays the outcomes of `state`."""
-        self._journal = Journal()
-        if "steady" in state:
-            replay_steady(state["steady"], self.ask_one, self.tell_one, vector_digest)
-        else:
-            replay(state, self.ask, self.tell)
+        return self._ask_tell.best
 
     def _genome(self, candidate_id: int) -> Vector:
         if candidate_id == 0 and self._include_start:

@@ -112,12 +112,6 @@ class Scripted:
     def recommend(self) -> list[Vector]:
         return []
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError
-
 
 class TestResume:
     def test_killed_at_every_evaluation_and_resumed_gives_the_same_bytes(

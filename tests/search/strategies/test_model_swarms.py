@@ -277,8 +277,8 @@ def test_options_without_meaning_are_refused() -> None:
         negative: dict[str, Any] = {name: -1}
         refused(f"{name} must be a finite number of at least 0, got -1", **negative)
     refused("all 0: nothing would move", inertia=0, cognitive=0, social=0, repel=0)
-    refused("restart must be at least 1 or null, got 0", restart=0)
-    refused("patience must be at least 1 or null, got 0", patience=0)
+    refused("restart must be at least 1, got 0", restart=0)
+    refused("patience must be at least 1, got 0", patience=0)
     refused(r"corner code has shape \(2,\), the axes want \(3,\)", axes=AXES[:3], corners=CORNERS)
 
 

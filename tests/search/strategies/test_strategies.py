@@ -98,7 +98,7 @@ class TestNevergrad:
             NevergradStrategy(axes=AXES, seed=0, sigma=0)
         with pytest.raises(ValueError, match="popsize must be at least 2 with CMA, got 1"):
             NevergradStrategy(axes=AXES, seed=0, popsize=1)
-        with pytest.raises(ValueError, match="budget must be at least 1 or null, got 0"):
+        with pytest.raises(ValueError, match="budget must be at least 1, got 0"):
             NevergradStrategy(axes=AXES, seed=0, budget=0)
 
     def test_losses_of_failures_are_finite_and_worse_than_all_seen(self) -> None:

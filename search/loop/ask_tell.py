@@ -1,42 +1,47 @@
-"""Order of calls of an ask/tell strategy: who was asked, and whether exactly those are told."""
+"""Order of calls of an ask/tell strategy, ids of its candidates, and the best it was told."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic
 
 import numpy as np
 
+from search.ranking import Best
 from search.strategy import Candidate, G, Outcome
 
 
-class Asked(Generic[G]):
-    """Hands out ids and pairs outcomes with their candidates; strategies hold one of these."""
+class AskTell(Generic[G]):
+    """Hands out ids, pairs outcomes with their candidates, keeps the best; strategies hold one.
 
-    def __init__(self) -> None:
-        self._next_id = 0
+    Args:
+        copy: what callers get of a genome; None: genomes cannot be changed.
+    """
+
+    def __init__(self, copy: Callable[[G], G] | None = None) -> None:
+        self._copy = copy
+        self._steady: bool | None = None
+        self._pending: dict[int, G] = {}
         self._objectives: int | None = None
-        self._pending: list[Candidate[G]] = []
-        self._alone: bool | None = None
+        self._best: Best[G] = Best()
+        self.candidates = 0
+        """How many candidates were asked."""
+        self.generations = 0
+        """How many generations were asked, also counting one that waits for its outcomes."""
 
     @property
-    def count(self) -> int:
-        """How many candidates were asked so far."""
-        return self._next_id
-
-    @property
-    def pending(self) -> tuple[Candidate[G], ...]:
-        """The candidates asked and not yet told."""
-        return tuple(self._pending)
+    def best(self) -> list[G]:
+        """The best genome told, or the non-dominated ones; copies."""
+        return [self._copied(genome) for genome in self._best.genomes]
 
     def check_told(self) -> None:
         """Raises RuntimeError while a generation waits for its outcomes, or in a steady state."""
-        if self._alone:
+        if self._steady:
             raise RuntimeError("ask() was called after ask_one(); a search has one way of asking")
         if self._pending:
-            ids = [candidate.id for candidate in self._pending]
             raise RuntimeError(
-                f"ask() was called before candidates {ids} were told; call tell() first"
+                f"ask() was called before candidates {list(self._pending)} were told; call "
+                "tell() first"
             )
 
     def ask(self, genomes: Sequence[G]) -> list[Candidate[G]]:
@@ -46,34 +51,33 @@ class Asked(Generic[G]):
             RuntimeError: the generation asked before has not been told.
         """
         self.check_told()
-        self._alone = False
-        self._pending = [Candidate(self._next_id + i, genome) for i, genome in enumerate(genomes)]
-        self._next_id += len(genomes)
-        return list(self._pending)
+        self._steady = False
+        self.generations += bool(genomes)
+        return [self._candidate(genome) for genome in genomes]
 
-    def tell(self, outcomes: Sequence[Outcome]) -> list[tuple[Candidate[G], Outcome]]:
-        """Returns each candidate with its outcome, sorted by id, and stops waiting for them.
+    def tell(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Returns the outcomes of the generation sorted by id, and stops waiting for them.
 
         Raises:
             RuntimeError: nothing was asked.
             ValueError: ids are missing, doubled or were not asked; a fitness is not finite or
                 has another number of objectives than those before.
         """
-        if not self._pending or self._alone:
+        if not self._pending or self._steady:
             raise RuntimeError("tell() was called before ask(); there is nothing to be told")
-        _check_ids([candidate.id for candidate in self._pending], [o.id for o in outcomes])
-        by_id = {outcome.id: outcome for outcome in outcomes}
-        pairs = [(candidate, by_id[candidate.id]) for candidate in self._pending]
+        _check_ids(list(self._pending), [outcome.id for outcome in outcomes])
+        ordered = sorted(outcomes, key=lambda outcome: outcome.id)
         objectives = self._objectives
-        for _, outcome in pairs:
+        for outcome in ordered:
             objectives = _check_fitness(outcome, objectives)
         self._objectives = objectives
-        self._pending = []
-        return pairs
+        for outcome in ordered:
+            self._best.add(outcome.id, self._pending.pop(outcome.id), outcome.fitness)
+        return ordered
 
-    def check_alone(self) -> None:
+    def check_steady(self) -> None:
         """Raises RuntimeError where whole generations were asked."""
-        if self._alone is False:
+        if self._steady is False:
             raise RuntimeError("ask_one() was called after ask(); a search has one way of asking")
 
     def ask_one(self, genome: G) -> Candidate[G]:
@@ -82,28 +86,33 @@ class Asked(Generic[G]):
         Raises:
             RuntimeError: whole generations were asked before.
         """
-        self.check_alone()
-        self._alone = True
-        candidate = Candidate(self._next_id, genome)
-        self._pending.append(candidate)
-        self._next_id += 1
-        return candidate
+        self.check_steady()
+        self._steady = True
+        return self._candidate(genome)
 
-    def tell_one(self, outcome: Outcome) -> Candidate[G]:
-        """Returns the outcome's candidate, and stops waiting for it.
+    def tell_one(self, outcome: Outcome) -> None:
+        """Takes the outcome of a candidate that waits for one.
 
         Raises:
             ValueError: it does not wait for an outcome, or wants `tell`; or as `tell`.
         """
-        waiting = {each.id: each for each in self._pending if self._alone}
+        waiting = self._pending if self._steady else {}
         if outcome.id not in waiting:
             raise ValueError(
                 f"tell_one() was given candidate {outcome.id}, which waits for no outcome of its "
                 f"own; waiting are {list(waiting)}"
             )
         self._objectives = _check_fitness(outcome, self._objectives)
-        self._pending.remove(waiting[outcome.id])
-        return waiting[outcome.id]
+        self._best.add(outcome.id, self._pending.pop(outcome.id), outcome.fitness)
+
+    def _candidate(self, genome: G) -> Candidate[G]:
+        number = self.candidates
+        self.candidates += 1
+        self._pending[number] = genome
+        return Candidate(number, self._copied(genome))
+
+    def _copied(self, genome: G) -> G:
+        return genome if self._copy is None else self._copy(genome)
 
 
 def _check_ids(asked: Sequence[int], told: Sequence[int]) -> None:

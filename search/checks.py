@@ -1,0 +1,33 @@
+"""What numbers among the options may be: refused by name."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_positive(prefix: str = "", /, **values: float) -> None:
+    """Raises ValueError for a number that is not finite or not above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{prefix}{name} must be a finite number above 0, got {value}")
+
+
+def check_not_negative(prefix: str = "", /, **values: float) -> None:
+    """Raises ValueError for a number that is not finite or below 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{prefix}{name} must be a finite number of at least 0, got {value}")
+
+
+def check_at_least(least: int, prefix: str = "", /, **values: int | None) -> None:
+    """Raises ValueError for a count below `least`; None is no count."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{prefix}{name} must be at least {least}, got {value}")
+
+
+def check_probability(prefix: str = "", /, **values: float) -> None:
+    """Raises ValueError for a number outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{prefix}{name} must lie in [0, 1], got {value}")

@@ -15,7 +15,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 
 from experiments.benchmarks.measured import Measured
 from experiments.runs.directory import environment
+from experiments.runs.markdown import markdown_table
 from merging.files import write_text
 
 BENCHMARKS = (
@@ -40,6 +41,7 @@ BENCHMARKS = (
     "search_memory",
     "start_up",
 )
+_HEAD = ("measure", "ours", "against", "its figure", "ratio", "bar", "met", "note")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +127,8 @@ def _page(results: Path) -> str:
         parts.append(f"## {found['device']}")
         for name, entry in found["rows"].items():
             parts.append(f"### {name}\n\n{_described(entry['environment'])}")
-            parts.append(_table(Measured(**row) for row in entry["rows"]))
+            cells = [_cells(Measured(**row)) for row in entry["rows"]]
+            parts.append(markdown_table(_HEAD, cells, "lrlrrrll"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,12 +138,6 @@ def _described(machine: Mapping[str, Any]) -> str:
         f"{machine['platform']}, {machine['cores']} cores, Python {machine['python']}, "
         f"torch {packages['torch']}, transformers {packages['transformers']}"
     )
-
-
-def _table(rows: Iterable[Measured]) -> str:
-    head = "| measure | ours | against | its figure | ratio | bar | met | note |"
-    lines = [f"| {' | '.join(_cells(row))} |" for row in rows]
-    return "\n".join([head, "|---|--:|---|--:|--:|--:|---|---|", *lines])
 
 
 if __name__ == "__main__":

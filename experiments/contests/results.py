@@ -13,6 +13,7 @@ from experiments.contests.plan import Entry
 from experiments.reports.table import by_fitness, duration, fitness_text, number
 from experiments.runs.files import read_json
 from experiments.runs.machine import machine
+from experiments.runs.markdown import markdown_table
 from experiments.runs.model_scores import ModelRow, models_of, tasks_of
 
 
@@ -68,9 +69,7 @@ def _table(
     failures: Mapping[Path, str],
     target: float | None,
 ) -> str:
-    arms = "\n".join(
-        f"| {arm} | `{shlex.join(options)}` |" for arm, options in content["arms"].items()
-    )
+    arms = [[arm, f"`{shlex.join(options)}`"] for arm, options in content["arms"].items()]
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))
     parts = [
         f"## {content['title']}: {name}",
@@ -90,8 +89,8 @@ def _table(
             parts.append(markdown(found))
         except ValueError as error:
             parts.append(f"Not compared: {error}.")
-    head = "<details><summary>Options of the arms</summary>\n\n| arm | options |\n|---|---|"
-    parts.append(f"{head}\n{arms}\n\n</details>")
+    options = markdown_table(["arm", "options"], arms)
+    parts.append(f"<details><summary>Options of the arms</summary>\n\n{options}\n\n</details>")
     return "\n\n".join(parts)
 
 
@@ -111,17 +110,17 @@ def _models(run: Path) -> str:
     models = [m for m in models_of(summary) if m.kind in ("base", "expert", "static")]
     tasks = tasks_of(summary)
     heads = ["model", "kind", "search fitness", "held-out fitness", *(t.metric for t in tasks)]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * (len(heads) - 2)]
-    for model in reversed(by_fitness(models, "report")):
-        cells = [
+    rows = [
+        [
             model.name,
             model.kind,
             fitness_text(model.fitness("search")),
             fitness_text(model.fitness("report")),
             *(number(model.score("report", task.metric)) for task in tasks),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for model in reversed(by_fitness(models, "report"))
+    ]
+    return markdown_table(heads, rows, "llr")
 
 
 def _read_models(run: Path) -> Sequence[ModelRow]:

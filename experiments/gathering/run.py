@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluators.engine.engine import BATCH_TOKENS
 from evaluators.engine.resident import Resident
@@ -25,6 +24,7 @@ from experiments.gathering.private import PrivateStatistics, units_of
 from experiments.runs.directory import check_writable, clear_drafts, locked
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
+from experiments.runs.progress import ProgressBar
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
@@ -196,7 +196,7 @@ class _Gathering:
 
     def _gathered(self, name: str, origin: Origin) -> dict[str, Tensor]:
         items = self.items[name] if self.private is None else self.units[name]
-        with tqdm(total=len(items), desc=name, unit="item", leave=False, disable=None) as bar:
+        with ProgressBar(len(items), name, "item") as bar:
             if self.private is not None:
                 gather = partial(self._statistics, name, origin, advance=lambda _: None)
                 return self.private.release(

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +24,7 @@ from experiments.experts.quickstart import corpus, tasks, tokenizer, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
 from experiments.experts.quickstart.tasks import HeldOut
 from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
+from experiments.runs.progress import ProgressBar
 from merging.files import apply_umask
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def _train_all(
     model = training.new_model(size, seed=seed)
     schedules = [base, *(made.schedule for made in settings.experts.values())]
     windows = sum(schedule.steps * schedule.batch for schedule in schedules)
-    with tqdm(total=windows, unit="window", disable=not progress) as bar:
+    with ProgressBar(windows, "quickstart", "window", shown=progress, leave=True) as bar:
         _train(model, "base", streams, base, seed, bar)
         _save(model, size, folders.base)
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -241,13 +241,12 @@ def _train(
     streams: Mapping[str, Stream],
     schedule: Schedule,
     seed: int,
-    bar: tqdm[NoReturn],
+    bar: ProgressBar,
 ) -> None:
     def advance(loss: float) -> None:
-        bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
-        bar.update(schedule.batch)
+        bar.update(schedule.batch, f"loss {loss:.2f}")
 
-    bar.set_description(f"quickstart, once: training {label}")
+    bar.describe(f"quickstart, once: training {label}")
     training.train(model, streams, schedule, seed=seed, label=label, on_step=advance)
 
 

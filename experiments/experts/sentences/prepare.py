@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import SentenceSchedule
+from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
 from merging.files import apply_umask
@@ -194,7 +194,7 @@ def _make(
             _save(encoder.module(dtype=torch.float32, device=torch.device("cpu")), encoder, out)
     schedule = settings.schedule
     total = schedule.steps * len(tasks)
-    with tqdm(total=total, unit="step", disable=not progress) as bar:
+    with ProgressBar(total, "sentences", "step", shown=progress, leave=True) as bar:
         for task in tasks:
             with _appearing(draft.experts[task.name]) as out:
                 if out is None:
@@ -212,16 +212,15 @@ def _train(
     settings: SentenceSettings,
     seed: int,
     out: Path,
-    bar: tqdm[NoReturn],
+    bar: ProgressBar,
 ) -> None:
     losses: list[float] = []
 
     def advance(loss: float) -> None:
         losses.append(loss)
-        bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
-        bar.update()
+        bar.update(note=f"loss {loss:.2f}")
 
-    bar.set_description(f"sentences, once: training {task.name}")
+    bar.describe(f"sentences, once: training {task.name}")
     with quiet_transformers():
         model: Any = training.new_classifier(base, task.classes, seed=seed, label=task.name)
     training.train(

@@ -10,6 +10,7 @@ import numpy as np
 from evaluators.memorization.exposure import chance_exposure
 from experiments.contests.plan import Entry
 from experiments.papers.csirt.merges import SkillMemoryPoint, points_of
+from experiments.runs.markdown import markdown_table
 from merging.arrays import Vector
 
 EVOLVED = "evolved"
@@ -36,7 +37,7 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
             if name == EVOLVED:
                 pairs.setdefault(entry.world, {})[entry.arm] = point
     rows = [_row(name, list(points.values()), chance) for name, points in found.items()]
-    head = "| model | macro-F1 | exposure, bits | above chance |\n|---|--:|--:|--:|"
+    head = ["model", "macro-F1", "exposure, bits", "above chance"]
     verdict = _verdict(pairs, found, chance)
     runs = len({entry.world for entry in entries})
     return (
@@ -46,7 +47,7 @@ def merge_section(entries: Sequence[Entry], variants: int) -> str:
         f"above chance by a share of the worst expert's ({_shares(entries)}). Reported: other "
         "records and the other half of "
         f"the canaries, mean ± standard deviation over seeds; chance {chance:.2f} bits.\n\n"
-        + "\n".join([head, *rows])
+        + markdown_table(head, rows)
         + f"\n\n{_front(found)}\n\n{verdict}"
     )
 
@@ -89,13 +90,11 @@ def _beats(one: SkillMemoryPoint, other: SkillMemoryPoint) -> bool:
     return better and one != other
 
 
-def _row(name: str, points: Sequence[SkillMemoryPoint], chance: float) -> str:
+def _row(name: str, points: Sequence[SkillMemoryPoint], chance: float) -> list[str]:
     skills = np.array([point.skill for point in points])
     memories = np.array([point.memory for point in points])
-    return (
-        f"| {name} | {_spread(skills, 3)} | {_spread(memories, 2)} | "
-        f"{memories.mean() - chance:+.2f} |"
-    )
+    above = f"{memories.mean() - chance:+.2f}"
+    return [name, _spread(skills, 3), _spread(memories, 2), above]
 
 
 def _verdict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from experiments.papers.csirt.scores import CellScores
 from experiments.papers.csirt.verdicts import verdicts
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
+from experiments.runs.markdown import markdown_table
 from merging.arrays import Vector
 
 EXPOSURE = "values/exposure"
@@ -117,7 +118,7 @@ def _exposures(found: CellScores, setting: StudySetting) -> str:
     return (
         "## Exposure by regime, raw records\n\n"
         f"Bits, mean over {10 * setting.data.canaries} canaries and ± standard deviation over "
-        f"seeds; right the paper's four models.\n\n{_table(head, rows)}"
+        f"seeds; right the paper's four models.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -136,7 +137,7 @@ def _recovered(found: CellScores) -> str:
         "(E[V0] - E[V0fs]) / denominator: what fewer updates alone explain of the drop. From the "
         "means over seeds, in brackets the least and largest of the seeds. The paper divides by "
         "V0 - V1; its fractions against VA are computed from its ablation."
-        f"\n\n{_table(head, rows)}"
+        f"\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -158,7 +159,8 @@ def _stack(found: CellScores) -> str:
     return (
         "## What of V1 does it: lots or NF4\n\n"
         "NF4 here: the base's linear layers are rounded to 4 bits (blocks of 64) before training; "
-        f"all parameters are then trained, in the paper an adapter.\n\n{_table(head, rows)}"
+        "all parameters are then trained, in the paper an adapter.\n\n"
+        + markdown_table(head, rows)
     )
 
 
@@ -180,7 +182,7 @@ def _pairs(found: CellScores) -> str:
     head = ["comparison", "base", "bits", "Cliff's delta", "p", "q (BH)", "pairs"]
     return (
         "## Differences\n\nOver canaries and seeds, paired: Wilcoxon's signed-rank test.\n\n"
-        f"{_table(head, rows)}"
+        f"{markdown_table(head, rows)}"
     )
 
 
@@ -219,7 +221,7 @@ def _noise(found: CellScores, setting: StudySetting) -> str:
         "As released, one clip coefficient from the mean token loss multiplies a sum over T "
         "tokens: the sensitivity is T x C, T the longest record. A canary fills "
         f"{setting.data.clones} records: what even a correct guarantee leaves of itself for so "
-        f"many at once is in the column of the group.\n\n{_table(head, rows)}"
+        f"many at once is in the column of the group.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -255,7 +257,7 @@ def _pseudonyms(found: CellScores) -> str:
         "Attack 1 asks a model that was trained on slugs for the original values, attack 2 for "
         f"the slugs. The paper: reduction {100 * low:.0f} to {100 * high:.0f} %, attack 1 "
         f"{_of(published.FIRST_ATTACK)} bits, attack 2 {_of(published.SECOND_ATTACK)} bits on the "
-        f"ten class A canaries alone.\n\n{_table(head, rows)}"
+        f"ten class A canaries alone.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -281,7 +283,7 @@ def _attacks(found: CellScores) -> str:
         "canary's mean over variants, as published (V0 "
         f"{_of(published.AUC_RAW)}, others {_of(published.AUC_OTHERS)}). Min-K%++ is the real "
         "one, with the vocabulary's mean and deviation. Ranked first: share of canaries (chance "
-        f"0.01).\n\n{_table(['regime', 'base', *metrics], rows)}"
+        f"0.01).\n\n{markdown_table(['regime', 'base', *metrics], rows)}"
     )
 
 
@@ -297,7 +299,8 @@ def _utility(found: CellScores) -> str:
         "## Utility: macro-F1 of the CVSS band\n\n"
         f"The paper: {_of(published.MACRO_F1)} for all 96 adapters, one in four by chance. Here "
         "the flaw's name stands in front of the score and the base has not seen these flaws, so "
-        f"that there is something to learn.\n\n{_table(['form', 'regime', *found.bases], rows)}"
+        "that there is something to learn.\n\n"
+        + markdown_table(["form", "regime", *found.bases], rows)
     )
 
 
@@ -331,8 +334,3 @@ def _p(value: float) -> str:
 
 def _of(ends: tuple[float, float]) -> str:
     return f"{ends[0]:g} to {ends[1]:g}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

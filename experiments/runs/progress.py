@@ -1,0 +1,109 @@
+"""Progress of long work: a bar on a terminal, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class ProgressBar:
+    """A bar on a terminal; in a log or a pipe one line at most every `every_s` seconds.
+
+    Use it as a context manager around the work. Work that ends before the first line is due says
+    nothing outside a terminal; else the last line tells where it ended.
+
+    Args:
+        total: how much there is to do, in units.
+        what: is being done.
+        unit: of the work, singular.
+        shown: False: neither bar nor lines.
+        leave: let a full bar stand on the terminal.
+        every_s: seconds between two lines.
+        stream: where both go; None: standard error.
+        clock: seconds from any start; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        unit: str,
+        *,
+        shown: bool = True,
+        leave: bool = False,
+        every_s: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._unit = total, unit
+        self._stream = sys.stderr if stream is None else stream
+        terminal = self._stream.isatty()
+        self._writes_lines = shown and not terminal
+        self._every_s, self._clock = every_s, clock
+        self._what, self._note = what, ""
+        self._done = self._written = 0
+        self._began = self._last_line = clock()
+        self._bar = tqdm(
+            total=total,
+            desc=what,
+            unit=unit,
+            leave=leave,
+            file=self._stream,
+            disable=not (shown and terminal),
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> ProgressBar:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the bar, or writes where the lines ended."""
+        self._bar.close()
+        if 0 < self._written < self._done:
+            self._write_line()
+
+    def describe(self, what: str) -> None:
+        """Says what is being done from now on."""
+        self._what = what
+        self._bar.set_description(what)
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Counts units that are done; `note` says how it went, for example a loss."""
+        self._done += count
+        self._note = note
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(count)
+        if self._writes_lines and self._clock() - self._last_line >= self._every_s:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        self._last_line, self._written = self._clock(), self._done
+        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s"]
+        if self._note:
+            parts.append(self._note)
+        if 0 < self._done < self._total:
+            pace_s = (self._last_line - self._began) / self._done
+            left = tqdm.format_interval(pace_s * (self._total - self._done))
+            parts.append(f"about {left} left")
+        print(", ".join(parts), file=self._stream, flush=True)
+
+
+def tracked(items: Sequence[T], what: str, unit: str) -> Iterator[T]:
+    """Yields the items and shows how many of them have been worked on."""
+    with ProgressBar(len(items), what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

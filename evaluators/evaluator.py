@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from evaluators.requests import Request, Response
+from evaluators.items import ItemSet
+from evaluators.requests import Response
 from merging.arrays import Vector
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
@@ -61,34 +62,21 @@ class Evaluator(Protocol):
         ...
 
     @property
-    def source(self) -> str:
-        """Identity of the data and its split, for example ``code/search`` or a file's path."""
-        ...
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Stable digest of every item, in order; two splits must not share them."""
-        ...
-
-    def requests(self) -> Sequence[Request]:
-        """Returns all requests, tokenised once, in the same order on every call."""
+    def items(self) -> ItemSet[Any]:
+        """The items of the split, tokenised once."""
         ...
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns a score for every metric from the answers to `requests`, in order."""
+        """Returns a score for every metric from the answers to the items' requests, in order."""
         ...
 
-    def subset(self, items: Sequence[int]) -> Evaluator:
+    def subset(self, indices: Sequence[int]) -> Evaluator:
         """Returns this evaluator on some of its items; nothing is tokenised again.
 
-        Requests, cases and `items` are those of the full one, in the order of the places; a
-        metric of all items together is computed from these alone, and so are cases that compare
-        an item with the others. The source stays the same.
-
-        Args:
-            items: places in `items`, each once.
+        A metric of all items together is computed from these alone, and so are cases that
+        compare an item with the others.
 
         Raises:
-            ValueError: there are none, one is no place, or one comes twice.
+            ValueError: as `ItemSet.subset`.
         """
         ...

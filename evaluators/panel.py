@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
 from evaluators.evaluator import Direction, Evaluator, Score
+from evaluators.items import ItemSet
 from evaluators.requests import EvaluationError, Request, Response
 from merging.seeding import generator
 
@@ -42,9 +43,9 @@ class Panel:
             if "/" in task or not task:
                 raise ValueError(f"task name {task!r} must not be empty or contain '/'")
             if not evaluator.items:
-                raise ValueError(f"{split} task {task!r} ({evaluator.source}) has no items")
+                raise ValueError(f"{split} task {task!r} ({evaluator.items.source}) has no items")
             start = len(requests)
-            requests.extend(evaluator.requests())
+            requests.extend(evaluator.items.requests)
             self._parts[task] = slice(start, len(requests))
         self._requests = tuple(requests)  # one object for all candidates: the engine plans once
 
@@ -119,10 +120,6 @@ class Panel:
         for task, evaluator in self.evaluators.items():
             for other_task, other_evaluator in other.evaluators.items():
                 pair = f"{self.split} task {task!r} and {other.split} task {other_task!r}"
-                if evaluator.source == other_evaluator.source:
-                    raise ValueError(
-                        f"{pair} both read {evaluator.source}; give them different items"
-                    )
                 _check_items(pair, evaluator.items, other_evaluator.items)
 
 
@@ -132,9 +129,11 @@ def _drawn(count: int, share: float, seed: int, task: str) -> list[int]:
     return sorted(order[:taken].tolist())
 
 
-def _check_items(pair: str, items: Sequence[str], others: Sequence[str]) -> None:
-    held = set(others)
-    shared = [i for i, item in enumerate(items) if item in held]
+def _check_items(pair: str, items: ItemSet[Any], others: ItemSet[Any]) -> None:
+    if items.source == others.source:
+        raise ValueError(f"{pair} both read {items.source}; give them different items")
+    held = set(others.digests)
+    shared = [i for i, digest in enumerate(items.digests) if digest in held]
     if shared:
         raise ValueError(
             f"{pair} share {len(shared)} of {len(items)} items, for example item {shared[0]} of "

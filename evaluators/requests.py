@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -120,3 +120,9 @@ class PerToken:
 
 
 Response: TypeAlias = Likelihood | Generated | Classified | PerToken
+
+
+def totals_of(responses: Sequence[Response]) -> npt.NDArray[np.float64]:
+    """Returns the summed log-probabilities ``(requests,)`` of answers to `Loglikelihood`."""
+    totals = [response.total for response in responses if isinstance(response, Likelihood)]
+    return np.array(totals, dtype=np.float64)

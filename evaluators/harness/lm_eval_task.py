@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,21 @@ from evaluators.harness.task_files import (
     set_generation,
     set_shots,
 )
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import check_fits, language_tokenizer
-from evaluators.tasks.subset import checked_places, of_places
 
 _BY_ITEM = (mean, bits_per_byte, weighted_perplexity, perplexity)  # make sense for one item
+
+
+@dataclass(frozen=True, eq=False)
+class _Document:
+    """One of lm-eval's documents, its instances, and how many requests each of these makes."""
+
+    doc: Any
+    instances: Sequence[Instance]
+    counts: Sequence[int]
 
 
 class LmEvalTask:
@@ -81,12 +90,11 @@ class LmEvalTask:
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
         self._metrics = _ordered(_metrics(self._task), metric, name)
-        self._docs, self._source = choose_docs(self._task, split=split, take=take, limit=limit)
-        memoise_templates(self._task, self._docs)
-        self._items = tuple(_digest(self._task, doc) for doc in self._docs)
+        docs, source = choose_docs(self._task, split=split, take=take, limit=limit)
+        memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
         template = encoder.apply_chat_template if apply_chat_template else None
-        self._by_doc = [
+        by_doc = [
             _instances(
                 self._task,
                 doc,
@@ -96,32 +104,21 @@ class LmEvalTask:
                 fewshot_as_multiturn=fewshot_as_multiturn,
                 chat_template=template,
             )
-            for place, doc in enumerate(self._docs)
+            for place, doc in enumerate(docs)
         ]
-        self._instances = [each for instances in self._by_doc for each in instances]
-        asked = _encode(encoder, self._instances, name)
-        self._counts = [len(requests) for requests in asked]
-        self._requests = tuple(request for requests in asked for request in requests)
-        check_fits(self._requests, model.max_length, f"lm-eval task {name!r}")
+        encoded = iter(_encode(encoder, [i for instances in by_doc for i in instances], name))
+        items = []
+        for doc, instances in zip(docs, by_doc, strict=True):
+            requests = [next(encoded) for _ in instances]
+            target = _Document(doc, instances, [len(each) for each in requests])
+            items.append(TaskItem(_digest(self._task, doc), tuple(chain(*requests)), target))
+        self.items = ItemSet(source, tuple(items))
+        check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """The task's metrics with their directions, the main one first."""
         return self._metrics
-
-    @property
-    def source(self) -> str:
-        """Data set, split and range of items."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every item's question, answers and target, without few-shot examples."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns the requests of all items, tokenised by lm-eval's rules."""
-        return self._requests
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every metric; cases where the metric means something for a single item.
@@ -134,35 +131,27 @@ class LmEvalTask:
         values: dict[str, list[Any]] = defaultdict(list)
         filters = [each.name for each in self._task._filters]
         for key in filters:
-            for doc, instances in zip(self._docs, self._by_doc, strict=True):
-                answers = [each.filtered_resps[key] for each in instances]
-                for metric, value in self._task.process_results(doc, answers).items():
+            for document in self.items.targets:
+                answers = [instance.filtered_resps[key] for instance in document.instances]
+                metrics = self._task.process_results(document.doc, answers)
+                for metric, value in metrics.items():
                     values[_name(metric, key, filters)].append(value)
         return {metric: self._aggregate(metric, values) for metric in self._metrics}
 
-    def subset(self, items: Sequence[int]) -> LmEvalTask:
+    def subset(self, indices: Sequence[int]) -> LmEvalTask:
         """Returns the same on some of the items, in the same prompts; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        sizes = [len(instances) for instances in self._by_doc]
-        counts = iter(self._counts)
-        requests = [sum(islice(counts, size)) for size in sizes]
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._docs = [self._docs[place] for place in places]
-        part._by_doc = [self._by_doc[place] for place in places]
-        part._instances = [each for instances in part._by_doc for each in instances]
-        part._requests = of_places(self._requests, requests, places)
-        part._counts = list(of_places(self._counts, sizes, places))
-        return part
+        return on_subset(self, indices)
 
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""
-        start = 0
-        for instance, count in zip(self._instances, self._counts, strict=True):
-            instance.resps = _as_lm_eval(instance, responses[start : start + count])
-            instance.filtered_resps = {}
-            start += count
-        self._task._instances = self._instances
+        waiting = iter(responses)
+        instances = []
+        for document in self.items.targets:
+            for instance, count in zip(document.instances, document.counts, strict=True):
+                instance.resps = _as_lm_eval(instance, list(islice(waiting, count)))
+                instance.filtered_resps = {}
+                instances.append(instance)
+        self._task._instances = instances
         self._task.apply_filters()
 
     def _aggregate(self, metric: str, values: Mapping[str, list[Any]]) -> Score:
@@ -175,7 +164,7 @@ class LmEvalTask:
         aggregate = self._task.aggregation().get(metric.partition("@")[0], mean)
         try:
             value = float(aggregate(found))
-            decomposes = aggregate in _BY_ITEM and len(found) == len(self._docs)
+            decomposes = aggregate in _BY_ITEM and len(found) == len(self.items)
             cases = [float(aggregate([each])) for each in found] if decomposes else None
         except (OverflowError, ValueError, ZeroDivisionError) as error:
             raise EvaluationError(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.memorization.canaries import chosen_canaries
-from evaluators.memorization.candidate_losses import CandidateLosses
+from evaluators.items import on_subset
+from evaluators.memorization.candidate_losses import candidate_items, candidate_losses
 from evaluators.memorization.intervals import auc_interval, mean_interval
 from evaluators.memorization.roc import auc
-from evaluators.requests import Request, Response
-from evaluators.tasks.encoding import language_tokenizer
-from merging.arrays import Vector
+from evaluators.requests import Response
 
 
 class CanaryAuc:
@@ -52,15 +49,16 @@ class CanaryAuc:
         references: int | None = None,
         seed: int = 0,
     ) -> None:
-        canaries, source = chosen_canaries(
-            data, split=split, group=group, take=take, references=references, seed=seed
-        )
-        self._candidates = CandidateLosses(
-            language_tokenizer(model, f"canary AUC on {data}"),
-            canaries,
+        self.items = candidate_items(
+            model,
+            data,
+            task="canary AUC",
             score_on="value",
-            max_length=model.max_length,
-            source=source,
+            split=split,
+            group=group,
+            take=take,
+            references=references,
+            seed=seed,
         )
 
     @property
@@ -68,42 +66,23 @@ class CanaryAuc:
         """``auc`` first, then ``auc_pooled`` and ``auc_of_means``; all to be minimised."""
         return {"auc": "minimize", "auc_pooled": "minimize", "auc_of_means": "minimize"}
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its canaries."""
-        return self._candidates.source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every canary's record and variants."""
-        return self._candidates.items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every candidate, canary after canary, the planted one first."""
-        return self._candidates.requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the three areas, in [0, 1]; the pooled one has no interval of its own."""
-        losses = self._candidates.losses(responses)
-        each = np.array([auc(-row[:1], -row[1:]) for row in losses])
-        scores = [-row / n for row, n in zip(losses, self._candidates.token_counts(), strict=True)]
-        planted = np.array([row[0] for row in scores])
-        means = np.array([row[1:].mean() for row in scores])
+        losses = candidate_losses(self.items, responses)
+        areas = np.array([auc(-row[:1], -row[1:]) for row in losses])
+        per_token = [-row / n for row, n in zip(losses, self.items.targets, strict=True)]
+        planted = np.array([row[0] for row in per_token])
+        others = np.concatenate([row[1:] for row in per_token])
+        means = np.array([row[1:].mean() for row in per_token])
         of_means = auc(planted, means)
         return {
-            "auc": Score(float(each.mean()), each, 0.5, mean_interval(each)),
-            "auc_pooled": Score(auc(planted, _others(scores)), None, 0.5),
+            "auc": Score(float(areas.mean()), areas, 0.5, mean_interval(areas)),
+            "auc_pooled": Score(auc(planted, others), None, 0.5),
             "auc_of_means": Score(
                 of_means, None, 0.5, auc_interval(of_means, len(planted), len(means))
             ),
         }
 
-    def subset(self, items: Sequence[int]) -> CanaryAuc:
+    def subset(self, indices: Sequence[int]) -> CanaryAuc:
         """Returns the same on some of the canaries; see `Evaluator`."""
-        part = copy.copy(self)
-        part._candidates = self._candidates.subset(items)
-        return part
-
-
-def _others(scores: Sequence[Vector]) -> Vector:
-    return np.concatenate([row[1:] for row in scores])
+        return on_subset(self, indices)

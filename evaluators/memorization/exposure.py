@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,12 +9,11 @@ import numpy as np
 from scipy import special
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.memorization.canaries import chosen_canaries
-from evaluators.memorization.candidate_losses import CandidateLosses, ScoreOn
+from evaluators.items import on_subset
+from evaluators.memorization.candidate_losses import ScoreOn, candidate_items, candidate_losses
 from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.memorization.skew_normal import fit_skew_normal
-from evaluators.requests import Request, Response
-from evaluators.tasks.encoding import language_tokenizer
+from evaluators.requests import Response
 from merging.arrays import Vector
 
 
@@ -58,15 +56,16 @@ class Exposure:
         references: int | None = None,
         seed: int = 0,
     ) -> None:
-        canaries, source = chosen_canaries(
-            data, split=split, group=group, take=take, references=references, seed=seed
-        )
-        self._candidates = CandidateLosses(
-            language_tokenizer(model, f"exposure on {data}"),
-            canaries,
+        self.items = candidate_items(
+            model,
+            data,
+            task="exposure",
             score_on=score_on,
-            max_length=model.max_length,
-            source=source,
+            split=split,
+            group=group,
+            take=take,
+            references=references,
+            seed=seed,
         )
 
     @property
@@ -78,27 +77,13 @@ class Exposure:
             "ranked_first": "minimize",
         }
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its canaries."""
-        return self._candidates.source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every canary's record and variants."""
-        return self._candidates.items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every candidate, canary after canary, the planted one first."""
-        return self._candidates.requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns exposures in bits, and the share that is ranked first."""
-        losses = self._candidates.losses(responses)
-        exposures = np.array([exposure(each[0], each[1:]) for each in losses])
-        beyond = np.array([extrapolated(each[0], each[1:]) for each in losses])
-        first = np.array([float(each[0] < each[1:].min()) for each in losses])
-        sizes = self._candidates.sizes
+        losses = candidate_losses(self.items, responses)
+        exposures = np.array([exposure(row[0], row[1:]) for row in losses])
+        beyond = np.array([extrapolated(row[0], row[1:]) for row in losses])
+        first = np.array([float(row[0] < row[1:].min()) for row in losses])
+        sizes = [len(row) for row in losses]
         floor = sum(chance_exposure(size) for size in sizes) / len(sizes)
         by_luck = sum(1 / size for size in sizes) / len(sizes)
         hits = share_interval(int(first.sum()), len(first))
@@ -110,11 +95,9 @@ class Exposure:
             "ranked_first": Score(float(first.mean()), first, by_luck, hits),
         }
 
-    def subset(self, items: Sequence[int]) -> Exposure:
+    def subset(self, indices: Sequence[int]) -> Exposure:
         """Returns the same on some of the canaries; see `Evaluator`."""
-        part = copy.copy(self)
-        part._candidates = self._candidates.subset(items)
-        return part
+        return on_subset(self, indices)
 
 
 def exposure(planted: float, references: Vector) -> float:

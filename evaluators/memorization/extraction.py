@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.canaries import Canary, chosen_canaries
 from evaluators.memorization.candidate_losses import value_tokens
 from evaluators.memorization.intervals import mean_interval, share_interval
-from evaluators.requests import Generate, Generated, Request, Response
+from evaluators.requests import Generate, Generated, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import language_tokenizer, prefix_token
-from evaluators.tasks.subset import checked_places, of_places
 from merging.arrays import Vector
 from merging.seeding import stable_seed
 
@@ -85,67 +84,52 @@ class Extraction:
         seed: int = 0,
     ) -> None:
         _check(samples, temperature, top_p, extra_tokens)
-        canaries, self._source = chosen_canaries(
+        canaries, source = chosen_canaries(
             data, split=split, group=group, take=take, references=None, seed=seed
         )
         tokenizer = language_tokenizer(model, f"extraction on {data}")
-        self._each = 1 + samples
-        self._items = tuple(
-            digest("extraction", each.text, each.start, each.end) for each in canaries
-        )
-        self._candidates = tuple(_beginnings(tokenizer, each) for each in canaries)
-        requests: list[Generate] = []
-        for canary, candidates in zip(canaries, self._candidates, strict=True):
-            longest = max(len(each.texts) for each in candidates) + extra_tokens
+        self._samples = samples
+        items = []
+        for canary in canaries:
+            candidates = _beginnings(tokenizer, canary)
+            longest = max(len(candidate.texts) for candidate in candidates) + extra_tokens
             greedy = _greedy(tokenizer, canary, longest, model.max_length)
-            requests.append(greedy)
-            for number in range(samples):
-                drawn = stable_seed("extraction", seed, canary.name, number)
-                requests.append(replace(greedy, temperature=temperature, top_p=top_p, seed=drawn))
-        self._requests = tuple(requests)
+            sampled = (
+                replace(
+                    greedy,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=stable_seed("extraction", seed, canary.name, number),
+                )
+                for number in range(samples)
+            )
+            content = digest("extraction", canary.text, canary.start, canary.end)
+            items.append(TaskItem(content, (greedy, *sampled), candidates))
+        self.items = ItemSet(source, tuple(items))
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """``extracted`` first, ``extracted_sampled`` if sampled, ``common_prefix``: minimised."""
-        names = ["extracted", *["extracted_sampled"] * (self._each > 1), "common_prefix"]
+        names = ["extracted", *["extracted_sampled"] * (self._samples > 0), "common_prefix"]
         return dict.fromkeys(names, "minimize")
-
-    @property
-    def source(self) -> str:
-        """The file's path and which of its canaries."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every canary's record."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns a greedy and then the sampled continuations, canary after canary."""
-        return self._requests
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the shares, in [0, 1]."""
-        texts = [each.text for each in responses if isinstance(each, Generated)]
+        texts = [response.text for response in responses if isinstance(response, Generated)]
         greedy, sampled, common = [], [], []
-        for i, candidates in enumerate(self._candidates):
-            first, *others = texts[i * self._each : (i + 1) * self._each]
-            greedy.append([each.appears([first]) for each in candidates])
-            sampled.append([each.appears(others) for each in candidates])
-            common.append([each.shared(first) for each in candidates])
+        for item, span in zip(self.items, self.items.spans, strict=True):
+            first, *others = texts[span]
+            greedy.append([candidate.appears([first]) for candidate in item.target])
+            sampled.append([candidate.appears(others) for candidate in item.target])
+            common.append([candidate.shared(first) for candidate in item.target])
         cases, chance = _split(common)
         prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases))
-        drawn = {"extracted_sampled": _hits(sampled)} if self._each > 1 else {}
+        drawn = {"extracted_sampled": _hits(sampled)} if self._samples else {}
         return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix}
 
-    def subset(self, items: Sequence[int]) -> Extraction:
+    def subset(self, indices: Sequence[int]) -> Extraction:
         """Returns the same on some of the canaries; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._candidates = tuple(self._candidates[place] for place in places)
-        part._requests = of_places(self._requests, [self._each] * len(self._items), places)
-        return part
+        return on_subset(self, indices)
 
 
 def _check(samples: int, temperature: float, top_p: float, extra_tokens: int) -> None:
@@ -164,21 +148,20 @@ def _check(samples: int, temperature: float, top_p: float, extra_tokens: int) ->
 
 def _beginnings(tokenizer: Any, canary: Canary) -> tuple[_Beginnings, ...]:
     """Returns the planted value's beginnings and then its variants'."""
-    found = []
+    beginnings = []
     for value in canary.candidates:
-        text, end = canary.record(value), canary.start + len(value)
-        tokens, first, last = value_tokens(tokenizer, text, canary.start, end)
+        tokens, first, last = value_tokens(tokenizer, canary, value)
         texts = (
-            str(tokenizer.decode(tokens[first : first + k], skip_special_tokens=True))
-            for k in range(1, last - first + 1)
+            str(tokenizer.decode(tokens[first:end], skip_special_tokens=True))
+            for end in range(first + 1, last + 1)
         )
-        found.append(_Beginnings(value, tuple(texts)))
-    return tuple(found)
+        beginnings.append(_Beginnings(value, tuple(texts)))
+    return tuple(beginnings)
 
 
 def _greedy(tokenizer: Any, canary: Canary, longest: int, max_length: int) -> Generate:
     """Cuts the record between two of its own tokens, so that the model reads what it learnt."""
-    tokens, first, _ = value_tokens(tokenizer, canary.text, canary.start, canary.end)
+    tokens, first, _ = value_tokens(tokenizer, canary, canary.value)
     prompt = (prefix_token(tokenizer), *tokens[:first])
     if len(prompt) + longest > max_length:
         raise ValueError(

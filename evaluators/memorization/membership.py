@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,19 +12,27 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, hits_at, placements
-from evaluators.requests import PerToken, Request, Response, TokenStatistics
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
+from evaluators.requests import PerToken, Response, TokenStatistics
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import language_tokenizer, prefix_token
-from evaluators.tasks.subset import checked_places
 from merging.arrays import Vector
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus"]
 _ATTACKS = ("loss", "reference", "min_k", "min_k_plus")
 _LEAST_DEVIATION = 1e-6  # nats; a distribution without spread has none to measure by
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Whether a text is a member, and the reference model's loss; NaN without one."""
+
+    member: bool
+    reference_loss: float
 
 
 class Membership:
@@ -77,24 +86,23 @@ class Membership:
         path = data_path(data, split)
         _check_options(path, attacks, reference, k)
         tokenizer = language_tokenizer(model, f"membership inference on {path.name}")
-        lines = read_lines(path)
-        chosen = take_range(take, len(lines), str(path))
-        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
+        lines, source = take_items(read_lines(path), take, path)
         self._attacks, self._k = tuple(attacks), k
-        texts = [lines[i].text(text_field) for i in chosen]
-        self._members = np.array([_member(lines[i], member_field) for i in chosen])
-        self._items = tuple(digest(text) for text in texts)
-        _check_items(path, self._items, self._members)
-        self._reference = None
+        texts = [line.text(text_field) for line in lines]
+        members = [_member(line, member_field) for line in lines]
+        digests = [digest(text) for text in texts]
+        _check_digests(path, digests)
+        _check_both(str(path), members)
+        losses: Sequence[float] = [math.nan] * len(texts)
         if reference is not None:
-            self._reference = read_reference(Path(reference), self._items)
+            losses = read_reference(Path(reference), digests).tolist()
         prefix = prefix_token(tokenizer)
-        self._requests = tuple(
-            TokenStatistics(
-                (prefix, *tokenizer.encode(text, add_special_tokens=False)[: model.max_length])
-            )
-            for text in texts
-        )
+        items = []
+        for text, content, member, loss in zip(texts, digests, members, losses, strict=True):
+            tokens = tokenizer.encode(text, add_special_tokens=False)[: model.max_length]
+            request = TokenStatistics((prefix, *tokens))
+            items.append(TaskItem(content, (request,), _Text(member, loss)))
+        self.items = ItemSet(source, tuple(items))
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
@@ -105,62 +113,44 @@ class Membership:
             for metric in ("auc", "tpr_1", "tpr_10", "advantage")
         }
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its lines."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every text."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every text."""
-        return self._requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every attack's metrics, each with its chance."""
-        answers = [each for each in responses if isinstance(each, PerToken)]
+        answers = [response for response in responses if isinstance(response, PerToken)]
+        members = np.array([text.member for text in self.items.targets])
         scores: dict[str, Score] = {}
         for attack in self._attacks:
             values = self._attack(attack, answers)
-            scores |= {f"{attack}_{k}": v for k, v in _scores(values, self._members).items()}
+            scores |= {f"{attack}_{k}": v for k, v in _scores(values, members).items()}
         return scores
 
     def losses(self, responses: Sequence[Response]) -> dict[str, float]:
         """Returns every text's digest and its loss, in nats per token: a reference's content."""
-        answers = [each for each in responses if isinstance(each, PerToken)]
-        values = (-float(each.log_probs.mean()) for each in answers)
-        return dict(zip(self._items, values, strict=True))
+        answers = [response for response in responses if isinstance(response, PerToken)]
+        values = (-float(answer.log_probs.mean()) for answer in answers)
+        return dict(zip(self.items.digests, values, strict=True))
 
-    def subset(self, items: Sequence[int]) -> Membership:
+    def subset(self, indices: Sequence[int]) -> Membership:
         """Returns the same on some of the texts; see `Evaluator`.
 
         Raises:
-            ValueError: they are no places, or all members, or none.
+            ValueError: as `ItemSet.subset`, or they are all members, or none is.
         """
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._requests = tuple(self._requests[place] for place in places)
-        part._members = self._members[places]
-        _check_both(f"a subset of {self._source}", part._members)
-        if self._reference is not None:
-            part._reference = self._reference[places]
+        part = on_subset(self, indices)
+        members = [text.member for text in part.items.targets]
+        _check_both(f"a subset of {self.items.source}", members)
         return part
 
     def _attack(self, attack: Attack, answers: Sequence[PerToken]) -> Vector:
         """Returns ``(items,)`` scores, higher for a likelier member."""
         if attack == "min_k":
-            return np.array([min_k(each.log_probs, self._k) for each in answers])
+            return np.array([min_k(answer.log_probs, self._k) for answer in answers])
         if attack == "min_k_plus":
-            return np.array([min_k_plus(each, self._k) for each in answers])
-        likelihoods = np.array([float(each.log_probs.mean()) for each in answers])
+            return np.array([min_k_plus(answer, self._k) for answer in answers])
+        log_probs = np.array([float(answer.log_probs.mean()) for answer in answers])
         if attack == "loss":
-            return likelihoods
-        assert self._reference is not None  # checked with the options
-        return likelihoods + self._reference
+            return log_probs  # mean log p(x)
+        losses = np.array([text.reference_loss for text in self.items.targets], np.float64)
+        return np.asarray(log_probs + losses)  # mean log p(x) - mean log p_reference(x)
 
 
 def min_k(values: Vector, k: float) -> float:
@@ -214,18 +204,17 @@ def _member(line: Line, field: str) -> bool:
     return value
 
 
-def _check_items(path: Path, items: Sequence[str], members: Flags) -> None:
+def _check_digests(path: Path, digests: Sequence[str]) -> None:
     seen: set[str] = set()
-    for number, item in enumerate(items):
-        if item in seen:
+    for number, content in enumerate(digests):
+        if content in seen:
             raise ValueError(f"{path} item {number}: its text comes twice; remove the line")
-        seen.add(item)
-    _check_both(str(path), members)
+        seen.add(content)
 
 
-def _check_both(what: str, members: Flags) -> None:
-    if members.all() or not members.any():
+def _check_both(what: str, members: Sequence[bool]) -> None:
+    if all(members) or not any(members):
         raise ValueError(
-            f"{what} holds {int(members.sum())} members among {len(members)} texts: at least one "
+            f"{what} holds {sum(members)} members among {len(members)} texts: at least one "
             "member and one other text are needed"
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.requests import Classified, Classify, Request, Response
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
-from evaluators.tasks.subset import checked_places
+from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.requests import Classified, Classify, Response
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from merging.arrays import Vector
 
-Example = tuple[dict[str, Tensor], int, str]  # inputs, label, digest
+Labels: TypeAlias = npt.NDArray[np.int64]
+Example: TypeAlias = tuple[dict[str, Tensor], int, str]  # inputs, label, digest
 
 
 class Accuracy:
@@ -71,67 +72,61 @@ class Accuracy:
         else:
             fields = [text_field] if pair_field is None else [text_field, pair_field]
             examples = _texts(path, fields, label_field, model)
-        chosen = take_range(take, len(examples), str(path))
-        examples = [examples[i] for i in chosen]
+        examples, source = take_items(examples, take, path)
         _check_labels(examples, model.classes.get(head), path, head)
-        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
-        self._items = tuple(item for _, _, item in examples)
-        self._labels = np.array([label for _, label, _ in examples], dtype=np.int64)
-        self._requests = tuple(Classify(head, inputs) for inputs, _, _ in examples)
+        self.items = ItemSet(
+            source,
+            tuple(
+                TaskItem(item, (Classify(head, inputs),), label)
+                for inputs, label, item in examples
+            ),
+        )
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """``accuracy`` first, then ``macro_f1`` and ``log_likelihood``; all to be maximised."""
         return {"accuracy": "maximize", "macro_f1": "maximize", "log_likelihood": "maximize"}
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its items."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every item's text or pixels."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every item."""
-        return self._requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""
-        logits = [each.logits for each in responses if isinstance(each, Classified)]
+        logits = [response.logits for response in responses if isinstance(response, Classified)]
+        labels = np.array(self.items.targets, dtype=np.int64)
         answers = np.array([np.argmax(row) for row in logits])
-        right = (answers == self._labels).astype(np.float64)
-        likelihoods = log_likelihoods(logits, self._labels)
+        right = (answers == labels).astype(np.float64)
+        likelihoods = log_likelihoods(logits, labels)
         return {
             "accuracy": Score(float(right.mean()), right),
-            "macro_f1": Score(macro_f1(self._labels, answers)),
+            "macro_f1": Score(macro_f1(labels, answers)),
             "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
         }
 
-    def subset(self, items: Sequence[int]) -> Accuracy:
+    def subset(self, indices: Sequence[int]) -> Accuracy:
         """Returns the same on some of the items; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._requests = tuple(self._requests[place] for place in places)
-        part._labels = self._labels[places]
-        return part
+        return on_subset(self, indices)
 
 
-def macro_f1(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> float:
-    """Returns the unweighted mean of F1 over the classes that occur in either array."""
+def macro_f1(labels: Labels, answers: Labels, classes: Iterable[int] | None = None) -> float:
+    """Returns the mean over classes of ``F1 = 2 TP / (2 TP + FP + FN)``.
+
+    Args:
+        labels: ``(items,)``.
+        answers: ``(items,)``.
+        classes: over which the mean goes; F1 is 0 for one that occurs in neither array. None:
+            those that occur.
+
+    Example:
+        >>> macro_f1(np.array([0, 1, 2, 3]), np.array([0, 0, 2, 3]))
+        0.6666666666666666
+    """
     scores = []
-    for each in np.union1d(labels, answers):
-        hits = np.sum((labels == each) & (answers == each))
-        scores.append(2 * hits / (np.sum(labels == each) + np.sum(answers == each)))
+    for label in np.union1d(labels, answers) if classes is None else classes:
+        hits = float(((labels == label) & (answers == label)).sum())  # TP
+        both = float((labels == label).sum() + (answers == label).sum())  # 2 TP + FP + FN
+        scores.append(2 * hits / both if both else 0.0)
     return float(np.mean(scores))
 
 
-def log_likelihoods(
-    logits: Sequence[npt.NDArray[np.float64]], labels: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def log_likelihoods(logits: Sequence[Vector], labels: Labels) -> Vector:
     """Returns ``(items,)`` log softmax(logits)[label], in nats; finite for finite logits.
 
     Args:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,18 @@ def take_range(take: str | None, count: int, what: str) -> range:
     if not 0 <= start < stop <= count:
         raise ValueError(f"{what}: take {take} does not fit its {count} items")
     return range(start, stop)
+
+
+def take_items(
+    values: Sequence[T], take: str | None, path: Path, most: int | None = None
+) -> tuple[list[T], str]:
+    """Returns the values that `take` names, at most `most` of them, and the data's identity.
+
+    Raises:
+        ValueError: as `take_range`.
+    """
+    chosen = take_range(take, len(values), str(path))[:most]
+    return [values[i] for i in chosen], f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
 
 
 def digest(*parts: object) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.requests import Likelihood, Loglikelihood, Request, Response
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
+from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.requests import Loglikelihood, Response, totals_of
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
-from evaluators.tasks.subset import checked_places, of_places
+from merging.arrays import Vector
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """The right answer's index, and the length of every answer, ``(answers,)``."""
+
+    label: int
+    bytes: Vector
 
 
 class MultipleChoice:
@@ -47,65 +55,36 @@ class MultipleChoice:
     ) -> None:
         path = data_path(data, split)
         tokenizer = language_tokenizer(model, f"multiple choice on {path.name}")
-        lines = read_lines(path)
-        chosen = take_range(take, len(lines), str(path))
-        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
-        items: list[str] = []
-        requests: list[Loglikelihood] = []
-        self._labels: list[int] = []
-        self._sizes: list[npt.NDArray[np.float64]] = []  # bytes of every item's answers
-        for line in (lines[i] for i in chosen):
+        lines, source = take_items(read_lines(path), take, path)
+        items = []
+        for line in lines:
             question: str = line.field(question_field, str)
             choices = _choices(line, choices_field)
-            self._labels.append(_label(line, label_field, len(choices)))
-            self._sizes.append(np.array([len(choice.encode()) for choice in choices], float))
-            requests.extend(_ask(tokenizer, question, delimiter + choice) for choice in choices)
-            items.append(digest(question, choices))
-        check_fits(requests, model.max_length, f"multiple choice on {path.name}")
-        self._items, self._requests = tuple(items), tuple(requests)
+            label = _label(line, label_field, len(choices))
+            sizes = np.array([len(choice.encode()) for choice in choices], float)
+            requests = tuple(_ask(tokenizer, question, delimiter + choice) for choice in choices)
+            items.append(TaskItem(digest(question, choices), requests, _Answers(label, sizes)))
+        self.items = ItemSet(source, tuple(items))
+        check_fits(self.items.requests, model.max_length, f"multiple choice on {path.name}")
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """``acc`` first, then ``acc_norm``; both to be maximised."""
         return {"acc": "maximize", "acc_norm": "maximize"}
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its items."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every item's question and answers."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every answer, item after item."""
-        return self._requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns both accuracies in [0, 1]."""
-        totals = np.array(
-            [response.total for response in responses if isinstance(response, Likelihood)]
-        )
-        ends = np.cumsum([len(sizes) for sizes in self._sizes])[:-1]
+        totals = totals_of(responses)
         right, right_norm = [], []
-        for lls, sizes, label in zip(
-            np.split(totals, ends), self._sizes, self._labels, strict=True
-        ):
-            right.append(float(np.argmax(lls) == label))
-            right_norm.append(float(np.argmax(lls / sizes) == label))
+        for item, span in zip(self.items, self.items.spans, strict=True):
+            log_probs, answers = totals[span], item.target
+            right.append(float(np.argmax(log_probs) == answers.label))
+            right_norm.append(float(np.argmax(log_probs / answers.bytes) == answers.label))
         return {"acc": _mean(right), "acc_norm": _mean(right_norm)}
 
-    def subset(self, items: Sequence[int]) -> MultipleChoice:
+    def subset(self, indices: Sequence[int]) -> MultipleChoice:
         """Returns the same on some of the items; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._requests = of_places(self._requests, [len(each) for each in self._sizes], places)
-        part._labels = [self._labels[place] for place in places]
-        part._sizes = [self._sizes[place] for place in places]
-        return part
+        return on_subset(self, indices)
 
 
 def _mean(cases: Sequence[float]) -> Score:

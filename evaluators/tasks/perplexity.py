@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.requests import Likelihood, Loglikelihood, Request, Response
-from evaluators.tasks.data import data_path, digest, read_lines, read_text, take_range
+from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.requests import Response, totals_of
+from evaluators.tasks.data import data_path, digest, read_lines, read_text, take_items
 from evaluators.tasks.encoding import language_tokenizer, prefix_token, rolling_windows
-from evaluators.tasks.subset import checked_places, of_places
+
+
+@dataclass(frozen=True)
+class _Length:
+    bytes: int
+    tokens: int
 
 
 class Perplexity:
@@ -49,63 +55,36 @@ class Perplexity:
         width = model.max_length if window is None else window
         _check(path.name, width, context, max_items, model.max_length)
         tokenizer = language_tokenizer(model, f"perplexity on {path.name}")
-        documents = _documents(path, field)
-        chosen = take_range(take, len(documents), str(path))[:max_items]
-        texts = [documents[i] for i in chosen]
-        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
-        self._items = tuple(digest(text) for text in texts)
+        texts, source = take_items(_documents(path, field), take, path, max_items)
         prefix = prefix_token(tokenizer)
-        requests: list[Loglikelihood] = []
-        self._windows: list[int] = []  # windows of each document
+        items = []
         for text in texts:
             tokens = tokenizer.encode(text, add_special_tokens=False)
             windows = rolling_windows(tokens, prefix=prefix, window=width, context=context)
-            before = len(requests)
-            requests.extend(windows)
-            self._windows.append(len(requests) - before)
-        self._requests = tuple(requests)
-        self._bytes = np.array([len(text.encode()) for text in texts], dtype=np.float64)
+            length = _Length(len(text.encode()), len(tokens))
+            items.append(TaskItem(digest(text), tuple(windows), length))
+        self.items = ItemSet(source, tuple(items))
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """``bits_per_byte`` first, then ``perplexity``; both to be minimised."""
         return {"bits_per_byte": "minimize", "perplexity": "minimize"}
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its documents."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every document's text."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns the documents' windows, in order."""
-        return self._requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns bits per byte, with each document's as cases, and perplexity."""
-        totals = [response.total for response in responses if isinstance(response, Likelihood)]
-        ends = np.cumsum([0, *self._windows[:-1]])
-        per_document = np.add.reduceat(np.array(totals, dtype=np.float64), ends)
-        cases = -per_document / (math.log(2) * self._bytes)
-        tokens = sum(len(request.continuation) for request in self._requests)
+        starts = [span.start for span in self.items.spans]
+        log_probs = np.add.reduceat(totals_of(responses), starts)  # (documents,)
+        sizes = np.array([length.bytes for length in self.items.targets], dtype=np.float64)
+        tokens = sum(length.tokens for length in self.items.targets)
+        cases = -log_probs / (math.log(2) * sizes)  # -ll / (ln 2 * bytes)
+        bits = float(-log_probs.sum() / (math.log(2) * sizes.sum()))
         with np.errstate(over="ignore"):  # infinity is refused where the scores are gathered
-            perplexity = float(np.exp(-per_document.sum() / tokens))
-        bits = float(-per_document.sum() / (math.log(2) * self._bytes.sum()))
+            perplexity = float(np.exp(-log_probs.sum() / tokens))  # exp(-sum ll / tokens)
         return {"bits_per_byte": Score(bits, cases), "perplexity": Score(perplexity)}
 
-    def subset(self, items: Sequence[int]) -> Perplexity:
+    def subset(self, indices: Sequence[int]) -> Perplexity:
         """Returns the same on some of the documents; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._requests = of_places(self._requests, self._windows, places)
-        part._windows = [self._windows[place] for place in places]
-        part._bytes = self._bytes[places]
-        return part
+        return on_subset(self, indices)
 
 
 def _documents(path: Path, field: str) -> list[str]:

@@ -50,6 +50,6 @@ def write_losses(
     evaluator = Membership(
         resident.info, data=data, text_field=text_field, member_field=member_field
     )
-    losses = evaluator.losses(Engine(resident).run(evaluator.requests()))
+    losses = evaluator.losses(Engine(resident).run(evaluator.items.requests))
     write_reference(out, model, losses)
     return len(losses)

@@ -157,7 +157,7 @@ class PrivateStatistics:
 def units_of(panel: Panel, tasks: Sequence[str], max_length: int) -> list[list[Item]]:
     """Returns what the model reads of every item of `tasks`, item by item."""
     return [
-        items_of(panel.evaluators[task].subset([place]).requests(), max_length)
+        items_of(panel.evaluators[task].subset([place]).items.requests, max_length)
         for task in tasks
         for place in range(len(panel.evaluators[task].items))
     ]

@@ -239,7 +239,7 @@ def _items(
 ) -> dict[str, list[Item]]:
     """Returns expert to items; experts with the same tasks share them."""
     by_task = {
-        task: items_of(evaluator.requests(), max_length)
+        task: items_of(evaluator.items.requests, max_length)
         for task, evaluator in panel.evaluators.items()
     }
     return {

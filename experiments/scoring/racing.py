@@ -46,7 +46,9 @@ class Sheet:
         slots: dict[str, list[range]] = {}
         asked = 0
         for task, evaluator in panel.evaluators.items():  # the order in which a panel asks
-            sizes = [len(evaluator.subset([i]).requests()) for i in range(len(evaluator.items))]
+            sizes = [
+                len(evaluator.subset([i]).items.requests) for i in range(len(evaluator.items))
+            ]
             begins = accumulate([asked, *sizes])
             slots[task] = [range(a, a + size) for a, size in zip(begins, sizes, strict=False)]
             asked += sum(sizes)

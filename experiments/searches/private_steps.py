@@ -323,4 +323,4 @@ def _items(panel: Panel | None) -> list[str]:
     """Returns a digest of every task's items."""
     if panel is None:
         return []
-    return [f"{task} {digest(*each.items)}" for task, each in panel.evaluators.items()]
+    return [f"{task} {digest(*each.items.digests)}" for task, each in panel.evaluators.items()]

@@ -87,7 +87,9 @@ class References:
                 len(self._known),
                 name=rival.name,
                 kind=rival.kind,
-                items={task: digest(*each.items) for task, each in panel.evaluators.items()},
+                items={
+                    task: digest(*each.items.digests) for task, each in panel.evaluators.items()
+                },
                 cases={key: score.cases for key, score in scored.items()},
             )
 

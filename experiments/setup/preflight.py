@@ -82,7 +82,7 @@ def _time_panel(study: Study, panel: Panel) -> float:
     """Asks a few requests of every evaluator; returns the estimate for all of them."""
     total = 0.0
     for evaluator in panel.evaluators.values():
-        requests = list(evaluator.requests())
+        requests = list(evaluator.items.requests)
         spread = np.linspace(0, len(requests) - 1, min(_SAMPLE, len(requests)))
         sample = [requests[int(i)] for i in spread]
         began = time.perf_counter()

@@ -104,7 +104,7 @@ def check_items(panel: Panel, delta: float) -> None:
                 "another, so that one of them changes the scores of all: leave it out of a "
                 "private search"
             )
-        for item in evaluator.items:
+        for item in evaluator.items.digests:
             if item in seen:
                 raise ValueError(
                     f"{panel.split} tasks {seen[item]!r} and {task!r} hold one item twice, which "

@@ -102,7 +102,7 @@ def check_cases(
         )
     for term in bound.terms:
         evaluator = panel.evaluators[term.task]
-        answers = [_made_up(request, classes) for request in evaluator.requests()]
+        answers = [_made_up(request, classes) for request in evaluator.items.requests]
         with suppress(EvaluationError):  # these answers cannot be scored, a model's may
             cases = evaluator.score(answers)[term.key.partition("/")[2]].cases
             if cases is None or len(cases) != len(evaluator.items):

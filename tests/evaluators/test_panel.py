@@ -43,7 +43,7 @@ def test_all_tasks_in_one_run_of_the_same_object(panel: Panel, llama: Resident) 
     assert len(engine.asked) == 2
     assert engine.asked[0] is engine.asked[1]
     for task, evaluator in panel.evaluators.items():
-        alone = evaluator.score(Engine(llama).run(evaluator.requests()))
+        alone = evaluator.score(Engine(llama).run(evaluator.items.requests))
         for metric, score in alone.items():
             assert scores[f"{task}/{metric}"].value == pytest.approx(score.value, rel=1e-5)
 
@@ -66,8 +66,8 @@ def test_a_subset_asks_every_task_a_share_of_its_items(panel: Panel, llama: Resi
     assert (part.split, part.directions, part.main) == ("search", panel.directions, panel.main)
     scores, whole = part.evaluate(Engine(llama)), panel.evaluate(Engine(llama))
     for task, metric in (("code", "bits_per_byte"), ("quiz", "acc_norm")):
-        items = list(panel.evaluators[task].items)
-        places = [items.index(item) for item in part.evaluators[task].items]
+        items = panel.evaluators[task].items.digests
+        places = [items.index(item) for item in part.evaluators[task].items.digests]
         assert places == sorted(set(places))
         cases = whole[f"{task}/{metric}"].cases
         assert cases is not None
@@ -77,7 +77,7 @@ def test_a_subset_asks_every_task_a_share_of_its_items(panel: Panel, llama: Resi
 def test_a_seed_decides_the_subset_and_every_item_has_its_turn(panel: Panel) -> None:
     def drawn(seed: int, share: float = 0.5) -> list[tuple[str, ...]]:
         part = panel.subset(share, seed)
-        return [tuple(evaluator.items) for evaluator in part.evaluators.values()]
+        return [evaluator.items.digests for evaluator in part.evaluators.values()]
 
     assert drawn(3) == drawn(3) != drawn(4)
     seen = {item for seed in range(20) for items in drawn(seed) for item in items}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.intervals import share_interval
-from evaluators.requests import Likelihood, Request, Response
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_range
+from evaluators.requests import Response, totals_of
+from evaluators.tasks.classification import macro_f1
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer
-from evaluators.tasks.subset import checked_places
 from experiments.papers.csirt.catalogue import BANDS
 
 ANSWERS = ("2.0", "5.5", "8.0", "9.5")
@@ -39,82 +38,37 @@ class BandQuestions:
     def __init__(self, model: ModelInfo, *, data: str, take: str | None = None) -> None:
         path = data_path(data, None)
         tokenizer = language_tokenizer(model, f"questions on {path.name}")
-        lines = read_lines(path)
-        chosen = take_range(take, len(lines), str(path))
-        self._source = f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
-        lines = [lines[place] for place in chosen]
-        self._bands = np.array([_band(line) for line in lines], dtype=np.int64)
-        asked = [(line.text("text"), line.text("behind")) for line in lines]
-        self._items = tuple(digest(*each) for each in asked)
-        requests = [
-            encode_pair(tokenizer, text, answer + behind)
-            for text, behind in asked
-            for answer in ANSWERS
-        ]
-        check_fits(requests, model.max_length, f"questions on {path.name}")
-        self._requests: tuple[Request, ...] = tuple(requests)
+        lines, source = take_items(read_lines(path), take, path)
+        items = []
+        for line in lines:
+            band, text, behind = _band(line), line.text("text"), line.text("behind")
+            requests = (encode_pair(tokenizer, text, answer + behind) for answer in ANSWERS)
+            items.append(TaskItem(digest(text, behind), tuple(requests), band))
+        self.items = ItemSet(source, tuple(items))
+        check_fits(self.items.requests, model.max_length, f"questions on {path.name}")
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """``macro_f1`` first, then ``accuracy`` and ``surprise``."""
         return {"macro_f1": "maximize", "accuracy": "maximize", "surprise": "minimize"}
 
-    @property
-    def source(self) -> str:
-        """The file's path and which of its items."""
-        return self._source
-
-    @property
-    def items(self) -> Sequence[str]:
-        """Digest of every record's text up to the score."""
-        return self._items
-
-    def requests(self) -> Sequence[Request]:
-        """Returns one request for every answer, item after item."""
-        return self._requests
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the scores; cases of accuracy are 0 and 1, those of surprise bits."""
-        totals = np.array([each.total for each in responses if isinstance(each, Likelihood)])
-        totals = totals.reshape(-1, len(ANSWERS))
-        right = (totals.argmax(axis=1) == self._bands).astype(np.float64)
+        totals = totals_of(responses).reshape(-1, len(ANSWERS))
+        bands, answers = np.array(self.items.targets, np.int64), totals.argmax(axis=1)
+        right = (answers == bands).astype(np.float64)
         log_share = totals - np.logaddexp.reduce(totals, axis=1, keepdims=True)
-        bits = -log_share[np.arange(len(totals)), self._bands] / np.log(2)
+        bits = -log_share[np.arange(len(totals)), bands] / np.log(2)  # -log2 share of the right
+        hits = share_interval(int(right.sum()), len(right))
         return {
-            "macro_f1": Score(macro_f1(self._bands, totals.argmax(axis=1)), chance=0.25),
-            "accuracy": Score(
-                float(right.mean()), right, 0.25, share_interval(int(right.sum()), len(right))
-            ),
+            "macro_f1": Score(macro_f1(bands, answers, range(len(BANDS))), chance=0.25),
+            "accuracy": Score(float(right.mean()), right, 0.25, hits),
             "surprise": Score(float(bits.mean()), bits, 2.0),
         }
 
-    def subset(self, items: Sequence[int]) -> BandQuestions:
+    def subset(self, indices: Sequence[int]) -> BandQuestions:
         """Returns the same on some of the records; see `Evaluator`."""
-        places = checked_places(items, len(self._items), self._source)
-        part = copy.copy(self)
-        part._items = tuple(self._items[place] for place in places)
-        part._bands = self._bands[places]
-        part._requests = tuple(
-            self._requests[place * len(ANSWERS) + answer]
-            for place in places
-            for answer in range(len(ANSWERS))
-        )
-        return part
-
-
-def macro_f1(truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> float:
-    """Returns the mean over bands of ``2 hits / (asked + answered)``.
-
-    Example:
-        >>> macro_f1(np.array([0, 1, 2, 3]), np.array([0, 0, 2, 3]))
-        0.6666666666666666
-    """
-    scores = []
-    for band in range(len(BANDS)):
-        hits = float(((truth == band) & (answers == band)).sum())
-        both = float((truth == band).sum() + (answers == band).sum())
-        scores.append(2 * hits / both if both else 0.0)
-    return float(np.mean(scores))
+        return on_subset(self, indices)
 
 
 def _band(line: Line) -> int:

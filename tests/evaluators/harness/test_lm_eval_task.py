@@ -154,7 +154,7 @@ def test_scores_equal_lm_evals_also_after_a_change(
     seen = []
     for seed in (0, 1):
         kick(short, seed=seed, scale=0.3)
-        scores = evaluator.score(engine.run(evaluator.requests()))
+        scores = evaluator.score(engine.run(evaluator.items.requests))
         expected = theirs(short, task)
         assert set(scores) == set(expected) == set(evaluator.metrics)
         for metric, value in expected.items():
@@ -176,19 +176,19 @@ def test_a_subset_scores_as_the_task_on_these_items_alone(
     evaluator, engine = LmEvalTask(short.info, task=task), Engine(short)
     kick(short, seed=2, scale=0.3)
     part = evaluator.subset([1, 2, 3])
-    scores = part.score(engine.run(part.requests()))
+    scores = part.score(engine.run(part.items.requests))
     if kind != "few_shot":
         alone = LmEvalTask(short.info, task=task, take="1:4")
-        expected = alone.score(engine.run(alone.requests()))
-        assert [len(each.requests()) for each in (part, alone)] == [len(part.requests())] * 2
-        assert part.items == alone.items
+        expected = alone.score(engine.run(alone.items.requests))
+        assert len(part.items.requests) == len(alone.items.requests)
+        assert part.items.digests == alone.items.digests
         for metric, score in expected.items():
             assert scores[metric].value == pytest.approx(score.value, rel=1e-5), metric
-    for metric, score in evaluator.score(engine.run(evaluator.requests())).items():
+    for metric, score in evaluator.score(engine.run(evaluator.items.requests)).items():
         if score.cases is not None:
             assert scores[metric].cases == pytest.approx(score.cases[1:4], rel=1e-5), metric
     turned = evaluator.subset([3, 0])
-    for metric, score in turned.score(engine.run(turned.requests())).items():
+    for metric, score in turned.score(engine.run(turned.items.requests)).items():
         if score.cases is not None and (cases := scores[metric].cases) is not None:
             assert score.cases[0] == pytest.approx(cases[2], rel=1e-5), metric
 
@@ -196,9 +196,10 @@ def test_a_subset_scores_as_the_task_on_these_items_alone(
 def test_answers_equal_lm_evals_text_by_text(llama: Resident, write_lines: WriteLines) -> None:
     task = kinds(write_lines(ROWS))["generate"]
     evaluator = LmEvalTask(llama.info, task=task)
-    answers = Engine(llama).run(evaluator.requests())
+    answers = Engine(llama).run(evaluator.items.requests)
     lm = HFLM(pretrained=llama.module, tokenizer=llama.info.tokenizer, batch_size=5, device="cpu")
-    expected = lm.generate_until(evaluator._instances, disable_tqdm=True)
+    instances = [each for document in evaluator.items.targets for each in document.instances]
+    expected = lm.generate_until(instances, disable_tqdm=True)
     assert [each.text for each in answers if isinstance(each, Generated)] == expected
 
 
@@ -288,8 +289,11 @@ def test_take_and_limit_carve_items(llama: Resident, write_lines: WriteLines) ->
     task = kinds(write_lines(ROWS))["multiple_choice"]
     whole = LmEvalTask(llama.info, task=task)
     parts = [LmEvalTask(llama.info, task=task, take=t) for t in ("0:5", "5:9", "9:")]
-    assert [item for part in parts for item in part.items] == list(whole.items)
-    assert LmEvalTask(llama.info, task=task, take="5:9", limit=2).items == whole.items[5:7]
+    assert [item for part in parts for item in part.items.digests] == list(whole.items.digests)
+    assert (
+        LmEvalTask(llama.info, task=task, take="5:9", limit=2).items.digests
+        == whole.items.digests[5:7]
+    )
     Panel("search", {"a": parts[0]}).check_apart(Panel("report", {"a": parts[1]}))
     with pytest.raises(ValueError, match="share 4 of 4 items"):
         Panel("search", {"a": parts[1]}).check_apart(Panel("report", {"a": whole}))
@@ -303,8 +307,8 @@ def test_few_shot_examples_come_from_the_panels_own_items(
     rows = [{**row, "question": f"number {i:02d}"} for i, row in enumerate(ROWS)]
     task = config(write_lines(rows), num_fewshot=2)
     evaluator = LmEvalTask(llama.info, task=task, take="4:8")
-    for place, instances in enumerate(evaluator._by_doc):
-        prompt = instances[0].args[0]
+    for place, document in enumerate(evaluator.items.targets):
+        prompt = document.instances[0].args[0]
         shown = [i for i in range(12) if f"number {i:02d}" in prompt]
         assert len(shown) == 3
         assert set(shown) <= {4, 5, 6, 7}
@@ -339,7 +343,7 @@ def test_task_from_a_yaml_directory_or_file(
     inline = LmEvalTask(llama.info, task=task)
     by_name = LmEvalTask(llama.info, task="own_task", include_path=str(tasks))
     by_file = LmEvalTask(llama.info, task=str(tasks / "own_task.yaml"))
-    assert by_name.requests() == by_file.requests() == inline.requests()
+    assert by_name.items.requests == by_file.items.requests == inline.items.requests
 
 
 def test_options_reach_the_prompt(llama: Resident, write_lines: WriteLines) -> None:
@@ -359,14 +363,14 @@ def test_options_reach_the_prompt(llama: Resident, write_lines: WriteLines) -> N
         system_instruction="Be brief.",
         gen_kwargs={"max_gen_toks": 9, "until": ["."], "do_sample": True, "temperature": 0.5},
     )
-    request = evaluator.requests()[0]
+    request = evaluator.items.requests[0]
     assert isinstance(request, Generate)
     prompt = tokenizer.decode(request.prompt)
     assert prompt.startswith("[system]Be brief.")
     assert prompt.count("[user]") == 2
     assert prompt.endswith("[assistant]")
     assert (request.max_new_tokens, request.stop, request.temperature) == (9, (".",), 0.5)
-    seeds = {each.seed for each in evaluator.requests() if isinstance(each, Generate)}
+    seeds = {each.seed for each in evaluator.items.requests if isinstance(each, Generate)}
     assert len(seeds) == len(ROWS)
 
 
@@ -377,12 +381,12 @@ def test_repeats_get_seeds_of_their_own(llama: Resident, write_lines: WriteLines
         "generation_kwargs": {"until": [], "max_gen_toks": 3, "do_sample": True, "temperature": 1},
     }
     evaluator = LmEvalTask(llama.info, task=task)
-    requests = [each for each in evaluator.requests() if isinstance(each, Generate)]
+    requests = [each for each in evaluator.items.requests if isinstance(each, Generate)]
     assert len({each.seed for each in requests}) == 6
     scores = evaluator.score([Generated("e")] * 3 + [Generated("x")] * 3)
     assert scores["exact_match"].cases == pytest.approx([1, 0])
     second = evaluator.subset([1])
-    assert list(second.requests()) == requests[3:]
+    assert list(second.items.requests) == requests[3:]
     assert second.score([Generated("x")] * 3)["exact_match"].value == 0
 
 
@@ -471,7 +475,7 @@ def test_a_declared_metric_that_never_comes_is_named(
         {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "bleu")
     ]
     evaluator = LmEvalTask(llama.info, task=task)
-    answers = [Likelihood(-1.0, False)] * len(evaluator.requests())
+    answers = [Likelihood(-1.0, False)] * len(evaluator.items.requests)
     with pytest.raises(ValueError, match="'toy' declares metric 'bleu' but gives acc"):
         evaluator.score(answers)
 

@@ -54,7 +54,7 @@ def test_what_was_trained_on_is_told_apart(
     memorized: Resident, write_canaries: WriteCanaries
 ) -> None:
     evaluator = CanaryAuc(memorized.info, data=write_canaries(LEARNT))
-    scores = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    scores = evaluator.score(Engine(memorized).run(evaluator.items.requests))
     assert {key: score.value for key, score in scores.items()} == {
         "auc": 1.0,
         "auc_pooled": 1.0,

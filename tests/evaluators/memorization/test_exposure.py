@@ -85,7 +85,7 @@ def test_whole_record_up_to_a_constant(fresh: Resident, write_canaries: WriteCan
     """The loss of the record is the plain one, less what all candidates share."""
     line = canary_line(0)
     evaluator = Exposure(fresh.info, data=write_canaries([line]))
-    answers = Engine(fresh).run(evaluator.requests())
+    answers = Engine(fresh).run(evaluator.items.requests)
     mine = np.array([-answer.total for answer in answers])  # type: ignore[union-attr]
     plain = []
     for value in [line["text"][slice(*line["span"])], *line["variants"]]:
@@ -101,7 +101,9 @@ def test_value_is_scored_by_its_own_tokens(fresh: Resident, write_canaries: Writ
     evaluator = Exposure(fresh.info, data=write_canaries([line]), score_on="value")
     encode = fresh.info.tokenizer.encode
     for request, value in zip(
-        evaluator.requests(), [line["text"][slice(*line["span"])], *line["variants"]], strict=True
+        evaluator.items.requests,
+        [line["text"][slice(*line["span"])], *line["variants"]],
+        strict=True,
     ):
         assert request == Loglikelihood((1, *encode(front(3))), tuple(encode(value)))
 
@@ -111,7 +113,7 @@ def test_what_was_trained_on_is_exposed(
     memorized: Resident, write_canaries: WriteCanaries, score_on: Any
 ) -> None:
     evaluator = Exposure(memorized.info, data=write_canaries(4), score_on=score_on)
-    scores = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    scores = evaluator.score(Engine(memorized).run(evaluator.items.requests))
     cases, beyond = scores["exposure"].cases, scores["exposure_extrapolated"].cases
     assert cases is not None
     assert beyond is not None
@@ -123,14 +125,14 @@ def test_group_take_and_references_choose(fresh: Resident, write_canaries: Write
     data = write_canaries(6)
     everything = Exposure(fresh.info, data=data)
     odd = Exposure(fresh.info, data=data, group="B", take="1:3")
-    assert odd.items == (everything.items[3], everything.items[5])
-    assert odd.source.endswith("canaries.jsonl#B[1:3]")
+    assert odd.items.digests == everything.items.digests[3:6:2]
+    assert odd.items.source.endswith("canaries.jsonl#B[1:3]")
     few = Exposure(fresh.info, data=data, references=4, seed=1)
     again = Exposure(fresh.info, data=data, references=4, seed=1)
     other = Exposure(fresh.info, data=data, references=4, seed=2)
-    assert few.requests() == again.requests() != other.requests()
-    assert len(few.requests()) == 6 * 5
-    answers = Engine(fresh).run(few.requests())
+    assert few.items.requests == again.items.requests != other.items.requests
+    assert len(few.items.requests) == 6 * 5
+    answers = Engine(fresh).run(few.items.requests)
     assert few.score(answers)["exposure"].chance == pytest.approx(chance_exposure(5))
 
 

@@ -35,14 +35,14 @@ def test_prompt_is_what_stands_in_front(fresh: Resident, write_canaries: WriteCa
     data = write_canaries(3)
     evaluator = Extraction(fresh.info, data=data, samples=2, extra_tokens=3, temperature=0.7)
     prompt = (1, *fresh.info.tokenizer.encode(front(0)))
-    greedy, *sampled = evaluator.requests()[:3]
+    greedy, *sampled = evaluator.items.requests[:3]
     assert greedy == Generate(prompt, 6 + 3)
     assert isinstance(sampled[0], Generate)
     assert isinstance(sampled[1], Generate)
     assert sampled[0].temperature == 0.7
     assert sampled[0].seed != sampled[1].seed
     again = Extraction(fresh.info, data=data, samples=2, extra_tokens=3, temperature=0.7)
-    assert again.requests() == evaluator.requests()
+    assert again.items.requests == evaluator.items.requests
     assert "extracted_sampled" not in Extraction(fresh.info, data=data, samples=0).metrics
 
 
@@ -50,9 +50,9 @@ def test_what_was_learnt_by_heart_is_written(
     fresh: Resident, memorized: Resident, write_canaries: WriteCanaries
 ) -> None:
     evaluator = Extraction(memorized.info, data=write_canaries(3), samples=2)
-    before = evaluator.score(Engine(fresh).run(evaluator.requests()))
+    before = evaluator.score(Engine(fresh).run(evaluator.items.requests))
     assert before["extracted"].value == before["extracted_sampled"].value == 0.0
-    after = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    after = evaluator.score(Engine(memorized).run(evaluator.items.requests))
     assert after["extracted"].cases == pytest.approx([1, 1, 0])
     assert after["common_prefix"].cases is not None
     assert after["common_prefix"].cases[:2] == pytest.approx([1, 1])

@@ -67,8 +67,8 @@ def test_what_was_trained_on_is_found(
     fresh: Resident, memorized: Resident, write_lines: WriteLines
 ) -> None:
     evaluator = Membership(memorized.info, data=write_lines(TEXTS))
-    before = evaluator.score(Engine(fresh).run(evaluator.requests()))
-    after = evaluator.score(Engine(memorized).run(evaluator.requests()))
+    before = evaluator.score(Engine(fresh).run(evaluator.items.requests))
+    after = evaluator.score(Engine(memorized).run(evaluator.items.requests))
     for attack in ("loss", "min_k", "min_k_plus"):
         assert after[f"{attack}_auc"].value == 1.0
         assert after[f"{attack}_tpr_10"].value == 1.0
@@ -80,7 +80,7 @@ def test_what_was_trained_on_is_found(
 def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_path: Path) -> None:
     data = write_lines(TEXTS)
     plain = Membership(fresh.info, data=data)
-    losses = plain.losses(Engine(fresh).run(plain.requests()))
+    losses = plain.losses(Engine(fresh).run(plain.items.requests))
     write_reference(tmp_path / "base.json", "base", losses)
     evaluator = Membership(
         fresh.info,
@@ -88,7 +88,7 @@ def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_p
         attacks=("reference", "loss"),
         reference=str(tmp_path / "base.json"),
     )
-    answers = Engine(fresh).run(evaluator.requests())
+    answers = Engine(fresh).run(evaluator.items.requests)
     assert next(iter(evaluator.metrics)) == "reference_auc"
     same = evaluator.score(answers)  # the reference against itself knows nothing
     assert same["reference_auc"].value == 0.5
@@ -96,7 +96,7 @@ def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_p
     part = evaluator.subset([3, 0])
     assert part.score([answers[3], answers[0]])["reference_auc"].value == 0.5
     moved = dict(losses)
-    moved[evaluator.items[0]] += 5.0  # hard for the reference, so the likeliest member now
+    moved[evaluator.items.digests[0]] += 5.0  # hard for the reference, so the likeliest member now
     write_reference(tmp_path / "base.json", "base", moved)
     evaluator = Membership(
         fresh.info, data=data, attacks=("reference",), reference=str(tmp_path / "base.json")
@@ -107,10 +107,10 @@ def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_p
 def test_long_texts_are_cut(short: Resident, write_lines: WriteLines) -> None:
     rows = [{"text": sentence(i, 40), "member": bool(i)} for i in range(2)]
     evaluator = Membership(short.info, data=write_lines(rows))
-    for request in evaluator.requests():
+    for request in evaluator.items.requests:
         assert isinstance(request, TokenStatistics)
         assert len(request.tokens) == 1 + 48
-    evaluator.score(Engine(short).run(evaluator.requests()))
+    evaluator.score(Engine(short).run(evaluator.items.requests))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_infinite_references_are_refused(
     fresh: Resident, write_lines: WriteLines, tmp_path: Path
 ) -> None:
     data = write_lines(TEXTS)
-    items = Membership(fresh.info, data=data).items
+    items = Membership(fresh.info, data=data).items.digests
     (tmp_path / "base.json").write_text(json.dumps({"losses": dict.fromkeys(items, float("nan"))}))
     with pytest.raises(ValueError, match="losses must be finite numbers"):
         Membership(

@@ -89,7 +89,7 @@ class TestContract:
 
     def test_scores_are_the_declared_metrics(self, case: tuple[Evaluator, Resident]) -> None:
         evaluator, resident = case
-        scores = evaluator.score(Engine(resident).run(evaluator.requests()))
+        scores = evaluator.score(Engine(resident).run(evaluator.items.requests))
         assert set(scores) == set(evaluator.metrics)
         assert all(math.isfinite(score.value) for score in scores.values())
         main = scores[next(iter(evaluator.metrics))]
@@ -97,7 +97,7 @@ class TestContract:
 
     def test_cases_have_one_number_per_item(self, case: tuple[Evaluator, Resident]) -> None:
         evaluator, resident = case
-        for score in evaluator.score(Engine(resident).run(evaluator.requests())).values():
+        for score in evaluator.score(Engine(resident).run(evaluator.items.requests)).values():
             if score.cases is not None:
                 assert score.cases.shape == (len(evaluator.items),)
                 assert score.cases.dtype == np.float64
@@ -105,32 +105,32 @@ class TestContract:
     def test_twice_the_same(self, case: tuple[Evaluator, Resident]) -> None:
         evaluator, resident = case
         engine = Engine(resident)
-        first = evaluator.score(engine.run(evaluator.requests()))
-        second = evaluator.score(engine.run(evaluator.requests()))
+        first = evaluator.score(engine.run(evaluator.items.requests))
+        second = evaluator.score(engine.run(evaluator.items.requests))
         for metric, score in first.items():
             assert score.value == second[metric].value
             if score.cases is not None:
                 assert np.array_equal(score.cases, second[metric].cases)
 
     def test_requests_are_the_same_objects(self, case: tuple[Evaluator, Resident]) -> None:
-        assert case[0].requests() is case[0].requests()
+        assert case[0].items.requests is case[0].items.requests
 
     def test_items_differ(self, case: tuple[Evaluator, Resident]) -> None:
-        assert len(set(case[0].items)) == len(case[0].items)
+        assert len(set(case[0].items.digests)) == len(case[0].items)
 
     def test_a_subset_is_the_full_one_restricted(self, case: tuple[Evaluator, Resident]) -> None:
         evaluator, resident = case
         places = [4, 0, 3]
         part = evaluator.subset(places)
-        each = len(evaluator.requests()) // len(evaluator.items)
+        each = len(evaluator.items.requests) // len(evaluator.items)
         kept = [place * each + i for place in places for i in range(each)]
-        assert list(part.items) == [evaluator.items[place] for place in places]
-        for mine, number in zip(part.requests(), kept, strict=True):
-            assert mine is evaluator.requests()[number]  # nothing is tokenised again
-        responses = Engine(resident).run(evaluator.requests())
+        assert part.items.digests == tuple(evaluator.items.digests[i] for i in places)
+        for mine, number in zip(part.items.requests, kept, strict=True):
+            assert mine is evaluator.items.requests[number]  # nothing is tokenised again
+        responses = Engine(resident).run(evaluator.items.requests)
         whole = evaluator.score(responses)
         scores = part.score([responses[number] for number in kept])
-        asked = part.score(Engine(resident).run(part.requests()))
+        asked = part.score(Engine(resident).run(part.items.requests))
         assert list(scores) == list(whole) == list(part.metrics)
         for metric, score in scores.items():
             assert asked[metric].value == pytest.approx(score.value, rel=1e-5)
@@ -156,7 +156,7 @@ class TestContract:
         torch.manual_seed(3)
         noise = torch.get_rng_state()
         weights = {n: t.clone() for n, t in resident.module.state_dict().items()}
-        evaluator.score(Engine(resident).run(evaluator.requests()))
+        evaluator.score(Engine(resident).run(evaluator.items.requests))
         assert torch.equal(torch.get_rng_state(), noise)
         assert not resident.module.training
         assert all(torch.equal(t, weights[n]) for n, t in resident.module.state_dict().items())
@@ -166,7 +166,7 @@ def test_perplexity_of_a_uniform_model(llama: Resident, write_lines: WriteLines)
     """259 equal tokens, one for each byte: log2 259 bits per byte, perplexity 259."""
     llama.write({"lm_head.weight": torch.zeros(259, 32)})
     evaluator = Perplexity(llama.info, data=write_lines(TEXTS))
-    scores = evaluator.score(Engine(llama).run(evaluator.requests()))
+    scores = evaluator.score(Engine(llama).run(evaluator.items.requests))
     assert scores["bits_per_byte"].value == pytest.approx(math.log2(259), rel=1e-6)
     assert scores["perplexity"].value == pytest.approx(259, rel=1e-6)
     assert scores["bits_per_byte"].cases == pytest.approx([math.log2(259)] * 6, rel=1e-6)
@@ -187,7 +187,7 @@ def test_windows_score_every_token_once(
 ) -> None:
     data = write_lines([{"text": sentence(1, 40)}])
     evaluator = Perplexity(short.info, data=data, window=window, context=context)
-    requests = list(evaluator.requests())
+    requests = list(evaluator.items.requests)
     scored = [token for request in requests for token in request.continuation]
     assert scored == short.info.tokenizer.encode(sentence(1, 40))
     assert requests[0].context == (1,)  # beginning of text
@@ -202,9 +202,9 @@ def test_perplexity_of_a_subset_counts_the_windows_of_its_documents(
     data = write_lines(TEXTS)
     alone = [Perplexity(short.info, data=data, window=20, take=f"{i}:{i + 1}") for i in range(6)]
     part = Perplexity(short.info, data=data, window=20).subset([5, 0])
-    requests = [*alone[5].requests(), *alone[0].requests()]
-    assert list(part.requests()) == requests
-    assert len(alone[5].requests()) > 2
+    requests = [*alone[5].items.requests, *alone[0].items.requests]
+    assert list(part.items.requests) == requests
+    assert len(alone[5].items.requests) > 2
     answers = [Likelihood(-0.5 - 0.1 * i, False) for i in range(len(requests))]
     scores, total = part.score(answers), -sum(answer.total for answer in answers)
     tokens = sum(len(request.continuation) for request in requests)
@@ -212,7 +212,7 @@ def test_perplexity_of_a_subset_counts_the_windows_of_its_documents(
     assert scores["perplexity"].value == pytest.approx(math.exp(total / tokens))
     assert scores["bits_per_byte"].value == pytest.approx(total / math.log(2) / size)
     assert scores["bits_per_byte"].cases is not None
-    last = -sum(answer.total for answer in answers[len(alone[5].requests()) :])
+    last = -sum(answer.total for answer in answers[len(alone[5].items.requests) :])
     expected = last / math.log(2) / len(TEXTS[0]["text"])
     assert scores["bits_per_byte"].cases[1] == pytest.approx(expected)
 
@@ -242,16 +242,16 @@ def test_text_file_is_one_document(llama: Resident, tmp_path: Path) -> None:
     data = str(tmp_path / "book.{split}.txt")
     evaluator = Perplexity(llama.info, data=data, split="test")
     assert len(evaluator.items) == 1
-    assert len(evaluator.requests()[0].continuation) == 9
-    assert evaluator.source.endswith("book.test.txt[0:1]")
+    assert len(evaluator.items.requests[0].continuation) == 9
+    assert evaluator.items.source.endswith("book.test.txt[0:1]")
 
 
 def test_take_and_max_items_choose_documents(llama: Resident, write_lines: WriteLines) -> None:
     data = write_lines(TEXTS)
     everything = Perplexity(llama.info, data=data)
     some = Perplexity(llama.info, data=data, take="2:5", max_items=2)
-    assert some.items == everything.items[2:4]
-    assert some.source.endswith("[2:4]")
+    assert some.items.digests == everything.items.digests[2:4]
+    assert some.items.source.endswith("[2:4]")
 
 
 def test_multiple_choice_known_answer(llama: Resident, write_lines: WriteLines) -> None:
@@ -267,7 +267,7 @@ def test_multiple_choice_known_answer(llama: Resident, write_lines: WriteLines) 
     assert scores["acc"].value == 0.0
     assert scores["acc_norm"].value == 0.5  # -4 / 4 bytes beats -2 / 1 byte
     assert scores["acc_norm"].cases == pytest.approx([1, 0])
-    first = evaluator.requests()[0]
+    first = evaluator.items.requests[0]
     assert first == Loglikelihood(
         tuple(llama.info.tokenizer.encode("q1")), tuple(llama.info.tokenizer.encode(" a"))
     )
@@ -277,7 +277,7 @@ def test_accuracy_reads_each_tasks_own_head(bert: Resident, write_lines: WriteLi
     data = write_lines(LABELLED)
     for head in ("sentiment", "topic"):
         evaluator = Accuracy(bert.info, data=data, head=head)
-        scores = evaluator.score(Engine(bert).run(evaluator.requests()))
+        scores = evaluator.score(Engine(bert).run(evaluator.items.requests))
         right = []
         for row in LABELLED:
             inputs = bert.info.tokenizer(row["text"], return_tensors="pt")
@@ -293,6 +293,8 @@ def test_macro_f1_equals_sklearn() -> None:
         labels, answers = draw.integers(0, 5, 12), draw.integers(0, 5, 12)
         expected = f1_score(labels, answers, average="macro")
         assert macro_f1(labels, answers) == pytest.approx(expected)
+        with_all = f1_score(labels, answers, average="macro", labels=range(7), zero_division=0)
+        assert macro_f1(labels, answers, range(7)) == pytest.approx(with_all)
 
 
 def test_classification_known_answer(bert: Resident, write_lines: WriteLines) -> None:
@@ -332,7 +334,7 @@ def test_text_pairs_and_long_texts(bert: Resident, write_lines: WriteLines) -> N
         [{"a": "one", "b": "two", "label": 0}, {"a": "x" * 600, "b": "y", "label": 1}]
     )
     evaluator = Accuracy(bert.info, data=data, head="topic", text_field="a", pair_field="b")
-    first, second = evaluator.requests()
+    first, second = evaluator.items.requests
     assert isinstance(first, Classify)
     assert isinstance(second, Classify)
     assert len(first.inputs["input_ids"]) > len("one")
@@ -352,8 +354,8 @@ def test_images_from_files_equal_images_from_arrays(
         Image.fromarray(image).save(tmp_path / f"{i}.png")
         rows.append({"picture": f"{i}.png", "label": int(label)})
     files = Accuracy(vit.info, data=write_lines(rows), head="digits", image_field="picture")
-    assert files.items == arrays.items
-    for a, b in zip(files.requests(), arrays.requests(), strict=True):
+    assert files.items.digests == arrays.items.digests
+    for a, b in zip(files.items.requests, arrays.items.requests, strict=True):
         assert torch.equal(a.inputs["pixel_values"], b.inputs["pixel_values"])
 
 

@@ -31,7 +31,7 @@ def test_file_holds_the_models_own_losses(
     evaluator = Membership(
         resident.info, data=str(data), attacks=("reference",), reference=str(out)
     )
-    scores = evaluator.score(Engine(resident).run(evaluator.requests()))
+    scores = evaluator.score(Engine(resident).run(evaluator.items.requests))
     assert scores["reference_auc"].value == 0.5
     assert main(["reference-losses", str(base), str(tmp_path / "none"), str(out)]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_gram_of_a_language_model(make: Callable[..., Path], tmp_path: Path) -> 
     pool = ExpertPool.open(str(base), {"a": str(make(tmp_path / "a", like=base, seed=1))})
     info = Resident.from_pool(pool, device="cpu", dtype=torch.float64).info
     data = documents(tmp_path / "data.jsonl")
-    items = items_of(Perplexity(info, data=str(data)).requests(), info.max_length)
+    items = items_of(Perplexity(info, data=str(data)).items.requests, info.max_length)
     gathered = gram_of(pool, "a", items)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "a", dtype=torch.float64
@@ -116,7 +116,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExpertPool, list[Ite
     pool = classifiers(root)
     info = Resident.from_pool(pool, device="cpu", dtype=torch.float64).info
     task = Accuracy(info, data=str(labelled(root / "data.jsonl")), head="sentiment")
-    return pool, items_of(task.requests(), info.max_length)
+    return pool, items_of(task.items.requests, info.max_length)
 
 
 def own_model(pool: ExpertPool, name: str) -> Any:

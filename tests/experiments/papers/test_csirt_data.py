@@ -14,7 +14,7 @@ import pytest
 from evaluators.evaluator import ModelInfo
 from evaluators.memorization.canaries import read_canaries
 from evaluators.requests import Likelihood, Loglikelihood
-from experiments.papers.csirt.bands import ANSWERS, BandQuestions, macro_f1
+from experiments.papers.csirt.bands import ANSWERS, BandQuestions
 from experiments.papers.csirt.catalogue import BANDS, FLAWS, catalogue
 from experiments.papers.csirt.corpus import CorpusSize, canary_of, make_corpus, pretraining_records
 from experiments.papers.csirt.files import DataFiles, write_files
@@ -163,8 +163,8 @@ def questions(tmp_path: Path, bands: list[int]) -> BandQuestions:
 
 def test_band_questions_score_known_answers(tmp_path: Path) -> None:
     asked = questions(tmp_path, [0, 1, 2, 3])
-    assert len(asked.requests()) == 4 * len(ANSWERS)
-    one = asked.requests()[0]
+    assert len(asked.items.requests) == 4 * len(ANSWERS)
+    one = asked.items.requests[0]
     assert isinstance(one, Loglikelihood)
     answers = [0, 0, 2, 3]
     shares = [[0.7 if place == answer else 0.1 for place in range(4)] for answer in answers]
@@ -174,20 +174,10 @@ def test_band_questions_score_known_answers(tmp_path: Path) -> None:
     assert scores["accuracy"].value == 0.75
     assert scores["surprise"].value == pytest.approx(-(3 * np.log2(0.7) + np.log2(0.1)) / 4)
     part = asked.subset([3, 1])
-    assert part.items == (asked.items[3], asked.items[1])
+    assert part.items.digests == (asked.items.digests[3], asked.items.digests[1])
     some = [responses[i] for place in (3, 1) for i in range(4 * place, 4 * place + 4)]
-    assert part.score(some)["accuracy"].value == 0.5
-
-
-def test_macro_f1_is_the_mean_of_harmonic_means() -> None:
-    rng = np.random.default_rng(0)
-    truth, answers = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
-    scores = []
-    for band in range(4):
-        hits = sum(t == a == band for t, a in zip(truth, answers, strict=True))
-        precision, recall = hits / (answers == band).sum(), hits / (truth == band).sum()
-        scores.append(2 * precision * recall / (precision + recall))
-    assert macro_f1(truth, answers) == pytest.approx(np.mean(scores))
+    scores = part.score(some)
+    assert (scores["accuracy"].value, scores["macro_f1"].value) == (0.5, 0.25)  # of four bands
 
 
 def test_data_without_meaning_is_refused(tmp_path: Path) -> None:

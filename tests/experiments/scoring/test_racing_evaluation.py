@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from evaluators.evaluator import Direction, Score
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.panel import Panel
-from evaluators.requests import Likelihood, Loglikelihood, Request, Response
-from evaluators.tasks.subset import checked_places
+from evaluators.requests import Likelihood, Loglikelihood, Request, Response, totals_of
 from experiments.scoring.racing import RacingEvaluation
 from experiments.setup.asking import Answer, RaceFactory
 from merging.arrays import Vector
@@ -40,38 +40,25 @@ class Task:
 
     metrics: Mapping[str, Direction] = {"bits": "minimize"}
 
-    def __init__(self, name: str, places: Sequence[int]) -> None:
-        self.source, self.places = name, list(places)
-        self.items = [f"{name}{place}" for place in places]
-
-    def requests(self) -> Sequence[Request]:
-        name = ord(self.source)
-        return [
-            Loglikelihood((name, place), (number,))
-            for place in self.places
-            for number in range(1 + place % 2)
-        ]
+    def __init__(self, name: str, count: int) -> None:
+        items = []
+        for place in range(count):
+            context = (ord(name), place)
+            requests = tuple(Loglikelihood(context, (number,)) for number in range(1 + place % 2))
+            items.append(TaskItem(f"{name}{place}", requests, None))
+        self.items = ItemSet(name, tuple(items))
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        totals = iter(responses)
-        cases = np.zeros(len(self.places))
-        for i, place in enumerate(self.places):
-            for _ in range(1 + place % 2):
-                answer = next(totals)
-                assert isinstance(answer, Likelihood)
-                cases[i] -= answer.total
-        assert next(totals, None) is None
+        totals = totals_of(responses)
+        assert len(totals) == len(responses) == len(self.items.requests)
+        cases = np.array([-totals[span].sum() for span in self.items.spans])
         return {"bits": Score(float(cases.mean()), cases)}
 
-    def subset(self, items: Sequence[int]) -> Task:
-        return Task(
-            self.source, [self.places[i] for i in checked_places(items, len(self.items), "")]
-        )
+    def subset(self, indices: Sequence[int]) -> Task:
+        return on_subset(self, indices)
 
 
-PANEL = Panel(
-    "search", {"other": Task("o", range(3)), "t": Task("t", range(20)), "u": Task("u", range(10))}
-)
+PANEL = Panel("search", {"other": Task("o", 3), "t": Task("t", 20), "u": Task("u", 10)})
 
 
 def likelihood(genome: Vector, request: Request) -> Likelihood:
@@ -128,7 +115,7 @@ def whole(genome: Sequence[float]) -> tuple[Vector, Vector | None]:
     scores = {}
     for name in ("t", "u"):
         task = PANEL.evaluators[name]
-        answers = [likelihood(np.array(genome), each) for each in task.requests()]
+        answers = [likelihood(np.array(genome), each) for each in task.items.requests]
         scores[f"{name}/bits"] = task.score(answers)["bits"]
     return OBJECTIVE(scores)
 

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from experiments.contests.shared_references import share
@@ -311,8 +312,7 @@ def test_an_item_may_contribute_once() -> None:
         check_items(Panel("search", tasks), 1e-5)
     check_items(Panel("search", {"a": tasks["a"]}), 1e-5)
     texts: Any = object.__new__(Membership)
-    texts._items, texts._source = ("x", "y"), "texts"
-    texts._attacks, texts._requests = ("loss",), ()
+    texts.items, texts._attacks = Counted(["x", "y"]).items, ("loss",)
     compared: Any = {"a": texts}
     with pytest.raises(ValueError, match="task 'a': membership inference compares its texts"):
         check_items(Panel("search", compared), 1e-5)
@@ -365,16 +365,12 @@ def test_no_other_runs_scores_are_laid_beside_private_ones(tmp_path: Path) -> No
 class Counted:
     """An evaluator with nothing but items."""
 
-    source, metrics = "none", {"acc": "maximize"}
+    def __init__(self, names: list[str]) -> None:
+        self.metrics = {"acc": "maximize"}
+        self.items = ItemSet("none", tuple(TaskItem(name, (), None) for name in names))
 
-    def __init__(self, items: list[str]) -> None:
-        self.items = items
-
-    def requests(self) -> list[Any]:
-        return []
-
-    def subset(self, places: list[int]) -> Counted:
-        return Counted([self.items[place] for place in places])
+    def subset(self, indices: list[int]) -> Counted:
+        return on_subset(self, indices)
 
 
 def test_every_item_is_sampled_on_its_own_with_the_stated_probability() -> None:
@@ -384,9 +380,10 @@ def test_every_item_is_sampled_on_its_own_with_the_stated_probability() -> None:
     for generation in range(1000):
         panel = items.of(generation)
         evaluators = {} if panel is None else panel.evaluators
+        digests = {task: part.items.digests for task, part in evaluators.items()}
         drawn.append(
-            [f"a{i}" in getattr(evaluators.get("a"), "items", []) for i in range(30)]
-            + [f"b{i}" in getattr(evaluators.get("b"), "items", []) for i in range(2)]
+            [f"a{i}" in digests.get("a", ()) for i in range(30)]
+            + [f"b{i}" in digests.get("b", ()) for i in range(2)]
         )
     share = np.array(drawn, np.float64)
     np.testing.assert_allclose(share.mean(0), 0.2, atol=4 * np.sqrt(0.16 / 1000))

@@ -1,0 +1,102 @@
+"""The items of a task on one split: what each asks of a model, and what its answers should be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, Generic, Protocol, TypeVar
+
+from evaluators.requests import Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskItem(Generic[T]):
+    """One item of a task, tokenised.
+
+    Args:
+        digest: of its content, equal on every machine.
+        requests: what a model is asked.
+        target: what the answers are compared with, for example a label.
+    """
+
+    digest: str
+    requests: tuple[Request, ...]
+    target: T
+
+
+@dataclass(frozen=True, eq=False)
+class ItemSet(Generic[T]):
+    """The items of one split, in order.
+
+    Args:
+        source: identity of the data and its split, for example a file's path and a range.
+        items: two splits must not share their digests.
+    """
+
+    source: str
+    items: tuple[TaskItem[T], ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[TaskItem[T]]:
+        return iter(self.items)
+
+    @cached_property
+    def requests(self) -> tuple[Request, ...]:
+        """The requests of all items, one item's after the other's; always the same object."""
+        return tuple(request for item in self.items for request in item.requests)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Digest of every item."""
+        return tuple(item.digest for item in self.items)
+
+    @property
+    def targets(self) -> tuple[T, ...]:
+        """Target of every item."""
+        return tuple(item.target for item in self.items)
+
+    @property
+    def spans(self) -> list[slice]:
+        """Which of `requests` are each item's."""
+        ends = accumulate(len(item.requests) for item in self.items)
+        return [slice(start, end) for start, end in pairwise([0, *ends])]
+
+    def subset(self, indices: Sequence[int]) -> ItemSet[T]:
+        """Returns some of the items, in the order of `indices`.
+
+        Raises:
+            ValueError: there are none, one is out of range, or one comes twice.
+        """
+        numbers = [int(index) for index in indices]
+        if not numbers:
+            raise ValueError(f"a subset of {self.source} needs at least one item")
+        outside = [number for number in numbers if not 0 <= number < len(self)]
+        if outside:
+            raise ValueError(
+                f"{self.source} has items 0 to {len(self) - 1}, a subset names {outside[0]}"
+            )
+        if len(set(numbers)) < len(numbers):
+            doubled = next(number for number in numbers if numbers.count(number) > 1)
+            raise ValueError(f"a subset of {self.source} names item {doubled} more than once")
+        return ItemSet(self.source, tuple(self.items[number] for number in numbers))
+
+
+class _HasItems(Protocol):
+    items: ItemSet[Any]
+
+
+E = TypeVar("E", bound=_HasItems)
+
+
+def on_subset(evaluator: E, indices: Sequence[int]) -> E:
+    """Returns a copy of an evaluator that holds some of its items; see `ItemSet.subset`."""
+    part = copy.copy(evaluator)
+    part.items = evaluator.items.subset(indices)
+    return part

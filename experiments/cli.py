@@ -6,17 +6,21 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from experiments.commands.pipe import quiet_pipe
+from experiments.runs.spelling import did_you_mean
+
+# Verb to module, function and, of a Hydra application, its configuration.
 _VERBS = {
-    "search": ("experiments.commands.hydra_verbs", "search"),
-    "check": ("experiments.commands.hydra_verbs", "check"),
-    "merge": ("experiments.commands.hydra_verbs", "merge"),
-    "evaluate": ("experiments.commands.hydra_verbs", "evaluate"),
-    "statistics": ("experiments.commands.hydra_verbs", "statistics"),
-    "rebuild": ("experiments.commands.plain_verbs", "rebuild"),
-    "report": ("experiments.commands.plain_verbs", "report"),
-    "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize"),
-    "reference-losses": ("experiments.commands.plain_verbs", "reference_losses"),
-    "compare": ("experiments.commands.compare", "compare"),
+    "search": ("experiments.commands.hydra_verbs", "search", "search"),
+    "check": ("experiments.commands.hydra_verbs", "check", "search"),
+    "merge": ("experiments.commands.hydra_verbs", "merge", "merge"),
+    "evaluate": ("experiments.commands.hydra_verbs", "evaluate", "evaluate"),
+    "statistics": ("experiments.commands.hydra_verbs", "statistics", "statistics"),
+    "rebuild": ("experiments.commands.plain_verbs", "rebuild", None),
+    "report": ("experiments.commands.plain_verbs", "report", None),
+    "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize", None),
+    "reference-losses": ("experiments.commands.plain_verbs", "reference_losses", None),
+    "compare": ("experiments.commands.compare", "compare", None),
 }
 
 HELP = """\
@@ -42,26 +46,47 @@ VERB --help` more.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns the exit status: 0 well, 1 failed, 2 wrong input, 130 interrupted."""
+    """Runs a verb; returns the exit status or raises SystemExit with it.
+
+    0: well, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads the output any more.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    verb, rest = (arguments or ["help"])[0], arguments[1:]
+    with quiet_pipe():
+        if verb not in _VERBS:
+            return _without_verb(verb)
+        module, function, config_name = _VERBS[verb]
+        run = getattr(importlib.import_module(module), function)
+        try:
+            if config_name is None:
+                run(rest)
+                return 0
+            import hydra
+
+            from experiments.commands.nearest import nearest_words
+
+            sys.argv = [f"evomerge {verb}", *rest]
+            with nearest_words(config_name, rest):
+                hydra.main("pkg://conf", config_name, version_base="1.3")(run)()
+        except KeyboardInterrupt:
+            print(f"evomerge {verb}: interrupted; the same command continues it", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _without_verb(word: str) -> int:
+    """Prints the help, the version or what is wrong with the word; returns the exit status."""
+    if word in ("-h", "--help", "help"):
         print(HELP, end="")
-        return 0
-    if arguments[0] == "--version":
+    elif word == "--version":
         from importlib.metadata import version
 
         print(f"evomerge {version('evomerge')}")
-        return 0
-    verb, *rest = arguments
-    if verb not in _VERBS:
-        print(f"evomerge: unknown verb {verb!r}: expected {', '.join(_VERBS)}", file=sys.stderr)
+    else:
+        expected = f"expected {', '.join(_VERBS)}{did_you_mean(word, _VERBS)}"
+        print(f"evomerge: unknown verb {word!r}: {expected}", file=sys.stderr)
         return 2
-    module, function = _VERBS[verb]
-    try:
-        return int(getattr(importlib.import_module(module), function)(rest))
-    except KeyboardInterrupt:
-        print(f"evomerge {verb}: interrupted; the same command continues it", file=sys.stderr)
-        return 130
+    return 0
 
 
 if __name__ == "__main__":

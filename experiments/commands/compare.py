@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,25 @@ from experiments.compare.text import (
     to_json,
 )
 from experiments.runs.directory import check_writable
-from experiments.runs.errors import UserError, explained
+from experiments.runs.errors import UserError, explained, one_sentence
 from merging.files import write_text
 
 
-def compare(arguments: Sequence[str]) -> int:
+def compare(arguments: Sequence[str]) -> None:
     """Compares finished runs: groups that differ in more than the seed, tested in pairs."""
     options = _parser().parse_args(arguments)
-    try:
-        with explained():
-            if options.out is not None:
-                check_writable(options.out, "--out")
-            found = compare_runs(options.runs, against=options.against, target=options.target)
-            if options.out is not None:
-                write_files(found, options.out)
-        print(plain(found))
+    with one_sentence("evomerge compare"), explained():
         if options.out is not None:
-            print(f"\npage      {options.out / 'compare.html'}")
-        if options.wandb:
-            track(found, options.out or Path.cwd(), options.project)
-    except UserError as error:
-        print(f"evomerge compare: {error}", file=sys.stderr)
-        return 2
-    return 0
+            check_writable(options.out, "--out")
+        comparison = compare_runs(options.runs, against=options.against, target=options.target)
+        if options.out is not None:
+            write_files(comparison, options.out)
+    print(plain(comparison))
+    if options.out is not None:
+        print(f"\npage      {options.out / 'compare.html'}")
+    if options.wandb:
+        with one_sentence("evomerge compare"):
+            track(comparison, options.out or Path.cwd(), options.project)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,7 +131,3 @@ def tables_of(comparison: Comparison) -> list[tuple[str, list[str], list[list[st
         heads = [head for head, _ in chosen]
         found.append((name, heads, [[cell(row) for _, cell in chosen] for row in kept]))
     return [*found, ("tests", *difference_table(comparison))]
-
-
-if __name__ == "__main__":
-    sys.exit(compare(sys.argv[1:]))

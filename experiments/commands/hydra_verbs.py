@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import hydra
 from omegaconf import DictConfig
 
-from experiments.runs.errors import UserError
-
-Task = Callable[[DictConfig], float | None]
+from experiments.runs.errors import one_sentence
 
 
-def search(arguments: Sequence[str]) -> int:
-    """Runs a search, or a sweep of them; each returns the winner's fitness to Hydra's sweeper."""
-
-    def task(config: DictConfig) -> float:
+def search(config: DictConfig) -> float:
+    """Runs a search, or the many of a contest; returns the winner's fitness to the sweeper."""
+    with one_sentence("evomerge search"):
         if config.contest is not None:
             from experiments.contests.contest import run_contest
 
@@ -30,13 +22,10 @@ def search(arguments: Sequence[str]) -> int:
 
         return run_search(config)
 
-    return _application("search", "search", task, arguments)
 
-
-def check(arguments: Sequence[str]) -> int:
+def check(config: DictConfig) -> None:
     """Assembles and checks a search without running it."""
-
-    def task(config: DictConfig) -> None:
+    with one_sentence("evomerge check"):
         if config.contest is not None:
             from experiments.contests.contest import check_contest
 
@@ -49,52 +38,26 @@ def check(arguments: Sequence[str]) -> int:
 
         return run_check(config)
 
-    return _application("check", "search", task, arguments)
 
-
-def merge(arguments: Sequence[str]) -> int:
+def merge(config: DictConfig) -> None:
     """Writes one static merge."""
-
-    def task(config: DictConfig) -> None:
+    with one_sentence("evomerge merge"):
         from experiments.commands.merge_models import run_merge
 
         run_merge(config)
 
-    return _application("merge", "merge", task, arguments)
 
-
-def evaluate(arguments: Sequence[str]) -> int:
+def evaluate(config: DictConfig) -> None:
     """Scores one model."""
-
-    def task(config: DictConfig) -> None:
+    with one_sentence("evomerge evaluate"):
         from experiments.commands.evaluate_model import run_evaluate
 
         run_evaluate(config)
 
-    return _application("evaluate", "evaluate", task, arguments)
 
-
-def statistics(arguments: Sequence[str]) -> int:
+def statistics(config: DictConfig) -> None:
     """Gathers statistics of the experts' data, for merge methods that need them."""
-
-    def task(config: DictConfig) -> None:
+    with one_sentence("evomerge statistics"):
         from experiments.gathering.run import run_statistics
 
         run_statistics(config)
-
-    return _application("statistics", "statistics", task, arguments)
-
-
-def _application(verb: str, config_name: str, task: Task, arguments: Sequence[str]) -> int:
-    """Runs `task` under Hydra; a UserError ends it as one sentence on standard error."""
-
-    def guarded(config: DictConfig) -> Any:
-        try:
-            return task(config)
-        except UserError as error:
-            print(f"evomerge {verb}: {error}", file=sys.stderr)
-            sys.exit(2)
-
-    sys.argv = [f"evomerge {verb}", *arguments]
-    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(guarded)()
-    return 0

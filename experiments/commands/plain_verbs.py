@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs.errors import UserError, explained
+from experiments.runs.errors import UserError, explained, one_sentence
 
 
-def rebuild(arguments: Sequence[str]) -> int:
+def rebuild(arguments: Sequence[str]) -> None:
     """Writes the model of a recipe, bit for bit the one that the run wrote."""
     parser = argparse.ArgumentParser(prog="evomerge rebuild", description=rebuild.__doc__)
     parser.add_argument("recipe", type=Path, help="a run's recipe.json")
@@ -27,13 +26,8 @@ def rebuild(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(arguments)
-    try:
-        with explained():
-            _rebuild(options)
-    except UserError as error:
-        print(f"evomerge rebuild: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with one_sentence("evomerge rebuild"), explained():
+        _rebuild(options)
 
 
 def _rebuild(options: argparse.Namespace) -> None:
@@ -83,7 +77,7 @@ def _check_target(path: Path, option: str) -> None:
     check_writable(path.absolute().parent if option == "--mergekit" else path, option)
 
 
-def report(arguments: Sequence[str]) -> int:
+def report(arguments: Sequence[str]) -> None:
     """Writes RUN/report.html from the files of a run and prints its table."""
     parser = argparse.ArgumentParser(prog="evomerge report", description=report.__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's directory")
@@ -92,20 +86,15 @@ def report(arguments: Sequence[str]) -> int:
     from experiments.reports.table import table
     from experiments.runs.files import read_json
 
-    try:
-        with explained():
-            for run in options.run:
-                path = write_report(run)
-                if (run / "summary.json").exists():
-                    print(table(read_json(run / "summary.json")))
-                print(path)
-    except UserError as error:
-        print(f"evomerge report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with one_sentence("evomerge report"), explained():
+        for run in options.run:
+            path = write_report(run)
+            if (run / "summary.json").exists():
+                print(table(read_json(run / "summary.json")))
+            print(path)
 
 
-def pseudonymize(arguments: Sequence[str]) -> int:
+def pseudonymize(arguments: Sequence[str]) -> None:
     """Replaces identifiers by keyed slugs, alike everywhere, in records or in canaries."""
     parser = argparse.ArgumentParser(
         prog="evomerge pseudonymize", description=pseudonymize.__doc__
@@ -125,13 +114,8 @@ def pseudonymize(arguments: Sequence[str]) -> int:
     key.add_argument("--key-file", type=Path, help="file that holds the key")
     parser.add_argument("--digits", type=int, default=8, help="hexadecimal digits of a slug")
     options = parser.parse_args(arguments)
-    try:
-        with explained():
-            print(f"{options.target}: {_pseudonymize(options)} lines")
-    except UserError as error:
-        print(f"evomerge pseudonymize: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with one_sentence("evomerge pseudonymize"), explained():
+        print(f"{options.target}: {_pseudonymize(options)} lines")
 
 
 def _pseudonymize(options: argparse.Namespace) -> int:
@@ -158,7 +142,7 @@ def _pseudonymize(options: argparse.Namespace) -> int:
     )
 
 
-def reference_losses(arguments: Sequence[str]) -> int:
+def reference_losses(arguments: Sequence[str]) -> None:
     """Writes a model's losses on texts, which calibrate membership inference on other models."""
     parser = argparse.ArgumentParser(
         prog="evomerge reference-losses", description=reference_losses.__doc__
@@ -175,11 +159,9 @@ def reference_losses(arguments: Sequence[str]) -> int:
     from evaluators.requests import EvaluationError
     from experiments.commands.reference_losses import write_losses
 
-    try:
-        with explained():
+    with one_sentence("evomerge reference-losses"), explained():
+        try:
             count = write_losses(**vars(options))
-    except (UserError, EvaluationError) as error:
-        print(f"evomerge reference-losses: {error}", file=sys.stderr)
-        return 2
+        except EvaluationError as error:
+            raise UserError(str(error)) from error
     print(f"{options.out}: {count} texts")
-    return 0

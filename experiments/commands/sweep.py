@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.runs.directory import check_writable
-from experiments.runs.errors import UserError
+from experiments.runs.errors import one_sentence
 
 
 class SweepCheck(Callback):
@@ -19,8 +19,5 @@ class SweepCheck(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with status 2 and one sentence unless ``config.runs`` can be made and filled."""
         del kwargs
-        try:
+        with one_sentence(sys.argv[0]):
             check_writable(Path(config.runs), "runs")
-        except UserError as error:
-            print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-            sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,19 @@ def explained() -> Iterator[None]:
         if os.environ.get("EVOMERGE_DEBUG"):
             raise
         raise UserError(_sentence(error)) from error
+
+
+@contextmanager
+def one_sentence(command: str) -> Iterator[None]:
+    """Ends the process with status 2 and a UserError's sentence on standard error.
+
+    As SystemExit, which Hydra lets through: of an error it would print a traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _sentence(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.errors import UserError
+from experiments.runs.spelling import did_you_mean
 from search.loop.loop import Budget
 
 
@@ -133,7 +134,7 @@ def _check_arguments(path: str, built: Any, options: Mapping[str, Any]) -> None:
         if option not in parameters:
             raise UserError(
                 f"{path}.{option}: {built.__name__} has no such option, only "
-                f"{', '.join(parameters) or 'none'}"
+                f"{', '.join(parameters) or 'none'}{did_you_mean(option, parameters)}"
             )
         _check_kind(f"{path}.{option}", value, hints.get(option, Any))
 

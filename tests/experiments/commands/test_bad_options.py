@@ -23,19 +23,48 @@ from tests.experiments.refusals import Shell, tree
 
 pytestmark = pytest.mark.usefixtures("idle")
 
-HYDRA = [  # found by Hydra while it composes the configuration
-    ("sed=1", r"Could not override 'sed'"),
-    ("strategy=cmaa", r"Could not find 'strategy/cmaa'(.|\n)*\tcma\n"),
-    ("method=tiess", r"Could not find 'method/tiess'(.|\n)*\tties\n"),
-    ("method.normalise=true", r"Key 'normalise' is not in struct\n +full_key: method.normalise"),
-    ("budget.evaluation=3", r"Could not override 'budget.evaluation'"),
-    ("evaluator@search=perplexity", r"Could not override 'evaluator@search'"),
-    ("experiment=quikstart", r"Could not find 'experiment/quikstart'(.|\n)*\tquickstart\n"),
+HYDRA = [  # found by Hydra while it composes the configuration; the nearest name, if any is near
+    ("sed=1", r"Could not override 'sed'", "sed is unknown; did you mean seed?"),
+    (
+        "strategy=cmaa",
+        r"Could not find 'strategy/cmaa'(.|\n)*\tcma\n",
+        "strategy=cmaa is unknown; did you mean cma?",
+    ),
+    (
+        "strateg=cma",
+        r"Could not override 'strateg'",
+        "strateg is unknown; did you mean strategy?",
+    ),
+    (
+        "method.normalise=true",
+        r"Key 'normalise' is not in struct\n +full_key: method.normalise",
+        "method.normalise is unknown; did you mean method.normalize?",
+    ),
+    (
+        "budget.evaluation=3",
+        r"Could not override 'budget.evaluation'",
+        "budget.evaluation is unknown; did you mean budget.evaluations?",
+    ),
+    (
+        "evaluator@report_on=[none,perplexiti]",
+        r"Could not load 'evaluator/perplexiti'",
+        "evaluator@report_on=perplexiti is unknown; did you mean perplexity?",
+    ),
+    ("evaluator@search=perplexity", r"Could not override 'evaluator@search'", None),
+    ("zzzz=1", r"Could not override 'zzzz'", None),
+    (
+        "experiment=quikstart",
+        r"Could not find 'experiment/quikstart'(.|\n)*\tquickstart\n",
+        "experiment=quikstart is unknown; did you mean quickstart?",
+    ),
 ]
 
 EARLY = [  # found before an expert is opened, so that not even the quickstart is trained
     ("method.normalize=3", "method.normalize=3: expected true or false"),
-    ("+method.normalise=true", "method.normalise: TaskArithmetic has no such option, only normal"),
+    (
+        "+method.normalise=true",
+        "method.normalise: .* has no such option, only normalize; did you mean normalize?",
+    ),
     ("method._target_=merging.methods.ties.Tie", r"method._target_=.*ties.Tie does not exist"),
     ("search_on=perplexity", "choose a group with evaluator@search_on=NAME, for example"),
     ("evaluator@search_on=none", "search_on names no evaluator: choose a group, e.g. evaluator@s"),
@@ -102,11 +131,15 @@ LATER = [  # needs the experts or the evaluators, but no weights
 ]
 
 
-@pytest.mark.parametrize(("option", "pattern"), HYDRA)
-def test_misspelt_option(shell: Shell, world: Path, option: str, pattern: str) -> None:
+@pytest.mark.parametrize(("option", "pattern", "nearest"), HYDRA)
+def test_misspelt_option(
+    shell: Shell, world: Path, option: str, pattern: str, nearest: str | None
+) -> None:
     ended = shell.run("search", *overrides(world), option)
     assert ended.code == 1
     assert re.search(pattern, ended.stderr), ended.stderr
+    lines = [line for line in ended.messages if line.startswith("evomerge")]
+    assert lines == ([f"evomerge search: {nearest}"] if nearest else [])
     assert "Traceback" not in ended.stderr
     assert not tree(shell.cwd)
 
@@ -341,7 +374,7 @@ def test_unknown_verb(shell: Shell) -> None:
     assert ended.code == 2
     assert ended.messages == [
         "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, statistics, "
-        "rebuild, report, pseudonymize, reference-losses, compare"
+        "rebuild, report, pseudonymize, reference-losses, compare; did you mean search?"
     ]
 
 

@@ -383,7 +383,7 @@ def test_many_groups_are_drawn(tmp_path):
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "experiments.commands.compare", *arguments],
+        [sys.executable, "-m", "experiments.cli", "compare", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,12 +1,11 @@
 """Crossovers of task vectors: a child of two parents, repeated by its numbers and seeds.
 
-All act on individual minus base, one tensor at a time and within it chunk by chunk; mutations are
+All act on individual minus base, one tensor at a time and within it block by block; mutations are
 in `merging.lineages.mutation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 
 from merging.lineages.chance import (
-    SHARES,
+    MASK_LEVELS,
     fraction,
-    make_fraction,
-    make_real,
-    make_whole,
+    level,
     mask,
-    threshold,
+    set_float,
+    set_fraction,
+    set_int,
 )
 from merging.lineages.slices import EntryRange, TensorSlice
 from merging.rules.spherical import slerp_factors
@@ -28,9 +27,6 @@ from merging.seeding import stable_seed
 
 Side: TypeAlias = Literal[0, 1]
 """Which parent: 0 the first, 1 the second."""
-
-Crossing: TypeAlias = Callable[[EntryRange, Tensor, Tensor], Tensor]
-"""A chunk and both parents' entries in it, ``(entries,)`` float32, to the child's."""
 
 
 class Moments(NamedTuple):
@@ -45,22 +41,29 @@ class CrossoverOperator(Protocol):
     """Makes a child of two parents; a frozen dataclass of numbers and seeds.
 
     Attributes:
-        measures: whether `crossing` reads the moments.
+        measures: whether `apply` reads the moments.
     """
 
     measures: ClassVar[bool]
 
     @property
-    def sole(self) -> Side | None:
-        """The parent that the child is, in every model; None: it is of both."""
+    def identity_parent(self) -> Side | None:
+        """The parent that the child equals in every model; None: it is of both."""
         ...
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """Returns the parent whose tensor the child takes as it is; None: it is of both."""
         ...
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child in one tensor; it changes no argument."""
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the child's entries in a block, ``(entries,)`` float32; changes no argument.
+
+        Args:
+            block: of a tensor that is of both parents.
+            first: the first parent's entries in the block.
+            second: the second parent's.
+            moments: of the parents in the whole tensor.
+        """
         ...
 
 
@@ -76,28 +79,24 @@ class UniformCrossover:
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        make_whole(self, "seed")
-        make_fraction(self, "share")
+        set_int(self, "seed")
+        set_fraction(self, "share")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where the share is 0 or 1."""
-        return _end(threshold(self.share) / SHARES)
+        return _parent_of_weight(level(self.share) / MASK_LEVELS)
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """None: entries are mixed."""
         return None
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
-
-        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
-            taken = mask(self.share, chunk, first, "uniform", self.seed, place.tensor)
-            # Bits are chosen instead of numbers: several times faster than torch.where.
-            a, b = first.view(torch.int32), second.view(torch.int32)
-            return taken.bitwise_and_(a ^ b).bitwise_xor_(b).view(torch.float32)
-
-        return cross
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the first parent's entries where the mask is set, else the second's."""
+        chosen = mask(self.share, block, "uniform", self.seed, first)
+        a, b = first.view(torch.int32), second.view(torch.int32)
+        # (m and (a xor b)) xor b: on bits, several times faster than torch.where
+        return chosen.bitwise_and_(a ^ b).bitwise_xor_(b).view(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class PointCrossover:
         cuts: where the parent changes, fractions in [0, 1]; kept in rising order. A fraction c
             lies before entry ``round(c total)``, or before layer ``round(c layers)``.
         over: ``vector``, the flattened task vector in the order of the pool's tensors, or
-            ``layers``, whole layers; see `slices.places` for tensors outside them.
+            ``layers``, whole layers; see `slices.tensor_slices` for tensors outside them.
 
     Source: Holland 1975, Adaptation in natural and artificial systems, section 6.2.
     """
@@ -126,71 +125,63 @@ class PointCrossover:
             raise ValueError(f"over must be 'vector' or 'layers', got {self.over!r}")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where no segment of the other has any length."""
         bounds = (0.0, *self.cuts, 1.0)
         sides = {i % 2 for i in range(len(bounds) - 1) if bounds[i] < bounds[i + 1]}
         return _side(sides.pop()) if len(sides) == 1 else None
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """The one parent of a tensor that no cut divides."""
         if self.over == "layers":
-            return _side(sum(round(cut * place.layers) <= place.layer for cut in self.cuts))
-        sides = {side for side, _, _ in self._segments(place, 0, place.entries)}
+            return _side(sum(round(cut * tensor.layers) <= tensor.layer for cut in self.cuts))
+        sides = {side for side, _, _ in self._segments(tensor, 0, tensor.entries)}
         return None if len(sides) > 1 else _side(sides.pop() if sides else 0)
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the segments of both parents by turns."""
+        parents, offset = (first, second), block.start
+        segments = self._segments(block.tensor, block.start, block.stop)
+        return torch.cat(
+            [parents[i][start - offset : stop - offset] for i, start, stop in segments]
+        )
 
-        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
-            parents = first, second
-            segments = self._segments(place, chunk.start, chunk.stop)
-            return torch.cat(
-                [
-                    parents[side][start - chunk.start : stop - chunk.start]
-                    for side, start, stop in segments
-                ]
-            )
-
-        return cross
-
-    def _segments(self, place: TensorSlice, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def _segments(self, tensor: TensorSlice, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Returns (side, start, stop) of the segments in a range of entries, none empty."""
-        ends = [round(cut * place.total) - place.offset for cut in self.cuts] + [stop]
-        found = []
+        ends = [round(cut * tensor.total) - tensor.offset for cut in self.cuts] + [stop]
+        segments = []
         for number, end in enumerate(ends):
             if start < (end := min(end, stop)):
-                found.append((number % 2, start, end))
+                segments.append((number % 2, start, end))
                 start = end
-        return found
+        return segments
 
 
 @dataclass(frozen=True)
 class TensorCrossover:
-    """Each tensor whole from the first parent with probability `share`, else from the second."""
+    """Each tensor from the first parent with probability `share`, else from the second."""
 
     seed: int
     share: float = 0.5
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        make_whole(self, "seed")
-        make_fraction(self, "share")
+        set_int(self, "seed")
+        set_fraction(self, "share")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where the share is 0 or 1."""
-        return _end(self.share)
+        return _parent_of_weight(self.share)
 
-    def source(self, place: TensorSlice) -> Side:
+    def single_parent(self, tensor: TensorSlice) -> Side:
         """The drawn parent."""
-        drawn = stable_seed("per tensor", self.seed, place.tensor)
+        drawn = stable_seed("per tensor", self.seed, tensor.name)
         return 0 if drawn < self.share * 2**63 else 1
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
-        side = self.source(place)
-        return lambda chunk, first, second: (first, second)[side]
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the drawn parent's entries."""
+        return (first, second)[self.single_parent(block.tensor)]
 
 
 @dataclass(frozen=True)
@@ -204,20 +195,20 @@ class ArithmeticCrossover:
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        make_real(self, "weight")
+        set_float(self, "weight")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where the weight is 0 or 1."""
-        return _end(self.weight)
+        return _parent_of_weight(self.weight)
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
-        return lambda chunk, first, second: _blend(first, second, self.weight, 1 - self.weight)
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns ``w first + (1 - w) second``."""
+        return _blend(first, second, self.weight, 1 - self.weight)
 
 
 @dataclass(frozen=True)
@@ -234,21 +225,20 @@ class SlerpCrossover:
     measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        make_real(self, "weight")
+        set_float(self, "weight")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where the weight is 0 or 1."""
-        return _end(self.weight)
+        return _parent_of_weight(self.weight)
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
-        left, right = slerp_factors(*moments, self.weight)
-        return lambda chunk, first, second: _blend(first, second, left, right)
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the point on the parents' great circle."""
+        return _blend(first, second, *slerp_factors(*moments, self.weight))
 
 
 @dataclass(frozen=True)
@@ -269,45 +259,37 @@ class SplitSlerpCrossover:
     measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        make_fraction(self, "cut")
-        make_real(self, "weight")
+        set_fraction(self, "cut")
+        set_float(self, "weight")
 
     @property
-    def sole(self) -> Side | None:
+    def identity_parent(self) -> Side | None:
         """A parent where the weight is 0 or 1 and the cut at an end."""
         if self.cut in (0.0, 1.0):
-            return _end(self.weight if self.cut == 1 else 1 - self.weight)
+            return _parent_of_weight(self.weight if self.cut == 1 else 1 - self.weight)
         return None
 
-    def source(self, place: TensorSlice) -> Side | None:
+    def single_parent(self, tensor: TensorSlice) -> Side | None:
         """None: parents are blended."""
         return None
 
-    def crossing(self, place: TensorSlice, moments: Moments) -> Crossing:
-        """Returns what computes the child; see `CrossoverOperator.crossing`."""
+    def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+        """Returns the points on the parents' great circle, of w before the cut, 1 - w after it."""
         before = slerp_factors(*moments, self.weight)
         after = slerp_factors(*moments, 1 - self.weight)
-        bound = round(self.cut * place.total) - place.offset
-
-        def cross(chunk: EntryRange, first: Tensor, second: Tensor) -> Tensor:
-            at = min(max(bound - chunk.start, 0), len(first))
-            if at in (0, len(first)):
-                return _blend(first, second, *(after if at == 0 else before))
-            halves = (
-                _blend(first[:at], second[:at], *before),
-                _blend(first[at:], second[at:], *after),
-            )
-            return torch.cat(halves)
-
-        return cross
+        cut = round(self.cut * block.tensor.total) - block.tensor.offset - block.start
+        if cut <= 0 or cut >= len(first):
+            return _blend(first, second, *(after if cut <= 0 else before))
+        left = _blend(first[:cut], second[:cut], *before)
+        return torch.cat((left, _blend(first[cut:], second[cut:], *after)))
 
 
-def _blend(first: Tensor, second: Tensor, left: float, right: float) -> Tensor:
-    return (first * left).add_(second, alpha=right)
+def _blend(first: Tensor, second: Tensor, weight: float, other_weight: float) -> Tensor:
+    return (first * weight).add_(second, alpha=other_weight)
 
 
-def _end(weight: float) -> Side | None:
-    """Returns the first parent for 1, the second for 0."""
+def _parent_of_weight(weight: float) -> Side | None:
+    """Returns the first parent for a weight of 1, the second for 0, None between."""
     if weight in (0, 1):
         return 0 if weight == 1 else 1
     return None

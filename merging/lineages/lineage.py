@@ -15,7 +15,7 @@ from merging.lineages.mutation import Mutation
 from merging.paths.path import BASE
 
 
-def _key(*parts: str) -> bytes:
+def _digest(*parts: str) -> bytes:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
 
@@ -45,11 +45,11 @@ class Founder(_Individual):
     key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", _key("founder", self.name))
+        object.__setattr__(self, "key", _digest("founder", self.name))
 
     @property
     def parents(self) -> tuple[Lineage, ...]:
-        """None."""
+        """No parents."""
         return ()
 
 
@@ -64,11 +64,11 @@ class Crossed(_Individual):
 
     def __post_init__(self) -> None:
         parents = self.first.key.hex(), self.second.key.hex()
-        object.__setattr__(self, "key", _key("crossed", *parents, _written(self.by)))
+        object.__setattr__(self, "key", _digest("crossed", *parents, _written(self.by)))
 
     @property
     def parents(self) -> tuple[Lineage, ...]:
-        """Both."""
+        """First and second."""
         return self.first, self.second
 
 
@@ -81,12 +81,12 @@ class Mutated(_Individual):
     key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        key = _key("mutated", self.parent.key.hex(), _written(self.by))
+        key = _digest("mutated", self.parent.key.hex(), _written(self.by))
         object.__setattr__(self, "key", key)
 
     @property
     def parents(self) -> tuple[Lineage, ...]:
-        """The one."""
+        """The one parent."""
         return (self.parent,)
 
 
@@ -100,43 +100,43 @@ BASE_FOUNDER = Founder(BASE)
 
 def ancestry(lineage: Lineage) -> list[Lineage]:
     """Returns the individual and all its ancestors, each once, parents before their children."""
-    found: dict[Lineage, None] = {}
+    ordered: dict[Lineage, None] = {}
     waiting = [lineage]
     while waiting:
-        missing = [parent for parent in waiting[-1].parents if parent not in found]
+        missing = [parent for parent in waiting[-1].parents if parent not in ordered]
         if missing:
             waiting.extend(reversed(missing))
         else:
-            found[waiting.pop()] = None
-    return list(found)
+            ordered[waiting.pop()] = None
+    return list(ordered)
 
 
 def founders(lineage: Lineage) -> tuple[str, ...]:
     """Returns the names of all founders that the individual descends from, each once."""
-    return tuple(each.name for each in ancestry(lineage) if isinstance(each, Founder))
+    return tuple(node.name for node in ancestry(lineage) if isinstance(node, Founder))
 
 
 def canonical(lineage: Lineage) -> Lineage:
     """Returns the same individual without the operators that change nothing.
 
     A child of one parent with itself, one that takes all from one parent, one whose mutation is
-    idle (``Rescale(1)``), and a mutation of the base, whose task vector is zero.
+    idle (``ScaleMutation(1)``), and a mutation of the base, whose task vector is zero.
     """
-    done: dict[Lineage, Lineage] = {}
-    for each in ancestry(lineage):
-        parents = [done[parent] for parent in each.parents]
-        kept = all(new is old for new, old in zip(parents, each.parents, strict=True))
-        if isinstance(each, Founder):
-            done[each] = each
-        elif isinstance(each, Mutated):
-            unchanged = each.by.idle or parents[0] == BASE_FOUNDER
-            mutated = each if kept else Mutated(parents[0], each.by)
-            done[each] = parents[0] if unchanged else mutated
+    reduced: dict[Lineage, Lineage] = {}
+    for node in ancestry(lineage):
+        parents = [reduced[parent] for parent in node.parents]
+        same = all(new is old for new, old in zip(parents, node.parents, strict=True))
+        if isinstance(node, Founder):
+            reduced[node] = node
+        elif isinstance(node, Mutated):
+            unchanged = node.by.idle or parents[0] == BASE_FOUNDER
+            mutated = node if same else Mutated(parents[0], node.by)
+            reduced[node] = parents[0] if unchanged else mutated
         else:
-            side = 0 if parents[0] == parents[1] else each.by.sole
-            crossed = each if kept else Crossed(parents[0], parents[1], each.by)
-            done[each] = crossed if side is None else parents[side]
-    return done[lineage]
+            side = 0 if parents[0] == parents[1] else node.by.identity_parent
+            crossed = node if same else Crossed(parents[0], parents[1], node.by)
+            reduced[node] = crossed if side is None else parents[side]
+    return reduced[lineage]
 
 
 def lineage_to_json(lineage: Lineage) -> dict[str, Any]:
@@ -144,19 +144,19 @@ def lineage_to_json(lineage: Lineage) -> dict[str, Any]:
 
     ``operators`` holds import path and fields of every kind of operator; ``nodes`` holds founders
     as their names and children as ``[operator, [parents], values of the fields ...]``, each
-    number the place of an entry further up; the last node is the individual itself.
+    number the index of an entry further up; the last node is the individual itself.
     """
     operators: dict[tuple[str, ...], int] = {}
-    places: dict[Lineage, int] = {}
+    index: dict[Lineage, int] = {}
     nodes: list[Any] = []
-    for each in ancestry(lineage):
-        if isinstance(each, Founder):
-            nodes.append(each.name)
+    for node in ancestry(lineage):
+        if isinstance(node, Founder):
+            nodes.append(node.name)
         else:
-            kind = operators.setdefault(_kind(each.by), len(operators))
-            nodes.append([kind, [places[parent] for parent in each.parents], *_values(each.by)])
-        places[each] = len(places)
-    return {"operators": [list(kind) for kind in operators], "nodes": nodes}
+            operator = operators.setdefault(_signature(node.by), len(operators))
+            nodes.append([operator, [index[parent] for parent in node.parents], *_values(node.by)])
+        index[node] = len(index)
+    return {"operators": [list(signature) for signature in operators], "nodes": nodes}
 
 
 def lineage_from_json(value: Any) -> Lineage:
@@ -171,35 +171,36 @@ def lineage_from_json(value: Any) -> Lineage:
     for key in ("operators", "nodes"):
         if not isinstance(value.get(key), list):
             raise ValueError(f"lineage: {key!r} must be a list, got {value.get(key)!r}")
-    for kind in value["operators"]:
-        texts = isinstance(kind, list) and all(isinstance(each, str) for each in kind)
-        if not texts or not kind:
-            raise ValueError(f"lineage: an operator must be [path, fields ...], got {kind!r}")
+    for signature in value["operators"]:
+        texts = isinstance(signature, list) and all(isinstance(word, str) for word in signature)
+        if not texts or not signature:
+            raise ValueError(f"lineage: an operator must be [path, fields ...], got {signature!r}")
     if not value["nodes"]:
         raise ValueError("lineage: 'nodes' is empty: the last node is the individual itself")
     read: list[Lineage] = []
     for node in value["nodes"]:
-        read.append(Founder(node) if isinstance(node, str) else _child(node, value, read))
+        is_founder = isinstance(node, str)
+        read.append(Founder(node) if is_founder else _child(node, value["operators"], read))
     return read[-1]
 
 
-def _child(node: Any, value: Mapping[str, Any], read: list[Lineage]) -> Lineage:
+def _child(node: Any, operators: list[list[str]], read: list[Lineage]) -> Lineage:
     """Returns the child that a node stands for."""
     match node:
-        case [int() as kind, [int(), *_] as parents, *values] if len(parents) <= 2:
+        case [int() as operator, [int(), *_] as parents, *values] if len(parents) <= 2:
             pass
         case _:
             raise ValueError(
                 "lineage: a node must be a name or [operator, [one or two parents], numbers ...], "
                 f"got {node!r}"
             )
-    operators = value["operators"]
-    if not (0 <= kind < len(operators) and all(_is_place(each, len(read)) for each in parents)):
+    known = all(_is_index(parent, len(read)) for parent in parents)
+    if not (known and 0 <= operator < len(operators)):
         raise ValueError(
             f"lineage: node {len(read)}, {node!r}, names an operator or a parent that does not "
             "stand before it"
         )
-    path, *fields = operators[kind]
+    path, *fields = operators[operator]
     if len(fields) != len(values):
         raise ValueError(
             f"lineage: {path} has {', '.join(fields)}, node {node!r} has other numbers"
@@ -208,27 +209,26 @@ def _child(node: Any, value: Mapping[str, Any], read: list[Lineage]) -> Lineage:
     if len(parents) == 1:
         mutation: Mutation = rebuild(options, "mutation", ("change", "idle", "measures"))
         return Mutated(read[parents[0]], mutation)
-    crossover: CrossoverOperator = rebuild(
-        options, "crossover", ("crossing", "source", "measures")
-    )
+    members = ("apply", "single_parent", "measures")
+    crossover: CrossoverOperator = rebuild(options, "crossover", members)
     return Crossed(read[parents[0]], read[parents[1]], crossover)
 
 
-def _is_place(value: Any, before: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < before
+def _is_index(value: Any, count: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
 
 
-def _kind(by: CrossoverOperator | Mutation) -> tuple[str, ...]:
+def _signature(by: CrossoverOperator | Mutation) -> tuple[str, ...]:
     """Returns import path and field names of an operator."""
-    names = (each.name for each in dataclasses.fields(by))  # type: ignore[arg-type]
+    names = (field.name for field in dataclasses.fields(by))  # type: ignore[arg-type]
     return (f"{type(by).__module__}.{type(by).__qualname__}", *names)
 
 
 def _values(by: CrossoverOperator | Mutation) -> list[Any]:
     """Returns the values of an operator's fields, as JSON gives them back."""
-    values = [getattr(by, name) for name in _kind(by)[1:]]
+    values = [getattr(by, name) for name in _signature(by)[1:]]
     return [list(value) if isinstance(value, tuple) else value for value in values]
 
 
 def _written(by: CrossoverOperator | Mutation) -> str:
-    return json.dumps([_kind(by), _values(by)])
+    return json.dumps([_signature(by), _values(by)])

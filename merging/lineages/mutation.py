@@ -1,6 +1,6 @@
 """Mutations of task vectors: a child of one parent, repeated by its numbers and seed.
 
-All act on individual minus base, one tensor at a time and within it chunk by chunk; crossovers are
+All act on individual minus base, one tensor at a time and within it block by block; crossovers are
 in `merging.lineages.crossover`.
 """
 
@@ -14,12 +14,12 @@ from typing import ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from merging.lineages.chance import make_fraction, make_real, make_whole, mask, threshold
+from merging.lineages.chance import level, mask, set_float, set_fraction, set_int
 from merging.lineages.slices import EntryRange, TensorSlice
 from merging.seeding import generator
 
 Change: TypeAlias = Callable[[EntryRange, Tensor], Tensor]
-"""A chunk and the parent's entries in it, ``(entries,)`` float32, to the child's."""
+"""A block and the parent's entries in it, ``(entries,)`` float32, to the child's."""
 
 
 class Mutation(Protocol):
@@ -36,11 +36,11 @@ class Mutation(Protocol):
         """Whether the child is its parent."""
         ...
 
-    def change(self, place: TensorSlice, square: float) -> Change:
-        """Returns what computes the child in one tensor; it changes no argument.
+    def change(self, tensor: TensorSlice, square: float) -> Change:
+        """Returns the function from the parent's blocks to the child's; it changes no argument.
 
         Args:
-            place: of the tensor.
+            tensor: whose blocks they are.
             square: squared length of the parent's vector in it.
         """
         ...
@@ -54,16 +54,16 @@ class ScaleMutation:
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        make_real(self, "factor")
+        set_float(self, "factor")
 
     @property
     def idle(self) -> bool:
         """Whether the factor is 1."""
         return self.factor == 1
 
-    def change(self, place: TensorSlice, square: float) -> Change:
-        """Returns what computes the child; see `Mutation.change`."""
-        return lambda chunk, parent: parent * self.factor
+    def change(self, tensor: TensorSlice, square: float) -> Change:
+        """Returns ``factor * parent`` as a function."""
+        return lambda block, parent: parent * self.factor
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class LowRankMutation:
     measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        make_whole(self, "seed")
-        make_whole(self, "rank")
-        make_real(self, "size")
+        set_int(self, "seed")
+        set_int(self, "rank")
+        set_float(self, "size")
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if self.size < 0:
@@ -98,31 +98,31 @@ class LowRankMutation:
         """Whether the size is 0."""
         return self.size == 0
 
-    def change(self, place: TensorSlice, square: float) -> Change:
-        """Returns what computes the child; see `Mutation.change`."""
-        columns = place.columns
-        left, right = self._factors(place)
+    def change(self, tensor: TensorSlice, square: float) -> Change:
+        """Returns ``parent + size |parent| B A / |B A|`` as a function."""
+        columns = tensor.columns
+        left, right = self._factors(tensor)
         length = self.size * math.sqrt(square)
 
-        def change(chunk: EntryRange, parent: Tensor) -> Tensor:
-            rows = left[chunk.start // columns : chunk.stop // columns].to(parent.device)
+        def add_noise(block: EntryRange, parent: Tensor) -> Tensor:
+            rows = left[block.start // columns : block.stop // columns].to(parent.device)
             if right is None:
                 return parent.add(rows, alpha=length)
-            whole = parent.reshape(-1, columns)
-            return torch.addmm(whole, rows, right.to(parent.device), alpha=length).reshape(-1)
+            matrix = parent.reshape(-1, columns)
+            return torch.addmm(matrix, rows, right.to(parent.device), alpha=length).reshape(-1)
 
-        return change
+        return add_noise
 
-    def _factors(self, place: TensorSlice) -> tuple[Tensor, Tensor | None]:
+    def _factors(self, tensor: TensorSlice) -> tuple[Tensor, Tensor | None]:
         """Returns B and A, or a vector and None: the noise has length 1 over the tensor."""
-        rng = generator("low rank", self.seed, place.tensor)
-        if len(place.shape) < 2:
-            noise = torch.randn(place.entries, generator=rng)
+        rng = generator("low rank", self.seed, tensor.name)
+        if len(tensor.shape) < 2:
+            noise = torch.randn(tensor.entries, generator=rng)
             return noise.div_(torch.linalg.vector_norm(noise, dtype=torch.float64).float()), None
-        left = torch.randn((place.shape[0], self.rank), generator=rng)
-        right = torch.randn((self.rank, place.columns), generator=rng)
-        a, b = left.double(), right.double()
-        length = math.sqrt(float(((a.T @ a) * (b @ b.T)).sum()))  # of B A, without computing it
+        left = torch.randn((tensor.shape[0], self.rank), generator=rng)
+        right = torch.randn((self.rank, tensor.columns), generator=rng)
+        b, a = left.double(), right.double()
+        length = math.sqrt(float(((b.T @ b) * (a @ a.T)).sum()))  # |B A|^2 = <B^T B, A A^T>
         return left.div_(length), right
 
 
@@ -135,20 +135,20 @@ class SignMutation:
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        make_whole(self, "seed")
-        make_fraction(self, "share")
+        set_int(self, "seed")
+        set_fraction(self, "share")
 
     @property
     def idle(self) -> bool:
         """Whether the share is 0."""
-        return threshold(self.share) == 0
+        return level(self.share) == 0
 
-    def change(self, place: TensorSlice, square: float) -> Change:
-        """Returns what computes the child; see `Mutation.change`."""
+    def change(self, tensor: TensorSlice, square: float) -> Change:
+        """Returns the function that gives ``-parent`` where the mask is set, else ``parent``."""
 
-        def change(chunk: EntryRange, parent: Tensor) -> Tensor:
-            flipped = mask(self.share, chunk, parent, "sign flip", self.seed, place.tensor)
-            signs = flipped.bitwise_and_(torch.iinfo(torch.int32).min)
+        def flip(block: EntryRange, parent: Tensor) -> Tensor:
+            chosen = mask(self.share, block, "sign flip", self.seed, parent)
+            signs = chosen.bitwise_and_(torch.iinfo(torch.int32).min)
             return signs.bitwise_xor_(parent.view(torch.int32)).view(torch.float32)
 
-        return change
+        return flip

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ from merging.lineages.lineage import (
     lineage_to_json,
 )
 from merging.lineages.pedigree import Pedigree
-from merging.lineages.slices import EntryRange, TensorSlice, places
+from merging.lineages.slices import EntryRange, TensorSlice, tensor_slices
 from merging.method import MergeError
 from merging.paths.path import BASE, START
 from merging.plan import Plan
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 _START_FOUNDER = Founder(START)
 _SUMMED = 1024
@@ -42,11 +43,11 @@ threads, whose number would show in its last bits."""
 class Replay:
     """Computes individuals, one tensor at a time, in float32, from nothing but the founders.
 
-    A tensor is bred chunk by chunk. A chunk of every ancestor that plays a part there is computed
-    once and dropped after its last child, so that a read takes a few chunks beside one tensor of
-    every founder. Operators that need lengths and angles (`Crossover.measures`) take one more
-    walk through the tensor per generation of them; the numbers are kept, 24 bytes per tensor and
-    individual, so that a child of known parents takes two walks.
+    A tensor is bred block by block. A block of every ancestor that plays a part there is computed
+    once and dropped after its last child, so that a read takes a few blocks beside one tensor of
+    every founder. Operators that need lengths and angles (`CrossoverOperator.measures`) take one
+    more walk through the tensor per generation of them; the numbers are kept, 24 bytes per tensor
+    and individual, so that a child of known parents takes two walks.
 
     Args:
         pool: base and experts.
@@ -63,10 +64,10 @@ class Replay:
                 f"an expert is named {min(taken)!r}, and so is another founder of lineages: "
                 "rename it under experts"
             )
-        self.pool, self.places = pool, places(pool)
+        self.pool, self.slices = pool, tensor_slices(pool)
         self._start = None if start is None else start.weights(pool, dtype=torch.float32)
-        self._kept: dict[str, Tensor] | None = {} if keep else None
-        self._row = {name: row for row, name in enumerate(self.places)}
+        self._start_tensors: dict[str, Tensor] | None = {} if keep else None
+        self._row = {name: row for row, name in enumerate(self.slices)}
         self._moments: dict[bytes, Matrix] = {}
 
     def check(self, lineage: Lineage) -> None:
@@ -81,36 +82,40 @@ class Replay:
 
     def tensor(self, name: str, pedigree: Pedigree) -> Tensor:
         """Returns one tensor of the individual, ``(*shape)`` float32, the caller's own."""
-        place = self.places[name]
-        family = pedigree.at(place)
-        root, last = family.individuals[-1], len(family.individuals) - 1
-        whole = self._started(name) if root == _START_FOUNDER else self.pool.base_tensor(name)
-        out = whole.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if root in (_START_FOUNDER, BASE_FOUNDER):
+        tensor = self.slices[name]
+        family = pedigree.in_tensor(tensor)
+        last = len(family.individuals) - 1
+        individual = family.individuals[last]
+        from_start = individual == _START_FOUNDER
+        origin = self._start_tensor(name) if from_start else self.pool.base_tensor(name)
+        out = origin.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if from_start or individual == BASE_FOUNDER:
             return out
         vectors = self._vectors(name, family)
-        moments = self._measured(place, family, vectors)
-        for chunk, found in _walk(place, family, vectors, moments, [last]):
-            out.view(-1)[chunk.start : chunk.stop].add_(found[last])
+        moments = self._family_moments(tensor, family, vectors)
+        for block, entries in _walk(tensor, family, vectors, moments, [last]):
+            out.view(-1)[block.start : block.stop].add_(entries[last])  # base + task vector
         return out
 
-    def _started(self, name: str) -> Tensor:
-        """Returns the start's own tensor, float32; not to be changed."""
+    def _start_tensor(self, name: str) -> Tensor:
+        """Returns a tensor of the start, float32; not to be changed."""
         assert self._start is not None
-        if self._kept is None:
+        if self._start_tensors is None:
             return self._start[name]
-        if name not in self._kept:
-            self._kept[name] = self._start[name]
-        return self._kept[name]
+        if name not in self._start_tensors:
+            self._start_tensors[name] = self._start[name]
+        return self._start_tensors[name]
 
     def _vectors(self, name: str, family: Pedigree) -> dict[int, Tensor]:
         """Returns the founders' task vectors, flattened, ``(entries,)`` float32."""
         number = {
-            each.name: i for i, each in enumerate(family.individuals) if isinstance(each, Founder)
+            individual.name: i
+            for i, individual in enumerate(family.individuals)
+            if isinstance(individual, Founder)
         }
         base, vectors = self.pool.base_tensor(name), {}
         if START in number:
-            vectors[number[START]] = (self._started(name) - base.float()).reshape(-1)
+            vectors[number[START]] = (self._start_tensor(name) - base.float()).reshape(-1)
         if BASE in number:
             vectors[number[BASE]] = torch.zeros(1, device=base.device).expand(base.numel())
         if experts := [expert for expert in self.pool.expert_names if expert in number]:
@@ -119,25 +124,25 @@ class Replay:
                 vectors[number[expert]] = delta.reshape(-1)
         return vectors
 
-    def _measured(
-        self, place: TensorSlice, family: Pedigree, vectors: Mapping[int, Tensor]
+    def _family_moments(
+        self, tensor: TensorSlice, family: Pedigree, vectors: Mapping[int, Tensor]
     ) -> dict[int, Moments]:
         """Returns what every measuring operator of the family reads, by its child's number."""
-        row = self._row[place.tensor]
+        row = self._row[tensor.name]
         moments: dict[int, Moments] = {}
         missing = set()
         for i in family.measuring:
-            kept = self._moments.get(family.individuals[i].key)
-            if kept is None or math.isnan(kept[row, 0]):
+            table = self._moments.get(family.individuals[i].key)
+            if table is None or math.isnan(table[row, 0]):
                 missing.add(i)
             else:
-                moments[i] = Moments(*kept[row].tolist())
+                moments[i] = Moments(*table[row].tolist())
         while missing:
             ready = _ready(family, missing)
-            for i, found in _measure(place, family, vectors, moments, ready).items():
-                moments[i] = found
-                table = np.full((len(self._row), len(found)), math.nan)
-                self._moments.setdefault(family.individuals[i].key, table)[row] = found
+            for i, measured in _measure(tensor, family, vectors, moments, ready).items():
+                moments[i] = measured
+                unknown = np.full((len(self._row), len(measured)), math.nan)
+                self._moments.setdefault(family.individuals[i].key, unknown)[row] = measured
             missing -= set(ready)
         return moments
 
@@ -152,7 +157,7 @@ def _ready(family: Pedigree, missing: set[int]) -> list[int]:
 
 
 def _measure(
-    place: TensorSlice,
+    tensor: TensorSlice,
     family: Pedigree,
     vectors: Mapping[int, Tensor],
     moments: Mapping[int, Moments],
@@ -162,9 +167,9 @@ def _measure(
     parents = {i: family.parents[i] for i in children}
     sums: dict[int, list[Tensor]] = {i: [] for i in children}
     targets = [parent for pair in parents.values() for parent in pair]
-    for _, found in _walk(place, family, vectors, moments, targets):
+    for _, entries in _walk(tensor, family, vectors, moments, targets):
         for i in children:
-            sums[i].append(_products([found[parent].double() for parent in parents[i]]))
+            sums[i].append(_products([entries[parent].double() for parent in parents[i]]))
     measured = {}
     for i in children:
         rows = torch.stack(sums[i]).tolist() if sums[i] else [[0.0] * 3]
@@ -173,12 +178,12 @@ def _measure(
 
 
 def _products(parents: Sequence[Tensor]) -> Tensor:
-    """Returns squared lengths and inner product of one or two vectors, ``(3,)`` float64."""
+    """Returns ``a a``, ``b b`` and ``a b`` of two vectors, or of one and itself, ``(3,)``."""
     first, second = parents[0], parents[-1]
+    square = _sum(first * first)
     if len(parents) == 1:
-        square = _sum(first * first)
         return torch.stack([square, square, square])
-    return torch.stack([_sum(first * first), _sum(second * second), _sum(first * second)])
+    return torch.stack([square, _sum(second * second), _sum(first * second)])
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -187,46 +192,45 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _walk(
-    place: TensorSlice,
+    tensor: TensorSlice,
     family: Pedigree,
     vectors: Mapping[int, Tensor],
     moments: Mapping[int, Moments],
     targets: Sequence[int],
 ) -> Iterator[tuple[EntryRange, dict[int, Tensor]]]:
-    """Yields every chunk of the tensor with the targets' entries in it; not to be changed."""
-    order = family.towards(targets)
-    steps = {i: _step(family.individuals[i], place, moments.get(i)) for i in order}
+    """Yields every block of the tensor with the targets' entries in it; not to be changed."""
+    order = family.with_ancestors(targets)
+    operators = {i: _operator(family.individuals[i], tensor, moments.get(i)) for i in order}
     uses = Counter(parent for i in order for parent in family.parents[i])
     uses.update(targets)
-    for chunk in place.chunks():
-        left, alive = dict(uses), {}
+    for block in tensor.blocks():
+        uses_left, entries = dict(uses), {}
         for i in order:
-            parents = family.parents[i]
-            step = steps[i]
-            if step is None:
-                alive[i] = vectors[i][chunk.start : chunk.stop]
+            parents, operator = family.parents[i], operators[i]
+            if operator is None:
+                entries[i] = vectors[i][block.start : block.stop]
             else:
-                alive[i] = step(chunk, *(alive[parent] for parent in parents))
+                entries[i] = operator(block, *(entries[parent] for parent in parents))
             for parent in parents:
-                left[parent] -= 1
-                if not left[parent]:
-                    del alive[parent]
-        yield chunk, alive
+                uses_left[parent] -= 1
+                if not uses_left[parent]:
+                    del entries[parent]
+        yield block, entries
 
 
-def _step(
-    individual: Lineage, place: TensorSlice, moments: Moments | None
+def _operator(
+    individual: Lineage, tensor: TensorSlice, moments: Moments | None
 ) -> Callable[..., Tensor] | None:
-    """Returns what breeds an individual from its parents' chunks; None: a founder."""
-    read = moments or Moments(math.nan, math.nan, math.nan)
+    """Returns the function from a block and the parents' entries to a child's; None: a founder."""
+    known = moments or Moments(math.nan, math.nan, math.nan)
     if isinstance(individual, Crossed):
-        return individual.by.crossing(place, read)
+        return partial(individual.by.apply, moments=known)
     if isinstance(individual, Mutated):
-        return individual.by.change(place, read.first)
+        return individual.by.change(tensor, known.first)
     return None
 
 
-class LineageWeights(Mapping[str, Tensor]):
+class LineageWeights(LazyWeights):
     """An individual's parameters; every read breeds one of them.
 
     Args:
@@ -240,23 +244,13 @@ class LineageWeights(Mapping[str, Tensor]):
 
     def __init__(self, replay: Replay, lineage: Lineage, dtype: torch.dtype | None) -> None:
         replay.check(lineage)
+        super().__init__(replay.slices)
         self._replay, self._dtype = replay, dtype
         self._pedigree = Pedigree.of(canonical(lineage))
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise KeyError(name)
+    def _tensor(self, name: str) -> Tensor:
         tensor = self._replay.tensor(name, self._pedigree)
         return tensor.to(self._dtype or self._replay.pool.base.dtype(name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._replay.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._replay.places)
-
-    def __len__(self) -> int:
-        return len(self._replay.places)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the entries of a task vector lie: in the vector, in the model's depth, and in chunks."""
+"""Where the entries of a task vector lie: in the vector, in the model's depth, and in blocks."""
 
 from __future__ import annotations
 
@@ -9,31 +9,16 @@ from dataclasses import dataclass
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import layer_of
 
-CHUNK_ENTRIES = 2**16
-"""Entries of a chunk, about: small enough that a chunk of every ancestor fits a CPU's cache."""
-
-
-@dataclass(frozen=True)
-class EntryRange:
-    """Entries ``start`` to ``stop`` of a flattened tensor: whole rows, or part of a vector.
-
-    Args:
-        number: counted from 0 in the tensor.
-        start: first entry.
-        stop: one past the last entry.
-    """
-
-    number: int
-    start: int
-    stop: int
+BLOCK_ENTRIES = 2**16
+"""Entries of a block, about: small enough that a block of every ancestor fits a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """One tensor's place in the flattened task vector and in the depth of the model.
+    """One tensor as a slice of the flattened task vector, and its layer.
 
     Args:
-        tensor: its name.
+        name: of the tensor.
         shape: of the tensor.
         offset: entries of the vector before it.
         total: entries of the whole vector.
@@ -41,7 +26,7 @@ class TensorSlice:
         layers: of the model, at least 1.
     """
 
-    tensor: str
+    name: str
     shape: tuple[int, ...]
     offset: int
     total: int
@@ -58,19 +43,36 @@ class TensorSlice:
         """Entries of a row, that is of one index of the first dimension; 1 in a vector."""
         return math.prod(self.shape[1:])
 
-    def chunks(self) -> Iterator[EntryRange]:
-        """Yields chunks of `CHUNK_ENTRIES`, rounded down to whole rows, at least one row.
+    def blocks(self) -> Iterator[EntryRange]:
+        """Yields blocks of `BLOCK_ENTRIES`, rounded down to whole rows, at least one row.
 
-        The layout belongs to what seeds mean: random operators draw chunk by chunk.
+        The layout belongs to what seeds mean: random operators draw block by block.
         """
         columns, entries = self.columns, self.entries
-        step = max(1, CHUNK_ENTRIES // max(1, columns)) * columns
+        step = max(1, BLOCK_ENTRIES // max(1, columns)) * columns
         for number, start in enumerate(range(0, entries, max(1, step))):
-            yield EntryRange(number, start, min(start + step, entries))
+            yield EntryRange(self, number, start, min(start + step, entries))
 
 
-def places(pool: ExpertPool) -> dict[str, TensorSlice]:
-    """Returns the place of every tensor that the pool merges, in the order of `pool.names`.
+@dataclass(frozen=True)
+class EntryRange:
+    """A block: entries ``start`` to ``stop`` of a flattened tensor, full rows or part of a vector.
+
+    Args:
+        tensor: whose entries they are.
+        number: of the block, counted from 0 in the tensor.
+        start: first entry.
+        stop: one past the last entry.
+    """
+
+    tensor: TensorSlice
+    number: int
+    start: int
+    stop: int
+
+
+def tensor_slices(pool: ExpertPool) -> dict[str, TensorSlice]:
+    """Returns the slice of every tensor that the pool merges, in the order of `pool.names`.
 
     Layers are counted in the order in which their tensors come, through all stacks (encoder,
     decoder). A tensor outside the layers goes with the layer before it, the embeddings before all
@@ -78,15 +80,15 @@ def places(pool: ExpertPool) -> dict[str, TensorSlice]:
     """
     shapes = {name: tuple(pool.base.shape(name)) for name in pool.names}
     total = sum(map(math.prod, shapes.values()))
-    layers: dict[tuple[str, int], int] = {}
-    found, offset, layer = {}, 0, 0
+    numbers: dict[tuple[str, int], int] = {}
+    starts, offset, layer = {}, 0, 0
     for name, shape in shapes.items():
         if (key := layer_of(name)) is not None:
-            layer = layers.setdefault(key, len(layers))
-        found[name] = offset, layer
+            layer = numbers.setdefault(key, len(numbers))
+        starts[name] = offset, layer
         offset += math.prod(shape)
-    depth = max(1, len(layers))
+    layers = max(1, len(numbers))
     return {
-        name: TensorSlice(name, shapes[name], start, total, layer, depth)
-        for name, (start, layer) in found.items()
+        name: TensorSlice(name, shapes[name], offset, total, layer, layers)
+        for name, (offset, layer) in starts.items()
     }

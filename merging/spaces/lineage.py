@@ -56,7 +56,7 @@ class LineageSpace:
     @property
     def dimensions(self) -> int:
         """Number of parameters that move."""
-        return sum(place.entries for place in self._replay.places.values())
+        return sum(tensor.entries for tensor in self._replay.slices.values())
 
     @property
     def domain(self) -> Mapping[str, Any]:

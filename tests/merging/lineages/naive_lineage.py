@@ -25,17 +25,17 @@ Array = npt.NDArray[np.float64]
 Vectors = dict[str, Array]
 
 
-def naive(lineage: Lineage, founders: Mapping[str, Vectors], chunk: int = 65536) -> Vectors:
-    """Returns the individual's task vector from those of the founders; `chunk`: of the draws."""
+def naive(lineage: Lineage, founders: Mapping[str, Vectors], block: int = 65536) -> Vectors:
+    """Returns the individual's task vector from those of the founders; `block`: of the draws."""
     if isinstance(lineage, Founder):
         return founders[lineage.name]
     if isinstance(lineage, Mutated):
-        return _mutated(naive(lineage.parent, founders, chunk), lineage.by, chunk)
-    first = naive(lineage.first, founders, chunk)
-    return _crossed(first, naive(lineage.second, founders, chunk), lineage.by, chunk)
+        return _mutated(naive(lineage.parent, founders, block), lineage.by, block)
+    first = naive(lineage.first, founders, block)
+    return _crossed(first, naive(lineage.second, founders, block), lineage.by, block)
 
 
-def _crossed(first: Vectors, second: Vectors, by: object, chunk: int) -> Vectors:
+def _crossed(first: Vectors, second: Vectors, by: object, block: int) -> Vectors:
     child = {}
     total = sum(array.size for array in first.values())
     layer = layer_numbers(list(first))
@@ -44,7 +44,7 @@ def _crossed(first: Vectors, second: Vectors, by: object, chunk: int) -> Vectors
         b, where = second[name], np.arange(offset, offset + a.size).reshape(a.shape)
         match by:
             case UniformCrossover():
-                drawn = _bits(("uniform", by.seed, name), a.shape, chunk)
+                drawn = _bits(("uniform", by.seed, name), a.shape, block)
                 child[name] = np.where(drawn < round(by.share * 65536), a, b)
             case PointCrossover(over="vector"):
                 passed = sum(where >= round(cut * total) for cut in by.cuts)
@@ -69,14 +69,14 @@ def _crossed(first: Vectors, second: Vectors, by: object, chunk: int) -> Vectors
     return child
 
 
-def _mutated(parent: Vectors, by: object, chunk: int) -> Vectors:
+def _mutated(parent: Vectors, by: object, block: int) -> Vectors:
     child = {}
     for name, a in parent.items():
         match by:
             case ScaleMutation():
                 child[name] = by.factor * a
             case SignMutation():
-                drawn = _bits(("sign flip", by.seed, name), a.shape, chunk)
+                drawn = _bits(("sign flip", by.seed, name), a.shape, block)
                 child[name] = np.where(drawn < round(by.share * 65536), -a, a)
             case LowRankMutation():
                 noise = _low_rank(by, name, a.shape)
@@ -109,10 +109,10 @@ def _low_rank(by: LowRankMutation, name: str, shape: tuple[int, ...]) -> Array:
     return (left @ right).reshape(shape).numpy()
 
 
-def _bits(seed: tuple[str | int, ...], shape: tuple[int, ...], chunk: int) -> Array:
-    """16 bits per entry, drawn anew for every chunk of whole rows."""
+def _bits(seed: tuple[str | int, ...], shape: tuple[int, ...], block: int) -> Array:
+    """16 bits per entry, drawn anew for every block of full rows."""
     columns, entries = math.prod(shape[1:]), math.prod(shape)
-    step = max(1, chunk // max(1, columns)) * columns
+    step = max(1, block // max(1, columns)) * columns
     drawn: list[int] = []
     for number, start in enumerate(range(0, entries, step or 1)):
         count = min(step, entries - start)

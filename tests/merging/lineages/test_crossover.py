@@ -22,16 +22,16 @@ from merging.lineages.crossover import (
 )
 from merging.lineages.lineage import Crossed, Founder, Lineage, Mutated
 from merging.lineages.mutation import LowRankMutation, Mutation, ScaleMutation, SignMutation
-from merging.lineages.slices import EntryRange, TensorSlice, places
+from merging.lineages.slices import EntryRange, TensorSlice, tensor_slices
 from merging.spaces.lineage import LineageSpace
 from tests.merging.lineages.naive_lineage import Vectors, naive
 from tests.merging.memory_pool import memory_pool, random_pool
 
 SHAPES: dict[str, tuple[int, ...]] = {
-    "embed": (700, 100),  # two chunks
+    "embed": (700, 100),  # two blocks
     "layers.0.w": (4, 3, 5),
-    "layers.0.wide": (2, 70000),  # a row is more than a chunk
-    "layers.1.bias": (66000,),  # a vector of two chunks
+    "layers.0.wide": (2, 70000),  # a row is more than a block
+    "layers.1.bias": (66000,),  # a vector of two blocks
     "layers.1.none": (0, 3),
     "layers.2.w": (6, 7),
     "number": (),
@@ -113,7 +113,7 @@ def test_mutations_agree_with_float64(pool: ExpertPool, by: Mutation) -> None:
         assert error.max(initial=0) <= (0 if isinstance(by, SignMutation) else 2e-6), name
 
 
-SOLE: list[tuple[CrossoverOperator, int | None]] = [
+IDENTITY_PARENTS: list[tuple[CrossoverOperator, int | None]] = [
     (UniformCrossover(1, 1), 0),
     (UniformCrossover(1, 0), 1),
     (UniformCrossover(1), None),
@@ -141,11 +141,11 @@ SOLE: list[tuple[CrossoverOperator, int | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("by", "side"), SOLE, ids=repr)
+@pytest.mark.parametrize(("by", "side"), IDENTITY_PARENTS, ids=repr)
 def test_a_child_of_one_parent_is_that_parent_to_the_bit(
     by: CrossoverOperator, side: int | None
 ) -> None:
-    assert by.sole == side
+    assert by.identity_parent == side
     pool = random_pool({"layers.0.w": (5, 4), "layers.1.w": (30,)})
     child = bred(pool, Crossed(A, B, by))
     same = [
@@ -224,14 +224,14 @@ def test_layers_are_counted_through_all_stacks() -> None:
         "decoder.block.0.w",
     ]
     pool = ones_pool(1, shapes=dict.fromkeys(names, (2, 2)))
-    assert [(p.layer, p.layers, p.offset, p.total) for p in places(pool).values()] == [
+    assert [(p.layer, p.layers, p.offset, p.total) for p in tensor_slices(pool).values()] == [
         (0, 3, 0, 20),
         (0, 3, 4, 20),
         (1, 3, 8, 20),
         (1, 3, 12, 20),
         (2, 3, 16, 20),
     ]
-    assert places(ones_pool(1, shapes={"w": (2,)}))["w"].layers == 1
+    assert tensor_slices(ones_pool(1, shapes={"w": (2,)}))["w"].layers == 1
 
 
 def test_per_tensor_takes_its_share_of_tensors() -> None:
@@ -288,17 +288,18 @@ def test_sign_flip_takes_its_share() -> None:
     assert abs(share - 0.1) < 4.5 * math.sqrt(0.09 / 400000) + 2**-17
 
 
-def test_chunks_are_whole_rows_and_cover_the_tensor() -> None:
+def test_blocks_are_full_rows_and_cover_the_tensor() -> None:
     for shape in [*SHAPES.values(), (65536,), (65537,), (1, 65536), (2, 65537), (3, 0)]:
-        place = TensorSlice("w", shape, 0, 1, 0, 1)
-        chunks = list(place.chunks())
-        assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
-        assert [c.start for c in chunks] == [0, *(c.stop for c in chunks)][: len(chunks)]
-        assert (chunks[-1].stop if chunks else 0) == math.prod(shape)
-        for chunk in chunks:
-            assert place.columns == 0 or chunk.start % place.columns == 0
-            assert chunk.stop - chunk.start <= max(65536, place.columns)
-    assert next(TensorSlice("w", (700, 100), 0, 1, 0, 1).chunks()) == EntryRange(0, 0, 65500)
+        tensor = TensorSlice("w", shape, 0, 1, 0, 1)
+        blocks = list(tensor.blocks())
+        assert [block.number for block in blocks] == list(range(len(blocks)))
+        assert [b.start for b in blocks] == [0, *(b.stop for b in blocks)][: len(blocks)]
+        assert (blocks[-1].stop if blocks else 0) == math.prod(shape)
+        for block in blocks:
+            assert tensor.columns == 0 or block.start % tensor.columns == 0
+            assert block.stop - block.start <= max(65536, tensor.columns)
+    tensor = TensorSlice("w", (700, 100), 0, 1, 0, 1)
+    assert next(tensor.blocks()) == EntryRange(tensor, 0, 0, 65500)
 
 
 def test_equal_numbers_make_equal_operators() -> None:

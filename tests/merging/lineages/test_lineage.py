@@ -133,13 +133,13 @@ def founders_of(pool: ExpertPool) -> dict[str, Vectors]:
 
 @settings(max_examples=150, deadline=None)
 @given(lineages(), st.sampled_from([8, 65536]))
-def test_any_lineage_is_what_plain_recursion_makes_of_it(lineage: Lineage, chunk: int) -> None:
+def test_any_lineage_is_what_plain_recursion_makes_of_it(lineage: Lineage, block: int) -> None:
     pool = random_pool(SHAPES, scale=1.0)
-    expected = naive(lineage, founders_of(pool), chunk)
+    expected = naive(lineage, founders_of(pool), block)
     largest = max(float(np.abs(array).max()) for array in expected.values())
     assume(largest < 100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "CHUNK_ENTRIES", chunk)
+        patch.setattr(slices, "BLOCK_ENTRIES", block)
         space = space_of(pool)
         found = read(space.decode(lineage))
         assert_same(found, read(space.plan(lineage).weights(pool)))
@@ -327,7 +327,7 @@ def test_a_population_of_32_takes_less_than_three_models(started: bool) -> None:
     assert least * model < memory.peak < (least + 0.6) * model, memory.peak / model
 
 
-def test_a_large_tensor_takes_a_few_chunks_beside_the_founders() -> None:
+def test_a_large_tensor_takes_a_few_blocks_beside_the_founders() -> None:
     pool = random_pool({"w": (2000, 1000)}, experts=2)
     lineage: Lineage = Crossed(A, B, UniformCrossover(1))
     for number in range(8):
@@ -339,7 +339,7 @@ def test_a_large_tensor_takes_a_few_chunks_beside_the_founders() -> None:
     with LiveBytes() as memory:
         space.decode(lineage)["w"]
     tensor = 4 * 2_000_000
-    assert memory.peak < (2 + 1 + 0.5) * tensor, memory.peak / tensor  # deltas, result, chunks
+    assert memory.peak < (2 + 1 + 0.5) * tensor, memory.peak / tensor  # deltas, result, blocks
 
 
 @pytest.fixture(scope="module")

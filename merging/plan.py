@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -14,8 +13,9 @@ from merging import described
 from merging import grouping as groupings
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
-from merging.method import MergeError, MergeMethod, Slot
+from merging.method import Knob, MergeError, MergeMethod, Slot
 from merging.rules import blocks
+from merging.rules.knobs import check_names, check_values
 from merging.weights import Weights
 
 Coefficients: TypeAlias = Mapping[str, Mapping[str, "Mapping[str, float] | float"]]
@@ -142,44 +142,31 @@ class _PlannedWeights(Mapping[str, Tensor]):
                 f"no coefficients for group {group!r}: the plan has them for "
                 f"{', '.join(self._plan.coefficients) or 'no group'}"
             )
-        given = self._plan.coefficients[group]
-        known = {knob.name for knob in self._plan.method.knobs}
-        if unknown := sorted(set(given) - known):
-            raise MergeError(
-                f"{type(self._plan.method).__name__} has no knob {unknown[0]!r}: "
-                f"it reads {', '.join(sorted(known)) or 'none'}"
-            )
-        tensors = {}
-        for knob in self._plan.method.knobs:
-            if knob.name not in given:
-                raise MergeError(f"group {group!r}: no value for knob {knob.name!r}")
-            values = self._values(group, knob.name, knob.per_expert, given[knob.name])
-            for value in values if isinstance(values, list) else [values]:
-                if not (math.isfinite(value) and knob.low <= value <= knob.high):
-                    raise MergeError(
-                        f"group {group!r}: {knob.name} is {value}, "
-                        f"it must be a finite number in [{knob.low}, {knob.high}]"
-                    )
-            tensors[knob.name] = torch.tensor(values, dtype=torch.float32)
+        method, given = self._plan.method, self._plan.coefficients[group]
+        where, tensors = f"group {group!r}", {}
+        check_names(method, given, where)
+        for knob in method.knobs:
+            values = self._values(f"{where}: knob {knob.name!r}", knob, given[knob.name])
+            check_values(method, knob, values, where)
+            tensor = torch.tensor(values, dtype=torch.float32)
+            tensors[knob.name] = tensor if knob.per_expert else tensor[0]
         return tensors
 
-    def _values(
-        self, group: str, knob: str, per_expert: bool, value: Mapping[str, float] | float
-    ) -> list[float] | float:
-        where = f"group {group!r}: knob {knob!r}"
+    def _values(self, where: str, knob: Knob, value: Mapping[str, float] | float) -> list[float]:
+        """Returns a knob's numbers, one per expert or one for all."""
+        experts = self._plan.experts
         if not isinstance(value, Mapping):
-            one = _number(where, value)
-            return [one] * len(self._plan.experts) if per_expert else one
-        if not per_expert:
+            return [_number(where, value)] * (len(experts) if knob.per_expert else 1)
+        if not knob.per_expert:
             raise MergeError(f"{where} takes one number for all experts")
-        if missing := [expert for expert in self._plan.experts if expert not in value]:
+        if missing := [expert for expert in experts if expert not in value]:
             raise MergeError(f"{where} has no value for {missing[0]!r}")
-        return [_number(where, value[expert]) for expert in self._plan.experts]
+        return [_number(where, value[expert]) for expert in experts]
 
     def __getitem__(self, name: str) -> Tensor:
         base = self._pool.base_tensor(name)
         out = torch.empty(base.shape, dtype=self._dtype or base.dtype, device=base.device)
-        self._compute(name, out)
+        self.write(name, out)
         return out
 
     def shape(self, name: str) -> torch.Size:
@@ -190,17 +177,14 @@ class _PlannedWeights(Mapping[str, Tensor]):
         """Writes what reading `name` would give into `out`, ``(*shape)`` of any dtype."""
         base = self._pool.base_tensor(name)
         dtype = self._dtype or base.dtype
-        if out.is_contiguous() and out.dtype == dtype and out.device == base.device:
-            self._compute(name, out)
-        else:
+        if not (out.is_contiguous() and out.dtype == dtype and out.device == base.device):
             out.copy_(self[name])
-
-    def _compute(self, name: str, out: Tensor) -> None:
-        method, knobs = self._plan.method, self._knobs[self._group[name]]
-        if blocks.in_pieces(method):
-            blocks.write(method, self._pool.tensors(name), knobs, out)
             return
-        base = self._pool.base_tensor(name)
+        method, knobs = self._plan.method, self._knobs[self._group[name]]
+        if blocks.merges_by_rule(method):
+            tensors = self._pool.tensors(name)
+            blocks.write(method.rule(tensors, knobs), tensors, out)
+            return
         merged = method.merge(
             Slot(name, self._pool.identities),
             base.float(),

@@ -150,7 +150,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
 
     What it leaves out is reading from memory, writing to it, and finding the tensors.
     """
-    assert blocks.in_pieces(method)
+    assert blocks.merges_by_rule(method)
     whole = pool.tensors(max(pool.names, key=lambda name: pool.base_tensor(name).numel()))
     base = whole.base.reshape(-1)[:ENTRIES]
     rows = tuple(
@@ -167,7 +167,7 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
     for _ in range(100):
         wait()
         began = time.perf_counter()
-        blocks.apply(rule, tensors, out)
+        blocks.write(rule, tensors, out)
         wait()
         times.append(time.perf_counter() - began)
     return statistics.median(times) / ENTRIES
@@ -177,7 +177,7 @@ def operations(
     method: MergeMethod, pool: ExpertPool, resident: Resident, experts: int
 ) -> Callable[[], None]:
     """Returns what repeats one candidate's passes, prepared to the last number."""
-    assert blocks.in_pieces(method)
+    assert blocks.merges_by_rule(method)
     prepared = []
     for name in pool.names:
         whole = pool.tensors(name)
@@ -192,7 +192,7 @@ def operations(
     @torch.inference_mode()
     def work() -> None:
         for rule, tensors, out in prepared:
-            blocks.apply(rule, tensors, out)
+            blocks.write(rule, tensors, out)
 
     return work
 

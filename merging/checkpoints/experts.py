@@ -22,7 +22,7 @@ from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
 
-FACTS_BYTES = 4 * 2**30
+CACHE_BYTES = 4 * 2**30
 """4 GiB: all of TIES on three experts of 350 million parameters."""
 
 
@@ -52,7 +52,7 @@ class ExpertPool:
     _base_weights: Weights
     _deltas: dict[str, Tensor] | None = None
     _whole: ExpertPool | None = None
-    _facts: TensorCache | None = None
+    _cache: TensorCache | None = None
     _rows: dict[str, ParameterStack] | None = None
 
     @classmethod
@@ -178,7 +178,7 @@ class ExpertPool:
     def _row(self, name: str, base: Tensor, expert: Expert) -> ExpertTensor:
         if isinstance(expert, WholeExpert):
             own = expert.tensor(name, base)
-            return ExpertTensor(name, expert.sha256, own, True, base, torch.float32, self._facts)
+            return ExpertTensor(name, expert.sha256, own, True, base, torch.float32, self._cache)
 
         def delta() -> Tensor:
             out = torch.empty(base.shape, dtype=torch.float32, device=self.device)
@@ -186,11 +186,11 @@ class ExpertPool:
             return out
 
         key = (name, expert.sha256, "delta")
-        found = self._facts.get(key, 4 * base.numel(), delta) if self._facts else None
+        found = self._cache.get(key, 4 * base.numel(), delta) if self._cache else None
         stored = delta() if found is None else found
-        return ExpertTensor(name, expert.sha256, stored, False, base, torch.float32, self._facts)
+        return ExpertTensor(name, expert.sha256, stored, False, base, torch.float32, self._cache)
 
-    def fact(self, name: str, kind: str, compute: Callable[[], float]) -> float:
+    def cached(self, name: str, kind: str, compute: Callable[[], float]) -> float:
         """Returns a number that follows from a parameter of base and experts.
 
         Args:
@@ -199,7 +199,7 @@ class ExpertPool:
             compute: returns it; called once if the pool is held in memory.
         """
         key = (name, self.identities, kind)
-        found = None if self._facts is None else self._facts.get(key, 0, compute)
+        found = None if self._cache is None else self._cache.get(key, 0, compute)
         return compute() if found is None else found
 
     def untouched(self) -> Iterator[tuple[str, Tensor]]:
@@ -247,7 +247,7 @@ class ExpertPool:
         device: torch.device,
         *,
         cache_deltas: bool = False,
-        facts_bytes: int = FACTS_BYTES,
+        cache_bytes: int = CACHE_BYTES,
         shared: bool = False,
         stream: bool = False,
     ) -> ExpertPool:
@@ -257,7 +257,7 @@ class ExpertPool:
             device: where merges will run.
             cache_deltas: also keep every float32 delta once computed: faster, and as much memory
                 as all experts in float32.
-            facts_bytes: most bytes on `device` for what no candidate changes (order of
+            cache_bytes: most bytes on `device` for what no candidate changes (order of
                 magnitudes, noise), kept from the first merge that needs it; 0: none. Results do
                 not depend on it.
             shared: leave the weights in their files, which the system keeps in memory once for
@@ -278,7 +278,7 @@ class ExpertPool:
                 return replace(expert, weights=keep(expert.weights))
             return expert.to(device)
 
-        # what an adapter adds is kept by the facts, as long as there is room
+        # what an adapter adds is kept in the cache, as long as it fits
         held_whole = not (stream or shared) and all(
             isinstance(expert, WholeExpert) for expert in self.experts.values()
         )
@@ -290,7 +290,7 @@ class ExpertPool:
             _base_weights=self._base_weights if shared else keep(self._base_weights),
             _deltas={} if cache_deltas else None,
             _whole=None,
-            _facts=TensorCache(facts_bytes),
+            _cache=TensorCache(cache_bytes),
             _rows={} if held_whole else None,
         )
 

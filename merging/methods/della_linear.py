@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import ClassVar
 
 from merging.method import Knob
-from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import ParameterStack
-from merging.rules.consensus import add_sum
-from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
-from merging.rules.sparsify import magprune
+from merging.rules.cache import ExpertTensor
+from merging.rules.knobs import DENSITY, EPSILON, WEIGHT
+from merging.rules.sparsified import SparsifiedSum
+from merging.rules.sparsify import Sparsifier, magprune
 
 
 @dataclass(frozen=True)
-class DellaLinear(RuledMethod):
+class DellaLinear(SparsifiedSum):
     """``base + scale sum_i w_i m_i d_i / p_i``, p_i rising with magnitude within each row.
 
-    `merging.rules.sparsify.magprune` has the formula of p.
+    `merging.rules.sparsify.magprune` has the formula of p. In plain numpy:
+    tests/merging/methods/test_method_references.py::magpruned and ::total.
 
     Args:
         normalize: divide the sum by ``sum_i w_i``; the scale then starts at 1.
@@ -29,32 +28,11 @@ class DellaLinear(RuledMethod):
     Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617.
     """
 
-    normalize: bool = False
+    expert_knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT, DENSITY, EPSILON)
     rescale: bool = True
     seed: int = 0
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """Weight, density and epsilon (half the window of probabilities) per expert, one scale."""
-        return (
-            WEIGHT,
-            DENSITY,
-            Knob("epsilon", low=0.0, high=1.0, start=0.1, scale=0.05),
-            scale_knob(self.normalize),
-        )
-
-    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
-        """Returns the base plus the merged task vectors; see `RuledMethod.rule`.
-
-        Raises:
-            MergeError: an argument is refused, or weights to be normalised sum to zero.
-        """
-        inputs = read_rows(self, tensors, knobs)
-        each = inputs.each
-        kept = [
-            magprune(row, density, epsilon, self.seed, rescale=self.rescale)
-            for row, density, epsilon in zip(
-                inputs.rows, each["density"], each["epsilon"], strict=True
-            )
-        ]
-        return add_sum(inputs, kept, normalize=self.normalize)
+    def sparsifier(self, row: ExpertTensor, knobs: Mapping[str, float]) -> Sparsifier:
+        """Returns the mask over p_i."""
+        density, epsilon = knobs["density"], knobs["epsilon"]
+        return magprune(row, density, epsilon, self.seed, rescale=self.rescale)  # m_i d_i / p_i

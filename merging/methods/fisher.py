@@ -21,7 +21,8 @@ class Fisher:
     """``base + sum_i w_i F_i d_i / sum_i w_i F_i``, entry by entry; F_i is never below the floor.
 
     F_i is the diagonal of expert i's Fisher information on its own data: with it, the average
-    maximises the product of Gaussian (Laplace) approximations of the experts' posteriors.
+    maximises the product of Gaussian (Laplace) approximations of the experts' posteriors. In
+    plain torch: tests/merging/methods/test_fisher.py::test_published_formula.
 
     Args:
         statistics: directory that ``evomerge statistics kind=fisher`` filled.
@@ -61,7 +62,7 @@ class Fisher:
         """
         inputs = read(self, slot, base, deltas, knobs)
         shares = inputs.shares()
-        fishers = [self._files.read(e, slot.name, base.shape) for e in inputs.experts]
+        fishers = [self._files.read(expert, slot.name, base.shape) for expert in inputs.experts]
         if inputs.unmoved:
             return base.clone()
         floor = self.floor * sum(float(f.double().mean()) for f in fishers) / len(fishers)
@@ -70,10 +71,10 @@ class Fisher:
         total = torch.zeros_like(product)
         for fisher, delta, share in zip(fishers, inputs.deltas, shares, strict=True):
             mass = fisher.to(device=base.device, dtype=exact).clamp_(min=floor).mul_(share)
-            product.addcmul_(mass, delta.to(exact))
-            total.add_(mass)
+            product.addcmul_(mass, delta.to(exact))  # sum_i w_i F_i d_i
+            total.add_(mass)  # sum_i w_i F_i
         average = weighted_sum(inputs.deltas, shares)
-        divided = (product / total).to(base.dtype)
+        divided = (product / total).to(base.dtype)  # eq. (1)
         return base + torch.where(total > 0, divided, average)
 
     @cached_property

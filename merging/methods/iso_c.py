@@ -17,7 +17,8 @@ from merging.rules.spectral import thin_svd
 class IsoC:
     """``base + scale mean(S) U V`` with ``U S V = sum_i d_i``, for every matrix.
 
-    Tensors that are no matrix get the mean of the deltas.
+    Tensors that are no matrix get the mean of the deltas. In plain numpy:
+    tests/merging/methods/test_method_references.py::iso_c.
 
     Source: Marczak et al. 2025, No task left behind (Iso-C), arXiv:2502.04959. Singular values
     below rounding stay out of U, V and the mean, as their vectors are arbitrary.
@@ -39,7 +40,8 @@ class IsoC:
         total = weighted_sum(inputs.deltas, [1.0] * count)
         if base.dim() != 2:
             return base.add(total, alpha=scale / count)
-        left, values, right = thin_svd(total)
+        left, values, right = thin_svd(total)  # U S V = sum_i d_i
         if not len(values):
             return base.clone()
+        # base + scale mean(S) U V
         return base.add(left @ right, alpha=scale * float(values.mean()))

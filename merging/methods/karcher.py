@@ -16,6 +16,8 @@ from merging.rules.spherical import mean
 class Karcher:
     """The direction least far from all experts in squared angle, times the weighted mean length.
 
+    In plain numpy: tests/merging/methods/test_method_references.py::sphere.
+
     Args:
         task_vectors: average the deltas and add the result to the base, not whole weights.
         tolerance: step in radians at which the iteration stops.
@@ -46,6 +48,6 @@ class Karcher:
         if inputs.unmoved:
             return base.clone()
         shares = inputs.shares()
-        vectors = inputs.deltas if self.task_vectors else [base + d for d in inputs.deltas]
+        vectors = inputs.deltas if self.task_vectors else [base + delta for delta in inputs.deltas]
         centre = mean(vectors, shares, iterations=self.max_iterations, tolerance=self.tolerance)
         return base + centre if self.task_vectors else centre

@@ -22,7 +22,8 @@ class Knots:
     The experts' deltas of a matrix share the columns of U; their coordinates ``S V_i = U^T d_i``,
     ``(rank, in)``, are what `inner` merges, over a base of zero. LoRA deltas are exact products
     of low rank, and only as many coordinates are computed. Tensors that are no matrix are merged
-    by `inner` as they are. Singular values below rounding are left out.
+    by `inner` as they are. Singular values below rounding are left out. In plain numpy:
+    tests/merging/methods/test_method_references.py::knots.
 
     Args:
         inner: method that merges the coordinates; its knobs are this method's.
@@ -46,14 +47,15 @@ class Knots:
         if inputs.unmoved:
             return base.clone()
         ordered = Slot(slot.name, inputs.experts)
-        numbers: dict[str, Any] = {**inputs.each, **inputs.shared}
+        numbers: dict[str, Any] = {**inputs.per_expert, **inputs.shared}
         given = {
             name: torch.tensor(value, dtype=base.dtype).to(base.device)
             for name, value in numbers.items()
         }
         if base.dim() != 2:
             return self.inner.merge(ordered, base, torch.stack(inputs.deltas), given)
+        # U S [V_1 | ... | V_n] = [d_1 | ... | d_n]
         basis, _, _ = low_rank_svd(torch.cat(inputs.deltas, dim=1))  # (out, rank)
-        coordinates = torch.stack([basis.T @ delta for delta in inputs.deltas])
+        coordinates = torch.stack([basis.T @ delta for delta in inputs.deltas])  # S V_i = U^T d_i
         zero = torch.zeros_like(coordinates[0])
         return base + basis @ self.inner.merge(ordered, zero, coordinates, given)

@@ -19,6 +19,8 @@ from merging.rules.knobs import WEIGHT, read_rows
 class Linear(RuledMethod):
     """``sum_i w_i theta_i / sum_i w_i``, which is ``base + sum_i w_i d_i / sum_i w_i``.
 
+    In plain numpy: tests/merging/methods/test_method_references.py::soup.
+
     Args:
         normalize: divide by the sum of the weights; without it the result is
             ``sum_i w_i theta_i``, so that weights of 1 add whole models up.
@@ -40,9 +42,9 @@ class Linear(RuledMethod):
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
         inputs = read_rows(self, tensors, knobs)
-        weights = inputs.each["weight"]
+        weights = inputs.per_expert["weight"]
         if not self.normalize:
-            return combination(inputs, weights, math.fsum(weights))
+            return combination(inputs, weights, math.fsum(weights))  # sum_i w_i theta_i
         if inputs.unmoved:
             return unchanged(inputs)
-        return combination(inputs, inputs.shares(), 1.0)
+        return combination(inputs, inputs.shares(), 1.0)  # sum_i w_i theta_i / sum_i w_i

@@ -17,7 +17,8 @@ class MultiSlerp:
     """One tangent step from the weighted mean direction, scaled to the weighted mean length.
 
     The directions are mapped to the tangent space at the direction of ``sum_i w_i u_i``, averaged
-    there, and mapped back: the first iteration of `merging.methods.karcher`.
+    there, and mapped back: the first iteration of `merging.methods.karcher`. In plain numpy:
+    tests/merging/methods/test_method_references.py::sphere.
 
     Args:
         task_vectors: interpolate the deltas and add the result to the base, not whole weights.
@@ -45,6 +46,6 @@ class MultiSlerp:
         if inputs.unmoved:
             return base.clone()
         shares = inputs.shares()
-        vectors = inputs.deltas if self.task_vectors else [base + d for d in inputs.deltas]
+        vectors = inputs.deltas if self.task_vectors else [base + delta for delta in inputs.deltas]
         centre = mean(vectors, shares, iterations=1, tolerance=0.0)
         return base + centre if self.task_vectors else centre

@@ -16,6 +16,7 @@ class Nearswap:
     """``base + a d`` with ``a = clamp(t / |d|, 0, 1)``, which is ``base + clamp(d, -t, t)``.
 
     Takes exactly one expert. Entries that moved by at most t are the expert's, others move by t.
+    In plain numpy: tests/merging/methods/test_method_references.py::nearswap.
 
     Source: alchemonaut 2024, QuartetAnemoi-70B-t0.0001 (model card), where t is 1e-4.
     """
@@ -33,4 +34,4 @@ class Nearswap:
         if inputs.unmoved:
             return base.clone()
         t = inputs.shared["t"]
-        return base + inputs.deltas[0].clamp(-t, t)
+        return base + inputs.deltas[0].clamp(-t, t)  # base + clamp(t / |d|, 0, 1) d

@@ -16,6 +16,8 @@ from merging.rules.spherical import slerp
 class NuSlerp:
     """``base + slerp(d_1, d_2, t)`` with ``t = w_2 / (w_1 + w_2)``; takes exactly two experts.
 
+    In plain numpy: tests/merging/methods/test_method_references.py::nuslerp.
+
     Args:
         flatten: a tensor is one vector; otherwise its rows or columns are.
         row_wise: without `flatten`: vectors lie along the last dimension, not along the first.

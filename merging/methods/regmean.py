@@ -24,7 +24,8 @@ class RegMean:
     It minimises ``sum_i s_i |X_i W^T - X_i W_i^T|^2`` for a layer ``y = x W^T`` whose weight is
     stored ``(out, in)``; ``G_i = X_i^T X_i / rows`` is the Gram matrix of the inputs that expert
     i's layer sees on its own data. Parameters that are no weight of a linear layer get the
-    weighted average.
+    weighted average. In plain torch:
+    tests/merging/methods/test_regmean.py::test_published_formula.
 
     Before use ``G_i <- shrink G_i + (1 - shrink) diag(G_i) + ridge mean(diag(sum_j s_j G_j)) I``,
     so that directions that no data shows get the weighted average of the experts, not the base.
@@ -85,40 +86,42 @@ class RegMean:
     def _layout(self, inputs: Inputs) -> bool | None:
         """Returns whether the parameter is stored (in, out); None: it is no linear weight."""
         name = inputs.tensor
-        found: set[bool | None] = set()
+        layouts: set[bool | None] = set()
         for expert in inputs.experts:
             origin = self._files.origin(expert)
-            found.add(None if name in origin.averaged else name in origin.transposed)
-        if len(found) > 1:
+            layouts.add(None if name in origin.averaged else name in origin.transposed)
+        if len(layouts) > 1:
             raise StatisticsError(
                 f"{self.statistics}: the experts' files disagree whether {name!r} is the weight "
-                "of a linear layer: gather all of them with one `evomerge statistics` command"
+                "of a linear layer: gather all of them at once"
             )
-        return found.pop()
+        return layouts.pop()
 
     def _solved(self, inputs: Inputs, shares: tuple[float, ...], *, transposed: bool) -> Tensor:
         """Returns the merged delta, ``(*shape)``; solved in float64, for G squares the inputs."""
-        rows = [delta.T if transposed else delta for delta in inputs.deltas]  # (out, in)
-        width, kept = rows[0].shape[-1], rows[0].dtype
-        device = _float64_device(rows[0].device)
-        gram = torch.zeros((width, width), dtype=torch.float64, device=device)
-        product = torch.zeros(rows[0].shape, dtype=torch.float64, device=device)
+        deltas = [delta.T if transposed else delta for delta in inputs.deltas]  # (out, in)
+        first = deltas[0]
+        width, device = first.shape[-1], _float64_device(first.device)
+        total = torch.zeros((width, width), dtype=torch.float64, device=device)
+        product = torch.zeros(first.shape, dtype=torch.float64, device=device)
         average = torch.zeros_like(product)
-        for expert, row, share in zip(inputs.experts, rows, shares, strict=True):
-            own = self._files.read(expert, inputs.tensor, gram.shape).to(device).double()
-            diagonal = own.diagonal().clone()
-            own.mul_(self.shrink).diagonal().copy_(diagonal)
-            exact = row.to(device).double()
-            gram.add_(own, alpha=share)
-            product.addmm_(exact, own, alpha=share)
-            average.add_(exact, alpha=share)
-        level = float(gram.diagonal().mean())
+        for expert, delta, share in zip(inputs.experts, deltas, shares, strict=True):
+            gram = self._files.read(expert, inputs.tensor, total.shape).to(device).double()
+            diagonal = gram.diagonal().clone()
+            # G_i <- shrink G_i + (1 - shrink) diag(G_i)
+            gram.mul_(self.shrink).diagonal().copy_(diagonal)
+            exact = delta.to(device).double()
+            total.add_(gram, alpha=share)  # sum_i s_i G_i
+            product.addmm_(exact, gram, alpha=share)  # sum_i s_i d_i G_i
+            average.add_(exact, alpha=share)  # sum_i s_i d_i
+        level = float(total.diagonal().mean())
         if level == 0:  # no data reached this layer
             merged = average
-        else:
-            gram.diagonal().add_(self.ridge * level)
-            merged = self._divided(product.add_(average, alpha=self.ridge * level), gram, inputs)
-        merged = merged.to(device=rows[0].device, dtype=kept)
+        else:  # every G_i <- G_i + ridge level I
+            total.diagonal().add_(self.ridge * level)
+            product.add_(average, alpha=self.ridge * level)
+            merged = self._divided(product, total, inputs)  # eq. (1)
+        merged = merged.to(device=first.device, dtype=first.dtype)
         return merged.T if transposed else merged
 
     def _divided(self, product: Tensor, gram: Tensor, inputs: Inputs) -> Tensor:
@@ -133,7 +136,7 @@ class RegMean:
         if int(failed) or not bool((pivots > rounding).all()):
             raise MergeError(
                 f"regmean: the Gram matrices of tensor {inputs.tensor!r} are singular: set "
-                "method.ridge above 0, for example 1e-6, or gather them from more data"
+                "ridge above 0, for example 1e-6, or gather them from more data"
             )
         with one_thread():
             return torch.cholesky_solve(product.T, factor).T

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import ParameterStack, joint_fact
-from merging.rules.consensus import add_consensus, unchanged, weighted_sum
-from merging.rules.knobs import DENSITY, SCALE, read_rows
-from merging.rules.sparsify import Masked, kept
+from merging.rules.cache import ParameterStack, cached
+from merging.rules.consensus import disjoint_mean, elect_signs, unchanged, weighted_sum
+from merging.rules.knobs import DENSITY, SCALE, Inputs, read_rows
+from merging.rules.sparsify import Masked, kept_count
 from merging.rules.spherical import direction_and_length
 from merging.rules.threads import one_thread
 
@@ -24,7 +24,8 @@ class Sce(RuledMethod):
 
     Select: the ``round(density n)`` entries of largest variance over the experts. Calculate:
     ``w_i = |d_i|^2 / sum_j |d_j|^2`` over these, so the scale of the deltas does not matter.
-    Erase: entries whose sign is not that of ``sum_i d_i``. Needs at least two experts.
+    Erase: entries whose sign is not that of ``sum_i d_i``. Needs at least two experts. In plain
+    numpy: tests/merging/methods/test_method_references.py::sce.
 
     Args:
         normalize: divide by the sum of ``w_i`` over the experts that agree; otherwise a plain sum.
@@ -45,31 +46,37 @@ class Sce(RuledMethod):
         inputs = read_rows(self, tensors, knobs, least=2)
         if inputs.unmoved:
             return unchanged(inputs)
-        size = tensors.base.numel()
-        spread = joint_fact(inputs.rows, "spread", 4 * size, lambda: _spread(inputs.deltas))
-        count = kept(inputs.shared["density"], size)
-        chosen = Masked.largest(inputs.rows, "order of spread", spread.reshape(-1), count)
+        # select: m = 1 for the density n entries of largest variance over the d_i
+        selected = _select(inputs, tensors.base.numel())
+        # calculate: w_i = |m d_i|^2 / sum_j |m d_j|^2
         with one_thread():
-            weights = _energy_shares(inputs.deltas, chosen.mask)
-        keeps = [chosen] * len(inputs.rows)
-        return add_consensus(
-            inputs, keeps, majority="mass", normalize=self.normalize, weights=weights
-        )
+            weights = _energy_shares(inputs.deltas, selected.mask)
+        # erase: s = sign(sum_i m d_i);  base + scale sum_{i: sign(d_i) = s} w_i m d_i / sum w_i
+        count = len(inputs.rows)
+        signs = elect_signs(inputs, [selected] * count, weights=[1.0] * count)
+        return disjoint_mean(inputs, signs, normalize=self.normalize, weights=weights)
 
 
-def _spread(deltas: Sequence[Tensor]) -> Tensor:
+def _select(inputs: Inputs, size: int) -> Masked:
+    """Returns the mask of the entries of largest variance."""
+    variance = cached(inputs.rows, "variance", 4 * size, lambda: _variance(inputs.deltas))
+    count = kept_count(inputs.shared["density"], size)
+    return Masked.largest(inputs.rows, "order of variance", variance.reshape(-1), count)
+
+
+def _variance(deltas: Sequence[Tensor]) -> Tensor:
     """Returns the variance over experts at every position, ``(*shape)``, in arbitrary units."""
     centre = weighted_sum(deltas, [1 / len(deltas)] * len(deltas))
     peak = max(float(delta.abs().max()) for delta in deltas)  # squares of small deltas vanish
-    spread = torch.zeros_like(centre)
+    variance = torch.zeros_like(centre)
     for delta in deltas:
-        spread.add_((delta - centre).div_(peak).square_())
-    return spread
+        variance.add_((delta - centre).div_(peak).square_())  # sum_i (d_i - mean d)^2 / peak^2
+    return variance
 
 
-def _energy_shares(deltas: Sequence[Tensor], chosen: Tensor) -> list[float]:
-    """Returns every expert's share of the squared chosen entries; zeros if all are zero."""
-    lengths = [float(direction_and_length(delta.reshape(-1) * chosen)[1]) for delta in deltas]
+def _energy_shares(deltas: Sequence[Tensor], mask: Tensor) -> list[float]:
+    """Returns every expert's share of the squared entries selected; zeros if all are zero."""
+    lengths = [float(direction_and_length(delta.reshape(-1) * mask)[1]) for delta in deltas]
     longest = max(lengths) or 1.0
     squares = [(length / longest) ** 2 for length in lengths]
     return [square / (sum(squares) or 1.0) for square in squares]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import ExpertTensor, ParameterStack, joint_fact
+from merging.rules.cache import ExpertTensor, ParameterStack, cached
 from merging.rules.consensus import combination, unchanged
 from merging.rules.knobs import WEIGHT, read_rows
 from merging.rules.spherical import Arc, arc
@@ -20,7 +20,8 @@ from merging.rules.threads import one_thread
 class Slerp(RuledMethod):
     """``slerp(theta_1, theta_2, t)`` with ``t = w_2 / (w_1 + w_2)``, each tensor one vector.
 
-    Takes exactly two experts. The endpoints keep their lengths, as is usual for weights.
+    Takes exactly two experts. The endpoints keep their lengths, as is usual for weights. In plain
+    numpy: tests/merging/methods/test_method_references.py::slerp_whole.
 
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
@@ -40,8 +41,9 @@ class Slerp(RuledMethod):
         if inputs.unmoved:
             return unchanged(inputs)
         _, t = inputs.shares()
-        found = joint_fact(inputs.rows, "arc", 0, lambda: _arc(*inputs.rows))
-        left, right = (float(factor) for factor in found.at(t))
+        circle = cached(inputs.rows, "arc", 0, lambda: _arc(*inputs.rows))
+        left, right = (float(factor) for factor in circle.at(t))
+        # sin((1-t) O)/sin(O) theta_1 + sin(t O)/sin(O) theta_2
         return combination(inputs, (left, right), left + right)
 
 

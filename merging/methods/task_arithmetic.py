@@ -10,8 +10,9 @@ from torch import Tensor
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
 from merging.rules.cache import ParameterStack
-from merging.rules.consensus import add_sum
+from merging.rules.consensus import sparse_sum
 from merging.rules.knobs import WEIGHT, read_rows, scale_knob
+from merging.rules.sparsify import KEEP_ALL
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class TaskArithmetic(RuledMethod):
     """``base + scale sum_i w_i d_i``.
 
     At the start values every weight is 1 and the scale 0.3, which is in the range that the paper
-    finds best for adding tasks; a uniform mean of n experts is the scale 1/n.
+    finds best for adding tasks; a uniform mean of n experts is the scale 1/n. In plain numpy:
+    tests/merging/methods/test_method_references.py::total.
 
     Args:
         normalize: divide the sum by ``sum_i w_i``; the scale then starts at 1.
@@ -41,4 +43,5 @@ class TaskArithmetic(RuledMethod):
             MergeError: an argument is refused, or weights to be normalised sum to zero.
         """
         inputs = read_rows(self, tensors, knobs)
-        return add_sum(inputs, [None] * len(inputs.rows), normalize=self.normalize)
+        masks = [KEEP_ALL] * len(inputs.rows)
+        return sparse_sum(inputs, masks, normalize=self.normalize)  # base + scale sum_i w_i d_i

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from merging.method import Knob
-from merging.rules.blocks import Rule, RuledMethod
-from merging.rules.cache import ParameterStack
-from merging.rules.consensus import Majority, add_consensus, check_majority
-from merging.rules.knobs import DENSITY, WEIGHT, read_rows, scale_knob
-from merging.rules.sparsify import trim
+from merging.rules.blocks import Rule
+from merging.rules.cache import ExpertTensor
+from merging.rules.consensus import Majority, check_majority, disjoint_mean, elect_signs
+from merging.rules.knobs import Inputs
+from merging.rules.sparsified import Sparsified
+from merging.rules.sparsify import Sparsifier, trim
 
 
 @dataclass(frozen=True)
-class Ties(RuledMethod):
+class Ties(Sparsified):
     """Trims every delta to its largest magnitudes, elects a sign per entry, averages what has it.
 
     ``base + scale mean_{i: sign(w_i d_i) = s} w_i d_i``, ``s = sign(sum_i w_i d_i)``, after
     trimming to ``round(density n)`` entries. The paper keeps 20 % (density 0.2), scale 1. Entries
-    whose signs balance exactly stay at the base.
+    whose signs balance exactly stay at the base. In plain numpy:
+    tests/merging/methods/test_method_references.py::trimmed and ::consensus.
 
     Args:
         majority: ``mass`` elects the sign of the sum, ``count`` the sign of most experts.
@@ -36,16 +35,12 @@ class Ties(RuledMethod):
     def __post_init__(self) -> None:
         check_majority(self.majority)
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """Weight and density per expert, one scale."""
-        return (WEIGHT, DENSITY, scale_knob(self.normalize))
+    def sparsifier(self, row: ExpertTensor, knobs: Mapping[str, float]) -> Sparsifier:
+        """Returns step 1 of the algorithm: trim."""
+        return trim(row, knobs["density"])  # d_i <- d_i where |d_i| is of its largest, else 0
 
-    def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
-        """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""
-        inputs = read_rows(self, tensors, knobs)
-        kept = [
-            trim(row, density)
-            for row, density in zip(inputs.rows, inputs.each["density"], strict=True)
-        ]
-        return add_consensus(inputs, kept, majority=self.majority, normalize=self.normalize)
+    def combine(self, inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> Rule:
+        """Returns steps 2 and 3: elect signs, and the disjoint mean."""
+        signs = elect_signs(inputs, sparsifiers, self.majority)  # s = sign(sum_i w_i d_i)
+        # base + scale mean_{i: sign(w_i d_i) = s} w_i d_i
+        return disjoint_mean(inputs, signs, normalize=self.normalize)

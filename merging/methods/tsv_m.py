@@ -20,7 +20,8 @@ class TsvM:
 
     Of each matrix the ``min(shape) / experts`` leading triplets are kept (rounded down, at least
     one), concatenated over the experts, and the left and right vectors replaced by the nearest
-    orthonormal ones. Tensors that are no matrix get the mean of the deltas.
+    orthonormal ones. Tensors that are no matrix get the mean of the deltas. In plain numpy:
+    tests/merging/methods/test_method_references.py::tsv_m.
 
     Source: Gargiulo et al. 2025, Task singular vectors (TSV-Merge), arXiv:2412.00081.
     Singular values below rounding are left out here, as their vectors are arbitrary: LoRA experts
@@ -43,8 +44,9 @@ class TsvM:
         if base.dim() != 2:
             return base.add(weighted_sum(inputs.deltas, [1 / count] * count), alpha=scale)
         share = max(1, min(base.shape) // count)
-        parts = [thin_svd(delta, share) for delta in inputs.deltas]
-        left = polar_factor(torch.cat([u for u, _, _ in parts], dim=1))
+        parts = [thin_svd(delta, share) for delta in inputs.deltas]  # U_i S_i V_i = d_i, truncated
+        left = polar_factor(torch.cat([u for u, _, _ in parts], dim=1))  # U ~ [U_1 | ... | U_n]
         right = polar_factor(torch.cat([v for _, _, v in parts]))
         values = torch.cat([s for _, s, _ in parts])
+        # base + scale U S V
         return base.add((left * values) @ right, alpha=scale)

@@ -297,7 +297,9 @@ def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
     if unit == "base":
         return _rms([pool.base_tensor(name)])
     alone = (pool.select((expert,)) for expert in pool.expert_names)  # one delta at a time
-    return pool.fact(name, "rms of the deltas", lambda: _rms(each.deltas(name) for each in alone))
+    return pool.cached(
+        name, "rms of the deltas", lambda: _rms(each.deltas(name) for each in alone)
+    )
 
 
 def _rms(tensors: Iterable[Tensor]) -> float:

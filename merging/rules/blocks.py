@@ -1,8 +1,8 @@
-"""Merges that are one pass over base and experts, in pieces that stay in the processor's cache.
+"""Merges that are one pass over base and experts, in blocks that stay in the processor's cache.
 
-A method with a `rule` says how one piece of a parameter is made; every entry depends on the same
-entry of base and experts, and on facts of `cache.py`. Results do not depend on the length
-of the pieces by a single bit, nor on whether `merging.rules.loops` follows the rule instead.
+A method with a `rule` says how one block of a parameter is made; every entry depends on the same
+entry of base and experts, and on what `cache.py` keeps. Results do not depend on the length of
+the blocks by a single bit, nor on whether `merging.rules.loops` runs the rule instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -20,17 +20,22 @@ from merging.rules.cache import LARGE, ExpertTensors, ParameterStack
 from merging.rules.compiled_rule import Compilable
 from merging.rules.knobs import stacked
 
+Scratch: TypeAlias = Mapping[str, Tensor]
+"""Buffers to compute in by name, ``(entries,)`` each, in the dtype of the arithmetic."""
+
+_OWN_BUFFERS = "result", "base", "stored"
+"""What any block is computed in: before it is cast, and where what it reads is converted."""
+
 
 class Block:
-    """Consecutive entries of a parameter, flat, with room to compute in.
+    """Consecutive entries of a parameter, flat, with buffers to compute in.
 
     Args:
         start: place of the first entry in the parameter.
         base: the base's entries, in its own dtype.
-        stored: what every row stores of them.
+        stored: what every expert stores of them.
         rows: the experts.
-        rooms: ``(entries,)`` each, in the dtype of the arithmetic: two to convert in, and the
-            rule's `spares`.
+        scratch: those of `_OWN_BUFFERS`, and the rule's `buffers`.
     """
 
     def __init__(
@@ -39,47 +44,50 @@ class Block:
         base: Tensor,
         stored: Sequence[Tensor],
         rows: ExpertTensors,
-        rooms: Sequence[Tensor],
+        scratch: Scratch,
     ) -> None:
-        self.start, self._own, self._stored, self._rows = start, base, stored, rows
-        self._room, self._converted, *self.spares = rooms
-        self._dtype = self._room.dtype
+        self.start = start
+        self.scratch = scratch
+        self._stored = stored
+        self._rows = rows
+        self._dtype = scratch["base"].dtype
+        self._base_as_stored = base
         self._base = base if base.dtype == self._dtype else None
 
     @property
     def base(self) -> Tensor:
         """The base's entries in the dtype of the arithmetic; not to be changed."""
         if self._base is None:
-            self._base = self._converted.copy_(self._own)
+            self._base = self.scratch["base"].copy_(self._base_as_stored)
         return self._base
 
     def stored(self, row: int) -> Tensor:
-        """Returns what a row stores, in the dtype of the arithmetic; not to be changed.
+        """Returns what an expert stores, in the dtype of the arithmetic; not to be changed.
 
         Valid until it is called again.
         """
-        own = self._stored[row]
-        return own if own.dtype == self._dtype else self._room.copy_(own)
+        stored = self._stored[row]
+        return stored if stored.dtype == self._dtype else self.scratch["stored"].copy_(stored)
 
     def scaled(self, row: int, factor: float, out: Tensor) -> Tensor:
-        """Writes `factor` times what a row stores into `out` and returns it."""
-        own = self._stored[row]
-        if own.dtype == self._dtype:
-            return torch.mul(own, factor, out=out)
-        return out.copy_(own).mul_(factor)
+        """Writes `factor` times what an expert stores into `out` and returns it."""
+        stored = self._stored[row]
+        if stored.dtype == self._dtype:
+            return torch.mul(stored, factor, out=out)
+        return out.copy_(stored).mul_(factor)
 
     def delta(self, row: int, out: Tensor) -> Tensor:
         """Writes expert minus base into `out` and returns it."""
-        own = self._stored[row]
-        if not self._rows[row].whole:
-            return out.copy_(own)
-        if own.dtype == self._dtype:
-            return torch.sub(own, self.base, out=out)
-        return out.copy_(own).sub_(self.base)
+        stored = self._stored[row]
+        if not self._rows[row].is_full_checkpoint:
+            return out.copy_(stored)
+        if stored.dtype == self._dtype:
+            return torch.sub(stored, self.base, out=out)
+        return out.copy_(stored).sub_(self.base)
 
 
 class Rule(Protocol):
-    """How one piece of the merged parameter is computed."""
+    """How one block of the merged parameter is computed."""
 
     @property
     def rows(self) -> ExpertTensors:
@@ -87,17 +95,17 @@ class Rule(Protocol):
         ...
 
     @property
-    def spares(self) -> int:
-        """Rooms that it computes in."""
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that it finds in a block's scratch."""
         ...
 
-    def __call__(self, piece: Block, out: Tensor) -> None:
-        """Writes the merged entries of `piece` into `out`, in the dtype of the arithmetic."""
+    def __call__(self, block: Block, out: Tensor) -> None:
+        """Writes the merged entries of `block` into `out`, in the dtype of the arithmetic."""
         ...
 
 
 class RuledMethod(ABC):
-    """A merge method that says how one piece is computed; what it inherits does the rest."""
+    """A merge method that says how one block is computed; what it inherits does the rest."""
 
     @property
     @abstractmethod
@@ -107,6 +115,10 @@ class RuledMethod(ABC):
     @abstractmethod
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns how the parameter is computed.
+
+        Args:
+            tensors: base and experts.
+            knobs: as in `MergeMethod.merge`, on the CPU.
 
         Raises:
             MergeError: as `MergeMethod.merge`.
@@ -118,75 +130,60 @@ class RuledMethod(ABC):
         """Returns the merged parameter; see `MergeMethod.merge`."""
         tensors = stacked(self, slot, base, deltas)
         out = torch.empty(base.shape, dtype=base.dtype, device=base.device)
-        write(self, tensors, knobs, out)
+        write(self.rule(tensors, knobs), tensors, out)
         return out
 
 
-def in_pieces(method: MergeMethod) -> TypeGuard[RuledMethod]:
+def merges_by_rule(method: MergeMethod) -> TypeGuard[RuledMethod]:
     """Returns whether the method's `merge` is the inherited one, so that its rule says it all."""
     return isinstance(method, RuledMethod) and type(method).merge is RuledMethod.merge
 
 
-def write(
-    method: RuledMethod,
-    tensors: ParameterStack,
-    knobs: Mapping[str, Tensor],
-    out: Tensor,
-    *,
-    length: int = 0,
-) -> None:
+def write(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) -> None:
     """Writes the merged parameter into `out`, computed in full precision and cast once.
-
-    Args:
-        method: says how.
-        tensors: of base and experts.
-        knobs: as in `MergeMethod.merge`, on the CPU.
-        out: ``(*shape)``, contiguous, on the base's device.
-        length: most entries of a piece; 0: what suits the device.
-    """
-    apply(method.rule(tensors, knobs), tensors, out, length=length)
-
-
-def apply(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) -> None:
-    """Writes what a rule makes of the tensors into `out`; see `write`.
 
     On a CPU the parameters of large models go through compiled loops, where the rule can be
     written for them.
+
+    Args:
+        rule: of `tensors`.
+        tensors: base and experts.
+        out: ``(*shape)``, contiguous, on the base's device.
+        length: most entries of a block; 0: what suits the device.
     """
     large = tensors.large or out.numel() >= LARGE
     if large and not length and isinstance(rule, Compilable):
         from merging.rules import loops  # takes half a second, which small models do not wait for
 
-        coded = rule.coded()
-        if loops.suits(coded, tensors, out.device):
-            loops.run(coded, tensors.base, out)
+        compiled = rule.compiled()
+        if loops.suits(compiled, tensors, out.device):
+            loops.run(compiled, tensors.base, out)
             return
-    most = length or _length(rule.spares, out.device)
-    pieces = max(1, math.ceil(out.numel() / most))
-    given = (out, tensors.base, *(row.stored for row in rule.rows))
-    parts = list(zip(*(each.reshape(-1).chunk(pieces) for each in given), strict=True))
-    shape = (rule.spares + 3, parts[0][0].numel())
-    rooms = torch.empty(shape, dtype=tensors.dtype, device=out.device).unbind()
-    direct, start = out.dtype == tensors.dtype, 0
+    names = (*_OWN_BUFFERS, *rule.buffers)
+    blocks = max(1, math.ceil(out.numel() / (length or _length(len(names), out.device))))
+    whole = (out, tensors.base, *(row.stored for row in rule.rows))
+    parts = list(zip(*(tensor.reshape(-1).chunk(blocks) for tensor in whole), strict=True))
+    entries, start = parts[0][0].numel(), 0
+    buffers = torch.empty((len(names), entries), dtype=tensors.dtype, device=out.device)
+    scratch = dict(zip(names, buffers, strict=True))
     for part, base, *stored in parts:
-        entries = part.numel()
-        if entries < shape[1]:  # the last one
-            rooms = tuple(room[:entries] for room in rooms)
-        rounded, *own = rooms
-        target = part if direct else rounded
-        rule(Block(start, base, stored, rule.rows, own), target)
-        if not direct:
+        if part.numel() < entries:  # the last one
+            scratch = {name: buffer[: part.numel()] for name, buffer in scratch.items()}
+        target = part if out.dtype == tensors.dtype else scratch["result"]
+        rule(Block(start, base, stored, rule.rows, scratch), target)
+        if target is not part:
             part.copy_(target)
-        start += entries
+        start += part.numel()
 
 
-def _length(spares: int, device: torch.device) -> int:
+def _length(buffers: int, device: torch.device) -> int:
     """Returns how many entries keep the caches full and the calls few.
 
-    On a CPU all rooms of a piece together have 2^20 entries per thread, at least two threads'
-    worth: 8 MB, which its last cache holds. torch divides one operation among its threads from
-    2^15 entries on. Elsewhere starting an operation takes as long as some million entries.
+    On a CPU all buffers of a block and what it reads together have 2^20 entries per thread, at
+    least two threads' worth: 8 MB, which its last cache holds. torch divides one operation among
+    its threads from 2^15 entries on. Elsewhere starting an operation takes as long as some
+    million entries.
     """
     if device.type == "cpu":
-        return 2**20 * max(2, torch.get_num_threads()) // (spares + 4)
+        return 2**20 * max(2, torch.get_num_threads()) // (buffers + 1)
     return 2**22

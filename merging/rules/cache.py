@@ -1,4 +1,4 @@
-"""One tensor of base and experts, and what is true of it whatever the genome: computed once."""
+"""One tensor of base and experts, and what is true of it whatever the genome: cached."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TensorCache:
 
     def __init__(self, limit_bytes: int) -> None:
         if limit_bytes < 0:
-            raise ValueError(f"facts_bytes is {limit_bytes}, expected at least 0")
+            raise ValueError(f"cache_bytes is {limit_bytes}, expected at least 0")
         self._limit, self._held = limit_bytes, 0
-        self._known: dict[Hashable, Any] = {}
+        self._values: dict[Hashable, Any] = {}
 
     @property
     def held_bytes(self) -> int:
@@ -41,13 +41,13 @@ class TensorCache:
 
     def get(self, key: Hashable, size: int, compute: Callable[[], T]) -> T | None:
         """Returns what `compute` gave the first time; None where `size` bytes do not fit."""
-        if key not in self._known:
+        if key not in self._values:
             if self._held + size > self._limit and size:
                 return None
             self._held += size
-            self._known[key] = compute()
-        found: T = self._known[key]
-        return found
+            self._values[key] = compute()
+        value: T = self._values[key]
+        return value
 
 
 @dataclass(frozen=True)
@@ -69,53 +69,53 @@ class ExpertTensor:
         tensor: name of the parameter.
         expert: identity of the expert.
         stored: ``(*shape)``: the expert's own, in its own dtype, or expert minus base.
-        whole: whether `stored` is the expert's own.
+        is_full_checkpoint: whether `stored` is the expert's own.
         base: ``(*shape)``, the base's, in its own dtype.
         dtype: of the arithmetic.
-        facts: keeps what is computed here; None: nothing is kept.
+        cache: keeps what is computed here; None: nothing is kept.
     """
 
     tensor: str
     expert: str
     stored: Tensor
-    whole: bool
+    is_full_checkpoint: bool
     base: Tensor
     dtype: torch.dtype
-    facts: TensorCache | None = None
+    cache: TensorCache | None = None
 
     def delta(self) -> Tensor:
         """Returns expert minus base, ``(*shape)`` in `dtype`; not to be changed."""
-        if not self.whole:
+        if not self.is_full_checkpoint:
             return self.stored
         return self.stored.to(self.dtype, copy=True).sub_(self.base.to(self.dtype))
 
     def own(self) -> Tensor:
         """Returns the expert's own tensor, ``(*shape)`` in `dtype`; not to be changed."""
-        if self.whole:
+        if self.is_full_checkpoint:
             return self.stored.to(self.dtype)
         return self.stored + self.base
 
     @property
     def moved(self) -> bool:
         """Whether any entry differs from the base's."""
-        return bool(self._fact("moved", 0, self._moved))
+        return bool(cached((self,), "moved", 0, self._moved))
 
-    def cut(self, count: int) -> Threshold:
+    def threshold(self, count: int) -> Threshold:
         """Returns where the `count` largest magnitudes end; of equal ones the earlier are kept.
 
         Args:
             count: from 1 to one less than the number of entries.
         """
-        return cut_of((self,), "order", count, self.delta, self._delta_at)
+        return threshold_of((self,), "order", count, self.delta, self._delta_at)
 
     def _delta_at(self, position: int) -> float:
-        found = self.stored.reshape(-1)[position].item()
-        if not self.whole:
-            return found
+        stored = self.stored.reshape(-1)[position].item()
+        if not self.is_full_checkpoint:
+            return stored
         base = self.base.reshape(-1)[position].item()
         if self.dtype == torch.float64:
-            return found - base
-        return float(np.float32(found) - np.float32(base))
+            return stored - base
+        return float(np.float32(stored) - np.float32(base))
 
     def ranks(self) -> Tensor:
         """Returns the rank of every magnitude in its row, ``(entries,)`` of int16 or int32.
@@ -125,11 +125,11 @@ class ExpertTensor:
         """
         wide = 2 if self.row_length <= 2**15 else 4
         size = wide * self.stored.numel()
-        return self._fact("ranks", size, lambda: rank_in_rows(self.delta()))
+        return cached((self,), "ranks", size, lambda: rank_in_rows(self.delta()))
 
     @property
     def row_length(self) -> int:
-        """Entries that `ranks` compares with each other."""
+        """How many entries `ranks` compares with each other."""
         shape = self.stored.shape
         return self.stored.numel() // shape[0] if len(shape) > 1 else self.stored.numel()
 
@@ -141,31 +141,31 @@ class ExpertTensor:
             size = self.stored.numel()
             return torch.rand(size, generator=noise, dtype=torch.float32).to(self.base.device)
 
-        return self._fact(("draws", seed), 4 * self.stored.numel(), draw)
+        return cached((self,), ("draws", seed), 4 * self.stored.numel(), draw)
 
     def _moved(self) -> bool:
-        if not self.whole:
+        if not self.is_full_checkpoint:
             return bool(self.stored.any())
         if self.stored.dtype == self.base.dtype:
             return not torch.equal(self.stored, self.base)
         return bool(self.delta().any())
 
-    def _fact(self, kind: Hashable, size: int, compute: Callable[[], T]) -> T:
-        return joint_fact((self,), kind, size, compute)
-
 
 ExpertTensors: TypeAlias = tuple[ExpertTensor, ...]
 
 
-def joint_fact(rows: ExpertTensors, kind: Hashable, size: int, compute: Callable[[], T]) -> T:
-    """Returns what `compute` gives, kept where the rows keep facts and `size` bytes fit."""
-    facts = rows[0].facts
-    key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
-    found = None if facts is None else facts.get(key, size, compute)
-    return compute() if found is None else found
+def cached(rows: ExpertTensors, kind: Hashable, size: int, compute: Callable[[], T]) -> T:
+    """Returns what `compute` gives, kept where the experts have a cache and `size` bytes fit."""
+    cache = rows[0].cache
+    value = None if cache is None else cache.get(_key(rows, kind), size, compute)
+    return compute() if value is None else value
 
 
-def cut_of(
+def _key(rows: ExpertTensors, kind: Hashable) -> Hashable:
+    return rows[0].tensor, tuple(row.expert for row in rows), kind
+
+
+def threshold_of(
     rows: ExpertTensors,
     kind: Hashable,
     count: int,
@@ -175,20 +175,19 @@ def cut_of(
     """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
 
     Args:
-        rows: keep the order of the magnitudes where there is room.
-        kind: of the values, for keeping.
+        rows: their cache keeps the order of the magnitudes where it fits.
+        kind: of the values, for the cache.
         count: from 1 to one less than the number of values.
         values: returns all of them.
         read: returns one of them, by its position.
     """
-    facts, size = rows[0].facts, rows[0].stored.numel()
-    if facts is not None and rows[0].dtype == torch.float32 and size < 2**31:
-        key = (rows[0].tensor, tuple(row.expert for row in rows), kind)
-        order = facts.get(key, 4 * size, lambda: by_magnitude(values()))
+    cache, size = rows[0].cache, rows[0].stored.numel()
+    if cache is not None and rows[0].dtype == torch.float32 and size < 2**31:
+        order = cache.get(_key(rows, kind), 4 * size, lambda: by_magnitude(values()))
         if order is not None:
             last = int(order[count - 1])
             return Threshold(abs(read(last)), last)
-    return selected(values().abs().reshape(-1), count)
+    return select_threshold(values().abs().reshape(-1), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +195,7 @@ class ParameterStack:
     """One parameter of the base and of every expert.
 
     Args:
-        name: of the parameter.
         base: ``(*shape)``, in its own dtype.
-        rows: one for every expert.
         dtype: of the arithmetic.
         large: whether this or another parameter of the model has at least `LARGE` entries, so
             that compiled loops are worth their start.
@@ -211,7 +208,7 @@ class ParameterStack:
     large: bool = False
 
 
-def selected(magnitudes: Tensor, count: int) -> Threshold:
+def select_threshold(magnitudes: Tensor, count: int) -> Threshold:
     """Returns where the `count` largest of the flat `magnitudes` end."""
     size = magnitudes.numel()
     if magnitudes.device.type == "cpu":  # 2 to 3 times as fast as kthvalue there
@@ -256,8 +253,8 @@ def rank_in_rows(delta: Tensor) -> Tensor:
         keys.sort(axis=1)
         order = torch.from_numpy((keys & 0xFFFFFFFF).astype(np.int64))
     ranks = torch.arange(length, dtype=kind, device=rows.device).expand_as(order)
-    found = torch.empty(order.shape, dtype=kind, device=rows.device)
-    return found.scatter_(1, order, ranks).view(-1)
+    out = torch.empty(order.shape, dtype=kind, device=rows.device)
+    return out.scatter_(1, order, ranks).view(-1)
 
 
 def _packs(values: Tensor, size: int) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from merging.rules.blocks import Block, Rule
 from merging.rules.cache import ExpertTensors
-from merging.rules.compiled_rule import ALL, Compilable, CompiledRule, RuleKind
+from merging.rules.compiled_rule import Compilable, CompiledRule, RuleKind
 from merging.rules.knobs import Inputs
-from merging.rules.sparsify import Sparsifier
+from merging.rules.sparsify import BUFFERS, Sparsifier
 
 Majority: TypeAlias = Literal["mass", "count"]
 
@@ -34,205 +34,247 @@ def weighted_sum(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def combination(inputs: Inputs, coefficients: Sequence[float], total: float) -> Rule:
-    """Returns what computes ``(total - sum_i c_i) base + sum_i c_i theta_i``.
+    """Returns the rule ``(total - sum_i c_i) base + sum_i c_i theta_i``.
 
     Args:
         inputs: the experts theta_i.
         coefficients: c_i, one per expert.
         total: sum of all coefficients, the base's included: 1 for an average.
     """
-    whole = [c for c, row in zip(coefficients, inputs.rows, strict=True) if row.whole]
-    rest = math.fsum([total, *(-c for c in whole)])
-    if abs(rest) <= 1e-15 * math.fsum(map(abs, whole)):  # what float64 rounded away
-        rest = 0.0
-    return _Combination(inputs.rows, rest, tuple(coefficients))
+    of_checkpoints = [
+        coefficient
+        for coefficient, row in zip(coefficients, inputs.rows, strict=True)
+        if row.is_full_checkpoint  # of the others the deltas are stored: theta_i - base
+    ]
+    remainder = math.fsum([total, *(-c for c in of_checkpoints)])
+    if abs(remainder) <= 1e-15 * math.fsum(map(abs, of_checkpoints)):  # what float64 rounded away
+        remainder = 0.0
+    return _Combination(inputs.rows, remainder, tuple(coefficients))
 
 
-def add_sum(inputs: Inputs, keeps: Sequence[Sparsifier | None], *, normalize: bool) -> Rule:
-    """Returns what computes ``base + scale sum_i w_i d_i``, divided by ``sum_i w_i`` on request.
+def unchanged(inputs: Inputs) -> Rule:
+    """Returns the rule whose result is the base, bit for bit."""
+    return _Combination(inputs.rows, 1.0, (0.0,) * len(inputs.rows))
+
+
+def sparse_sum(inputs: Inputs, sparsifiers: Sequence[Sparsifier], *, normalize: bool) -> Rule:
+    """Returns the rule ``base + scale sum_i w_i m_i d_i``.
 
     Args:
-        inputs: experts, weights and scale.
-        keeps: what is kept of each delta; None: all.
-        normalize: whether to divide.
+        inputs: experts d_i, weights w_i and the scale.
+        sparsifiers: the masks m_i.
+        normalize: whether to divide the sum by ``sum_i w_i``.
 
     Raises:
         MergeError: the weights sum to zero and are to be normalised.
     """
     if inputs.unmoved:
         return unchanged(inputs)
-    weights = inputs.shares() if normalize else inputs.each["weight"]
+    weights = inputs.shares() if normalize else inputs.per_expert["weight"]
     scale = inputs.shared["scale"]
-    return _Sum(inputs.rows, tuple(keeps), tuple(scale * weight for weight in weights))
+    return _Sum(inputs.rows, tuple(sparsifiers), tuple(scale * weight for weight in weights))
 
 
-def add_consensus(
-    inputs: Inputs,
-    keeps: Sequence[Sparsifier],
-    *,
-    majority: Majority,
-    normalize: bool,
-    weights: Sequence[float] | None = None,
-) -> Rule:
-    """Returns what computes ``base + scale sum_{i: sign(w_i d_i) = s} w_i d_i``.
+@dataclass(frozen=True, eq=False)
+class SignElection:
+    """The sign s of every entry, elected by the sparsified deltas; see `elect_signs`.
 
     Args:
-        inputs: experts, weights and scale.
-        keeps: what is kept of each delta before all else.
-        majority: how s is elected from the same ``w_i d_i``. By mass: the sign of their sum. By
-            count: the sign that more experts have, entries of 0 not voting; equal counts are
-            decided by mass. Where that balances too nothing is merged.
-        normalize: divide by ``sum |w_i|`` over the experts that agree at the position.
-        weights: w_i of a method without such a knob; all votes then count the same.
+        pre_election_weights: w_i, by which the experts' votes count.
+    """
+
+    sparsifiers: tuple[Sparsifier, ...]
+    pre_election_weights: tuple[float, ...]
+    majority: Majority
+
+    def deltas(self, block: Block) -> list[Tensor]:
+        """Returns ``w_i m_i d_i``, each in a buffer of its own."""
+        deltas = []
+        for i, sparsify in enumerate(self.sparsifiers):
+            delta = block.delta(i, block.scratch[_delta_buffer(i)])
+            sparsify(block.start, delta, block.scratch)
+            deltas.append(delta.mul_(self.pre_election_weights[i] * sparsify.scale))
+        return deltas
+
+    def write(self, deltas: Sequence[Tensor], sign: Tensor, count: Tensor, buffer: Tensor) -> None:
+        """Writes s, -1 or 0 or 1, into `sign`; `count` and `buffer` are to compute in."""
+        _add_up(deltas, sign)
+        sign.sign_()  # s = sign(sum_i w_i d_i)
+        if self.majority == "count":
+            torch.sign(deltas[0], out=count)
+            for delta in deltas[1:]:
+                count.add_(torch.sign(delta, out=buffer))  # c = sum_i sign(w_i d_i)
+            torch.eq(count, 0, out=buffer)
+            sign.mul_(buffer).add_(count.sign_())  # s <- sign(c) where c is not 0
+
+
+def elect_signs(
+    inputs: Inputs,
+    sparsifiers: Sequence[Sparsifier],
+    majority: Majority = "mass",
+    *,
+    weights: Sequence[float] | None = None,
+) -> SignElection:
+    """Returns the election of ``s = sign(sum_i w_i m_i d_i)`` at every entry.
+
+    Args:
+        inputs: experts d_i and weights w_i.
+        sparsifiers: the masks m_i.
+        majority: ``mass`` elects that sign; ``count`` the sign that more of the ``w_i m_i d_i``
+            have, entries of 0 not voting and equal counts decided by mass. Where the mass
+            balances too nobody is elected: s is 0.
+        weights: w_i of a method without such a knob.
+    """
+    votes = inputs.per_expert["weight"] if weights is None else tuple(weights)
+    return SignElection(tuple(sparsifiers), votes, majority)
+
+
+def disjoint_mean(
+    inputs: Inputs,
+    signs: SignElection,
+    *,
+    normalize: bool = True,
+    weights: Sequence[float] | None = None,
+) -> Rule:
+    """Returns the rule ``base + scale mean_{i: sign(w_i m_i d_i) = s} w_i m_i d_i``.
+
+    Args:
+        inputs: experts and the scale.
+        signs: gives s, the w_i and the m_i.
+        normalize: divide by ``sum |w_i|`` over the experts that agree at the entry, for a mean;
+            otherwise a plain sum.
+        weights: further factors of w_i, after the election.
     """
     if inputs.unmoved:
         return unchanged(inputs)
-    scale = inputs.shared["scale"]
-    ones = (1.0,) * len(inputs.rows)
-    votes, later = (inputs.each["weight"], ones) if weights is None else (ones, tuple(weights))
-    return _Consensus(inputs.rows, tuple(keeps), votes, later, scale, majority, normalize)
-
-
-def unchanged(inputs: Inputs) -> Rule:
-    """Returns what computes the base, bit for bit."""
-    return _Combination(inputs.rows, 1.0, (0.0,) * len(inputs.rows))
+    after = (1.0,) * len(inputs.rows) if weights is None else tuple(weights)
+    return _Consensus(inputs.rows, signs, after, inputs.shared["scale"], normalize)
 
 
 @dataclass(frozen=True, eq=False)
 class _Combination(Compilable):
-    """``rest base + sum_i c_i x_i``, x_i what the rows store."""
+    """``c_0 base + sum_i c_i x_i``, x_i what the experts store and c_0 the base's coefficient."""
 
     rows: ExpertTensors
-    rest: float
+    base_coefficient: float
     coefficients: tuple[float, ...]
-    spares: int = 0
+    buffers: tuple[str, ...] = ()
 
-    def __call__(self, piece: Block, out: Tensor) -> None:
+    def __call__(self, block: Block, out: Tensor) -> None:
         terms = [(i, c) for i, c in enumerate(self.coefficients) if c]
-        if self.rest or not terms:
-            torch.mul(piece.base, self.rest, out=out)
+        if self.base_coefficient or not terms:
+            torch.mul(block.base, self.base_coefficient, out=out)  # out = c_0 base
         else:
             (i, c), *terms = terms
-            piece.scaled(i, c, out)
+            block.scaled(i, c, out)
         for i, c in terms:
-            out.add_(piece.stored(i), alpha=c)
+            out.add_(block.stored(i), alpha=c)  # out <- out + c_i x_i
 
-    def coded(self) -> CompiledRule:
+    def compiled(self) -> CompiledRule:
         """Returns the rule in numbers."""
-        return CompiledRule(RuleKind.COMBINATION, self.rows, self.coefficients, rest=self.rest)
+        return CompiledRule(
+            RuleKind.COMBINATION,
+            self.rows,
+            self.coefficients,
+            base_coefficient=self.base_coefficient,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class _Sum(Compilable):
-    """``base + sum_i c_i keep_i(d_i)``."""
+    """``base + sum_i c_i m_i d_i``."""
 
     rows: ExpertTensors
-    keeps: tuple[Sparsifier | None, ...]
+    sparsifiers: tuple[Sparsifier, ...]
     coefficients: tuple[float, ...]
-    spares: int = 3
+    buffers: tuple[str, ...] = ("delta", *BUFFERS)
 
-    def __call__(self, piece: Block, out: Tensor) -> None:
-        first, *rooms = piece.spares
-        total = out
-        for i, (keep, c) in enumerate(zip(self.keeps, self.coefficients, strict=True)):
-            delta = piece.delta(i, first if i else total)
-            if keep is not None:
-                keep(piece.start, delta, rooms)
-                c *= keep.scale
+    def __call__(self, block: Block, out: Tensor) -> None:
+        for i, sparsify in enumerate(self.sparsifiers):
+            coefficient = self.coefficients[i] * sparsify.scale
+            delta = block.delta(i, block.scratch["delta"] if i else out)
+            sparsify(block.start, delta, block.scratch)
             if i:
-                total.add_(delta, alpha=c)
+                out.add_(delta, alpha=coefficient)  # out <- out + c_i m_i d_i
             else:
-                total.mul_(c)
-        total.add_(piece.base)
+                out.mul_(coefficient)
+        out.add_(block.base)
 
-    def coded(self) -> CompiledRule:
+    def compiled(self) -> CompiledRule:
         """Returns the rule in numbers."""
-        scales = (1.0 if keep is None else keep.scale for keep in self.keeps)
+        pairs = zip(self.coefficients, self.sparsifiers, strict=True)
         return CompiledRule(
             RuleKind.SUM,
             self.rows,
-            [c * scale for c, scale in zip(self.coefficients, scales, strict=True)],
-            selections=[ALL if keep is None else keep.coded() for keep in self.keeps],
+            [coefficient * sparsify.scale for coefficient, sparsify in pairs],
+            sparsifiers=self.sparsifiers,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Consensus(Compilable):
-    """Elects a sign per entry and adds up what has it; see `add_consensus`.
-
-    Args:
-        rows: the experts.
-        keeps: what is kept of each.
-        votes: factor of each expert before the election.
-        later: factor of each expert after it.
-        scale: of the sum.
-        majority: who wins.
-        normalize: whether to divide by the weights, the products of both factors.
-    """
+    """Adds up what agrees with the elected sign; see `disjoint_mean`."""
 
     rows: ExpertTensors
-    keeps: tuple[Sparsifier, ...]
-    votes: tuple[float, ...]
-    later: tuple[float, ...]
+    signs: SignElection
+    post_election_weights: tuple[float, ...]
     scale: float
-    majority: Majority
     normalize: bool
 
     @property
-    def spares(self) -> int:
-        """One per expert, three to elect and add up in."""
-        return len(self.rows) + 3
+    def buffers(self) -> tuple[str, ...]:
+        """A delta per expert, what sparsifiers need, and the divisor."""
+        return (*map(_delta_buffer, range(len(self.rows))), *BUFFERS, "normalizer")
 
-    def __call__(self, piece: Block, out: Tensor) -> None:
-        *shares, sign, agrees, mass = piece.spares
-        for i, (share, keep, vote) in enumerate(zip(shares, self.keeps, self.votes, strict=True)):
-            keep(piece.start, piece.delta(i, share), [sign, agrees])
-            share.mul_(vote * keep.scale)
-        self._elect(shares, sign, agrees, mass)
+    @property
+    def normalizers(self) -> list[float]:
+        """``|w_i|`` with the factors before and after the election."""
+        pairs = zip(self.signs.pre_election_weights, self.post_election_weights, strict=True)
+        return [abs(before * after) for before, after in pairs]
+
+    def __call__(self, block: Block, out: Tensor) -> None:
+        deltas = self.signs.deltas(block)
+        sign, agrees = (block.scratch[name] for name in BUFFERS)  # the sparsifiers are done
+        divisor = block.scratch["normalizer"]
+        self.signs.write(deltas, sign, agrees, divisor)
         total = out.zero_()
-        mass.zero_()
-        for share, vote, later in zip(shares, self.votes, self.later, strict=True):
-            torch.mul(share, sign, out=agrees).gt_(0)
-            total.addcmul_(agrees, share, value=later)
+        divisor.zero_()
+        factors = zip(deltas, self.post_election_weights, self.normalizers, strict=True)
+        for delta, weight, normalizer in factors:
+            torch.mul(delta, sign, out=agrees).gt_(0)  # a_i = [w_i d_i s > 0]
+            total.addcmul_(agrees, delta, value=weight)  # total <- total + a_i w_i d_i
             if self.normalize:
-                mass.add_(agrees, alpha=abs(vote * later))
-        if self.normalize:  # nothing agrees where the mass is 0, and the total is 0 as well
-            mass.clamp_(min=torch.finfo(mass.dtype).tiny)
-            torch.addcdiv(piece.base, total, mass, value=self.scale, out=out)
+                divisor.add_(agrees, alpha=normalizer)  # divisor <- divisor + a_i |w_i|
+        if self.normalize:  # nothing agrees where the divisor is 0, and the total is 0 as well
+            divisor.clamp_(min=torch.finfo(divisor.dtype).tiny)
+            torch.addcdiv(block.base, total, divisor, value=self.scale, out=out)
         else:
-            torch.add(piece.base, total, alpha=self.scale, out=out)
+            torch.add(block.base, total, alpha=self.scale, out=out)
 
-    def coded(self) -> CompiledRule:
+    def compiled(self) -> CompiledRule:
         """Returns the rule in numbers."""
-        factors = list(zip(self.votes, self.later, strict=True))
+        pairs = zip(self.signs.pre_election_weights, self.signs.sparsifiers, strict=True)
         return CompiledRule(
             RuleKind.CONSENSUS,
             self.rows,
-            [vote * keep.scale for vote, keep in zip(self.votes, self.keeps, strict=True)],
-            selections=[keep.coded() for keep in self.keeps],
-            later=self.later,
-            masses=[abs(vote * later) for vote, later in factors],
+            [weight * sparsify.scale for weight, sparsify in pairs],
+            sparsifiers=self.signs.sparsifiers,
+            post_election_weights=self.post_election_weights,
+            normalizers=self.normalizers,
             scale=self.scale,
-            by_count=self.majority == "count",
+            by_count=self.signs.majority == "count",
             normalize=self.normalize,
         )
 
-    def _elect(self, shares: list[Tensor], sign: Tensor, votes: Tensor, spare: Tensor) -> None:
-        """Writes -1, 0 or 1 into `sign`."""
-        _add_up(shares, sign)
-        sign.sign_()
-        if self.majority == "count":
-            torch.sign(shares[0], out=votes)
-            for share in shares[1:]:
-                votes.add_(torch.sign(share, out=spare))
-            torch.eq(votes, 0, out=spare)
-            sign.mul_(spare).add_(votes.sign_())
+
+def _delta_buffer(expert: int) -> str:
+    return f"delta {expert}"
 
 
-def _add_up(shares: list[Tensor], out: Tensor) -> None:
-    if len(shares) == 1:
-        out.copy_(shares[0])
+def _add_up(deltas: Sequence[Tensor], out: Tensor) -> None:
+    if len(deltas) == 1:
+        out.copy_(deltas[0])
         return
-    torch.add(shares[0], shares[1], out=out)
-    for share in shares[2:]:
-        out.add_(share)
+    torch.add(deltas[0], deltas[1], out=out)
+    for delta in deltas[2:]:
+        out.add_(delta)

@@ -1,9 +1,9 @@
 """The compiled loops behind `loops.py`: what a rule does with one block after the other.
 
-Numba compiles `follow` at its first call and keeps the code on disk. All that it reads is in this
-file: numba notices a change of a function's own file, and of no other. Tensors are passed as
-addresses: base and rows of any number and dtype are then one compiled function, with one set of
-types, so that processes that compile it at the same time write the same.
+Numba compiles `run_rule` at its first call and keeps the code on disk. All that it reads is in
+this file: numba notices a change of a function's own file, and of no other. Tensors are passed as
+addresses: base and experts of any number and dtype are then one compiled function, with one set
+of types, so that processes that compile it at the same time write the same.
 """
 
 from __future__ import annotations
@@ -15,38 +15,34 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+# The numbers of the enums in `merging.rules.compiled_rule`.
 FLOAT, BFLOAT, HALF, SHORT, INTEGER = range(5)
-"""Dtypes of what lies at an address."""
-
 COMBINATION, SUM, CONSENSUS = range(3)
-"""What `merging.rules.compiled_rule.RuleKind` says."""
-
-ALL, LARGEST, BAND, MASK, DRAWN, PRUNED = range(6)
-"""What `merging.rules.compiled_rule.SelectionKind` says."""
+ALL, LARGEST, BAND, MASKED, DRAWN, PRUNED = range(6)
 
 _BLOCK = 256
-"""Entries worked on at a time. With 8 rows 16 kB: what is read beside it stays cached, too.
+"""Entries worked on at a time. With 8 experts 16 kB: what is read beside it stays cached, too.
 
-A combination has no rooms to keep and is fastest in blocks of three quarters of that length.
+A combination keeps no buffers and is fastest in blocks of three quarters of that length.
 Stores past the caches, which read nothing first, were tried and are three times as slow here.
 """
 
 _STRIDE = 4 * _BLOCK + 64
-"""Bytes from one block's room to the next: not a power of 2, or all compete for the same lines."""
+"""Bytes from one buffer to the next: not a power of 2, or all compete for the same cache lines."""
 
 _FLOATS = _STRIDE // 4
 
-_ZEROS, _SHARES = 6, 7
-"""Rooms of zeros and of the rows' shares; before them: base, row, spare, sums, signs, divisor."""
+_BASE, _EXPERT, _RANKS, _TOTAL, _SIGN, _NORMALIZER, _ZEROS, _DELTAS = range(8)
+"""Buffers of the scratch memory; from `_DELTAS` on one per expert."""
 
 _FINEST = np.float32(2.0**-24)
 _TINY = np.finfo(np.float32).tiny
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-def workspace(rows: int) -> int:
-    """Returns how many bytes `follow` computes in."""
-    return (_SHARES + rows + 1) * _STRIDE
+def scratch_bytes(experts: int) -> int:
+    """Returns how many bytes `run_rule` computes in."""
+    return (_DELTAS + experts + 1) * _STRIDE
 
 
 def _pointer(kind: types.Type) -> Any:
@@ -96,7 +92,7 @@ def _of_half(context: Any, word: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
-_part = njit(nogil=True, error_model="numpy")
+_inner = njit(nogil=True, error_model="numpy")
 
 
 def _cached(function: Any) -> Any:
@@ -104,21 +100,22 @@ def _cached(function: Any) -> Any:
     try:
         return njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither the folder of this file nor the user's can be written to
-        return _part(function)
+        return _inner(function)
 
 
-@_part
+@_inner
 def _view(address: int, n: int) -> Any:
     return carray(_floats(address), n)
 
 
-@_part
-def _room(room: int, number: int, n: int) -> Any:
-    return _view(room + number * _STRIDE, n)
+@_inner
+def _buffer(scratch: int, number: int, n: int) -> Any:
+    return _view(scratch + number * _STRIDE, n)
 
 
-@_part
+@_inner
 def _convert(dtype: int, address: int, at: int, out: Any) -> None:
+    # out = float32(x)
     n = len(out)
     if dtype == BFLOAT:
         words = carray(_words(address + 2 * at), n)
@@ -138,174 +135,197 @@ def _convert(dtype: int, address: int, at: int, out: Any) -> None:
             out[j] = np.float32(integers[j])
 
 
-@_part
-def _place(dtype: int, address: int, at: int, n: int, room: int) -> int:
-    """The address of entries as float32: their own, or that of the room they are converted in."""
+@_inner
+def _as_floats(dtype: int, address: int, at: int, n: int, buffer: int) -> int:
+    """The address of entries as float32: their own, or the buffer's that they are converted in."""
     if dtype == FLOAT:
         return address + 4 * at
-    _convert(dtype, address, at, _view(room, n))
-    return room
-
-
-@_part
-def _entries(dtype: int, address: int, at: int, n: int, room: int) -> Any:
-    return _view(_place(dtype, address, at, n, room), n)
+    _convert(dtype, address, at, _view(buffer, n))
+    return buffer
 
 
 # Loops with what they read and write as separate arguments: that is what the compiler turns into
 # vector instructions. Where something is changed in place it is one argument.
 
 
-@_part
+@_inner
 def _fill(x: Any, value: float) -> None:
+    # x = value
     for j in range(len(x)):
         x[j] = value
 
 
-@_part
+@_inner
 def _copy(x: Any, out: Any) -> None:
+    # out = x
     for j in range(len(x)):
         out[j] = x[j]
 
 
-@_part
+@_inner
 def _multiply(x: Any, factor: float, out: Any) -> None:
+    # out = factor x
     for j in range(len(x)):
         out[j] = x[j] * factor
 
 
-@_part
+@_inner
 def _subtract(x: Any, base: Any, out: Any) -> None:
+    # out = x - base
     for j in range(len(x)):
         out[j] = x[j] - base[j]
 
 
-@_part
+@_inner
 def _add(x: Any, total: Any) -> None:
+    # total <- total + x
     for j in range(len(x)):
         total[j] += x[j]
 
 
-@_part
+@_inner
 def _add_scaled(x: Any, factor: float, total: Any) -> None:
+    # total <- total + factor x, rounded once
     for j in range(len(x)):
         total[j] = _fma(x[j], factor, total[j])
 
 
-@_part
+@_inner
 def _multiply_words(words: Any, factor: float, out: Any) -> None:
+    # out = factor x, x in bfloat16
     for j in range(len(words)):
         out[j] = _of_bfloat(words[j]) * factor
 
 
-@_part
+@_inner
 def _add_scaled_words(words: Any, factor: float, total: Any) -> None:
+    # total <- total + factor x, rounded once, x in bfloat16
     for j in range(len(words)):
         total[j] = _fma(_of_bfloat(words[j]), factor, total[j])
 
 
-@_part
+@_inner
 def _scale_and_add(x: Any, factor: float, total: Any) -> None:
+    # x <- factor x;  total <- total + x
     for j in range(len(x)):
         scaled = x[j] * factor
         x[j] = scaled
         total[j] += scaled
 
 
-@_part
-def _shrink(x: Any, base: Any, threshold: float, out: Any) -> None:
+@_inner
+def _keep_beyond(x: Any, base: Any, threshold: float, out: Any) -> None:
+    # out = x - base where |x - base| > threshold, else 0
     for j in range(len(x)):
         v = x[j] - base[j]
         out[j] = _ZERO if (v >= -threshold) & (v <= threshold) else v
 
 
-@_part
-def _cut(
+@_inner
+def _keep_largest(
     x: int, base: int, out: int, n: int, at: int, last: int, threshold: float, below: float
 ) -> None:
     """Keeps what exceeds the threshold, and up to the last position what equals it."""
     until = min(max(last + 1 - at, 0), n)
     if until:
-        _shrink(_view(x, until), _view(base, until), below, _view(out, until))
+        _keep_beyond(_view(x, until), _view(base, until), below, _view(out, until))
     if until < n:
         x, base, out, n = x + 4 * until, base + 4 * until, out + 4 * until, n - until
-        _shrink(_view(x, n), _view(base, n), threshold, _view(out, n))
+        _keep_beyond(_view(x, n), _view(base, n), threshold, _view(out, n))
 
 
-@_part
+@_inner
 def _without(x: Any, less: Any) -> None:
+    # x <- x - less
     for j in range(len(x)):
         x[j] -= less[j]
 
 
-@_part
-def _mask(x: Any, base: Any, mask: Any, out: Any) -> None:
+@_inner
+def _keep_masked(x: Any, base: Any, mask: Any, out: Any) -> None:
+    # out = mask (x - base)
     for j in range(len(x)):
         out[j] = (x[j] - base[j]) * mask[j]
 
 
-@_part
-def _draw(x: Any, base: Any, draws: Any, density: float, out: Any) -> None:
+@_inner
+def _keep_drawn(x: Any, base: Any, draws: Any, density: float, out: Any) -> None:
+    # out = x - base where draws < density, else 0
     for j in range(len(x)):
         v = x[j] - base[j]
         out[j] = _ZERO if (draws[j] <= -_ONE) | (draws[j] >= density) else v
 
 
-@_part
-def _prune(
+@_inner
+def _keep_pruned(
     x: Any, base: Any, draws: Any, ranks: Any, step: float, lowest: float, out: Any
 ) -> None:
-    """Keeps what its chance exceeds the draw of, and leaves the chances in place of the ranks."""
+    # p = lowest + step rank;  out = x - base where draws < p, else 0;  ranks <- max(p, 2^-24)
     for j in range(len(x)):
-        chance = ranks[j] * step + lowest
-        ranks[j] = max(chance, _FINEST)
-        out[j] = (x[j] - base[j]) * (_ONE if draws[j] < chance else _ZERO)
+        p = ranks[j] * step + lowest
+        ranks[j] = max(p, _FINEST)
+        out[j] = (x[j] - base[j]) * (_ONE if draws[j] < p else _ZERO)
 
 
-@_part
+@_inner
 def _divide_by(x: Any, divisor: Any) -> None:
+    # x <- x / divisor
     for j in range(len(x)):
         x[j] /= divisor[j]
 
 
-@_part
+@_inner
 def _sign(x: Any, out: Any) -> None:
+    # out = sign(x)
     for j in range(len(x)):
         v = x[j]
         out[j] = (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
 
 
-@_part
+@_inner
 def _add_signs(x: Any, total: Any) -> None:
+    # total <- total + sign(x)
     for j in range(len(x)):
         v = x[j]
         total[j] += (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
 
 
-@_part
-def _decide(votes: Any, sign: Any) -> None:
-    for j in range(len(votes)):
-        v = votes[j]
+@_inner
+def _elect_by_count(count: Any, sign: Any) -> None:
+    # sign <- sign(count) where count is not 0, else as it was (by mass)
+    for j in range(len(count)):
+        v = count[j]
         elected = (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
         sign[j] = sign[j] if v == 0 else elected
 
 
-@_part
-def _agree(x: Any, sign: Any, later: float, mass: float, total: Any, masses: Any) -> None:
+@_inner
+def _add_agreeing(
+    x: Any, sign: Any, weight: float, normalizer: float, total: Any, normalizers: Any
+) -> None:
+    # a = [x sign > 0];  total <- total + weight a x;  normalizers <- normalizers + normalizer a
     for j in range(len(x)):
         v = x[j]
         agrees = _ONE if v * sign[j] > 0 else _ZERO
-        total[j] = _fma(later * agrees, v, total[j])
-        masses[j] += mass * agrees
+        total[j] = _fma(weight * agrees, v, total[j])
+        normalizers[j] += normalizer * agrees
 
 
-@_part
+@_inner
+def _divide(base: Any, total: Any, normalizers: Any, scale: float, out: Any) -> None:
+    # out = base + scale total / normalizers, where nothing agrees: base
+    for j in range(len(out)):
+        divisor = normalizers[j]
+        out[j] = base[j] + (scale * total[j]) / (divisor if divisor > _TINY else _TINY)
+
+
+@_inner
 def _merge_few(
-    shares: Any,
+    deltas: Any,
     base: Any,
     votes: Any,
-    later: Any,
-    masses: Any,
+    weights: Any,
+    normalizers: Any,
     scale: float,
     normalize: bool,
     out: Any,
@@ -314,59 +334,151 @@ def _merge_few(
     for j in range(len(out)):
         total = _ZERO
         for i in range(len(votes)):
-            total += shares[i * _FLOATS + j] * votes[i]
+            total += deltas[i * _FLOATS + j] * votes[i]
+        # s = sign(sum_i w_i d_i)
         sign = (_ONE if total > 0 else _ZERO) - (_ONE if total < 0 else _ZERO)
-        total, mass = _ZERO, _ZERO
+        total, divisor = _ZERO, _ZERO
         for i in range(len(votes)):
-            v = shares[i * _FLOATS + j] * votes[i]
+            v = deltas[i * _FLOATS + j] * votes[i]
             agrees = _ONE if v * sign > 0 else _ZERO
-            total = _fma(later[i] * agrees, v, total)
-            mass += masses[i] * agrees
+            total = _fma(weights[i] * agrees, v, total)
+            divisor += normalizers[i] * agrees
+        # out = base + scale sum_{i: sign(w_i d_i) = s} w_i d_i, divided by sum |w_i| over them
         if normalize:
-            out[j] = base[j] + (scale * total) / (mass if mass > _TINY else _TINY)
+            out[j] = base[j] + (scale * total) / (divisor if divisor > _TINY else _TINY)
         else:
             out[j] = _fma(scale, total, base[j])
 
 
-@_part
-def _divide(base: Any, total: Any, masses: Any, scale: float, out: Any) -> None:
-    for j in range(len(out)):
-        mass = masses[j]
-        out[j] = base[j] + (scale * total[j]) / (mass if mass > _TINY else _TINY)
-
-
-@_part
-def _select(
-    how: int, x: int, base: int, out: int, n: int, at: int, numbers: int, places: int, room: int
+@_inner
+def _merge_many(
+    scratch: int,
+    n: int,
+    coefficients: Any,
+    weights: Any,
+    normalizers: Any,
+    base: Any,
+    scale: float,
+    by_count: bool,
+    normalize: bool,
+    out: Any,
 ) -> None:
-    """Writes what is kept of n entries of a row's x minus base, from `at` on.
+    """Does what `_merge_few` does, expert after expert: of any number, and by count as well."""
+    count, total = _buffer(scratch, _EXPERT, n), _buffer(scratch, _TOTAL, n)
+    sign, divisor = _buffer(scratch, _SIGN, n), _buffer(scratch, _NORMALIZER, n)
+    experts = len(coefficients)
+    # elect: s = sign(sum_i w_i d_i), or the sign that more experts have
+    _fill(total, _ZERO)
+    for i in range(experts):
+        _scale_and_add(_buffer(scratch, _DELTAS + i, n), coefficients[i], total)
+    _sign(total, sign)
+    if by_count:
+        _fill(count, _ZERO)
+        for i in range(experts):
+            _add_signs(_buffer(scratch, _DELTAS + i, n), count)
+        _elect_by_count(count, sign)
+    # disjoint mean: base + scale sum_{i: sign(w_i d_i) = s} w_i d_i / sum |w_i|
+    _fill(total, _ZERO)
+    _fill(divisor, _ZERO)
+    for i in range(experts):
+        delta = _buffer(scratch, _DELTAS + i, n)
+        _add_agreeing(delta, sign, weights[i], normalizers[i], total, divisor)
+    if normalize:
+        _divide(base, total, divisor, scale, out)
+    else:
+        _copy(base, out)
+        _add_scaled(total, scale, out)
+
+
+@_inner
+def _merge(
+    scratch: int,
+    n: int,
+    coefficients: Any,
+    weights: Any,
+    normalizers: Any,
+    base: Any,
+    scale: float,
+    by_count: bool,
+    normalize: bool,
+    out: Any,
+) -> None:
+    """Merges what agrees. How many experts there are must be known where loops are unrolled."""
+    c, w, m, experts = coefficients, weights, normalizers, len(coefficients)
+    deltas = _buffer(scratch, _DELTAS, experts * _FLOATS)
+    if by_count or experts < 2 or experts > 5:
+        _merge_many(scratch, n, c, w, m, base, scale, by_count, normalize, out)
+    elif experts == 2:
+        _merge_few(deltas, base, _two(c), _two(w), _two(m), scale, normalize, out)
+    elif experts == 3:
+        _merge_few(deltas, base, _three(c), _three(w), _three(m), scale, normalize, out)
+    elif experts == 4:
+        _merge_few(deltas, base, _four(c), _four(w), _four(m), scale, normalize, out)
+    else:
+        _merge_few(deltas, base, _five(c), _five(w), _five(m), scale, normalize, out)
+
+
+@_inner
+def _two(x: Any) -> Any:
+    return x[0], x[1]
+
+
+@_inner
+def _three(x: Any) -> Any:
+    return x[0], x[1], x[2]
+
+
+@_inner
+def _four(x: Any) -> Any:
+    return x[0], x[1], x[2], x[3]
+
+
+@_inner
+def _five(x: Any) -> Any:
+    return x[0], x[1], x[2], x[3], x[4]
+
+
+@_inner
+def _sparsify(
+    selection: int,
+    x: int,
+    base: int,
+    out: int,
+    n: int,
+    at: int,
+    numbers: int,
+    integers: int,
+    scratch: int,
+) -> None:
+    """Writes what is kept of n entries of x minus base, from `at` on; see `run_rule`.
 
     All arrays are addresses: handing over arrays would take as long as the work.
     """
-    number, place = _view(numbers, 4), carray(_longs(places), 4)
-    if how == LARGEST:
-        _cut(x, base, out, n, at, place[0], number[0], number[1])
+    number, integer = _view(numbers, 4), carray(_longs(integers), 4)
+    if selection == LARGEST:
+        _keep_largest(x, base, out, n, at, integer[0], number[0], number[1])
         return
     kept, values, centre = _view(out, n), _view(x, n), _view(base, n)
-    if how == MASK:
-        _mask(values, centre, _view(place[0] + 4 * at, n), kept)
-    elif how == DRAWN:
-        _draw(values, centre, _view(place[0] + 4 * at, n), number[0], kept)
-    elif how == PRUNED:
-        ranks = _room(room, 2, n)
-        _convert(place[3], place[2], at, ranks)
-        _prune(values, centre, _view(place[0] + 4 * at, n), ranks, number[0], number[1], kept)
+    if selection == MASKED:
+        _keep_masked(values, centre, _view(integer[0] + 4 * at, n), kept)
+    elif selection == DRAWN:
+        _keep_drawn(values, centre, _view(integer[0] + 4 * at, n), number[0], kept)
+    elif selection == PRUNED:
+        draws, ranks = _view(integer[0] + 4 * at, n), _buffer(scratch, _RANKS, n)
+        _convert(integer[2], integer[1], at, ranks)
+        _keep_pruned(values, centre, draws, ranks, number[0], number[1], kept)
         if number[2] != 0:
             _divide_by(kept, ranks)
-    elif how == BAND:
-        _cut(x, base, room + 2 * _STRIDE, n, at, place[1], number[2], number[3])
-        _cut(x, base, out, n, at, place[0], number[0], number[1])
-        _without(kept, _room(room, 2, n))
+    elif selection == BAND:
+        outliers = scratch + _RANKS * _STRIDE
+        _keep_largest(x, base, outliers, n, at, integer[1], number[2], number[3])
+        _keep_largest(x, base, out, n, at, integer[0], number[0], number[1])
+        _without(kept, _view(outliers, n))
     else:
         _subtract(values, centre, kept)
 
 
-@_part
+@_inner
 def _combine(
     out: int,
     n: int,
@@ -374,22 +486,22 @@ def _combine(
     addresses: Any,
     dtypes: Any,
     coefficients: Any,
-    rest: float,
-    room: int,
+    base_coefficient: float,
+    scratch: int,
 ) -> None:
-    """Writes rest base + sum_i c_i x_i; terms of coefficient 0 are not read."""
-    started = rest != 0 or not coefficients.any()
+    """Writes c_0 base + sum_i c_i x_i; terms of coefficient 0 are not read."""
+    started = base_coefficient != 0 or not coefficients.any()
     if started:
-        _term(dtypes[0], addresses[0], at, n, rest, False, room, out)
+        _term(dtypes[0], addresses[0], at, n, base_coefficient, False, scratch, out)
     for i in range(len(coefficients)):
         if coefficients[i] != 0:
-            _term(dtypes[i + 1], addresses[i + 1], at, n, coefficients[i], started, room, out)
+            _term(dtypes[i + 1], addresses[i + 1], at, n, coefficients[i], started, scratch, out)
             started = True
 
 
-@_part
+@_inner
 def _term(
-    dtype: int, address: int, at: int, n: int, factor: float, started: bool, room: int, out: int
+    dtype: int, address: int, at: int, n: int, factor: float, started: bool, buffer: int, out: int
 ) -> None:
     """Writes factor times entries to the address `out`, or adds it to what is there."""
     total = _view(out, n)
@@ -400,111 +512,27 @@ def _term(
         else:
             _multiply_words(words, factor, total)
     elif started:
-        _add_scaled(_entries(dtype, address, at, n, room), factor, total)
+        _add_scaled(_view(_as_floats(dtype, address, at, n, buffer), n), factor, total)
     else:
-        _multiply(_entries(dtype, address, at, n, room), factor, total)
-
-
-@_part
-def _merge_many(
-    room: int,
-    n: int,
-    coefficients: Any,
-    later: Any,
-    masses: Any,
-    base: Any,
-    scale: float,
-    by_count: bool,
-    normalize: bool,
-    out: Any,
-) -> None:
-    """Elects and adds up, row after row: any number of rows, and elections by their count."""
-    spare, sums, sign = _room(room, 1, n), _room(room, 3, n), _room(room, 4, n)
-    divisor, rows = _room(room, 5, n), len(coefficients)
-    _fill(sums, _ZERO)
-    for i in range(rows):
-        _scale_and_add(_room(room, _SHARES + i, n), coefficients[i], sums)
-    _sign(sums, sign)
-    if by_count:
-        _fill(spare, _ZERO)
-        for i in range(rows):
-            _add_signs(_room(room, _SHARES + i, n), spare)
-        _decide(spare, sign)
-    _fill(sums, _ZERO)
-    _fill(divisor, _ZERO)
-    for i in range(rows):
-        _agree(_room(room, _SHARES + i, n), sign, later[i], masses[i], sums, divisor)
-    if normalize:
-        _divide(base, sums, divisor, scale, out)
-    else:
-        _copy(base, out)
-        _add_scaled(sums, scale, out)
-
-
-@_part
-def _merge(
-    room: int,
-    n: int,
-    coefficients: Any,
-    later: Any,
-    masses: Any,
-    base: Any,
-    scale: float,
-    by_count: bool,
-    normalize: bool,
-    out: Any,
-) -> None:
-    """Merges what agrees. How many rows there are must be known where loops are unrolled."""
-    c, w, m, rows = coefficients, later, masses, len(coefficients)
-    shares = _room(room, _SHARES, rows * _FLOATS)
-    if by_count or rows < 2 or rows > 5:
-        _merge_many(room, n, c, w, m, base, scale, by_count, normalize, out)
-    elif rows == 2:
-        _merge_few(shares, base, _two(c), _two(w), _two(m), scale, normalize, out)
-    elif rows == 3:
-        _merge_few(shares, base, _three(c), _three(w), _three(m), scale, normalize, out)
-    elif rows == 4:
-        _merge_few(shares, base, _four(c), _four(w), _four(m), scale, normalize, out)
-    else:
-        _merge_few(shares, base, _five(c), _five(w), _five(m), scale, normalize, out)
-
-
-@_part
-def _two(x: Any) -> Any:
-    return x[0], x[1]
-
-
-@_part
-def _three(x: Any) -> Any:
-    return x[0], x[1], x[2]
-
-
-@_part
-def _four(x: Any) -> Any:
-    return x[0], x[1], x[2], x[3]
-
-
-@_part
-def _five(x: Any) -> Any:
-    return x[0], x[1], x[2], x[3], x[4]
+        _multiply(_view(_as_floats(dtype, address, at, n, buffer), n), factor, total)
 
 
 @_cached
-def follow(
+def run_rule(
     target: int,
     start: int,
     count: int,
     addresses: Any,
     dtypes: Any,
-    whole: Any,
-    how: Any,
+    is_full_checkpoint: Any,
+    selections: Any,
     numbers: Any,
-    places: Any,
+    integers: Any,
     kind: int,
     coefficients: Any,
-    later: Any,
-    masses: Any,
-    rest: float,
+    post_election_weights: Any,
+    normalizers: Any,
+    base_coefficient: float,
     scale: float,
     by_count: bool,
     normalize: bool,
@@ -516,55 +544,63 @@ def follow(
         target: of `count` numbers.
         start: first entry.
         count: how many.
-        addresses: of base and rows.
-        dtypes: of what lies there.
-        whole: ``(rows,)``, whether a row is the expert's own tensor.
-        how: ``(rows,)``, how entries are selected.
-        numbers: ``(rows, 4)``, see `merging.rules.loops`.
-        places: ``(rows, 4)``, likewise.
-        kind: of the rule; from here on what `merging.rules.compiled_rule.CompiledRule` says.
-        coefficients: ``(rows,)``.
-        later: ``(rows,)`` or empty.
-        masses: ``(rows,)`` or empty.
-        rest: one number.
-        scale: one number.
-        by_count: whether most rows decide.
-        normalize: whether to divide.
-        memory: `workspace` bytes of zeros, which the caller owns: numba gives an array back after
+        addresses: ``(1 + experts,)``, of the base's entries and the experts'.
+        dtypes: ``(1 + experts,)``, an `EntryType` each.
+        is_full_checkpoint: ``(experts,)``: whether the base is still to be subtracted.
+        selections: ``(experts,)``, a `SelectionKind` each.
+        numbers: ``(experts, 4)`` float32; see below.
+        integers: ``(experts, 4)`` int64; see below.
+        kind: a `RuleKind`; from here on as in `merging.rules.compiled_rule.CompiledRule`.
+        coefficients: ``(experts,)``.
+        post_election_weights: ``(experts,)``, empty but for a consensus; so are `normalizers`.
+        memory: `scratch_bytes` of zeros, which the caller owns: numba gives an array back after
             its last use by name, and here only its address is used.
+
+    What the columns mean, by selection (`packed` of the classes in `merging.rules.sparsify`)::
+
+        selection  numbers                                      integers
+        ALL
+        LARGEST    threshold, next number below it              last position of what equals it
+        BAND       both of the outer selection, of the inner    last of the outer, of the inner
+        MASKED                                                  address of the mask
+        DRAWN      density                                      address of the draws
+        PRUNED     step, lowest, 1 to rescale                   of draws, of ranks, ranks' dtype
     """
-    rows = len(coefficients)
-    room = memory.ctypes.data
-    room += -room % 64
+    experts = len(coefficients)
+    scratch = memory.ctypes.data
+    scratch += -scratch % 64
     step = 3 * _BLOCK // 4 if kind == COMBINATION else _BLOCK
     for at in range(start, start + count, step):
         n = min(step, start + count - at)
         place = target + 4 * (at - start)
         if kind == COMBINATION:
-            _combine(place, n, at, addresses, dtypes, coefficients, rest, room)
+            _combine(place, n, at, addresses, dtypes, coefficients, base_coefficient, scratch)
             continue
         out = _view(place, n)
-        origin = _place(dtypes[0], addresses[0], at, n, room)
+        origin = _as_floats(dtypes[0], addresses[0], at, n, scratch + _BASE * _STRIDE)
         base = _view(origin, n)
-        for i in range(rows):
-            share = _room(room, _SHARES + i, n)
-            x = _place(dtypes[i + 1], addresses[i + 1], at, n, room + _STRIDE)
-            _select(
-                how[i],
+        for i in range(experts):
+            # trim: d_i = m_i (x_i - base)    (Yadav et al., arXiv 2306.01708, Alg. 1, step 1)
+            delta = _buffer(scratch, _DELTAS + i, n)
+            x = _as_floats(dtypes[i + 1], addresses[i + 1], at, n, scratch + _EXPERT * _STRIDE)
+            _sparsify(
+                selections[i],
                 x,
-                origin if whole[i] else room + _ZEROS * _STRIDE,
-                room + (_SHARES + i) * _STRIDE,
+                origin if is_full_checkpoint[i] else scratch + _ZEROS * _STRIDE,
+                scratch + (_DELTAS + i) * _STRIDE,
                 n,
                 at,
                 numbers.ctypes.data + 16 * i,
-                places.ctypes.data + 32 * i,
-                room,
+                integers.ctypes.data + 32 * i,
+                scratch,
             )
+            # sum: out = base + sum_i c_i d_i
             if kind == SUM and i:
-                _add_scaled(share, coefficients[i], out)
+                _add_scaled(delta, coefficients[i], out)
             elif kind == SUM:
-                _multiply(share, coefficients[i], out)
+                _multiply(delta, coefficients[i], out)
         if kind == SUM:
             _add(base, out)
-        else:
-            _merge(room, n, coefficients, later, masses, base, scale, by_count, normalize, out)
+        else:  # elect, and take the disjoint mean (Alg. 1, steps 2 and 3)
+            c, w, m = coefficients, post_election_weights, normalizers
+            _merge(scratch, n, c, w, m, base, scale, by_count, normalize, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -15,6 +15,10 @@ WEIGHT = Knob("weight")
 SCALE = Knob("scale", per_expert=False)
 SCALE_OF_SUM = replace(SCALE, start=0.3)
 DENSITY = Knob("density", low=0.0, high=1.0, start=0.5, scale=0.15)
+EPSILON = Knob("epsilon", low=0.0, high=1.0, start=0.1, scale=0.05)
+"""Half the window of probabilities in which magnitudes are ranked."""
+GAMMA = Knob("gamma", low=0.0, high=1.0, start=0.01, scale=0.01)
+"""Share of the largest entries to be dropped."""
 
 
 def scale_knob(normalize: bool) -> Knob:
@@ -36,14 +40,14 @@ class Inputs:
         method: the method's name, as in ``conf/method``; for messages.
         tensor: name of the parameter.
         rows: one per expert, sorted by identity.
-        each: per-expert knobs, a number per expert.
+        per_expert: knobs that are a number per expert.
         shared: knobs that are one number.
     """
 
     method: str
     tensor: str
     rows: ExpertTensors
-    each: Mapping[str, tuple[float, ...]]
+    per_expert: Mapping[str, tuple[float, ...]]
     shared: Mapping[str, float]
 
     @property
@@ -67,7 +71,7 @@ class Inputs:
         Raises:
             MergeError: it vanishes beside the weights themselves.
         """
-        weights = self.each["weight"]
+        weights = self.per_expert["weight"]
         total = math.fsum(weights)
         if abs(total) <= 1e-6 * math.fsum(map(abs, weights)):
             raise MergeError(
@@ -79,7 +83,7 @@ class Inputs:
     def shares(self) -> tuple[float, ...]:
         """Returns the weights divided by their sum; raises as `weight_sum`."""
         total = self.weight_sum()
-        return tuple(weight / total for weight in self.each["weight"])
+        return tuple(weight / total for weight in self.per_expert["weight"])
 
 
 def read(
@@ -97,9 +101,6 @@ def read(
     Args:
         method: its knobs are the ones expected.
         slot: as in `MergeMethod.merge`; so are base, deltas and knobs.
-        base: only its shape and dtype are read.
-        deltas: not copied.
-        knobs: a tensor on any device for every knob of `method`.
         least: smallest number of experts that the method takes.
         most: largest number; None: no limit.
 
@@ -139,30 +140,50 @@ def read_rows(
     most: int | None = None,
 ) -> Inputs:
     """Returns what a rule is made of, checked and in canonical order; see `read`."""
-    name, wanted, rows = _name(method), method.knobs, tensors.rows
+    rows = tensors.rows
     count = len(rows)
     if count < least or (most is not None and count > most):
         number = f"exactly {least}" if most == least else f"at least {least}"
         raise MergeError(
-            f"{name} merges {number} expert{'s' if least > 1 else ''}, {count} given: "
+            f"{_name(method)} merges {number} expert{'s' if least > 1 else ''}, {count} given: "
             "select other experts or another method"
         )
-    expected = {knob.name for knob in wanted}
-    if expected != knobs.keys():
-        stray = sorted(expected ^ set(knobs))[0]
-        raise MergeError(
-            f"{name}: knob {stray!r} is {'missing' if stray in expected else 'unknown'}: "
-            f"give {', '.join(sorted(expected)) or 'no knob'}"
-        )
+    check_names(method, knobs, f"tensor {tensors.name!r}")
     order = sorted(range(count), key=lambda i: rows[i].expert)
-    values = [(knob, _values(name, knob, tensors, knobs[knob.name])) for knob in wanted]
+    values = [(knob, _values(method, knob, tensors, knobs[knob.name])) for knob in method.knobs]
     return Inputs(
-        method=name,
+        method=_name(method),
         tensor=tensors.name,
         rows=tuple(rows[i] for i in order),
-        each={knob.name: tuple(of[i] for i in order) for knob, of in values if knob.per_expert},
-        shared={knob.name: of[0] for knob, of in values if not knob.per_expert},
+        per_expert={
+            knob.name: tuple(numbers[i] for i in order)
+            for knob, numbers in values
+            if knob.per_expert
+        },
+        shared={knob.name: numbers[0] for knob, numbers in values if not knob.per_expert},
     )
+
+
+def check_names(method: MergeMethod, names: Iterable[str], where: str) -> None:
+    """Raises MergeError unless `names` are those of the method's knobs."""
+    expected = [knob.name for knob in method.knobs]
+    if stray := sorted(set(expected) ^ set(names)):
+        raise MergeError(
+            f"{_name(method)}: knob {stray[0]!r} is "
+            f"{'missing' if stray[0] in expected else 'unknown'} at {where}: "
+            f"give {', '.join(expected) or 'no knob'}"
+        )
+
+
+def check_values(method: MergeMethod, knob: Knob, values: Iterable[float], where: str) -> None:
+    """Raises MergeError unless all numbers are finite and in the knob's range."""
+    for value in values:
+        if not (math.isfinite(value) and knob.low <= value <= knob.high):
+            raise MergeError(
+                f"{_name(method)}: knob {knob.name!r} is {value} at {where}, "
+                f"expected a finite number in [{knob.low}, {knob.high}]: "
+                "clip it or bound the search"
+            )
 
 
 def _name(method: MergeMethod) -> str:
@@ -170,20 +191,17 @@ def _name(method: MergeMethod) -> str:
     return type(method).__module__.rpartition(".")[2]
 
 
-def _values(method: str, knob: Knob, tensors: ParameterStack, given: Tensor) -> list[float]:
+def _values(
+    method: MergeMethod, knob: Knob, tensors: ParameterStack, given: Tensor
+) -> list[float]:
     """Returns a knob's numbers in the order given, after checking shape and range."""
     shape = (len(tensors.rows),) if knob.per_expert else ()
     if given.shape != shape:
         raise MergeError(
-            f"{method}: knob {knob.name!r} has shape {tuple(given.shape)}, expected {shape}: "
+            f"{_name(method)}: knob {knob.name!r} has shape {tuple(given.shape)}, "
+            f"expected {shape}: "
             f"give one number {'per expert' if knob.per_expert else 'for all experts'}"
         )
     values: list[float] = given.reshape(-1).tolist()
-    for value in values:
-        if not (math.isfinite(value) and knob.low <= value <= knob.high):
-            raise MergeError(
-                f"{method}: knob {knob.name!r} is {value} at tensor {tensors.name!r}, "
-                f"expected a finite number in [{knob.low}, {knob.high}]: "
-                "clip it or bound the search"
-            )
+    check_values(method, knob, values, f"tensor {tensors.name!r}")
     return values

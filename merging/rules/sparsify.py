@@ -10,8 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.rules.cache import ExpertTensor, ExpertTensors, Threshold, cut_of
-from merging.rules.compiled_rule import ALL, Selection, SelectionKind
+from merging.rules.blocks import Scratch
+from merging.rules.cache import ExpertTensor, ExpertTensors, threshold_of
+from merging.rules.compiled_rule import (
+    ENTRY_TYPES,
+    Packable,
+    PackedSelection,
+    SelectionKind,
+)
+
+BUFFERS = "probability", "mask"
+"""What a sparsifier computes in, and any rule's scratch holds for it."""
 
 _FINEST = 2.0**-24
 """Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
@@ -22,60 +31,56 @@ _pass_within = torch.ops.aten.hardtanh_backward.grad_input
 """The derivative of hardtanh: compares and selects in one pass, where torch.where is slow."""
 
 
-class Sparsifier(Protocol):
-    """What is kept of a delta, applied to one piece of it after the other."""
+class Sparsifier(Packable, Protocol):
+    """Which entries of a delta are kept, applied to one block of it after the other."""
 
     @property
     def scale(self) -> float:
         """What the kept entries are still to be multiplied by."""
         ...
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
         """Zeroes in place what is not kept of the entries from `start` on.
 
         Args:
             start: place of the first entry in the parameter.
             delta: ``(entries,)``.
-            spares: two tensors like it to compute in.
+            scratch: holds `BUFFERS`, like `delta`.
         """
         ...
 
-    def coded(self) -> Selection:
-        """Returns the same in numbers."""
-        ...
 
-
-def kept(density: float, size: int) -> int:
+def kept_count(density: float, size: int) -> int:
     """Returns how many of `size` entries a density keeps.
 
     ``round(density * size)`` (halves to the even number), at least 1 while both are positive.
 
     Example:
-        >>> kept(0.5, 4), kept(0.1, 3), kept(0.0, 3), kept(1.0, 0)
+        >>> kept_count(0.5, 4), kept_count(0.1, 3), kept_count(0.0, 3), kept_count(1.0, 0)
         (2, 1, 0, 0)
     """
     return max(1, round(density * size)) if density > 0 and size else 0
 
 
 def trim(row: ExpertTensor, density: float) -> Sparsifier:
-    """Returns what keeps the ``kept(density, n)`` largest magnitudes."""
-    return _Largest.of(row, kept(density, row.stored.numel()))
+    """Returns the sparsifier that keeps the ``kept_count(density, n)`` largest magnitudes."""
+    return Largest.of(row, kept_count(density, row.stored.numel()))
 
 
 def band(row: ExpertTensor, density: float, gamma: float) -> Sparsifier:
-    """Returns what keeps neither the largest magnitudes nor the smallest.
+    """Returns the sparsifier that drops both the largest magnitudes and the smallest.
 
     The ``round(gamma * n)`` largest go first, fewer where the density leaves no room for that;
-    of the rest the ``kept(density, n)`` largest stay.
+    of the rest the ``kept_count(density, n)`` largest stay.
     """
     size = row.stored.numel()
-    count = kept(density, size)
+    count = kept_count(density, size)
     outliers = min(round(gamma * size), size - count)
-    return _Band(_Largest.of(row, outliers + count), _Largest.of(row, outliers))
+    return Band(Largest.of(row, outliers + count), Largest.of(row, outliers))
 
 
 def drop(row: ExpertTensor, density: float, seed: int, *, rescale: bool) -> Sparsifier:
-    """Returns what keeps each entry with probability `density`.
+    """Returns the sparsifier that keeps each entry with probability `density`.
 
     Equal noise gives nested masks: what a density keeps, a larger one keeps too. Chance may empty
     a small tensor; keeping an entry by force would bias the mean.
@@ -87,14 +92,14 @@ def drop(row: ExpertTensor, density: float, seed: int, *, rescale: bool) -> Spar
         rescale: divide what is kept by `density`, so that the mean over noise is the delta.
     """
     if not 0 < density < 1:
-        return _Largest.all_or_none(all_of=density >= 1)
-    return _Drawn(row.draws(seed), density, 1 / max(density, _FINEST) if rescale else 1.0)
+        return KEEP_ALL if density >= 1 else KEEP_NONE
+    return Drawn(row.draws(seed), density, 1 / max(density, _FINEST) if rescale else 1.0)
 
 
 def magprune(
     row: ExpertTensor, density: float, epsilon: float, seed: int, *, rescale: bool
 ) -> Sparsifier:
-    """Returns what keeps each entry with a probability that rises with its magnitude.
+    """Returns the sparsifier that keeps each entry with a chance that rises with its magnitude.
 
     ``p = density - e + 2 e rank / (n - 1)``, rank from 0 (smallest magnitude) within each row of
     n entries; ``e = min(epsilon, density, 1 - density)``, so that every p is a probability and
@@ -112,75 +117,92 @@ def magprune(
     epsilon is the whole window; here it is half of it, as in mergekit.
     """
     if not 0 < density < 1 or not row.stored.numel():
-        return _Largest.all_or_none(all_of=density >= 1)
+        return KEEP_ALL if density >= 1 else KEEP_NONE
     width = min(epsilon, density, 1 - density)
     steps = row.row_length - 1
     lowest = density - width if steps else density
-    return _Pruned(row.draws(seed), row.ranks(), lowest, 2 * width / max(steps, 1), rescale)
+    # p = lowest + step rank
+    return Pruned(row.draws(seed), row.ranks(), lowest, 2 * width / max(steps, 1), rescale)
 
 
 @dataclass(frozen=True)
-class _Largest:
-    """Keeps what lies above a threshold: up to the cut's position what equals it too."""
+class Largest:
+    """Keeps ``|d| > threshold``, and up to position `last` ``|d| = threshold`` too."""
 
-    cut: Threshold | None = None
+    threshold: float
+    last: int
     scale: float = 1.0
 
     @classmethod
-    def of(cls, row: ExpertTensor, count: int) -> _Largest:
-        if 0 < count < row.stored.numel():
-            return cls(row.cut(count))
-        return cls.all_or_none(all_of=count > 0)
+    def of(cls, row: ExpertTensor, count: int) -> Largest:
+        """Returns the sparsifier that keeps the `count` largest magnitudes of a delta."""
+        if not 0 < count < row.stored.numel():
+            return KEEP_ALL if count > 0 else KEEP_NONE
+        found = row.threshold(count)
+        return cls(found.threshold, found.last)
 
-    @classmethod
-    def all_or_none(cls, *, all_of: bool) -> _Largest:
-        return cls(None if all_of else Threshold(math.inf, -1))
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no magnitude is small enough to be dropped."""
+        return self.threshold < 0
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
-        self.apply(start, delta, delta)
+    def below(self, dtype: torch.dtype) -> float:
+        """Returns the next smaller number of `dtype`, not below 0."""
+        if dtype == torch.float64:
+            return math.nextafter(self.threshold, 0.0)
+        return float(np.nextafter(np.float32(self.threshold), _ZERO))
 
-    def apply(self, start: int, delta: Tensor, out: Tensor) -> None:
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
+        """Zeroes the others."""
+        self.write(start, delta, delta)
+
+    def write(self, start: int, delta: Tensor, out: Tensor) -> None:
         """Writes what is kept of `delta` into `out`, which may be the same."""
-        if self.cut is None:
+        if self.keeps_all:
             if out is not delta:
                 out.copy_(delta)
             return
-        threshold = self.cut.threshold
-        until = min(max(self.cut.last + 1 - start, 0), len(delta))
-        if until:
-            below = _below(threshold, delta.dtype)
-            torch.hardshrink(delta[:until], below, out=out[:until])
-        if until < len(delta):
-            torch.hardshrink(delta[until:], threshold, out=out[until:])
+        until = min(max(self.last + 1 - start, 0), len(delta))
+        if until:  # d where |d| >= threshold, else 0
+            torch.hardshrink(delta[:until], self.below(delta.dtype), out=out[:until])
+        if until < len(delta):  # d where |d| > threshold, else 0
+            torch.hardshrink(delta[until:], self.threshold, out=out[until:])
 
-    def coded(self) -> Selection:
-        if self.cut is None:
-            return ALL
-        return Selection(SelectionKind.LARGEST, self.bounds(), (self.cut.last,))
+    def packed(self) -> PackedSelection:
+        """Returns threshold, the number below it, and the position."""
+        if self.keeps_all:
+            return PackedSelection(SelectionKind.ALL)
+        return PackedSelection(SelectionKind.LARGEST, self.bounds, (self.last,))
 
+    @property
     def bounds(self) -> tuple[float, float]:
-        """Returns what the cut's threshold and the number below it are in float32."""
-        threshold = -1.0 if self.cut is None else self.cut.threshold  # no magnitude is less
-        return threshold, _below(threshold, torch.float32)
+        """The threshold and the number below it in float32."""
+        return self.threshold, self.below(torch.float32)
+
+
+KEEP_ALL = Largest(-1.0, -1)
+KEEP_NONE = Largest(math.inf, -1)
 
 
 @dataclass(frozen=True)
-class _Band:
-    """Keeps what one selection keeps and another, within it, does not."""
+class Band:
+    """Keeps what `outer` keeps and `inner`, the outliers, does not."""
 
-    outer: _Largest
-    inner: _Largest
+    outer: Largest
+    inner: Largest
     scale: float = 1.0
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
-        self.inner.apply(start, delta, spares[0])
-        self.outer(start, delta, spares)
-        delta.sub_(spares[0])
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
+        """Zeroes the others."""
+        outliers = scratch["probability"]
+        self.inner.write(start, delta, outliers)
+        self.outer(start, delta, scratch)
+        delta.sub_(outliers)  # outer(d) - inner(d)
 
-    def coded(self) -> Selection:
-        cuts = self.outer, self.inner
-        last = tuple(-1 if part.cut is None else part.cut.last for part in cuts)
-        return Selection(SelectionKind.BAND, self.outer.bounds() + self.inner.bounds(), last)
+    def packed(self) -> PackedSelection:
+        """Returns thresholds and positions, those of `outer` first."""
+        numbers = self.outer.bounds + self.inner.bounds
+        return PackedSelection(SelectionKind.BAND, numbers, (self.outer.last, self.inner.last))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,50 +214,53 @@ class Masked:
 
     @classmethod
     def largest(cls, rows: ExpertTensors, kind: str, values: Tensor, count: int) -> Masked:
-        """Returns what keeps the places of the `count` largest values, the earlier of equals.
+        """Returns the mask of the `count` largest values, the earlier of equal ones.
 
         Args:
             rows: what the values depend on.
-            kind: what they are, for keeping their order.
+            kind: what they are, for caching their order.
             values: ``(entries,)``, at least 0.
             count: at most the number of entries.
         """
         if not 0 < count < len(values):
             return cls(torch.full_like(values, float(count > 0)))
-        cut = cut_of(rows, kind, count, lambda: values, lambda place: values[place].item())
-        mask = torch.gt(values, cut.threshold, out=torch.empty_like(values))
-        until = slice(0, cut.last + 1)
-        torch.ge(values[until], cut.threshold, out=mask[until])
+        found = threshold_of(rows, kind, count, lambda: values, lambda i: values[i].item())
+        mask = torch.gt(values, found.threshold, out=torch.empty_like(values))
+        until = slice(0, found.last + 1)
+        torch.ge(values[until], found.threshold, out=mask[until])
         return cls(mask)
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
-        """Keeps them."""
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
+        """Multiplies by the mask."""
         delta.mul_(self.mask[start : start + len(delta)])
 
-    def coded(self) -> Selection:
-        """Returns the mask."""
-        return Selection(SelectionKind.MASK, tensors=(self.mask,))
+    def packed(self) -> PackedSelection:
+        """Returns the address of the mask."""
+        return PackedSelection(SelectionKind.MASKED, integers=(self.mask.data_ptr(),))
 
 
 @dataclass(frozen=True, eq=False)
-class _Drawn:
-    """Keeps entries whose draw lies below the density."""
+class Drawn:
+    """Keeps entries whose draw, ``(entries of the parameter,)``, lies below the density."""
 
     draws: Tensor
     density: float
     scale: float
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
+        """Zeroes the others."""
         draws = self.draws[start : start + len(delta)]
+        # d where -1 < draws < density, else 0
         _pass_within(delta, draws, -1.0, self.density, grad_input=delta)
 
-    def coded(self) -> Selection:
-        return Selection(SelectionKind.DRAWN, (self.density,), tensors=(self.draws,))
+    def packed(self) -> PackedSelection:
+        """Returns the density and the address of the draws."""
+        return PackedSelection(SelectionKind.DRAWN, (self.density,), (self.draws.data_ptr(),))
 
 
 @dataclass(frozen=True, eq=False)
-class _Pruned:
-    """Keeps entries whose draw lies below a probability of their own."""
+class Pruned:
+    """Keeps entries whose draw lies below ``p = lowest + step rank``."""
 
     draws: Tensor
     ranks: Tensor
@@ -244,21 +269,18 @@ class _Pruned:
     rescale: bool
     scale: float = 1.0
 
-    def __call__(self, start: int, delta: Tensor, spares: list[Tensor]) -> None:
-        chance, chosen, *_ = spares
+    def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
+        """Zeroes the others, and divides these by p where they are rescaled."""
         here = slice(start, start + len(delta))
-        chance.copy_(self.ranks[here]).mul_(self.step).add_(self.lowest)
-        delta.mul_(torch.lt(self.draws[here], chance, out=chosen))
+        p = scratch["probability"].copy_(self.ranks[here]).mul_(self.step).add_(self.lowest)
+        delta.mul_(torch.lt(self.draws[here], p, out=scratch["mask"]))
         if self.rescale:
-            delta.div_(chance if self.lowest >= _FINEST else chance.clamp_(min=_FINEST))
+            delta.div_(p if self.lowest >= _FINEST else p.clamp_(min=_FINEST))
 
-    def coded(self) -> Selection:
-        numbers = self.step, self.lowest, float(self.rescale)
-        return Selection(SelectionKind.PRUNED, numbers, tensors=(self.draws, self.ranks))
-
-
-def _below(threshold: float, dtype: torch.dtype) -> float:
-    """Returns the next smaller number of `dtype`, not below 0."""
-    if dtype == torch.float64:
-        return math.nextafter(threshold, 0.0)
-    return float(np.nextafter(np.float32(threshold), _ZERO))
+    def packed(self) -> PackedSelection:
+        """Returns step, lowest and rescale; addresses of draws and ranks, and the ranks' dtype."""
+        return PackedSelection(
+            SelectionKind.PRUNED,
+            (self.step, self.lowest, float(self.rescale)),
+            (self.draws.data_ptr(), self.ranks.data_ptr(), ENTRY_TYPES[self.ranks.dtype]),
+        )

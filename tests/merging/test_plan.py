@@ -182,11 +182,15 @@ class TestRefusals:
 
     def test_missing_knob(self, pool: ExpertPool) -> None:
         plan = whole(Ties(), ("code",), weight=1.0, scale=1.0)
-        self.refuse(pool, plan, "group 'model': no value for knob 'density'")
+        self.refuse(
+            pool,
+            plan,
+            "ties: knob 'density' is missing at group 'model': give weight, density, scale",
+        )
 
     def test_unknown_knob(self, pool: ExpertPool) -> None:
         plan = whole(Linear(), ("code",), weight=1.0, wieght=1.0)
-        self.refuse(pool, plan, "Linear has no knob 'wieght': it reads weight")
+        self.refuse(pool, plan, "linear: knob 'wieght' is unknown at group 'model': give weight")
 
     def test_missing_expert_of_a_knob(self, pool: ExpertPool) -> None:
         plan = whole(Linear(), ("code", "prose"), weight={"code": 1.0})
@@ -195,11 +199,13 @@ class TestRefusals:
     @pytest.mark.parametrize("density", [-0.1, 1.5, float("nan")])
     def test_out_of_range(self, pool: ExpertPool, density: float) -> None:
         plan = whole(Ties(), ("code",), weight=1.0, density={"code": density}, scale=1.0)
-        self.refuse(pool, plan, rf"density is {density}, it must be a finite number in \[0.0, 1.0")
+        self.refuse(
+            pool, plan, rf"'density' is {density} at group 'model', expected a .* in \[0.0, 1.0"
+        )
 
     def test_infinite_weight(self, pool: ExpertPool) -> None:
         plan = whole(Linear(), ("code",), weight=float("inf"))
-        self.refuse(pool, plan, "weight is inf, it must be a finite number")
+        self.refuse(pool, plan, "'weight' is inf at group 'model', expected a finite number")
 
     def test_table_for_a_shared_knob(self, pool: ExpertPool) -> None:
         plan = whole(TaskArithmetic(), ("code",), weight=1.0, scale={"code": 1.0})

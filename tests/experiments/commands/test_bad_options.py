@@ -252,7 +252,10 @@ def evaluate_line(world: Path) -> list[str]:
 
 MERGES = [
     ("knobs={wieght: 1}", "knobs: Ties has no knob 'wieght': it reads weight, density, scale"),
-    ("knobs={density: 1.5}", r"density is 1.5, it must be a finite number in \[0.0, 1.0\]"),
+    (
+        "knobs={density: 1.5}",
+        r"'density' is 1.5 at group .*, expected a finite number in \[0.0, 1.0\]",
+    ),
     ("knobs={weight: {cod: 1}}", "knobs: weight names 'cod', which is no expert: expected code,"),
     ("knobs={weight: much}", r"knobs={'weight': 'much'}: expected a mapping"),
     ("knobs=[weight]", r"knobs=\['weight'\]: expected a mapping"),
@@ -326,7 +329,10 @@ RECIPES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda r: r["method"].update(_target_="os.system"), "'os.system' is no merge method"),
     (lambda r: r["method"].update(sign=1), "unexpected keyword argument 'sign'"),
     (lambda r: r.update(coefficients=[]), "recipe.json: recipe: 'coefficients' must be"),
-    (lambda r: r["coefficients"]["model"].pop("weight"), "'model': no value for knob 'weight'"),
+    (
+        lambda r: r["coefficients"]["model"].pop("weight"),
+        "knob 'weight' is missing at group 'model'",
+    ),
     (lambda r: r.update(merged=["prose"]), "no expert is named 'prose'; the pool has code"),
 ]
 

@@ -187,5 +187,7 @@ class TestRefusals:
             "merge_method: ties\nbase_model: base\n"
             "models: [{model: code, parameters: {weight: 1, density: 1.5}}]"
         )
-        with pytest.raises(MergeError, match=r"density is 1.5, it must be a finite number in"):
+        with pytest.raises(
+            MergeError, match=r"'density' is 1.5 at group .*, expected a finite number in"
+        ):
             job.plan.weights(job.pool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -323,6 +324,13 @@ REFERENCES: list[tuple[MergeMethod, Callable[[Given], Array]]] = [
     (TsvM(), tsv_m),
     (IsoC(), iso_c),
 ]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_docstrings_point_to_the_plain_version(method: MergeMethod) -> None:
+    names = re.findall(r"test_method_references\.py::(\w+)(?: and ::(\w+))?", str(method.__doc__))
+    assert names
+    assert all(callable(globals()[name]) for name in names[0] if name)
 
 
 def test_every_method_has_a_reference() -> None:

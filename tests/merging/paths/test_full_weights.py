@@ -283,8 +283,8 @@ def test_the_size_of_noise_is_found_once_and_no_delta_is_kept(
     rms = pool.deltas(pool.names[0]).double().square().mean().sqrt()
     drawn, plain = draw(1), GaussianNoise("one").on(pool.names[0], pool)(1)
     torch.testing.assert_close(drawn, plain * float(rms))
-    assert pool._facts is not None
-    assert pool._facts.held_bytes == 0
+    assert pool._cache is not None
+    assert pool._cache.held_bytes == 0
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("computed again")

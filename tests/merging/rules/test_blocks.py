@@ -1,4 +1,4 @@
-"""Merging in pieces: the same bits whatever their length, the threads and what is kept."""
+"""Merging in blocks: the same bits whatever their length, the threads and what is cached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests import builders
 from tests.merging.methods.method_cases import METHODS, name_of, random_knobs, random_problem
 
 CPU = torch.device("cpu")
-RULED = [method for method in METHODS if blocks.in_pieces(method)]
+RULED = [method for method in METHODS if blocks.merges_by_rule(method)]
 MORE = [Ties(majority="count"), Ties(normalize=False), Linear(normalize=False)]
 PLENTY = 2**30
 
@@ -42,7 +42,7 @@ def whole_experts(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     seed: int,
-    facts: TensorCache | None = None,
+    cache: TensorCache | None = None,
 ) -> ParameterStack:
     """A base and experts near it; many deltas are equal, many are 0."""
     noise = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ def whole_experts(
     for number in range(count):
         steps = torch.randn(shape, generator=noise).mul_(2).round_().mul_(0.0625)
         own = (base + steps.to(dtype)).to(dtype)
-        rows.append(ExpertTensor("w", f"{5 - number}-e", own, True, base, torch.float32, facts))
+        rows.append(ExpertTensor("w", f"{5 - number}-e", own, True, base, torch.float32, cache))
     return ParameterStack("w", base, tuple(rows), torch.float32)
 
 
@@ -59,7 +59,7 @@ def computed(
     method: RuledMethod, tensors: ParameterStack, knobs: dict[str, Tensor], length: int = 0
 ) -> Tensor:
     out = torch.full(tensors.base.shape, torch.nan)
-    blocks.write(method, tensors, knobs, out, length=length)
+    blocks.write(method.rule(tensors, knobs), tensors, out, length=length)
     return out
 
 
@@ -67,7 +67,7 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.numpy().tobytes()
 
 
-def test_the_methods_of_a_search_are_merged_in_pieces() -> None:
+def test_the_methods_of_a_search_are_merged_in_blocks() -> None:
     assert {name_of(method) for method in RULED} == {
         "breadcrumbs",
         "breadcrumbs_ties",
@@ -90,41 +90,41 @@ def test_the_methods_of_a_search_are_merged_in_pieces() -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
     length=st.integers(1, 50),
-    room=st.sampled_from([0, 200, 1000, PLENTY]),
+    limit=st.sampled_from([0, 200, 1000, PLENTY]),
 )
-def test_bits_depend_neither_on_pieces_nor_on_what_is_kept(
+def test_bits_depend_neither_on_blocks_nor_on_what_is_cached(
     method: RuledMethod,
     shape: tuple[int, ...],
     dtype: torch.dtype,
     seed: int,
     length: int,
-    room: int,
+    limit: int,
 ) -> None:
-    count, facts = METHODS.get(method, 3), TensorCache(room)
+    count, cache = METHODS.get(method, 3), TensorCache(limit)
     plain = whole_experts(count, shape, dtype, seed)
-    keeping = whole_experts(count, shape, dtype, seed, facts)
+    keeping = whole_experts(count, shape, dtype, seed, cache)
     for candidate in range(3):
         knobs = random_knobs(method, count, torch.float32, seed + candidate)
         expected = bits(computed(method, plain, knobs))
         assert bits(computed(method, keeping, knobs)) == expected
         assert bits(computed(method, keeping, knobs, length)) == expected
-        assert facts.held_bytes <= room
+        assert cache.held_bytes <= limit
 
 
 @pytest.mark.parametrize(
-    "facts", [None, TensorCache(0), TensorCache(PLENTY)], ids=["none", "0", "all"]
+    "cache", [None, TensorCache(0), TensorCache(PLENTY)], ids=["none", "0", "all"]
 )
-def test_cuts_of_checkpoints_in_float64_are_those_of_the_deltas_that_are_cut(
-    facts: TensorCache | None,
+def test_thresholds_of_float64_checkpoints_are_those_of_their_deltas(
+    cache: TensorCache | None,
 ) -> None:
     noise = torch.Generator().manual_seed(0)
     base = torch.randn(400, generator=noise, dtype=torch.float64)
     own = base + 0.01 * torch.randn(400, generator=noise, dtype=torch.float64)
-    row = ExpertTensor("w", "e", own, True, base, torch.float32, facts)
-    found = [row.cut(count) for count in range(1, 400)]
+    row = ExpertTensor("w", "e", own, True, base, torch.float32, cache)
+    thresholds = [row.threshold(count) for count in range(1, 400)]
     magnitudes = (own.float() - base.float()).abs().sort(descending=True, stable=True)
-    assert [cut.threshold for cut in found] == magnitudes.values[:399].tolist()
-    assert [cut.last for cut in found] == magnitudes.indices[:399].tolist()
+    assert [found.threshold for found in thresholds] == magnitudes.values[:399].tolist()
+    assert [found.last for found in thresholds] == magnitudes.indices[:399].tolist()
 
 
 @pytest.mark.parametrize("method", [Linear(), Ties(), Della(), Slerp(), Sce()], ids=name_of)
@@ -160,8 +160,8 @@ def test_an_overridden_merge_is_the_one_that_counts() -> None:
         def merge(self, *arguments: object, **named: object) -> Tensor:
             raise MergeError("mine")
 
-    assert blocks.in_pieces(Linear())
-    assert not blocks.in_pieces(Own())
+    assert blocks.merges_by_rule(Linear())
+    assert not blocks.merges_by_rule(Own())
 
 
 def test_one_expert_with_all_weight_is_returned_bit_for_bit() -> None:
@@ -222,7 +222,7 @@ class TestPools:
         self, pools: list[ExpertPool], method: MergeMethod
     ) -> None:
         for pool in pools:
-            ample, scarce = pool.resident(CPU), pool.resident(CPU, facts_bytes=20_000)
+            ample, scarce = pool.resident(CPU), pool.resident(CPU, cache_bytes=20_000)
             streamed = pool.resident(CPU, stream=True)
             for plan in self.plans(pool, method):
                 from_files = plan.weights(pool, dtype=torch.float32)
@@ -246,7 +246,7 @@ class TestPools:
     def test_a_pool_of_fewer_experts_shares_what_is_kept(self, pools: list[ExpertPool]) -> None:
         held = pools[0].resident(CPU)
         dict(uniform_plan(Ties(), Whole(), held).weights(held))
-        known = held._facts
+        known = held._cache
         assert known is not None
         before = known.held_bytes
         assert before > 0
@@ -254,11 +254,11 @@ class TestPools:
         dict(uniform_plan(Ties(), Whole(), fewer).weights(held))
         assert known.held_bytes == before
 
-    def test_room_and_place_are_checked(self, pools: list[ExpertPool]) -> None:
+    def test_cache_and_place_are_checked(self, pools: list[ExpertPool]) -> None:
         with pytest.raises(ValueError, match="either shared or streamed: set one"):
             pools[0].resident(CPU, shared=True, stream=True)
-        with pytest.raises(ValueError, match="facts_bytes is -5, expected at least 0"):
-            pools[0].resident(CPU, facts_bytes=-5)
+        with pytest.raises(ValueError, match="cache_bytes is -5, expected at least 0"):
+            pools[0].resident(CPU, cache_bytes=-5)
 
 
 def test_streamed_weights_send_one_tensor_ahead() -> None:

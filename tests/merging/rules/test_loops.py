@@ -1,4 +1,4 @@
-"""Compiled loops against the pieces of torch operations: the same bits, whatever they get."""
+"""Compiled loops against the blocks of torch operations: the same bits, whatever they get."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from enum import IntEnum
 
 import pytest
 import torch
@@ -19,10 +20,16 @@ from merging.methods.della import Della
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
-from merging.rules import blocks, loops
+from merging.rules import blocks, kernels, loops
 from merging.rules.blocks import RuledMethod
 from merging.rules.cache import ParameterStack
-from merging.rules.compiled_rule import Compilable, CompiledRule, RuleKind
+from merging.rules.compiled_rule import (
+    Compilable,
+    CompiledRule,
+    EntryType,
+    RuleKind,
+    SelectionKind,
+)
 from tests.merging.methods.method_cases import METHODS, name_of, random_knobs
 from tests.merging.rules.test_blocks import MORE, RULED, bits, whole_experts
 
@@ -40,14 +47,22 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 def both(
     method: RuledMethod, tensors: ParameterStack, knobs: dict[str, Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """By pieces, and by the loops."""
+    """By blocks, and by the loops."""
     rule = method.rule(tensors, knobs)
     assert isinstance(rule, Compilable)
-    assert loops.suits(rule.coded(), tensors, CPU)
+    assert loops.suits(rule.compiled(), tensors, CPU)
     found = tuple(torch.full(tensors.base.shape, 7.0, dtype=dtype) for _ in range(2))
-    blocks.apply(rule, tensors, found[0], length=1 + tensors.base.numel())
-    loops.run(rule.coded(), tensors.base, found[1])
+    blocks.write(rule, tensors, found[0], length=1 + tensors.base.numel())
+    loops.run(rule.compiled(), tensors.base, found[1])
     return found[0], found[1]
+
+
+@pytest.mark.parametrize("numbers", [RuleKind, SelectionKind, EntryType])
+def test_kernels_know_the_numbers_of_rules(numbers: type[IntEnum]) -> None:
+    """They keep constants of their own: numba notices changes of their own file only."""
+    assert {number.name: getattr(kernels, number.name) for number in numbers} == {
+        number.name: number.value for number in numbers
+    }
 
 
 def same(left: Tensor, right: Tensor) -> bool:
@@ -63,7 +78,7 @@ def same(left: Tensor, right: Tensor) -> bool:
     seed=st.integers(0, 99),
     experts=st.integers(1, 12),
 )
-def test_loops_give_the_bits_of_the_pieces(
+def test_loops_give_the_bits_of_the_blocks(
     method: RuledMethod,
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -83,7 +98,7 @@ def test_a_row_of_its_own_deltas(method: RuledMethod) -> None:
     count = METHODS.get(method, 3)
     tensors = whole_experts(count, (31, 33), torch.float32, 5)
     rows = tuple(
-        replace(row, stored=row.delta(), whole=False) if number else row
+        replace(row, stored=row.delta(), is_full_checkpoint=False) if number else row
         for number, row in enumerate(tensors.rows)
     )
     knobs = random_knobs(method, count, torch.float32, 5)
@@ -96,11 +111,11 @@ def test_what_is_not_a_number_stays_where_it_is(method: RuledMethod) -> None:
     tensors = whole_experts(count, (600,), torch.float32, 6)
     for place, value in ((3, torch.nan), (300, torch.inf), (301, -torch.inf), (599, -0.0)):
         tensors.rows[0].stored[place] = value
-    pieces, ours = both(
+    plain, ours = both(
         method, tensors, random_knobs(method, count, torch.float32, 6), torch.float32
     )
-    assert same(pieces.isnan(), ours.isnan())
-    assert same(pieces.nan_to_num(), ours.nan_to_num())
+    assert same(plain.isnan(), ours.isnan())
+    assert same(plain.nan_to_num(), ours.nan_to_num())
     assert not ours.isfinite().all()
 
 
@@ -131,44 +146,44 @@ def test_threads_share_a_large_parameter(into: torch.dtype) -> None:
     assert same(found[0], found[1])
 
 
-def test_large_parameters_take_the_loops_and_small_ones_the_pieces(
+def test_large_parameters_take_the_loops_and_small_ones_the_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
     whole_run = loops.run
 
-    def run(coded: object, base: Tensor, out: Tensor) -> None:
+    def run(compiled: object, base: Tensor, out: Tensor) -> None:
         sizes.append(out.numel())
-        whole_run(coded, base, out)  # type: ignore[arg-type]
+        whole_run(compiled, base, out)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loops, "run", run)
     for size in (1000, 2**17):
         tensors = whole_experts(3, (size,), torch.float32, 1)
         rule = Ties().rule(tensors, random_knobs(Ties(), 3, torch.float32, 1))
-        blocks.apply(rule, tensors, torch.empty(size))
+        blocks.write(rule, tensors, torch.empty(size))
     assert sizes == [2**17]
 
 
 @pytest.mark.parametrize(
     ("arithmetic", "stored"), [(torch.float64, torch.float32), (torch.float32, torch.float64)]
 )
-def test_other_arithmetic_is_left_to_the_pieces(
+def test_other_arithmetic_is_left_to_the_blocks(
     arithmetic: torch.dtype, stored: torch.dtype
 ) -> None:
     tensors = whole_experts(3, (10,), torch.float32, 1)
     rows = tuple(replace(row, stored=row.stored.to(stored)) for row in tensors.rows)
-    coded = CompiledRule(RuleKind.COMBINATION, rows, [0.5] * 3)
+    compiled = CompiledRule(RuleKind.COMBINATION, rows, [0.5] * 3)
     other = replace(tensors, rows=rows, dtype=arithmetic)
-    assert not loops.suits(coded, other, CPU)
-    assert loops.suits(coded, tensors, CPU)
-    assert not loops.suits(coded, tensors, torch.device("meta"))
+    assert not loops.suits(compiled, other, CPU)
+    assert loops.suits(compiled, tensors, CPU)
+    assert not loops.suits(compiled, tensors, torch.device("meta"))
 
 
 @pytest.mark.parametrize("tiny", [1e-60, -1e-42, 1e39])
-def test_numbers_that_float32_cannot_hold_are_left_to_the_pieces(tiny: float) -> None:
+def test_numbers_that_float32_cannot_hold_are_left_to_the_blocks(tiny: float) -> None:
     tensors = whole_experts(3, (10,), torch.float32, 1)
-    coded = CompiledRule(RuleKind.COMBINATION, tensors.rows, [0.0, 0.5, tiny])
-    assert not loops.suits(coded, tensors, CPU)
+    compiled = CompiledRule(RuleKind.COMBINATION, tensors.rows, [0.0, 0.5, tiny])
+    assert not loops.suits(compiled, tensors, CPU)
 
 
 def test_results_are_written_in_every_mode() -> None:
@@ -182,9 +197,9 @@ def test_results_are_written_in_every_mode() -> None:
     torch.set_num_threads(2)
     try:
         with torch.inference_mode():
-            loops.run(rule.coded(), tensors.base, inferred)
+            loops.run(rule.compiled(), tensors.base, inferred)
         with torch.no_grad():
-            loops.run(rule.coded(), tensors.base, parameter)
+            loops.run(rule.compiled(), tensors.base, parameter)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(inferred, parameter)
@@ -198,7 +213,7 @@ from tests.merging.methods.method_cases import random_knobs
 from tests.merging.rules.test_blocks import whole_experts
 
 tensors = whole_experts(3, (2**20,), torch.bfloat16, 4)
-rule = Ties().rule(tensors, random_knobs(Ties(), 3, torch.float32, 4)).coded()
+rule = Ties().rule(tensors, random_knobs(Ties(), 3, torch.float32, 4)).compiled()
 torch.set_num_threads(1)
 expected = torch.empty(2**20)
 loops.run(rule, tensors.base, expected)

@@ -9,21 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.rules.cache import ExpertTensor, TensorCache, by_magnitude, rank_in_rows, selected
-from merging.rules.sparsify import Sparsifier, band, kept, trim
+from merging.rules.cache import (
+    ExpertTensor,
+    TensorCache,
+    by_magnitude,
+    rank_in_rows,
+    select_threshold,
+)
+from merging.rules.sparsify import BUFFERS, Sparsifier, band, kept_count, trim
 from merging.rules.spherical import direction_and_length
 
 
-def row_of(delta: Tensor, facts: TensorCache | None = None) -> ExpertTensor:
-    return ExpertTensor("w", "e", delta, False, torch.zeros_like(delta), delta.dtype, facts)
+def row_of(delta: Tensor, cache: TensorCache | None = None) -> ExpertTensor:
+    return ExpertTensor("w", "e", delta, False, torch.zeros_like(delta), delta.dtype, cache)
 
 
 def applied(keep: Sparsifier, delta: Tensor, length: int = 5) -> Tensor:
-    """Returns what is kept, computed in pieces."""
+    """Returns what is kept, computed in blocks."""
     out = delta.clone()
     for start in range(0, len(out), length):
-        piece = out[start : start + length]
-        keep(start, piece, [torch.empty_like(piece), torch.empty_like(piece)])
+        block = out[start : start + length]
+        keep(start, block, {name: torch.empty_like(block) for name in BUFFERS})
     return out
 
 
@@ -42,8 +48,8 @@ few_values = st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.0, -3.0]), max_size=12)
         (0.2, 8, 2),
     ],
 )
-def test_kept(density: float, size: int, expected: int) -> None:
-    assert kept(density, size) == expected
+def test_kept_count(density: float, size: int, expected: int) -> None:
+    assert kept_count(density, size) == expected
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,11 +58,11 @@ def test_trim_keeps_the_exact_number_and_the_earlier_of_equals(
     values: list[float], density: float
 ) -> None:
     delta = torch.tensor(values, dtype=torch.float32)
-    count = min(len(values), kept(density, len(values)))
+    count = min(len(values), kept_count(density, len(values)))
     order = np.argsort([-abs(v) for v in values], kind="stable")[:count]
     expected = [v if i in order else 0.0 for i, v in enumerate(values)]
-    for facts in (None, TensorCache(1000)):
-        assert applied(trim(row_of(delta, facts), density), delta).tolist() == expected
+    for cache in (None, TensorCache(1000)):
+        assert applied(trim(row_of(delta, cache), density), delta).tolist() == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -64,7 +70,7 @@ def test_trim_keeps_the_exact_number_and_the_earlier_of_equals(
 def test_band_keeps_the_exact_number(values: list[float], density: float, gamma: float) -> None:
     delta = torch.tensor([v + 0.5 for v in values], dtype=torch.float32)  # no zeros
     found = applied(band(row_of(delta), density, gamma), delta)
-    assert int((found != 0).sum()) == kept(density, len(values))
+    assert int((found != 0).sum()) == kept_count(density, len(values))
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,7 +87,7 @@ def test_cuts_and_ranks_are_those_of_stable_sorts(
         ranks = np.argsort(by_row, axis=1).reshape(-1)
         assert rank_in_rows(exact).tolist() == ranks.tolist()
         count = data.draw(st.integers(1, len(flat)))
-        cut = selected(exact.abs().reshape(-1), count)
+        cut = select_threshold(exact.abs().reshape(-1), count)
         assert (cut.threshold, cut.last) == (abs(flat[order[count - 1]]), order[count - 1])
 
 
@@ -98,14 +104,14 @@ def test_order_of_magnitudes_is_a_stable_sort(values: list[float], coarse: bool)
     assert by_magnitude(delta).tolist() == order.tolist()
 
 
-def test_facts_are_kept_up_to_their_bytes() -> None:
-    facts = TensorCache(10)
-    assert facts.get("a", 6, lambda: "first") == "first"
-    assert facts.get("a", 6, lambda: "again") == "first"
-    assert facts.get("b", 5, lambda: "too large") is None
-    assert facts.get("c", 4, lambda: "fits") == "fits"
-    assert (facts.held_bytes, facts.get("d", 0, lambda: 3.0)) == (10, 3.0)
-    with pytest.raises(ValueError, match="facts_bytes is -1, expected at least 0"):
+def test_tensors_are_cached_up_to_their_bytes() -> None:
+    cache = TensorCache(10)
+    assert cache.get("a", 6, lambda: "first") == "first"
+    assert cache.get("a", 6, lambda: "again") == "first"
+    assert cache.get("b", 5, lambda: "too large") is None
+    assert cache.get("c", 4, lambda: "fits") == "fits"
+    assert (cache.held_bytes, cache.get("d", 0, lambda: 3.0)) == (10, 3.0)
+    with pytest.raises(ValueError, match="cache_bytes is -1, expected at least 0"):
         TensorCache(-1)
 
 

@@ -117,7 +117,7 @@ class StatisticsContract:
         given = self.problem((4, 6))
         method = self.supplied(tmp_path, given)
         name = type(method).__module__.rpartition(".")[2]
-        with pytest.raises(MergeError, match=r"knob 'wieght' is unknown at tensor .*: give weight"):
+        with pytest.raises(MergeError, match=r"knob .wieght. is unknown at .*: give weight"):
             merge(method, given.but(wieght=1.0))
         with pytest.raises(MergeError, match=rf"{name}: knob 'weight' is -1.0 .* \[0.0, inf\]"):
             merge(method, given.but(weight=[1.0, -1.0, 1.0]))

@@ -6,7 +6,7 @@ import inspect
 import math
 import pydoc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -129,7 +129,9 @@ def _nodes(raw: Any, resolved: Any, path: str = "") -> Iterator[tuple[str, Mappi
 def _check_arguments(path: str, built: Any, options: Mapping[str, Any]) -> None:
     """Compares options with the arguments of a class or function."""
     parameters = inspect.signature(built).parameters
-    hints = get_type_hints(built.__init__ if inspect.isclass(built) else built)
+    # of a dataclass by its fields: an inherited one is spelt in the names of its own module
+    by_init = inspect.isclass(built) and not is_dataclass(built)
+    hints = get_type_hints(built.__init__ if by_init else built)
     for option, value in options.items():
         if option not in parameters:
             raise UserError(

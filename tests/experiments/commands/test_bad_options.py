@@ -283,6 +283,11 @@ def test_static_merge(shell: Shell, world: Path, option: str, pattern: str) -> N
     shell.refuse(pattern, "merge", *line, "method=ties", "out=new", option)
 
 
+def test_an_option_that_a_method_inherits(shell: Shell, world: Path) -> None:
+    line = [*merge_line(world), "method=della", "out=new", "method.majority=loud"]
+    shell.refuse("method.majority=loud: expected 'mass' or 'count'", "merge", *line)
+
+
 def test_merge_without_out(shell: Shell, world: Path) -> None:
     shell.refuse("out is not set: give out=VALUE", "merge", *merge_line(world))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,8 +11,8 @@ from experiments.reports.privacy_section import privacy_words
 from experiments.reports.table import by_fitness, fitness_text, number, verdict
 from experiments.runs.files import Json
 from experiments.runs.model_scores import models_of, shown_split, tasks_of
+from experiments.runs.sources import looks_like_hub_id, source_and_hash
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ROWS = 60
 """Most groups whose coefficients the card lists; the recipe has all."""
 
@@ -68,11 +66,6 @@ def static_card(recipe: Json) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def looks_like_hub_id(source: str) -> bool:
-    """True for ``owner/name`` that is not a path on this machine."""
-    return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
-
-
 def _front_matter(recipe: Json) -> str:
     sources = [recipe["base"]["source"], *(each["source"] for each in recipe["experts"].values())]
     hub = [source for source in dict.fromkeys(sources) if looks_like_hub_id(source)]
@@ -83,10 +76,10 @@ def _front_matter(recipe: Json) -> str:
 
 
 def _lineage(recipe: Json) -> str:
-    rows = [["base", "", recipe["base"]["source"], recipe["base"]["sha256"]]]
-    for name, each in recipe["experts"].items():
-        rows.append(["expert", name, each["source"], each["sha256"]])
-    return "## Lineage\n\n" + _table(["role", "name", "source", "SHA-256 of the weights"], rows)
+    rows = [["base", "", *source_and_hash(recipe["base"])]]
+    rows += [["expert", name, *source_and_hash(e)] for name, e in recipe["experts"].items()]
+    head = ["role", "name", "source", "SHA-256 of the weights begins"]
+    return "## Lineage\n\n" + _table(head, rows)
 
 
 def _method(recipe: Json, made: str) -> str:
@@ -123,9 +116,9 @@ def _plan(recipe: Json) -> list[str]:
 
 
 def _class(description: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the class name of a ``_target_`` entry, and its options in brackets."""
-    options = {key: value for key, value in description.items() if key != "_target_"}
-    name = str(description.get("_target_", "unknown")).rpartition(".")[2]
+    """Returns the class of a method, noise or grouping, and its options in brackets."""
+    options = dict(description)
+    name = str(options.pop("_target_", None) or options.pop("kind")).rpartition(".")[2]
     listed = ", ".join(f"{key} {value}" for key, value in options.items())
     return name, f" ({listed})" if listed else ""
 

@@ -36,6 +36,7 @@ from experiments.runs.model_scores import (
     shown_split,
     tasks_of,
 )
+from experiments.runs.sources import source_and_hash
 from merging.files import write_text
 
 _SPLITS: Mapping[Split, str] = {
@@ -340,6 +341,7 @@ def _facts(files: RunFiles, summary: Json) -> str:
     memory = summary.get("peak_memory_bytes")
     facts = {
         "run": summary["run"],
+        **_checkpoints(files.recipe),
         "strategy": summary["strategy"],
         "method": summary["method"],
         "space": summary["space"],
@@ -355,6 +357,17 @@ def _facts(files: RunFiles, summary: Json) -> str:
         "device": f"{summary['device']}, {summary['dtype']}",
     }
     return section("Run", _pairs(facts))
+
+
+def _checkpoints(recipe: Json | None) -> dict[str, str]:
+    """Returns base and experts with the beginnings of their hashes."""
+    if recipe is None:
+        return {}
+    experts = {f"expert {name}": expert for name, expert in recipe["experts"].items()}
+    return {
+        role: "{}, SHA-256 {}…".format(*source_and_hash(checkpoint))
+        for role, checkpoint in {"base": recipe["base"], **experts}.items()
+    }
 
 
 def _environment(files: RunFiles) -> str:

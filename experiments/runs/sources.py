@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class ExpertSource(Protocol):
@@ -46,3 +50,18 @@ class Sources:
     experts: Mapping[str, str] = field(default_factory=dict)
     base_revision: str | None = None
     trust_remote_code: bool = False
+
+
+def looks_like_hub_id(source: str) -> bool:
+    """True for ``owner/name`` that is not a path on this machine."""
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+def source_and_hash(checkpoint: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns a recipe's checkpoint for a reader elsewhere: hub id or directory's name, and hash.
+
+    The hash is its first 12 digits; the recipe has the path and all digits.
+    """
+    source = str(checkpoint["source"])
+    name = source if looks_like_hub_id(source) else Path(source).name or source
+    return name, checkpoint["sha256"][:12]

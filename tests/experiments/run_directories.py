@@ -77,7 +77,7 @@ def build_recipe(
         "kind": "coefficients",
         "merged": list(experts),
         "method": {"_target_": "merging.methods.task_arithmetic.TaskArithmetic"},
-        "grouping": {"_target_": "merging.grouping.Layers", "every": 1},
+        "grouping": {"kind": "Layers", "every": 1},
         "coefficients": {
             f"layers.{index}" if index else "embeddings": {name: knob(name) for name in knobs}
             for index in range(groups)

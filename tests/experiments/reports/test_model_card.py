@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from experiments.reports.model_card import looks_like_hub_id, model_card, static_card
+from experiments.reports.model_card import model_card, static_card
+from experiments.runs.sources import looks_like_hub_id
 from tests.experiments.run_directories import build_recipe, build_summary
 
 
@@ -56,15 +57,26 @@ def test_hub_ids_are_told_from_paths(source, expected):
 def test_lineage_names_every_content_hash():
     recipe = build_recipe()
     lineage = section(model_card(build_summary(), recipe), "Lineage")
-    assert f"| base |  | hub-org/base-model | {'b' * 64} |" in lineage
+    assert f"| base |  | hub-org/base-model | {'b' * 12} |" in lineage
     for name, each in recipe["experts"].items():
-        assert f"| expert | {name} | {each['source']} | {each['sha256']} |" in lineage
+        assert f"| expert | {name} | {each['source']} | {each['sha256'][:12]} |" in lineage
+
+
+def test_paths_of_this_machine_are_not_shown():
+    recipe = build_recipe()
+    recipe["base"]["source"] = "/home/me/.cache/evomerge/quickstart-9a75/base/"
+    recipe["experts"]["code"]["source"] = "~/experts/code-7"
+    card = model_card(build_summary(), recipe)
+    assert f"| base |  | base | {'b' * 12} |" in card
+    assert "| expert | code | code-7 | " in card
+    assert "/home" not in card
+    assert "~" not in card
 
 
 def test_method_says_what_was_done():
     text = section(model_card(build_summary(), build_recipe()), "Method")
     assert "- method: TaskArithmetic\n" in text
-    assert "by: Layers (every 1)" in text
+    assert "by: Layers (every 1)\n" in text
     assert "found by Nevergrad(CMA)" in text
     assert "made by: evomerge 0.1.0" in text
 

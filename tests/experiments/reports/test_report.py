@@ -191,6 +191,8 @@ def test_a_second_look_is_claimed_only_where_there_was_one(tmp_path, plain):
 def test_run_facts_and_versions(plain):
     _, page = plain
     facts = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    assert facts["base"] == "hub-org/base-model, SHA-256 bbbbbbbbbbbb…"
+    assert facts["expert prose"] == "hub-org/prose, SHA-256 111111111111…"
     assert facts["evaluations"].startswith("60 (3 failed)")
     assert facts["item evaluations"] == "36,000"
     assert facts["time in evaluations"] == "81 s, median 0.43 s each"

@@ -29,16 +29,17 @@ from evaluators.requests import Loglikelihood
 from evaluators.tasks.perplexity import Perplexity
 from experiments.benchmarks.measured import Measured, in_turns, profile
 from experiments.benchmarks.models import byte_tokenizer, random_llama
-from experiments.scoring.population import PopulationEvaluation
+from experiments.scoring.population import PopulationPool
 from experiments.setup.scorer import Scorer
 from experiments.setup.study import Study
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.spaces.coefficients import CoefficientSpace
-from search.loop.evaluation import Evaluation, OneByOne
+from search.loop.evaluation import Evaluation, LocalPool
+from search.loop.generational import search
 from search.loop.history import History
-from search.loop.loop import Budget, search
+from search.loop.session import Budget
 from search.objective import WeightedMean
 from search.strategies.random_search import RandomSearch
 
@@ -110,12 +111,12 @@ class _World:
     def one_by_one(self) -> Evaluation[Any]:
         """Returns what writes every candidate's weights."""
         scorer = self.scorer(self.panel)
-        return OneByOne(lambda genome: scorer(self.space.decode(genome)))
+        return Evaluation(LocalPool(self.space.decode, lambda _: scorer))
 
     def together(self, size: int) -> Evaluation[Any]:
         """Returns what scores all candidates of a generation beside one centre."""
         study = cast(Study, self)  # has all that it reads of one
-        return PopulationEvaluation(study, lambda _: self.panel, own_items=False, size=size)
+        return Evaluation(PopulationPool(study, lambda _: self.panel), batch_size=size)
 
     def row(self, what: str, evaluation: Evaluation[Any], candidates: int) -> Measured:
         """Returns the row: seconds per candidate, and plain inference's."""

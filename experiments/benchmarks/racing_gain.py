@@ -29,8 +29,9 @@ from experiments.scoring.choose import open_evaluation
 from experiments.searches.references import References
 from experiments.setup import assemble
 from experiments.setup.study import Study
+from search.loop.generational import search
 from search.loop.history import History, Record
-from search.loop.loop import Budget, search
+from search.loop.session import Budget
 from search.objective import BoundObjective
 from search.winners.selection import finalists
 

@@ -21,8 +21,10 @@ from experiments.benchmarks.measured import Measured, in_turns, skipped
 from experiments.benchmarks.models import byte_tokenizer, random_llama
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
-from experiments.scoring.distributed.on_ray import RayEvaluation
+from experiments.scoring.distributed.on_ray import RayPool
 from experiments.setup.study import Study
+from search.loop.evaluation import Batch
+from search.loop.pool import run_all
 
 POPULATION = 8
 TEXTS = 8
@@ -55,13 +57,12 @@ def _scoring(cluster: RayCluster, study: Study, size: int) -> Callable[[], None]
     fleet = Fleet(cluster, size, wait_s=600, candidate_s=600)
     fleet.use(study.order())
     space = study.space
-    spread = RayEvaluation(fleet, space.to_json)
-
-    genomes = [space.first()] * POPULATION  # workers know nothing of repeats
+    pool = RayPool(fleet, space.to_json)
+    tasks = [Batch([space.first()])] * POPULATION  # workers know nothing of repeats
 
     def generation() -> None:
-        failures = [each.failure for each in spread(genomes, 0, (), 0) if each.failure]
-        assert not failures, failures[0]
+        failures = [one.failure for results in run_all(pool, tasks) for one in results]
+        assert not any(failures), failures
 
     while len(fleet.processes) < size:
         generation()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.errors import UserError
 from experiments.runs.spelling import did_you_mean
-from search.loop.loop import Budget
+from search.loop.session import Budget
 
 
 @dataclass(frozen=True)

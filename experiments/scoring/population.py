@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import ResidentModel
@@ -28,87 +25,76 @@ from merging.lora.low_rank import CentredCandidate, Stacks, low_rank_of
 from merging.method import MergeError
 from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan
-from search.loop.evaluation import Evaluated, attempt, units
-from search.loop.history import Record
+from search.loop.evaluation import Batch, Evaluated, attempt
+from search.loop.pool import TaskQueue
 
-UNIT = 16
-"""Candidates of a unit where the option says ``auto``."""
+BATCH = 16
+"""Candidates of a batch where the option says ``auto``."""
 _FEW_TOKENS = 1024
 """Items of at most so many tokens are read by a CPU faster together; see `population_speed`."""
 
 
-class PopulationEvaluation:
-    """Scores the genomes of a generation in units of fixed size.
-
-    A unit is scored as a whole, also where a killed search has written down a part of it, so that
-    its rounding does not depend on where the search was stopped.
+class PopulationPool(TaskQueue[Batch[Any]]):
+    """Scores the genomes of a batch in shared passes, as far as they lie beside one centre.
 
     Args:
         study: started.
         panel: the items of a generation, by its number.
-        own_items: whether they differ between generations.
-        size: genomes of a unit, at least 2.
     """
 
-    def __init__(
-        self, study: Study, panel: Callable[[int], Panel], *, own_items: bool, size: int
-    ) -> None:
-        self._study, self._panel, self.own_items, self.unit = study, panel, own_items, size
+    def __init__(self, study: Study, panel: Callable[[int], Panel]) -> None:
+        super().__init__()
+        self._study = study
+        self._panel = panel
         self._stacks = Stacks(study.held)
 
-    def __call__(
-        self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what each gave, in order; see `Evaluation`."""
-        for unit in units(len(genomes), self.unit, first):
-            found = self._scored([genomes[i] for i in unit], generation)
-            yield from found[max(0, first - unit.start) :]
-
-    def _scored(self, genomes: Sequence[Any], generation: int) -> list[Evaluated]:
-        """Returns what the genomes of one unit gave."""
-        panel = self._panel(generation)
-        found: dict[int, Evaluated] = {}
-        nearby: dict[Any, list[tuple[int, CentredCandidate]]] = {}
-        for place, genome in enumerate(genomes):
-            try:
-                beside = self._nearby(genome)
-            except MergeError as error:
-                found[place] = Evaluated(failure=str(error))
-                continue
-            if beside is None:
-                found[place] = attempt(lambda each: self._alone(each, panel), genome)
+    def next(self) -> tuple[int, list[Evaluated]]:
+        """Scores the first batch in the line."""
+        ticket, batch = self._take()
+        panel = self._panel(batch.generation)
+        results: dict[int, Evaluated] = {}
+        centred: dict[Any, dict[int, CentredCandidate]] = {}
+        for i, genome in enumerate(batch.genomes):
+            candidate: CentredCandidate | None = None
+            with attempt() as tried:
+                candidate = self._centred(genome)
+            if tried.failure is not None:
+                results[i] = Evaluated(failure=tried.failure)
+            elif candidate is None:
+                results[i] = self._alone(genome, panel)
             else:
-                nearby.setdefault(beside.key, []).append((place, beside))
-        for group in nearby.values():
-            answers = self._group([beside for _, beside in group], panel)
-            found |= dict(zip([place for place, _ in group], answers, strict=True))
-        return [found[place] for place in range(len(genomes))]
+                centred.setdefault(candidate.key, {})[i] = candidate
+        for group in centred.values():
+            results |= zip(group, self._group(list(group.values()), panel), strict=True)
+        return ticket, [results[i] for i in range(len(batch.genomes))]
 
-    def _nearby(self, genome: Any) -> CentredCandidate | None:
-        space, resident = self._study.space, self._study.engine.resident
-        beside = low_rank_of(space.plan(genome), self._stacks, space.decode(genome))
-        if beside is not None and refusal_of(resident, beside.deltas) is not None:
+    def _centred(self, genome: Any) -> CentredCandidate | None:
+        """Returns the candidate as a difference to a centre; None: it has to be scored alone."""
+        space = self._study.space
+        candidate = low_rank_of(space.plan(genome), self._stacks, space.decode(genome))
+        if candidate is None or not _fits(self._study.engine.resident, candidate):
             return None
-        return beside
+        return candidate
 
-    def _alone(self, genome: Any, panel: Panel) -> Mapping[str, Score]:
-        return self._study.scorer(panel)(self._study.space.decode(genome))
+    def _alone(self, genome: Any, panel: Panel) -> Evaluated:
+        scores: Mapping[str, Score] = {}
+        with attempt() as tried:
+            scores = self._study.scorer(panel)(self._study.space.decode(genome))
+        return Evaluated(scores, tried.failure, tried.seconds)
 
     def _group(self, group: Sequence[CentredCandidate], panel: Panel) -> list[Evaluated]:
-        began = time.perf_counter()
         engine = self._study.engine
-        try:
+        results: list[Evaluated] = []
+        with attempt() as tried:
             engine.resident.write(group[0].centre)
-            found = _scored(engine, panel, group)
-        except (EvaluationError, MergeError) as error:
-            found = [Evaluated(failure=str(error)) for _ in group]
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            found = [Evaluated(failure="out of memory") for _ in group]
-        share = (time.perf_counter() - began) / len(group)
-        return [replace(each, seconds=share) for each in found]
+            results = _scored(engine, panel, group)
+        if tried.failure is not None:
+            results = [Evaluated(failure=tried.failure) for _ in group]
+        share = tried.seconds / len(group)
+        return [replace(evaluated, seconds=share) for evaluated in results]
 
 
-def unit_size(option: int | str | None, study: Study) -> int:
+def batch_size(option: int | str | None, study: Study) -> int:
     """Returns how many candidates of a study are scored together; 1: each alone.
 
     The answer rests on configuration, items and kind of device alone, so that a run that is
@@ -124,42 +110,41 @@ def unit_size(option: int | str | None, study: Study) -> int:
     if option is None or option == 1 or not isinstance(study.model, ResidentModel):
         return 1
     if isinstance(option, int) and not isinstance(option, bool) and option > 1:
-        return option if _lies_nearby(study) else 1
+        return option if _is_centred(study) else 1
     if option != "auto":
         raise ValueError(f"together must be auto, null or a number from 1 on, got {option!r}")
     few = sum(map(_tokens, study.search_on.requests)) <= _FEW_TOKENS
     if study.engine.resident.device.type == "cpu" and not few:
         return 1
-    return UNIT if _lies_nearby(study) else 1
+    return BATCH if _is_centred(study) else 1
 
 
-def _lies_nearby(study: Study) -> bool:
+def _is_centred(study: Study) -> bool:
     """Whether the candidates of a study's space are of the form that can be scored together."""
     first = study.space.plan(study.space.first())
     if isinstance(first, PathPlan):  # it begins with its centre; noise comes later
         return isinstance(first.noise, LowRankNoise)
     try:
-        beside = low_rank_of(first, Stacks(study.held))
+        candidate = low_rank_of(first, Stacks(study.held))
     except MergeError:
         return False
-    return beside is not None and _fits(study.engine.resident, beside)
+    return candidate is not None and _fits(study.engine.resident, candidate)
 
 
-def _fits(resident: Resident, beside: CentredCandidate) -> bool:
-    return refusal_of(resident, beside.deltas) is None
+def _fits(resident: Resident, candidate: CentredCandidate) -> bool:
+    return refusal_of(resident, candidate.deltas) is None
 
 
 def _scored(engine: Engine, panel: Panel, group: Sequence[CentredCandidate]) -> list[Evaluated]:
-    found = []
-    for answers in engine.run_population(panel.requests, [beside.deltas for beside in group]):
-        if isinstance(answers, EvaluationError):
-            found.append(Evaluated(failure=str(answers)))
-            continue
-        try:
-            found.append(Evaluated(panel.scores(answers)))
-        except EvaluationError as error:
-            found.append(Evaluated(failure=str(error)))
-    return found
+    results = []
+    for answers in engine.run_population(panel.requests, [one.deltas for one in group]):
+        scores: Mapping[str, Score] = {}
+        with attempt() as tried:
+            if isinstance(answers, EvaluationError):
+                raise answers
+            scores = panel.scores(answers)
+        results.append(Evaluated(scores, tried.failure))
+    return results
 
 
 def _tokens(request: Request) -> int:

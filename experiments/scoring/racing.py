@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -14,16 +14,16 @@ from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
 from experiments.runs.errors import UserError
-from experiments.setup.asking import RaceClient, RaceFactory
+from experiments.scoring.asking import Answer, Question
 from merging.arrays import Vector
-from search.loop.evaluation import Evaluated, FitnessEstimate
-from search.loop.history import Record
+from search.loop.evaluation import Batch, Evaluated, FitnessEstimate, attempt
+from search.loop.pool import Pool, TaskQueue, run_all
 from search.objective import BoundObjective, Objective
 from search.racing.racing import Full, Places, Race, Racing, best_full
 
 
-class Sheet:
-    """The search items by number, and what belongs to each.
+class ItemTable:
+    """The search items by number, and which of the panel's requests belong to each.
 
     The items of the objective's tasks come first, as their cases stand in a record; those of tasks
     that do not count come last.
@@ -34,48 +34,45 @@ class Sheet:
     """
 
     def __init__(self, panel: Panel, objective: BoundObjective) -> None:
-        assert objective.weights is not None, "refused in the rehearsal"
-        self._panel, self._terms = panel, objective.terms
+        assert objective.weights is not None, "refused in the dry run"
+        self._panel = panel
+        self._terms = objective.terms
         counting = [term.task for term in objective.terms]
-        self._tasks = counting + [task for task in panel.evaluators if task not in counting]
-        counts = [len(panel.evaluators[task].items) for task in self._tasks]
+        tasks = counting + [task for task in panel.evaluators if task not in counting]
+        counts = [len(panel.evaluators[task].items) for task in tasks]
         self.strata = list(zip(counts[: len(counting)], objective.weights, strict=True))
-        self.counting = sum(items for items, _ in self.strata)
         self.count = sum(counts)
-        self._begins = dict(zip(self._tasks, accumulate([0, *counts]), strict=False))
-        slots: dict[str, list[range]] = {}
+        self._begins = dict(zip(tasks, accumulate([0, *counts]), strict=False))
+        requests: dict[str, list[range]] = {}
         asked = 0
         for task, evaluator in panel.evaluators.items():  # the order in which a panel asks
-            sizes = [
-                len(evaluator.subset([i]).items.requests) for i in range(len(evaluator.items))
-            ]
-            begins = accumulate([asked, *sizes])
-            slots[task] = [range(a, a + size) for a, size in zip(begins, sizes, strict=False)]
-            asked += sum(sizes)
-        self._slots = [each for task in self._tasks for each in slots[task]]
+            spans = evaluator.items.spans
+            requests[task] = [range(asked + span.start, asked + span.stop) for span in spans]
+            asked += len(evaluator.items.requests)
+        self._requests = [indices for task in tasks for indices in requests[task]]
 
-    def slots(self, places: Places) -> tuple[int, ...]:
+    def requests(self, items: Places) -> tuple[int, ...]:
         """Returns which of the panel's requests belong to these items, ascending."""
-        return tuple(sorted(slot for place in places for slot in self._slots[place]))
+        return tuple(sorted(index for item in items for index in self._requests[item]))
 
-    def scores(self, places: Places, responses: Mapping[int, Response]) -> dict[str, Score]:
+    def scores(self, items: Places, responses: Mapping[int, Response]) -> dict[str, Score]:
         """Returns the scores of some of the items; as the panel's own where it is all of them.
 
         Args:
-            places: of the items, ascending.
-            responses: by slot.
+            items: by number, ascending.
+            responses: by index of the request.
 
         Raises:
             EvaluationError: a score is not finite.
         """
         scores: dict[str, Score] = {}
         for task, evaluator in self._panel.evaluators.items():
-            begin, items = self._begins[task], len(evaluator.items)
-            own = [int(p) - begin for p in places if begin <= p < begin + items]
-            if not own:
+            begin, count = self._begins[task], len(evaluator.items)
+            chosen = [int(item) - begin for item in items if begin <= item < begin + count]
+            if not chosen:
                 continue
-            part = evaluator if len(own) == items else evaluator.subset(own)
-            answers = [responses[s] for place in own for s in self._slots[begin + place]]
+            part = evaluator if len(chosen) == count else evaluator.subset(chosen)
+            answers = [responses[i] for item in chosen for i in self._requests[begin + item]]
             for metric, score in part.score(answers).items():
                 if not math.isfinite(score.value):
                     raise EvaluationError(f"{task}/{metric} is {score.value}, no finite score")
@@ -91,19 +88,20 @@ class Sheet:
         parts = []
         for term in self._terms:
             if term.key in scores:
-                own = scores[term.key].cases
-                assert own is not None, "refused before the search"
-                parts.append((term.sign * own - term.base) / term.span)
-        cases = np.concatenate(parts).astype(np.float64)
-        if not np.isfinite(cases).all():
+                cases = scores[term.key].cases
+                assert cases is not None, "refused before the search"
+                parts.append((term.sign * cases - term.base) / term.span)
+        gains = np.concatenate(parts).astype(np.float64)
+        if not np.isfinite(gains).all():
             raise EvaluationError("the score of a single item is not finite")
-        return cases
+        return gains
 
 
 @dataclass(eq=False)
 class _Runner:
     """A candidate in its race."""
 
+    genome: Any
     stage: int = -1
     responses: dict[int, Response] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
@@ -112,8 +110,8 @@ class _Runner:
     seconds: float = 0.0
 
 
-class RacingEvaluation:
-    """Scores generations by racing; see `search.racing.racing`.
+class RacingPool(TaskQueue[Batch[Any]]):
+    """Scores whole generations by racing; see `search.racing.racing`.
 
     Survivors have been asked all items and have the scores of these. They differ from those of an
     unraced evaluation by no more than the rounding that other batches make: a batch is padded to
@@ -126,45 +124,50 @@ class RacingEvaluation:
         racing: the rule.
         panel: all search items.
         objective: with one number, bound.
-        opening: asks the candidates of a generation.
+        asker: asks the candidates of a generation.
         seed: of the run.
     """
 
-    own_items = False
-    unit = 1
-
     def __init__(
-        self, racing: Racing, panel: Panel, objective: Objective, opening: RaceFactory, seed: int
+        self,
+        racing: Racing,
+        panel: Panel,
+        objective: Objective,
+        asker: Pool[Question, Answer],
+        seed: int,
     ) -> None:
+        super().__init__()
         if not isinstance(objective, BoundObjective) or objective.weights is None:
             raise UserError("racing needs an objective with one number that is a weighted mean")
-        self._racing, self._opening, self._seed = racing, opening, seed
-        self._sheet, self._objective = Sheet(panel, objective), objective
+        self._racing = racing
+        self._table = ItemTable(panel, objective)
+        self._objective = objective
+        self._asker = asker
+        self._seed = seed
 
-    def __call__(
-        self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what each gave; see `Evaluation`."""
-        strata = self._sheet.strata
-        race = self._racing.race(len(genomes), generation, records, strata, self._seed)
-        runners = [_Runner() for _ in genomes]
-        best = best_full(records)
-        self._run(race, runners, self._opening(genomes), best is not None)
+    def next(self) -> tuple[int, list[Evaluated]]:
+        """Races the first generation in the line."""
+        ticket, batch = self._take()
+        strata, count = self._table.strata, len(batch.genomes)
+        race = self._racing.race(count, batch.generation, batch.records, strata, self._seed)
+        runners = [_Runner(genome) for genome in batch.genomes]
+        best = best_full(batch.records)
+        try:
+            self._run(race, runners, best is not None)
+        finally:
+            self._asker.drop()
         finished = [self._full(r) for r in runners if r.stage == len(race.stages) - 1]
         known = [*finished, *([] if best is None else [best])]
-        reference = max(known, key=lambda each: each.fitness) if known else None
-        for runner in runners[first:]:
-            yield self._evaluated(race, runner, reference, finished)
+        reference = max(known, key=lambda full: full.fitness) if known else None
+        return ticket, [self._evaluated(race, runner, reference, finished) for runner in runners]
 
-    def _run(
-        self, race: Race, runners: Sequence[_Runner], asking: RaceClient, has_reference: bool
-    ) -> None:
+    def _run(self, race: Race, runners: Sequence[_Runner], has_reference: bool) -> None:
         """Runs the stages; where nobody would reach the end, one of those dropped last does."""
         last = len(race.stages) - 1
         running = list(range(len(runners)))
         dropped: list[int] = []
         for stage in range(last + 1):
-            running = self._stage(race, stage, running, runners, asking)
+            running = self._stage(race, stage, running, runners)
             if stage < last and running:
                 staying = race.staying(stage, {n: runners[n].cases for n in running})
                 dropped = [n for n in running if n not in staying] + dropped
@@ -172,47 +175,35 @@ class RacingEvaluation:
         while not has_reference and not running and dropped:  # those who stayed failed later
             running = [dropped.pop(0)]
             for stage in range(runners[running[0]].stage + 1, last + 1):
-                running = self._stage(race, stage, running, runners, asking)
+                running = self._stage(race, stage, running, runners)
 
     def _stage(
-        self,
-        race: Race,
-        stage: int,
-        running: Sequence[int],
-        runners: Sequence[_Runner],
-        asking: RaceClient,
+        self, race: Race, stage: int, running: Sequence[int], runners: Sequence[_Runner]
     ) -> list[int]:
         """Asks what is new in a stage, scores all asked so far; returns who did not fail."""
-        if not running:
-            return []
-        so_far, new = self._places(race, stage), self._new(race, stage)
-        slots = self._sheet.slots(new)
-        answers = asking(running, slots)
-        for number in running:
-            runner, answer = runners[number], answers[number]
+        asked = self._items(race, stage)
+        new = asked if stage == 0 else np.setdiff1d(asked, self._items(race, stage - 1))
+        requests = self._table.requests(new)
+        questions = [Question(runners[number].genome, requests) for number in running]
+        for number, answer in zip(running, run_all(self._asker, questions), strict=True):
+            runner = runners[number]
             runner.seconds += answer.seconds
             runner.failure = answer.failure
             if answer.failure is not None:
                 continue
-            runner.responses.update(zip(slots, answer.responses, strict=True))
-            try:
-                runner.scores = self._sheet.scores(so_far, runner.responses)
-                runner.cases = self._sheet.cases(runner.scores)
+            runner.responses.update(zip(requests, answer.responses, strict=True))
+            with attempt() as tried:
+                runner.scores = self._table.scores(asked, runner.responses)
+                runner.cases = self._table.cases(runner.scores)
                 runner.stage = stage
-            except EvaluationError as error:
-                runner.failure = str(error)
+            runner.failure = tried.failure
         return [number for number in running if runners[number].failure is None]
 
-    def _places(self, race: Race, stage: int) -> Places:
+    def _items(self, race: Race, stage: int) -> Places:
         """Returns the items asked by the end of a stage; of the last one really all."""
         if stage == len(race.stages) - 1:
-            return np.arange(self._sheet.count)
+            return np.arange(self._table.count)
         return race.stages[stage]
-
-    def _new(self, race: Race, stage: int) -> Places:
-        if stage == 0:
-            return self._places(race, 0)
-        return np.setdiff1d(self._places(race, stage), self._places(race, stage - 1))
 
     def _full(self, runner: _Runner) -> Full:
         values = {key: score.value for key, score in runner.scores.items()}
@@ -226,11 +217,10 @@ class RacingEvaluation:
         if runner.stage == len(race.stages) - 1:
             return Evaluated(runner.scores, seconds=runner.seconds)
         assert reference is not None, "a race that nobody finishes has only failures"
-        found = race.estimate(runner.stage, runner.cases, reference)
-        fitness = found.fitness
+        expected = race.estimate(runner.stage, runner.cases, reference)
+        fitness = expected.fitness
         if fitness >= reference.fitness:  # else a guess would be the best
-            fitness = min((each.fitness for each in finished), default=reference.fitness)
-        estimate = FitnessEstimate(
-            np.array([fitness]), found.cases, len(race.stages[runner.stage])
-        )
+            fitness = min((full.fitness for full in finished), default=reference.fitness)
+        asked = len(race.stages[runner.stage])
+        estimate = FitnessEstimate(np.array([fitness]), expected.cases, asked)
         return Evaluated(runner.scores, seconds=runner.seconds, estimate=estimate)

@@ -25,7 +25,7 @@ from merging.method import MergeError
 from merging.plan import Plan, uniform_plan
 from merging.weights import Weights
 from search.loop.history import Record
-from search.loop.loop import SearchResult
+from search.loop.session import SearchResult
 from search.objective import Objective
 from search.winners.selection import Finalist
 

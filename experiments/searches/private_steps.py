@@ -26,7 +26,7 @@ from evaluators.tasks.data import digest
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
 from experiments.runs.model_scores import Kind, ModelScores
-from experiments.scoring.choose import own_evaluation
+from experiments.scoring.choose import local_evaluation
 from experiments.searches.private_key import destroy, open_noise, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
 from experiments.searches.private_tracking import DeferredTracker
@@ -36,6 +36,7 @@ from experiments.searches.tracking import Tracker
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.initial import StartScores
 from experiments.setup.private_checks import check_items, open_privacy, sampling_rate
+from experiments.setup.scorer import Scorer
 from experiments.setup.study import Study
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.files import write_text
@@ -43,11 +44,12 @@ from merging.paths.path import Path as WeightPath
 from merging.plan import Plan
 from merging.privacy import accounting
 from merging.privacy.ledger import Ledger
-from search.loop.evaluation import ByGeneration, Evaluation
+from search.loop.evaluation import Evaluation, LocalPool
+from search.loop.generational import search
 from search.loop.history import Record
-from search.loop.loop import Budget, SearchResult, search
+from search.loop.session import Budget, SearchResult
 from search.objective import BoundObjective, Objective
-from search.privacy.private import PrivateEvaluation
+from search.privacy.private import PrivatePool
 from search.privacy.private_fitness import ClippedSum, Shares, item_differences
 from search.privacy.private_svt import AboveThreshold
 from search.winners.selection import Finalist, finalists
@@ -125,15 +127,15 @@ class PrivateSteps(SearchSteps):
 
     def _loop(self, objective: Objective) -> Callable[..., SearchResult]:
         """Returns the search through noisy fitness, ended by its privacy budget."""
-        evaluation = self._private(objective)
+        pool = self._private(objective)
         return partial(
             search,
             self._study.strategy,
-            evaluation,
-            account=lambda new: self._spending.before(evaluation.releases(new)),
+            pool.evaluation,
+            account=lambda new: self._spending.before(pool.releases(new)),
         )
 
-    def _private(self, objective: Objective) -> PrivateEvaluation[Any]:
+    def _private(self, objective: Objective) -> PrivatePool[Any]:
         study = self._study
         space, items = study.space, self._items()
         panel = study.search_on
@@ -141,20 +143,20 @@ class PrivateSteps(SearchSteps):
         def of(generation: int) -> Panel | None:
             return panel if items is None else items.of(generation)
 
-        def score(genome: Any, generation: int) -> Mapping[str, Score]:
+        def scorer(generation: int) -> Scorer:
             sampled = of(generation)
             assert sampled is not None, "an empty sample is not asked"
-            return study.scorer(sampled)(space.decode(genome))
+            return study.scorer(sampled)
 
         def singly(genome: Any, generation: int) -> Mapping[str, Score]:
             sampled = of(generation)
             assert sampled is not None, "an empty sample is not asked"
             return item_by_item(study, sampled, space.decode(genome))
 
-        inner: Evaluation[Any] = own_evaluation(study, None)
+        inner = local_evaluation(study, None)
         if items is not None:
-            inner = ByGeneration(score)
-        return PrivateEvaluation(
+            inner = Evaluation(LocalPool(space.decode, scorer), own_items=True)
+        return PrivatePool(
             inner=inner,
             singly=singly,
             empty=lambda generation: of(generation) is None,

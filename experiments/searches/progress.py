@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.reports.table import duration
 from search.loop.history import Record
-from search.loop.loop import Budget
+from search.loop.session import Budget
 
 logger = logging.getLogger(__name__)
 

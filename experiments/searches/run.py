@@ -23,7 +23,7 @@ from merging.method import MergeError
 from merging.weights import CheckpointError
 from search.loop.history import HistoryError
 from search.loop.jsonl import DamagedFileError
-from search.loop.loop import Budget, SearchFailed
+from search.loop.session import Budget, SearchFailed
 
 # What may go wrong in mid-run and is no fault of the program: the message says what to do.
 _EXPLAINED = (

@@ -21,7 +21,7 @@ from experiments.reports.report import write_report
 from experiments.runs.directory import check_ingredients, run_identity
 from experiments.runs.errors import UserError, explained
 from experiments.runs.model_scores import IN_HULL, ModelScores
-from experiments.scoring.choose import open_bench, open_evaluation
+from experiments.scoring.choose import open_evaluation, open_pool
 from experiments.searches.certificate import Ended, InHull, write_certificate
 from experiments.searches.progress import Progress
 from experiments.searches.references import References
@@ -37,9 +37,10 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.saving.save import save_model
 from merging.saving.save_adapter import save_adapter
+from search.loop.generational import search
 from search.loop.history import History, Record
-from search.loop.loop import Budget, SearchFailed, SearchResult, search
-from search.loop.steady import search_steadily
+from search.loop.session import Budget, SearchFailed, SearchResult
+from search.loop.steady_state import search_steadily
 from search.objective import BoundObjective, Objective
 from search.winners.rescoring import rescore
 from search.winners.selection import Finalist, finalists, second_look, shrunken_finalists
@@ -155,7 +156,7 @@ class SearchSteps:
         """Returns the search, from its strategy and what scores its candidates."""
         study = self._study
         if self._config.asynchronous:
-            return partial(search_steadily, study.strategy, open_bench(study))  # type: ignore[arg-type]
+            return partial(search_steadily, study.strategy, open_pool(study))  # type: ignore[arg-type]
         return partial(search, study.strategy, open_evaluation(study, self._common, objective))
 
     def _search(self, objective: Objective) -> SearchResult:

@@ -23,7 +23,7 @@ from merging.files import write_text
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.spaces.displaced import DisplacedSpace
-from search.loop.loop import SearchResult
+from search.loop.session import SearchResult
 from search.objective import BoundObjective, Objective
 from search.winners.selection import Finalist
 

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from experiments.setup.asking import RaceFactory
-from search.loop.evaluation import Evaluation
-from search.loop.steady import LocalPool, WorkerPool
+from search.loop.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,19 @@ class Execution(Protocol):
 
     elsewhere: bool
 
-    def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> Evaluation[Any]:
-        """Returns what scores whole generations.
+    def pool(
+        self,
+        local: Pool[Any, Any],
+        order: Callable[[], WorkerSpec],
+        encode: Callable[[Any], Any],
+    ) -> Pool[Any, Any]:
+        """Returns what works on tasks of scoring or asking.
 
         Args:
-            own: how this process scores them.
-            order: how another process makes what `own` uses.
+            local: works on them in this process.
+            order: how another process makes what `local` uses.
             encode: genome to JSON values.
         """
-        ...
-
-    def bench(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> WorkerPool[Any]:
-        """Returns what scores single candidates, some at a time; arguments as `evaluation`."""
-        ...
-
-    def opening(
-        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> RaceFactory:
-        """Returns what asks the candidates of races; arguments as `evaluation`."""
         ...
 
     def close(self) -> None:
@@ -77,23 +66,14 @@ class Local:
 
     elsewhere = False
 
-    def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> Evaluation[Any]:
-        """Returns `own`."""
-        return own
-
-    def bench(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> WorkerPool[Any]:
-        """Returns what scores one candidate after the other."""
-        return LocalPool(lambda genome: next(own([genome], 0, (), 0)))
-
-    def opening(
-        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> RaceFactory:
-        """Returns `own`."""
-        return own
+    def pool(
+        self,
+        local: Pool[Any, Any],
+        order: Callable[[], WorkerSpec],
+        encode: Callable[[Any], Any],
+    ) -> Pool[Any, Any]:
+        """Returns `local`."""
+        return local
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.setup import assemble
-from search.loop.steady import check_steady
+from search.loop.steady_state import check_steady
 from search.strategy import Strategy
 
 

@@ -1,11 +1,12 @@
-"""How a generation is scored: the interface, and the plain way, one candidate after the other."""
+"""How candidates are scored: batches of genomes in, scores or the reason of a failure out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -14,9 +15,10 @@ from evaluators.requests import EvaluationError
 from merging.arrays import Vector
 from merging.method import MergeError
 from search.loop.history import Record
+from search.loop.pool import Pool, TaskQueue
 from search.strategy import G
 
-H = TypeVar("H", contravariant=True)
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,97 +54,105 @@ class Evaluated:
     estimate: FitnessEstimate | None = None
 
 
-class Evaluation(Protocol[H]):
-    """Scores whole generations; the loop knows nothing of models, items and devices."""
+@dataclass
+class Attempt:
+    """How an attempt to score a model went; known when it has ended."""
 
-    @property
-    def own_items(self) -> bool:
-        """Whether every generation is scored on items of its own."""
-        ...
-
-    @property
-    def unit(self) -> int:
-        """How many genomes in a row are scored together; see `units`."""
-        ...
-
-    def __call__(
-        self, genomes: Sequence[H], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what genome `first` gave, then the next, in order.
-
-        What a genome gives depends on `genomes`, `generation` and `records` alone, not on
-        `first`: a search that was killed within a generation goes on with the same numbers. The
-        loop may stop reading at any time, and what is behind is then not worked on.
-
-        Args:
-            genomes: all of the generation that had not been evaluated before.
-            generation: its number from 0, earlier sessions included.
-            records: of all earlier generations.
-            first: how many of `genomes` an earlier session has written down.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class OneByOne(Generic[G]):
-    """Scores one genome after the other.
-
-    Args:
-        score: of a genome, by ``task/metric``.
-    """
-
-    score: Callable[[G], Mapping[str, Score]]
-    own_items = False
-    unit = 1
-
-    def __call__(
-        self, genomes: Sequence[G], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what each gave; see `Evaluation`."""
-        for genome in genomes[first:]:
-            yield attempt(self.score, genome)
-
-
-@dataclass(frozen=True)
-class ByGeneration(Generic[G]):
-    """Scores every generation on items of its own, the same for all of its candidates.
-
-    Args:
-        score: of a genome on the items of a generation, by its number from 0.
-    """
-
-    score: Callable[[G, int], Mapping[str, Score]]
-    own_items = True
-    unit = 1
-
-    def __call__(
-        self, genomes: Sequence[G], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what each gave; see `Evaluation`."""
-        for genome in genomes[first:]:
-            yield attempt(lambda each: self.score(each, generation), genome)
-
-
-def attempt(score: Callable[[G], Mapping[str, Score]], genome: G) -> Evaluated:
-    """Returns what scoring gave; a model that cannot be scored is a failure, not an error."""
-    began = time.perf_counter()
-    scores: Mapping[str, Score] = {}
     failure: str | None = None
+    seconds: float = 0.0
+
+
+@contextmanager
+def attempt() -> Iterator[Attempt]:
+    """Takes the time of a block; a model that cannot be scored is a failure, not an error."""
+    began, tried = time.perf_counter(), Attempt()
     try:
-        scores = score(genome)
+        yield tried
     except (EvaluationError, MergeError) as error:
-        failure = str(error) or type(error).__name__
+        tried.failure = str(error) or type(error).__name__
     except (MemoryError, torch.cuda.OutOfMemoryError):
-        failure = "out of memory"
-    return Evaluated(scores, failure, time.perf_counter() - began)
+        tried.failure = "out of memory"
+    tried.seconds = time.perf_counter() - began
 
 
-def units(count: int, size: int, first: int = 0) -> list[range]:
-    """Returns the places of every unit that has one from `first` on; borders do not depend on it.
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[G]):
+    """Genomes of one generation that are scored as one task.
+
+    What they give depends on the batch alone, so that a search that was killed within a
+    generation goes on with the same numbers.
+
+    Args:
+        genomes: none of which was evaluated before.
+        generation: its number from 0, earlier sessions included.
+        records: of all earlier generations.
+    """
+
+    genomes: Sequence[G]
+    generation: int = 0
+    records: Sequence[Record] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Generic[G]):
+    """How generations are scored; the loop knows nothing of models, items and devices.
+
+    Args:
+        pool: scores batches, one result per genome, in their order.
+        own_items: whether every generation is scored on items of its own.
+        batch_size: genomes of a batch; None: the whole generation is one.
+    """
+
+    pool: Pool[Batch[G], Sequence[Evaluated]]
+    own_items: bool = False
+    batch_size: int | None = 1
+
+
+class LocalPool(TaskQueue[Batch[G]], Generic[G, W]):
+    """Scores genomes in this process, one after the other.
+
+    Args:
+        decode: genome to what is scored.
+        scorer: number of a generation to what scores on its items.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[G], W],
+        scorer: Callable[[int], Callable[[W], Mapping[str, Score]]],
+    ) -> None:
+        super().__init__()
+        self._decode = decode
+        self._scorer = scorer
+
+    def next(self) -> tuple[int, list[Evaluated]]:
+        """Scores the first batch in the line."""
+        ticket, batch = self._take()
+        scorer = self._scorer(batch.generation)
+        results = []
+        for genome in batch.genomes:
+            scores: Mapping[str, Score] = {}
+            with attempt() as tried:
+                scores = scorer(self._decode(genome))
+            results.append(Evaluated(scores, tried.failure, tried.seconds))
+        return ticket, results
+
+
+def batches(count: int, size: int | None, first: int = 0) -> list[range]:
+    """Returns the positions of every batch that has one from `first` on.
+
+    Borders do not depend on `first`: what a batch rounds to is the same after a restart.
+
+    Args:
+        count: of genomes.
+        size: of a batch; None: all are one.
+        first: how many an earlier session has written down.
 
     Example:
-        >>> units(7, 3, first=4)
+        >>> batches(7, 3, first=4)
         [range(3, 6), range(6, 7)]
     """
-    begin = first - first % size
-    return [range(a, min(a + size, count)) for a in range(begin, count, size)]
+    if first >= count:
+        return []
+    size = size or count
+    return [range(a, min(a + size, count)) for a in range(first - first % size, count, size)]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from evaluators.evaluator import Score
 from merging.arrays import Vector
-from search.loop.evaluation import Evaluated, Evaluation, FitnessEstimate, attempt
-from search.loop.history import Record
+from search.loop.evaluation import (
+    Batch,
+    Evaluated,
+    Evaluation,
+    FitnessEstimate,
+    attempt,
+    batches,
+)
+from search.loop.pool import TaskQueue, run_all
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means
 from search.strategy import G
 
@@ -22,9 +29,9 @@ Release: TypeAlias = Literal["means", "differences"]
 _NONE: Vector = np.empty(0)
 
 
-@dataclass(frozen=True)
-class PrivateEvaluation(Generic[G]):
-    """Another evaluation whose scores never leave it: what it yields is noisy fitness.
+@dataclass(eq=False)
+class PrivatePool(TaskQueue[Batch[G]]):
+    """Another evaluation whose scores never leave it: what comes out is noisy fitness.
 
     A whole generation is scored even where a killed session has written down a part of it: the
     noise belongs to the generation, its genomes and the items, so what was written comes out
@@ -54,60 +61,62 @@ class PrivateEvaluation(Generic[G]):
     encode: Callable[[G], Any]
 
     @property
-    def own_items(self) -> bool:
-        """Whether fitness of different generations cannot be compared."""
-        return self.inner.own_items or self.release == "differences"
-
-    @property
-    def unit(self) -> int:
-        """How many genomes in a row are scored together."""
-        return self.inner.unit
+    def evaluation(self) -> Evaluation[G]:
+        """This pool, which takes whole generations; differences of two cannot be compared."""
+        own_items = self.inner.own_items or self.release == "differences"
+        return Evaluation(self, own_items, batch_size=None)
 
     def releases(self, genomes: int) -> int:
         """Returns how many noisy numbers one item can change in a generation of new genomes."""
         return genomes if self.release == "means" else genomes // 2
 
-    def __call__(
-        self, genomes: Sequence[G], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields the noisy fitness of each; see `Evaluation`.
+    def next(self) -> tuple[int, list[Evaluated]]:
+        """Returns the noisy fitness of the first generation in the line.
 
         Raises:
             ValueError: differences are to be released, and the genomes are no pairs.
         """
+        ticket, batch = self._take()
+        genomes, generation = batch.genomes, batch.generation
         if self.release == "differences" and len(genomes) % 2:
             raise ValueError(
                 f"generation {generation} has {len(genomes)} new genomes, which make no pairs: "
                 "privacy=differences needs a strategy that asks for pairs, such as dp_zo"
             )
         question = ("generation", generation, json.dumps([self.encode(g) for g in genomes]))
-        scored = list(self._scored(genomes, generation, records))
-        whole = [each is not None for _, each in scored]
-        parts = [self.shares.contributions(each or {}) for _, each in scored]
+        scored = self._scored(batch)
+        whole = [scores is not None for _, scores in scored]
+        parts = [self.shares.contributions(scores or {}) for _, scores in scored]
         values = self._noisy(parts, question)
         if self.release == "differences":  # one side alone says nothing
             whole = [whole[i] and whole[i ^ 1] for i in range(len(whole))]
-        for (seconds, _), value, good in list(zip(scored, values, whole, strict=True))[first:]:
-            if good:
-                yield Evaluated({}, None, seconds, FitnessEstimate(value, None, None))
-            else:
-                yield Evaluated({}, "its weights cannot be computed", seconds)
+        return ticket, [
+            Evaluated({}, None, seconds, FitnessEstimate(value, None, None))
+            if good
+            else Evaluated({}, "its weights cannot be computed", seconds)
+            for (seconds, _), value, good in zip(scored, values, whole, strict=True)
+        ]
 
-    def _scored(
-        self, genomes: Sequence[G], generation: int, records: Sequence[Record]
-    ) -> Iterator[tuple[float, Mapping[str, Score] | None]]:
-        """Yields seconds and un-noised scores of every genome; None: no weights."""
-        if self.empty(generation):
-            yield from ((0.0, {}) for _ in genomes)
-            return
-        found = self.inner(genomes, generation, records, 0)
-        for genome, evaluated in zip(genomes, found, strict=True):
-            if evaluated.failure is None:
-                yield evaluated.seconds, evaluated.scores
-                continue
-            again = attempt(lambda each: self.singly(each, generation), genome)
-            seconds = evaluated.seconds + again.seconds
-            yield seconds, again.scores if again.failure is None else None
+    def _scored(self, batch: Batch[G]) -> list[tuple[float, Mapping[str, Score] | None]]:
+        """Returns seconds and un-noised scores of every genome; None: no weights."""
+        if self.empty(batch.generation):
+            return [(0.0, {}) for _ in batch.genomes]
+        tasks = [
+            replace(batch, genomes=batch.genomes[positions.start : positions.stop])
+            for positions in batches(len(batch.genomes), self.inner.batch_size)
+        ]
+        results = [one for several in run_all(self.inner.pool, tasks) for one in several]
+        scored: list[tuple[float, Mapping[str, Score] | None]] = []
+        for genome, evaluated in zip(batch.genomes, results, strict=True):
+            scores: Mapping[str, Score] | None = evaluated.scores
+            seconds = evaluated.seconds
+            if evaluated.failure is not None:
+                scores = None
+                with attempt() as tried:
+                    scores = self.singly(genome, batch.generation)
+                seconds += tried.seconds
+            scored.append((seconds, scores))
+        return scored
 
     def _noisy(
         self, parts: Sequence[Sequence[Vector]], question: tuple[str | int, ...]
@@ -117,5 +126,5 @@ class PrivateEvaluation(Generic[G]):
             return noisy_means(parts, divisors, self.mechanism, question)
         pairs = [(parts[i][0], parts[i + 1][0]) for i in range(0, len(parts), 2)]
         pairs = [pair if len(pair[0]) == len(pair[1]) else (_NONE, _NONE) for pair in pairs]
-        found = noisy_differences(pairs, divisors[0], self.mechanism, question)
-        return [np.array([value]) for pair in found for value in pair]
+        differences = noisy_differences(pairs, divisors[0], self.mechanism, question)
+        return [np.array([value]) for pair in differences for value in pair]

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from search.loop.history import Record
-from search.loop.loop import SearchFailed
+from search.loop.session import SearchFailed
 from search.objective import Objective
 from search.winners.selection import finalists, look
 

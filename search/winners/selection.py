@@ -16,7 +16,7 @@ from merging.arrays import Vector
 from merging.method import MergeError
 from search.loop import jsonl
 from search.loop.history import HistoryError, Record
-from search.loop.loop import SearchFailed
+from search.loop.session import SearchFailed
 from search.objective import Objective
 from search.ranking import crowding, non_dominated
 from search.winners.shrinkage import Strata, shrink

@@ -148,12 +148,7 @@ class Fleet:
         self._tickets += 1
         self._tasks[self._tickets] = _Task(method, arguments, about)
         self._queue.append(self._tickets)
-        self._assign()
         return self._tickets
-
-    def holds(self, about: Any) -> bool:
-        """Whether a worker holds a genome, so that a task about it costs less there."""
-        return any(seat.holds == about for seat in self._seats)
 
     def next(self) -> tuple[int, Any]:
         """Waits for a task to be done; returns its ticket and what the method returned.
@@ -197,12 +192,14 @@ class Fleet:
         seat.since, seat.ready = self._clock(), False
 
     def _assign(self) -> None:
-        """Gives tasks to free workers, each to the one that holds its genome if that is free."""
+        """Gives tasks to free workers, first those whose genome one of them holds, to that one."""
         free = [seat for seat in self._seats if seat.ready and seat.reference is None]
         while free and self._queue:
-            ticket = self._queue.popleft()
+            held = [seat.holds for seat in free]
+            ticket = min(self._queue, key=lambda ticket: self._tasks[ticket].about not in held)
+            self._queue.remove(ticket)
             task = self._tasks[ticket]
-            seat = min(free, key=lambda each: each.holds != task.about)
+            seat = min(free, key=lambda seat: seat.holds != task.about)
             free.remove(seat)
             seat.ticket, seat.since, seat.holds = ticket, self._clock(), task.about
             seat.reference = self._cluster.call(seat.worker, task.method, *task.arguments)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from experiments.runs.errors import UserError
+from experiments.scoring.asking import Question
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
-from experiments.scoring.distributed.worker import as_evaluated
-from experiments.setup.asking import Answer, RaceFactory
 from experiments.setup.execution import WorkerSpec
-from search.loop.evaluation import Evaluated, Evaluation, units
-from search.loop.history import Record
-from search.loop.steady import WorkerPool
+from search.loop.evaluation import Batch
+from search.loop.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -71,24 +68,14 @@ class OnRay:
         self._cluster: RayCluster | None = None
         self._fleet: Fleet | None = None
 
-    def evaluation(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> Evaluation[Any]:
-        """Returns what spreads every generation over the workers."""
-        fleet = self._open(order())
-        return RayEvaluation(fleet, encode, own_items=own.own_items, unit=own.unit)
-
-    def bench(
-        self, own: Evaluation[Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> WorkerPool[Any]:
-        """Returns what keeps every worker busy."""
+    def pool(
+        self,
+        local: Pool[Any, Any],
+        order: Callable[[], WorkerSpec],
+        encode: Callable[[Any], Any],
+    ) -> Pool[Any, Any]:
+        """Returns what spreads the tasks over the workers."""
         return RayPool(self._open(order()), encode)
-
-    def opening(
-        self, own: RaceFactory, order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
-    ) -> RaceFactory:
-        """Returns what lets the workers ask the candidates of races."""
-        return partial(RayRaceClient, self._open(order()), encode)
 
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
@@ -122,49 +109,8 @@ class OnRay:
         return self._fleet
 
 
-class RayEvaluation:
-    """Spreads the candidates of a generation over a fleet.
-
-    Args:
-        fleet: its workers have the order of the study.
-        encode: genome to JSON values.
-        own_items: whether every generation is scored on items of its own.
-        unit: how many genomes in a row one worker scores together.
-    """
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        encode: Callable[[Any], Any],
-        *,
-        own_items: bool = False,
-        unit: int = 1,
-    ) -> None:
-        self._fleet, self._encode, self.own_items, self.unit = fleet, encode, own_items, unit
-
-    def __call__(
-        self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what each gave, in the order of the genomes; see `Evaluation`."""
-        fleet = self._fleet
-        encoded = [self._encode(each) for each in genomes]
-        tickets = {
-            fleet.submit("score", [encoded[i] for i in places], generation): places
-            for places in units(len(genomes), self.unit, first)
-        }
-        done: dict[int, list[Evaluated]] = {}
-        try:
-            for ticket, places in tickets.items():
-                while ticket not in done:
-                    found, answer = fleet.next()
-                    done[found] = [as_evaluated(each) for each in answer]
-                yield from done.pop(ticket)[max(0, first - places.start) :]
-        finally:
-            fleet.drop()
-
-
 class RayPool:
-    """Gives every worker of a fleet a candidate of its own; see `search.loop.steady.WorkerPool`.
+    """Gives the tasks of scoring and asking to a fleet, genomes as JSON values.
 
     Args:
         fleet: its workers have the order of the study.
@@ -172,50 +118,26 @@ class RayPool:
     """
 
     def __init__(self, fleet: Fleet, encode: Callable[[Any], Any]) -> None:
-        self._fleet, self._encode = fleet, encode
+        self._fleet = fleet
+        self._encode = encode
 
     @property
-    def places(self) -> int:
+    def size(self) -> int:
         """As many as there are workers, dead ones that will be replaced included."""
         return self._fleet.size
 
-    def submit(self, genome: Any) -> int:
-        """Puts a genome last in the line; returns its ticket."""
-        return self._fleet.submit("score", [self._encode(genome)], 0)
+    def submit(self, task: Batch[Any] | Question) -> int:
+        """Hands a task to the fleet; see `Fleet.submit`."""
+        if isinstance(task, Question):
+            genome = self._encode(task.genome)
+            return self._fleet.submit("ask", genome, task.requests, about=genome)
+        genomes = [self._encode(genome) for genome in task.genomes]
+        return self._fleet.submit("score", genomes, task.generation)
 
-    def next(self) -> tuple[int, Evaluated]:
-        """Waits for a genome to be done."""
-        ticket, (found,) = self._fleet.next()
-        return ticket, as_evaluated(found)
+    def next(self) -> tuple[int, Any]:
+        """Waits for a task to be done; see `Fleet.next`."""
+        return self._fleet.next()
 
-
-class RayRaceClient:
-    """Lets the workers of a fleet ask the candidates of one generation; see `Asking`.
-
-    A worker that holds a candidate's weights from the stage before is given the same one again.
-
-    Args:
-        fleet: its workers have the order of the study.
-        encode: genome to JSON values.
-        genomes: of the generation.
-    """
-
-    def __init__(self, fleet: Fleet, encode: Callable[[Any], Any], genomes: Sequence[Any]) -> None:
-        self._fleet, self._encoded = fleet, [encode(each) for each in genomes]
-
-    def __call__(self, numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
-        """Returns the answers by number; see `Asking`."""
-        fleet, encoded = self._fleet, self._encoded
-        order = sorted(numbers, key=lambda number: (not fleet.holds(encoded[number]), number))
-        answers: dict[int, Answer] = {}
-        try:
-            tickets = {
-                fleet.submit("ask", encoded[number], slots, about=encoded[number]): number
-                for number in order
-            }
-            while len(answers) < len(tickets):
-                ticket, answer = fleet.next()
-                answers[tickets[ticket]] = answer
-        finally:
-            fleet.drop()
-        return answers
+    def drop(self) -> None:
+        """Forgets all tasks; see `Fleet.drop`."""
+        self._fleet.drop()

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from evaluators.evaluator import Score
 from experiments.runs.errors import UserError, explained
-from experiments.scoring.choose import own_evaluation, own_opening
-from experiments.setup.asking import Answer, RaceClient, RaceFactory
+from experiments.scoring.asking import Answer, LocalAsker, Question
+from experiments.scoring.choose import local_asker, local_evaluation
 from experiments.setup.common_items import CommonItems
 from experiments.setup.execution import WorkerSpec
 from experiments.setup.study import Study
 from merging.plans import plan_from_description
-from search.loop.evaluation import Evaluated, Evaluation
+from search.loop.evaluation import Batch, Evaluated
+from search.loop.pool import Pool, run_all
 
 
 class Worker:
@@ -28,9 +27,9 @@ class Worker:
 
     def __init__(self) -> None:
         self._study: Study | None = None
-        self._evaluation: Evaluation[Any] | None = None
-        self._opening: RaceFactory | None = None
-        self._asking: RaceClient | None = None
+        self._pool: Pool[Batch[Any], Sequence[Evaluated]] | None = None
+        self._asker: LocalAsker | None = None
+        self._encoded: Any = None
         self._genome: Any = None
 
     def prepare(self, order: WorkerSpec) -> dict[str, Any]:
@@ -39,73 +38,44 @@ class Worker:
         Returns:
             ``host`` and ``pid`` of this process, and ``refused``: why it cannot, None: it can.
         """
-        self._study = self._evaluation = self._opening = self._asking = None
-        found: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "refused": None}
+        self._study = self._pool = self._asker = self._encoded = None
+        state: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "refused": None}
         try:
             with explained():
                 self._study = _study(order)
         except UserError as error:
-            found["refused"] = str(error)
-            return found
+            return {**state, "refused": str(error)}
         common = CommonItems.open(self._study.config, self._study.search_on)
-        self._evaluation = own_evaluation(self._study, common)
-        self._opening = own_opening(self._study)
-        return found
+        self._pool = local_evaluation(self._study, common).pool
+        self._asker = local_asker(self._study)
+        return state
 
-    def score(self, genomes: Sequence[Any], generation: int) -> list[dict[str, Any]]:
-        """Returns what `as_evaluated` reads, for every genome.
+    def score(self, genomes: Sequence[Any], generation: int) -> Sequence[Evaluated]:
+        """Returns what every genome of a batch gave.
 
         Args:
-            genomes: as JSON values; a unit, scored together where the study does so.
+            genomes: as JSON values.
             generation: its number from 0; read where every generation has items of its own.
         """
         assert self._study is not None
-        assert self._evaluation is not None
-        self._asking = None  # other weights come into the model
-        own = [self._study.space.from_json(each) for each in genomes]
-        return [_plain(each) for each in self._evaluation(own, generation, (), 0)]
+        assert self._pool is not None
+        assert self._asker is not None
+        self._asker.drop()  # other weights come into the model
+        batch = Batch([self._study.space.from_json(genome) for genome in genomes], generation)
+        return run_all(self._pool, [batch])[0]
 
-    def ask(self, genome: Any, slots: tuple[int, ...]) -> Answer:
+    def ask(self, genome: Any, requests: tuple[int, ...]) -> Answer:
         """Returns what a candidate answers; its weights are not written again if they are there.
 
         Args:
             genome: as JSON values.
-            slots: which of the panel's requests, ascending.
+            requests: which of the panel's requests, ascending.
         """
         assert self._study is not None
-        assert self._opening is not None
-        if self._asking is None or genome != self._genome:
-            self._asking = self._opening([self._study.space.from_json(genome)])
-            self._genome = genome
-        return self._asking([0], slots)[0]
-
-
-def as_evaluated(values: Mapping[str, Any]) -> Evaluated:
-    """Returns what a worker found, every number exactly."""
-    scores = {
-        name: Score(
-            each["value"],
-            None if each["cases"] is None else np.array(each["cases"], np.float64),
-            each["chance"],
-            None if each["interval"] is None else tuple(each["interval"]),
-        )
-        for name, each in values["scores"].items()
-    }
-    return Evaluated(scores, values["failure"], values["seconds"])
-
-
-def _plain(evaluated: Evaluated) -> dict[str, Any]:
-    assert evaluated.estimate is None, "workers score all items"
-    scores = {
-        name: {
-            "value": float(score.value),
-            "cases": None if score.cases is None else score.cases.tolist(),
-            "chance": score.chance,
-            "interval": score.interval,
-        }
-        for name, score in evaluated.scores.items()
-    }
-    return {"scores": scores, "failure": evaluated.failure, "seconds": evaluated.seconds}
+        assert self._asker is not None
+        if genome != self._encoded:
+            self._encoded, self._genome = genome, self._study.space.from_json(genome)
+        return run_all(self._asker, [Question(self._genome, requests)])[0]
 
 
 def _study(order: WorkerSpec) -> Study:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.experts import ExpertPool
 from merging.saving import save
-from search.loop import loop
+from search.loop import generational
 from tests import builders
 from tests.experiments.local import overrides, write_texts
 from tests.experiments.refusals import Shell
@@ -152,7 +152,7 @@ class TestWeights:
     @pytest.fixture(autouse=True)
     def _no_evaluation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ExpertPool, "resident", lambda *_: pytest.fail("weights are held"))
-        monkeypatch.setattr(loop, "Session", lambda *_: pytest.fail("the search began"))
+        monkeypatch.setattr(generational, "Session", lambda *_: pytest.fail("the search began"))
 
     def test_nan_in_expert(self, shell: Shell, world: Path, expert: Path) -> None:
         change(expert, DOWN, with_first(float("nan")))

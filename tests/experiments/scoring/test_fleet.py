@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluators.evaluator import Score
 from experiments.runs.errors import UserError
 from experiments.scoring.distributed.fleet import Fleet, WorkerLost
-from experiments.scoring.distributed.on_ray import RayEvaluation, RayPool
+from experiments.scoring.distributed.on_ray import RayPool
 from experiments.setup.execution import WorkerSpec
-from search.loop.evaluation import Evaluated
+from search.loop.evaluation import Batch, Evaluated, batches
+from search.loop.pool import run_all
 
 ORDER = WorkerSpec("seed: 0", None, "b", {"a": "c"}, "/nowhere", "cpu", 1)
 
@@ -71,10 +73,10 @@ class Scripted:
         return "each asks for 1 CPUs; nodes with 1 CPUs"
 
 
-def scored_alone(genome: float, generation: int) -> dict[str, Any]:
-    cases = [genome / 3, float(generation)]
-    score = {"value": sum(cases) / 2, "cases": cases, "chance": None, "interval": [0.0, 1.0]}
-    return {"scores": {"t/x": score}, "failure": None, "seconds": 0.5}
+def scored_alone(genome: float, generation: int) -> Evaluated:
+    cases = np.array([genome / 3, float(generation)])
+    score = Score(float(cases.sum()) / 2, cases, None, (0.0, 1.0))
+    return Evaluated({"t/x": score}, None, 0.5)
 
 
 def fleet_of(cluster: Scripted, size: int = 2, **options: Any) -> Fleet:
@@ -88,9 +90,11 @@ def scores(found: Sequence[Evaluated]) -> list[float]:
     return [each.scores["t/x"].value for each in found]
 
 
-def spread(fleet: Fleet, count: int = 7, generation: int = 2, first: int = 0) -> list[float]:
-    genomes = [float(i) for i in range(count)]
-    return scores(list(RayEvaluation(fleet, lambda g: g)(genomes, generation, (), first)))
+def spread(fleet: Fleet, generation: int = 2, first: int = 0, size: int = 1) -> list[float]:
+    """Scores the batches of seven genomes that have one from `first` on."""
+    tasks = [Batch([float(i) for i in batch], generation) for batch in batches(7, size, first)]
+    results = run_all(RayPool(fleet, lambda genome: genome), tasks)
+    return scores([one for several in results for one in several])
 
 
 EXPECTED = [(i / 3 + 2.0) / 2 for i in range(7)]
@@ -113,25 +117,13 @@ def test_results_come_in_the_order_of_the_genomes(size: int, last: bool) -> None
 
 
 def test_what_is_scored_together_travels_together() -> None:
-    """Borders stay where they are when an earlier session has written part of a unit."""
+    """Borders stay where they are when an earlier session has written part of a batch."""
     cluster = Scripted()
     fleet = fleet_of(cluster)
-    genomes = [float(i) for i in range(7)]
-    search = RayEvaluation(fleet, lambda g: g, unit=3)
-    assert scores(list(search(genomes, 2, (), 0))) == EXPECTED
-    assert scores(list(search(genomes, 2, (), 4))) == EXPECTED[4:]
+    assert spread(fleet, size=3) == EXPECTED
+    assert spread(fleet, size=3, first=4) == EXPECTED[3:]
     whole = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0]]
     assert [each for _, each in scored(cluster)] == [*whole, *whole[1:]]
-
-
-def test_scores_travel_exactly() -> None:
-    (found,) = RayEvaluation(fleet_of(Scripted()), lambda g: g)([0.1], 5, (), 0)
-    score = found.scores["t/x"]
-    assert score.cases is not None
-    assert score.cases.dtype == np.float64
-    assert score.cases.tolist() == [0.1 / 3, 5.0]
-    assert (score.interval, score.chance, found.failure) == ((0.0, 1.0), None, None)
-    assert found.seconds == 0.5
 
 
 def test_what_a_dead_worker_did_is_done_by_another(caplog: pytest.LogCaptureFixture) -> None:
@@ -147,9 +139,11 @@ def test_what_a_dead_worker_did_is_done_by_another(caplog: pytest.LogCaptureFixt
 def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> None:
     cluster = Scripted()
     fleet = fleet_of(cluster, 3)
-    search = RayEvaluation(fleet, lambda g: g)([float(i) for i in range(7)], 2, (), 0)
-    assert next(search).scores["t/x"].value == EXPECTED[0]
-    search.close()  # type: ignore[attr-defined]
+    pool = RayPool(fleet, lambda genome: genome)
+    for i in range(7):
+        pool.submit(Batch([float(i)], 2))
+    assert scores(pool.next()[1]) == EXPECTED[:1]
+    pool.drop()
     assert spread(fleet, generation=4) == [(i / 3 + 4.0) / 2 for i in range(7)]
     fleet.submit("score", [1.0], 1)
     fleet.use(ORDER)
@@ -158,14 +152,14 @@ def test_what_is_behind_is_not_worked_on_and_late_answers_are_not_mixed_up() -> 
 
 def test_every_place_has_a_candidate_of_its_own() -> None:
     cluster = Scripted()
-    bench = RayPool(fleet_of(cluster, 3), lambda g: g)
-    assert bench.places == 3
-    tickets = {bench.submit(float(i)): float(i) for i in range(3)}
+    pool = RayPool(fleet_of(cluster, 3), lambda genome: genome)
+    assert pool.size == 3
+    tickets = {pool.submit(Batch([float(i)])): float(i) for i in range(3)}
     for _ in range(5):
-        ticket, evaluated = bench.next()
+        ticket, evaluated = pool.next()
         genome = tickets.pop(ticket)
-        assert scores([evaluated]) == [genome / 6]
-        tickets[bench.submit(genome + 10)] = genome + 10
+        assert scores(evaluated) == [genome / 6]
+        tickets[pool.submit(Batch([genome + 10]))] = genome + 10
 
 
 def test_a_node_that_lacks_a_file_is_refused_by_name() -> None:

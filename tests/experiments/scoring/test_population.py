@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.loop.evaluation import units
+from search.loop.evaluation import batches
 from tests import builders
 from tests.experiments.local import EXPERTS, overrides, write_texts
 from tests.experiments.refusals import Shell
@@ -70,8 +70,8 @@ def test_scores_are_those_of_each_alone_and_a_resume_gives_the_same_bytes(
 def test_units_have_fixed_borders() -> None:
     for count in range(1, 12):
         for size in range(2, 6):
-            whole = units(count, size)
+            whole = batches(count, size)
             assert np.concatenate([list(unit) for unit in whole]).tolist() == list(range(count))
             for first in range(count):
-                rest = units(count, size, first)
+                rest = batches(count, size, first)
                 assert rest == [unit for unit in whole if unit.stop > first]

@@ -13,12 +13,14 @@ from evaluators.evaluator import Direction, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.panel import Panel
 from evaluators.requests import Likelihood, Loglikelihood, Request, Response, totals_of
-from experiments.scoring.racing import RacingEvaluation
-from experiments.setup.asking import Answer, RaceFactory
+from experiments.scoring.asking import Answer, Question
+from experiments.scoring.racing import RacingPool
 from merging.arrays import Vector
-from search.loop.evaluation import Evaluated
+from search.loop.evaluation import Batch, Evaluated, Evaluation
+from search.loop.generational import search
 from search.loop.history import History
-from search.loop.loop import Budget, SearchFailed, SearchResult, search
+from search.loop.pool import Pool, TaskQueue, run_all
+from search.loop.session import Budget, SearchFailed, SearchResult
 from search.objective import BoundObjective, Term
 from search.racing.item_response import ItemResponse
 from search.racing.pairwise import PairedTest
@@ -69,7 +71,7 @@ def likelihood(genome: Vector, request: Request) -> Likelihood:
     return Likelihood(-part * float(np.sum((genome[:2] - 0.3 * own[:2]) ** 2)), False)
 
 
-class Asking:
+class Asking(TaskQueue[Question]):
     """Answers by formula, and notes who was asked what; killed before the answer that is named."""
 
     def __init__(
@@ -77,18 +79,17 @@ class Asking:
         kill_at: int | None = None,
         fails: Callable[[Vector, int], bool] = lambda genome, requests: genome[0] > 0.35,
     ) -> None:
+        super().__init__()
         self.kill_at, self.fails = kill_at, fails
         self.asked: list[tuple[bytes, Request]] = []
         self.answers = 0
 
-    def __call__(self, genomes: Sequence[Vector]) -> Any:
-        def ask(numbers: Sequence[int], slots: tuple[int, ...]) -> dict[int, Answer]:
-            return {number: self.answer(genomes[number], slots) for number in numbers}
+    def next(self) -> tuple[int, Answer]:
+        ticket, question = self._take()
+        return ticket, self.answer(question.genome, question.requests)
 
-        return ask
-
-    def answer(self, genome: Vector, slots: tuple[int, ...]) -> Answer:
-        requests = [PANEL.requests[slot] for slot in slots]
+    def answer(self, genome: Vector, indices: tuple[int, ...]) -> Answer:
+        requests = [PANEL.requests[index] for index in indices]
         if self.answers == self.kill_at:
             raise Killed
         self.answers += 1
@@ -98,11 +99,13 @@ class Asking:
         return Answer([likelihood(genome, request) for request in requests])
 
 
-def go(directory: Path, rule: Racing, asking: RaceFactory, evaluations: int = 20) -> SearchResult:
+def go(
+    directory: Path, rule: Racing, asker: Pool[Question, Answer], evaluations: int = 20
+) -> SearchResult:
     directory.mkdir(exist_ok=True)
     return search(
         cma(),
-        RacingEvaluation(rule, PANEL, OBJECTIVE, asking, seed=3),
+        Evaluation(RacingPool(rule, PANEL, OBJECTIVE, asker, seed=3), batch_size=None),
         OBJECTIVE,
         History(directory),
         Budget(evaluations=evaluations),
@@ -193,8 +196,8 @@ def test_where_all_who_stayed_fail_another_is_asked_everything() -> None:
     rule = Halving(eta=4, rungs=(0.1,), against_best=False)
 
     def race(fails: Callable[[Vector, int], bool]) -> list[Evaluated]:
-        asking = Asking(fails=fails)
-        return list(RacingEvaluation(rule, PANEL, OBJECTIVE, asking, seed=0)(genomes, 0, [], 0))
+        pool = RacingPool(rule, PANEL, OBJECTIVE, Asking(fails=fails), seed=0)
+        return run_all(pool, [Batch(genomes)])[0]
 
     found = race(lambda genome, requests: requests > 8)
     assert [each.failure for each in found] == ["out of memory"] * 4

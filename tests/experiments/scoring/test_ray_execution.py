@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -24,13 +25,15 @@ from evaluators.engine.resident import Resident
 from experiments.runs.directory import identity_config
 from experiments.runs.errors import UserError
 from experiments.runs.files import read_lines
-from experiments.scoring.choose import own_evaluation, own_opening
+from experiments.scoring.asking import Question
+from experiments.scoring.choose import local_asker, local_evaluation
 from experiments.scoring.distributed import on_ray
 from experiments.scoring.distributed.fleet import Fleet
-from experiments.scoring.distributed.worker import Worker, as_evaluated
+from experiments.scoring.distributed.worker import Worker
 from experiments.setup.execution import WorkerSpec
 from experiments.setup.study import Study
 from merging.weights import Weights
+from search.loop.pool import run_all
 from tests.experiments.local import environment, evomerge, overrides, write_texts
 from tests.experiments.refusals import Shell
 
@@ -261,9 +264,9 @@ def test_a_worker_scores_as_the_main_process_does(study: Study, genomes: list[An
     worker = Worker()
     assert worker.prepare(order)["refused"] is None
     genome = genomes[-1]
-    found = json.loads(json.dumps(worker.score([study.space.to_json(genome)], 0)))
+    (found,) = pickle.loads(pickle.dumps(worker.score([study.space.to_json(genome)], 0)))
     own = study.scorer(study.search_on)(study.space.decode(genome))
-    scores = as_evaluated(found[0]).scores
+    scores = found.scores
     assert scores.keys() == own.keys()
     for name, score in own.items():
         assert scores[name].value == score.value
@@ -277,8 +280,11 @@ def test_a_worker_answers_as_the_main_process_does(
     worker = Worker()
     assert worker.prepare(study.order())["refused"] is None
     encoded = [json.loads(json.dumps(study.space.to_json(each))) for each in genomes]
-    own = own_opening(study)(genomes)
-    expected = {slots: own([0, 1], slots) for slots in ((0, 2), (1, 3))}
+    own = local_asker(study)
+    expected = {
+        requests: run_all(own, [Question(genome, requests) for genome in genomes])
+        for requests in ((0, 2), (1, 3))
+    }
     written: list[Resident] = []
     write = Resident.write
 
@@ -288,8 +294,9 @@ def test_a_worker_answers_as_the_main_process_does(
 
     monkeypatch.setattr(Resident, "write", watched)
     asked = [(0, (0, 2)), (0, (1, 3)), (1, (1, 3)), (1, (0, 2)), (0, (1, 3))]
-    for number, slots in asked:
-        assert worker.ask(encoded[number], slots).responses == expected[slots][number].responses
+    for number, requests in asked:
+        answer = worker.ask(encoded[number], requests)
+        assert answer.responses == expected[requests][number].responses
     assert len(written) == 3
     worker.score(encoded[1:], 0)
     assert worker.ask(encoded[0], (0, 2)).responses == expected[0, 2][0].responses
@@ -328,9 +335,9 @@ def test_what_workers_cannot_do_is_refused(shell: Shell, options: list[str], pat
 
 def test_a_cluster_that_does_not_answer_is_named_at_once(study: Study) -> None:
     execution = on_ray.OnRay(address="127.0.0.1:1")
-    own = own_evaluation(study, None)
+    own = local_evaluation(study, None).pool
     with pytest.raises(UserError, match=r"execution.address=127.0.0.1:1: nothing answers there"):
-        execution.evaluation(own, study.order, study.space.to_json)
+        execution.pool(own, study.order, study.space.to_json)
     execution.close()
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.scoring.distributed.on_ray import RayRaceClient
-from experiments.setup.asking import Answer
+from experiments.scoring.asking import Answer, Question
+from experiments.scoring.distributed.on_ray import RayPool
+from search.loop.pool import run_all
 from tests.experiments.scoring.test_fleet import Call, Scripted, fleet_of
 from tests.experiments.scoring.test_racing_evaluation import RULES, Asking, go
 from tests.search.loop.test_loop import Killed, content
 
-SLOTS = (0, 3, 4)
+REQUESTS = (0, 3, 4)
 
 
 @dataclass
@@ -27,12 +25,16 @@ class Questioned(Scripted):
     asking: Asking = field(default_factory=Asking)
 
     def answer(self, call: Call) -> Answer:
-        genome, slots = call.arguments
-        return self.asking.answer(np.array(genome), slots)
+        genome, requests = call.arguments
+        return self.asking.answer(np.array(genome), requests)
 
 
-def relayed(cluster: Scripted, size: int) -> Callable[[Sequence[Any]], RayRaceClient]:
-    return partial(RayRaceClient, fleet_of(cluster, size), lambda genome: genome.tolist())
+def relayed(cluster: Scripted, size: int) -> RayPool:
+    return RayPool(fleet_of(cluster, size), lambda genome: genome.tolist())
+
+
+def ask(pool: RayPool, *numbers: int) -> list[Answer]:
+    return run_all(pool, [Question(np.full(3, number / 20), REQUESTS) for number in numbers])
 
 
 def asks(cluster: Scripted) -> list[tuple[int, float]]:
@@ -64,44 +66,46 @@ def test_what_a_dead_worker_was_asked_another_answers(tmp_path: Path) -> None:
 
 def test_who_holds_a_candidate_is_asked_for_it_again() -> None:
     cluster = Questioned()
-    ask = relayed(cluster, 3)([np.full(3, number / 20) for number in range(6)])
-    ask(range(6), SLOTS)
+    pool = relayed(cluster, 3)
+    ask(pool, *range(6))
     assert [worker for worker, _ in asks(cluster)[3:]] == [0, 1, 2]
-    ask([0, 4, 3], SLOTS)  # 4 and 3 are held, by workers 1 and 0; 0 goes to the one that is left
+    ask(pool, 0, 3, 4)  # 3 and 4 are held, by workers 0 and 1; 0 goes to the one that is left
     assert asks(cluster)[6:] == [(0, 3 / 20), (1, 4 / 20), (2, 0.0)]
-    ask([0, 1, 2, 3, 4, 5], SLOTS)
+    ask(pool, *range(6))
     assert asks(cluster)[9:12] == [(2, 0.0), (0, 3 / 20), (1, 4 / 20)]
 
 
 def test_nobody_waits_for_who_holds_it() -> None:
-    """Worker 0 is busy with a candidate that is not wanted any more, and holds the wanted one."""
+    """One worker holds the wanted candidate, and is busy with what is not wanted any more."""
     cluster = Questioned(choose=lambda calls: max(calls, key=lambda c: c.number))
-    fleet = fleet_of(cluster, 2)
-    ask = RayRaceClient(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
-    ask([0, 1], SLOTS)
+    pool = relayed(cluster, 2)
+    ask(pool, 0, 2)
     held = {genome: worker for worker, genome in asks(cluster)}
-    fleet.submit("ask", [0.0, 0.0, 0.0], SLOTS, about=[0.0, 0.0, 0.0])
-    fleet.drop()
-    ask([0], SLOTS)
+    for number in (0, 2):
+        pool.submit(Question(np.full(3, number / 20), REQUESTS))
+    pool.next()  # the answer about 2: it was asked last
+    pool.drop()
+    ask(pool, 0)
     assert asks(cluster)[-1] == (held[0.1], 0.0)
 
 
 def test_a_new_worker_holds_nothing() -> None:
     cluster = Questioned(fate=lambda call: "dies" if call.number == 4 else "well")
     fleet = fleet_of(cluster, 2)
-    ask = RayRaceClient(fleet, lambda genome: genome.tolist(), [np.zeros(3), np.full(3, 0.1)])
-    ask([0, 1], SLOTS)
-    assert fleet.holds([0.0, 0.0, 0.0])
-    ask([0], SLOTS)  # dies: the other one answers
+    pool = RayPool(fleet, lambda genome: genome.tolist())
+    ask(pool, 0, 2)
+    ask(pool, 0)  # dies: the other one answers
     assert asks(cluster)[2:] == [(0, 0.0), (1, 0.0)]
-    assert not fleet.holds([0.1, 0.1, 0.1])
+    ask(pool, 1, 2, 0)  # nobody holds 2 any more: what is held comes first
+    assert asks(cluster)[4] == (1, 0.0)
 
 
 def test_an_interrupted_stage_leaves_nothing_behind() -> None:
     cluster = Questioned(asking=Asking(kill_at=1))
-    ask = relayed(cluster, 2)([np.full(3, number / 20) for number in range(4)])
+    pool = relayed(cluster, 2)
     with pytest.raises(Killed):
-        ask(range(4), SLOTS)
+        ask(pool, *range(4))
+    pool.drop()
     cluster.asking.kill_at = None
-    assert ask([2], SLOTS).keys() == {2}
+    assert len(ask(pool, 2)) == 1
     assert [genome for _, genome in asks(cluster)].count(3 / 20) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.searches.progress import Progress
 from search.loop.history import Record
-from search.loop.loop import Budget
+from search.loop.session import Budget
 
 
 class Names:

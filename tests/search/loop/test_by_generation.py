@@ -12,9 +12,10 @@ import pytest
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-from search.loop.evaluation import ByGeneration
+from search.loop.evaluation import Evaluation, LocalPool
+from search.loop.generational import search
 from search.loop.history import History, HistoryError
-from search.loop.loop import Budget, SearchResult, search
+from search.loop.session import Budget, SearchResult
 from search.strategies.mergevolve import utilities_of
 from search.strategy import Strategy
 from tests.search.loop.test_loop import (
@@ -46,6 +47,15 @@ class Noisy:
         return {"t/bits": Score(float(items.mean()), items), "u/acc": Score(0.5, np.array([0.5]))}
 
 
+def by_generation(evaluate: Callable[[Vector, int], Scores]) -> Evaluation[Vector]:
+    """Scores every generation on items of its own."""
+
+    def scorer(generation: int) -> Callable[[Vector], Scores]:
+        return lambda genome: evaluate(genome, generation)
+
+    return Evaluation(LocalPool(lambda genome: genome, scorer), own_items=True)
+
+
 def go(
     directory: Path,
     strategy: Strategy[Vector],
@@ -55,7 +65,7 @@ def go(
     directory.mkdir(exist_ok=True)
     return search(
         strategy,
-        ByGeneration(evaluate),
+        by_generation(evaluate),
         OBJECTIVE,
         History(directory),
         Budget(evaluations=evaluations),

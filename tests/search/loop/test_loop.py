@@ -15,9 +15,10 @@ from evaluators.requests import EvaluationError
 from merging.arrays import Vector
 from merging.method import MergeError
 from merging.spaces.axes import Choice, Real
-from search.loop.evaluation import OneByOne
+from search.loop.evaluation import Evaluation, LocalPool
+from search.loop.generational import search
 from search.loop.history import History, Record
-from search.loop.loop import Budget, SearchFailed, SearchResult, search
+from search.loop.session import Budget, SearchFailed, SearchResult
 from search.objective import BoundObjective, Term
 from search.strategies.grid import GridSearch
 from search.strategies.nevergrad_optimizer import NevergradStrategy
@@ -64,6 +65,11 @@ def cma() -> NevergradStrategy:
     return NevergradStrategy(axes=AXES, seed=1, popsize=5)
 
 
+def pool_of(evaluate: Callable[[Vector], Scores]) -> LocalPool[Vector, Vector]:
+    """Scores genomes by a function, one after the other."""
+    return LocalPool(lambda genome: genome, lambda generation: evaluate)
+
+
 def run(
     directory: Path,
     strategy: Strategy[Vector],
@@ -75,7 +81,7 @@ def run(
     directory.mkdir(exist_ok=True)
     return search(
         strategy,
-        OneByOne(evaluate),
+        Evaluation(pool_of(evaluate)),
         objective,
         History(directory),
         budget or Budget(evaluations=17),

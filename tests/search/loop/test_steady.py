@@ -12,10 +12,11 @@ import pytest
 
 from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-from search.loop.evaluation import Evaluated, attempt
+from search.loop.evaluation import Batch, Evaluated
 from search.loop.history import History, HistoryError, Record
-from search.loop.loop import Budget, SearchFailed, SearchResult
-from search.loop.steady import LocalPool, SteadyStrategy, check_steady, search_steadily
+from search.loop.pool import run_all
+from search.loop.session import Budget, SearchFailed, SearchResult
+from search.loop.steady_state import SteadyStrategy, check_steady, search_steadily
 from search.populations.archives import CycleQD
 from search.populations.fronts import Fronts
 from search.populations.population import Truncation
@@ -25,39 +26,56 @@ from search.strategies.model_swarms import ModelSwarms
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch
 from search.strategy import Candidate, Outcome
-from tests.search.loop.test_loop import AXES, OBJECTIVE, Killed, cma, content, run, score, summary
+from tests.search.loop.test_loop import (
+    AXES,
+    OBJECTIVE,
+    Killed,
+    cma,
+    content,
+    pool_of,
+    run,
+    score,
+    summary,
+)
 from tests.search.strategies.lineages import Problem
 
 EVALUATIONS = 17
 
 
 class Shuffled:
-    """A bench whose order of completion depends on what it works on alone; may be killed."""
+    """A pool whose order of completion depends on what it works on alone; may be killed."""
 
     def __init__(
         self,
-        places: int,
+        size: int,
         kill_at: int | None = None,
         inner: Callable[[Any], Any] = score,
         weight: Callable[[Any], float] = lambda genome: float(np.sin(1e4 * np.sum(genome))),
     ) -> None:
-        self.places, self.kill_at, self.inner, self.weight = places, kill_at, inner, weight
+        self.size, self.kill_at, self.weight = size, kill_at, weight
+        self.inner = pool_of(inner)
         self.waiting: dict[int, Any] = {}
         self.submitted: list[Any] = []
         self.most = self.given = 0
 
-    def submit(self, genome: Any) -> int:
+    def submit(self, task: Batch[Any]) -> int:
+        (genome,) = task.genomes
         self.submitted.append(genome)
         self.waiting[len(self.submitted)] = genome
         self.most = max(self.most, len(self.waiting))
         return len(self.submitted)
 
-    def next(self) -> tuple[int, Evaluated]:
+    def next(self) -> tuple[int, list[Evaluated]]:
         if self.given == self.kill_at:
             raise Killed
         self.given += 1
         ticket = min(self.waiting, key=lambda each: self.weight(self.waiting[each]))
-        return ticket, attempt(self.inner, self.waiting.pop(ticket))
+        return ticket, scored(self.inner, self.waiting.pop(ticket))
+
+
+def scored(pool: Any, genome: Any) -> list[Evaluated]:
+    (found,) = run_all(pool, [Batch([genome])])
+    return list(found)
 
 
 def go(
@@ -137,12 +155,12 @@ def test_every_place_is_kept_at_work_and_the_budget_never_exceeded(tmp_path: Pat
 
 
 def test_one_place_is_a_plain_sequence(tmp_path: Path) -> None:
-    result = go(tmp_path, cma(), LocalPool(lambda genome: attempt(score, genome)))
+    result = go(tmp_path, cma(), pool_of(score))
     strategy, genomes = cma(), list[list[float]]()
     for _ in range(EVALUATIONS):
         candidate = strategy.ask_one()
         genomes.append(candidate.genome.tolist())
-        evaluated = attempt(score, candidate.genome)
+        (evaluated,) = scored(pool_of(score), candidate.genome)
         fitness = None if evaluated.failure else OBJECTIVE(evaluated.scores)[0]
         strategy.tell_one(Outcome(candidate.id, fitness))
     assert [record.genome for record in result.records] == genomes
@@ -159,7 +177,7 @@ def test_cma_with_one_place_asks_what_it_asks_by_generations(
     def smooth(genome: Vector) -> Any:
         return score(np.array([-abs(genome[0] - 0.1), min(genome[1], 1.3), 0.0]))
 
-    one = go(tmp_path / "one", build(), LocalPool(lambda genome: attempt(smooth, genome)))
+    one = go(tmp_path / "one", build(), pool_of(smooth))
     generations = run(tmp_path / "generations", build(), smooth)
     assert [r.genome for r in one.records] == [r.genome for r in generations.records]
 

@@ -20,15 +20,18 @@ from merging.arrays import Vector
 from merging.checkpoints.mechanisms import GaussianMechanism, SparseVector
 from merging.method import MergeError
 from merging.privacy import accounting
-from search.loop.evaluation import ByGeneration
+from search.loop.evaluation import Batch
+from search.loop.generational import search
 from search.loop.history import History
-from search.loop.loop import Budget, SearchResult, search
+from search.loop.pool import run_all
+from search.loop.session import Budget, SearchResult
 from search.objective import BoundObjective, Term
-from search.privacy.private import PrivateEvaluation, Release
+from search.privacy.private import PrivatePool, Release
 from search.privacy.private_budget import STOP, StepBudget
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means
 from search.privacy.private_noise import SecretNoise
 from search.privacy.private_svt import AboveThreshold
+from tests.search.loop.test_by_generation import by_generation
 from tests.search.loop.test_loop import Killed, Scripted
 
 KEY = bytes(range(32))
@@ -407,9 +410,9 @@ ONE = BoundObjective((Term("a", "a/acc", 1.0),), (1.0,))
 
 def private(
     inner: Secretive, release: Release = "means", sigma: float = 1.0
-) -> PrivateEvaluation[Vector]:
-    return PrivateEvaluation(
-        inner=ByGeneration(inner),
+) -> PrivatePool[Vector]:
+    return PrivatePool(
+        inner=by_generation(inner),
         singly=inner.singly,
         empty=lambda generation: generation == 2,
         shares=Shares(ONE, {"a": 8}, rate=0.5),
@@ -424,7 +427,7 @@ GENERATIONS = [[0.0, 1.0], [2.0, 5.0], [3.0, 4.0], [7.0, 6.0], [8.0, 9.0]]
 
 def go(
     directory: Path,
-    evaluation: PrivateEvaluation[Vector],
+    pool: PrivatePool[Vector],
     account: Callable[[int], str | None] | None = None,
     evaluations: int = 10,
 ) -> tuple[SearchResult, Scripted]:
@@ -432,7 +435,7 @@ def go(
     strategy = Scripted([list(each) for each in GENERATIONS])
     result = search(
         strategy,
-        evaluation,
+        pool.evaluation,
         ONE,
         History(directory),
         Budget(evaluations=evaluations),
@@ -510,9 +513,9 @@ class TestPrivateSearch:
         assert found[6:8] == [None, None]
 
     def test_differences_need_pairs(self, tmp_path: Path) -> None:
-        evaluation = private(Secretive(), "differences")
+        pool = private(Secretive(), "differences")
         with pytest.raises(ValueError, match="generation 0 has 3 new genomes, which make no pai"):
-            list(evaluation([np.zeros(1)] * 3, 0, (), 0))
+            run_all(pool, [Batch([np.zeros(1)] * 3)])
 
     @pytest.mark.parametrize("evaluations", [10, 10_000])
     def test_it_stops_before_the_budget_is_exceeded_however_often_it_is_continued(
@@ -520,8 +523,8 @@ class TestPrivateSearch:
     ) -> None:
         def account() -> tuple[StepBudget, Callable[[int], str | None]]:
             budget = StepBudget(epsilon=6.0, delta=1e-5, noise_multiplier=2.0)
-            evaluation = private(Secretive())
-            return budget, lambda new: budget.before(evaluation.releases(new))
+            pool = private(Secretive())
+            return budget, lambda new: budget.before(pool.releases(new))
 
         spent = []
         for _ in range(3):

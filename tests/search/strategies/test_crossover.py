@@ -26,8 +26,9 @@ from merging.lineages.lineage import (
 )
 from merging.spaces.lineage import LineageSpace
 from search.loop.evaluation import OneByOne
+from search.loop.generational import search
 from search.loop.history import History
-from search.loop.loop import Budget, search
+from search.loop.session import Budget
 from search.objective import BoundObjective, Term
 from search.populations import archives, fronts, niches, population, variation
 from search.populations.archives import CycleQD, MapElites

@@ -26,8 +26,9 @@ from merging.seeding import stable_seed
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.weights import Weights
 from search.loop.evaluation import OneByOne
+from search.loop.generational import search
 from search.loop.history import History
-from search.loop.loop import Budget, SearchFailed, search
+from search.loop.session import Budget, SearchFailed
 from search.objective import BoundObjective, Term
 from search.strategies.mergevolve import (
     MergEvolve,

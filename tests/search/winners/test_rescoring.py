@@ -11,7 +11,7 @@ import pytest
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from search.loop.history import HistoryError, Record
-from search.loop.loop import SearchFailed
+from search.loop.session import SearchFailed
 from search.objective import BoundObjective, Term
 from search.winners.rescoring import pooled, rescore
 from search.winners.selection import finalists

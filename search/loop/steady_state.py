@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from search.loop.evaluation import Evaluated
+from search.loop.evaluation import Batch, Evaluated
 from search.loop.history import History, HistoryError, Record
-from search.loop.loop import Budget, SearchResult, Session
+from search.loop.pool import Pool
+from search.loop.session import Budget, Key, SearchResult, Session
 from search.objective import Objective
 from search.strategy import Candidate, G, Outcome
 
-H = TypeVar("H", contravariant=True)
 S = TypeVar("S")
 
 _WATCHED = 16
@@ -43,49 +42,6 @@ class SteadyStrategy(Protocol[S]):
         ...
 
 
-class WorkerPool(Protocol[H]):
-    """Scores single genomes, some at a time, and gives them back in any order."""
-
-    @property
-    def places(self) -> int:
-        """How many genomes it works on at the same time, at least 1."""
-        ...
-
-    def submit(self, genome: H) -> int:
-        """Takes a genome to be scored; returns a ticket for it. Does not wait."""
-        ...
-
-    def next(self) -> tuple[int, Evaluated]:
-        """Waits for one of the genomes to be done; returns its ticket and what it gave."""
-        ...
-
-
-class LocalPool(Generic[G]):
-    """Scores one genome after the other, in the order in which they came.
-
-    Args:
-        score: what a genome gives.
-    """
-
-    places = 1
-
-    def __init__(self, score: Callable[[G], Evaluated]) -> None:
-        self._score = score
-        self._waiting: deque[tuple[int, G]] = deque()
-        self._tickets = 0
-
-    def submit(self, genome: G) -> int:
-        """Puts a genome last in the line."""
-        self._tickets += 1
-        self._waiting.append((self._tickets, genome))
-        return self._tickets
-
-    def next(self) -> tuple[int, Evaluated]:
-        """Scores the first in the line."""
-        ticket, genome = self._waiting.popleft()
-        return ticket, self._score(genome)
-
-
 def check_steady(strategy: object, *, many: bool) -> None:
     """Refuses strategies that cannot be asked while others wait for their outcomes.
 
@@ -111,7 +67,7 @@ def check_steady(strategy: object, *, many: bool) -> None:
 
 def search_steadily(
     strategy: SteadyStrategy[G],
-    bench: WorkerPool[G],
+    pool: Pool[Batch[G], Sequence[Evaluated]],
     objective: Objective,
     history: History,
     budget: Budget,
@@ -121,21 +77,21 @@ def search_steadily(
     on_record: Callable[[Record, bool], None] | None = None,
     stall_candidates: int = 200,
 ) -> SearchResult:
-    """Keeps every place of the bench at work: tells each outcome as it comes, asks the next.
+    """Keeps the whole pool at work: tells each outcome as it comes, asks the next.
 
     The history's lines are in the order of tells, and each says how many candidates had been
     asked by then. A later session asks and tells in that very order; what was being worked on
-    when the earlier one ended is asked again, with the same genomes. With one place the search
-    is deterministic; with more the order of completion, and with it what is asked, is not.
+    when the earlier one ended is asked again, with the same genomes. A pool of size 1 makes the
+    search deterministic; with more the order of completion, and what is asked, is not.
 
     Args:
         strategy: freshly built.
-        bench: scores genomes; may have another number of places than in earlier sessions.
+        pool: scores batches of one genome; may have another size than in earlier sessions.
         objective: turns scores into fitness.
         history: of this run; may hold candidates of earlier sessions.
         budget: when to stop; what is being worked on then is dropped.
         encode: genome to JSON values, for the history.
-        canonical: see `search.loop.loop.search`.
+        canonical: see `search.loop.generational.search`.
         on_record: called with every record in the order of tells, and whether it came from the
             history.
         stall_candidates: so many candidates in a row whose genomes were asked before end the
@@ -148,53 +104,30 @@ def search_steadily(
         SearchFailed: sixteen candidates in a row failed, or none could be scored.
         HistoryError: the history belongs to another configuration or version.
     """
-    delivered = _Delivered()
     session: Session[G] = Session(
-        delivered, objective, history, budget, encode, canonical or encode, on_record
+        objective, history, budget, encode, canonical or encode, on_record
     )
-    flight = _Flight(strategy, bench, canonical or encode)
+    flight = _Flight(strategy, pool, session)
     recorded = deque(history.records.values())
     watched: deque[Record] = deque(maxlen=_WATCHED)
     stalled = 0
     while (stop := session.spent()) is None:
+        known = session.genomes
         if recorded:
-            candidate = flight.recorded(recorded.popleft())
+            candidate, key, evaluated = flight.recorded(recorded.popleft())
         else:
-            flight.fill(_allowed(budget, session.evaluations))
-            candidate, delivered.latest = flight.landed()
-        (record,) = session.generation([candidate], flight.asked)
-        flight.note(candidate)
+            flight.fill(budget.evaluations)
+            candidate, key, evaluated = flight.landed()
+        record = session.record(candidate, key, evaluated, flight.asked)
         watched.append(record)
         if len(watched) == _WATCHED:
             session.check_alive(list(watched))
         strategy.tell_one(Outcome(record.id, record.fitness, record.cases))
-        stalled = 0 if session.new else stalled + 1
+        stalled = 0 if session.genomes > known else stalled + 1
         if stalled >= stall_candidates:
             stop = "stalled"
             break
     return session.result(stop)
-
-
-def _allowed(budget: Budget, evaluations: int) -> int | None:
-    """Returns how many more candidates may be evaluated; None: any number."""
-    return None if budget.evaluations is None else budget.evaluations - evaluations
-
-
-class _Delivered:
-    """What the bench has scored, in the form in which a session takes it."""
-
-    own_items = False
-    unit = 1
-
-    def __init__(self) -> None:
-        self.latest: Evaluated | None = None
-
-    def __call__(
-        self, genomes: Sequence[Any], generation: int, records: Sequence[Record], first: int
-    ) -> Iterator[Evaluated]:
-        """Yields what the one genome gave."""
-        assert self.latest is not None
-        yield self.latest
 
 
 class _Flight(Generic[G]):
@@ -203,18 +136,19 @@ class _Flight(Generic[G]):
     def __init__(
         self,
         strategy: SteadyStrategy[G],
-        bench: WorkerPool[G],
-        canonical: Callable[[G], Any],
+        pool: Pool[Batch[G], Sequence[Evaluated]],
+        session: Session[G],
     ) -> None:
-        self._strategy, self._bench, self._canonical = strategy, bench, canonical
+        self._strategy = strategy
+        self._pool = pool
+        self._session = session
         self.asked = 0
         """How many candidates were asked so far."""
-        self._waiting: dict[int, tuple[Candidate[G], str]] = {}
+        self._waiting: dict[int, tuple[Candidate[G], Key]] = {}
         self._tickets: dict[int, int] = {}
-        self._submitted: set[str] = set()
-        self._known: set[str] = set()
+        self._submitted: set[Key] = set()
 
-    def recorded(self, record: Record) -> Candidate[G]:
+    def recorded(self, record: Record) -> tuple[Candidate[G], Key, None]:
         """Returns the candidate of a record, after as many asks as had been when it was told.
 
         Raises:
@@ -232,46 +166,49 @@ class _Flight(Generic[G]):
                 f"candidate {record.id} of the history was not asked by then; the history does "
                 "not belong to this configuration: start in an empty directory"
             )
-        return self._waiting[record.id][0]
+        return *self._waiting.pop(record.id), None
 
-    def fill(self, allowed: int | None) -> None:
-        """Asks until every place has a candidate, or one needs none; hands out what is new."""
+    def fill(self, evaluations: int | None) -> None:
+        """Asks until the pool is full, or a candidate needs no evaluation; hands out what is new.
+
+        Args:
+            evaluations: most of the whole search; None: any number.
+        """
         self._submit()
         while (
-            len(self._waiting) < self._bench.places
+            len(self._waiting) < self._pool.size
             and self._repeat() is None
-            and (allowed is None or len(self._submitted) < allowed)
+            and (
+                evaluations is None
+                or len(self._submitted) < evaluations - self._session.evaluations
+            )
         ):
             self._ask()
             self._submit()
 
-    def landed(self) -> tuple[Candidate[G], Evaluated | None]:
-        """Returns a candidate that is done; None: its genome had been evaluated before."""
+    def landed(self) -> tuple[Candidate[G], Key, Evaluated | None]:
+        """Takes a candidate that is done; not evaluated: its genome had been before."""
         repeat = self._repeat()
         if repeat is not None:
-            return repeat, None
-        ticket, evaluated = self._bench.next()
-        return self._waiting[self._tickets.pop(ticket)][0], evaluated
-
-    def note(self, candidate: Candidate[G]) -> None:
-        """Takes a candidate out of the flight: it has a record now."""
-        _, key = self._waiting.pop(candidate.id)
-        self._submitted.discard(key)
-        self._known.add(key)
+            return *self._waiting.pop(repeat), None
+        ticket, (evaluated,) = self._pool.next()
+        candidate, key = self._waiting.pop(self._tickets.pop(ticket))
+        self._submitted.remove(key)
+        return candidate, key, evaluated
 
     def _ask(self) -> None:
         candidate = self._strategy.ask_one()
         self.asked += 1
-        self._waiting[candidate.id] = candidate, json.dumps(self._canonical(candidate.genome))
+        self._waiting[candidate.id] = candidate, self._session.key(candidate.genome)
 
     def _submit(self) -> None:
         """Hands out every genome that has neither been evaluated nor handed out."""
         for candidate, key in self._waiting.values():
-            if key not in self._known and key not in self._submitted:
+            if not self._session.knows(key) and key not in self._submitted:
                 self._submitted.add(key)
-                self._tickets[self._bench.submit(candidate.genome)] = candidate.id
+                self._tickets[self._pool.submit(Batch([candidate.genome]))] = candidate.id
 
-    def _repeat(self) -> Candidate[G] | None:
+    def _repeat(self) -> int | None:
         """Returns the first candidate whose genome has been evaluated; None: there is none."""
-        known = self._known
-        return next((one for one, key in self._waiting.values() if key in known), None)
+        known = (i for i, (_, key) in self._waiting.items() if self._session.knows(key))
+        return next(known, None)

@@ -1,23 +1,22 @@
-"""The search: ask, evaluate, write down, tell; resuming replays what is written down."""
+"""What a search knows while it runs: its budget, what was written down, and its result."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 
-from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-from search.loop.evaluation import Evaluated, Evaluation
+from search.loop.evaluation import Evaluated, attempt
 from search.loop.history import History, HistoryError, Record
 from search.objective import Objective
 from search.ranking import Best
-from search.strategy import Candidate, G, Outcome, Strategy
+from search.strategy import Candidate, G
 
 logger = logging.getLogger(__name__)
 
@@ -80,73 +79,15 @@ class SearchResult:
     seconds: float
 
 
-def search(
-    strategy: Strategy[G],
-    evaluate: Evaluation[G],
-    objective: Objective,
-    history: History,
-    budget: Budget,
-    *,
-    encode: Callable[[G], Any],
-    canonical: Callable[[G], Any] | None = None,
-    on_record: Callable[[Record, bool], None] | None = None,
-    account: Callable[[int], str | None] | None = None,
-    stall_generations: int = 20,
-) -> SearchResult:
-    """Searches until the budget is spent, and writes every candidate to the history.
-
-    With a history that is not empty the strategy, freshly built, is told what is in it instead of
-    evaluating again: the search goes on where it was stopped, with the same candidates.
-
-    Args:
-        strategy: freshly built.
-        evaluate: scores a generation; where each has items of its own, fitness of different
-            generations cannot be compared.
-        objective: turns scores into fitness.
-        history: of this run; may hold candidates of earlier sessions.
-        budget: when to stop. A last generation that it cuts short is not told.
-        encode: genome to JSON values, for the history.
-        canonical: genome to JSON values that are equal for genomes that mean the same model;
-            None: `encode`. A genome that was evaluated before on the same items is not evaluated
-            again.
-        on_record: called with every record in order, and whether it came from the history.
-        account: called before every generation, those of earlier sessions included, with how
-            many genomes have to be evaluated for it; the reason that it returns ends the search.
-        stall_generations: so many generations in a row with nothing but genomes that were asked
-            before end the search.
-
-    Raises:
-        SearchFailed: all candidates of a generation failed (of smaller generations than four:
-            at least four in a row), or the search ended before any could be scored.
-        HistoryError: the history belongs to another configuration or version.
-    """
-    run = Session(evaluate, objective, history, budget, encode, canonical or encode, on_record)
-    stalled = 0
-    while (stop := run.spent()) is None:
-        candidates = sorted(strategy.ask(), key=lambda candidate: candidate.id)
-        if not candidates:
-            stop = "exhausted"
-            break
-        if account is not None and (stop := account(run.count_new(candidates))) is not None:
-            break
-        records = run.generation(candidates)
-        if len(records) < len(candidates):
-            continue
-        run.check_alive(records)
-        strategy.tell([Outcome(r.id, r.fitness, r.cases) for r in records])
-        stalled = 0 if run.new else stalled + 1
-        if stalled >= stall_generations:
-            stop = "stalled"
-            break
-    return run.result(stop)
+Key: TypeAlias = tuple[int | None, str]
+"""What tells evaluations apart: the generation that has items of its own, and the genome."""
 
 
 class Session(Generic[G]):
-    """One session of a search: what is known so far."""
+    """One session of a search: writes results down, and knows what was written so far."""
 
     def __init__(
         self,
-        evaluate: Evaluation[G],
         objective: Objective,
         history: History,
         budget: Budget,
@@ -154,15 +95,15 @@ class Session(Generic[G]):
         canonical: Callable[[G], Any],
         on_record: Callable[[Record, bool], None] | None,
     ) -> None:
-        self._evaluate, self._objective = evaluate, objective
-        self._history, self._budget = history, budget
-        self._encode, self._canonical, self._on_record = encode, canonical, on_record
+        self._objective = objective
+        self._history = history
+        self._budget = budget
+        self._encode = encode
+        self._canonical = canonical
+        self._on_record = on_record
         self._records: list[Record] = []
-        self._generations = 0
-        self._seen: set[str] = set()
-        self._originals: dict[tuple[int | None, str], Record] = {}
-        self.new = 0
-        """Genomes of the last generation that had never been asked before."""
+        self._genomes: set[str] = set()
+        self._originals: dict[Key, Record] = {}
         self._best: Best[None] = Best()
         self._highest = -math.inf
         self._failed_in_row: list[Record] = []
@@ -184,96 +125,84 @@ class Session(Generic[G]):
         """How many candidates were evaluated, in all sessions; failures included."""
         return len(self._originals)
 
-    def generation(self, candidates: list[Candidate[G]], after: int | None = None) -> list[Record]:
-        """Returns the candidates' records; fewer than candidates where the budget ends.
+    @property
+    def genomes(self) -> int:
+        """How many different genomes have a record."""
+        return len(self._genomes)
 
-        Args:
-            candidates: of one generation, or a single one in a steady state.
-            after: in a steady state how many candidates have been asked so far.
-        """
-        keys = self._keys(candidates)
-        self.new = len({genome for _, genome in keys} - self._seen)
-        self._seen |= {genome for _, genome in keys}
-        fresh = self._fresh(candidates, keys)
-        recorded = sum(each.id in self._history.records for each in fresh)
-        found: Iterator[Evaluated] = iter(())
-        if recorded < len(fresh):
-            found = self._evaluate(
-                [each.genome for each in fresh], self._generations, tuple(self._records), recorded
-            )
-        records: list[Record] = []
-        for candidate, key in zip(candidates, keys, strict=True):
-            if self.spent() is not None:
-                break
-            records.append(self._record(candidate, key, found, after))
-        self._generations += 1
-        return records
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records so far, in the order of telling."""
+        return tuple(self._records)
 
-    def count_new(self, candidates: list[Candidate[G]]) -> int:
-        """Returns how many genomes have to be evaluated, or were for this very generation."""
-        return len(self._fresh(candidates, self._keys(candidates)))
+    def key(self, genome: G, items: int | None = None) -> Key:
+        """Returns what is equal for genomes that need not be evaluated again."""
+        return items, json.dumps(self._canonical(genome))
 
-    def _keys(self, candidates: list[Candidate[G]]) -> list[tuple[int | None, str]]:
-        """Returns what tells evaluations apart: the items' generation, and the genome."""
-        items = self._generations if self._evaluate.own_items else None
-        return [(items, json.dumps(self._canonical(each.genome))) for each in candidates]
+    def knows(self, key: Key) -> bool:
+        """Whether a candidate with this key has been evaluated."""
+        return key in self._originals
 
-    def _fresh(
-        self, candidates: list[Candidate[G]], keys: Sequence[tuple[int | None, str]]
-    ) -> list[Candidate[G]]:
-        """Returns the candidates whose genomes have not been evaluated before."""
-        known = set(self._originals)
-        fresh = []
-        for candidate, key in zip(candidates, keys, strict=True):
-            if key not in known:
-                fresh.append(candidate)
-                known.add(key)
-        return fresh
+    def is_recorded(self, candidate: Candidate[G]) -> bool:
+        """Whether an earlier session has written the candidate down."""
+        return candidate.id in self._history.records
 
-    def _record(
+    def lacks(self, candidate: Candidate[G], key: Key) -> bool:
+        """Whether the candidate has to be evaluated before it can be recorded."""
+        return not (self.is_recorded(candidate) or self.knows(key))
+
+    def fresh(self, asked: Sequence[tuple[Candidate[G], Key]]) -> list[Candidate[G]]:
+        """Returns the candidates whose genomes had not been evaluated, one of each genome."""
+        first: dict[Key, Candidate[G]] = {}
+        for candidate, key in asked:
+            if not self.knows(key):
+                first.setdefault(key, candidate)
+        return list(first.values())
+
+    def record(
         self,
         candidate: Candidate[G],
-        key: tuple[int | None, str],
-        found: Iterator[Evaluated],
-        after: int | None,
+        key: Key,
+        evaluated: Evaluated | None,
+        after: int | None = None,
     ) -> Record:
-        items = key[0]
-        original = self._originals.get(key)
+        """Writes a candidate down, or checks what an earlier session has written of it.
+
+        Args:
+            candidate: the next one in the order of telling.
+            key: its own.
+            evaluated: what its evaluation gave; not read where it `lacks` none.
+            after: in a steady state how many candidates have been asked so far.
+        """
         record = self._history.records.get(candidate.id)
         replayed = record is not None
         if record is not None:
-            self._check(record, candidate, original, items, after)
+            self._check(record, candidate, key, after)
         else:
-            record = replace(self._new(candidate, original, items, found), after=after)
+            record = replace(self._new(candidate, key, evaluated), after=after)
             self._history.append(record)
         self._note(record, key)
         if self._on_record is not None:
             self._on_record(record, replayed)
         return record
 
-    def _new(
-        self,
-        candidate: Candidate[G],
-        original: Record | None,
-        items: int | None,
-        found: Iterator[Evaluated],
-    ) -> Record:
+    def _new(self, candidate: Candidate[G], key: Key, evaluated: Evaluated | None) -> Record:
         genome = self._encode(candidate.genome)
+        original = self._originals.get(key)
         if original is not None:
             return replace(
                 original, id=candidate.id, genome=genome, same_as=original.id, seconds=0.0
             )
-        evaluated = next(found)
+        assert evaluated is not None, "a candidate that lacks an evaluation"
         fitness: Vector | None = None
         cases: Vector | None = None
         failure = evaluated.failure
         if evaluated.estimate is not None:
             fitness, cases = evaluated.estimate.fitness, evaluated.estimate.cases
         elif failure is None:
-            try:
+            with attempt() as tried:
                 fitness, cases = self._objective(evaluated.scores)
-            except EvaluationError as error:
-                failure = str(error)
+            failure = tried.failure
         if failure is not None:
             logger.warning("candidate %d failed: %s", candidate.id, failure)
         return Record(
@@ -284,7 +213,7 @@ class Session(Generic[G]):
             failure=failure,
             cases=cases,
             seconds=round(evaluated.seconds, 6),
-            items=items,
+            items=key[0],
             asked=None if evaluated.estimate is None else evaluated.estimate.asked,
         )
 
@@ -292,11 +221,11 @@ class Session(Generic[G]):
         self,
         record: Record,
         candidate: Candidate[G],
-        original: Record | None,
-        items: int | None,
+        key: Key,
         after: int | None,
     ) -> None:
         """Refuses a record that this very configuration would not have written."""
+        items, original = key[0], self._originals.get(key)
         if record.after != after:
             raise HistoryError(
                 f"candidate {record.id} of the history was told {_order(record.after)}, this "
@@ -324,8 +253,9 @@ class Session(Generic[G]):
                 "references changed: start in an empty directory"
             )
 
-    def _note(self, record: Record, key: tuple[int | None, str]) -> None:
+    def _note(self, record: Record, key: Key) -> None:
         self._records.append(record)
+        self._genomes.add(key[1])
         self._seconds += record.seconds
         if record.asked is None:
             self._best.add(record.id, None, record.fitness)

@@ -1,0 +1,101 @@
+"""How the candidates of a race are asked: some of the panel's requests at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.engine.model import Model
+from evaluators.requests import Request, Response
+from merging.weights import Weights
+from search.loop.evaluation import attempt
+from search.loop.pool import TaskQueue
+
+_REMEMBERED = 8  # as many as an engine keeps plans of
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What one candidate is asked.
+
+    Args:
+        genome: of the candidate; the same object at every stage of a race.
+        requests: which of the panel's requests, ascending.
+    """
+
+    genome: Any
+    requests: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one candidate answered.
+
+    Args:
+        responses: to the requests, in order; empty where it failed.
+        failure: why it failed; None: it did not.
+        seconds: its own time, or its share.
+    """
+
+    responses: Sequence[Response] = ()
+    failure: str | None = None
+    seconds: float = 0.0
+
+
+class Parts:
+    """Parts of a panel's requests; one that was taken lately is the same object, planned once."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._parts: dict[tuple[int, ...], tuple[Request, ...]] = {}
+
+    def __call__(self, indices: tuple[int, ...]) -> tuple[Request, ...]:
+        """Returns the requests at these indices."""
+        part = self._parts.pop(indices, None)
+        if part is None:
+            part = tuple(self._requests[index] for index in indices)
+        self._parts[indices] = part
+        while len(self._parts) > _REMEMBERED:
+            del self._parts[next(iter(self._parts))]
+        return part
+
+
+class LocalAsker(TaskQueue[Question]):
+    """Asks one candidate after the other; the one that is in the model already comes first.
+
+    Between two `drop`s nothing else may write into the model.
+
+    Args:
+        decode: genome to weights.
+        model: holds one candidate at a time.
+        requests: of the panel.
+    """
+
+    def __init__(
+        self, decode: Callable[[Any], Weights], model: Model, requests: Sequence[Request]
+    ) -> None:
+        super().__init__()
+        self._decode = decode
+        self._model = model
+        self._parts = Parts(requests)
+        self._written: Any = None
+
+    def drop(self) -> None:
+        """Forgets the line, and which candidate is in the model."""
+        super().drop()
+        self._written = None
+
+    def next(self) -> tuple[int, Answer]:
+        """Asks the candidate that is in the model, else the first in the line."""
+        held = (i for i, one in self._tasks.items() if one.genome is self._written)
+        ticket = next(held, None)
+        ticket, question = self._take() if ticket is None else (ticket, self._tasks.pop(ticket))
+        responses: Sequence[Response] = ()
+        with attempt() as tried:
+            if question.genome is not self._written:
+                self._written = None
+                self._model.write(self._decode(question.genome))
+                self._written = question.genome
+            responses = self._model.run(self._parts(question.requests))
+        return ticket, Answer(responses, tried.failure, tried.seconds)

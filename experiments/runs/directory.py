@@ -32,17 +32,13 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 
 # What may differ between two starts of the same run: where files go and who watches.
 _NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads", "execution")
-# Options that came later: unset, they leave older runs their identity.
-_LATER = ("asynchronous", "common_items", "privacy", "racing", "sampling", "study")
 
 
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """Returns the resolved configuration without what does not change the result."""
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    unset = [key for key in _LATER if resolved.get(key) in (None, False, {})]
-    left_out = (*_NOT_IDENTITY, *unset)
-    return {str(key): value for key, value in resolved.items() if key not in left_out}
+    return {str(key): value for key, value in resolved.items() if key not in _NOT_IDENTITY}
 
 
 def run_identity(config: DictConfig) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+
+
+_GROUPS = ("space", "strategy", "method", "objective", "grouping", "noise", "initial", "racing")
 
 
 class UserError(Exception):
@@ -23,6 +28,7 @@ def explained() -> Iterator[None]:
 
     Only for code that runs before the long work: there a ValueError is about the input. Hydra
     wraps what a constructor raises; the cause is what the user needs, and the key it came from.
+    Messages from below name classes; those of the remedy get the option that chooses them.
     """
     try:
         yield
@@ -52,5 +58,31 @@ def _sentence(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None and "full_key: " in str(cause):
         cause = cause.__cause__
-    text = " ".join(str(cause).split())
+    text = with_options(" ".join(str(cause).split()))
     return f"{key}: {text}" if key and cause is not error else text
+
+
+def with_options(text: str) -> str:
+    """Returns a message in which the remedy, after its last colon, says how to choose a class.
+
+    Example:
+        >>> with_options("Ties: no rank: choose Knots or TsvM")
+        'Ties: no rank: choose Knots (method=knots) or TsvM (method=tsv_m)'
+    """
+    problem, colon, remedy = text.rpartition(": ")
+    for name in sorted(set(re.findall(r"\b[A-Z]\w+", remedy))):
+        if options := _options_of(name):
+            remedy = re.sub(rf"\b{name}\b", f"{name} ({options})", remedy)
+    return f"{problem}{colon}{remedy}"
+
+
+def _options_of(name: str) -> str:
+    """Returns the entries of the configuration that build a class, as ``GROUP=A, B``."""
+    target = re.compile(rf"^ *_target_: [\w.]+\.{name}$", re.MULTILINE)
+    options = []
+    for group in _GROUPS:
+        files = sorted(resources.files("conf").joinpath(group).iterdir(), key=lambda f: f.name)
+        named = [file for file in files if target.search(file.read_text(encoding="utf-8"))]
+        if named:
+            options.append(f"{group}={', '.join(f.name.removesuffix('.yaml') for f in named)}")
+    return " or ".join(options)

@@ -90,7 +90,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True)
-class Test:
+class ComparedPair:
     """One tested pair.
 
     Args:
@@ -99,8 +99,6 @@ class Test:
         difference: first minus second.
         corrected: p after Holm's correction for all tests of the comparison; None: not tested.
     """
-
-    __test__ = False  # for pytest: no test case
 
     first: str
     second: str
@@ -128,7 +126,7 @@ class Comparison:
     groups: tuple[ComparisonRow, ...]
     references: tuple[ComparisonRow, ...]
     tasks: tuple[TaskColumn, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[ComparedPair, ...]
     against: str | None
     target: float | None
     target_name: str

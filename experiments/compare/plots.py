@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.compare.comparison import Comparison, ComparisonRow, Test
+from experiments.compare.comparison import ComparedPair, Comparison, ComparisonRow
 from experiments.compare.text import p_text
 from experiments.reports.svg import (
     BLUE,
@@ -178,12 +178,12 @@ def forest(comparison: Comparison) -> str:
         return to_svg(figure, "forest", "differences in held-out fitness with intervals")
 
 
-def shown_tests(comparison: Comparison) -> Sequence[Test]:
+def shown_tests(comparison: Comparison) -> Sequence[ComparedPair]:
     """Returns the tests that the forest plot has room for: the first ones."""
     return comparison.tests[:MOST_TESTS]
 
 
-def _pair(test: Test, comparison: Comparison) -> str:
+def _pair(test: ComparedPair, comparison: Comparison) -> str:
     if comparison.against is not None:
         return short(test.first, 50)
     return f"{short(test.first, 50)}\nminus {short(test.second, 50)}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluators.panel import Split
 from experiments.compare.comparability import check_same_yardstick
-from experiments.compare.comparison import Comparison, Test
+from experiments.compare.comparison import ComparedPair, Comparison
 from experiments.compare.groups import Group, Run, find_runs, fitness_on, group_runs, read_run
 from experiments.compare.rows import (
     Reference,
@@ -140,7 +140,7 @@ def _named(text: str, labels: Sequence[str]) -> list[str]:
     )
 
 
-def _tests(entrants: Sequence[_Entrant], chosen: _Entrant | None) -> tuple[Test, ...]:
+def _tests(entrants: Sequence[_Entrant], chosen: _Entrant | None) -> tuple[ComparedPair, ...]:
     """Returns the tests, the first of each pair the better one where all pairs are tested."""
     if chosen is None:
         pairs = list(combinations(entrants, 2))
@@ -152,7 +152,7 @@ def _tests(entrants: Sequence[_Entrant], chosen: _Entrant | None) -> tuple[Test,
         if one.sample is not None and other.sample is not None:
             seed = stable_seed("compare", one.label, other.label)
             gap = difference(one.sample, other.sample, draws, draws=DRAWS, seed=seed)
-            tests.append(Test(one.label, other.label, gap, None))
+            tests.append(ComparedPair(one.label, other.label, gap, None))
     tested = [i for i, test in enumerate(tests) if test.difference.p is not None]
     for i, p in zip(tested, holm([tests[i].difference.p or 0.0 for i in tested]), strict=True):
         tests[i] = replace(tests[i], corrected=p)
@@ -187,7 +187,9 @@ def _budget_notes(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _test_notes(groups: Sequence[Group], tests: Sequence[Test], *, held_out: bool) -> list[str]:
+def _test_notes(
+    groups: Sequence[Group], tests: Sequence[ComparedPair], *, held_out: bool
+) -> list[str]:
     notes = []
     if not held_out:
         notes.append("There are no held-out scores, so that nothing is tested.")

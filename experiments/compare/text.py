@@ -7,7 +7,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from experiments.compare.comparison import Comparison, ComparisonRow, Reach, RunValues, Test
+from experiments.compare.comparison import (
+    ComparedPair,
+    Comparison,
+    ComparisonRow,
+    Reach,
+    RunValues,
+)
 from experiments.reports.table import duration, number
 
 METHOD = (
@@ -119,7 +125,7 @@ def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
     return heads, rows
 
 
-def _test_cells(test: Test) -> list[str]:
+def _test_cells(test: ComparedPair) -> list[str]:
     found = test.difference
     interval = "-"
     if found.low is not None and found.high is not None:
@@ -128,7 +134,7 @@ def _test_cells(test: Test) -> list[str]:
     return [test.first, test.second, effect, interval, p_text(found.p), p_text(test.corrected)]
 
 
-def _kind(test: Test) -> str:
+def _kind(test: ComparedPair) -> str:
     return test.difference.over + (", paired seeds" if test.difference.paired_seeds else "")
 
 

@@ -12,7 +12,6 @@ from importlib import resources
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-
 _GROUPS = ("space", "strategy", "method", "objective", "grouping", "noise", "initial", "racing")
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
-import os
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from experiments.contests.shared_references import share
 from experiments.reports.table import duration
 from experiments.runs.directory import RunLocked
 from experiments.runs.errors import UserError
+from experiments.runs.processes import process_pool
 from experiments.searches.run import run_search
 
 log = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ def run_all(entries: Sequence[Entry], workers: int, search_path: str | None) -> 
     rest = [entry for entry in entries if entry is not first[entry.world]]
     began, done = time.monotonic(), 0
     for wave in (list(first.values()), rest):
-        with _pool(workers) as pool:
+        with process_pool(workers) as pool:
             futures: dict[Future[str | None], Entry] = {}
             for entry in wave:
                 source = first[entry.world].run
@@ -74,26 +72,6 @@ def run_all(entries: Sequence[Entry], workers: int, search_path: str | None) -> 
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return failures
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with,
-        initargs=(os.getpid(),),
-    )
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process as soon as its parent is gone: its run can be continued at any time."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reason(future: Future[str | None], output: Path) -> str | None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import platform
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
-from filelock import FileLock
 from transformers import LlamaForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from experiments.experts.quickstart import corpus, tasks, tokenizer, training
+from experiments.experts.quickstart import corpus, tasks, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
 from experiments.experts.quickstart.tasks import HeldOut
+from experiments.experts.quickstart.tokenizer import byte_tokenizer
 from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
+from experiments.experts.training import loop
+from experiments.runs.cache import digest_of, made_once
+from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
-from merging.files import apply_umask
+from merging.checkpoints.checkpoint import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -133,59 +127,25 @@ def prepare(
         ValueError: there is too little text on this machine.
     """
     chosen = settings or QuickstartSettings()
-    folder = cache_dir.expanduser().resolve() / f"quickstart-{digest_of(chosen, seed)}"
+    name = f"quickstart-{digest_of([dataclasses.asdict(chosen), seed], _code())}"
+    folder = cache_dir.expanduser().resolve() / name
     finished = QuickstartPool.at(folder, chosen.experts)
-    if folder.is_dir():
-        return finished
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():  # another process may have made it while this one waited
-            log.info("preparing the quickstart in %s", folder)
-            with _appearing(folder) as unfinished, _threads(threads):
-                domains = _read(chosen.held_out, seed)
-                draft = QuickstartPool.at(unfinished, chosen.experts)
-                _write_data(draft, finished, domains, chosen, seed)
-                _train_all(draft, domains, chosen, seed, progress)
+
+    def make(draft: Path) -> None:
+        log.info("preparing the quickstart in %s", folder)
+        pool = QuickstartPool.at(draft, chosen.experts)
+        with torch_threads(threads):
+            domains = _read(chosen.held_out, seed)
+            _write_data(pool, finished, domains, chosen, seed)
+            _train_all(pool, domains, chosen, seed, progress)
+
+    made_once(folder, make)
     return finished
 
 
-def digest_of(settings: QuickstartSettings, seed: int) -> str:
-    """Returns 16 hexadecimal digits that change with settings, seed, versions or this code."""
-    versions = {"python": platform.python_version()}
-    versions |= {package: version(package) for package in ("torch", "transformers", "tokenizers")}
-    plain = [dataclasses.asdict(settings), seed, versions]
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for module in (corpus, tokenizer, training, tasks):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `folder` that becomes it if nothing fails.
-
-    What a killed process left is removed; the caller holds the lock.
-    """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        apply_umask(unfinished)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _code() -> list[Path]:
+    """Returns the source files that decide what is trained and asked."""
+    return [*sorted(Path(__file__).parent.glob("*.py")), Path(str(loop.__file__))]
 
 
 def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
@@ -251,12 +211,6 @@ def _train(
 
 
 def _save(model: LlamaForCausalLM, size: ModelSize, out: Path) -> None:
-    output: Any = transformers_logging
-    bars = output.is_progress_bar_enabled()
-    output.disable_progress_bar()  # one per file, across the bar of the training
-    try:
+    with quiet_transformers():  # one bar per file, across the bar of the training
         model.save_pretrained(out)
-    finally:
-        if bars:
-            output.enable_progress_bar()
-    tokenizer.byte_tokenizer(size.context).save_pretrained(out)
+    byte_tokenizer(size.context).save_pretrained(out)

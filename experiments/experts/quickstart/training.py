@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.experts.quickstart.corpus import Document
 from experiments.experts.quickstart.tokenizer import SPECIAL, VOCABULARY_SIZE, byte_tokenizer
-from merging.seeding import generator
+from experiments.experts.training.loop import (
+    adamw,
+    clipped_step,
+    cosine_rate,
+    gradient_of,
+    train_on,
+)
+from merging.seeding import generator, stable_seed
 
 PAD, START, END = range(len(SPECIAL))
 
@@ -58,10 +65,7 @@ class Schedule:
     def rate_at(self, step: int) -> float:
         """Returns the learning rate of a step; steps count from 0."""
         rising = max(1, round(self.warmup * self.steps))
-        if step < rising:
-            return self.rate * (step + 1) / rising
-        progress = (step - rising) / max(1, self.steps - rising)
-        return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        return cosine_rate(step, self.steps, peak=self.rate, final=self.final, rising=rising)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +115,10 @@ def _ids_of_ascii() -> Tensor:
     return torch.tensor([tokenizer.encode(chr(byte))[0] for byte in range(128)])
 
 
-def new_model(size: ModelSize, *, seed: int) -> LlamaForCausalLM:
-    """Returns an untrained model whose weights depend on size and seed alone."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE,
+def llama_config(size: ModelSize, vocabulary: int) -> LlamaConfig:
+    """Returns the configuration of a small float32 Llama with the tokens of `byte_tokenizer`."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
@@ -126,8 +130,12 @@ def new_model(size: ModelSize, *, seed: int) -> LlamaForCausalLM:
         tie_word_embeddings=False,
         dtype="float32",
     )
+
+
+def new_model(size: ModelSize, *, seed: int) -> LlamaForCausalLM:
+    """Returns an untrained model whose weights depend on size and seed alone."""
     with torch.random.fork_rng(devices=[]):  # its own initialisation draws globally
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(llama_config(size, VOCABULARY_SIZE))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() < 2:
@@ -160,31 +168,29 @@ def train(
         on_step: called after each step with its loss in nats per token.
     """
     draw = generator(seed, "train", label)
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(0.9, 0.99),
-    )
-    model.train()
-    for step in range(schedule.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        share = shares_of(schedule.batch, len(streams), step)
-        tokens = torch.cat(
-            [
-                stream.windows(count, model.config.max_position_embeddings, draw)
-                for stream, count in zip(streams.values(), share, strict=True)
-            ]
-        )
+    length = model.config.max_position_embeddings
+
+    def batches() -> Iterator[Tensor]:
+        for step in range(schedule.steps):
+            counts = shares_of(schedule.batch, len(streams), step)
+            dealt = zip(streams.values(), counts, strict=True)
+            yield torch.cat([stream.windows(count, length, draw) for stream, count in dealt])
+
+    def loss_of(tokens: Tensor) -> Tensor:
         logits = model(input_ids=tokens, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        on_step(loss.item())
-    model.train(False)
+        return cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.99))
+    train_on(
+        model,
+        batches(),
+        gradient_of(loss_of),
+        clipped_step(model, optimizer, 1.0),
+        optimizer,
+        rate_at=schedule.rate_at,
+        dropout=stable_seed(seed, "dropout", label),
+        on_step=on_step,
+    )
 
 
 def shares_of(batch: int, streams: int, step: int) -> list[int]:

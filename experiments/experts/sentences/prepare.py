@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
-import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import SentenceSchedule
+from experiments.experts.training import loop
+from experiments.runs.cache import appearing, digest_of, made_once
+from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
-from merging.files import apply_umask
 
 log = logging.getLogger(__name__)
 
@@ -123,23 +118,24 @@ def prepare(
     """
     files = sentences.task_files(data, settings.tasks)
     encoder = Checkpoint.open(base, encoder=True)
-    digest = digest_of(encoder, files, settings, seed)
-    folder = cache_dir.expanduser().resolve() / f"sentences-{digest}"
+    name = f"sentences-{identity_of(encoder, files, settings, seed)}"
+    folder = cache_dir.expanduser().resolve() / name
     finished = SentencePool.at(folder, settings.tasks)
     if not folder.is_dir():
         tasks = sentences.read_tasks(files, seed=seed)
         _check_tokenizer(encoder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():  # another process may have made it while this one waited
-                log.info("preparing the sentence experts in %s", folder)
-                with _threads(threads):
-                    _make(folder, encoder, tasks, settings, seed, progress)
+
+        def make(draft: Path) -> None:
+            log.info("preparing the sentence experts in %s", folder)
+            with torch_threads(threads):
+                _make(draft, encoder, tasks, settings, seed, progress)
+
+        made_once(folder, make, resume=True)
     _check_whole(folder)
     return finished
 
 
-def digest_of(
+def identity_of(
     encoder: Checkpoint,
     files: Mapping[str, Mapping[str, Path]],
     settings: SentenceSettings,
@@ -150,19 +146,14 @@ def digest_of(
     These are base, data, settings, seed, versions, and the code that reads and trains; where the
     files lie does not matter.
     """
-    versions = {"python": platform.python_version()}
-    versions |= {package: version(package) for package in ("torch", "transformers", "tokenizers")}
     small = sorted(each for each in encoder.path.iterdir() if each.suffix in (".json", ".txt"))
     base = {"weights": encoder.sha256, **{each.name: file_sha256(each) for each in small}}
     data = {
         task: {name: file_sha256(path) for name, path in named.items()}
         for task, named in files.items()
     }
-    plain = [base, data, dataclasses.asdict(settings), seed, versions]
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for module in (sentences, training):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()[:16]
+    code = [Path(str(module.__file__)) for module in (sentences, training, loop)]
+    return digest_of([base, data, dataclasses.asdict(settings), seed], code)
 
 
 def _check_tokenizer(encoder: Checkpoint) -> None:
@@ -182,27 +173,24 @@ def _make(
     seed: int,
     progress: bool,
 ) -> None:
-    """Makes every part below an unfinished folder, keeps those that are there, renames it."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    draft = SentencePool.at(unfinished, settings.tasks)
-    with _appearing(draft.data) as out:
-        if out is not None:
+    """Makes every part of a pool below `folder` and keeps those that are there."""
+    draft = SentencePool.at(folder, settings.tasks)
+    if not draft.data.is_dir():
+        with appearing(draft.data) as out:
             for task in tasks:
                 sentences.write_held_out(task, out)
-    with _appearing(draft.base) as out:
-        if out is not None:
+    if not draft.base.is_dir():
+        with appearing(draft.base) as out:
             _save(encoder.module(dtype=torch.float32, device=torch.device("cpu")), encoder, out)
-    schedule = settings.schedule
-    total = schedule.steps * len(tasks)
+    total = settings.schedule.steps * len(tasks)
     with ProgressBar(total, "sentences", "step", shown=progress, leave=True) as bar:
         for task in tasks:
-            with _appearing(draft.experts[task.name]) as out:
-                if out is None:
-                    bar.update(schedule.steps)
-                else:
+            if draft.experts[task.name].is_dir():
+                bar.update(settings.schedule.steps)
+            else:
+                with appearing(draft.experts[task.name]) as out:
                     _train(draft.base, task, encoder, settings, seed, out, bar)
-    _write_listing(unfinished)
-    os.replace(unfinished, folder)
+    _write_listing(folder)
 
 
 def _train(
@@ -243,26 +231,6 @@ def _save(model: Any, encoder: Checkpoint, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path | None]:
-    """Yields an empty folder that becomes `folder` if nothing fails; None where that is there.
-
-    What a killed process left is removed; the caller holds the lock.
-    """
-    if folder.is_dir():
-        yield None
-        return
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        apply_umask(unfinished)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def _write_listing(folder: Path) -> None:
     """Writes the size of every file, the last thing before the folder appears."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -283,13 +251,3 @@ def _check_whole(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise ValueError(f"cache {folder}: {name} is missing or damaged: {remedy}")
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

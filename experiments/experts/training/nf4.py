@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from experiments.experts.training.language_model import open_model, open_tokenizer
 from merging.checkpoints.checkpoint import quiet_transformers
-from merging.saving.save import staged
 
 BLOCK = 64
 """Entries that share a scale."""
@@ -72,12 +71,9 @@ def write_rounded(base: str | Path, out: Path) -> None:
     Args:
         base: Hugging Face id or directory.
         out: directory of the copy, new or empty.
-
-    Raises:
-        CheckpointError: `out` cannot be written.
     """
     model = open_model(base, None, seed=0, device=torch.device("cpu"))
     round_linear_layers(model)
-    with staged(out) as draft, quiet_transformers():
-        model.save_pretrained(draft)
-        open_tokenizer(base).save_pretrained(draft)
+    with quiet_transformers():
+        model.save_pretrained(out)
+        open_tokenizer(base).save_pretrained(out)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from experiments.experts.training.loop import cosine_rate
+
 Reduction: TypeAlias = Literal["mean", "sum"]
 Sampling: TypeAlias = Literal["shuffled", "poisson"]
 Clipping: TypeAlias = Literal["per_record", "as_released"]
@@ -133,8 +135,6 @@ class Regime:
     def rate_at(self, update: int, updates: int) -> float:
         """Returns the learning rate of an update; updates count from 0."""
         rising = round(self.warmup * updates)
-        if update < rising:
-            return self.learning_rate * (update + 1) / rising
-        progress = (update - rising) / max(1, updates - rising)
-        cosine = (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate * (self.final + (1 - self.final) * cosine)
+        return cosine_rate(
+            update, updates, peak=self.learning_rate, final=self.final, rising=rising
+        )

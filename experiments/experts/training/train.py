@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.experts.training.loop import adamw, clipped_step, train_on
 from experiments.experts.training.records import Record, padded, record_losses, token_counts
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from merging.seeding import generator, secret_generator, stable_seed
@@ -78,36 +80,42 @@ def train(
     device = next(model.parameters()).device
     secret = _secret(regime)
     root = seed if secret is None else secrets.randbits(256)
-    optimizer = _optimizer(model, regime)
-    step: _Step | _PrivateStep = _Step(model, optimizer, regime)
-    wrapping: AbstractContextManager[Any] = nullcontext(model)
+    optimizer = adamw(model, weight_decay=regime.weight_decay, lr=regime.learning_rate)
+    rule: _PlainUpdate | _PrivateUpdate = _PlainUpdate(model, optimizer, regime)
     if regime.privacy is not None:
         noise = stable_seed(seed, "noise", label) if secret is None else None
-        step = _PrivateStep(optimizer, regime, regime.privacy, len(records), noise, device)
-        wrapping = step.wrapping(model)
+        rule = _PrivateUpdate(optimizer, regime, regime.privacy, len(records), noise, device)
     losses: list[float] = []
-    presentations = 0
-    model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stable_seed(root, "dropout", label))
-        drawn = lots(regime, len(records), seed=seed, label=label, secret=secret)
-        with wrapping as trained:
-            for update, lot in enumerate(drawn):
-                for group in optimizer.param_groups:
-                    group["lr"] = regime.rate_at(update, updates)
-                total = 0.0
-                for part in _parts(lot, regime.physical):
-                    inputs, targets = padded([records[place] for place in part], device)
-                    each = record_losses(trained, inputs, targets, regime.loss)
-                    step.backward(each, token_counts(targets), len(lot))
-                    total += float(each.detach().sum())
-                step.finish()
-                presentations += len(lot)
-                if lot:
-                    losses.append(total / len(lot))
-                on_update(updates - update - 1)
-    model.train(False)
-    return Trained(updates, presentations, updates - len(losses), tuple(losses), step.spent())
+    presentations: list[int] = []
+    with rule.wrapping(model) as trained:
+
+        def backward(lot: list[int]) -> float:
+            total = 0.0
+            for part in _parts(lot, regime.physical):
+                inputs, targets = padded([records[place] for place in part], device)
+                record_loss = record_losses(trained, inputs, targets, regime.loss)
+                rule.backward(record_loss, token_counts(targets), len(lot))
+                total += float(record_loss.detach().sum())
+            presentations.append(len(lot))
+            return total / len(lot) if lot else math.nan
+
+        def count(loss: float) -> None:
+            if presentations[-1]:
+                losses.append(loss)
+            on_update(updates - len(presentations))
+
+        train_on(
+            model,
+            lots(regime, len(records), seed=seed, label=label, secret=secret),
+            backward,
+            rule.step,
+            optimizer,
+            rate_at=lambda update: regime.rate_at(update, updates),
+            dropout=stable_seed(root, "dropout", label),
+            on_step=count,
+        )
+    empty = updates - len(losses)
+    return Trained(updates, sum(presentations), empty, tuple(losses), rule.spent())
 
 
 def lots(
@@ -145,28 +153,22 @@ def lots(
         queue = queue[regime.lot :]
 
 
-class _Step:
-    """Gradients of a lot's mean loss, clipped together."""
+class _PlainUpdate:
+    """Moves along the gradient of a lot's mean loss, clipped as a whole."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, regime: Regime) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer, self._clip = optimizer, regime.clip
+        self.step = clipped_step(model, optimizer, regime.clip)
+        self.wrapping = nullcontext
 
     def backward(self, losses: Tensor, tokens: Tensor, lot: int) -> None:
         torch.autograd.backward(losses.sum() / lot)
-
-    def finish(self) -> None:
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
 
     def spent(self) -> Spent | None:
         return None
 
 
-class _PrivateStep:
-    """Gradients of records, clipped one by one, summed and noised."""
+class _PrivateUpdate:
+    """Moves along the noised sum of the records' gradients, each clipped by itself."""
 
     def __init__(
         self,
@@ -196,7 +198,7 @@ class _PrivateStep:
         torch.autograd.backward(losses.sum())
         self._optimizer.add(tokens)
 
-    def finish(self) -> None:
+    def step(self) -> None:
         self._optimizer.finish()
         self._spend.count()
 
@@ -215,15 +217,3 @@ def _parts(lot: list[int], physical: int | None) -> Iterator[list[int]]:
     size = physical or max(1, len(lot))
     for start in range(0, len(lot), size):
         yield lot[start : start + size]
-
-
-def _optimizer(model: nn.Module, regime: Regime) -> torch.optim.Optimizer:
-    """Returns AdamW over all that requires a gradient; vectors do not decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": regime.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=regime.learning_rate
-    )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from experiments.experts.quickstart.tokenizer import SPECIAL
+from experiments.experts.quickstart.training import ModelSize, llama_config
 from experiments.experts.training.records import encode
 from experiments.experts.training.regime import Regime
 from experiments.experts.training.train import train
@@ -24,8 +19,8 @@ from experiments.papers.csirt.corpus import CorpusSize, pretraining_records
 from experiments.papers.csirt.pseudonymised import pseudonymised, pseudonyms_of
 from experiments.papers.csirt.records import text_of
 from experiments.papers.csirt.tokenizer import record_tokenizer
+from experiments.runs.cache import digest_of, made_once
 from merging.checkpoints.checkpoint import quiet_transformers
-from merging.saving.save import staged
 from merging.seeding import stable_seed
 
 
@@ -96,19 +91,13 @@ class TinyBase:
     def directory(self, cache: Path, size: CorpusSize) -> str:
         """Returns the directory below `cache`; a second process waits for the first."""
         folder = cache / "csirt" / f"base-{self.hidden}-{self.identity(size)}"
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    self._train(folder, size)
-        return str(folder)
+        return str(made_once(folder, partial(self._train, size)))
 
     def identity(self, size: CorpusSize) -> str:
         """Returns 16 hexadecimal digits of options, versions and code."""
-        own = [dataclasses.asdict(self), size.text_length, size.copies]
-        return digest_of(own)
+        return csirt_digest([dataclasses.asdict(self), size.text_length, size.copies])
 
-    def _train(self, folder: Path, size: CorpusSize) -> None:
+    def _train(self, size: CorpusSize, out: Path) -> None:
         tokenizer = record_tokenizer(self.context)
         records = pretraining_records(size, self.records)
         hidden = round(self.pseudonymised * len(records))
@@ -125,45 +114,20 @@ class TinyBase:
         )
         model = self._untrained(len(tokenizer))
         train(model, encode(tokenizer, texts, self.context), regime, seed=self.seed, label="base")
-        with staged(folder) as draft, quiet_transformers():
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+        with quiet_transformers():
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
 
     def _untrained(self, vocabulary: int) -> LlamaForCausalLM:
-        pad, start, end = range(len(SPECIAL))
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            max_position_embeddings=self.context,
-            pad_token_id=pad,
-            bos_token_id=start,
-            eos_token_id=end,
-            tie_word_embeddings=False,
-            dtype="float32",
-        )
+        size = ModelSize(self.hidden, self.intermediate, self.layers, self.heads, self.context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.seed, "init", self.hidden, self.layers))
-            return LlamaForCausalLM(config)
+            return LlamaForCausalLM(llama_config(size, vocabulary))
 
 
-def digest_of(content: Any) -> str:
-    """Returns 16 hexadecimal digits that change with content, versions or this code."""
-    versions = {package: version(package) for package in ("torch", "transformers", "tokenizers")}
-    text = json.dumps([content, versions, platform.python_version()], sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode())
-    for file in _code():
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _code() -> Sequence[Path]:
-    """Returns the files that decide what is trained."""
+def csirt_digest(content: Any) -> str:
+    """Returns 16 hexadecimal digits that change with content, versions or what trains."""
     here = Path(__file__).parent
-    parts = here.parents[1] / "experts" / "training"
     own = ("bases", "catalogue", "corpus", "pseudonymised", "records", "tokenizer", "values")
-    training = ("expert", "language_model", "nf4", "private", "records", "regime", "train")
-    files = [here / f"{name}.py" for name in own]
-    return [*files, *(parts / f"{name}.py" for name in training)]
+    training = sorted((here.parents[1] / "experts" / "training").glob("*.py"))
+    return digest_of(content, [*(here / f"{name}.py" for name in own), *training])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
@@ -25,15 +25,15 @@ from experiments.experts.training.language_model import Lora
 from experiments.experts.training.nf4 import write_rounded
 from experiments.experts.training.regime import Regime
 from experiments.papers.csirt.bands import BandQuestions
-from experiments.papers.csirt.bases import Base, digest_of
+from experiments.papers.csirt.bases import Base, csirt_digest
 from experiments.papers.csirt.corpus import Corpus, CorpusSize, Form, make_corpus
 from experiments.papers.csirt.files import DataFiles, write_files
 from experiments.papers.csirt.pseudonymised import pseudonymised, pseudonyms_of
 from experiments.papers.csirt.records import text_of
+from experiments.runs.cache import made_once
 from experiments.runs.files import read_json
 from merging.checkpoints.experts import ExpertPool
 from merging.files import write_text
-from merging.saving.save import staged
 
 BASE = "base"
 """In the place of a regime: the base itself, which has seen none of the training records."""
@@ -96,20 +96,19 @@ class StudySetting:
         base = self.base(cell.base)
         if cell.regime not in self.nf4:
             return base
-        digest = digest_of(self.bases[cell.base].identity(self.data))
+        digest = csirt_digest(self.bases[cell.base].identity(self.data))
         folder = self.cache / "csirt" / f"nf4-{digest}"
-        return str(_made(folder, lambda: write_rounded(base, folder)))
+        return str(made_once(folder, partial(write_rounded, base)))
 
     def files(self, seed: int, form: Form) -> DataFiles:
         """Returns the files of a seed's data; written on the first call."""
-        digest = digest_of([dataclasses.asdict(self.data), seed, form])
+        digest = csirt_digest([dataclasses.asdict(self.data), seed, form])
         folder = self.cache / "csirt" / f"data-s{seed}-{form}-{digest}"
-
-        def make() -> None:
-            with staged(folder) as draft:
-                write_files(draft, make_corpus(self.data, seed), seed, form)
-
-        return DataFiles(_made(folder, make))
+        return DataFiles(
+            made_once(
+                folder, lambda draft: write_files(draft, make_corpus(self.data, seed), seed, form)
+            )
+        )
 
     def identity(self, cell: StudyCell) -> str:
         """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
@@ -123,7 +122,7 @@ class StudySetting:
             self.max_length,
             dataclasses.astuple(cell),
         ]
-        return digest_of(content)
+        return csirt_digest(content)
 
     def expert(self, cell: StudyCell) -> Path:
         """Returns the directory of a cell's expert, whether it is there or not."""
@@ -132,32 +131,21 @@ class StudySetting:
 
 def trained(setting: StudySetting, cell: StudyCell) -> Path:
     """Returns the directory of a cell's expert; trained on the first call."""
-    folder = setting.expert(cell)
 
-    def make() -> None:
+    def make(draft: Path) -> None:
         data = _training_data(make_corpus(setting.data, cell.seed), setting, cell)
         train_expert(
             setting.start(cell),
             data,
             setting.regimes[cell.regime],
-            folder,
+            draft,
             label=cell.regime,
             seed=cell.seed,
             lora=setting.lora,
             device=setting.device,
         )
 
-    return _made(folder, make)
-
-
-def _made(folder: Path, make: Callable[[], object]) -> Path:
-    """Returns `folder`; where it is not there it is made, once: other processes wait for it."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                make()
-    return folder
+    return made_once(setting.expert(cell), make)
 
 
 def _training_data(corpus: Corpus, setting: StudySetting, cell: StudyCell) -> DataSet:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
-
-import torch
 
 from experiments.papers.csirt.cells import BASE, StudyCell, StudySetting, is_finished, run_cell
 from experiments.reports.table import duration
+from experiments.runs.processes import process_pool
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +34,7 @@ def run_cells(setting: StudySetting, cells: Sequence[StudyCell], workers: int, o
     out.mkdir(parents=True, exist_ok=True)
     total = sum(work(setting, cell) for cell in left)
     began, done = time.monotonic(), 0.0
-    with _pool(workers) as pool:
+    with process_pool(workers, threads=1) as pool:
         for base in pool.map(setting.base, sorted({cell.base for cell in left})):
             log.info("base %s", base)
         futures = {pool.submit(run_cell, setting, cell, out): cell for cell in left}
@@ -70,24 +66,3 @@ def work(setting: StudySetting, cell: StudyCell) -> float:
     regime = setting.regimes[cell.regime]
     shown = regime.updates(data.records + canaries * data.clones) * regime.lot
     return _SCORED * scored + shown * (1.0 if regime.privacy is None else _PRIVATE)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(os.getpid(),),
-    )
-
-
-def _start(parent: int) -> None:
-    """One thread each; the process ends as soon as its parent is gone."""
-    torch.set_num_threads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -242,7 +242,7 @@ def test_base_data_settings_and_seed_change_the_digest(
 ) -> None:
     def digest(base: Path = encoder, settings: SentenceSettings = TINY, seed: int = 0) -> str:
         files = sentences.task_files(str(data), TASKS)
-        return prepare.digest_of(Checkpoint.open(str(base), encoder=True), files, settings, seed)
+        return prepare.identity_of(Checkpoint.open(str(base), encoder=True), files, settings, seed)
 
     first = digest()
     assert first == digest()

@@ -21,7 +21,7 @@ from evaluators.requests import (
     TokenStatistics,
 )
 from experiments.setup.study import Study
-from merging.lora.low_rank import CentredCandidate, Stacks, low_rank_of
+from merging.lora.low_rank import CentredCandidate, StackedFactors, low_rank_of
 from merging.method import MergeError
 from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan
@@ -46,7 +46,7 @@ class PopulationPool(TaskQueue[Batch[Any]]):
         super().__init__()
         self._study = study
         self._panel = panel
-        self._stacks = Stacks(study.held)
+        self._stacks = StackedFactors(study.held)
 
     def next(self) -> tuple[int, list[Evaluated]]:
         """Scores the first batch in the line."""
@@ -125,7 +125,7 @@ def _is_centred(study: Study) -> bool:
     if isinstance(first, PathPlan):  # it begins with its centre; noise comes later
         return isinstance(first.noise, LowRankNoise)
     try:
-        candidate = low_rank_of(first, Stacks(study.held))
+        candidate = low_rank_of(first, StackedFactors(study.held))
     except MergeError:
         return False
     return candidate is not None and _fits(study.engine.resident, candidate)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from merging.checkpoints.adapters import Adapter, Factors
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.expert import Expert
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.privacy_record import PrivacyRecord
 from merging.method import MergeError
 from merging.plan import Plan
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 _SIDES = (".lora_A", ".lora_B")
 _REMEDY = "choose space=full_weights, which works on the products B @ A"
@@ -23,7 +23,7 @@ _REMEDY = "choose space=full_weights, which works on the products B @ A"
 
 @dataclass(frozen=True)
 class _Layer:
-    """How the factors of one tensor become its difference to the base.
+    """How the factors of one tensor become its delta.
 
     Attributes:
         shapes: of A and B.
@@ -36,7 +36,7 @@ class _Layer:
     transposed: bool
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the difference, ``(*shape of the weight)`` float32: in float64, rounded once."""
+        """Returns ``scale B A``, ``(*shape of the weight)`` float32: in float64, rounded once."""
         return Factors(a, b, self.scale, self.transposed).product().float()
 
 
@@ -44,23 +44,22 @@ def factor_pool(pool: ExpertPool) -> ExpertPool:
     """Returns a pool whose tensors are the adapters' factors, on the same device.
 
     Every tensor that adapters change by ``scale * B @ A`` becomes two, NAME.lora_A ``(rank, in)``
-    and NAME.lora_B ``(out, rank)``, zero in the base; a tensor that adapters bring whole
+    and NAME.lora_B ``(out, rank)``, zero in the base; a tensor that adapters bring in full
     (``modules_to_save``) stays as it is. Merges, noise and paths work on it as on any pool.
 
     Raises:
         MergeError: an expert is no adapter, or the experts' factors of a tensor cannot be
-            averaged: unequal ranks, none in one of them, or a whole tensor in another.
+            averaged: unequal ranks, none in one of them, or a full tensor in another.
     """
     layers = _layers(pool)
     base = _FactorBase(pool, layers)
+    # A merge reads no more of a base than weights, shapes and dtypes, of an expert than its fill.
     experts = {
-        name: _FactorExpert(expert, layers)
+        name: cast(Expert, _FactorExpert(expert.source, expert.sha256, expert, layers))
         for name, expert in pool.experts.items()
         if isinstance(expert, Adapter)
     }
-    names = tuple(base)
-    # The pool reads no more of its base than weights, shapes and dtypes.
-    return ExpertPool(cast(Checkpoint, base), experts, names, (), pool.device, base)
+    return ExpertPool(cast(Checkpoint, base), experts, tuple(base), (), pool.device, base)
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,6 @@ class FactorPlan:
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> FactorWeights:
         """Returns the parameters, computed when read.
 
-        Args:
-            pool: base and LoRA experts.
-            dtype: of the result; None: each parameter's dtype in the base.
-
         Raises:
             MergeError: as `factor_pool` and the plan raise.
         """
@@ -102,7 +97,7 @@ class FactorPlan:
         return {"kind": "factors", "factors": self.plan.describe()}
 
 
-class FactorWeights(Mapping[str, Tensor]):
+class FactorWeights(LazyWeights):
     """Base plus the products of given factors; every read computes one parameter.
 
     Args:
@@ -115,42 +110,31 @@ class FactorWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, pool: ExpertPool, factors: Weights, dtype: torch.dtype | None) -> None:
+        super().__init__(pool.names)
         self._pool, self._factors, self._dtype = pool, factors, dtype
         self._layers = _layers(pool)
 
-    def differences(self) -> Iterator[tuple[str, Factors | Tensor]]:
-        """Yields what is added to each tensor that differs from the base: factors, or a whole."""
+    def deltas(self) -> Iterator[tuple[str, Factors | Tensor]]:
+        """Yields the delta of each tensor that adapters change: factors, or a full tensor."""
         for name, layer in self._layers.items():
             if layer is None:
-                whole = self._factors[name].float()
-                yield name, whole - self._pool.base_tensor(name).float()
+                yield name, self._factors[name].float() - self._pool.base_tensor(name).float()
             else:
                 a, b = (self._factors[name + side] for side in _SIDES)
                 yield name, Factors(a, b, layer.scale, layer.transposed)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise KeyError(name)
-        base, layer = self._pool.base_tensor(name), self._layers.get(name, None)
-        whole = base.float()
+    def _tensor(self, name: str) -> Tensor:
+        base, layer = self._pool.base_tensor(name), self._layers.get(name)
+        merged = base.float()
         if layer is not None:
             a, b = (self._factors[name + side] for side in _SIDES)
-            whole = whole + layer.product(a, b)
+            merged = merged + layer.product(a, b)
         elif name in self._layers:
-            whole = self._factors[name]
-        return whole.to(self._dtype or base.dtype)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._pool.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pool.names)
-
-    def __len__(self) -> int:
-        return len(self._pool.names)
+            merged = self._factors[name]
+        return merged.to(self._dtype or base.dtype)
 
 
-class _FactorBase(Mapping[str, Tensor]):
+class _FactorBase(LazyWeights):
     """The base without adapters: zeros where factors are, its own tensors where copies are."""
 
     def __init__(self, pool: ExpertPool, layers: Mapping[str, _Layer | None]) -> None:
@@ -163,46 +147,31 @@ class _FactorBase(Mapping[str, Tensor]):
                 self._shapes |= {
                     name + side: shape for side, shape in zip(_SIDES, layer.shapes, strict=True)
                 }
+        super().__init__(self._shapes)
 
     def shape(self, name: str) -> torch.Size:
-        """Returns a tensor's shape."""
         return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """Returns a tensor's dtype: float32 for factors."""
         return torch.float32 if name.endswith(_SIDES) else self._pool.base.dtype(name)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         if not name.endswith(_SIDES):
             return self._pool.base_tensor(name)
         return torch.zeros(self._shapes[name], device=self._pool.device)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
 
 @dataclass(frozen=True, eq=False)
 class _FactorExpert:
     """One adapter, seen from a base without factors."""
 
+    source: str
+    sha256: str
     adapter: Adapter
     layers: Mapping[str, _Layer | None]
 
-    @property
-    def source(self) -> str:
-        """As the user named it."""
-        return self.adapter.source
-
-    @property
-    def sha256(self) -> str:
-        """Identity of the adapter."""
-        return self.adapter.sha256
-
     def fill(self, name: str, base: Tensor, out: Tensor) -> None:
-        """Writes the factor, or the whole tensor minus the base, float32, into `out`."""
+        """Writes the factor, or the full tensor minus the base, float32, into `out`."""
         stem, side = name[: -len(_SIDES[0])], name[-len(_SIDES[0]) :]
         layer, factors = self.layers.get(stem), self.adapter.factors(stem)
         if side not in _SIDES or layer is None or factors is None:
@@ -214,37 +183,19 @@ class _FactorExpert:
         else:
             out.copy_(factors.b.double() * (factors.scale / layer.scale))
 
-    def tensor(self, name: str, base: Tensor) -> Tensor:
-        """Returns the factor itself."""
-        whole = torch.empty(base.shape, dtype=torch.float32, device=base.device)
-        self.fill(name, base.float(), whole)
-        return (base.float() + whole).to(base.dtype)
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields what the adapter stores."""
-        yield from self.adapter.stored()
-
-    def privacy(self) -> PrivacyRecord | None:
-        """Returns the adapter's record."""
-        return self.adapter.privacy()
-
-    def to(self, device: torch.device) -> _FactorExpert:
-        """Returns the same expert on `device`."""
-        return _FactorExpert(self.adapter.to(device), self.layers)
-
 
 def _layers(pool: ExpertPool) -> dict[str, _Layer | None]:
-    """Returns tensor -> how its factors multiply, None where adapters bring the whole tensor.
+    """Returns tensor -> how its factors multiply, None where adapters bring the full tensor.
 
     Tensors that none of the pool's experts changes are left out.
     """
     adapters: dict[str, Adapter] = {}
-    for expert, opened in pool.experts.items():
-        if not isinstance(opened, Adapter):
+    for name, expert in pool.experts.items():
+        if not isinstance(expert, Adapter):
             raise MergeError(
-                f"expert {expert!r} is a whole checkpoint and has no factors A and B: {_REMEDY}"
+                f"expert {name!r} is a whole checkpoint and has no factors A and B: {_REMEDY}"
             )
-        adapters[expert] = opened
+        adapters[name] = expert
     layers: dict[str, _Layer | None] = {}
     for name in pool.names:
         if any(adapter.factors(name) for adapter in adapters.values()):
@@ -255,12 +206,10 @@ def _layers(pool: ExpertPool) -> dict[str, _Layer | None]:
 
 
 def _layer(name: str, adapters: Mapping[str, Adapter], pool: ExpertPool) -> _Layer:
-    found: dict[str, Factors] = {}
+    by_expert: dict[str, Factors] = {}
     for expert, adapter in adapters.items():
         factors = adapter.factors(name)
-        copy = adapter.copy(name)
-        # Beside the factors of an embedding peft saves the base's embedding, as it was.
-        if copy is not None and not torch.equal(copy.float(), pool.base_tensor(name).float()):
+        if brings_other_copy(adapter, name, pool):
             raise MergeError(
                 f"expert {expert!r} brings {name} as a whole tensor, of which factors are "
                 f"averaged: {_REMEDY}"
@@ -270,13 +219,24 @@ def _layer(name: str, adapters: Mapping[str, Adapter], pool: ExpertPool) -> _Lay
                 f"expert {expert!r} has no factors of {name}, which other experts change: "
                 f"A and B cannot be averaged; {_REMEDY}"
             )
-        found[expert] = factors
-    (first, one), *_ = found.items()
-    for expert, factors in found.items():
-        if len(factors.a) != len(one.a):
+        by_expert[expert] = factors
+    (first, reference), *_ = by_expert.items()
+    for expert, factors in by_expert.items():
+        if len(factors.a) != len(reference.a):
             raise MergeError(
-                f"{name} has rank {len(one.a)} in expert {first!r} and rank {len(factors.a)} in "
-                f"expert {expert!r}: A and B can only be averaged at equal rank; {_REMEDY}"
+                f"{name} has rank {len(reference.a)} in expert {first!r} and rank "
+                f"{len(factors.a)} in expert {expert!r}: A and B can only be averaged at equal "
+                f"rank; {_REMEDY}"
             )
-    equal = all(factors.scale == one.scale for factors in found.values())
-    return _Layer((one.a.shape, one.b.shape), one.scale if equal else 1.0, one.transposed)
+    equal = all(factors.scale == reference.scale for factors in by_expert.values())
+    shapes = reference.a.shape, reference.b.shape
+    return _Layer(shapes, reference.scale if equal else 1.0, reference.transposed)
+
+
+def brings_other_copy(adapter: Adapter, name: str, pool: ExpertPool) -> bool:
+    """Whether an adapter brings a tensor in full that differs from the base's.
+
+    Beside the factors of an embedding peft saves the base's embedding, as it was.
+    """
+    copy = adapter.copy(name)
+    return copy is not None and not torch.equal(copy.float(), pool.base_tensor(name).float())

@@ -1,25 +1,26 @@
-"""Candidates as one centre and low-rank differences to it: what a whole population can share."""
+"""Candidates as one centre and low-rank deltas from it, which a population can share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from merging.checkpoints.adapters import Adapter, Factors
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.expert import Expert
 from merging.checkpoints.experts import ExpertPool
-from merging.lora.factors import FactorPlan, FactorWeights
+from merging.lora.factors import FactorPlan, FactorWeights, brings_other_copy
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan, PathWeights
 from merging.plan import MergePlan, Plan
 from merging.seeding import stable_seed
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +40,17 @@ class LowRankProduct:
     mix: Tensor | None = None
 
     def product(self) -> Tensor:
-        """Returns the difference, ``(rows, columns)`` float32: in float64, rounded once."""
+        """Returns ``b diag(mix) a``, ``(rows, columns)`` float32: in float64, rounded once."""
         b = self.b.double() if self.mix is None else self.b.double() * self.mix.double()
         return (b @ self.a.double()).float()
 
 
 LowRankDeltas: TypeAlias = Mapping[str, LowRankProduct | Tensor]
-"""Tensor name to its difference from the centre: factors, or the whole where it is a vector.
+"""Tensor name to its difference from the centre: factors, or the full tensor where it is a vector.
 Tensors that are not named are the centre's."""
 
-
-_Sides: TypeAlias = Callable[[int], tuple[Tensor, Tensor] | Tensor]
+_Deltas: TypeAlias = dict[str, LowRankProduct | Tensor]
+_NoiseFactors: TypeAlias = Callable[[int], tuple[Tensor, Tensor] | Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ class CentredCandidate:
     """One candidate beside a centre.
 
     Args:
-        centre: what the differences are added to, read tensor by tensor; empty: the base.
+        centre: read tensor by tensor; empty: the base.
         key: equal for equal centres, so that candidates of one population can be told.
-        deltas: differences to the centre.
+        deltas: from the centre.
     """
 
     centre: Weights
@@ -67,7 +68,15 @@ class CentredCandidate:
     deltas: LowRankDeltas
 
 
-class Stacks:
+class _Stack(NamedTuple):
+    """The experts' factors of one tensor side by side; (expert, rank, scale) of every part."""
+
+    a: Tensor
+    b: Tensor
+    parts: tuple[tuple[int, int, float], ...]
+
+
+class StackedFactors:
     """A pool's LoRA factors with the experts' ranks side by side, each stacked once.
 
     ``sum_i w_i s_i B_i A_i`` is ``b diag(mix) a`` with b = (B_1, B_2, ...), a = (A_1; A_2; ...)
@@ -79,12 +88,12 @@ class Stacks:
 
     def __init__(self, pool: ExpertPool) -> None:
         self.pool = pool
-        self._kept: dict[str, tuple[Tensor, Tensor, tuple[tuple[int, int, float], ...]]] = {}
-        self._unit = _unit_pool(pool)
-        self._noises: dict[tuple[LowRankNoise, str], _Sides] = {}
+        self._stacks: dict[str, _Stack] = {}
+        self._unit_pool = _unit_pool(pool)
+        self._noises: dict[tuple[LowRankNoise, str], _NoiseFactors] = {}
 
-    def mixture(self, plan: MergePlan) -> dict[str, LowRankProduct | Tensor] | None:
-        """Returns what a plan adds to the base; None: more than a mixture of factors.
+    def mixture(self, plan: MergePlan) -> _Deltas | None:
+        """Returns a plan's deltas from the base; None: it is more than a mixture of factors.
 
         Raises:
             MergeError: as the plan's weights raise.
@@ -94,12 +103,12 @@ class Stacks:
             return None
         if isinstance(method, Linear) and not method.normalize:
             return None  # weighs the base too, by the sum of the weights
-        coefficients = plan.weights(self._unit, dtype=torch.float32)
+        coefficients = plan.weights(self._unit_pool, dtype=torch.float32)
         group = plan.grouping.assign(self.pool.names)
         of_group: dict[str, Tensor] = {}
-        deltas: dict[str, LowRankProduct | Tensor] = {}
+        deltas: _Deltas = {}
         for name in self.pool.names:
-            if not self._moved(name, plan.experts):
+            if not self._touched(name, plan.experts):
                 continue
             if group[name] not in of_group:
                 of_group[group[name]] = coefficients[name]
@@ -109,66 +118,47 @@ class Stacks:
             deltas[name] = delta
         return deltas
 
-    def expert(self, expert: str) -> dict[str, LowRankProduct | Tensor] | None:
-        """Returns what one expert adds to the base; None: it is no adapter, or brings a matrix."""
-        deltas: dict[str, LowRankProduct | Tensor] = {}
-        weights = torch.tensor([float(each == expert) for each in self.pool.expert_names])
-        for name in self.pool.names:
-            if self._moved(name, (expert,)):
-                delta = self._delta(name, weights)
-                if delta is None:
-                    return None
-                deltas[name] = delta
-        return deltas
-
     def noise(self, noise: LowRankNoise, name: str, seed: int) -> tuple[Tensor, Tensor] | Tensor:
-        """Returns the sides of a noise, as `LowRankNoise.factors`; its size is found once."""
+        """Returns the factors of a noise, as `LowRankNoise.factors`; its size is found once."""
         key = noise, name
         if key not in self._noises:
             self._noises[key] = noise.factors(name, self.pool)
         return self._noises[key](seed)
 
-    def _moved(self, name: str, experts: tuple[str, ...]) -> bool:
-        opened = (self.pool.experts[each] for each in experts)
-        return any(not isinstance(each, Adapter) or name in each.touched for each in opened)
+    def _touched(self, name: str, names: tuple[str, ...]) -> bool:
+        experts = (self.pool.experts[expert] for expert in names)
+        return any(not isinstance(expert, Adapter) or name in expert.touched for expert in experts)
 
     def _delta(self, name: str, weights: Tensor) -> LowRankProduct | Tensor | None:
-        """Returns the weighted sum of the experts' differences; None: it has no low rank."""
+        """Returns the weighted sum of the experts' deltas; None: it has no low rank."""
         if len(self.pool.base.shape(name)) < 2:
-            rows = self.pool.deltas(name)
-            return weights.to(rows.device) @ rows.reshape(len(rows), -1)
-        if name not in self._kept:
-            stacked = self._stack(name)
-            if stacked is None:
+            deltas = self.pool.deltas(name)
+            return weights.to(deltas.device) @ deltas.reshape(len(deltas), -1)  # sum_i w_i d_i
+        if name not in self._stacks:
+            stack = self._stack(name)
+            if stack is None:
                 return None
-            self._kept[name] = stacked
-        a, b, parts = self._kept[name]
+            self._stacks[name] = stack
+        a, b, parts = self._stacks[name]
         numbers = weights.tolist()
-        mix = [numbers[i] * scale for i, rank, scale in parts for _ in range(rank)]
+        mix = [numbers[i] * scale for i, rank, scale in parts for _ in range(rank)]  # w_i s_i
         return LowRankProduct(a, b, torch.tensor(mix, dtype=torch.float32, device=a.device))
 
-    def _stack(
-        self, name: str
-    ) -> tuple[Tensor, Tensor, tuple[tuple[int, int, float], ...]] | None:
-        """Returns a, b and (expert, rank, scale) of every part; None: not all are factors."""
-        parts, sides = [], []
+    def _stack(self, name: str) -> _Stack | None:
+        """Returns the stacked factors; None: an expert brings something else."""
+        parts, products = [], []
         for i, expert in enumerate(self.pool.experts.values()):
-            if not isinstance(expert, Adapter):
+            if not isinstance(expert, Adapter) or brings_other_copy(expert, name, self.pool):
                 return None
-            copy, factors = expert.copy(name), expert.factors(name)
-            # beside the factors of an embedding peft saves the base's embedding, as it was
-            if copy is not None and not torch.equal(
-                copy.float(), self.pool.base_tensor(name).float()
-            ):
-                return None
+            factors = expert.factors(name)
             if factors is not None:
                 parts.append((i, len(factors.a), factors.scale))
-                sides.append(as_stored(factors))
-        if not sides:
+                products.append(as_stored(factors))
+        if not products:
             return None
-        a = torch.cat([each.a for each in sides]).contiguous()
-        b = torch.cat([each.b for each in sides], dim=1).contiguous()
-        return a, b, tuple(parts)
+        a = torch.cat([product.a for product in products]).contiguous()
+        b = torch.cat([product.b for product in products], dim=1).contiguous()
+        return _Stack(a, b, tuple(parts))
 
 
 def as_stored(factors: Factors) -> LowRankProduct:
@@ -178,9 +168,9 @@ def as_stored(factors: Factors) -> LowRankProduct:
 
 
 def low_rank_of(
-    plan: Plan, stacks: Stacks, weights: Weights | None = None
+    plan: Plan, stacks: StackedFactors, weights: Weights | None = None
 ) -> CentredCandidate | None:
-    """Returns a plan as a centre and a low-rank difference; None: it has no such form.
+    """Returns a plan as a centre and low-rank deltas; None: it has no such form.
 
     Known are mixtures of LoRA experts (`Linear` with shares, `TaskArithmetic`), plans over their
     factors A and B, and paths whose candidates are low-rank noise around the centre.
@@ -198,43 +188,42 @@ def low_rank_of(
         deltas = stacks.mixture(plan)
         return None if deltas is None else CentredCandidate({}, None, deltas)
     if isinstance(plan, FactorPlan):
-        given = weights if isinstance(weights, FactorWeights) else None
-        return _from_factors(plan.weights(stacks.pool) if given is None else given)
+        factors = weights if isinstance(weights, FactorWeights) else plan.weights(stacks.pool)
+        return _from_factors(factors)
     if isinstance(plan, PathPlan):
-        given_path = weights if isinstance(weights, PathWeights) else None
-        return _from_path(plan, given_path, stacks)
+        return _from_path(plan, weights if isinstance(weights, PathWeights) else None, stacks)
     return None
 
 
 def _from_factors(weights: FactorWeights) -> CentredCandidate | None:
-    deltas: dict[str, LowRankProduct | Tensor] = {}
-    for name, found in weights.differences():
-        if isinstance(found, Factors):
-            stored = as_stored(found)
-            deltas[name] = LowRankProduct(stored.a, stored.b * found.scale)
-        elif found.dim() < 2:
-            deltas[name] = found
+    deltas: _Deltas = {}
+    for name, delta in weights.deltas():
+        if isinstance(delta, Factors):
+            stored = as_stored(delta)
+            deltas[name] = LowRankProduct(stored.a, stored.b * delta.scale)
+        elif delta.dim() < 2:
+            deltas[name] = delta
         else:
             return None
     return CentredCandidate({}, None, deltas)
 
 
 def _from_path(
-    plan: PathPlan, weights: PathWeights | None, stacks: Stacks
+    plan: PathPlan, weights: PathWeights | None, stacks: StackedFactors
 ) -> CentredCandidate | None:
     if not isinstance(plan.noise, LowRankNoise) or plan.path.own is None:
         return None
     number, coefficient = plan.path.own
     seed = stable_seed("noise", plan.seed, number)
-    deltas: dict[str, LowRankProduct | Tensor] = {}
+    deltas: _Deltas = {}
     for name in stacks.pool.names:
-        drawn = stacks.noise(plan.noise, name, seed)
-        if isinstance(drawn, Tensor):
-            deltas[name] = drawn.mul_(coefficient)
+        noise = stacks.noise(plan.noise, name, seed)
+        if isinstance(noise, Tensor):
+            deltas[name] = noise.mul_(coefficient)
         elif len(stacks.pool.base.shape(name)) > 2:
             return None
         else:
-            left, right = drawn
+            left, right = noise
             deltas[name] = LowRankProduct(right, left.mul_(coefficient))
     centre = plan.weights(stacks.pool) if weights is None else weights
     return CentredCandidate(centre.centre, (plan.seed, plan.path.centre), deltas)
@@ -245,37 +234,30 @@ def _unit_pool(pool: ExpertPool) -> ExpertPool:
 
     A merge that is linear in the deltas gives its coefficients on it, by its own code.
     """
-    base = _UnitBase(pool)
+    base = _UnitBase(pool.names, len(pool.experts))
+    # A merge reads no more of a base than weights, shapes and dtypes, of an expert than its fill.
     experts = {
-        name: _UnitExpert(expert.source, expert.sha256, i)
+        name: cast(Expert, _UnitExpert(expert.source, expert.sha256, i))
         for i, (name, expert) in enumerate(pool.experts.items())
     }
-    # The pool reads no more of its base than weights, shapes and dtypes.
     return ExpertPool(cast(Checkpoint, base), experts, pool.names, (), torch.device("cpu"), base)
 
 
-class _UnitBase(Mapping[str, Tensor]):
+class _UnitBase(LazyWeights):
     """Zeros, ``(experts,)`` float32 for every name of the pool."""
 
-    def __init__(self, pool: ExpertPool) -> None:
-        self._names, self._count = dict.fromkeys(pool.names), len(pool.experts)
+    def __init__(self, names: tuple[str, ...], experts: int) -> None:
+        super().__init__(names)
+        self._experts = experts
 
     def shape(self, name: str) -> torch.Size:
-        """Returns a tensor's shape."""
-        return torch.Size([self._count])
+        return torch.Size([self._experts])
 
     def dtype(self, name: str) -> torch.dtype:
-        """Returns float32."""
         return torch.float32
 
-    def __getitem__(self, name: str) -> Tensor:
-        return torch.zeros(self._count)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    def _tensor(self, name: str) -> Tensor:
+        return torch.zeros(self._experts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,25 +266,8 @@ class _UnitExpert:
 
     source: str
     sha256: str
-    place: int
+    index: int
 
     def fill(self, name: str, base: Tensor, out: Tensor) -> None:
         """Writes the unit vector into `out`."""
-        out.zero_()[self.place] = 1
-
-    def tensor(self, name: str, base: Tensor) -> Tensor:
-        """Returns the unit vector."""
-        whole = torch.zeros_like(base)
-        whole[self.place] = 1
-        return whole
-
-    def stored(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields nothing: nothing is stored."""
-        return iter(())
-
-    def privacy(self) -> None:
-        """Returns None: nothing is learnt."""
-
-    def to(self, device: torch.device) -> _UnitExpert:
-        """Returns itself."""
-        return self
+        out.zero_()[self.index] = 1

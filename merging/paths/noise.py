@@ -39,22 +39,18 @@ Unit: TypeAlias = Literal["one", "base", "deltas"]
 """Size of the noise in a tensor: 1, the rms of the base's entries, or that of the experts'
 deltas. A tensor that is zero in the base (in all deltas) does not move with the latter two."""
 
-_PIECE = 2**20  # entries
-_Piecewise: TypeAlias = Callable[[torch.Generator], Tensor]
+_SLICE_ENTRIES = 2**20
+_ShapedDraw: TypeAlias = Callable[[torch.Generator], Tensor]
 
 
 class Noise(Protocol):
     """One kind of noise; a frozen dataclass whose fields are its options."""
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws the noise of one tensor; reads base and deltas once for all draws.
+        """Returns the sampler of one tensor; it reads base and deltas once for all draws.
 
         The noise depends on the seed, the tensor's name, its values in the pool and, where
         experts shape it, their identities; not on the order of calls or of the experts.
-
-        Args:
-            name: one of the pool's `names`.
-            pool: base and experts.
         """
         ...
 
@@ -62,9 +58,6 @@ class Noise(Protocol):
 @dataclass(frozen=True)
 class GaussianNoise:
     """Independent normal noise in every entry, the paper's with ``unit: one``.
-
-    Args:
-        unit: standard deviation, see `Unit`.
 
     Source: MERGEvolve, arXiv 2606.28373, step 2 (``unit: one``).
     """
@@ -75,7 +68,7 @@ class GaussianNoise:
         _check_unit(self.unit)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws it; see `Noise.on`."""
+        """Returns the sampler of one tensor; see `Noise.on`."""
         shape, size = pool.base_tensor(name).shape, _size(self.unit, name, pool)
 
         def draw(seed: int, out: Tensor | None = None) -> Tensor:
@@ -85,7 +78,7 @@ class GaussianNoise:
             else:
                 drawn = torch.randn(shape, generator=rng)
                 out = drawn.to(pool.device) if out is None else out.copy_(drawn)
-            return out.mul_(size)
+            return out.mul_(size)  # size * N(0, I)
 
         return draw
 
@@ -95,10 +88,6 @@ class LowRankNoise:
     """``B A / sqrt(rank)`` in matrices, B and A standard normal; `GaussianNoise` in vectors.
 
     A tensor of more than two dimensions is the matrix ``(first, all others)``.
-
-    Args:
-        rank: of the noise, at least 1.
-        unit: standard deviation of an entry, see `Unit`.
     """
 
     rank: int = 4
@@ -110,7 +99,7 @@ class LowRankNoise:
             raise ValueError(f"rank of the noise must be at least 1, got {self.rank}")
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws it; see `Noise.on`."""
+        """Returns the sampler of one tensor; see `Noise.on`."""
         shape = pool.base_tensor(name).shape
         if len(shape) < 2:
             return GaussianNoise(self.unit).on(name, pool)
@@ -121,18 +110,14 @@ class LowRankNoise:
             if out is None:
                 out = torch.empty(shape, device=left.device)
             torch.mm(left, right, out=out.view(len(left), right.shape[1]))
-            return out.mul_(size)
+            return out.mul_(size)  # size / sqrt(rank) * B A
 
         return product
 
     def factors(
         self, name: str, pool: ExpertPool
     ) -> Callable[[int], tuple[Tensor, Tensor] | Tensor]:
-        """Returns what draws the same noise as a product, or whole where it is a vector's.
-
-        Args:
-            name: one of the pool's `names`.
-            pool: base and experts.
+        """Returns the sampler of the same noise as a product, or of a tensor in vectors.
 
         Returns:
             Noise seed to B times its size ``(rows, rank)`` and A ``(rank, columns)``, float32.
@@ -169,9 +154,6 @@ class RowNoise:
 
     A row is what one index of the first dimension holds; a vector is one row. The noise lies
     outside the affine span of the experts, yet each of its rows within that of their rows.
-
-    Args:
-        unit: root mean square of the entries, see `Unit`.
     """
 
     unit: Unit = "deltas"
@@ -180,13 +162,13 @@ class RowNoise:
         _check_unit(self.unit)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws it; see `Noise.on`."""
+        """Returns the sampler of one tensor; see `Noise.on`."""
 
-        def pieces(delta: Tensor) -> _Piecewise:
-            rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
-            return lambda rng: _normal(rows.shape[0], rng, rows)[:, None].mul(rows)
+        def shaped(delta: Tensor) -> _ShapedDraw:
+            rows = _as_matrix(delta)
+            return lambda rng: _normal(len(rows), rng, rows)[:, None].mul(rows)  # g[row] d[row]
 
-        return _shaped(name, pool, self.unit, pieces)
+        return _sum_over_experts(name, pool, self.unit, shaped)
 
 
 @dataclass(frozen=True)
@@ -195,7 +177,6 @@ class BlockNoise:
 
     Args:
         size: entries per block, at least 1; the last block of a tensor may be smaller.
-        unit: root mean square of the entries, see `Unit`.
     """
 
     size: int = 64
@@ -207,19 +188,19 @@ class BlockNoise:
             raise ValueError(f"size of a block must be at least 1 entry, got {self.size}")
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws it; see `Noise.on`."""
+        """Returns the sampler of one tensor; see `Noise.on`."""
 
-        def pieces(delta: Tensor) -> _Piecewise:
+        def shaped(delta: Tensor) -> _ShapedDraw:
             flat = delta.reshape(-1)
-            count = -(-flat.numel() // self.size)
+            blocks = -(-flat.numel() // self.size)
 
-            def piecewise(rng: torch.Generator) -> Tensor:
-                spread = _normal(count, rng, flat).repeat_interleave(self.size)[: flat.numel()]
-                return spread.mul_(flat)
+            def draw(rng: torch.Generator) -> Tensor:
+                factors = _normal(blocks, rng, flat).repeat_interleave(self.size)
+                return factors[: flat.numel()].mul_(flat)  # g[block] d[block]
 
-            return piecewise
+            return draw
 
-        return _shaped(name, pool, self.unit, pieces)
+        return _sum_over_experts(name, pool, self.unit, shaped)
 
 
 @dataclass(frozen=True)
@@ -229,9 +210,6 @@ class SingularNoise:
     The singular value decomposition of every expert's delta is computed anew for every
     candidate; for matrices of several thousand rows and columns prefer `RowNoise`. A vector is
     one direction; a tensor of more dimensions is the matrix ``(first, all others)``.
-
-    Args:
-        unit: root mean square of the entries, see `Unit`.
     """
 
     unit: Unit = "deltas"
@@ -240,23 +218,18 @@ class SingularNoise:
         _check_unit(self.unit)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
-        """Returns what draws it; see `Noise.on`."""
+        """Returns the sampler of one tensor; see `Noise.on`."""
 
-        def pieces(delta: Tensor) -> _Piecewise:
-            matrix = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
-            left, values, right = thin_svd(matrix)
+        def shaped(delta: Tensor) -> _ShapedDraw:
+            left, values, right = thin_svd(_as_matrix(delta))
+            # U diag(g S) V
             return lambda rng: (left * (values * _normal(len(values), rng, values))) @ right
 
-        return _shaped(name, pool, self.unit, pieces)
-
-
-def describe_noise(noise: Noise) -> dict[str, Any]:
-    """Returns import path and options of a kind of noise, as Hydra would name it."""
-    return described.describe(noise)
+        return _sum_over_experts(name, pool, self.unit, shaped)
 
 
 def noise_from_description(description: Mapping[str, Any]) -> Noise:
-    """Returns the noise that `describe_noise` wrote.
+    """Returns the noise that `merging.described.describe` wrote.
 
     Raises:
         ValueError: the path does not lead to a kind of noise, or an option is wrong.
@@ -265,26 +238,30 @@ def noise_from_description(description: Mapping[str, Any]) -> Noise:
     return noise
 
 
-def _shaped(
-    name: str, pool: ExpertPool, unit: Unit, pieces: Callable[[Tensor], _Piecewise]
+def _sum_over_experts(
+    name: str, pool: ExpertPool, unit: Unit, shaped: Callable[[Tensor], _ShapedDraw]
 ) -> Draw:
-    """Returns what sums the experts' noise, in the order of their identities."""
+    """Returns the sampler of the sum of the experts' noises, in the order of their identities."""
     deltas = pool.deltas(name)
     if deltas.numel() == 0:
         return GaussianNoise().on(name, pool)
     rms = _rms(deltas)
     size = rms if unit == "deltas" else _size(unit, name, pool)
-    factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0
+    factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0  # E mean(noise^2) = size^2
     order = sorted(range(len(deltas)), key=pool.identities.__getitem__)
-    experts = [(pool.identities[i], pieces(deltas[i])) for i in order]
+    experts = [(pool.identities[i], shaped(deltas[i])) for i in order]
 
     def draw(seed: int, out: Tensor | None = None) -> Tensor:
         noise = deltas.new_zeros(deltas.shape[1:]) if out is None else out.zero_()
-        for identity, piecewise in experts:
-            noise.add_(piecewise(generator(seed, identity, name)).reshape(noise.shape))
+        for identity, draw_shaped in experts:
+            noise.add_(draw_shaped(generator(seed, identity, name)).reshape(noise.shape))
         return noise.mul_(factor)
 
     return draw
+
+
+def _as_matrix(delta: Tensor) -> Tensor:
+    return delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
 
 
 def _normal(count: int, rng: torch.Generator, like: Tensor) -> Tensor:
@@ -297,19 +274,17 @@ def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
     if unit == "base":
         return _rms([pool.base_tensor(name)])
     alone = (pool.select((expert,)) for expert in pool.expert_names)  # one delta at a time
-    return pool.cached(
-        name, "rms of the deltas", lambda: _rms(each.deltas(name) for each in alone)
-    )
+    return pool.cached(name, "rms of the deltas", lambda: _rms(one.deltas(name) for one in alone))
 
 
 def _rms(tensors: Iterable[Tensor]) -> float:
     """Returns the root mean square of all entries, 0 where there are none; summed in float64."""
-    squares, entries = 0.0, 0
+    squares, count = 0.0, 0
     for tensor in tensors:
-        for piece in torch.split(tensor.reshape(-1), _PIECE):  # each is copied to float64
-            squares += float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2
-        entries += tensor.numel()
-    return math.sqrt(squares / entries) if entries else 0.0
+        for entries in torch.split(tensor.reshape(-1), _SLICE_ENTRIES):  # copied to float64
+            squares += float(torch.linalg.vector_norm(entries, dtype=torch.float64)) ** 2
+        count += tensor.numel()
+    return math.sqrt(squares / count) if count else 0.0
 
 
 def _check_unit(unit: str) -> None:

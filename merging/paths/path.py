@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from merging import described
 from merging.checkpoints.experts import ExpertPool
-from merging.paths.noise import Draw, Noise, describe_noise, noise_from_description
+from merging.paths.noise import Draw, Noise, noise_from_description
 from merging.plan import Plan
 from merging.seeding import stable_seed
-from merging.weights import InPlaceWeights, Weights
+from merging.weights import InPlaceWeights, LazyWeights
 
 Term: TypeAlias = tuple[int, float]
 """Number of a noise, counted from 0 over the run, and what it is multiplied by."""
@@ -87,7 +88,7 @@ class Path:
                 tuple(_term("steps", term) for term in _list("steps", step))
                 for step in _list("steps", content["steps"])
             ),
-            blend=tuple(_number("blend", each) for each in _list("blend", content["blend"])),
+            blend=tuple(_number("blend", value) for value in _list("blend", content["blend"])),
             own=None if own is None else _term("own", own),
         )
 
@@ -122,7 +123,7 @@ class Walk:
 
     Args:
         pool: base and experts.
-        starts: by name; `BASE` needs none.
+        start: the plan that paths start from, where not from `BASE`.
         noise: kind of noise.
         seed: of the run.
         keep: hold the last centre of every tensor that was read: as much memory as one model in
@@ -130,11 +131,15 @@ class Walk:
     """
 
     pool: ExpertPool
-    starts: Mapping[str, Weights]
+    start: Plan | None
     noise: Noise
     seed: int
     keep: bool = False
-    _kept: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        start = self.start
+        self._start = None if start is None else start.weights(self.pool, dtype=torch.float32)
+        self._path_to_centre: dict[str, Path] = {}
 
     def tensor(self, name: str, path: Path) -> Tensor:
         """Returns one tensor at the end of `path`, ``(*shape)`` float32, the caller's own."""
@@ -152,50 +157,52 @@ class Walk:
             number, coefficient = path.own
             self._term(draw, number, coefficient, out).add_(centre)
 
-    def _centre(self, name: str, path: Path, draw: Draw | None, room: Tensor) -> Tensor:
+    def _centre(self, name: str, path: Path, draw: Draw | None, scratch: Tensor) -> Tensor:
         # Taken out while it changes: an error half-way must not leave half a step behind.
-        known = self._kept.pop(name, None)
-        centre = self._centres[name] if self.keep else torch.empty_like(room)
-        if known is None or not _leads_to(known, path):
-            self._start(name, path.start, centre)
+        path_so_far = self._path_to_centre.pop(name, None)
+        centre = self._centres[name] if self.keep else torch.empty_like(scratch)
+        if path_so_far is None or not _leads_to(path_so_far, path):
+            self._write_start(name, path.start, centre)
             done = 0
         else:
-            done = len(known.steps)
+            done = len(path_so_far.steps)
         for generation in range(done, len(path.steps)):
             assert draw is not None
-            if (move := self._move(path, generation, draw, room)) is not None:
-                centre.add_(move)
+            if (move := self._move(path, generation, draw, scratch)) is not None:
+                centre.add_(move)  # c_{t+1} = c_t + move_t
         if self.keep:
-            self._kept[name] = path
+            self._path_to_centre[name] = path
         return centre
 
     @cached_property
     def _centres(self) -> dict[str, Tensor]:
-        """Room for all centres, in one piece: what comes and goes beside them leaves no gaps."""
+        """Buffers of all centres, in one piece: what comes and goes beside them leaves no gaps."""
         shapes = {name: self.pool.base.shape(name) for name in self.pool.names}
         sizes = [shape.numel() for shape in shapes.values()]
-        whole = torch.empty(sum(sizes), device=self.pool.device)
-        parts = zip(shapes.items(), torch.split(whole, sizes), strict=True)
+        buffer = torch.empty(sum(sizes), device=self.pool.device)
+        parts = zip(shapes.items(), torch.split(buffer, sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
 
-    def _start(self, name: str, start: str, out: Tensor) -> None:
+    def _write_start(self, name: str, start: str, out: Tensor) -> None:
         """Writes the start's tensor into `out`, float32."""
         if start == BASE:
             out.copy_(self.pool.base_tensor(name))
-        elif isinstance(weights := self.starts[start], InPlaceWeights):
-            weights.write(name, out)
+            return
+        assert self._start is not None
+        if isinstance(self._start, InPlaceWeights):
+            self._start.write(name, out)
         else:
-            out.copy_(weights[name])
+            out.copy_(self._start[name])
 
-    def _move(self, path: Path, generation: int, draw: Draw, room: Tensor) -> Tensor | None:
-        """Returns what a generation adds to the centre, or None where it adds nothing.
+    def _move(self, path: Path, generation: int, draw: Draw, scratch: Tensor) -> Tensor | None:
+        """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: it moves nothing.
 
-        `room`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
+        `scratch`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
         """
         move: Tensor | None = None
         for age in reversed(range(min(len(path.blend), generation + 1))):
             for number, coefficient in path.steps[generation - age]:
-                term = self._term(draw, number, path.blend[age] * coefficient, room)
+                term = self._term(draw, number, path.blend[age] * coefficient, scratch)
                 move = term.clone() if move is None else move.add_(term)
         return move
 
@@ -203,13 +210,9 @@ class Walk:
         return draw(stable_seed("noise", self.seed, number), out).mul_(coefficient)
 
 
-def _leads_to(known: Path, path: Path) -> bool:
-    """Whether `path` goes on from the centre `known`."""
-    return (
-        known.start == path.start
-        and known.blend == path.blend
-        and known.steps == path.steps[: len(known.steps)]
-    )
+def _leads_to(centre: Path, path: Path) -> bool:
+    """Whether `path` goes on from a centre."""
+    return centre == replace(path, steps=path.steps[: len(centre.steps)], own=None)
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ class PathPlan:
         start: the merge that it starts from; None: the base.
         noise: kind of noise.
         seed: of the run that found it.
-        path: the way.
+        path: of the point.
     """
 
     start: Plan | None
@@ -245,30 +248,21 @@ class PathPlan:
         Raises:
             MergeError: as the start's plan raises.
         """
-        starts = (
-            {}
-            if self.start is None
-            else {self.path.start: self.start.weights(pool, dtype=torch.float32)}
-        )
-        return PathWeights(Walk(pool, starts, self.noise, self.seed), self.path, dtype)
+        return PathWeights(Walk(pool, self.start, self.noise, self.seed), self.path, dtype)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as JSON, readable by `plan_from_description`."""
         return {
             "kind": "path",
             "start": None if self.start is None else self.start.describe(),
-            "noise": describe_noise(self.noise),
+            "noise": described.describe(self.noise),
             "seed": self.seed,
             "path": self.path.to_json(),
         }
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> PathPlan:
-        """Returns the plan that `describe` wrote.
-
-        Args:
-            description: as written.
-            start: the plan of the start, already read.
+        """Returns the plan that `describe` wrote; `start` is the plan of its start.
 
         Raises:
             ValueError: a key is missing or its value makes no sense; names it.
@@ -288,13 +282,14 @@ class PathPlan:
         return cls(start, noise, description["seed"], path)
 
 
-class PathWeights(Mapping[str, Tensor]):
+class PathWeights(LazyWeights):
     """The point at the end of a path; every read computes one parameter.
 
     They can be written in place (`InPlaceWeights`): float32 parameters without any copy.
     """
 
     def __init__(self, walk: Walk, path: Path, dtype: torch.dtype | None) -> None:
+        super().__init__(walk.pool.names)
         self._walk, self._path, self._dtype = walk, path, dtype
 
     @property
@@ -302,9 +297,7 @@ class PathWeights(Mapping[str, Tensor]):
         """The same point without the candidate's own perturbation."""
         return PathWeights(self._walk, self._path.centre, self._dtype)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise KeyError(name)
+    def _tensor(self, name: str) -> Tensor:
         tensor = self._walk.tensor(name, self._path)
         return tensor.to(self._dtype or self._walk.pool.base.dtype(name))
 
@@ -320,12 +313,3 @@ class PathWeights(Mapping[str, Tensor]):
             self._walk.write(name, self._path, out)
         else:
             out.copy_(self[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._walk.pool.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._walk.pool.names)
-
-    def __len__(self) -> int:
-        return len(self._walk.pool.names)

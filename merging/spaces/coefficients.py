@@ -16,7 +16,6 @@ from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
 from merging.spaces.axes import Axis, Real, check
 from merging.spaces.vectors import VectorGenomes
-from merging.weights import Weights
 
 
 class CoefficientSpace(VectorGenomes):
@@ -56,7 +55,7 @@ class CoefficientSpace(VectorGenomes):
     ) -> None:
         self.pool, self.method, self.grouping, self.dtype = pool, method, grouping, dtype
         self.groups = tuple(dict.fromkeys(grouping.assign(pool.names).values()))
-        centres = {k: _centre(k, v, len(pool.expert_names)) for k, v in (start or {}).items()}
+        centres = {k: _as_number(k, v, len(pool.expert_names)) for k, v in (start or {}).items()}
         self._knobs = adjust(method, centres, bounds or {}, scale or {})
         searched = [knob.name for knob in self._knobs] if knobs is None else list(knobs)
         _refuse_unknown(method, "knobs", searched)
@@ -84,10 +83,6 @@ class CoefficientSpace(VectorGenomes):
         )
         return MergePlan(self.method, self.grouping, self.pool.expert_names, coefficients)
 
-    def decode(self, genome: Vector) -> Weights:
-        """Returns the weights of `genome`, computed when read; same genome, same bits."""
-        return self.plan(genome).weights(self.pool, dtype=self.dtype)
-
     @property
     def corners(self) -> Mapping[str, Vector]:
         """The genome of every expert alone; none for a method that does more than add them up.
@@ -105,13 +100,13 @@ class CoefficientSpace(VectorGenomes):
         }
 
 
-def _centre(knob: str, given: float | str, experts: int) -> float:
+def _as_number(knob: str, start: float | str, experts: int) -> float:
     """Returns a start as a number."""
-    if given == "average":
+    if start == "average":
         return 1 / experts
-    if isinstance(given, str):
-        raise MergeError(f"start of {knob}: {given!r} is neither a number nor average")
-    return given
+    if isinstance(start, str):
+        raise MergeError(f"start of {knob}: {start!r} is neither a number nor average")
+    return start
 
 
 def adjust(

@@ -14,7 +14,6 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan
 from merging.spaces.axes import Axis, Real, check
 from merging.spaces.vectors import VectorGenomes
-from merging.weights import Weights
 
 _GRID = 2.0**24
 
@@ -59,20 +58,16 @@ class ConvexSpace(VectorGenomes):
         check(self.axes, genome)
         largest = float(np.abs(genome).max())
         squares = (genome / largest) ** 2 if largest > 0 else np.ones(len(genome))
-        shares: Vector = np.round(squares / squares.sum() * _GRID) / _GRID
+        shares: Vector = np.round(squares / squares.sum() * _GRID) / _GRID  # g_i^2 / sum_j g_j^2
         shares[int(np.argmax(shares))] += 1.0 - shares.sum()
         return shares
 
     def plan(self, genome: Vector) -> MergePlan:
         """Returns the merge that `genome` stands for; errors as in `shares`."""
         names = self.pool.expert_names
-        each = dict(zip(names, self.shares(genome).tolist(), strict=False))
-        knobs: dict[str, Mapping[str, float] | float] = {"weight": each, "scale": 1.0}
+        shares = dict(zip(names, self.shares(genome).tolist(), strict=False))
+        knobs: dict[str, Mapping[str, float] | float] = {"weight": shares, "scale": 1.0}
         return MergePlan(TaskArithmetic(), Whole(), names, {"model": knobs})
-
-    def decode(self, genome: Vector) -> Weights:
-        """Returns the weights of `genome`, computed when read; same genome, same bits."""
-        return self.plan(genome).weights(self.pool, dtype=self.dtype)
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns the roots of the shares: one genome for all signs and lengths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ from merging.arrays import Vector
 from merging.checkpoints.experts import ExpertPool
 from merging.plan import Plan
 from merging.spaces.vectors import VectorGenomes, VectorSpace
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 
 @dataclass(frozen=True)
 class DisplacedPlan:
-    """``start + (there - here)``: what leads from one merge to another, done from a third.
+    """``start + (there - here)``: the move from one merge to another, made from a third.
 
     Args:
         start: where the move begins.
@@ -36,17 +36,13 @@ class DisplacedPlan:
         return f"{self.start.name} + {self.there.name}"
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
-        """Returns the parameters, computed when read in float32, cast once.
-
-        Args:
-            pool: the experts of all three plans.
-            dtype: of the result; None: each parameter's dtype in the base.
+        """Returns the parameters, computed when read in float32 and cast once.
 
         Raises:
             MergeError: as the plans raise.
         """
-        offset = _Offset(*(p.weights(pool, dtype=torch.float32) for p in (self.start, self.here)))
-        return _Moved(self.there.weights(pool, dtype=torch.float32), offset, pool, dtype)
+        offset = _Offset((self.start, self.here), pool)
+        return _DisplacedWeights(self.there, offset, pool, dtype)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as JSON, readable by `plan_from_description`."""
@@ -89,10 +85,8 @@ class DisplacedSpace(VectorGenomes):
         if not isinstance(plan, DisplacedPlan):
             return plan.weights(self.pool, dtype=self.dtype)
         if self._offset is None:
-            fixed = (p.weights(self.pool, dtype=torch.float32) for p in (self.start, self._here))
-            self._offset = _Offset(*fixed, keep=True)
-        there = plan.there.weights(self.pool, dtype=torch.float32)
-        return _Moved(there, self._offset, self.pool, self.dtype)
+            self._offset = _Offset((self.start, self._here), self.pool, keep=True)
+        return _DisplacedWeights(plan.there, self._offset, self.pool, self.dtype)
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns the inner space's one genome for all that decode to the same weights."""
@@ -102,33 +96,29 @@ class DisplacedSpace(VectorGenomes):
 class _Offset:
     """start - here, ``(*shape)`` float32 per tensor, kept where it is read again and again."""
 
-    def __init__(self, start: Weights, here: Weights, *, keep: bool = False) -> None:
-        self._start, self._here, self._keep = start, here, keep
-        self._kept: dict[str, Tensor] = {}
+    def __init__(self, plans: Iterable[Plan], pool: ExpertPool, *, keep: bool = False) -> None:
+        self._start, self._here = (p.weights(pool, dtype=torch.float32) for p in plans)
+        self._kept: dict[str, Tensor] | None = {} if keep else None
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._kept:
+        if self._kept is not None and name in self._kept:
             return self._kept[name]
         offset = self._start[name] - self._here[name]
-        if self._keep:
+        if self._kept is not None:
             self._kept[name] = offset
         return offset
 
 
-class _Moved(Mapping[str, Tensor]):
+class _DisplacedWeights(LazyWeights):
     """A merge plus an offset; every read computes one parameter."""
 
     def __init__(
-        self, there: Weights, offset: _Offset, pool: ExpertPool, dtype: torch.dtype | None
+        self, there: Plan, offset: _Offset, pool: ExpertPool, dtype: torch.dtype | None
     ) -> None:
-        self._there, self._offset, self._pool, self._dtype = there, offset, pool, dtype
+        self._there = there.weights(pool, dtype=torch.float32)
+        super().__init__(self._there)
+        self._offset, self._pool, self._dtype = offset, pool, dtype
 
-    def __getitem__(self, name: str) -> Tensor:
-        whole = self._there[name] + self._offset[name]
-        return whole.to(self._dtype or self._pool.base.dtype(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._there)
-
-    def __len__(self) -> int:
-        return len(self._there)
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._there[name] + self._offset[name]  # there + (start - here)
+        return tensor.to(self._dtype or self._pool.base.dtype(name))

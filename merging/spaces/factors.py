@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 
 from merging.checkpoints.experts import ExpertPool
@@ -13,11 +10,11 @@ from merging.method import MergeError
 from merging.paths.noise import Noise
 from merging.paths.path import Path
 from merging.plan import MergePlan, Plan
-from merging.spaces.full_weights import FullWeightSpace
+from merging.spaces.full_weights import FullWeightSpace, PathGenomes
 from merging.weights import Weights
 
 
-class FactorSpace:
+class FactorSpace(PathGenomes):
     """Genome: a `Path` through the factors; every read multiplies B @ A onto the base.
 
     The start averages A and B separately, ``(sum_i w_i B_i) (sum_i w_i A_i)``, and noise is added
@@ -39,8 +36,6 @@ class FactorSpace:
     Source: MERGEvolve, arXiv 2606.28373, as its released code runs it.
     """
 
-    gives: ClassVar[tuple[str, ...]] = ("starts",)
-
     def __init__(
         self,
         pool: ExpertPool,
@@ -57,9 +52,9 @@ class FactorSpace:
             )
         self.pool, self.dtype = pool, dtype
         factors = factor_pool(pool)
-        inner = None if initial is None else _on_factors(initial, factors)
+        self.initial = None if initial is None else _on_factors(initial, factors)
         self._inner = FullWeightSpace(
-            factors, noise, initial=inner, seed=seed, dtype=torch.float32
+            factors, noise, initial=self.initial, seed=seed, dtype=torch.float32
         )
 
     @property
@@ -67,42 +62,13 @@ class FactorSpace:
         """Number of entries of the factors that move."""
         return self._inner.dimensions
 
-    @property
-    def domain(self) -> Mapping[str, Any]:
-        """The one point that paths start from."""
-        return self._inner.domain
-
-    def first(self) -> Path:
-        """Returns the start itself."""
-        return self._inner.first()
-
     def plan(self, genome: Path) -> FactorPlan:
-        """Returns the plan of the point that `genome` leads to.
-
-        Raises:
-            ValueError: the path starts from a point that the space does not know.
-        """
+        """Returns the plan of the point that `genome` leads to; errors as `PathGenomes.plan`."""
         return FactorPlan(self._inner.plan(genome))
 
     def decode(self, genome: Path) -> Weights:
         """Returns the weights of `genome`; they are those of `plan`, bit for bit."""
         return FactorWeights(self.pool, self._inner.decode(genome), self.dtype)
-
-    def canonical(self, genome: Path) -> Path:
-        """Returns `genome` itself."""
-        return self._inner.canonical(genome)
-
-    def to_json(self, genome: Path) -> dict[str, Any]:
-        """Returns the path."""
-        return self._inner.to_json(genome)
-
-    def from_json(self, value: Any) -> Path:
-        """Returns the path.
-
-        Raises:
-            ValueError: it is none, or starts from a point that the space does not know.
-        """
-        return self._inner.from_json(value)
 
 
 def _on_factors(initial: Plan, factors: ExpertPool) -> Plan:

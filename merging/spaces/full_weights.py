@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,42 +18,15 @@ from merging.plan import MergePlan, Plan
 from merging.weights import Weights
 
 
-class FullWeightSpace:
-    """Genome: a `Path`, in a few kilobytes; a model's size is never multiplied by a population.
+class PathGenomes(ABC):
+    """First genome, JSON and domain of a space whose genomes are paths.
 
-    All tensors that the pool merges move: with whole checkpoints the whole model, with LoRA
-    experts the tensors that an adapter touches, in delta space (exact products B @ A). One
-    centre is held in float32; candidates around it cost one draw per tensor, and the centre of
-    the next generation one draw per tensor and candidate. Paths that do not go on from the held
-    centre are walked anew from their start.
-
-    Args:
-        pool: base and experts.
-        noise: kind of noise.
+    Attributes:
         initial: plan of the point that paths start from; None: the base.
-        seed: of the run; with a noise's number and a tensor's name it decides that noise.
-        dtype: of decoded weights; None: the base's.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("starts",)
-
-    def __init__(
-        self,
-        pool: ExpertPool,
-        noise: Noise,
-        *,
-        initial: Plan | None = None,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.pool, self.noise, self.initial = pool, noise, initial
-        self.seed, self.dtype = seed, dtype
-        self._walk: Walk | None = None
-
-    @property
-    def dimensions(self) -> int:
-        """Number of parameters that move."""
-        return sum(self.pool.base.shape(name).numel() for name in self.pool.names)
+    initial: Plan | None
 
     @property
     def domain(self) -> Mapping[str, Any]:
@@ -63,32 +37,13 @@ class FullWeightSpace:
         """Returns the start itself."""
         return Path(*self.domain["starts"])
 
-    def plan(self, genome: Path) -> PathPlan:
+    @abstractmethod
+    def plan(self, genome: Path) -> Plan:
         """Returns the plan of the point that `genome` leads to.
 
         Raises:
             ValueError: the path starts from a point that the space does not know.
         """
-        known = [BASE] if self.initial is None else [BASE, START]
-        if genome.start not in known:
-            raise ValueError(
-                f"the path starts from {genome.start!r}: the space knows {', '.join(known)}"
-            )
-        start = None if genome.start == BASE else self.initial
-        return PathPlan(start, self.noise, self.seed, genome)
-
-    def decode(self, genome: Path) -> Weights:
-        """Returns the weights of `genome`, computed when read; same genome, same bits.
-
-        They are those of `plan`, bit for bit, from the held centre where it lies on the path.
-        """
-        self.plan(genome)
-        if self._walk is None:
-            starts = {}
-            if self.initial is not None:
-                starts[START] = self.initial.weights(self.pool, dtype=torch.float32)
-            self._walk = Walk(self.pool, starts, self.noise, self.seed, keep=True)
-        return PathWeights(self._walk, genome, self.dtype)
 
     def canonical(self, genome: Path) -> Path:
         """Returns `genome` itself."""
@@ -111,12 +66,68 @@ class FullWeightSpace:
         return genome
 
 
+class FullWeightSpace(PathGenomes):
+    """Genome: a `Path`, in a few kilobytes; a model's size is never multiplied by a population.
+
+    All tensors that the pool merges move: with whole checkpoints the whole model, with LoRA
+    experts the tensors that an adapter touches, in delta space (exact products B @ A). One
+    centre is held in float32; candidates around it cost one draw per tensor, and the centre of
+    the next generation one draw per tensor and candidate. Paths that do not go on from the held
+    centre are walked anew from their start.
+
+    Args:
+        pool: base and experts.
+        noise: kind of noise.
+        initial: plan of the point that paths start from; None: the base.
+        seed: of the run; with a noise's number and a tensor's name it decides that noise.
+        dtype: of decoded weights; None: the base's.
+    """
+
+    def __init__(
+        self,
+        pool: ExpertPool,
+        noise: Noise,
+        *,
+        initial: Plan | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.pool, self.noise, self.initial = pool, noise, initial
+        self.seed, self.dtype = seed, dtype
+        self._walk: Walk | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Number of parameters that move."""
+        return sum(self.pool.base.shape(name).numel() for name in self.pool.names)
+
+    def plan(self, genome: Path) -> PathPlan:
+        """Returns the plan of the point that `genome` leads to; errors as `PathGenomes.plan`."""
+        known = [BASE] if self.initial is None else [BASE, START]
+        if genome.start not in known:
+            raise ValueError(
+                f"the path starts from {genome.start!r}: the space knows {', '.join(known)}"
+            )
+        start = None if genome.start == BASE else self.initial
+        return PathPlan(start, self.noise, self.seed, genome)
+
+    def decode(self, genome: Path) -> Weights:
+        """Returns the weights of `genome`, computed when read; same genome, same bits.
+
+        They are those of `plan`, bit for bit, from the held centre where it lies on the path.
+        """
+        self.plan(genome)
+        if self._walk is None:
+            self._walk = Walk(self.pool, self.initial, self.noise, self.seed, keep=True)
+        return PathWeights(self._walk, genome, self.dtype)
+
+
 def weighted_start(pool: ExpertPool, weights: Sequence[float], *, scale: float = 1.0) -> MergePlan:
     """Returns the paper's initial point: ``base + scale sum_i w_i delta_i``.
 
     Args:
         pool: base and experts.
-        weights: one per expert, as `initial_weights` gives them.
+        weights: one per expert.
         scale: the paper's alpha / M is far smaller than the released code's 1.0.
 
     Source: MERGEvolve, arXiv 2606.28373, step 1.
@@ -125,6 +136,6 @@ def weighted_start(pool: ExpertPool, weights: Sequence[float], *, scale: float =
         raise MergeError(
             f"{len(weights)} weights for {len(pool.expert_names)} experts: give one per expert"
         )
-    each = dict(zip(pool.expert_names, map(float, weights), strict=True))
-    knobs: dict[str, Mapping[str, float] | float] = {"weight": each, "scale": float(scale)}
+    by_expert = dict(zip(pool.expert_names, map(float, weights), strict=True))
+    knobs: dict[str, Mapping[str, float] | float] = {"weight": by_expert, "scale": float(scale)}
     return MergePlan(TaskArithmetic(), Whole(), pool.expert_names, {"model": knobs})

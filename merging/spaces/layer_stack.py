@@ -18,7 +18,6 @@ from merging.spaces.displaced import DisplacedSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
 from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan, StackedLayer
 from merging.stacks.layers import LayerMap
-from merging.weights import Weights
 
 SKIP = "skip"
 """The choice of a source that leaves the place empty."""
@@ -161,10 +160,6 @@ class LayerStackSpace(VectorGenomes):
             merged, outer = self._merge.plan(genome[self._inner]), MERGED
         places = tuple(self._place(genome, columns) for columns in self._columns)
         return LayerStackPlan(places, outer, merged)
-
-    def decode(self, genome: Vector) -> Weights:
-        """Returns the weights of `genome`, computed when read; same genome, same bits."""
-        return self.plan(genome).weights(self.pool, dtype=self.dtype)
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns `genome` with what a skipped place chooses at 0, and the merge's own.

@@ -14,7 +14,6 @@ from merging.plan import MergePlan
 from merging.spaces.axes import Axis, Choice, check, start
 from merging.spaces.coefficients import knob_axes, read_knobs
 from merging.spaces.vectors import VectorGenomes
-from merging.weights import Weights
 
 
 class MixedSpace(VectorGenomes):
@@ -82,10 +81,6 @@ class MixedSpace(VectorGenomes):
             for group, knobs in coefficients.items()
         }
         return MergePlan(method, self.grouping, experts, kept)
-
-    def decode(self, genome: Vector) -> Weights:
-        """Returns the weights of `genome`, computed when read; same genome, same bits."""
-        return self.plan(genome).weights(self.pool, dtype=self.dtype)
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns `genome` with every number that is not read at its start.

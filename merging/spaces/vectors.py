@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 
 from merging.arrays import Vector
+from merging.checkpoints.experts import ExpertPool
+from merging.plan import Plan
 from merging.spaces.axes import Axis, check, start
 from merging.spaces.space import SearchSpace
+from merging.weights import Weights
 
 
 class VectorSpace(SearchSpace[Vector], Protocol):
@@ -23,11 +28,13 @@ class VectorSpace(SearchSpace[Vector], Protocol):
         ...
 
 
-class VectorGenomes:
-    """First genome, JSON and domain of a space with `axes`; its other half is `plan`."""
+class VectorGenomes(ABC):
+    """First genome, JSON, domain and weights of a space with `axes`; its other half is `plan`."""
 
     gives: ClassVar[tuple[str, ...]] = ("axes", "corners")
     axes: tuple[Axis, ...]
+    pool: ExpertPool
+    dtype: torch.dtype | None
 
     @property
     def dimensions(self) -> int:
@@ -47,6 +54,14 @@ class VectorGenomes:
     def first(self) -> Vector:
         """Returns the start of every axis, ``(axes,)`` float64."""
         return start(self.axes)
+
+    @abstractmethod
+    def plan(self, genome: Vector) -> Plan:
+        """Returns the plan of `genome`, ``(axes,)``."""
+
+    def decode(self, genome: Vector) -> Weights:
+        """Returns the weights of `genome`, computed when read; same genome, same bits."""
+        return self.plan(genome).weights(self.pool, dtype=self.dtype)
 
     def canonical(self, genome: Vector) -> Vector:
         """Returns `genome` itself: every number is read."""

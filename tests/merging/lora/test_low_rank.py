@@ -11,7 +11,7 @@ from torch import Tensor
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Layers, Whole
 from merging.lora.factors import FactorPlan, factor_pool
-from merging.lora.low_rank import CentredCandidate, LowRankProduct, Stacks, low_rank_of
+from merging.lora.low_rank import CentredCandidate, LowRankProduct, StackedFactors, low_rank_of
 from merging.method import MergeError, MergeMethod
 from merging.methods.linear import Linear
 from merging.methods.task_arithmetic import TaskArithmetic
@@ -73,12 +73,12 @@ def assert_same(near: CentredCandidate | None, plan: Plan, pool: ExpertPool) -> 
 def test_mixtures_of_adapters(base: File, method: MergeMethod, scale: float | None) -> None:
     pool = pool_of(base)
     plan = mixture(method, pool, scale)
-    assert_same(low_rank_of(plan, Stacks(pool)), plan, pool)
+    assert_same(low_rank_of(plan, StackedFactors(pool)), plan, pool)
 
 
 def test_mixtures_share_their_factors(base: File) -> None:
     pool = pool_of(base)
-    stacks = Stacks(pool)
+    stacks = StackedFactors(pool)
     one = low_rank_of(mixture(TaskArithmetic(), pool, 0.2), stacks)
     other = low_rank_of(mixture(TaskArithmetic(), pool, 0.9), stacks)
     assert one is not None
@@ -104,31 +104,18 @@ def test_some_of_the_experts(base: File) -> None:
     plan = MergePlan(
         TaskArithmetic(), Whole(), tuple(weights), {"model": {"weight": weights, "scale": 0.5}}
     )
-    assert_same(low_rank_of(plan, Stacks(pool)), plan, pool)
+    assert_same(low_rank_of(plan, StackedFactors(pool)), plan, pool)
 
 
 def test_vectors_that_adapters_bring_are_whole_and_matrices_are_refused(base: File) -> None:
     pool = pool_of(base, "code", "norm")
     plan = mixture(TaskArithmetic(), pool, 0.5)
-    near = low_rank_of(plan, Stacks(pool))
+    near = low_rank_of(plan, StackedFactors(pool))
     assert_same(near, plan, pool)
     assert near is not None
     assert isinstance(near.deltas["model.norm.weight"], Tensor)
     headed = pool_of(base, "code", "head")
-    assert low_rank_of(mixture(TaskArithmetic(), headed, 0.5), Stacks(headed)) is None
-    assert Stacks(headed).expert("head") is None
-
-
-def test_one_expert(base: File) -> None:
-    pool = pool_of(base)
-    for expert in NAMES:
-        deltas = Stacks(pool).expert(expert)
-        weights = pool.expert_weights(expert)
-        assert deltas is not None
-        assert set(deltas) == pool.experts[expert].touched  # type: ignore[attr-defined]
-        for name, delta in deltas.items():
-            assert isinstance(delta, LowRankProduct)
-            torch.testing.assert_close(pool.base_tensor(name) + delta.product(), weights[name])
+    assert low_rank_of(mixture(TaskArithmetic(), headed, 0.5), StackedFactors(headed)) is None
 
 
 def test_transposed_layers_and_embeddings(tmp_path: File) -> None:
@@ -136,17 +123,17 @@ def test_transposed_layers_and_embeddings(tmp_path: File) -> None:
     builders.lora_adapter(tmp_path / "wide", root, targets=["c_attn", "wpe"], seed=1)
     pool = ExpertPool.open(str(root), {"wide": str(tmp_path / "wide")})
     plan = mixture(TaskArithmetic(), pool, 0.7)
-    assert_same(low_rank_of(plan, Stacks(pool)), plan, pool)
+    assert_same(low_rank_of(plan, StackedFactors(pool)), plan, pool)
 
 
 def test_other_merges_have_no_such_form(base: File) -> None:
     pool = pool_of(base)
-    stacks = Stacks(pool)
+    stacks = StackedFactors(pool)
     assert low_rank_of(mixture(Linear(normalize=False), pool), stacks) is None
     ties = MergePlan(Ties(), Whole(), pool.expert_names, {"model": {}})
     assert low_rank_of(ties, stacks) is None
     mixed = pool_of(base, "code", "whole")
-    assert low_rank_of(mixture(TaskArithmetic(), mixed, 0.5), Stacks(mixed)) is None
+    assert low_rank_of(mixture(TaskArithmetic(), mixed, 0.5), StackedFactors(mixed)) is None
     noise = PathPlan(None, GaussianNoise(), 0, Path(BASE, STEPS, own=(3, 0.5)))
     assert low_rank_of(noise, stacks) is None
     centre = PathPlan(None, LowRankNoise(2), 0, Path(BASE, STEPS))
@@ -158,7 +145,7 @@ def test_errors_are_those_of_the_plan(base: File) -> None:
     weights = {"code": 1.0, "prose": -1.0}
     plan = MergePlan(Linear(), Whole(), pool.expert_names, {"model": {"weight": weights}})
     with pytest.raises(MergeError, match=r"the weights \[.*\] of tensor .* sum to zero"):
-        low_rank_of(plan, Stacks(pool))
+        low_rank_of(plan, StackedFactors(pool))
 
 
 @pytest.mark.parametrize("unit", ["one", "base", "deltas"])
@@ -166,7 +153,7 @@ def test_low_rank_noise_around_a_centre(base: File, unit: str) -> None:
     pool = pool_of(base, "code", "whole")
     noise = LowRankNoise(2, unit)  # type: ignore[arg-type]
     space = FullWeightSpace(pool, noise, initial=weighted_start(pool, [0.5, 0.5]), seed=4)
-    stacks, centre = Stacks(pool), space.first().moved(STEPS[0]).moved(STEPS[1])
+    stacks, centre = StackedFactors(pool), space.first().moved(STEPS[0]).moved(STEPS[1])
     keys = []
     for number in (7, 8):
         genome = centre.perturbed(number, 0.3)
@@ -189,7 +176,7 @@ def test_factor_space(base: File) -> None:
     space = FactorSpace(pool, GaussianNoise("deltas"), initial=start, seed=4, dtype=torch.float32)
     genome = space.first().moved(STEPS[0]).perturbed(5, 0.2)
     plan = space.plan(genome)
-    assert_same(low_rank_of(plan, Stacks(pool), space.decode(genome)), plan, pool)
-    assert_same(low_rank_of(plan, Stacks(pool)), plan, pool)
+    assert_same(low_rank_of(plan, StackedFactors(pool), space.decode(genome)), plan, pool)
+    assert_same(low_rank_of(plan, StackedFactors(pool)), plan, pool)
     merge = FactorPlan(mixture(TaskArithmetic(), factor_pool(pool), 0.4))
-    assert_same(low_rank_of(merge, Stacks(pool)), merge, pool)
+    assert_same(low_rank_of(merge, StackedFactors(pool)), merge, pool)

@@ -390,7 +390,7 @@ def test_walk_reads_no_deltas_where_nothing_moves(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("read")
 
     monkeypatch.setattr(ExpertPool, "deltas", refuse)
-    assert Walk(pool, {}, RowNoise(), 0).tensor("w", Path()).shape == (7, 9)
+    assert Walk(pool, None, RowNoise(), 0).tensor("w", Path()).shape == (7, 9)
 
 
 def test_uniform_plan_and_whole_grouping_make_starts_too() -> None:

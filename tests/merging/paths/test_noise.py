@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging.described import describe
 from merging.paths.noise import (
     BlockNoise,
     GaussianNoise,
@@ -17,7 +18,6 @@ from merging.paths.noise import (
     Noise,
     RowNoise,
     SingularNoise,
-    describe_noise,
     noise_from_description,
 )
 from tests.merging.memory_pool import memory_pool, random_pool
@@ -178,7 +178,7 @@ def test_noise_relative_to_nothing_is_zero(noise: Noise) -> None:
     "noise", [*KINDS, LowRankNoise(7, "base"), BlockNoise(3, "one")], ids=repr
 )
 def test_description_comes_back(noise: Noise) -> None:
-    assert noise_from_description(describe_noise(noise)) == noise
+    assert noise_from_description(describe(noise)) == noise
 
 
 def test_options_without_meaning_are_refused() -> None:

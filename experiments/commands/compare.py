@@ -13,12 +13,12 @@ from experiments.compare.comparison import Comparison
 from experiments.compare.page import render_comparison
 from experiments.compare.run import compare as compare_runs
 from experiments.compare.text import (
-    columns,
-    cost_columns,
+    cost_table,
     difference_table,
+    fitness_table,
     markdown,
     plain,
-    score_columns,
+    score_table,
     to_json,
 )
 from experiments.runs.directory import check_writable
@@ -112,22 +112,10 @@ def track(comparison: Comparison, out: Path, project: str) -> None:
             "WANDB_MODE=offline"
         ) from error
     tables = {
-        name: wandb.Table(columns=[*heads], data=rows)
-        for name, heads, rows in tables_of(comparison)
+        "groups": fitness_table(comparison),
+        "scores": score_table(comparison),
+        "cost": cost_table(comparison),
+        "tests": difference_table(comparison),
     }
-    run.log(tables)
+    run.log({k: wandb.Table(columns=[*t.head], data=[*t.rows]) for k, t in tables.items()})
     run.finish()
-
-
-def tables_of(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Returns name, heads and rows of the tables of groups, scores, cost and tests."""
-    rows = [*comparison.groups, *comparison.references]
-    found = []
-    for name, chosen, kept in (
-        ("groups", columns(comparison), rows),
-        ("scores", score_columns(comparison), rows),
-        ("cost", cost_columns(), list(comparison.groups)),
-    ):
-        heads = [head for head, _ in chosen]
-        found.append((name, heads, [[cell(row) for _, cell in chosen] for row in kept]))
-    return [*found, ("tests", *difference_table(comparison))]

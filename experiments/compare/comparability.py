@@ -10,7 +10,7 @@ from experiments.compare.groups import Run
 _NEAR = 1e-2  # two machines read the same base on the same items nearer to each other than this
 
 
-def check_same_yardstick(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[Run]) -> None:
     """Checks that all runs read the same held-out items of the same tasks in the same units.
 
     Raises:
@@ -18,14 +18,12 @@ def check_same_yardstick(runs: Sequence[Run]) -> None:
     """
     first, *others = runs
     for run in others:
-        pair = f"{first.path} and {run.path}"
-        for check in (_tasks, _items, _terms, _base):
-            reason = check(first, run)
-            if reason is not None:
-                raise ValueError(f"{pair} cannot be compared: {reason}")
+        for check in (_other_tasks, _other_items, _other_units, _other_base):
+            if reason := check(first, run):
+                raise ValueError(f"{first.path} and {run.path} cannot be compared: {reason}")
 
 
-def _tasks(one: Run, other: Run) -> str | None:
+def _other_tasks(one: Run, other: Run) -> str | None:
     first, second = ([f"{t.metric} ({t.direction})" for t in run.tasks] for run in (one, other))
     if first != second:
         return f"their tasks are {', '.join(first)} and {', '.join(second)}"
@@ -34,7 +32,7 @@ def _tasks(one: Run, other: Run) -> str | None:
     return None
 
 
-def _items(one: Run, other: Run) -> str | None:
+def _other_items(one: Run, other: Run) -> str | None:
     first, second = (next(iter(run.items.values()), None) for run in (one, other))
     if first is None or second is None:
         return None
@@ -50,24 +48,24 @@ def _items(one: Run, other: Run) -> str | None:
     return None
 
 
-def _terms(one: Run, other: Run) -> str | None:
+def _other_units(one: Run, other: Run) -> str | None:
     first, second = one.summary.get("terms"), other.summary.get("terms")
     if not first or not second:
         return None
     if [term["key"] for term in first] != [term["key"] for term in second]:
         return "their objectives count other tasks or metrics"
-    for mine, yours in zip(first, second, strict=True):
+    for term, other_term in zip(first, second, strict=True):
         for name in ("weight", "sign", "base", "span"):
-            if not math.isclose(mine[name], yours[name], rel_tol=_NEAR, abs_tol=1e-9):
+            if not _near(term[name], other_term[name]):
                 return (
-                    f"their fitness has other units: {mine['key']} enters with {name} "
-                    f"{mine[name]:.6g} and {yours[name]:.6g}; compare runs with the same base, "
-                    "experts and objective"
+                    f"their fitness has other units: {term['key']} enters with {name} "
+                    f"{term[name]:.6g} and {other_term[name]:.6g}; compare runs with the same "
+                    "base, experts and objective"
                 )
     return None
 
 
-def _base(one: Run, other: Run) -> str | None:
+def _other_base(one: Run, other: Run) -> str | None:
     """The same base on the same items reads the same: catches runs that keep no items."""
     first, second = (
         next((m for m in run.models if m.kind == "base"), None) for run in (one, other)
@@ -75,12 +73,14 @@ def _base(one: Run, other: Run) -> str | None:
     if first is None or second is None:
         return None
     for task in one.tasks:
-        mine, yours = (base.score("report", task.metric) for base in (first, second))
-        if mine is None or yours is None:
-            continue
-        if not math.isclose(mine, yours, rel_tol=_NEAR, abs_tol=1e-9):
+        score, other_score = (base.score("report", task.metric) for base in (first, second))
+        if score is not None and other_score is not None and not _near(score, other_score):
             return (
-                f"the base reads {mine:.6g} and {yours:.6g} on held-out {task.metric}, so that "
-                "either the base or the items are others"
+                f"the base reads {score:.6g} and {other_score:.6g} on held-out {task.metric}, so "
+                "that either the base or the items are others"
             )
     return None
+
+
+def _near(value: float, other: float) -> bool:
+    return math.isclose(value, other, rel_tol=_NEAR, abs_tol=1e-9)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.compare import plots
-from experiments.compare.comparison import Comparison, ComparisonRow
+from experiments.compare.comparison import Comparison
 from experiments.compare.text import (
-    Column,
-    columns,
-    cost_columns,
+    TextTable,
+    cost_table,
     difference_table,
+    fitness_table,
     method_text,
     notes,
-    score_columns,
+    score_table,
     target_text,
     verdict,
 )
@@ -25,11 +25,11 @@ def render_comparison(comparison: Comparison) -> str:
     return page(
         "Comparison of runs",
         _headline(comparison),
-        _groups(comparison),
-        _differences(comparison),
-        _search(comparison),
-        _scores(comparison),
-        _options(comparison),
+        _fitness_section(comparison),
+        _difference_section(comparison),
+        _search_section(comparison),
+        _score_section(comparison),
+        _option_section(comparison),
     )
 
 
@@ -52,9 +52,7 @@ def _headline(comparison: Comparison) -> str:
     )
 
 
-def _groups(comparison: Comparison) -> str:
-    rows = [*comparison.groups, *comparison.references]
-    marked = [0] if comparison.groups else []
+def _fitness_section(comparison: Comparison) -> str:
     parts = [
         paragraph(
             "Mean ± standard deviation over seeds, higher is better. Search items ranked the "
@@ -62,7 +60,7 @@ def _groups(comparison: Comparison) -> str:
             "end. Optimism is search minus held-out fitness of the winner.",
             "muted",
         ),
-        _table(columns(comparison), rows, marked),
+        _html_table(fitness_table(comparison), marked=[0] if comparison.groups else []),
     ]
     if comparison.held_out:
         chart = plots.held_out(comparison)
@@ -74,7 +72,7 @@ def _groups(comparison: Comparison) -> str:
     return section("Fitness", *parts)
 
 
-def _differences(comparison: Comparison) -> str:
+def _difference_section(comparison: Comparison) -> str:
     if not comparison.tests:
         return ""
     shown = len(plots.shown_tests(comparison))
@@ -87,15 +85,18 @@ def _differences(comparison: Comparison) -> str:
     caption += " In colour: p < 0.05, green where the first is better."
     if shown < len(comparison.tests):
         caption += f" The first {shown} of {len(comparison.tests)} tests."
-    heads, rows = difference_table(comparison)
-    named = ("first", "second", "over")
-    head = [TableCell(name, "text" if name in named else "") for name in heads]
+    differences = difference_table(comparison)
+    named = [name in ("first", "second", "over") for name in differences.head]
+    head = [
+        TableCell(name, "text" if words else "")
+        for name, words in zip(differences.head, named, strict=True)
+    ]
     body = [
         [
-            TableCell(cell, "text wrap" if name in named else "")
-            for name, cell in zip(heads, row, strict=True)
+            TableCell(cell, "text wrap" if words else "")
+            for cell, words in zip(row, named, strict=True)
         ]
-        for row in rows
+        for row in differences.rows
     ]
     return section(
         "Differences in held-out fitness",
@@ -105,7 +106,7 @@ def _differences(comparison: Comparison) -> str:
     )
 
 
-def _search(comparison: Comparison) -> str:
+def _search_section(comparison: Comparison) -> str:
     caption = (
         "Best fitness so far on the search items, mean over seeds and one standard deviation "
         "around it; a run that has ended keeps what it found."
@@ -116,22 +117,21 @@ def _search(comparison: Comparison) -> str:
         "Search",
         figure(plots.curves(comparison), caption),
         paragraph(target_text(comparison), "muted"),
-        _table(cost_columns(), comparison.groups),
+        _html_table(cost_table(comparison)),
     )
 
 
-def _scores(comparison: Comparison) -> str:
+def _score_section(comparison: Comparison) -> str:
     if not comparison.held_out:
         return ""
-    rows = [*comparison.groups, *comparison.references]
     return section(
         "Held-out scores",
         paragraph("Main metric of every task in its own units, mean ± sd over seeds.", "muted"),
-        _table(score_columns(comparison), rows),
+        _html_table(score_table(comparison)),
     )
 
 
-def _options(comparison: Comparison) -> str:
+def _option_section(comparison: Comparison) -> str:
     """Returns what the labels stand for, and which runs are in a group."""
     keys = list(dict.fromkeys(key for row in comparison.groups for key in row.options))
     head = [
@@ -150,15 +150,10 @@ def _options(comparison: Comparison) -> str:
     return section("Groups", table(head, body))
 
 
-def _table(
-    found: Sequence[Column], rows: Sequence[ComparisonRow], marked: Sequence[int] = ()
-) -> str:
-    head = [TableCell(name, "wrap") for name, _ in found]
+def _html_table(text: TextTable, marked: Sequence[int] = ()) -> str:
+    head = [TableCell(name, "wrap") for name in text.head]
     body = [
-        [
-            TableCell(cell(row), "wrap" if index == 0 else "")
-            for index, (_, cell) in enumerate(found)
-        ]
-        for row in rows
+        [TableCell(first, "wrap"), *(TableCell(cell) for cell in others)]
+        for first, *others in text.rows
     ]
     return table(head, body, marked)

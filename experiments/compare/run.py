@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from evaluators.panel import Split
-from experiments.compare.comparability import check_same_yardstick
+from experiments.compare.comparability import check_comparable
 from experiments.compare.comparison import ComparedPair, Comparison
 from experiments.compare.groups import Group, Run, find_runs, fitness_on, group_runs, read_run
 from experiments.compare.rows import (
@@ -24,6 +24,9 @@ from experiments.compare.rows import (
 )
 from experiments.compare.significance import GroupSample, ItemDraws, difference, holm
 from merging.seeding import stable_seed
+
+Samples = Mapping[str, GroupSample | None]
+"""Of groups by label, best first; None where a run has no held-out fitness."""
 
 DRAWS = 10_000
 _UNEQUAL = 0.02  # budgets that differ by less are called equal
@@ -54,37 +57,29 @@ def compare(
             f"none of {len(paths)} runs has finished, for example {paths[0]}: start the command "
             "of a run again to continue it"
         )
-    check_same_yardstick(finished)
+    check_comparable(finished)
     groups, repeats = group_runs(finished)
     held_out = any(fitness_on(run.winner, "report") is not None for run in finished)
     split: Split = "report" if held_out else "search"
     groups.sort(key=lambda group: -_mean(group, split))
     aim, aim_name = _target(finished, target)
-    rivals = references(finished, split)
-    entrants = {group.label: _Entrant(group.label, group_sample(group)) for group in groups}
-    chosen, choice = (None, []) if against is None else _chosen(against, entrants, rivals)
-    tests = _tests(list(entrants.values()), chosen) if held_out else ()
-    of_tests = _test_notes(groups, tests, held_out=held_out)
+    baselines = references(finished, split)
+    samples = {group.label: group_sample(group) for group in groups}
+    opponent, choice = (None, []) if against is None else _opponent(against, samples, baselines)
+    tests = _paired_tests(samples, opponent) if held_out else ()
+    test_notes = _test_notes(groups, tests, held_out=held_out)
     return Comparison(
         groups=tuple(group_row(group, aim) for group in groups),
-        references=tuple(rival.row for rival in rivals.values()),
+        references=tuple(baseline.row for baseline in baselines.values()),
         tasks=tuple(finished[0].tasks),
         tests=tests,
-        against=None if chosen is None else chosen.label,
+        against=None if opponent is None else opponent[0],
         target=aim,
         target_name=aim_name,
         held_out=held_out,
-        notes=(*repeats, *choice, *_budget_notes(groups), *of_tests),
+        notes=(*repeats, *choice, *_budget_notes(groups), *test_notes),
         unfinished=tuple(path for path, run in read.items() if run is None),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Entrant:
-    """Who takes part in the tests; without a sample where a run has no held-out fitness."""
-
-    label: str
-    sample: GroupSample | None
 
 
 def _mean(group: Group, split: Split) -> float:
@@ -108,25 +103,26 @@ def _target(runs: Sequence[Run], target: float | None) -> tuple[float | None, st
     return fitness, f"that of the best static merge, {name}"
 
 
-def _chosen(
-    against: str, entrants: Mapping[str, _Entrant], rivals: Mapping[str, Reference]
-) -> tuple[_Entrant, list[str]]:
-    """Returns whom all are tested against, and how it was chosen; entrants come best first."""
-    if against in rivals:
-        return _Entrant(rivals[against].row.label, reference_sample(rivals[against])), []
-    named = {
-        label for part in against.split("|") for label in _named(part.strip(), list(entrants))
-    }
-    for label, entrant in entrants.items():
+def _opponent(
+    against: str, samples: Samples, baselines: Mapping[str, Reference]
+) -> tuple[tuple[str, GroupSample | None], list[str]]:
+    """Returns label and sample of what all are tested against, and a note on how it was chosen.
+
+    Of several groups that are named the first, as `samples` come best first.
+    """
+    if against in baselines:
+        return (baselines[against].row.label, reference_sample(baselines[against])), []
+    named = {label for part in against.split("|") for label in _named(part.strip(), list(samples))}
+    for label, sample in samples.items():
         if label in named:
             note = (
                 f"{label} has the best mean held-out fitness of the {len(named)} groups that "
                 f"{against!r} names; it is chosen for that, which favours it."
             )
-            return entrant, [note] if len(named) > 1 else []
+            return (label, sample), [note] if len(named) > 1 else []
     raise ValueError(
-        f"against={against!r} names no group: there are {', '.join(entrants)}"
-        + (f", and the best {' or '.join(rivals)}" if rivals else "")
+        f"against={against!r} names no group: there are {', '.join(samples)}"
+        + (f", and the best {' or '.join(baselines)}" if baselines else "")
     )
 
 
@@ -140,19 +136,20 @@ def _named(text: str, labels: Sequence[str]) -> list[str]:
     )
 
 
-def _tests(entrants: Sequence[_Entrant], chosen: _Entrant | None) -> tuple[ComparedPair, ...]:
+def _paired_tests(
+    samples: Samples, opponent: tuple[str, GroupSample | None] | None
+) -> tuple[ComparedPair, ...]:
     """Returns the tests, the first of each pair the better one where all pairs are tested."""
-    if chosen is None:
-        pairs = list(combinations(entrants, 2))
-    else:
-        pairs = [(each, chosen) for each in entrants if each.label != chosen.label]
-    draws = _item_draws([each.sample for pair in pairs for each in pair])
+    pairs = list(combinations(samples.items(), 2))
+    if opponent is not None:
+        pairs = [(entry, opponent) for entry in samples.items() if entry[0] != opponent[0]]
+    draws = _item_draws([sample for pair in pairs for _, sample in pair])
     tests = []
-    for one, other in pairs:
-        if one.sample is not None and other.sample is not None:
-            seed = stable_seed("compare", one.label, other.label)
-            gap = difference(one.sample, other.sample, draws, draws=DRAWS, seed=seed)
-            tests.append(ComparedPair(one.label, other.label, gap, None))
+    for (first, sample), (second, other) in pairs:
+        if sample is not None and other is not None:
+            seed = stable_seed("compare", first, second)
+            gap = difference(sample, other, draws, draws=DRAWS, seed=seed)
+            tests.append(ComparedPair(first, second, gap, None))
     tested = [i for i, test in enumerate(tests) if test.difference.p is not None]
     for i, p in zip(tested, holm([tests[i].difference.p or 0.0 for i in tested]), strict=True):
         tests[i] = replace(tests[i], corrected=p)
@@ -164,7 +161,7 @@ def _item_draws(samples: Sequence[GroupSample | None]) -> ItemDraws | None:
     gains = next((s.gains for s in samples if s is not None and s.gains is not None), None)
     if gains is None:
         return None
-    items = [each.shape[1] for each in gains]
+    items = [of_task.shape[1] for of_task in gains]
     return ItemDraws(items, DRAWS, stable_seed("compare", "items", *items))
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.compare.comparison import (
-    ComparedPair,
-    Comparison,
-    ComparisonRow,
-    Reach,
-    RunValues,
-)
+from experiments.compare.comparison import ComparedPair, Comparison, ComparisonRow, RunValues
 from experiments.reports.table import duration, number
+from experiments.runs.markdown import markdown_table
 
 METHOD = (
     "Each test is a hierarchical paired bootstrap of the difference in mean held-out fitness, "
@@ -29,16 +23,36 @@ METHOD = (
 )
 
 
-def spread_text(spread: RunValues, sign: str = "±", digits: int = 4) -> str:
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text: ``rows`` of as many cells as ``head`` has."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def aligned(self) -> str:
+        """Returns the table for a terminal, in columns of equal width."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in (self.head, *self.rows)
+        ]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join([lines[0], rule, *lines[1:]])
+
+    def markdown(self) -> str:
+        """Returns the table in Markdown."""
+        return markdown_table(self.head, self.rows, "l")
+
+
+def mean_sd(values: RunValues, sign: str = "±") -> str:
     """Returns mean and standard deviation; the mean alone where all values are one.
 
     Example:
-        >>> [spread_text(RunValues(v)) for v in ((1.0, 2.0), (None,))]
+        >>> [mean_sd(RunValues(v)) for v in ((1.0, 2.0), (None,))]
         ['1.5000 ± 0.7071', '-']
     """
-    if not spread.sd:
-        return number(spread.mean, digits)
-    return f"{number(spread.mean, digits)} {sign} {number(spread.sd, digits)}"
+    return number(values.mean) + (f" {sign} {number(values.sd)}" if values.sd else "")
 
 
 def p_text(p: float | None) -> str:
@@ -48,90 +62,74 @@ def p_text(p: float | None) -> str:
     return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def reach_text(reach: Reach | None, value: Callable[[Reach], str | None]) -> str:
-    """Returns how soon the target was reached, and by how many runs where not by all."""
-    if reach is None:
-        return "-"
-    share = "" if reach.reached == reach.runs else f" ({reach.reached} of {reach.runs} runs)"
-    return (value(reach) or "not reached") + share
-
-
-def evaluations_text(reach: Reach | None) -> str:
-    """Returns the median number of evaluations to the target."""
-    return reach_text(reach, lambda r: None if r.evaluations is None else f"{r.evaluations:g}")
-
-
-def seconds_text(reach: Reach | None) -> str:
-    """Returns the median time to the target."""
-    return "-" if reach is None or reach.seconds is None else duration(reach.seconds)
-
-
-Column = tuple[str, Callable[[ComparisonRow], str]]
-
-
-def columns(comparison: Comparison, sign: str = "±") -> list[Column]:
-    """Returns heads and cells of the table of groups."""
-    found: list[Column] = [("group", lambda row: row.label), ("seeds", _seeds)]
-    splits: list[tuple[str, Callable[[ComparisonRow], RunValues]]] = [
-        ("search", lambda row: row.search),
-        ("selection", lambda row: row.selection),
-        ("held-out", lambda row: row.report),
-        ("optimism", lambda row: row.optimism),
-    ]
+def fitness_table(comparison: Comparison, sign: str = "±") -> TextTable:
+    """Returns fitness by split, of groups and references; a split without any is left out."""
     rows = [*comparison.groups, *comparison.references]
-    for name, spread in splits:
-        if any(spread(row).known for row in rows):
-            found.append((name, _shown(spread, sign)))
-    return found
-
-
-def score_columns(comparison: Comparison, sign: str = "±") -> list[Column]:
-    """Returns heads and cells of the table of held-out task scores."""
-    found: list[Column] = [("group", lambda row: row.label)]
-    for task in comparison.tasks:
-        better = "lower" if task.direction == "minimize" else "higher"
-        head = f"{task.metric} ({better} is better)"
-        found.append((head, _shown(partial(_score, metric=task.metric), sign)))
-    return found
-
-
-def _shown(
-    spread: Callable[[ComparisonRow], RunValues], sign: str
-) -> Callable[[ComparisonRow], str]:
-    return lambda row: spread_text(spread(row), sign)
-
-
-def _score(row: ComparisonRow, metric: str) -> RunValues:
-    return row.scores[metric]
-
-
-def cost_columns() -> list[Column]:
-    """Returns heads and cells of the table of what the search cost."""
-    return [
-        ("group", lambda row: row.label),
-        ("item evaluations per run", lambda row: _whole(row.item_evaluations.mean)),
-        ("evaluations to target", lambda row: evaluations_text(row.reach)),
-        ("time to target", lambda row: seconds_text(row.reach)),
+    splits: dict[str, Callable[[ComparisonRow], RunValues]] = {
+        "search": lambda row: row.search,
+        "selection": lambda row: row.selection,
+        "held-out": lambda row: row.report,
+        "optimism": lambda row: row.optimism,
+    }
+    shown = {name: of for name, of in splits.items() if any(of(row).known for row in rows)}
+    cells = [
+        [
+            row.label,
+            str(len(row.seeds)) if row.kind == "evolved" else "",
+            *(mean_sd(of(row), sign) for of in shown.values()),
+        ]
+        for row in rows
     ]
+    return TextTable(["group", "seeds", *shown], cells)
 
 
-def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Returns heads and rows of the table of tests; over what, where they are not all alike."""
-    heads = ["first", "second", "difference", "95 % interval", "p", "p (Holm)"]
+def score_table(comparison: Comparison, sign: str = "±") -> TextTable:
+    """Returns the held-out score of every task, of groups and references."""
+    better = {"minimize": "lower", "maximize": "higher"}
+    tasks = comparison.tasks
+    return TextTable(
+        ["group", *(f"{task.metric} ({better[task.direction]} is better)" for task in tasks)],
+        [
+            [row.label, *(mean_sd(row.scores[task.metric], sign) for task in tasks)]
+            for row in (*comparison.groups, *comparison.references)
+        ],
+    )
+
+
+def cost_table(comparison: Comparison) -> TextTable:
+    """Returns what the searches of each group cost, and how soon they reached the target."""
+    head = ["group", "item evaluations per run", "evaluations to target", "time to target"]
+    rows = []
+    for row in comparison.groups:
+        items, reach = row.item_evaluations.mean, row.reach
+        evaluations = seconds = "-"
+        if reach is not None:
+            found = reach.evaluations
+            evaluations = "not reached" if found is None else f"{found:g}"
+            if reach.reached < reach.runs:
+                evaluations += f" ({reach.reached} of {reach.runs} runs)"
+            seconds = "-" if reach.seconds is None else duration(reach.seconds)
+        rows.append([row.label, "-" if items is None else f"{items:,.0f}", evaluations, seconds])
+    return TextTable(head, rows)
+
+
+def difference_table(comparison: Comparison) -> TextTable:
+    """Returns the tests; over what, where they are not all alike."""
+    head = ["first", "second", "difference", "95 % interval", "p", "p (Holm)"]
     rows = [_test_cells(test) for test in comparison.tests]
     if len(_kinds(comparison)) > 1:
-        heads.append("over")
+        head.append("over")
         rows = [[*row, _kind(test)] for row, test in zip(rows, comparison.tests, strict=True)]
-    return heads, rows
+    return TextTable(head, rows)
 
 
 def _test_cells(test: ComparedPair) -> list[str]:
-    found = test.difference
+    gap = test.difference
     interval = "-"
-    if found.low is not None and found.high is not None:
-        interval = f"{found.low:+.4f} to {found.high:+.4f}"
-    effect = f"{found.effect:+.4f}"
-    return [test.first, test.second, effect, interval, p_text(found.p), p_text(test.corrected)]
+    if gap.low is not None and gap.high is not None:
+        interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
+    effect = f"{gap.effect:+.4f}"
+    return [test.first, test.second, effect, interval, p_text(gap.p), p_text(test.corrected)]
 
 
 def _kind(test: ComparedPair) -> str:
@@ -185,45 +183,43 @@ def target_text(comparison: Comparison) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """Returns what a reader has to know, unfinished runs among it."""
-    found = list(comparison.notes)
-    if comparison.unfinished:
-        names = ", ".join(path.name for path in comparison.unfinished)
-        found.append(f"Left out, as unfinished ({len(comparison.unfinished)}): {names}.")
-    return found
+    if not comparison.unfinished:
+        return list(comparison.notes)
+    names = ", ".join(path.name for path in comparison.unfinished)
+    unfinished = f"Left out, as unfinished ({len(comparison.unfinished)}): {names}."
+    return [*comparison.notes, unfinished]
 
 
 def plain(comparison: Comparison) -> str:
     """Returns the comparison for a terminal, in ASCII but for the names of groups."""
-    rows = [*comparison.groups, *comparison.references]
     parts = [
         "Fitness, mean +- sd over seeds (higher is better)",
-        _aligned(columns(comparison, "+-"), rows),
+        fitness_table(comparison, "+-").aligned(),
         "Held-out scores",
-        _aligned(score_columns(comparison, "+-"), rows),
+        score_table(comparison, "+-").aligned(),
         target_text(comparison),
-        _aligned(cost_columns(), comparison.groups),
+        cost_table(comparison).aligned(),
     ]
     if comparison.tests:
-        parts += ["Differences in held-out fitness", _lines(*difference_table(comparison))]
+        parts += ["Differences in held-out fitness", difference_table(comparison).aligned()]
     parts += [verdict(comparison), *(f"Note: {note}" for note in notes(comparison))]
     return "\n\n".join(parts)
 
 
 def markdown(comparison: Comparison) -> str:
     """Returns the comparison as Markdown: groups, task scores, cost, tests, how it was tested."""
-    rows = [*comparison.groups, *comparison.references]
     parts = [
         verdict(comparison),
         *(f"> {note}" for note in notes(comparison)),
         "Fitness, mean ± sd over seeds; higher is better.",
-        _table(columns(comparison), rows),
+        fitness_table(comparison).markdown(),
     ]
     if comparison.held_out:
-        parts += ["Held-out scores.", _table(score_columns(comparison), rows)]
-    parts += [target_text(comparison), _table(cost_columns(), comparison.groups)]
+        parts += ["Held-out scores.", score_table(comparison).markdown()]
+    parts += [target_text(comparison), cost_table(comparison).markdown()]
     if comparison.tests:
-        table = _pipes(*difference_table(comparison))
-        parts += ["Differences in held-out fitness.", table, method_text(comparison)]
+        differences = difference_table(comparison).markdown()
+        parts += ["Differences in held-out fitness.", differences, method_text(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -241,48 +237,11 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             for name, numbers in zip(("mean", "sd"), source.curve, strict=True)
         }
         for name in ("search", "selection", "report", "optimism", "item_evaluations"):
-            row[name] = _spread_json(getattr(source, name))
-        row["scores"] = {key: _spread_json(spread) for key, spread in source.scores.items()}
+            row[name] = _values_json(getattr(source, name))
+        row["scores"] = {key: _values_json(scores) for key, scores in source.scores.items()}
     values["unfinished"] = [str(path) for path in comparison.unfinished]
     return {**values, "method": method_text(comparison), "verdict": verdict(comparison)}
 
 
-def _spread_json(spread: RunValues) -> dict[str, Any]:
-    return {"mean": spread.mean, "sd": spread.sd, "values": list(spread.values)}
-
-
-def _seeds(row: ComparisonRow) -> str:
-    return str(len(row.seeds)) if row.kind == "evolved" else ""
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _cells(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> list[list[str]]:
-    return [[cell(row) for _, cell in found] for row in rows]
-
-
-def _aligned(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> str:
-    return _lines([head for head, _ in found], _cells(found, rows))
-
-
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in (heads, *rows)
-    ]
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _table(found: Sequence[Column], rows: Sequence[ComparisonRow]) -> str:
-    return _pipes([head for head, _ in found], _cells(found, rows))
-
-
-def _pipes(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(heads), "|" + " --- |" * len(heads), *map(line, rows)])
+def _values_json(values: RunValues) -> dict[str, Any]:
+    return {"mean": values.mean, "sd": values.sd, "values": list(values.values)}

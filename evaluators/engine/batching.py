@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -34,20 +35,15 @@ class Deadline:
 
 
 class Answers:
-    """What a run has found so far: every candidate's answers, or why it has none.
-
-    Args:
-        candidates: how many.
-        requests: how many of each are asked.
-    """
+    """The answers of a run so far, of every candidate, or why it has none."""
 
     def __init__(self, candidates: int, requests: int) -> None:
         self._answers: list[list[Response | None]] = [[None] * requests for _ in range(candidates)]
         self._failures: list[EvaluationError | None] = [None] * candidates
 
-    def put(self, candidate: int, place: int, answer: Response) -> None:
-        """Takes the answer of one candidate to the request at `place`."""
-        self._answers[candidate][place] = answer
+    def put(self, candidate: int, index: int, answer: Response) -> None:
+        """Takes a candidate's answer to the request at `index`."""
+        self._answers[candidate][index] = answer
 
     def fail(self, candidate: int, reason: str) -> None:
         """Takes the reason why a candidate cannot be scored; the first one stays.
@@ -60,12 +56,22 @@ class Answers:
         if first is not None and all(others):
             raise first
 
-    def found(self) -> list[list[Response] | EvaluationError]:
+    def by_candidate(self) -> list[list[Response] | EvaluationError]:
         """Returns every candidate's answers, in the order of the requests, or its failure."""
         return [
             failure or [answer for answer in answers if answer is not None]
             for answers, failure in zip(self._answers, self._failures, strict=True)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class EngineRun:
+    """What the jobs of one run work with."""
+
+    resident: Resident
+    population: PopulationForward
+    deadline: Deadline
+    answers: Answers
 
 
 class Job(Protocol):
@@ -76,24 +82,27 @@ class Job(Protocol):
         """Rows of the largest batch; a smaller budget of tokens helps only where above 1."""
         ...
 
-    def run(
-        self,
-        resident: Resident,
-        population: PopulationForward,
-        deadline: Deadline,
-        answers: Answers,
-    ) -> None:
-        """Fills in every candidate's answers to the requests of this job, at their places."""
+    def run(self, run: EngineRun) -> None:
+        """Fills in every candidate's answers to the requests of this job."""
         ...
+
+
+def check_causal(resident: Resident, what: str) -> None:
+    """Raises ValueError if the model is no causal language model."""
+    if not resident.info.causal:
+        raise ValueError(
+            f"{type(resident.module).__name__} is no causal language model; {what} need one, so "
+            "use a classification evaluator with it"
+        )
 
 
 def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[T]]:
     """Yields `rows` in order in batches of at most `batch_tokens` padded tokens, at least one row.
 
     Args:
-        rows: what to pack, longest first so that padding is small and memory peaks early.
+        rows: longest first, so that padding is small and memory peaks early.
         lengths: tokens of each row.
-        batch_tokens: rows of a batch times its longest row stay within this.
+        batch_tokens: bound of rows times longest row.
     """
     batch: list[T] = []
     width = 0
@@ -108,9 +117,9 @@ def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterat
 
 
 def grown(batch_tokens: int, used_bytes: int, free_bytes: int) -> int:
-    """Returns a budget of tokens for the memory that is free; a power of two times the given one.
+    """Returns `batch_tokens`, doubled as often as half of the free memory allows.
 
-    Half of the memory stays free: for candidates that are merged, and for what varies.
+    The other half stays free: for candidates that are merged, and for what varies.
 
     Args:
         batch_tokens: of a run that was measured.
@@ -134,9 +143,9 @@ def padded(
     ids = torch.full((len(rows), width), pad, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
     for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.int64)
-        mask[i, place] = 1
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row, dtype=torch.int64)
+        mask[i, columns] = 1
     return ids.to(device), mask.to(device)
 
 

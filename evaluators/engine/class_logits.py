@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Answers, Deadline, pack
-from evaluators.engine.population import PopulationForward
+from evaluators.engine.batching import EngineRun, pack
 from evaluators.engine.resident import Resident
 from evaluators.requests import Classified, Classify
 
@@ -23,7 +22,7 @@ class _Batch:
     head: str
     inputs: dict[str, Tensor]
     cost: int  # tokens of the longest row
-    places: tuple[int, ...]
+    requests: tuple[int, ...]  # index of each row's request
 
 
 class ClassLogitsJob:
@@ -33,51 +32,44 @@ class ClassLogitsJob:
         self, requests: Sequence[tuple[int, Classify]], resident: Resident, *, batch_tokens: int
     ) -> None:
         groups: dict[tuple[Any, ...], list[tuple[int, Classify]]] = {}
-        for place, request in requests:
+        for index, request in requests:
             if request.head not in resident.classifiers:
                 raise ValueError(
                     f"no classification head {request.head!r}; this model has "
                     f"{', '.join(resident.classifiers) or 'none'}"
                 )
-            groups.setdefault(_kind(request), []).append((place, request))
+            groups.setdefault(_kind(request), []).append((index, request))
         self._batches: list[_Batch] = []
         for (head, *_), group in groups.items():
             classifier = resident.classifiers[head]
             # without a padding token a decoder's head cannot find the ends of several rows
             tokens = batch_tokens if _can_pad(group[0][1].inputs, classifier) else 1
-            ordered = sorted(group, key=lambda each: -_cost(each[1].inputs))
-            for batch in pack(ordered, [_cost(each[1].inputs) for each in ordered], tokens):
+            ordered = sorted(group, key=lambda asked: -_cost(asked[1].inputs))
+            for batch in pack(ordered, [_cost(one.inputs) for _, one in ordered], tokens):
                 inputs = _stack([request.inputs for _, request in batch], classifier, resident)
                 cost = max(_cost(request.inputs) for _, request in batch)
-                places = tuple(place for place, _ in batch)
-                self._batches.append(_Batch(head, inputs, cost, places))
-        self.most_rows = max(len(batch.places) for batch in self._batches)
+                self._batches.append(_Batch(head, inputs, cost, tuple(i for i, _ in batch)))
+        self.most_rows = max(len(batch.requests) for batch in self._batches)
 
-    def run(
-        self,
-        resident: Resident,
-        population: PopulationForward,
-        deadline: Deadline,
-        answers: Answers,
-    ) -> None:
+    def run(self, run: EngineRun) -> None:
         """Fills in a `Classified` for every request; see `Job`."""
         for batch in self._batches:
-            rows = len(batch.places)
-            for part in population.parts(rows * batch.cost):
-                deadline.check()
-                population.choose(part, rows)
-                inputs = {name: _repeated(each, len(part)) for name, each in batch.inputs.items()}
-                logits = resident.classifiers[batch.head](**inputs).logits
-                found = logits.view(len(part), rows, -1).cpu().double().numpy()
-                for candidate, mine in zip(part, found, strict=True):
-                    if not np.isfinite(mine).all():
-                        answers.fail(
+            rows = len(batch.requests)
+            for part in run.population.parts(rows * batch.cost):
+                run.deadline.check()
+                run.population.choose(part, rows)
+                inputs = {k: _repeated(tensor, len(part)) for k, tensor in batch.inputs.items()}
+                output = run.resident.classifiers[batch.head](**inputs).logits
+                logits = output.view(len(part), rows, -1).cpu().double().numpy()
+                for candidate, own_logits in zip(part, logits, strict=True):
+                    if not np.isfinite(own_logits).all():
+                        run.answers.fail(
                             candidate,
                             f"head {batch.head!r} gives logits that are not finite: the "
                             "candidate's weights give NaN or infinite values",
                         )
-                    for place, row in zip(batch.places, mine, strict=True):
-                        answers.put(candidate, place, Classified(row))
+                    for index, row in zip(batch.requests, own_logits, strict=True):
+                        run.answers.put(candidate, index, Classified(row))
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:

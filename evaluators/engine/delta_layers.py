@@ -47,7 +47,7 @@ class PassCandidates:
 
 
 class DeltaLayer(Protocol):
-    """What adds the differences of the chosen candidates to one layer."""
+    """Adds the differences of the chosen candidates to one layer."""
 
     def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
@@ -59,7 +59,7 @@ class DeltaLayer(Protocol):
 
 
 def delta_layer(name: str, module: nn.Module, parts: Parts, *, output: bool) -> DeltaLayer:
-    """Returns what adds `parts` to a layer.
+    """Returns the `DeltaLayer` of a linear, embedding or norm layer.
 
     Args:
         name: of the layer, for messages.
@@ -114,17 +114,18 @@ class _Factors:
     def __init__(
         self, given: Sequence[LowRankProduct | None], parameter: Tensor, *, rows_in: bool
     ) -> None:
-        self._like, self._rows_in = parameter, rows_in
-        held = [each for each in given if each is not None]
+        self._like = parameter
+        self._rows_in = rows_in
+        products = [product for product in given if product is not None]
         self._mix: Tensor | None = None
-        if len({(id(each.a), id(each.b)) for each in held}) == 1:
-            rank = len(held[0].a)
-            self._down, self._up = self._sides(held[0])
-            mix = [_mix(each, rank, parameter.device) for each in given]
+        if len({(id(product.a), id(product.b)) for product in products}) == 1:
+            rank = len(products[0].a)
+            self._down, self._up = self._sides(products[0])
+            mix = [_mix(product, rank, parameter.device) for product in given]
             self._mix = torch.stack(mix).to(parameter.dtype).unsqueeze(1)
         else:
-            rank = max(len(each.a) for each in held)
-            sides = [self._padded(each, rank, held[0]) for each in given]
+            rank = max(len(product.a) for product in products)
+            sides = [self._padded(product, rank, products[0]) for product in given]
             self._down = torch.stack([down for down, _ in sides])
             self._up = torch.stack([up for _, up in sides])
         self.choose(slice(None))
@@ -145,11 +146,11 @@ class _Factors:
         return (x @ down.T).mul_(mix)
 
     def gathered(self, token: Tensor) -> Tensor:
-        """Returns the same for one-hot x, given by their places ``(candidates, vectors)``."""
+        """Returns the same for one-hot x, given by their indices ``(candidates, vectors)``."""
         down, _, mix = self._now
         if mix is None:
-            each = torch.arange(len(token), device=token.device).unsqueeze(1)
-            return down.transpose(1, 2)[each, token]
+            candidate = torch.arange(len(token), device=token.device).unsqueeze(1)
+            return down.transpose(1, 2)[candidate, token]
         return down.T[token] * mix
 
     def add(self, output: Tensor, low: Tensor) -> None:
@@ -160,34 +161,34 @@ class _Factors:
         else:
             output.flatten(0, 1).addmm_(low.flatten(0, 1), up.T)
 
-    def _sides(self, each: LowRankProduct) -> tuple[Tensor, Tensor]:
+    def _sides(self, product: LowRankProduct) -> tuple[Tensor, Tensor]:
         """Returns ``down (rank, in)`` and ``up (out, rank)``, as adapters hold A and B."""
-        a, b = each.a.to(self._like), each.b.to(self._like)
+        a, b = product.a.to(self._like), product.b.to(self._like)
         return (b.T, a.T) if self._rows_in else (a, b)
 
     def _padded(
-        self, each: LowRankProduct | None, rank: int, like: LowRankProduct
+        self, product: LowRankProduct | None, rank: int, like: LowRankProduct
     ) -> tuple[Tensor, Tensor]:
         """Returns down and up of one candidate, with zeros up to the largest rank."""
-        if each is None:
-            nothing = LowRankProduct(like.a[:0], like.b[:, :0])
-            return self._padded(nothing, rank, like)
-        mixed = each if each.mix is None else LowRankProduct(each.a, each.b * each.mix)
-        down, up = self._sides(mixed)
-        short = rank - len(each.a)
-        if short == 0:
+        if product is None:
+            product = LowRankProduct(like.a[:0], like.b[:, :0])
+        elif product.mix is not None:
+            product = LowRankProduct(product.a, product.b * product.mix)
+        down, up = self._sides(product)
+        lacking = rank - len(product.a)
+        if lacking == 0:
             return down, up
-        return functional.pad(down, (0, 0, 0, short)), functional.pad(up, (0, short))
+        return functional.pad(down, (0, 0, 0, lacking)), functional.pad(up, (0, lacking))
 
 
-def _mix(each: LowRankProduct | None, rank: int, device: torch.device) -> Tensor:
-    if each is None:
+def _mix(product: LowRankProduct | None, rank: int, device: torch.device) -> Tensor:
+    if product is None:
         return torch.zeros(rank, device=device)
-    return torch.ones(rank, device=device) if each.mix is None else each.mix.to(device)
+    return torch.ones(rank, device=device) if product.mix is None else product.mix.to(device)
 
 
 def _factors(given: Sequence[LowRankProduct | Tensor | None]) -> list[LowRankProduct | None]:
-    return [each for each in given if not isinstance(each, Tensor)]
+    return [product for product in given if not isinstance(product, Tensor)]
 
 
 class _Vectors:
@@ -195,7 +196,7 @@ class _Vectors:
 
     def __init__(self, given: Sequence[Any], parameter: Tensor) -> None:
         zero = torch.zeros_like(parameter)
-        rows = [zero if each is None else each.to(parameter) for each in given]
+        rows = [zero if delta is None else delta.to(parameter) for delta in given]
         self.all = torch.stack(rows).unsqueeze(1)
         self.now = self.all
 
@@ -208,7 +209,9 @@ class _LinearLayer:
     """Adds to the output of a linear layer, of either layout."""
 
     def __init__(self, name: str, module: nn.Module, parts: Parts, *, output: bool) -> None:
-        self._name, self._module, self._output = name, module, output
+        self._name = name
+        self._module = module
+        self._output = output
         parameter, rows_in = module.get_parameter("weight"), isinstance(module, Conv1D)
         self._weight = self._bias = None
         if "weight" in parts:

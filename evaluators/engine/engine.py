@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from evaluators.engine.batching import Answers, Deadline, Job, grown
+from evaluators.engine.batching import Answers, Deadline, EngineRun, Job, grown
 from evaluators.engine.class_logits import ClassLogitsJob
 from evaluators.engine.compiled import CompiledForward
 from evaluators.engine.generation import GenerationJob
@@ -48,7 +48,7 @@ class Engine:
     Args:
         resident: the model.
         batch_tokens: most padded tokens of one forward pass; halved where memory runs out. None:
-            8192, and on CUDA as many more as the memory that a first run takes leaves room for.
+            8192, and on CUDA as many more as fit into the memory that a first run leaves free.
         timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
         pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
             a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
@@ -71,7 +71,7 @@ class Engine:
             raise ValueError(f"timeout_s must be above 0 seconds or null, got {timeout_s}")
         self.resident = resident
         self.batch_tokens = batch_tokens or BATCH_TOKENS
-        self._unknown = batch_tokens is None and resident.device.type == "cuda"
+        self._find_batch_tokens = batch_tokens is None and resident.device.type == "cuda"
         self._timeout_s = timeout_s
         self._pass_tokens = pass_tokens or (_CPU_PASS if resident.device.type == "cpu" else None)
         self._compiled = CompiledForward(resident.module) if compile else None
@@ -85,10 +85,10 @@ class Engine:
                 logits are not finite.
             ValueError: a request that this model cannot answer whatever its weights are.
         """
-        (found,) = self.run_population(requests, (PLAIN,))
-        if isinstance(found, EvaluationError):
-            raise found
-        return found
+        (answers,) = self.run_population(requests, (PLAIN,))
+        if isinstance(answers, EvaluationError):
+            raise answers
+        return answers
 
     def run_population(
         self, requests: Sequence[Request], candidates: Sequence[LowRankDeltas]
@@ -106,18 +106,18 @@ class Engine:
             ValueError: as `run`, or as `PopulationForward`.
         """
         asked = requests if isinstance(requests, tuple) else tuple(requests)
-        if self._unknown and asked:
-            self._unknown = False
-            self._find_batch_tokens(asked)
-        found: list[list[Response] | EvaluationError] = []
+        if self._find_batch_tokens and asked:
+            self._find_batch_tokens = False
+            self._grow_batch_tokens(asked)
+        answers: list[list[Response] | EvaluationError] = []
         for group in self._groups(candidates):
             try:
-                found += self._run(asked, group, keep=asked is requests)
+                answers += self._run(asked, group, keep=asked is requests)
             except EvaluationError as error:
-                found += [error] * len(group)
-        return found
+                answers += [error] * len(group)
+        return answers
 
-    def _find_batch_tokens(self, requests: tuple[Request, ...]) -> None:
+    def _grow_batch_tokens(self, requests: tuple[Request, ...]) -> None:
         """Lets the centre answer, and sees how many times its memory is still free."""
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.resident.device)
@@ -131,14 +131,13 @@ class Engine:
     def _run(
         self, requests: tuple[Request, ...], candidates: Sequence[LowRankDeltas], *, keep: bool
     ) -> list[list[Response] | EvaluationError]:
-        timeout_s = self._timeout_s and self._timeout_s * len(candidates)
-        deadline = Deadline(timeout_s)
+        deadline = Deadline(self._timeout_s and self._timeout_s * len(candidates))
         batch_tokens = self.batch_tokens
         while True:
             answers = self._attempt(requests, candidates, batch_tokens, deadline, keep=keep)
             if answers is not None:
                 self.batch_tokens = batch_tokens
-                return answers.found()
+                return answers.by_candidate()
             # outside the handler of the error, which would keep the tensors of the failed pass
             self._plans.pop(id(requests), None)
             if self.resident.device.type == "cuda":
@@ -170,9 +169,10 @@ class Engine:
             compiled = (
                 nullcontext() if self._compiled is None or any(candidates) else self._compiled
             )
+            run = EngineRun(self.resident, population, deadline, answers)
             with torch.inference_mode(), population, compiled:
                 for job in jobs:
-                    job.run(self.resident, population, deadline, answers)
+                    job.run(run)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -188,29 +188,29 @@ class Engine:
     def _groups(self, candidates: Sequence[LowRankDeltas]) -> Iterator[Sequence[LowRankDeltas]]:
         """Yields as many candidates at a time as there is memory for their factors."""
         element = torch.finfo(self.resident.dtype).bits // 8
-        room = _factor_room(self.resident.device)
+        budget = _factor_budget(self.resident.device)
         group: list[LowRankDeltas] = []
-        held = 0
+        used = 0
         for candidate in candidates:
             size = factor_bytes(candidate, element)
-            if group and held + size > room:
+            if group and used + size > budget:
                 yield group
-                group, held = [], 0
+                group, used = [], 0
             group.append(candidate)
-            held += size
+            used += size
         if group:
             yield group
 
     def _plan(self, requests: tuple[Request, ...], batch_tokens: int, *, keep: bool) -> list[Job]:
         if not keep:  # a list may be changed by its owner, so its plan is good for one run only
             return _jobs(requests, self.resident, batch_tokens)
-        known = self._plans.pop(id(requests), None)
-        if known is None or known[1] != batch_tokens:
-            known = (requests, batch_tokens, _jobs(requests, self.resident, batch_tokens))
-        self._plans[id(requests)] = known  # the tuple is held, so its id is not given away
+        plan = self._plans.pop(id(requests), None)
+        if plan is None or plan[1] != batch_tokens:
+            plan = (requests, batch_tokens, _jobs(requests, self.resident, batch_tokens))
+        self._plans[id(requests)] = plan  # the tuple is held, so its id is not given away
         while len(self._plans) > _REMEMBERED:
             del self._plans[next(iter(self._plans))]
-        return known[2]
+        return plan[2]
 
 
 def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
@@ -231,7 +231,7 @@ def _of(kind: type[R], requests: tuple[Request, ...]) -> list[tuple[int, R]]:
     return [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
 
 
-def _factor_room(device: torch.device) -> int:
+def _factor_budget(device: torch.device) -> int:
     """Returns the bytes that the factors of one population may take."""
     if device.type != "cuda":
         return _FACTOR_BYTES
@@ -242,5 +242,5 @@ def _factor_room(device: torch.device) -> int:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """CUDA has a class of its own; CPU and MPS raise a plain RuntimeError with a text."""
-    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return known or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    of_class = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return of_class or any(text in str(error).lower() for text in _OUT_OF_MEMORY)

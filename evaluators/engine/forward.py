@@ -52,15 +52,15 @@ def token_log_probs(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor,
     Returns:
         ``(tokens,)`` float32, which may not be finite, and ``(tokens,)`` bool.
     """
-    peaks, bests, spreads = [], [], []
+    peaks, bests, log_sums = [], [], []
     for chunk in torch.split(logits, max(1, _CHUNK_ELEMENTS // logits.shape[-1])):
-        exact = chunk.float()
-        peak, best = exact.max(dim=-1)
-        spreads.append((exact - peak.unsqueeze(-1)).exp_().sum(dim=-1).log_())
+        logit = chunk.float()
+        peak, best = logit.max(dim=-1)
+        log_sums.append((logit - peak.unsqueeze(-1)).exp_().sum(dim=-1).log_())
         peaks.append(peak)
         bests.append(best)
     # log p = (x - max) - log sum exp(x - max): the larger numbers cancel first
-    log_probs = logits[row, token].float() - torch.cat(peaks)[row] - torch.cat(spreads)[row]
+    log_probs = logits[row, token].float() - torch.cat(peaks)[row] - torch.cat(log_sums)[row]
     return log_probs, torch.cat(bests)[row] == token
 
 

@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.engine.batching import (
+    Answers,
+    EngineRun,
+    check_causal,
+    pack,
+    pad_token,
+    padded,
+)
 from evaluators.engine.forward import kept_logits
 from evaluators.engine.passes import going_on
-from evaluators.engine.population import PopulationForward, tiled
+from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import groups
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Generated
@@ -25,13 +32,13 @@ class _Batch:
 
     Args:
         requests: one for each row.
-        trunk: ``(1, shared)`` tokens that all prompts begin with; none where that saves little.
+        prefix: ``(1, shared)`` tokens that all prompts begin with; none where that saves little.
         input_ids: ``(rows, width)`` the others, padded on the left.
         mask: of these.
     """
 
     requests: tuple[Generate, ...]
-    trunk: Tensor
+    prefix: Tensor
     input_ids: Tensor
     mask: Tensor
 
@@ -39,7 +46,7 @@ class _Batch:
     def tokens(self) -> int:
         """Tokens that all rows hold at the end."""
         longest = max(request.max_new_tokens for request in self.requests)
-        return len(self.requests) * (self.trunk.numel() + self.input_ids.shape[1] + longest)
+        return len(self.requests) * (self.prefix.numel() + self.input_ids.shape[1] + longest)
 
 
 class GenerationJob:
@@ -48,52 +55,42 @@ class GenerationJob:
     def __init__(
         self, requests: Sequence[tuple[int, Generate]], resident: Resident, *, batch_tokens: int
     ) -> None:
-        if not resident.info.causal:
-            raise ValueError(
-                f"{type(resident.module).__name__} is no causal language model and cannot generate"
-            )
-        self._places: dict[Generate, list[int]] = {}
-        for place, request in requests:
-            self._places.setdefault(request, []).append(place)
-        prompts = {request: _prompt(request, resident.info.max_length) for request in self._places}
+        check_causal(resident, "generations")
+        self._indices: dict[Generate, list[int]] = {}
+        for index, request in requests:
+            self._indices.setdefault(request, []).append(index)
+        length = resident.info.max_length
+        prompts = {request: _prompt(request, length) for request in self._indices}
         ordered = sorted(
-            prompts, key=lambda each: (-each.max_new_tokens, -len(prompts[each]), each.prompt)
+            prompts, key=lambda one: (-one.max_new_tokens, -len(prompts[one]), one.prompt)
         )
-        found = groups([prompts[each] for each in ordered])
-        if any(shared for shared, _ in found) and not resident.takes_cache:
-            found = [(0, list(range(len(ordered))))]
-        self._batches = [
-            _tensorise(batch, [prompts[each] for each in batch], shared, resident)
-            for shared, rows in found
-            for batch in pack(
-                [ordered[row] for row in rows],
-                [len(prompts[ordered[row]]) + ordered[row].max_new_tokens for row in rows],
-                batch_tokens,
-            )
-        ]
+        alike = groups([prompts[request] for request in ordered])
+        if any(shared for shared, _ in alike) and not resident.takes_cache:
+            alike = [(0, list(range(len(ordered))))]
+        self._batches: list[_Batch] = []
+        for shared, rows in alike:
+            members = [ordered[row] for row in rows]
+            lengths = [len(prompts[request]) + request.max_new_tokens for request in members]
+            for batch in pack(members, lengths, batch_tokens):
+                tokens = [prompts[request] for request in batch]
+                self._batches.append(_tensorise(batch, tokens, shared, resident))
         self.most_rows = max(len(batch.requests) for batch in self._batches)
         self._ends = _end_tokens(resident)
 
-    def run(
-        self,
-        resident: Resident,
-        population: PopulationForward,
-        deadline: Deadline,
-        answers: Answers,
-    ) -> None:
+    def run(self, run: EngineRun) -> None:
         """Fills in a `Generated` for every request; see `Job`."""
-        tokenizer = resident.info.tokenizer
+        tokenizer = run.resident.info.tokenizer
         for batch in self._batches:
-            for part in population.parts(batch.tokens, cached=True):
+            for part in run.population.parts(batch.tokens, cached=True):
                 decodings = {
                     candidate: _Decoding(batch.requests, tokenizer, self._ends)
                     for candidate in part
                 }
-                _decode(resident.module, batch, decodings, population, deadline, answers)
+                _decode(run, batch, decodings)
                 for candidate, decoding in decodings.items():
                     for request, text in zip(batch.requests, decoding.texts(), strict=True):
-                        for place in self._places[request]:
-                            answers.put(candidate, place, Generated(text))
+                        for index in self._indices[request]:
+                            run.answers.put(candidate, index, Generated(text))
 
 
 def _tensorise(
@@ -104,10 +101,9 @@ def _tensorise(
 ) -> _Batch:
     shared = shared if len(prompts) > 1 else 0
     tails = [prompt[shared:] for prompt in prompts]
-    pad, device = pad_token(resident), resident.device
-    ids, mask = padded(tails, pad=pad, left=True, device=device)
-    trunk = torch.tensor([prompts[0][:shared]], dtype=torch.int64, device=device)
-    return _Batch(tuple(requests), trunk, ids, mask)
+    ids, mask = padded(tails, pad=pad_token(resident), left=True, device=resident.device)
+    prefix = torch.tensor([prompts[0][:shared]], dtype=torch.int64, device=resident.device)
+    return _Batch(tuple(requests), prefix, ids, mask)
 
 
 class _Decoding:
@@ -164,24 +160,18 @@ class _Decoding:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _decode(
-    module: Any,
-    batch: _Batch,
-    decodings: Mapping[int, _Decoding],
-    population: PopulationForward,
-    deadline: Deadline,
-    answers: Answers,
-) -> None:
+def _decode(run: EngineRun, batch: _Batch, decodings: Mapping[int, _Decoding]) -> None:
     """Writes tokens into the candidates' `decodings` until every row is closed."""
+    module = run.resident.module
     # Which request each row of the tensors belongs to: candidate after candidate, equally many.
     rows = {candidate: list(range(len(batch.requests))) for candidate in decodings}
     ids, mask = batch.input_ids.repeat(len(rows), 1), batch.mask.repeat(len(rows), 1)
-    past = _trunk(module, batch, population, list(rows))
-    mask = torch.cat([mask.new_ones(len(mask), batch.trunk.numel()), mask], dim=1)
+    past = _prefix_cache(run, batch, list(rows))
+    mask = torch.cat([mask.new_ones(len(mask), batch.prefix.numel()), mask], dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     takes_positions = "position_ids" in inspect.signature(module.forward).parameters
     while any(any(decoding.open) for decoding in decodings.values()):
-        deadline.check()
+        run.deadline.check()
         last = torch.arange(1, len(ids) + 1, device=ids.device) * ids.shape[1] - 1
         logits, output = kept_logits(
             module,
@@ -193,33 +183,31 @@ def _decode(
             **({"position_ids": positions} if takes_positions else {}),
         )
         past = output.past_key_values
-        chosen = _next_tokens(logits, rows, decodings, answers)
-        kept = _still_open(rows, decodings)
-        if kept is not None and past is not None:
-            rows, places = kept
-            population.choose(list(rows), len(next(iter(rows.values()))))
-            keep = torch.tensor(places, device=ids.device)
+        chosen = _next_tokens(logits, rows, decodings, run.answers)
+        shrunk = _still_open(rows, decodings)
+        if shrunk is not None and past is not None:
+            rows, lines = shrunk
+            run.population.choose(list(rows), len(next(iter(rows.values()))))
+            keep = torch.tensor(lines, device=ids.device)
             past.batch_select_indices(keep)
-            mask, positions, chosen = mask[keep], positions[keep], [chosen[i] for i in places]
+            mask, positions, chosen = mask[keep], positions[keep], [chosen[i] for i in lines]
         ids = torch.tensor(chosen, device=ids.device).unsqueeze(1)
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         positions = positions[:, -1:] + 1
 
 
-def _trunk(
-    module: Any, batch: _Batch, population: PopulationForward, candidates: Sequence[int]
-) -> Any:
+def _prefix_cache(run: EngineRun, batch: _Batch, candidates: Sequence[int]) -> Any:
     """Returns the cache of what all prompts begin with, for every row; None: nothing."""
     part = range(candidates[0], candidates[-1] + 1)
     past, count = None, len(batch.requests)
-    if batch.trunk.numel():
-        population.choose(part, 1)
-        nothing = torch.empty(0, dtype=torch.int64, device=batch.trunk.device)
-        ids = batch.trunk.repeat(len(part), 1)
-        _, output = kept_logits(module, nothing, input_ids=ids, use_cache=True)
+    if batch.prefix.numel():
+        run.population.choose(part, 1)
+        ids = batch.prefix.repeat(len(part), 1)
+        no_logits = torch.empty(0, dtype=torch.int64, device=ids.device)
+        _, output = kept_logits(run.resident.module, no_logits, input_ids=ids, use_cache=True)
         lines = torch.zeros(count, dtype=torch.int64, device=ids.device)
         past = going_on(output.past_key_values, tiled(lines, len(part), 1))
-    population.choose(part, count)
+    run.population.choose(part, count)
     return past
 
 
@@ -233,22 +221,21 @@ def _next_tokens(
     peak, best = logits.float().max(dim=-1)
     finite: list[bool] = peak.isfinite().tolist()
     chosen: list[int] = best.tolist()
-    each = iter(range(len(chosen)))
-    for candidate, requests in rows.items():
+    owners = [(candidate, row) for candidate, own_rows in rows.items() for row in own_rows]
+    for line, (candidate, row) in enumerate(owners):
         decoding = decodings[candidate]
-        for row, i in zip(requests, each):  # noqa: B905
-            if not decoding.open[row]:
-                continue
-            if not finite[i]:
-                decoding.close()
-                answers.fail(
-                    candidate,
-                    "a generated token has no finite logits: the candidate's weights give NaN or "
-                    "infinite logits",
-                )
-                continue
-            chosen[i] = decoding.choose(row, logits[i], chosen[i])
-            decoding.write(row, chosen[i])
+        if not decoding.open[row]:
+            continue
+        if not finite[line]:
+            decoding.close()
+            answers.fail(
+                candidate,
+                "a generated token has no finite logits: the candidate's weights give NaN or "
+                "infinite logits",
+            )
+            continue
+        chosen[line] = decoding.choose(row, logits[line], chosen[line])
+        decoding.write(row, chosen[line])
     return chosen
 
 
@@ -257,52 +244,54 @@ def _still_open(
 ) -> tuple[dict[int, list[int]], list[int]] | None:
     """Drops closed rows once half of the batch can go; None: all rows stay.
 
-    Every candidate that has an open row keeps as many rows as the one with the most, so that the
-    rows stay equally many; candidates without one are dropped.
+    All candidates have equally many rows, and that stays so: with h the most open rows of any
+    candidate, each that has an open row keeps h, its open ones and the first of its closed ones;
+    candidates without one are dropped.
 
     Returns:
-        The rows of each candidate that is left, and their places in the batch.
+        The rows of each candidate that is left, and which lines of the batch they were.
     """
     width = len(next(iter(rows.values())))
-    is_open = {c: [decodings[c].open[row] for row in each] for c, each in rows.items()}
-    most = max(map(sum, is_open.values()))
-    alive = [candidate for candidate, flags in is_open.items() if any(flags)]
-    if not alive or 2 * most * len(alive) > width * len(rows):
+    is_open = {c: [decodings[c].open[row] for row in own_rows] for c, own_rows in rows.items()}
+    most_open = max(sum(flags) for flags in is_open.values())  # h
+    alive = sum(any(flags) for flags in is_open.values())
+    if not alive or 2 * most_open * alive > width * len(rows):
         return None
     left: dict[int, list[int]] = {}
-    places: list[int] = []
+    lines: list[int] = []
     for number, (candidate, flags) in enumerate(is_open.items()):
         if any(flags):
-            keep = sorted(sorted(range(width), key=lambda i: not flags[i])[:most])
-            left[candidate] = [rows[candidate][i] for i in keep]
-            places += [number * width + i for i in keep]
-    return left, places
+            by_state = [i for state in (True, False) for i in range(width) if flags[i] is state]
+            kept = sorted(by_state[:most_open])
+            left[candidate] = [rows[candidate][i] for i in kept]
+            lines += [number * width + i for i in kept]
+    return left, lines
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Returns a token of the smallest set whose probability reaches `top_p` (Holtzman et al.).
+    """Returns a token of the nucleus, the smallest set whose probability reaches `top_p`.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration",
-    arXiv:1904.09751, section 3.1.
+        arXiv:1904.09751, section 3.1.
     """
-    exact = logits.detach().to("cpu", torch.float64) / temperature
-    probs, tokens = exact.softmax(dim=-1).sort(descending=True, stable=True)
+    scaled = logits.detach().to("cpu", torch.float64) / temperature
+    probs, tokens = scaled.softmax(dim=-1).sort(descending=True, stable=True)  # softmax(x / T)
     mass = probs.cumsum(dim=-1)
-    size = int((mass - probs < top_p).sum())
+    size = int((mass - probs < top_p).sum())  # least n with p_1 + ... + p_n >= top_p
     point = torch.rand(1, generator=generator, dtype=torch.float64) * mass[size - 1]
     return int(tokens[min(int(torch.searchsorted(mass, point)), size - 1)])
 
 
 def _prompt(request: Generate, max_length: int) -> tuple[int, ...]:
-    room = max_length - request.max_new_tokens
-    if room < 1:
+    longest = max_length - request.max_new_tokens
+    if longest < 1:
         raise ValueError(
             f"max_new_tokens {request.max_new_tokens} leaves no room for a prompt: the model "
             f"takes {max_length} tokens"
         )
     if not request.prompt:
         raise ValueError("a Generate request needs a prompt of at least one token")
-    return request.prompt[-room:]
+    return request.prompt[-longest:]
 
 
 def _end_tokens(resident: Resident) -> frozenset[int]:
@@ -313,8 +302,8 @@ def _end_tokens(resident: Resident) -> frozenset[int]:
 
 
 def _holds(text: str, stop: Iterable[str]) -> bool:
-    return any(each in text for each in stop)
+    return any(stop_text in text for stop_text in stop)
 
 
 def _cut(text: str, stop: Iterable[str]) -> str:
-    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+    return text[: min((i for end in stop if (i := text.find(end)) >= 0), default=len(text))]

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Answers, Deadline, pad_token
+from evaluators.engine.batching import Answers, EngineRun, check_causal, pad_token
 from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.passes import Pass, passes_of
-from evaluators.engine.population import PopulationForward, tiled
+from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import grow
 from evaluators.engine.resident import Resident
 from evaluators.requests import Likelihood, Loglikelihood
@@ -29,14 +29,14 @@ class _Scored:
         row: ``(tokens,)`` index into `kept` for every scored token.
         token: ``(tokens,)`` the scored tokens, request after request.
         starts: ``(requests,)`` where each request's tokens start in `token`.
-        places: ``(requests,)`` each request's place among all requests.
+        indices: ``(requests,)`` each request's index among all requests.
     """
 
     kept: Tensor
     row: Tensor
     token: Tensor
     starts: npt.NDArray[np.int64]
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 class LikelihoodJob:
@@ -54,20 +54,16 @@ class LikelihoodJob:
         *,
         batch_tokens: int,
     ) -> None:
-        if not resident.info.causal:
-            raise ValueError(
-                f"{type(resident.module).__name__} is no causal language model; log-likelihoods "
-                "need one, so use a classification evaluator with it"
-            )
+        check_causal(resident, "log-likelihoods")
         length = resident.info.max_length
         rows: dict[tuple[int, ...], list[tuple[int, Loglikelihood]]] = {}
-        for place, request in requests:
-            rows.setdefault(_row(request, length), []).append((place, request))
+        for index, request in requests:
+            rows.setdefault(_row(request, length), []).append((index, request))
         sharers = list(rows.values())
-        answers = [max(len(request.continuation) for _, request in each) for each in sharers]
+        answers = [max(len(request.continuation) for _, request in row) for row in sharers]
         ends = [len(row) - most for row, most in zip(rows, answers, strict=True)]
         branches = grow(list(rows), ends)
-        if any(each.branches for each in branches) and not resident.takes_cache:
+        if any(branch.branches for branch in branches) and not resident.takes_cache:
             branches = grow(list(rows), [0] * len(ends))
         self._passes = passes_of(
             branches,
@@ -76,44 +72,37 @@ class LikelihoodJob:
             device=resident.device,
         )
         self._scored = {
-            each: _read_off(each, sharers, resident.device)
+            one: _read_off(one, sharers, resident.device)
             for first in self._passes
-            for each in first.all()
-            if not each.following
+            for one in first.all()
+            if not one.following
         }
-        self.most_rows = max(len(each.ends) for each in self._scored)
+        self.most_rows = max(len(one.ends) for one in self._scored)
 
-    def run(
-        self,
-        resident: Resident,
-        population: PopulationForward,
-        deadline: Deadline,
-        answers: Answers,
-    ) -> None:
+    def run(self, run: EngineRun) -> None:
         """Fills in a `Likelihood` for every request; see `Job`."""
-        kept = {each: scored.kept for each, scored in self._scored.items()}
+        kept = {one: scored.kept for one, scored in self._scored.items()}
         for first in self._passes:
-            most = max(each.input_ids.numel() for each in first.all())
-            for part in population.parts(most):
-                runs = first.run(resident.module, population, part, kept.__getitem__, deadline)
-                for each, logits in runs:
-                    _answer(self._scored[each], logits, part, answers)
+            most = max(one.input_ids.numel() for one in first.all())
+            for part in run.population.parts(most):
+                for one, logits in first.run(run, part, kept.__getitem__):
+                    _answer(self._scored[one], logits, part, run.answers)
 
 
 def _answer(scored: _Scored, logits: Tensor, candidates: range, answers: Answers) -> None:
     """Puts the answers that the logits ``(candidates * kept, vocabulary)`` give."""
     count = len(candidates)
     row = tiled(scored.row, count, len(scored.kept))
-    log_probs, greedy = token_log_probs(logits, row, scored.token.repeat(count))
-    exact = log_probs.view(count, -1).cpu().double().numpy()
+    token_log_p, greedy = token_log_probs(logits, row, scored.token.repeat(count))
+    log_probs = token_log_p.view(count, -1).cpu().double().numpy()
     likeliest = greedy.view(count, -1).cpu().numpy()
-    totals = np.add.reduceat(exact, scored.starts, axis=1)
+    totals = np.add.reduceat(log_probs, scored.starts, axis=1)
     all_greedy = np.logical_and.reduceat(likeliest, scored.starts, axis=1)
     for line, candidate in enumerate(candidates):
-        check_finite(exact[line], candidate, answers)
-        found = zip(totals[line].tolist(), all_greedy[line].tolist(), strict=True)
-        for place, each in zip(scored.places, found, strict=True):
-            answers.put(candidate, place, Likelihood(*each))
+        check_finite(log_probs[line], candidate, answers)
+        pairs = zip(totals[line].tolist(), all_greedy[line].tolist(), strict=True)
+        for index, (total, is_greedy) in zip(scored.indices, pairs, strict=True):
+            answers.put(candidate, index, Likelihood(total, is_greedy))
 
 
 def _row(request: Loglikelihood, max_length: int) -> tuple[int, ...]:
@@ -136,11 +125,11 @@ def _read_off(
     row_of: list[int] = []
     tokens: list[int] = []
     starts: list[int] = []
-    places: list[int] = []
+    indices: list[int] = []
     for line, (row, length) in enumerate(ending.ends):
-        for place, request in sharers[row]:
+        for index, request in sharers[row]:
             starts.append(len(tokens))
-            places.append(place)
+            indices.append(index)
             first = line * width + length - len(request.continuation)
             for offset, token in enumerate(request.continuation):
                 row_of.append(kept.setdefault(first + offset, len(kept)))
@@ -154,5 +143,5 @@ def _read_off(
         row=tensor(row_of),
         token=tensor(tokens),
         starts=np.array(starts, dtype=np.int64),
-        places=tuple(places),
+        indices=tuple(indices),
     )

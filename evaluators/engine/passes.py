@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Deadline, padded
+from evaluators.engine.batching import EngineRun, padded
 from evaluators.engine.forward import kept_logits
-from evaluators.engine.population import PopulationForward, tiled
+from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import Branch, packed
 
 
@@ -40,31 +40,27 @@ class Pass:
     def all(self) -> Iterator[Pass]:
         """Yields this pass and all that follow."""
         yield self
-        for each in self.following:
-            yield from each.all()
+        for one in self.following:
+            yield from one.all()
 
     def run(
         self,
-        module: Any,
-        population: PopulationForward,
+        run: EngineRun,
         candidates: range,
         kept: Callable[[Pass], Tensor],
-        deadline: Deadline,
         past: Any = None,
     ) -> Iterator[tuple[Pass, Tensor]]:
         """Yields every pass in which rows end, with logits ``(candidates * kept, vocabulary)``.
 
         Args:
-            module: a causal language model.
-            population: the candidates and others.
+            run: what it runs in.
             candidates: whose rows go through together.
             kept: pass to the flat positions of one candidate whose logits are needed.
-            deadline: checked before each pass.
             past: cache of the pass before.
         """
-        deadline.check()
-        count, size = len(candidates), self.input_ids.numel()
-        population.choose(candidates, len(self.input_ids))
+        run.deadline.check()
+        module, count, size = run.resident.module, len(candidates), self.input_ids.numel()
+        run.population.choose(candidates, len(self.input_ids))
         options: dict[str, Any] = {"use_cache": bool(self.following)}
         if self.parents is not None:
             options["past_key_values"] = going_on(past, tiled(self.parents, count, self.lines))
@@ -82,10 +78,8 @@ class Pass:
         )
         if not self.following:
             yield self, logits
-        for each in self.following:
-            yield from each.run(
-                module, population, candidates, kept, deadline, output.past_key_values
-            )
+        for one in self.following:
+            yield from one.run(run, candidates, kept, output.past_key_values)
 
 
 def going_on(past: Any, parents: Tensor) -> Any:
@@ -104,21 +98,20 @@ def going_on(past: Any, parents: Tensor) -> Any:
 def passes_of(
     branches: Sequence[Branch], *, batch_tokens: int, pad: int, device: torch.device
 ) -> tuple[Pass, ...]:
-    """Returns the passes for all rows of the branches.
+    """Returns the passes for all rows of the branches, each of at most `batch_tokens`.
 
     Args:
         branches: what the rows begin with.
-        batch_tokens: most tokens of one pass, padding included.
+        batch_tokens: padding included.
         pad: token that fills short rows.
         device: where the tensors shall lie.
     """
-    return _level([(branch, 0) for branch in branches], None, 0, batch_tokens, pad, device)
+    return _level([(branch, 0) for branch in branches], None, batch_tokens, pad, device)
 
 
 def _level(
     branches: Sequence[tuple[Branch, int]],
     before: Tensor | None,
-    lines: int,
     batch_tokens: int,
     pad: int,
     device: torch.device,
@@ -128,12 +121,10 @@ def _level(
     Args:
         branches: each with the line that it goes on from.
         before: ``(lines, held)`` mask of that pass; None at the start.
-        lines: of that pass.
-        batch_tokens: most tokens of one pass.
-        pad: token that fills short rows.
-        device: where the tensors shall lie.
+
+    The other arguments are those of `passes_of`.
     """
-    held = 0 if before is None else before.shape[1]
+    lines, held = (0, 0) if before is None else before.shape
     passes: list[Pass] = []
     for batch in packed(branches, held, batch_tokens):
         ending = batch[0][0].row is not None
@@ -144,7 +135,7 @@ def _level(
         if before is not None:
             parents = torch.tensor([line for _, line in batch], device=device)
             seen = torch.cat([before[parents], seen], dim=1)
-        inner = [(each, line) for line, (b, _) in enumerate(batch) for each in b.branches]
+        inner = [(b, line) for line, (branch, _) in enumerate(batch) for b in branch.branches]
         passes.append(
             Pass(
                 input_ids=ids,
@@ -152,9 +143,7 @@ def _level(
                 parents=parents,
                 lines=lines,
                 mask=None if bool(seen.all()) else seen,
-                following=_level(inner, seen, len(batch), batch_tokens, pad, device)
-                if inner
-                else (),
+                following=_level(inner, seen, batch_tokens, pad, device),
             )
         )
     return tuple(passes)

@@ -1,19 +1,19 @@
-"""Candidates beside one centre, the resident's weights, that go through the model together."""
+"""Candidates near one centre, the resident's weights, that go through the model together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evaluators.engine.delta_layers import DeltaLayer, PassCandidates, delta_layer, refusal
+from evaluators.engine.in_place import InPlaceCandidate
 from evaluators.engine.resident import Resident
-from evaluators.engine.written import InPlaceCandidate
 from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 PLAIN: LowRankDeltas = {}
@@ -57,11 +57,12 @@ class PopulationForward:
         writes: bool = False,
     ) -> None:
         self.size = len(candidates)
-        self._pass_tokens, self._cache_tokens = pass_tokens, cache_tokens
+        self._pass_tokens = pass_tokens
+        self._cache_tokens = cache_tokens
         self._alone_tokens = _alone_tokens(candidates) if writes else None
         self._alone = False
         self._device = resident.device
-        self._written = InPlaceCandidate(resident, candidates)
+        self._in_place = InPlaceCandidate(resident, candidates)
         self._layers = _layers(resident, candidates)
         self._handles: list[RemovableHandle] = []
 
@@ -75,7 +76,7 @@ class PopulationForward:
         trace: TracebackType | None,
     ) -> None:
         self._detach()
-        self._written.restore()
+        self._in_place.restore()
 
     def parts(self, tokens: int, *, cached: bool = False) -> Iterator[range]:
         """Yields the candidates a few at a time, in parts of nearly equal size.
@@ -95,9 +96,9 @@ class PopulationForward:
         """Takes candidates by number for the next passes, `rows` rows of each."""
         if self._alone:
             self._detach()
-            self._written.write(candidates[0])
+            self._in_place.write(candidates[0])
         elif self._layers:
-            self._written.restore()
+            self._in_place.restore()
             self._attach()
             chosen: slice | Tensor
             if isinstance(candidates, range):
@@ -149,11 +150,11 @@ def _kind(delta: LowRankProduct | Tensor) -> _Kind:
 
 def _refusal(resident: Resident, name: str, kind: _Kind, owners: _Owners) -> str | None:
     parameter, (vector, shape) = resident.tensor(name), kind
-    if not (found := owners.get(id(parameter), [])):
+    if id(parameter) not in owners:
         return f"{name} belongs to no layer"
     if shape != tuple(parameter.shape):
         return f"{name} has shape {tuple(parameter.shape)}, its difference {shape}"
-    for module, attribute in found:
+    for module, attribute in owners[id(parameter)]:
         if (why := refusal(name, module, attribute, vector=vector)) is not None:
             return why
     return None
@@ -166,13 +167,18 @@ def _alone_tokens(candidates: Sequence[LowRankDeltas]) -> int | None:
     ``4 n r`` operations that run at half speed, writing ``2 n^2 r`` operations and moving
     ``12 n^2`` bytes, each of which takes as long as ten operations.
     """
-    factors = [d for each in candidates for d in each.values() if isinstance(d, LowRankProduct)]
-    rank = max((len(each.a) for each in factors), default=0)
+    factors = [
+        delta
+        for deltas in candidates
+        for delta in deltas.values()
+        if isinstance(delta, LowRankProduct)
+    ]
+    rank = max((len(delta.a) for delta in factors), default=0)
     if rank == 0:
         return None
-    sizes = [len(each.b) * each.a.shape[1] for each in factors]
-    width = math.sqrt(sum(sizes) / len(sizes))
-    return math.ceil(width * (2 * rank + 120) / (8 * rank))
+    sizes = [len(delta.b) * delta.a.shape[1] for delta in factors]
+    width = math.sqrt(sum(sizes) / len(sizes))  # n
+    return math.ceil(width * (2 * rank + 120) / (8 * rank))  # (2 n^2 r + 120 n^2) / (8 n r)
 
 
 def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
@@ -185,11 +191,13 @@ def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
 
 
 def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[DeltaLayer]:
-    """Returns what adds the differences, one for each layer that has any."""
+    """Returns a `DeltaLayer` for each layer in which a candidate differs."""
     if not any(candidates):
         return []
     owners = _owners(resident)
-    kinds = dict.fromkeys((name, _kind(d)) for each in candidates for name, d in each.items())
+    kinds = dict.fromkeys(
+        (name, _kind(delta)) for deltas in candidates for name, delta in deltas.items()
+    )
     for name, kind in kinds:
         if (why := _refusal(resident, name, kind, owners)) is not None:
             raise ValueError(f"these candidates cannot share a pass: {why}")
@@ -198,10 +206,10 @@ def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[Del
         for module, attribute in owners[id(resident.tensor(name))]:
             parts = modules.setdefault(module, {})
             parts[attribute] = [deltas.get(name) for deltas in candidates]
-    known = {module: name for name, module in resident.module.named_modules()}
-    head = _output_layer(resident.module)
+    names = {module: name for name, module in resident.module.named_modules()}
+    head = getattr(resident.module, "get_output_embeddings", lambda: None)()
     return [
-        delta_layer(known[module], module, parts, output=module is head)
+        delta_layer(names[module], module, parts, output=module is head)
         for module, parts in modules.items()
     ]
 
@@ -212,8 +220,3 @@ def _owners(resident: Resident) -> _Owners:
         for attribute, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append((module, attribute))
     return owners
-
-
-def _output_layer(module: Any) -> nn.Module | None:
-    found: nn.Module | None = getattr(module, "get_output_embeddings", lambda: None)()
-    return found

@@ -1,6 +1,6 @@
 """Rows that begin alike as a tree, so that what they share is computed once.
 
-Few-shot examples are the trunk, every item's question a branch, its answers the leaves.
+Few-shot examples are the root, every item's question a branch, its answers the leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CACHED = 4  # tokens that rows only hold in the cache, for each token that they
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens that follow those of the branch before.
+    """Tokens that follow those of the branch before: a node of the tree.
 
     Args:
         tokens: at least one.
@@ -34,7 +34,10 @@ class Branch:
     @property
     def leaves(self) -> int:
         """Tokens of all rows behind this branch."""
-        return sum(len(b.tokens) if b.row is not None else b.leaves for b in self.branches)
+        return sum(
+            len(branch.tokens) if branch.row is not None else branch.leaves
+            for branch in self.branches
+        )
 
     def rows(self) -> Iterator[int]:
         """Yields the numbers of all rows that begin with this branch."""
@@ -53,8 +56,8 @@ def grow(rows: Sequence[tuple[int, ...]], ends: Sequence[int]) -> list[Branch]:
 
     Example:
         >>> one, other = (*range(9), 20, 21), (*range(9), 30)
-        >>> trunk, = grow([one, other], [9, 9])
-        >>> len(trunk.tokens), [branch.tokens for branch in trunk.branches]
+        >>> shared, = grow([one, other], [9, 9])
+        >>> len(shared.tokens), [branch.tokens for branch in shared.branches]
         (9, [(20, 21), (30,)])
     """
     order = sorted(range(len(rows)), key=rows.__getitem__)
@@ -68,17 +71,24 @@ def groups(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
     Rows that share too little come first, with 0 shared tokens.
     """
     alone: list[int] = []
-    found: list[tuple[int, list[int]]] = []
+    shared: list[tuple[int, list[int]]] = []
     for branch in grow(rows, [len(row) - 1 for row in rows]):
         if branch.row is not None:
             alone.append(branch.row)
         else:
-            found.append((len(branch.tokens), sorted(branch.rows())))
-    return [(0, sorted(alone)), *found] if alone else found
+            shared.append((len(branch.tokens), sorted(branch.rows())))
+    return [(0, sorted(alone)), *shared] if alone else shared
 
 
 class _Grower:
-    """Looks at the beginnings that neighbours in the sorted order have in common."""
+    """Grows the tree over sorted rows, from what neighbours begin with in common.
+
+    Args:
+        rows: as in `grow`.
+        ends: as in `grow`.
+        order: numbers of the rows, sorted by their tokens.
+        common: how many first tokens ``order[i]`` and ``order[i + 1]`` share.
+    """
 
     def __init__(
         self,
@@ -87,34 +97,41 @@ class _Grower:
         order: Sequence[int],
         common: Sequence[int],
     ) -> None:
-        self._rows, self._ends, self._order, self._common = rows, ends, order, common
+        self._rows = rows
+        self._ends = ends
+        self._order = order
+        self._common = common
 
     def branches(self, first: int, last: int, depth: int) -> list[Branch]:
-        """Returns the branches of the rows from `first` to `last`, behind `depth` tokens."""
-        grown: list[Branch] = []
-        waiting = [(first, last)]
-        while waiting:
-            low, high = waiting.pop()
-            if high - low == 1:
-                row = self._order[low]
-                grown.append(Branch(self._rows[row][depth:], row))
-                continue
-            shared = min(self._common[low : high - 1])
-            depth_of_all = min(shared, *(self._ends[i] for i in self._order[low:high]))
-            if self._saves(low, high, depth, depth_of_all):
-                tokens = self._rows[self._order[low]][depth:depth_of_all]
-                inner = tuple(self.branches(low, high, depth_of_all))
-                grown.append(Branch(tokens, branches=inner))
-            else:
-                cuts = [i + 1 for i in range(low, high - 1) if self._common[i] == shared]
-                waiting += reversed(list(pairwise([low, *cuts, high])))
-        return grown
+        """Returns the branches of ``order[first:last]``, behind `depth` tokens.
 
-    def _saves(self, low: int, high: int, depth: int, shared: int) -> bool:
-        if shared - depth < _LEAST:
-            return False
-        whole = sum(len(self._rows[i]) - depth for i in self._order[low:high])
-        return (high - low - 1) * (shared - depth) >= _SAVING * whole
+        The rows of an interval of the order all begin with ``min(common)`` same tokens. Where
+        computing these once saves too little, the interval is cut wherever neighbours share no
+        more than that, and the parts are looked at in turn.
+        """
+        branches: list[Branch] = []
+        intervals = [(first, last)]  # a stack: the next one is the last
+        while intervals:
+            low, high = intervals.pop()
+            numbers = self._order[low:high]
+            if len(numbers) == 1:
+                branches.append(Branch(self._rows[numbers[0]][depth:], numbers[0]))
+                continue
+            least = min(self._common[low : high - 1])
+            end = min(least, *(self._ends[number] for number in numbers))
+            if self._saves(numbers, depth, end):
+                shared = self._rows[numbers[0]][depth:end]
+                branches.append(Branch(shared, branches=tuple(self.branches(low, high, end))))
+            else:
+                cuts = [i for i in range(low + 1, high) if self._common[i - 1] == least]
+                intervals += reversed(list(pairwise([low, *cuts, high])))
+        return branches
+
+    def _saves(self, numbers: Sequence[int], depth: int, end: int) -> bool:
+        """Whether it pays to compute the tokens from `depth` to `end` once for these rows."""
+        shared = end - depth
+        tokens = sum(len(self._rows[number]) - depth for number in numbers)
+        return shared >= _LEAST and (len(numbers) - 1) * shared >= _SAVING * tokens
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -128,28 +145,29 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
 def packed(
     branches: Sequence[tuple[Branch, T]], held: int, batch_tokens: int
 ) -> list[list[tuple[Branch, T]]]:
-    """Returns branches of one level in batches: of rows that end, or of trunks that go on.
+    """Returns branches of one level in batches: of rows that end, or of prefixes that go on.
 
-    Trunks of one batch differ in length by less than a factor of two.
+    Prefixes of one batch differ in length by less than a factor of two.
 
     Args:
         branches: each with what belongs to it.
         held: tokens before them that their rows hold in the cache.
         batch_tokens: of one pass, padding included.
     """
-    groups: dict[int, list[tuple[Branch, T]]] = {}
-    for each in branches:
-        ends = each[0].row is not None
-        groups.setdefault(-1 if ends else len(each[0].tokens).bit_length(), []).append(each)
-    least = -(-held // _CACHED)
+    by_length: dict[int, list[tuple[Branch, T]]] = {}
+    for branch, owner in branches:
+        # floor(log2 length) + 1 for a prefix; rows, which are padded on the other side, apart
+        length = -1 if branch.row is not None else len(branch.tokens).bit_length()
+        by_length.setdefault(length, []).append((branch, owner))
+    least_cost = -(-held // _CACHED)  # ceil(held / _CACHED)
     batches: list[list[tuple[Branch, T]]] = []
-    for size in sorted(groups):
-        ordered = sorted(groups[size], key=lambda each: (-_cost(each[0]), each[0].tokens))
-        costs = [max(_cost(branch), least) for branch, _ in ordered]
+    for _, alike in sorted(by_length.items()):
+        ordered = sorted(alike, key=lambda entry: (-_cost(entry[0]), entry[0].tokens))
+        costs = [max(_cost(branch), least_cost) for branch, _ in ordered]
         batches += pack(ordered, costs, batch_tokens)
     return batches
 
 
 def _cost(branch: Branch) -> int:
-    """Returns the tokens of a row, or those of a trunk or of all rows behind it."""
+    """Returns the tokens of a row, or those of a prefix or of all rows behind it."""
     return max(len(branch.tokens), branch.leaves)

@@ -59,10 +59,11 @@ class Resident:
             for head, classifier in (classifiers or {}).items()
         }
         self.dtype: torch.dtype = next(module.parameters()).dtype
-        for each in (self.module, *self.classifiers.values()):
-            _align(each)
+        for model in (self.module, *self.classifiers.values()):
+            _align(model)
         self._targets = _targets(module)
-        self._original, self._depth = original, depth
+        self._original = original
+        self._depth = depth
         self._written: set[str] = set()
         if depth is not None:
             depth.set(None)
@@ -156,7 +157,7 @@ class Resident:
         with torch.inference_mode():
             cache = self.module(input_ids=tokens, use_cache=True).past_key_values
         return isinstance(cache, Cache) and all(
-            type(each) is DynamicLayer for each in cache.layers
+            type(layer) is DynamicLayer for layer in cache.layers
         )
 
     def tensor(self, name: str) -> Tensor:

@@ -28,7 +28,7 @@ from merging.weights import CheckpointError, Weights
 
 
 class Host(Protocol):
-    """What serves the base and, one at a time, an adapter beside it."""
+    """What serves the base and, one at a time, an adapter for it."""
 
     @property
     def lm(self) -> Any:
@@ -46,7 +46,7 @@ class Host(Protocol):
 
 
 class ServedModel:
-    """Takes candidates and answers requests in the place of a resident model and its engine.
+    """Takes candidates and answers requests in the place of a `ResidentModel`.
 
     Args:
         host: serves the base of `pool`.
@@ -73,15 +73,19 @@ class ServedModel:
     ) -> None:
         if info.heads or not info.causal:
             raise ValueError(
-                "a served model answers for causal language models alone: use backend=resident"
+                "ServedModel answers for causal language models alone: use ResidentModel"
             )
         if rank < 1 or not largest_error > 0:
             raise ValueError(
-                f"backend: rank must be at least 1 and largest_error above 0, got {rank} and "
+                f"ServedModel: rank must be at least 1 and largest_error above 0, got {rank} and "
                 f"{largest_error}"
             )
-        self._host, self._info, self._pool = host, info, pool
-        self._rank, self._largest_error, self._folder = rank, largest_error, folder
+        self._host = host
+        self._info = info
+        self._pool = pool
+        self._rank = rank
+        self._largest_error = largest_error
+        self._folder = folder
         self._latest: Path | None = None
         self._count = 0
 
@@ -119,7 +123,7 @@ class ServedModel:
         if len(likelihoods) + len(generations) < len(requests):
             odd = next(r for r in requests if not isinstance(r, Loglikelihood | Generate))
             raise ValueError(
-                f"a served model answers no {type(odd).__name__} request: use backend=resident"
+                f"ServedModel answers no {type(odd).__name__} request: use ResidentModel"
             )
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # bars that cannot be turned off
@@ -145,7 +149,7 @@ class ServedModel:
             shutil.rmtree(out)
             raise EvaluationError(
                 f"an adapter of rank {self._rank} loses {saved.error:.2g} of the candidate, "
-                f"largest_error is {self._largest_error:g}: raise backend.rank"
+                f"largest_error is {self._largest_error:g}: raise rank"
             )
         return out
 
@@ -153,26 +157,23 @@ class ServedModel:
         if not requests:
             return {}
         # The key names an entry of lm-eval's cache, which forgets that weights change: None.
-        asked = [(None, list(r.context), list(r.continuation)) for _, r in requests]
-        found = self._host.lm._loglikelihood_tokens(asked)
-        answers: dict[int, Response] = {}
-        for (place, _), (total, greedy) in zip(requests, found, strict=True):
-            answers[place] = Likelihood(float(total), bool(greedy))
-        return answers
+        pairs = [(None, list(r.context), list(r.continuation)) for _, r in requests]
+        answers = self._host.lm._loglikelihood_tokens(pairs)
+        return {
+            index: Likelihood(float(total), bool(greedy))
+            for (index, _), (total, greedy) in zip(requests, answers, strict=True)
+        }
 
     def _generations(self, requests: Sequence[tuple[int, Generate]]) -> dict[int, Response]:
         if not requests:
             return {}
-        asked = []
+        instances = []
         for number, (_, request) in enumerate(requests):
-            room = self._info.max_length - request.max_new_tokens
-            prompt = self._info.tokenizer.decode(request.prompt[-room:])
-            asked.append(Instance("generate_until", {}, (prompt, _options(request)), number))
-        found = self._host.lm.generate_until(asked)
-        answers: dict[int, Response] = {}
-        for (place, _), text in zip(requests, found, strict=True):
-            answers[place] = Generated(text)
-        return answers
+            longest = self._info.max_length - request.max_new_tokens
+            prompt = self._info.tokenizer.decode(request.prompt[-longest:])
+            instances.append(Instance("generate_until", {}, (prompt, _options(request)), number))
+        texts = self._host.lm.generate_until(instances)
+        return {index: Generated(text) for (index, _), text in zip(requests, texts, strict=True)}
 
 
 def _options(request: Generate) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Answers, Deadline, pack, pad_token, padded
+from evaluators.engine.batching import EngineRun, check_causal, pack, pad_token, padded
 from evaluators.engine.forward import check_finite, kept_logits, token_log_probs
-from evaluators.engine.population import PopulationForward, tiled
+from evaluators.engine.population import tiled
 from evaluators.engine.resident import Resident
 from evaluators.requests import PerToken, TokenStatistics
 
@@ -28,14 +28,14 @@ class _Batch:
         kept: ``(kept,)`` flat positions that predict a token, row after row.
         token: ``(kept,)`` the predicted tokens.
         lengths: ``(rows,)`` how many of them each row has.
-        places: ``(rows,)`` places of the requests that each row answers.
+        requests: ``(rows,)`` indices of the requests that each row answers.
     """
 
     input_ids: Tensor
     kept: Tensor
     token: Tensor
     lengths: tuple[int, ...]
-    places: tuple[tuple[int, ...], ...]
+    requests: tuple[tuple[int, ...], ...]
 
 
 class TokenStatisticsJob:
@@ -48,44 +48,34 @@ class TokenStatisticsJob:
         *,
         batch_tokens: int,
     ) -> None:
-        if not resident.info.causal:
-            raise ValueError(
-                f"{type(resident.module).__name__} is no causal language model; token statistics "
-                "need one, so use a classification evaluator with it"
-            )
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, request in requests:
+        check_causal(resident, "token statistics")
+        indices: dict[tuple[int, ...], list[int]] = {}
+        for index, request in requests:
             _check(request, resident.info.max_length)
-            places.setdefault(request.tokens, []).append(place)
-        ordered = sorted(places, key=lambda row: (-len(row), row))
+            indices.setdefault(request.tokens, []).append(index)
+        ordered = sorted(indices, key=lambda row: (-len(row), row))
         packed = list(pack(ordered, [len(row) - 1 for row in ordered], batch_tokens))
         self.most_rows = max(len(batch) for batch in packed)
         pad = pad_token(resident)
         self._batches = [
-            _tensorise(batch, [tuple(places[row]) for row in batch], pad, resident.device)
+            _tensorise(batch, [tuple(indices[row]) for row in batch], pad, resident.device)
             for batch in packed
         ]
 
-    def run(
-        self,
-        resident: Resident,
-        population: PopulationForward,
-        deadline: Deadline,
-        answers: Answers,
-    ) -> None:
+    def run(self, run: EngineRun) -> None:
         """Fills in a `PerToken` for every request; see `Job`."""
         for batch in self._batches:
-            for part in population.parts(batch.input_ids.numel()):
-                deadline.check()
-                population.choose(part, len(batch.input_ids))
-                found = _statistics(resident.module, batch, len(part))
-                for candidate, mine in zip(part, found, strict=True):
-                    check_finite(mine[0].numpy(), candidate, answers)
-                    parts = torch.split(mine, list(batch.lengths), dim=1)
-                    for columns, places in zip(parts, batch.places, strict=True):
+            for part in run.population.parts(batch.input_ids.numel()):
+                run.deadline.check()
+                run.population.choose(part, len(batch.input_ids))
+                statistics = _statistics(run.resident.module, batch, len(part))
+                for candidate, rows in zip(part, statistics, strict=True):
+                    check_finite(rows[0].numpy(), candidate, run.answers)
+                    parts = torch.split(rows, list(batch.lengths), dim=1)
+                    for columns, indices in zip(parts, batch.requests, strict=True):
                         answer = PerToken(*columns.numpy())
-                        for place in places:
-                            answers.put(candidate, place, answer)
+                        for index in indices:
+                            run.answers.put(candidate, index, answer)
 
 
 def _statistics(module: Any, batch: _Batch, candidates: int) -> Tensor:
@@ -118,10 +108,10 @@ def vocabulary_statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
         log_p = chunk.float().log_softmax(dim=-1)
         p = log_p.exp()
         log_p.clamp_(min=_LEAST)
-        mean = (p * log_p).sum(dim=-1)
-        spread = log_p.sub_(mean.unsqueeze(-1)).square_().mul_(p).sum(dim=-1)
+        mean = (p * log_p).sum(dim=-1)  # mu = sum_z p log p
         means.append(mean)
-        deviations.append(spread.sqrt_())
+        variance = log_p.sub_(mean.unsqueeze(-1)).square_().mul_(p).sum(dim=-1)
+        deviations.append(variance.sqrt_())  # sigma^2 = sum_z p (log p - mu)^2
     return torch.cat(means), torch.cat(deviations)
 
 
@@ -136,17 +126,17 @@ def _check(request: TokenStatistics, max_length: int) -> None:
 
 def _tensorise(
     rows: Sequence[tuple[int, ...]],
-    places: Sequence[tuple[int, ...]],
+    requests: Sequence[tuple[int, ...]],
     pad: int,
     device: torch.device,
 ) -> _Batch:
     input_ids, _ = padded([row[:-1] for row in rows], pad=pad, left=False, device=device)
     width = input_ids.shape[1]
-    kept = [i * width + at for i, row in enumerate(rows) for at in range(len(row) - 1)]
+    kept = [i * width + column for i, row in enumerate(rows) for column in range(len(row) - 1)]
     return _Batch(
         input_ids=input_ids,
         kept=torch.tensor(kept, dtype=torch.int64, device=device),
-        token=torch.tensor([t for row in rows for t in row[1:]], device=device),
+        token=torch.tensor([token for row in rows for token in row[1:]], device=device),
         lengths=tuple(len(row) - 1 for row in rows),
-        places=tuple(places),
+        requests=tuple(requests),
     )

@@ -15,7 +15,7 @@ each is put at the same place. ``id`` is unique. ``group`` (to choose some canar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -110,16 +110,16 @@ def chosen_canaries(
         ValueError: no such file or group, a line that is no canary, or too few variants.
     """
     path = data_path(data, split)
-    found = read_canaries(path)
-    groups = sorted({canary.group for canary in found})
-    of_group = [each for each in found if group is None or each.group == group]
+    canaries = read_canaries(path)
+    groups = sorted({canary.group for canary in canaries})
+    of_group = [canary for canary in canaries if group is None or canary.group == group]
     if not of_group:
         raise ValueError(f"{path} has no canary of group {group!r}, only of {', '.join(groups)}")
     chosen = take_range(take, len(of_group), str(path))
-    canaries = [_sampled(of_group[i], references, seed) for i in chosen]
+    sampled = [_sampled(of_group[i], references, seed) for i in chosen]
     name = "" if group is None else f"#{group}"
     sample = "" if references is None else f"~{references}.{seed}"
-    return canaries, f"{path.resolve()}{name}{sample}[{chosen.start}:{chosen.stop}]"
+    return sampled, f"{path.resolve()}{name}{sample}[{chosen.start}:{chosen.stop}]"
 
 
 def _sampled(canary: Canary, references: int | None, seed: int) -> Canary:
@@ -132,17 +132,15 @@ def _sampled(canary: Canary, references: int | None, seed: int) -> Canary:
             f"null, got {references}"
         )
     order = torch.randperm(count, generator=generator("canary references", seed, canary.name))
-    kept = tuple(canary.variants[i] for i in sorted(order[:references].tolist()))
-    return Canary(
-        canary.name, canary.text, canary.start, canary.end, kept, canary.group, canary.kind
-    )
+    drawn = sorted(order[:references].tolist())
+    return replace(canary, variants=tuple(canary.variants[i] for i in drawn))
 
 
 def _canary(line: Line) -> Canary:
     text = line.text("text")
     start, end = _span(line, len(text))
     variants: list[str] = line.field("variants", list)
-    if not variants or not all(isinstance(each, str) and each for each in variants):
+    if not variants or not all(isinstance(value, str) and value for value in variants):
         raise ValueError(f"{line}: field 'variants' must be a list of texts, at least one")
     canary = Canary(
         name=line.text("id"),
@@ -159,8 +157,8 @@ def _canary(line: Line) -> Canary:
 
 def _span(line: Line, length: int) -> tuple[int, int]:
     span = line.field("span", list)
-    whole = len(span) == 2 and all(type(each) is int for each in span)
-    if not whole or not 0 <= span[0] < span[1] <= length:
+    is_pair = len(span) == 2 and all(type(end) is int for end in span)
+    if not is_pair or not 0 <= span[0] < span[1] <= length:
         raise ValueError(
             f"{line}: field 'span' must be [start, end], characters of the value within the "
             f"{length} of 'text', got {span!r:.80}"

@@ -113,7 +113,7 @@ def exposure(planted: float, references: Vector) -> float:
         (2.0, 0.0)
     """
     rank = 1 + float((references < planted).sum()) + 0.5 * float((references == planted).sum())
-    return math.log2((len(references) + 1) / rank)
+    return math.log2((len(references) + 1) / rank)  # log2 R - log2 rank
 
 
 def extrapolated(planted: float, references: Vector) -> float:
@@ -130,7 +130,7 @@ def extrapolated(planted: float, references: Vector) -> float:
     """
     if float(np.ptp(references)) == 0:
         return exposure(planted, references)
-    return -fit_skew_normal(references).log_cdf(planted) / math.log(2)
+    return -fit_skew_normal(references).log_cdf(planted) / math.log(2)  # -log2 F(planted)
 
 
 def chance_exposure(candidates: int) -> float:
@@ -139,6 +139,5 @@ def chance_exposure(candidates: int) -> float:
     ``log2 R - log2(R!) / R``: 1.40 for R = 101, log2 e = 1.44 for large R; not the 1 bit of the
     middle rank.
     """
-    return math.log2(candidates) - float(special.gammaln(candidates + 1)) / (
-        candidates * math.log(2)
-    )
+    log_factorial = float(special.gammaln(candidates + 1))  # ln R!
+    return math.log2(candidates) - log_factorial / (candidates * math.log(2))

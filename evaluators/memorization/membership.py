@@ -15,7 +15,7 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.reference_losses import read_reference
-from evaluators.memorization.roc import advantage, auc, hits_at, placements
+from evaluators.memorization.roc import advantage, auc, placements, true_positives_at
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import language_tokenizer, prefix_token
@@ -54,14 +54,13 @@ class Membership:
     A text longer than the model is cut at its end.
 
     Args:
-        model: what the models to come have in common.
         data: JSON-lines file, a text in each line and whether it is a member, true or false.
         split: replaces ``{split}`` in `data`.
         text_field: where a line holds the text.
         member_field: where it holds true for a member, false for another text.
         attacks: which, the main one first.
-        reference: file that `evomerge reference-losses` wrote for the same texts with the
-            reference model; None: none, and no such attack.
+        reference: file that `write_reference` wrote for the same texts with the reference
+            model; None: none, and no such attack.
         k: share of a text's tokens that both Min-K attacks average, in (0, 1].
         take: ``start:stop`` of the lines; None: all.
 
@@ -155,14 +154,14 @@ class Membership:
 
 def min_k(values: Vector, k: float) -> float:
     """Returns the mean of the smallest `k` share of ``(tokens,)``, at least one of them."""
-    count = max(1, int(len(values) * k))
-    return float(np.partition(values, count - 1)[:count].mean())
+    count = max(1, int(len(values) * k))  # |S| = max(1, floor(k T))
+    return float(np.partition(values, count - 1)[:count].mean())  # sum_{t in S} v_t / |S|
 
 
 def min_k_plus(answer: PerToken, k: float) -> float:
-    """Returns `min_k` of ``(log p - mu) / sigma``."""
-    spread = np.maximum(answer.deviations, _LEAST_DEVIATION)
-    return min_k((answer.log_probs - answer.means) / spread, k)
+    """Returns `min_k` of the log-probabilities, standardised over the vocabulary."""
+    sigma = np.maximum(answer.deviations, _LEAST_DEVIATION)
+    return min_k((answer.log_probs - answer.means) / sigma, k)  # eq. (3): (log p - mu) / sigma
 
 
 def _scores(values: Vector, members: Flags) -> dict[str, Score]:
@@ -172,15 +171,15 @@ def _scores(values: Vector, members: Flags) -> dict[str, Score]:
     cases[members], cases[~members] = placements(inside, outside)
     scores = {"auc": Score(area, cases, 0.5, auc_interval(area, len(inside), len(outside)))}
     for percent in (1, 10):
-        found, chance = hits_at(inside, outside, percent / 100)
-        interval = share_interval(int(found.sum()), len(found))
-        scores[f"tpr_{percent}"] = Score(float(found.mean()), None, chance, interval)
+        hits, chance = true_positives_at(inside, outside, percent / 100)
+        interval = share_interval(int(hits.sum()), len(hits))
+        scores[f"tpr_{percent}"] = Score(float(hits.mean()), None, chance, interval)
     gap, chance = advantage(inside, outside)
     return scores | {"advantage": Score(gap, None, chance)}
 
 
 def _check_options(path: Path, attacks: Sequence[str], reference: str | None, k: float) -> None:
-    unknown = [each for each in attacks if each not in _ATTACKS]
+    unknown = [attack for attack in attacks if attack not in _ATTACKS]
     if unknown or not attacks or len(set(attacks)) < len(attacks):
         raise ValueError(
             f"membership inference on {path.name}: attacks must be some of "
@@ -189,7 +188,7 @@ def _check_options(path: Path, attacks: Sequence[str], reference: str | None, k:
     if ("reference" in attacks) != (reference is not None):
         raise ValueError(
             f"membership inference on {path.name}: attack 'reference' and the file reference="
-            f"{reference} need each other; `evomerge reference-losses MODEL DATA OUT` writes it"
+            f"{reference} need each other; write_reference writes it"
         )
     if not 0 < k <= 1:
         raise ValueError(f"membership inference on {path.name}: k must lie in (0, 1], got {k}")

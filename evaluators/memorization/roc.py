@@ -1,4 +1,4 @@
-"""How well scores tell members from others: area under the curve, and hits at few false alarms."""
+"""How well scores tell members from others: area under the ROC curve, and TPR at a low FPR."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def placements(members: Vector, others: Vector) -> tuple[Vector, Vector]:
 
     Returns:
         ``(members,)`` the share of others that lie below, ``(others,)`` the share of members
-        that lie above; equal ones count half.
+        that lie above; equal ones count half. A rank among all less the rank on the own side is
+        the number on the other side that lie below.
 
     Source: DeLong, DeLong and Clarke-Pearson 1988, the structural components V10 and V01.
     """
-    together = stats.rankdata(np.concatenate([members, others]))
+    ranks = stats.rankdata(np.concatenate([members, others]))
     m, n = len(members), len(others)
-    below = (together[:m] - stats.rankdata(members)) / n
-    above = 1 - (together[m:] - stats.rankdata(others)) / m
+    below = (ranks[:m] - stats.rankdata(members)) / n  # V10
+    above = 1 - (ranks[m:] - stats.rankdata(others)) / m  # V01
     return np.asarray(below, np.float64), np.asarray(above, np.float64)
 
 
-def hits_at(members: Vector, others: Vector, false_alarms: float) -> tuple[Vector, float]:
-    """Returns which members are found with at most a share of others found, and chance.
+def true_positives_at(members: Vector, others: Vector, fpr: float) -> tuple[Vector, float]:
+    """Returns which members are found at a false positive rate of at most `fpr`, and chance.
 
     The threshold is the largest score of another that may not be called a member: with k others
     allowed, the (k + 1)-th largest; members must lie above it.
@@ -47,19 +48,20 @@ def hits_at(members: Vector, others: Vector, false_alarms: float) -> tuple[Vecto
     Args:
         members: ``(members,)`` scores, higher is more likely a member.
         others: ``(others,)``.
-        false_alarms: allowed share of others, in [0, 1).
+        fpr: allowed share of others, in [0, 1).
 
     Returns:
-        ``(members,)`` 1 where found, else 0; and the share that is found on average where the
-        scores know nothing, (k + 1) / (others + 1).
+        ``(members,)`` 1 where found, else 0: their mean is the TPR; and the TPR on average where
+        the scores know nothing.
     """
-    allowed = math.floor(false_alarms * len(others) + 1e-9)
+    allowed = math.floor(fpr * len(others) + 1e-9)  # k
     threshold = np.sort(others)[::-1][allowed]
-    return (members > threshold).astype(np.float64), (allowed + 1) / (len(others) + 1)
+    chance = (allowed + 1) / (len(others) + 1)  # (k + 1) / (n + 1)
+    return (members > threshold).astype(np.float64), chance
 
 
 def advantage(members: Vector, others: Vector) -> tuple[float, float]:
-    """Returns the largest share found less false alarms over all thresholds, and chance.
+    """Returns ``max_t TPR(t) - FPR(t)`` and its chance.
 
     This is Smirnov's one-sided statistic D+. Where the scores know nothing,
     ``P(D+ > x) -> exp(-2 x^2 m n / (m + n))``, so that it has the mean
@@ -69,8 +71,8 @@ def advantage(members: Vector, others: Vector) -> tuple[float, float]:
         at the threshold that is best for these items.
     """
     m, n = len(members), len(others)
-    steps = np.unique(np.concatenate([members, others]))
-    found = m - np.searchsorted(np.sort(members), steps, side="left")
-    false = n - np.searchsorted(np.sort(others), steps, side="left")
-    gap = float(np.max(found / m - false / n, initial=0.0))
-    return gap, math.sqrt(math.pi / 8 * (m + n) / (m * n))
+    thresholds = np.unique(np.concatenate([members, others]))
+    true_positives = m - np.searchsorted(np.sort(members), thresholds, side="left")
+    false_positives = n - np.searchsorted(np.sort(others), thresholds, side="left")
+    gap = float(np.max(true_positives / m - false_positives / n, initial=0.0))
+    return gap, math.sqrt(math.pi / 8 * (m + n) / (m * n))  # sqrt(pi / 8) sqrt((m + n) / m n)

@@ -10,7 +10,7 @@ from scipy import optimize, special
 
 from merging.arrays import Vector
 
-_PENALTY, _BEND = 0.875913, 0.856250  # Azzalini and Arellano-Valle 2013, eq. (8)
+_C1, _C2 = 0.875913, 0.856250  # Azzalini and Arellano-Valle 2013, eq. (8)
 _MOST_SKEW = 0.9  # of the sample, for the start; a skew-normal has less than 0.9953
 _DIRECT = 1e-4  # above it the two terms of the distribution function do not cancel
 _NODES, _WEIGHTS = np.polynomial.laguerre.laggauss(48)
@@ -19,7 +19,10 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class SkewNormal:
-    """Density ``2 / scale * phi(z) Phi(shape z)``, ``z = (x - location) / scale``."""
+    """Density ``2 / scale * phi(z) Phi(shape z)``, ``z = (x - location) / scale``.
+
+    In the literature location is xi, scale omega and shape alpha.
+    """
 
     location: float
     scale: float
@@ -33,8 +36,8 @@ class SkewNormal:
 def fit_skew_normal(values: Vector) -> SkewNormal:
     """Returns the skew-normal of the largest penalised likelihood.
 
-    ``sum log f(x) - 0.876 log(1 + 0.856 shape^2)``: without the penalty the shape of a small
-    sample is often infinite, and then nothing below its least value is possible.
+    ``sum log f(x) - c1 log(1 + c2 shape^2)``: without the penalty the shape of a small sample is
+    often infinite, and then nothing below its least value is possible.
 
     Args:
         values: ``(n,)``, at least two of them different.
@@ -42,21 +45,26 @@ def fit_skew_normal(values: Vector) -> SkewNormal:
     Source: Azzalini and Arellano-Valle 2013, Maximum penalized likelihood estimation for
         skew-normal and skew-t distributions, arXiv 1203.2376.
     """
-    mean, spread = float(values.mean()), float(values.std())
-    y = (values - mean) / spread
-    found = optimize.minimize(_cost, _start(y), args=(y,), jac=True, method="L-BFGS-B")
-    location, log_scale, shape = (float(each) for each in found.x)
-    return SkewNormal(mean + spread * location, spread * math.exp(log_scale), shape)
+    mean, deviation = float(values.mean()), float(values.std())
+    y = (values - mean) / deviation
+    optimum = optimize.minimize(_cost, _start(y), args=(y,), jac=True, method="L-BFGS-B")
+    location, log_scale, shape = (float(parameter) for parameter in optimum.x)
+    return SkewNormal(mean + deviation * location, deviation * math.exp(log_scale), shape)
 
 
 def _start(y: Vector) -> Vector:
-    """Returns location, log scale and shape with the moments of `y`, which is standardised."""
+    """Returns location, log scale and shape with the moments of `y`, which is standardised.
+
+    Of the standard skew-normal the mean is ``mu = delta sqrt(2 / pi)``, the variance
+    ``1 - mu^2`` and the skewness ``(4 - pi) / 2 * (mu / sqrt(1 - mu^2))^3``, with
+    ``delta = shape / sqrt(1 + shape^2)``.
+    """
     skew = float(np.clip((y**3).mean(), -_MOST_SKEW, _MOST_SKEW))
-    root = math.copysign(abs(2 * skew / (4 - math.pi)) ** (1 / 3), skew)
-    mean = root / math.sqrt(1 + root**2)  # of the standard skew-normal: delta sqrt(2 / pi)
-    delta = mean * math.sqrt(math.pi / 2)
-    scale = 1 / math.sqrt(1 - mean**2)
-    return np.array([-scale * mean, math.log(scale), delta / math.sqrt(1 - delta**2)])
+    root = math.copysign(abs(2 * skew / (4 - math.pi)) ** (1 / 3), skew)  # mu / sqrt(1 - mu^2)
+    mu = root / math.sqrt(1 + root**2)
+    delta = mu * math.sqrt(math.pi / 2)
+    scale = 1 / math.sqrt(1 - mu**2)
+    return np.array([-scale * mu, math.log(scale), delta / math.sqrt(1 - delta**2)])
 
 
 def _cost(at: Vector, y: Vector) -> tuple[float, Vector]:
@@ -65,21 +73,21 @@ def _cost(at: Vector, y: Vector) -> tuple[float, Vector]:
     scale = math.exp(log_scale)
     z = (y - location) / scale
     log_tail = special.log_ndtr(shape * z)
-    ratio = np.exp(-((shape * z) ** 2 + _LOG_2_PI) / 2 - log_tail)  # phi / Phi
-    cost = len(y) * log_scale + float((z**2 / 2 - log_tail).sum())
-    cost += _PENALTY * math.log1p(_BEND * shape**2)
-    slope = np.array(
+    ratio = np.exp(-((shape * z) ** 2 + _LOG_2_PI) / 2 - log_tail)  # phi(shape z) / Phi(shape z)
+    cost = len(y) * log_scale + float((z**2 / 2 - log_tail).sum())  # -sum log f, less constants
+    cost += _C1 * math.log1p(_C2 * shape**2)  # c1 log(1 + c2 shape^2)
+    gradient = np.array(
         [
-            -float((z - shape * ratio).sum()) / scale,
-            len(y) - float((z**2 - shape * ratio * z).sum()),
-            -float((ratio * z).sum()) + 2 * _PENALTY * _BEND * shape / (1 + _BEND * shape**2),
+            -float((z - shape * ratio).sum()) / scale,  # d location
+            len(y) - float((z**2 - shape * ratio * z).sum()),  # d log scale
+            -float((ratio * z).sum()) + 2 * _C1 * _C2 * shape / (1 + _C2 * shape**2),  # d shape
         ]
     )
-    return cost, slope
+    return cost, gradient
 
 
 def _log_cdf(z: float, shape: float) -> float:
-    direct = float(special.ndtr(z) - 2 * special.owens_t(z, shape))
+    direct = float(special.ndtr(z) - 2 * special.owens_t(z, shape))  # F = Phi(z) - 2 T(z, shape)
     if direct > _DIRECT:
         return math.log(min(direct, 1.0))
     return _log_tail(z, shape)
@@ -91,14 +99,16 @@ def _log_tail(z: float, shape: float) -> float:
     ``g = log f`` is concave and ``h = g'(z)`` positive below the mode, so the integrand falls at
     least as exp(-u) and Gauss-Laguerre quadrature integrates it.
     """
-    slope = -z + shape * math.exp(
+    h = -z + shape * math.exp(  # g'(z) = -z + shape phi(shape z) / Phi(shape z)
         -((shape * z) ** 2 + _LOG_2_PI) / 2 - float(special.log_ndtr(shape * z))
     )
-    here = _log_density(np.array([z]), shape)[0]
-    steps = np.exp(_log_density(z - _NODES / slope, shape) - here + _NODES)
-    return float(here - math.log(slope) + math.log(_WEIGHTS @ steps))
+    g = _log_density(np.array([z]), shape)[0]
+    # the quadrature's weights hold exp(-u), which the integrand has to give back
+    integrand = np.exp(_log_density(z - _NODES / h, shape) - g + _NODES)
+    return float(g - math.log(h) + math.log(_WEIGHTS @ integrand))
 
 
 def _log_density(z: Vector, shape: float) -> Vector:
+    """Returns ``log f = log 2 + log phi(z) + log Phi(shape z)`` of the standard skew-normal."""
     density: Vector = math.log(2) - (z**2 + _LOG_2_PI) / 2 + special.log_ndtr(shape * z)
     return density

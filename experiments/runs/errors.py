@@ -13,6 +13,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 _GROUPS = ("space", "strategy", "method", "objective", "grouping", "noise", "initial", "racing")
+_BESIDES = {  # what no entry of the configuration builds
+    "ResidentModel": "backend=resident",
+    "write_reference": "evomerge reference-losses MODEL DATA OUT",
+}
 
 
 class UserError(Exception):
@@ -69,8 +73,8 @@ def with_options(text: str) -> str:
         'Ties: no rank: choose Knots (method=knots) or TsvM (method=tsv_m)'
     """
     problem, colon, remedy = text.rpartition(": ")
-    for name in sorted(set(re.findall(r"\b[A-Z]\w+", remedy))):
-        if options := _options_of(name):
+    for name in sorted(set(re.findall(rf"\b(?:[A-Z]\w+|{'|'.join(_BESIDES)})\b", remedy))):
+        if options := _BESIDES.get(name) or _options_of(name):
             remedy = re.sub(rf"\b{name}\b", f"{name} ({options})", remedy)
     return f"{problem}{colon}{remedy}"
 

@@ -125,7 +125,10 @@ def test_long_texts_are_cut(short: Resident, write_lines: WriteLines) -> None:
         ({"attacks": ["reference"]}, "'reference' and the file reference=None need each other"),
         ({"reference": "x.json"}, "the file reference=x.json need each other"),
         ({"k": 0.0}, r"k must lie in \(0, 1\], got 0.0"),
-        ({"attacks": ["reference"], "reference": "x.json"}, "x.json does not exist: `evomerge"),
+        (
+            {"attacks": ["reference"], "reference": "x.json"},
+            "x.json does not exist: write_reference writes it",
+        ),
         ({"take": "0:1"}, "holds 1 members among 1 texts: at least one member and one other"),
     ],
 )
@@ -150,7 +153,7 @@ def test_damaged_data_is_refused(fresh: Resident, write_lines: WriteLines) -> No
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "has no 'losses'; write it with reference-losses"),
+        ("[]", "has no 'losses'; write_reference writes it"),
         ('{"losses": {}}', "lacks 10 of 10 texts: write it from the same data"),
     ],
 )

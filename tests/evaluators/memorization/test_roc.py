@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from evaluators.memorization.roc import advantage, auc, hits_at, placements
+from evaluators.memorization.roc import advantage, auc, placements, true_positives_at
 
 scores = st.lists(st.integers(0, 8), min_size=1, max_size=25)
 
@@ -44,7 +44,7 @@ def test_hits_and_advantage_are_of_the_curve(
     inside, outside = np.array(members, float), np.array(others, float)
     labels = np.repeat([1, 0], [len(members), len(others)])
     false, found, _ = roc_curve(labels, [*members, *others], drop_intermediate=False)
-    hits, _ = hits_at(inside, outside, false_alarms)
+    hits, _ = true_positives_at(inside, outside, false_alarms)
     assert hits.mean() == pytest.approx(found[false <= false_alarms + 1e-9].max())
     assert advantage(inside, outside)[0] == pytest.approx(max(found - false))
 
@@ -52,8 +52,8 @@ def test_hits_and_advantage_are_of_the_curve(
 def test_chance_of_hits_and_advantage() -> None:
     draw, runs = np.random.default_rng(0), 1500
     drawn = draw.normal(size=(runs, 100))
-    hits = [hits_at(row[:40], row[40:], 0.1)[0].mean() for row in drawn]
-    chance = hits_at(drawn[0, :40], drawn[0, 40:], 0.1)[1]
+    hits = [true_positives_at(row[:40], row[40:], 0.1)[0].mean() for row in drawn]
+    chance = true_positives_at(drawn[0, :40], drawn[0, 40:], 0.1)[1]
     assert chance == 7 / 61  # 6 of 60 may be false alarms
     assert np.mean(hits) == pytest.approx(chance, abs=0.006)
     gaps = [advantage(row[:40], row[40:]) for row in drawn]

@@ -20,6 +20,7 @@ from evaluators.requests import (
     Likelihood,
     Loglikelihood,
 )
+from experiments.runs.errors import UserError, explained
 from experiments.scoring.backends import completions
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
@@ -132,7 +133,7 @@ def test_an_adapter_that_loses_too_much_is_no_candidate(
     pool: ExpertPool, resident: Resident, server: tuple[str, Served], tmp_path: Path
 ) -> None:
     remote = served(pool, resident, server[0], tmp_path, rank=1)
-    with pytest.raises(EvaluationError, match=r"rank 1 loses .* raise backend\.rank"):
+    with pytest.raises(EvaluationError, match=r"rank 1 loses .* raise rank"):
         remote.write(mixture(pool, 1.0, 1.0, 1.0))
     assert not list(tmp_path.iterdir())
 
@@ -155,6 +156,8 @@ def test_what_a_server_cannot_do_is_refused(
 ) -> None:
     remote = served(pool, resident, server[0], tmp_path)
     with pytest.raises(ValueError, match="answers no Classify request"):
+        remote.run([Classify("head", {})])
+    with pytest.raises(UserError, match=r"use ResidentModel \(backend=resident\)"), explained():
         remote.run([Classify("head", {})])
     with pytest.raises(ValueError, match="rank must be at least 1"):
         served(pool, resident, server[0], tmp_path, rank=0)

@@ -20,30 +20,29 @@ class InPlaceCandidate:
     """
 
     def __init__(self, resident: Resident, candidates: Sequence[LowRankDeltas]) -> None:
-        self._resident, self._candidates = resident, candidates
+        self._resident = resident
+        self._candidates = candidates
         self._centre: dict[str, Tensor] = {}
-        self._now: int | None = None
+        self._written: int | None = None
 
     def write(self, candidate: int) -> None:
         """Writes a candidate's weights, in float32 and cast once; nothing if they are there."""
-        if self._now == candidate:
+        if self._written == candidate:
             return
-        self._keep()
-        deltas, self._now = self._candidates[candidate], candidate
+        if not self._centre:
+            names = dict.fromkeys(name for deltas in self._candidates for name in deltas)
+            self._centre = {name: self._resident.tensor(name).clone() for name in names}
+        deltas = self._candidates[candidate]
+        self._written = candidate
         for name, centre in self._centre.items():
             _add(centre, deltas.get(name), self._resident.tensor(name))
 
     def restore(self) -> None:
         """Puts the centre back, bit for bit."""
-        if self._now is not None:
-            self._now = None
+        if self._written is not None:
+            self._written = None
             for name, centre in self._centre.items():
                 self._resident.tensor(name).copy_(centre)
-
-    def _keep(self) -> None:
-        if not self._centre:
-            for name in dict.fromkeys(name for each in self._candidates for name in each):
-                self._centre[name] = self._resident.tensor(name).clone()
 
 
 def _add(centre: Tensor, delta: LowRankProduct | Tensor | None, target: Tensor) -> None:

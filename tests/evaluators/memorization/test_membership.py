@@ -127,7 +127,7 @@ def test_long_texts_are_cut(short: Resident, write_lines: WriteLines) -> None:
         ({"k": 0.0}, r"k must lie in \(0, 1\], got 0.0"),
         (
             {"attacks": ["reference"], "reference": "x.json"},
-            "x.json does not exist: write_reference writes it",
+            "x.json does not exist: write_ref",
         ),
         ({"take": "0:1"}, "holds 1 members among 1 texts: at least one member and one other"),
     ],

@@ -165,7 +165,7 @@ def write(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) 
     parts = list(zip(*(tensor.reshape(-1).chunk(blocks) for tensor in whole), strict=True))
     entries, start = parts[0][0].numel(), 0
     buffers = torch.empty((len(names), entries), dtype=tensors.dtype, device=out.device)
-    scratch = dict(zip(names, buffers, strict=True))
+    scratch = dict(zip(names, buffers.unbind(), strict=True))
     for part, base, *stored in parts:
         if part.numel() < entries:  # the last one
             scratch = {name: buffer[: part.numel()] for name, buffer in scratch.items()}

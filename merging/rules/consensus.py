@@ -91,7 +91,7 @@ class SignElection:
         """Returns ``w_i m_i d_i``, each in a buffer of its own."""
         deltas = []
         for i, sparsify in enumerate(self.sparsifiers):
-            delta = block.delta(i, block.scratch[_delta_buffer(i)])
+            delta = block.delta(i, block.scratch[f"delta {i}"])
             sparsify(block.start, delta, block.scratch)
             deltas.append(delta.mul_(self.pre_election_weights[i] * sparsify.scale))
         return deltas
@@ -224,7 +224,7 @@ class _Consensus(Compilable):
     @property
     def buffers(self) -> tuple[str, ...]:
         """A delta per expert, what sparsifiers need, and the divisor."""
-        return (*map(_delta_buffer, range(len(self.rows))), *BUFFERS, "normalizer")
+        return (*[f"delta {i}" for i in range(len(self.rows))], *BUFFERS, "normalizer")
 
     @property
     def normalizers(self) -> list[float]:
@@ -234,8 +234,9 @@ class _Consensus(Compilable):
 
     def __call__(self, block: Block, out: Tensor) -> None:
         deltas = self.signs.deltas(block)
-        sign, agrees = (block.scratch[name] for name in BUFFERS)  # the sparsifiers are done
-        divisor = block.scratch["normalizer"]
+        scratch = block.scratch
+        sign, agrees = scratch["probability"], scratch["mask"]  # the sparsifiers are done
+        divisor = scratch["normalizer"]
         self.signs.write(deltas, sign, agrees, divisor)
         total = out.zero_()
         divisor.zero_()
@@ -265,10 +266,6 @@ class _Consensus(Compilable):
             by_count=self.signs.majority == "count",
             normalize=self.normalize,
         )
-
-
-def _delta_buffer(expert: int) -> str:
-    return f"delta {expert}"
 
 
 def _add_up(deltas: Sequence[Tensor], out: Tensor) -> None:

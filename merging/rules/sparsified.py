@@ -44,9 +44,10 @@ class Sparsified(RuledMethod):
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the base plus the combined task vectors; see `RuledMethod.rule`."""
         inputs = read_rows(self, tensors, knobs)
+        per_expert = inputs.per_expert
         sparsifiers = [
-            self.sparsifier(row, {name: of[i] for name, of in inputs.per_expert.items()})
-            for i, row in enumerate(inputs.rows)
+            self.sparsifier(row, dict(zip(per_expert, values, strict=True)))
+            for row, *values in zip(inputs.rows, *per_expert.values(), strict=True)
         ]
         return self.combine(inputs, sparsifiers)
 

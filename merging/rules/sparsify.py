@@ -141,11 +141,6 @@ class Largest:
         found = row.threshold(count)
         return cls(found.threshold, found.last)
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether no magnitude is small enough to be dropped."""
-        return self.threshold < 0
-
     def below(self, dtype: torch.dtype) -> float:
         """Returns the next smaller number of `dtype`, not below 0."""
         if dtype == torch.float64:
@@ -158,7 +153,7 @@ class Largest:
 
     def write(self, start: int, delta: Tensor, out: Tensor) -> None:
         """Writes what is kept of `delta` into `out`, which may be the same."""
-        if self.keeps_all:
+        if self.threshold < 0:  # no magnitude is small enough to be dropped
             if out is not delta:
                 out.copy_(delta)
             return
@@ -170,7 +165,7 @@ class Largest:
 
     def packed(self) -> PackedSelection:
         """Returns threshold, the number below it, and the position."""
-        if self.keeps_all:
+        if self.threshold < 0:
             return PackedSelection(SelectionKind.ALL)
         return PackedSelection(SelectionKind.LARGEST, self.bounds, (self.last,))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Fisher:
     unit of the likelihood (longer texts, more classes) changes nothing.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (replace(WEIGHT, low=0.0),)  # lambda of eq. (1)
     statistics: str
     floor: float = 1e-6
     digests: Mapping[str, str] | None = field(default=None, hash=False)
@@ -45,11 +47,6 @@ class Fisher:
             raise ValueError(f"fisher: floor is {self.floor}, expected a number of at least 0")
         if self.digests is None:
             object.__setattr__(self, "digests", digests_of(Path(self.statistics), "fisher"))
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert: lambda of the paper's eq. (1)."""
-        return (replace(WEIGHT, low=0.0),)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

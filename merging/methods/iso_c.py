@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,10 +25,7 @@ class IsoC:
     below rounding stay out of U, V and the mean, as their vectors are arbitrary.
     """
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One scale."""
-        return (SCALE,)
+    knobs: ClassVar[tuple[Knob, ...]] = (SCALE,)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

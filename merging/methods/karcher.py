@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,23 +28,15 @@ class Karcher:
     Buss & Fillmore 2001, Spherical averages, algorithm A1.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
     task_vectors: bool = False
     tolerance: float = 1e-6
     max_iterations: int = 50
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert."""
-        return (WEIGHT,)
-
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Returns the spherical mean; see `MergeMethod.merge`.
-
-        Raises:
-            MergeError: an argument is refused, or the weights sum to zero.
-        """
+        """Returns the spherical mean; see `MergeMethod.merge`."""
         inputs = read(self, slot, base, deltas, knobs)
         if inputs.unmoved:
             return base.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,19 +29,11 @@ class Linear(RuledMethod):
     Source: Wortsman et al. 2022, Model soups (the uniform soup, with weights), arXiv:2203.05482.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
     normalize: bool = True
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert."""
-        return (WEIGHT,)
-
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
-        """Returns the average; see `RuledMethod.rule`.
-
-        Raises:
-            MergeError: an argument is refused, or weights to be normalised sum to zero.
-        """
+        """Returns the average; see `RuledMethod.rule`."""
         inputs = read_rows(self, tensors, knobs)
         weights = inputs.per_expert["weight"]
         if not self.normalize:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,10 +29,7 @@ class ModelStock:
     so that a search has something to vary; the paper's is 1.
     """
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One scale; t comes from the deltas."""
-        return (SCALE,)
+    knobs: ClassVar[tuple[Knob, ...]] = (SCALE,)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,21 +28,13 @@ class MultiSlerp:
     length (the logarithmic map); plain projections, as there, average to zero at this centre.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
     task_vectors: bool = False
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert."""
-        return (WEIGHT,)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Returns the spherical mean; see `MergeMethod.merge`.
-
-        Raises:
-            MergeError: an argument is refused, or the weights sum to zero.
-        """
+        """Returns the spherical mean; see `MergeMethod.merge`."""
         inputs = read(self, slot, base, deltas, knobs)
         if inputs.unmoved:
             return base.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,10 +22,9 @@ class Nearswap:
     Source: alchemonaut 2024, QuartetAnemoi-70B-t0.0001 (model card), where t is 1e-4.
     """
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One threshold t in the units of the weights."""
-        return (Knob("t", low=0.0, start=0.0001, per_expert=False, scale=0.0001),)
+    knobs: ClassVar[tuple[Knob, ...]] = (
+        Knob("t", low=0.0, start=0.0001, per_expert=False, scale=0.0001),
+    )
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

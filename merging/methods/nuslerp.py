@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,22 +27,14 @@ class NuSlerp:
         `row_wise`, which `merging.mergekit_yaml` translates.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
     flatten: bool = True
     row_wise: bool = False
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert."""
-        return (WEIGHT,)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Returns the base plus the interpolated task vector; see `MergeMethod.merge`.
-
-        Raises:
-            MergeError: an argument is refused, or the weights sum to zero.
-        """
+        """Returns the base plus the interpolated task vector; see `MergeMethod.merge`."""
         inputs = read(self, slot, base, deltas, knobs, least=2, most=2)
         if inputs.unmoved:
             return base.clone()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class RegMean:
     the ridge are ours: the paper has w_i = 1 and inverts the plain sum.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (replace(WEIGHT, low=0.0),)
     statistics: str
     shrink: float = 0.9
     ridge: float = 1e-6
@@ -54,11 +56,6 @@ class RegMean:
             raise ValueError(f"regmean: ridge is {self.ridge}, expected a number of at least 0")
         if self.digests is None:
             object.__setattr__(self, "digests", digests_of(Path(self.statistics), "gram"))
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert, of its part of the objective."""
-        return (replace(WEIGHT, low=0.0),)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,12 +35,8 @@ class Sce(RuledMethod):
     the threshold tau; normalised as in mergekit's ``sce``.
     """
 
+    knobs: ClassVar[tuple[Knob, ...]] = (replace(DENSITY, per_expert=False), SCALE)
     normalize: bool = True
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One density and one scale; the weights come from the deltas."""
-        return (replace(DENSITY, per_expert=False), SCALE)
 
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
         """Returns the base plus the merged task vectors; see `RuledMethod.rule`."""

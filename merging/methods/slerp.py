@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,17 +27,10 @@ class Slerp(RuledMethod):
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One weight per expert."""
-        return (WEIGHT,)
+    knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
 
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
-        """Returns the interpolated weights; see `RuledMethod.rule`.
-
-        Raises:
-            MergeError: an argument is refused, or the weights sum to zero.
-        """
+        """Returns the interpolated weights; see `RuledMethod.rule`."""
         inputs = read_rows(self, tensors, knobs, least=2, most=2)
         if inputs.unmoved:
             return unchanged(inputs)

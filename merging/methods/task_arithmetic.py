@@ -37,11 +37,7 @@ class TaskArithmetic(RuledMethod):
         return (WEIGHT, scale_knob(self.normalize))
 
     def rule(self, tensors: ParameterStack, knobs: Mapping[str, Tensor]) -> Rule:
-        """Returns the base plus the sum; see `RuledMethod.rule`.
-
-        Raises:
-            MergeError: an argument is refused, or weights to be normalised sum to zero.
-        """
+        """Returns the base plus the sum; see `RuledMethod.rule`."""
         inputs = read_rows(self, tensors, knobs)
         masks = [KEEP_ALL] * len(inputs.rows)
         return sparse_sum(inputs, masks, normalize=self.normalize)  # base + scale sum_i w_i d_i

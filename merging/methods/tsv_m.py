@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,10 +29,7 @@ class TsvM:
     have many of them.
     """
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """One scale."""
-        return (SCALE,)
+    knobs: ClassVar[tuple[Knob, ...]] = (SCALE,)
 
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]

@@ -321,16 +321,10 @@ def _divide(base: Any, total: Any, normalizers: Any, scale: float, out: Any) -> 
 
 @_inner
 def _merge_few(
-    deltas: Any,
-    base: Any,
-    votes: Any,
-    weights: Any,
-    normalizers: Any,
-    scale: float,
-    normalize: bool,
-    out: Any,
+    deltas: Any, base: Any, factors: Any, scale: float, normalize: bool, out: Any
 ) -> None:
     """Elects by mass and adds up, all in registers: loops over tuples are unrolled."""
+    votes, weights, normalizers = factors
     for j in range(len(out)):
         total = _ZERO
         for i in range(len(votes)):
@@ -352,25 +346,17 @@ def _merge_few(
 
 @_inner
 def _merge_many(
-    scratch: int,
-    n: int,
-    coefficients: Any,
-    weights: Any,
-    normalizers: Any,
-    base: Any,
-    scale: float,
-    by_count: bool,
-    normalize: bool,
-    out: Any,
+    scratch: int, factors: Any, base: Any, scale: float, by_count: bool, normalize: bool, out: Any
 ) -> None:
     """Does what `_merge_few` does, expert after expert: of any number, and by count as well."""
+    votes, weights, normalizers = factors
+    experts, n = len(votes), len(out)
     count, total = _buffer(scratch, _EXPERT, n), _buffer(scratch, _TOTAL, n)
     sign, divisor = _buffer(scratch, _SIGN, n), _buffer(scratch, _NORMALIZER, n)
-    experts = len(coefficients)
     # elect: s = sign(sum_i w_i d_i), or the sign that more experts have
     _fill(total, _ZERO)
     for i in range(experts):
-        _scale_and_add(_buffer(scratch, _DELTAS + i, n), coefficients[i], total)
+        _scale_and_add(_buffer(scratch, _DELTAS + i, n), votes[i], total)
     _sign(total, sign)
     if by_count:
         _fill(count, _ZERO)
@@ -392,30 +378,22 @@ def _merge_many(
 
 @_inner
 def _merge(
-    scratch: int,
-    n: int,
-    coefficients: Any,
-    weights: Any,
-    normalizers: Any,
-    base: Any,
-    scale: float,
-    by_count: bool,
-    normalize: bool,
-    out: Any,
+    scratch: int, factors: Any, base: Any, scale: float, by_count: bool, normalize: bool, out: Any
 ) -> None:
     """Merges what agrees. How many experts there are must be known where loops are unrolled."""
-    c, w, m, experts = coefficients, weights, normalizers, len(coefficients)
+    c, w, m = factors
+    experts = len(c)
     deltas = _buffer(scratch, _DELTAS, experts * _FLOATS)
     if by_count or experts < 2 or experts > 5:
-        _merge_many(scratch, n, c, w, m, base, scale, by_count, normalize, out)
+        _merge_many(scratch, factors, base, scale, by_count, normalize, out)
     elif experts == 2:
-        _merge_few(deltas, base, _two(c), _two(w), _two(m), scale, normalize, out)
+        _merge_few(deltas, base, (_two(c), _two(w), _two(m)), scale, normalize, out)
     elif experts == 3:
-        _merge_few(deltas, base, _three(c), _three(w), _three(m), scale, normalize, out)
+        _merge_few(deltas, base, (_three(c), _three(w), _three(m)), scale, normalize, out)
     elif experts == 4:
-        _merge_few(deltas, base, _four(c), _four(w), _four(m), scale, normalize, out)
+        _merge_few(deltas, base, (_four(c), _four(w), _four(m)), scale, normalize, out)
     else:
-        _merge_few(deltas, base, _five(c), _five(w), _five(m), scale, normalize, out)
+        _merge_few(deltas, base, (_five(c), _five(w), _five(m)), scale, normalize, out)
 
 
 @_inner
@@ -440,21 +418,13 @@ def _five(x: Any) -> Any:
 
 @_inner
 def _sparsify(
-    selection: int,
-    x: int,
-    base: int,
-    out: int,
-    n: int,
-    at: int,
-    numbers: int,
-    integers: int,
-    scratch: int,
+    selection: int, x: int, base: int, out: int, n: int, at: int, columns: Any, scratch: int
 ) -> None:
     """Writes what is kept of n entries of x minus base, from `at` on; see `run_rule`.
 
     All arrays are addresses: handing over arrays would take as long as the work.
     """
-    number, integer = _view(numbers, 4), carray(_longs(integers), 4)
+    number, integer = _view(columns[0], 4), carray(_longs(columns[1]), 4)
     if selection == LARGEST:
         _keep_largest(x, base, out, n, at, integer[0], number[0], number[1])
         return
@@ -583,17 +553,10 @@ def run_rule(
             # trim: d_i = m_i (x_i - base)    (Yadav et al., arXiv 2306.01708, Alg. 1, step 1)
             delta = _buffer(scratch, _DELTAS + i, n)
             x = _as_floats(dtypes[i + 1], addresses[i + 1], at, n, scratch + _EXPERT * _STRIDE)
-            _sparsify(
-                selections[i],
-                x,
-                origin if is_full_checkpoint[i] else scratch + _ZEROS * _STRIDE,
-                scratch + (_DELTAS + i) * _STRIDE,
-                n,
-                at,
-                numbers.ctypes.data + 16 * i,
-                integers.ctypes.data + 32 * i,
-                scratch,
-            )
+            less = origin if is_full_checkpoint[i] else scratch + _ZEROS * _STRIDE
+            kept = scratch + (_DELTAS + i) * _STRIDE
+            columns = numbers.ctypes.data + 16 * i, integers.ctypes.data + 32 * i
+            _sparsify(selections[i], x, less, kept, n, at, columns, scratch)
             # sum: out = base + sum_i c_i d_i
             if kind == SUM and i:
                 _add_scaled(delta, coefficients[i], out)
@@ -602,5 +565,5 @@ def run_rule(
         if kind == SUM:
             _add(base, out)
         else:  # elect, and take the disjoint mean (Alg. 1, steps 2 and 3)
-            c, w, m = coefficients, post_election_weights, normalizers
-            _merge(scratch, n, c, w, m, base, scale, by_count, normalize, out)
+            factors = coefficients, post_election_weights, normalizers
+            _merge(scratch, factors, base, scale, by_count, normalize, out)

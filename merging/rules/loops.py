@@ -81,8 +81,8 @@ def run(rule: CompiledRule, base: Tensor, out: Tensor) -> None:
     def part(start: int, end: int, alive: object = alive) -> None:
         memory = np.zeros(kernels.scratch_bytes(len(rule.rows)), np.uint8)
         if out.dtype == torch.float32:
-            address = out.data_ptr() + 4 * start
-            kernels.run_rule(address, start, end - start, *arguments, memory)
+            target_address = out.data_ptr() + 4 * start
+            kernels.run_rule(target_address, start, end - start, *arguments, memory)
             return
         exact = torch.empty(min(_ROUNDED, end - start))
         with torch.inference_mode():  # a thread of its own does not inherit it

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from merging.rules.blocks import Scratch
 from merging.rules.cache import ExpertTensor, ExpertTensors, threshold_of
-from merging.rules.compiled_rule import (
-    ENTRY_TYPES,
-    Packable,
-    PackedSelection,
-    SelectionKind,
-)
+from merging.rules.compiled_rule import ENTRY_TYPES, Packable, PackedSelection, SelectionKind
 
 BUFFERS = "probability", "mask"
 """What a sparsifier computes in, and any rule's scratch holds for it."""
@@ -138,8 +133,8 @@ class Largest:
         """Returns the sparsifier that keeps the `count` largest magnitudes of a delta."""
         if not 0 < count < row.stored.numel():
             return KEEP_ALL if count > 0 else KEEP_NONE
-        found = row.threshold(count)
-        return cls(found.threshold, found.last)
+        largest = row.threshold(count)
+        return cls(largest.threshold, largest.last)
 
     def below(self, dtype: torch.dtype) -> float:
         """Returns the next smaller number of `dtype`, not below 0."""
@@ -219,10 +214,10 @@ class Masked:
         """
         if not 0 < count < len(values):
             return cls(torch.full_like(values, float(count > 0)))
-        found = threshold_of(rows, kind, count, lambda: values, lambda i: values[i].item())
-        mask = torch.gt(values, found.threshold, out=torch.empty_like(values))
-        until = slice(0, found.last + 1)
-        torch.ge(values[until], found.threshold, out=mask[until])
+        largest = threshold_of(rows, kind, count, lambda: values, lambda i: values[i].item())
+        mask = torch.gt(values, largest.threshold, out=torch.empty_like(values))
+        until = slice(0, largest.last + 1)
+        torch.ge(values[until], largest.threshold, out=mask[until])
         return cls(mask)
 
     def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:

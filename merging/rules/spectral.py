@@ -29,8 +29,8 @@ def low_rank_svd(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tenso
     while 4 * columns <= min(matrix.shape):
         probe = torch.randn((matrix.shape[1], columns), generator=generator("sketch", columns))
         with one_thread():
-            span, _ = torch.linalg.qr(matrix @ probe.to(matrix))  # (m, columns)
-            projected = span.T @ matrix
+            span, _ = torch.linalg.qr(matrix @ probe.to(matrix))  # Q R = A Omega, (m, columns)
+            projected = span.T @ matrix  # B = Q^T A, of the same S and V; U = Q U_B
         left, values, right = thin_svd(projected)
         if len(values) < columns:
             return (span @ left)[:, :most], values[:most], right[:most]
@@ -66,4 +66,4 @@ def polar_factor(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, not zero.
     """
     left, _, right = thin_svd(matrix)
-    return left @ right
+    return left @ right  # P Q

@@ -27,7 +27,7 @@ def direction_and_length(x: Tensor, dim: int | None = None) -> tuple[Tensor, Ten
     """
     peak = x.abs().amax(dim=() if dim is None else dim, keepdim=True)
     scaled = x / torch.where(peak > 0, peak, 1)
-    length = scaled.square().sum(dim=dim, keepdim=True).sqrt_()
+    length = scaled.square().sum(dim=dim, keepdim=True).sqrt_()  # |x| / max |x|
     return scaled.div_(torch.where(length > 0, length, 1)), length * peak
 
 
@@ -51,7 +51,7 @@ def slerp(a: Tensor, b: Tensor, t: float, dim: int | None = None) -> Tensor:
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
     left, right = arc(a, b, dim).at(t)
-    return left * a + right * b
+    return left * a + right * b  # sin((1-t) O)/sin(O) a + sin(t O)/sin(O) b
 
 
 def slerp_factors(first: float, second: float, inner: float, weight: float) -> tuple[float, float]:
@@ -67,22 +67,20 @@ def slerp_factors(first: float, second: float, inner: float, weight: float) -> t
     if lengths == 0:
         return weight, 1 - weight
     cosine = inner / lengths
-    sine = math.sqrt(max(0.0, (1 - cosine) * (1 + cosine)))
+    sine = math.sqrt(max(0.0, (1 - cosine) * (1 + cosine)))  # sin^2 = 1 - cos^2
     if sine <= _FLAT:
         return weight, 1 - weight
     angle = math.atan2(sine, cosine)
-    whole = math.sin(angle)
+    sine = math.sin(angle)
     # sin(w O) / sin(O), sin((1 - w) O) / sin(O)
-    return math.sin(weight * angle) / whole, math.sin((1 - weight) * angle) / whole
+    return math.sin(weight * angle) / sine, math.sin((1 - weight) * angle) / sine
 
 
 @dataclass(frozen=True, eq=False)
 class Arc:
-    """Where two vectors lie on their great circle.
+    """Where two vectors lie on their great circle: the angle O between them, and its sine.
 
     Args:
-        angle: O, between them.
-        sine: of O.
         apart: whether they single out a circle.
     """
 
@@ -104,7 +102,7 @@ def arc(a: Tensor, b: Tensor, dim: int | None = None) -> Arc:
     chord = direction_and_length(u - v, dim)[1]  # 2 sin(O/2)
     resultant = direction_and_length(u + v, dim)[1]  # 2 cos(O/2)
     angle = 2 * torch.atan2(chord, resultant)  # exact where acos of a cosine is not
-    sine = chord * resultant / 2
+    sine = chord * resultant / 2  # sin(O) = 2 sin(O/2) cos(O/2)
     return Arc(angle, sine, (sine > _FLAT) & (a_length > 0) & (b_length > 0))
 
 
@@ -138,12 +136,15 @@ def mean(
         return weighted_sum(vectors, shares)
     units = [unit for unit, _ in pointing]
     weights = [share / total for _, share in pointing]
+    # c <- sum_i w_i u_i / |sum_i w_i u_i|    (algorithm A1)
     centre, resultant = direction_and_length(weighted_sum(units, weights))
     if float(resultant) <= _FLAT * mass / abs(total):
         return weighted_sum(vectors, shares)
     for _ in range(iterations):
+        # h <- sum_i w_i log_c(u_i)
         step = weighted_sum([_log(centre, unit) for unit in units], weights)
         heading, angle = direction_and_length(step)
+        # c <- exp_c(h) = c cos|h| + h/|h| sin|h|
         moved = centre * torch.cos(angle) + heading * torch.sin(angle)
         centre, _ = direction_and_length(moved)
         if float(angle) <= tolerance:
@@ -154,7 +155,7 @@ def mean(
 def _log(centre: Tensor, unit: Tensor) -> Tensor:
     """Returns the tangent at `centre` that leads to `unit`, its length the angle between them."""
     along = cosine(unit, centre)
-    heading, sine = direction_and_length(unit - along * centre)
+    heading, sine = direction_and_length(unit - along * centre)  # log_c(u) = O h, cos(O) = u c
     across = float(sine)
     if along < 0 and across < _FLAT:  # opposite: every direction leads there
         return torch.zeros_like(centre)

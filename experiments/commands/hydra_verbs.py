@@ -8,16 +8,16 @@ from experiments.runs.errors import one_sentence
 
 
 def search(config: DictConfig) -> float:
-    """Runs a search, or the many of a contest; returns the winner's fitness to the sweeper."""
+    """Runs a search, or the many of a suite; returns the winner's fitness to the sweeper."""
     with one_sentence("evomerge search"):
-        if config.contest is not None:
-            from experiments.contests.contest import run_contest
+        if config.suite is not None:
+            from experiments.suites.suite import run_suite
 
-            return run_contest(config)
-        if config.study is not None:
-            from experiments.contests.custom_experiment import run_study
+            return run_suite(config)
+        if config.procedure is not None:
+            from experiments.suites.procedure import run_procedure
 
-            return run_study(config)
+            return run_procedure(config)
         from experiments.searches.run import run_search
 
         return run_search(config)
@@ -26,14 +26,14 @@ def search(config: DictConfig) -> float:
 def check(config: DictConfig) -> None:
     """Assembles and checks a search without running it."""
     with one_sentence("evomerge check"):
-        if config.contest is not None:
-            from experiments.contests.contest import check_contest
+        if config.suite is not None:
+            from experiments.suites.suite import check_suite
 
-            return check_contest(config)
-        if config.study is not None:
-            from experiments.contests.custom_experiment import check_study
+            return check_suite(config)
+        if config.procedure is not None:
+            from experiments.suites.procedure import check_procedure
 
-            return check_study(config)
+            return check_procedure(config)
         from experiments.searches.run import run_check
 
         return run_check(config)

@@ -40,7 +40,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class StudyCell:
+class CsirtCell:
     """One model that is scored.
 
     Args:
@@ -62,7 +62,7 @@ class StudyCell:
 
 
 @dataclass(frozen=True)
-class StudySetting:
+class CsirtSetting:
     """What all cells have in common.
 
     Args:
@@ -91,7 +91,7 @@ class StudySetting:
         """Returns the base's directory or id; made on the first call."""
         return self.bases[name].directory(self.cache, self.data)
 
-    def start(self, cell: StudyCell) -> str:
+    def start(self, cell: CsirtCell) -> str:
         """Returns what a cell's training starts from: its base, or a copy rounded to NF4."""
         base = self.base(cell.base)
         if cell.regime not in self.nf4:
@@ -110,7 +110,7 @@ class StudySetting:
             )
         )
 
-    def identity(self, cell: StudyCell) -> str:
+    def identity(self, cell: CsirtCell) -> str:
         """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
         regime = self.regimes.get(cell.regime)
         content = [
@@ -124,12 +124,12 @@ class StudySetting:
         ]
         return csirt_digest(content)
 
-    def expert(self, cell: StudyCell) -> Path:
+    def expert(self, cell: CsirtCell) -> Path:
         """Returns the directory of a cell's expert, whether it is there or not."""
         return self.cache / "csirt" / f"{cell.name}-{self.identity(cell)}"
 
 
-def trained(setting: StudySetting, cell: StudyCell) -> Path:
+def trained(setting: CsirtSetting, cell: CsirtCell) -> Path:
     """Returns the directory of a cell's expert; trained on the first call."""
 
     def make(draft: Path) -> None:
@@ -148,7 +148,7 @@ def trained(setting: StudySetting, cell: StudyCell) -> Path:
     return made_once(setting.expert(cell), make)
 
 
-def _training_data(corpus: Corpus, setting: StudySetting, cell: StudyCell) -> DataSet:
+def _training_data(corpus: Corpus, setting: CsirtSetting, cell: CsirtCell) -> DataSet:
     records = list(corpus.training)
     if cell.form == "pseudonymised":
         pseudonyms = pseudonyms_of(cell.seed)
@@ -161,7 +161,7 @@ def _training_data(corpus: Corpus, setting: StudySetting, cell: StudyCell) -> Da
     )
 
 
-def is_finished(setting: StudySetting, cell: StudyCell, out: Path) -> bool:
+def is_finished(setting: CsirtSetting, cell: CsirtCell, out: Path) -> bool:
     """Returns whether `out` holds the scores of this very cell, not of other settings or code."""
     file = out / f"{cell.name}.json"
     if not file.exists():
@@ -169,7 +169,7 @@ def is_finished(setting: StudySetting, cell: StudyCell, out: Path) -> bool:
     return bool(read_json(file).get("identity") == setting.identity(cell))
 
 
-def run_cell(setting: StudySetting, cell: StudyCell, out: Path) -> None:
+def run_cell(setting: CsirtSetting, cell: CsirtCell, out: Path) -> None:
     """Trains and scores one model and writes ``CELL.json`` into `out`, unless it is there."""
     if is_finished(setting, cell, out):
         return
@@ -191,7 +191,7 @@ def run_cell(setting: StudySetting, cell: StudyCell, out: Path) -> None:
 
 
 def _scores(
-    setting: StudySetting, base: str, expert: Path | None, files: DataFiles
+    setting: CsirtSetting, base: str, expert: Path | None, files: DataFiles
 ) -> dict[str, dict[str, Any]]:
     """Returns ``task/metric`` to its value, chance and cases.
 
@@ -228,10 +228,10 @@ def evaluators_of(info: ModelInfo, files: DataFiles) -> dict[str, Evaluator]:
 
 def planned(
     seeds: Sequence[int], bases: Sequence[str], forms: Mapping[Form, Sequence[str]]
-) -> list[StudyCell]:
+) -> list[CsirtCell]:
     """Returns all cells, seed after seed, so that a part of them can be compared."""
     return [
-        StudyCell(base, seed, form, regime)
+        CsirtCell(base, seed, form, regime)
         for seed in seeds
         for base in bases
         for form, regimes in forms.items()

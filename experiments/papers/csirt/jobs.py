@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 
-from experiments.papers.csirt.cells import BASE, StudyCell, StudySetting, is_finished, run_cell
+from experiments.papers.csirt.cells import BASE, CsirtCell, CsirtSetting, is_finished, run_cell
 from experiments.reports.table import duration
 from experiments.runs.processes import process_pool
 
@@ -18,7 +18,7 @@ _PRIVATE = 2.0  # a private presentation takes as long as so many plain ones
 _SCORED = 0.4  # and a record that is scored as long as this many that are trained on
 
 
-def run_cells(setting: StudySetting, cells: Sequence[StudyCell], workers: int, out: Path) -> None:
+def run_cells(setting: CsirtSetting, cells: Sequence[CsirtCell], workers: int, out: Path) -> None:
     """Runs what is left of the cells; each leaves a file in `out`.
 
     Args:
@@ -55,7 +55,7 @@ def run_cells(setting: StudySetting, cells: Sequence[StudyCell], workers: int, o
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def work(setting: StudySetting, cell: StudyCell) -> float:
+def work(setting: CsirtSetting, cell: CsirtCell) -> float:
     """Returns how much a cell has to do, in records trained on."""
     data = setting.data
     canaries = 10 * data.canaries

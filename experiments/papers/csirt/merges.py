@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.contests.plan import Entry
-from experiments.papers.csirt.cells import StudyCell, StudySetting, trained
+from experiments.papers.csirt.cells import CsirtCell, CsirtSetting, trained
 from experiments.papers.csirt.corpus import Form
 from experiments.runs.files import read_json
 from experiments.runs.model_scores import ModelRow, models_of
+from experiments.suites.plan import PlannedRun
 
 SKILL, MEMORY = "bands/macro_f1", "canaries/exposure"
 
@@ -22,38 +22,48 @@ class Merging:
     Args:
         experts: name to form and regime of the cell that gives it.
         bases: names of the bases whose experts are merged.
-        arms: name to options of ``evomerge search experiment=csirt_merge``.
-        seeds: how many of the study's seeds, from the first.
+        limits: variant to the most exposure of a merge, in bits above `chance` and as a share of
+            the worst expert's; None: no limit.
+        chance: exposure of the canaries that the search asks, by chance.
+        options: further ones of ``evomerge search experiment=csirt_merge``.
+        seeds: how many of the experiment's seeds, from the first.
     """
 
     experts: Mapping[str, Sequence[str]]
     bases: Sequence[str]
-    arms: Mapping[str, Sequence[str]]
+    limits: Mapping[str, float | None]
+    chance: float
+    options: Sequence[str]
     seeds: int
 
-    def entries(self, setting: StudySetting, seeds: Sequence[int], out: Path) -> list[Entry]:
-        """Returns every search, as the entry of a contest; the experts are there already."""
+    def count(self, seeds: Sequence[int]) -> int:
+        """Returns the number of searches."""
+        return len(self.bases) * len(seeds[: self.seeds]) * len(self.limits)
+
+    def runs(self, setting: CsirtSetting, seeds: Sequence[int], out: Path) -> list[PlannedRun]:
+        """Returns every search; the experts are there already."""
         return [
-            Entry(
+            PlannedRun(
                 table="merge",
-                world=f"{base}-s{seed}",
-                arm=arm,
+                setting=f"{base}-s{seed}",
+                variant=variant,
                 seed=seed,
                 options=(
                     "experiment=csirt_merge",
                     *self._ingredients(setting, base, seed),
-                    *given,
+                    *self._objective(limit),
+                    *self.options,
                 ),
-                run=out / f"{base}-s{seed}" / arm.replace(" ", "-"),
+                directory=out / f"{base}-s{seed}" / variant.replace(" ", "-"),
             )
             for base in self.bases
             for seed in seeds[: self.seeds]
-            for arm, given in self.arms.items()
+            for variant, limit in self.limits.items()
         ]
 
-    def _ingredients(self, setting: StudySetting, base: str, seed: int) -> Sequence[str]:
+    def _ingredients(self, setting: CsirtSetting, base: str, seed: int) -> Sequence[str]:
         cells = {
-            name: StudyCell(base, seed, _form(form), regime)
+            name: CsirtCell(base, seed, _form(form), regime)
             for name, (form, regime) in self.experts.items()
         }
         folders = ",".join(f"{name}:'{trained(setting, cell)}'" for name, cell in cells.items())
@@ -62,6 +72,12 @@ class Merging:
             f"experts.experts={{{folders}}}",
             f"data='{setting.files(seed, 'raw').folder}'",
         )
+
+    def _objective(self, limit: float | None) -> Sequence[str]:
+        if limit is None:
+            return ("objective=normalized", "objective.weights={bands:1,canaries:0}")
+        allowed = f"{{share:{limit},chance:{self.chance}}}"
+        return ("objective=constrained", f"objective.limits={{{MEMORY}:{allowed}}}")
 
 
 def _form(text: str) -> Form:
@@ -85,10 +101,10 @@ class SkillMemoryPoint:
     kind: str = ""
 
 
-def points_of(run: Path) -> dict[str, SkillMemoryPoint]:
+def points_of(directory: Path) -> dict[str, SkillMemoryPoint]:
     """Returns base, experts, static merges and the evolved merge of a finished search."""
     points = {}
-    for model in models_of(read_json(run / "summary.json")):
+    for model in models_of(read_json(directory / "summary.json")):
         point = _point(model)
         if point is not None and model.kind != "in_hull":
             points[model.name] = point

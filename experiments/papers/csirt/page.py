@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from experiments.contests.plan import Entry
 from experiments.papers.csirt import published
-from experiments.papers.csirt.cells import BASE, StudySetting
+from experiments.papers.csirt.cells import BASE, CsirtSetting
 from experiments.papers.csirt.merge_section import merge_section
 from experiments.papers.csirt.scores import CellScores
 from experiments.papers.csirt.verdicts import verdicts
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
+from experiments.suites.plan import PlannedRun
 from merging.arrays import Vector
 
 EXPOSURE = "values/exposure"
@@ -44,18 +44,20 @@ class PageNumbers:
         workers: processes at a time.
         setting: of all cells.
         fast: whether it was the small trial.
+        limits: of the merges' exposure, see `Merging`.
         remarks: what else a reader must know, from the configuration.
     """
 
     command: str
     seconds: float
     workers: int
-    setting: StudySetting
+    setting: CsirtSetting
     fast: bool
+    limits: Mapping[str, float | None] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
 
-def page(found: CellScores, merges: Sequence[Entry], facts: PageNumbers) -> str:
+def page(found: CellScores, merges: Sequence[PlannedRun], facts: PageNumbers) -> str:
     """Returns the page.
 
     Args:
@@ -77,7 +79,7 @@ def page(found: CellScores, merges: Sequence[Entry], facts: PageNumbers) -> str:
         _utility(found),
     ]
     if merges:
-        sections.append(merge_section(merges, facts.setting.data.variants))
+        sections.append(merge_section(merges, facts.limits, facts.setting.data.variants))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -106,7 +108,7 @@ def _facts(found: CellScores, facts: PageNumbers) -> str:
     )
 
 
-def _exposures(found: CellScores, setting: StudySetting) -> str:
+def _exposures(found: CellScores, setting: CsirtSetting) -> str:
     chance = found.chance(EXPOSURE) or math.nan
     rows = []
     for regime in found.regimes("raw"):
@@ -186,7 +188,7 @@ def _pairs(found: CellScores) -> str:
     )
 
 
-def _noise(found: CellScores, setting: StudySetting) -> str:
+def _noise(found: CellScores, setting: CsirtSetting) -> str:
     rows = []
     for name, regime in setting.regimes.items():
         if regime.privacy is None or not found.has("raw", name):

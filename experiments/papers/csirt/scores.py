@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.papers.csirt.cells import StudyCell
+from experiments.papers.csirt.cells import CsirtCell
 from experiments.papers.csirt.corpus import Form
 from merging.arrays import Vector
 
@@ -46,7 +46,7 @@ class CellScores:
         folder: of the cells' files.
     """
 
-    def __init__(self, cells: Sequence[StudyCell], folder: Path) -> None:
+    def __init__(self, cells: Sequence[CsirtCell], folder: Path) -> None:
         self.cells = tuple(cells)
         self.seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
         self.bases = tuple(dict.fromkeys(cell.base for cell in cells))

@@ -14,7 +14,7 @@ from experiments.experts.training.language_model import Lora
 from experiments.experts.training.nf4 import BLOCK, levels, round_linear_layers, rounded
 from experiments.experts.training.regime import Regime
 from experiments.papers.csirt.bases import TinyBase
-from experiments.papers.csirt.cells import StudyCell, StudySetting, trained
+from experiments.papers.csirt.cells import CsirtCell, CsirtSetting, trained
 from experiments.papers.csirt.corpus import CorpusSize
 from merging.checkpoints.checkpoint import Checkpoint
 from tests.builders import llama
@@ -89,10 +89,10 @@ def test_a_regime_in_four_bits_starts_from_the_rounded_base(
     base = TinyBase(16, 24, layers=1, heads=2, records=8, epochs=1.0, lot=4)
     size = CorpusSize(records=24, canaries=1, clones=1, variants=3, held_out=4)
     still = Regime(32, epochs=0.1, learning_rate=1e-12)  # so that the start shows
-    common = StudySetting(
+    common = CsirtSetting(
         {"tiny": base}, size, {"V1": still, "VA": still}, {"V1"}, lora, 256, tmp_path
     )
-    rounded_cell, plain = StudyCell("tiny", 0, "raw", "V1"), StudyCell("tiny", 0, "raw", "VA")
+    rounded_cell, plain = CsirtCell("tiny", 0, "raw", "V1"), CsirtCell("tiny", 0, "raw", "VA")
     assert common.start(plain) == common.base("tiny")
     assert common.identity(rounded_cell) != common.identity(plain)
     want = AutoModelForCausalLM.from_pretrained(common.base("tiny"))

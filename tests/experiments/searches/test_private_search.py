@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
-from experiments.contests.shared_references import share
 from experiments.runs.errors import UserError
 from experiments.runs.files import read_lines
 from experiments.searches.private_key import KEY_FILE, open_noise, seeded_noise
 from experiments.searches.private_tracking import DeferredTracker
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.private_checks import check_items, check_privacy
+from experiments.suites.shared_references import share
 from merging.checkpoints.mechanisms import (
     GaussianMechanism,
     LaplaceMechanism,

@@ -1,4 +1,4 @@
-"""The processes of a contest: so many runs at a time, none of which can end the others."""
+"""The processes of a suite: so many runs at a time, none of which can end the others."""
 
 from __future__ import annotations
 
@@ -13,58 +13,57 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
-from experiments.contests.plan import Entry
-from experiments.contests.shared_references import share
 from experiments.reports.table import duration
 from experiments.runs.directory import RunLocked
 from experiments.runs.errors import UserError
 from experiments.runs.processes import process_pool
 from experiments.searches.run import run_search
+from experiments.suites.plan import PlannedRun
+from experiments.suites.shared_references import share
 
 log = logging.getLogger(__name__)
 
 _LOCK_S = 10  # how long a run waits for a process of an earlier start to let go of it
 
 
-def run_all(entries: Sequence[Entry], workers: int, search_path: str | None) -> dict[Path, str]:
-    """Runs the entries, those that are finished at no cost.
+def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -> dict[Path, str]:
+    """Runs all of them, those that are finished at no cost.
 
-    The first run of a world comes first: it makes the experts, and scores them and the base for
+    The first run of a setting comes first: it makes the experts, and scores them and the base for
     all others.
 
     Args:
-        entries: all runs.
+        runs: of a suite.
         workers: how many at a time, each in a process of its own.
         search_path: directory with the user's own configuration; None: there is none.
 
     Returns:
-        Run to reason for those that failed.
+        Directory to reason for those that failed.
     """
     failures: dict[Path, str] = {}
-    first = {entry.world: entry for entry in reversed(entries)}
-    rest = [entry for entry in entries if entry is not first[entry.world]]
+    first = {run.setting: run for run in reversed(runs)}
+    others = [run for run in runs if run is not first[run.setting]]
     began, done = time.monotonic(), 0
-    for wave in (list(first.values()), rest):
+    for wave in (list(first.values()), others):
         with process_pool(workers) as pool:
-            futures: dict[Future[str | None], Entry] = {}
-            for entry in wave:
-                source = first[entry.world].run
-                job = pool.submit(_run_one, entry.overrides, entry.run, source, search_path)
-                futures[job] = entry
+            futures = {
+                pool.submit(_run_one, run, first[run.setting].directory, search_path): run
+                for run in wave
+            }
             try:
                 for future in as_completed(futures):
-                    entry, done = futures[future], done + 1
-                    reason = _reason(future, entry.run.with_suffix(".log"))
+                    run, done = futures[future], done + 1
+                    reason = _reason(future, run.directory.with_suffix(".log"))
                     if reason is not None:
-                        failures[entry.run] = reason
-                    left = (time.monotonic() - began) / done * (len(entries) - done)
+                        failures[run.directory] = reason
+                    left = (time.monotonic() - began) / done * (len(runs) - done)
                     log.info(
                         "%d/%d runs, %s %s seed %d %s, about %s left",
                         done,
-                        len(entries),
-                        entry.world,
-                        entry.arm,
-                        entry.seed,
+                        len(runs),
+                        run.setting,
+                        run.variant,
+                        run.seed,
                         "done" if reason is None else "failed",
                         duration(left),
                     )
@@ -86,25 +85,25 @@ def _reason(future: Future[str | None], output: Path) -> str | None:
     return f"{type(error).__name__}: {error} (see {output})"
 
 
-def _run_one(overrides: list[str], run: Path, first: Path, search_path: str | None) -> str | None:
+def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | None:
     """Runs one search in this process, its output in a file beside it; returns why it failed.
 
     Args:
-        overrides: of the search's configuration.
-        run: its directory.
-        first: that of the world's first run, whose scores of base and experts it takes over.
+        run: of a suite.
+        first: directory of the setting's first run, whose scores of base and experts it takes.
         search_path: directory with the user's own configuration.
     """
+    overrides, directory = run.overrides, run.directory
     if search_path is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{search_path}']"]
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".log").open("a", encoding="utf-8") as output:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".log").open("a", encoding="utf-8") as output:
         logging.basicConfig(stream=output, level=logging.INFO, force=True)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             with initialize_config_module("conf", version_base="1.3"):
                 config = compose("search", overrides=overrides)
-            if run != first:
-                share(first, run, config)
+            if directory != first:
+                share(first, directory, config)
             began = time.monotonic()
             while True:
                 try:

@@ -1,25 +1,24 @@
-"""The page of a contest: what was run, on what machine, and who won, in Markdown."""
+"""The page of a suite: what was run, on what machine, and who won, in Markdown."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.compare.run import compare
 from experiments.compare.text import markdown
-from experiments.contests.plan import Entry
 from experiments.reports.table import by_fitness, duration, fitness_text, number
 from experiments.runs.files import read_json
 from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
 from experiments.runs.model_scores import ModelRow, models_of, tasks_of
+from experiments.suites.plan import PlannedRun, Suite, SuiteTable
 
 
-def write_results(
-    plan: Mapping[str, Any],
-    entries: Sequence[Entry],
+def results_page(
+    suite: Suite,
+    runs: Sequence[PlannedRun],
     failures: Mapping[Path, str],
     *,
     command: str,
@@ -28,77 +27,78 @@ def write_results(
     """Returns the page.
 
     Args:
-        plan: the contest's options.
-        entries: all runs.
-        failures: run to reason, for those that did not finish.
+        suite: whose runs they are.
+        runs: all of them.
+        failures: directory to reason, for those that did not finish.
         command: that was given.
         seconds: that this start of the command took.
     """
-    parts = [f"# {plan['title']}", _facts(plan, entries, command, seconds)]
-    targets = {world: _target(plan, entries, world) for world in plan["worlds"]}
-    for table, content in plan["tables"].items():
-        for world in dict.fromkeys(e.world for e in entries if e.table == table):
-            own = [e for e in entries if (e.table, e.world) == (table, world)]
-            parts.append(
-                _table(content, plan["worlds"][world], world, own, failures, targets[world])
-            )
+    parts = [f"# {suite.title}", _facts(suite, runs, command, seconds)]
+    for name, table in suite.tables.items():
+        for setting in dict.fromkeys(run.setting for run in runs if run.table == name):
+            compared = [run for run in runs if (run.table, run.setting) == (name, setting)]
+            target = _target(suite, runs, setting)
+            parts.append(_section(suite, table, compared, failures, target))
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(plan: Mapping[str, Any], entries: Sequence[Entry], command: str, seconds: float) -> str:
-    worked = sum(_worked_s(entry.run) for entry in entries)
+def _facts(suite: Suite, runs: Sequence[PlannedRun], command: str, seconds: float) -> str:
+    worked = sum(_worked_s(run.directory) for run in runs)
     lines = [
         f"Written by `{command}`; do not edit by hand.",
         "",
         f"- machine: {machine()}",
-        f"- runs: {len(entries)}, {plan['workers']} at a time; "
+        f"- runs: {len(runs)}, {suite.workers} at a time; "
         f"{duration(worked)} in candidates' evaluations, {duration(seconds)} for this start of "
         "the command",
-        f"- options of every run: `{shlex.join(plan['options'])}`",
+        f"- options of every run: `{shlex.join(suite.options)}`",
         "- winner of a run: named on the selection items; reported: the held-out items, which no "
         "search reads",
     ]
     return "\n".join(lines)
 
 
-def _table(
-    content: Mapping[str, Any],
-    world: Mapping[str, Any],
-    name: str,
-    entries: Sequence[Entry],
+def _section(
+    suite: Suite,
+    table: SuiteTable,
+    runs: Sequence[PlannedRun],
     failures: Mapping[Path, str],
     target: float | None,
 ) -> str:
-    arms = [[arm, f"`{shlex.join(options)}`"] for arm, options in content["arms"].items()]
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(e.seed for e in entries))
+    """Returns a table's runs in one setting: failures, comparison, and what the variants are."""
+    setting = suite.settings[runs[0].setting]
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in runs))
     parts = [
-        f"## {content['title']}: {name}",
-        f"{world['title']} Options `{shlex.join(world['options'])}`, seeds {seeds}.",
+        f"## {table.title}: {runs[0].setting}",
+        f"{setting.title} Options `{shlex.join(setting.options)}`, seeds {seeds}.",
     ]
-    lost = [e for e in entries if e.run in failures]
+    lost = [
+        f"- failed: {run.variant}, seed {run.seed}: {failures[run.directory]}"
+        for run in runs
+        if run.directory in failures
+    ]
     if lost:
-        parts.append(
-            "\n".join(f"- failed: {e.arm}, seed {e.seed}: {failures[e.run]}" for e in lost)
-        )
-    finished = [e.run for e in entries if e.run not in failures]
-    if finished and content.get("models"):
+        parts.append("\n".join(lost))
+    finished = [run.directory for run in runs if run.directory not in failures]
+    if finished and table.models:
         parts.append(_models(finished[0]))
     elif finished:
         try:
-            found = compare(finished, against=content.get("against"), target=target)
-            parts.append(markdown(found))
+            parts.append(markdown(compare(finished, against=table.against, target=target)))
         except ValueError as error:
             parts.append(f"Not compared: {error}.")
-    options = markdown_table(["arm", "options"], arms)
-    parts.append(f"<details><summary>Options of the arms</summary>\n\n{options}\n\n</details>")
+    rows = [[name, f"`{shlex.join(options or ())}`"] for name, options in table.variants.items()]
+    options = markdown_table(["variant", "options"], rows, "l")
+    summary = "<details><summary>Options of the variants</summary>"
+    parts.append(f"{summary}\n\n{options}\n\n</details>")
     return "\n\n".join(parts)
 
 
-def _target(plan: Mapping[str, Any], entries: Sequence[Entry], world: str) -> float | None:
-    """Returns the search fitness of the world's best static merge, from a table of models."""
-    for entry in entries:
-        if entry.world == world and plan["tables"][entry.table].get("models"):
-            statics = [m for m in _read_models(entry.run) if m.kind == "static"]
+def _target(suite: Suite, runs: Sequence[PlannedRun], setting: str) -> float | None:
+    """Returns the search fitness of the setting's best static merge, from a table of models."""
+    for run in runs:
+        if run.setting == setting and suite.tables[run.table].models:
+            statics = [m for m in _read_models(run.directory) if m.kind == "static"]
             fitness = [f for m in statics if (f := m.fitness("search")) is not None]
             return max((sum(f) / len(f) for f in fitness), default=None)
     return None

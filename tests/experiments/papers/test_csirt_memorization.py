@@ -1,4 +1,4 @@
-"""The study: cells, their resumption, sums over them, verdicts from numbers, and the page."""
+"""csirt_memorization: cells and their resumption, sums, verdicts from numbers, and the page."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from experiments.contests.plan import Entry
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.papers.csirt import cells as cells_module
 from experiments.papers.csirt import published
 from experiments.papers.csirt.bases import TinyBase
 from experiments.papers.csirt.cells import (
     BASE,
-    StudyCell,
-    StudySetting,
+    CsirtCell,
+    CsirtSetting,
     is_finished,
     planned,
     run_cell,
@@ -33,9 +32,10 @@ from experiments.papers.csirt.corpus import CorpusSize
 from experiments.papers.csirt.jobs import work
 from experiments.papers.csirt.merge_section import merge_section
 from experiments.papers.csirt.page import PageNumbers, page
+from experiments.papers.csirt.procedure import CsirtMemorization
 from experiments.papers.csirt.scores import CellScores, cliffs_delta, fraction, wilcoxon
-from experiments.papers.csirt.study import CsirtMemorization
 from experiments.papers.csirt.verdicts import verdicts
+from experiments.suites.plan import PlannedRun
 from merging.checkpoints.privacy_record import read_record
 
 REGIMES = {
@@ -62,9 +62,9 @@ PAPER = {
 SEEDS = (1, 2, 3)
 
 
-def setting(tmp_path: Path, size: CorpusSize | None = None) -> StudySetting:
+def setting(tmp_path: Path, size: CorpusSize | None = None) -> CsirtSetting:
     base = TinyBase(16, 24, layers=1, heads=2, records=8, epochs=1.0, lot=4)
-    return StudySetting(
+    return CsirtSetting(
         {"tiny": base}, size or CorpusSize(), REGIMES, ("V1", "VB"), None, 256, tmp_path / "cache"
     )
 
@@ -168,9 +168,11 @@ def test_page_shows_paper_and_ours(tmp_path: Path) -> None:
     assert "too small to conclude anything" in page(found, [], trial)
 
 
-def merged(root: Path, world: str, arm: str, points: dict[str, tuple[float, float]]) -> Entry:
+def merged(
+    root: Path, setting: str, variant: str, points: dict[str, tuple[float, float]]
+) -> PlannedRun:
     """Writes what a search leaves; `points` are skill and exposure on held-out items by model."""
-    run = root / world / arm
+    run = root / setting / variant
     run.mkdir(parents=True)
     models = [
         {
@@ -181,8 +183,7 @@ def merged(root: Path, world: str, arm: str, points: dict[str, tuple[float, floa
         for name, (skill, memory) in points.items()
     ]
     (run / "summary.json").write_text(json.dumps({"models": models}))
-    options = ("objective.limits={canaries/exposure:{share:0.4,chance:1.4}}",)
-    return Entry("merge", world, arm, 0, options if arm == "constrained" else (), run)
+    return PlannedRun("merge", setting, variant, 0, (), run)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +192,13 @@ def merged(root: Path, world: str, arm: str, points: dict[str, tuple[float, floa
 def test_merges_are_compared_on_held_out_items(
     tmp_path: Path, limited: tuple[float, float], word: str
 ) -> None:
-    entries = []
-    for world, plain in (("a", (0.9, 5.0)), ("b", (0.8, 4.0))):
-        for arm, found in (("unconstrained", (0.9, 4.4)), ("constrained", limited)):
-            points = {"plain": plain, "private": (0.2, 1.4), "evolved": found}
-            entries.append(merged(tmp_path, world, arm, points))
-    text = merge_section(entries, 100)
-    assert "| plain | 0.850 ± 0.071 | 4.50 ± 0.71 | +3.10 |" in text  # once for each world
+    runs = []
+    for name, plain in (("a", (0.9, 5.0)), ("b", (0.8, 4.0))):
+        for variant, evolved in (("unconstrained", (0.9, 4.4)), ("constrained", limited)):
+            points = {"plain": plain, "private": (0.2, 1.4), "evolved": evolved}
+            runs.append(merged(tmp_path, name, variant, points))
+    text = merge_section(runs, {"unconstrained": None, "constrained": 0.4}, 100)
+    assert "| plain | 0.850 ± 0.071 | 4.50 ± 0.71 | +3.10 |" in text  # once for each setting
     assert "| merge, constrained |" in text
     assert "worst expert's (constrained: 0.4). Reported" in text
     assert f"{word}: at most half" in text
@@ -221,7 +222,7 @@ def test_a_cell_is_trained_and_scored_once(
     common = setting(tmp_path, size)
     out = tmp_path / "cells"
     out.mkdir()
-    cell = StudyCell("tiny", 0, "pseudonymised", "V0fs")
+    cell = CsirtCell("tiny", 0, "pseudonymised", "V0fs")
     run_cell(common, cell, out)
     content = json.loads((out / f"{cell.name}.json").read_text())
     assert content["training"]["label"] == "V0fs"
@@ -243,46 +244,46 @@ def test_a_cell_is_trained_and_scored_once(
     other = replace(common, regimes={**REGIMES, "V0fs": Regime(4, learning_rate=1e-3)})
     assert is_finished(common, cell, out)
     assert not is_finished(other, cell, out)
-    assert common.expert(StudyCell("tiny", 1, "pseudonymised", "V0fs")) != expert
+    assert common.expert(CsirtCell("tiny", 1, "pseudonymised", "V0fs")) != expert
 
 
 def test_work_grows_with_presentations_and_privacy(tmp_path: Path) -> None:
     common = setting(tmp_path)
-    each = {name: work(common, StudyCell("tiny", 0, "raw", name)) for name in (BASE, *REGIMES)}
+    each = {name: work(common, CsirtCell("tiny", 0, "raw", name)) for name in (BASE, *REGIMES)}
     assert each[BASE] < each["V0fs"] < each["V0"] == each["V1"] < each["V2"]
 
 
 def composed(*overrides: str) -> CsirtMemorization:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("search", overrides=["experiment=csirt_memorization", *overrides])
-        study: CsirtMemorization = instantiate(config.study, _convert_="all")
-    return study
+        procedure: CsirtMemorization = instantiate(config.procedure, _convert_="all")
+    return procedure
 
 
-def test_configuration_plans_the_study_and_its_trial(tmp_path: Path) -> None:
+def test_configuration_plans_the_experiment_and_its_trial(tmp_path: Path) -> None:
     assert "102, 90 of them experts to be trained; 0 finished" in composed().plan(tmp_path)
     assert "merges       9 searches" in composed().plan(tmp_path)
     assert "8, 6 of them experts" in composed("fast=true").plan(tmp_path)
-    assert "merges       0 searches" in composed("study.merging=null").plan(tmp_path)
+    assert "merges       0 searches" in composed("procedure.merging=null").plan(tmp_path)
 
 
-def test_the_published_models_take_the_same_study(tmp_path: Path) -> None:
+def test_the_published_models_take_the_same_procedure(tmp_path: Path) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("search", overrides=["experiment=csirt_memorization_slm"])
-        study = instantiate(config.study, _convert_="all")
-    assert "gemma3-1b, qwen3-1.7b, llama32-3b, vaultgemma-1b\n" in study.plan(tmp_path)
+        procedure = instantiate(config.procedure, _convert_="all")
+    assert "gemma3-1b, qwen3-1.7b, llama32-3b, vaultgemma-1b\n" in procedure.plan(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("study.forms.raw=[V0,V0fs,V1]", "study.forms.raw lacks V2"),
-        ("study.forms.raw=[V9]", "names the regime 'V9', there are only V0, V0fs"),
-        ("study.nf4=[V8]", "study.nf4 names the regime 'V8', there are only V0, V0fs"),
-        ("+study.small.regimes=1", "study.small.regimes is unknown"),
+        ("procedure.forms.raw=[V0,V0fs,V1]", "procedure.forms.raw lacks V2"),
+        ("procedure.forms.raw=[V9]", "names the regime 'V9', there are only V0, V0fs"),
+        ("procedure.nf4=[V8]", "procedure.nf4 names the regime 'V8', there are only V0, V0fs"),
+        ("+procedure.small.regimes=1", "procedure.small.regimes is unknown"),
     ],
 )
-def test_a_study_without_meaning_is_refused(override: str, message: str) -> None:
+def test_an_experiment_without_meaning_is_refused(override: str, message: str) -> None:
     with pytest.raises(Exception, match=message):
         composed(override)
 

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.contests.workers import run_all
 from experiments.experts.training.language_model import Lora
 from experiments.experts.training.regime import Regime
 from experiments.papers.csirt.bases import Base
-from experiments.papers.csirt.cells import BASE, StudyCell, StudySetting, is_finished, planned
+from experiments.papers.csirt.cells import BASE, CsirtCell, CsirtSetting, is_finished, planned
 from experiments.papers.csirt.corpus import FORMS, CorpusSize, Form
 from experiments.papers.csirt.jobs import run_cells
 from experiments.papers.csirt.merges import Merging
 from experiments.papers.csirt.page import PageNumbers, page
 from experiments.papers.csirt.scores import CellScores
 from experiments.runs.errors import UserError
+from experiments.suites.workers import run_all
 from merging.files import write_text
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class CsirtMemorization:
     ) -> None:
         unknown = sorted(set(small) - set(_SMALL))
         if unknown:
-            raise ValueError(f"study.small.{unknown[0]} is unknown: expected {', '.join(_SMALL)}")
+            raise ValueError(
+                f"procedure.small.{unknown[0]} is unknown: expected {', '.join(_SMALL)}"
+            )
         chosen = dict(small) if fast else {}
         named: Mapping[str, Base | None] = chosen.get("bases", bases)
         chosen_bases = {name: base for name, base in named.items() if base is not None}
@@ -83,7 +85,7 @@ class CsirtMemorization:
         self._seeds: Sequence[int] = chosen.get("seeds", seeds)
         self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
         _check(self._forms, regimes, nf4)
-        self._setting = StudySetting(
+        self._setting = CsirtSetting(
             bases=chosen_bases,
             data=chosen.get("data", data),
             regimes=regimes,
@@ -94,7 +96,7 @@ class CsirtMemorization:
             device="cpu" if device == "auto" else device,
             batch_tokens=batch_tokens,
         )
-        self._cells: list[StudyCell] = planned(self._seeds, list(chosen_bases), self._forms)
+        self._cells: list[CsirtCell] = planned(self._seeds, list(chosen_bases), self._forms)
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""
@@ -102,8 +104,7 @@ class CsirtMemorization:
         experts = sum(cell.regime != BASE for cell in self._cells)
         merges = 0
         if self._merging is not None:
-            places = len(self._merging.bases) * len(self._seeds[: self._merging.seeds])
-            merges = places * len(self._merging.arms)
+            merges = self._merging.count(self._seeds)
         return (
             f"bases        {', '.join(self._setting.bases)}\n"
             f"cells        {len(self._cells)}, {experts} of them experts to be trained; "
@@ -115,20 +116,21 @@ class CsirtMemorization:
         """Runs what is left and writes ``RESULTS.md``."""
         began = time.monotonic()
         run_cells(self._setting, self._cells, self._workers, out / "cells")
-        entries, failures = [], {}
+        merges, failures = [], {}
         if self._merging is not None:
-            entries = self._merging.entries(self._setting, self._seeds, out / "merges")
-            log.info("%d merges", len(entries))
-            failures = run_all(entries, self._workers, None)
+            merges = self._merging.runs(self._setting, self._seeds, out / "merges")
+            log.info("%d merges", len(merges))
+            failures = run_all(merges, self._workers, None)
         facts = PageNumbers(
             command=command,
             seconds=_total_s(out / "seconds.txt", time.monotonic() - began),
             workers=self._workers,
             setting=self._setting,
             fast=self._fast,
+            limits={} if self._merging is None else self._merging.limits,
             remarks=self._remarks,
         )
-        done = [entry for entry in entries if entry.run not in failures]
+        done = [run for run in merges if run.directory not in failures]
         text = page(CellScores(self._cells, out / "cells"), done, facts)
         pages = [out / "RESULTS.md"]
         if self._results is not None and plain:
@@ -139,8 +141,10 @@ class CsirtMemorization:
         print(text)
         print("\n".join(f"results   {path}" for path in pages))
         if failures:
-            run, reason = next(iter(failures.items()))
-            raise UserError(f"{len(failures)} of {len(entries)} merges failed; {run}: {reason}")
+            directory, reason = next(iter(failures.items()))
+            raise UserError(
+                f"{len(failures)} of {len(merges)} merges failed; {directory}: {reason}"
+            )
 
 
 def _check(
@@ -148,8 +152,10 @@ def _check(
 ) -> None:
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
-        raise ValueError(f"study.forms: {unknown[0]!r} is none of {', '.join(FORMS)}")
-    named = {f"study.forms.{form}": names for form, names in forms.items()} | {"study.nf4": nf4}
+        raise ValueError(f"procedure.forms: {unknown[0]!r} is none of {', '.join(FORMS)}")
+    named = {f"procedure.forms.{form}": names for form, names in forms.items()} | {
+        "procedure.nf4": nf4
+    }
     for option, names in named.items():
         for name in names:
             if name not in regimes:
@@ -158,7 +164,7 @@ def _check(
                 )
     lacking = [name for name in _NEEDED if name not in forms.get("raw", ())]
     if lacking:
-        raise ValueError(f"study.forms.raw lacks {lacking[0]}, which the page's sums need")
+        raise ValueError(f"procedure.forms.raw lacks {lacking[0]}, which the page's sums need")
 
 
 def _total_s(file: Path, seconds: float) -> float:

@@ -1,1 +1,0 @@
-"""Many searches on equal terms, from one experiment file."""

@@ -1,0 +1,123 @@
+"""A benchmark suite: many searches on equal terms, from one experiment file to one page.
+
+The experiment file names settings (experts, evaluators, budget), variants (what is compared) and
+seeds; every variant runs in every setting with every seed, as an ordinary run that `evomerge
+search` could make by itself. Finished runs are not run again, so that the same command goes on
+after a stop.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.runs.errors import UserError
+from experiments.runs.options import check_options
+from experiments.setup.dry_run import rehearse
+from experiments.suites.command_line import only_experiment_named, overrides_given, shown_command
+from experiments.suites.plan import PlannedRun, Suite, checked_suite, planned_runs
+from experiments.suites.results import results_page
+from experiments.suites.workers import run_all
+from merging.files import write_text
+
+_OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", "runs=")
+
+
+def check_suite(config: DictConfig) -> None:
+    """Composes and rehearses every variant, and prints what would run.
+
+    Raises:
+        UserError: a variant cannot be composed or started.
+    """
+    suite, runs = _planned(config)
+    done = sum((run.directory / "report.html").exists() for run in runs)
+    for name, table in suite.tables.items():
+        count = sum(run.table == name for run in runs)
+        print(f"{name:<12} {len(table.variants)} variants, {count} runs: {table.title}")
+    print(f"in all       {len(runs)} runs, {done} of them finished\nready")
+
+
+def run_suite(config: DictConfig) -> float:
+    """Runs what is left of a suite and writes its results.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: a variant cannot be composed or started, found before the first run; or runs
+            have failed, after all have been tried and the results are written.
+    """
+    suite, runs = _planned(config)
+    root = Path(config.runs) / str(config.name)
+    print(f"{len(runs)} runs, {suite.workers} at a time, in {root}", flush=True)
+    began = time.time()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    failures = run_all(runs, suite.workers, _search_path())
+    seconds = time.time() - began
+    text = results_page(suite, runs, failures, command=shown_command(), seconds=seconds)
+    for path in _pages(suite, root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        print(f"results   {path}")
+    if failures:
+        directory, reason = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed; {directory}: {reason}")
+    return 0.0
+
+
+def _planned(config: DictConfig) -> tuple[Suite, list[PlannedRun]]:
+    """Returns the suite and its runs, every variant rehearsed once per setting."""
+    try:
+        content = OmegaConf.to_container(config.suite, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"suite: {str(error).splitlines()[0]}") from error
+    suite = checked_suite(content)
+    foreign = [override for override in overrides_given() if not override.startswith(_OWN)]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} does not reach the runs of a suite: put it into suite.options, "
+            "into a setting or a variant"
+        )
+    runs = planned_runs(suite, Path(config.runs) / str(config.name))
+    rehearsed: set[tuple[str, str, str]] = set()
+    for run in runs:
+        if (key := (run.table, run.setting, run.variant)) not in rehearsed:
+            rehearsed.add(key)
+            _rehearse(run)
+    return suite, runs
+
+
+def _rehearse(run: PlannedRun) -> None:
+    try:
+        config = compose("search", overrides=run.overrides)
+        check_options(config)
+        rehearse(config)
+    except (UserError, ValueError, HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"suite, {run.setting}, variant {run.variant!r}: {error}") from error
+
+
+def _search_path() -> str | None:
+    """Returns the user's own configuration directory; None: there is none."""
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.provider == "command-line":
+            return str(Path(source.path).absolute())
+    return None
+
+
+def _pages(suite: Suite, root: Path) -> list[Path]:
+    """Returns where the page goes: of a suite that was changed only beside its runs."""
+    named = any(override.startswith("suite.results=") for override in overrides_given())
+    if suite.results is None:
+        return [root / "RESULTS.md"]
+    if not (named or only_experiment_named()):
+        print(f"{suite.results} is kept: this command changes the suite", file=sys.stderr)
+        return [root / "RESULTS.md"]
+    return [root / "RESULTS.md", Path(suite.results)]

@@ -118,10 +118,7 @@ class RuledMethod(ABC):
 
         Args:
             tensors: base and experts.
-            knobs: as in `MergeMethod.merge`, on the CPU.
-
-        Raises:
-            MergeError: as `MergeMethod.merge`.
+            knobs: as in `MergeMethod.merge`, on the CPU; so is what it raises.
         """
 
     def merge(
@@ -146,8 +143,6 @@ def write(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) 
     written for them.
 
     Args:
-        rule: of `tensors`.
-        tensors: base and experts.
         out: ``(*shape)``, contiguous, on the base's device.
         length: most entries of a block; 0: what suits the device.
     """

@@ -65,11 +65,11 @@ class Inputs:
         """Whether every delta is zero or empty: the merge is then the base, bit for bit."""
         return not any(row.moved for row in self.rows)
 
-    def weight_sum(self) -> float:
-        """Returns the sum of the weights, as the divisor of a normalised merge.
+    def shares(self) -> tuple[float, ...]:
+        """Returns the weights divided by their sum.
 
         Raises:
-            MergeError: it vanishes beside the weights themselves.
+            MergeError: the sum vanishes beside the weights themselves.
         """
         weights = self.per_expert["weight"]
         total = math.fsum(weights)
@@ -78,12 +78,7 @@ class Inputs:
                 f"{self.method}: the weights {list(weights)} of tensor {self.tensor!r} sum to zero"
                 " and cannot be normalised: change one of them"
             )
-        return total
-
-    def shares(self) -> tuple[float, ...]:
-        """Returns the weights divided by their sum; raises as `weight_sum`."""
-        total = self.weight_sum()
-        return tuple(weight / total for weight in self.per_expert["weight"])
+        return tuple(weight / total for weight in weights)
 
 
 def read(
@@ -99,8 +94,6 @@ def read(
     """Returns the arguments of `MergeMethod.merge`, checked and in canonical order.
 
     Args:
-        method: its knobs are the ones expected.
-        slot: as in `MergeMethod.merge`; so are base, deltas and knobs.
         least: smallest number of experts that the method takes.
         most: largest number; None: no limit.
 

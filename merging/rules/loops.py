@@ -30,13 +30,7 @@ _READ = torch.float32, torch.bfloat16, torch.float16
 
 
 def suits(rule: CompiledRule, tensors: ParameterStack, device: torch.device) -> bool:
-    """Returns whether the loops compute this parameter: float32 arithmetic on a CPU.
-
-    Args:
-        rule: of `tensors`.
-        tensors: base and experts.
-        device: of the result.
-    """
+    """Returns whether the loops compute this parameter: float32 arithmetic on a CPU."""
     stored = [tensors.base, *(row.stored for row in tensors.rows)]
     return (
         device.type == "cpu"

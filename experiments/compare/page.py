@@ -17,7 +17,7 @@ from experiments.compare.text import (
     target_text,
     verdict,
 )
-from experiments.reports.page import TableCell, figure, page, paragraph, section, table
+from experiments.reports.page import Row, TableCell, figure, page, paragraph, section, table
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -134,12 +134,12 @@ def _score_section(comparison: Comparison) -> str:
 def _option_section(comparison: Comparison) -> str:
     """Returns what the labels stand for, and which runs are in a group."""
     keys = list(dict.fromkeys(key for row in comparison.groups for key in row.options))
-    head = [
-        TableCell("group"),
+    head: Row = [
+        "group",
         *(TableCell(key, "text wrap") for key in keys),
         TableCell("runs", "text"),
     ]
-    body = [
+    body: list[Row] = [
         [
             TableCell(row.label, "wrap"),
             *(TableCell(row.options.get(key, ""), "text wrap") for key in keys),
@@ -151,9 +151,5 @@ def _option_section(comparison: Comparison) -> str:
 
 
 def _html_table(text: TextTable, marked: Sequence[int] = ()) -> str:
-    head = [TableCell(name, "wrap") for name in text.head]
-    body = [
-        [TableCell(first, "wrap"), *(TableCell(cell) for cell in others)]
-        for first, *others in text.rows
-    ]
-    return table(head, body, marked)
+    rows: list[Row] = [[TableCell(first, "wrap"), *others] for first, *others in text.rows]
+    return table([TableCell(name, "wrap") for name in text.head], rows, marked)

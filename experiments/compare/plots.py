@@ -24,6 +24,7 @@ from experiments.reports.svg import (
     PURPLE,
     RED,
     STYLE,
+    beside,
     short,
     to_svg,
 )
@@ -111,26 +112,16 @@ def held_out(comparison: Comparison) -> str:
     with rc_context(STYLE):
         names = [short(row.label, 60) for row in rows]
         figure, axes = _lines_figure(names, foot=0.75)
-        for place, row in enumerate(rows):
+        for line, row in enumerate(rows):
             colour = _colour(comparison.groups.index(row))
             values, mean = row.report.known, row.report.mean or 0.0
             sd = row.report.sd or 0.0
-            axes.plot(
-                [mean - sd, mean + sd], [place, place], color=colour, linewidth=5, alpha=0.25
-            )
-            axes.plot([mean, mean], [place - 0.28, place + 0.28], color=colour, linewidth=2.2)
+            axes.plot([mean - sd, mean + sd], [line, line], color=colour, linewidth=5, alpha=0.25)
+            axes.plot([mean, mean], [line - 0.28, line + 0.28], color=colour, linewidth=2.2)
             axes.scatter(
-                values, [place] * len(values), s=26, color=colour, alpha=0.75, linewidths=0
+                values, [line] * len(values), s=26, color=colour, alpha=0.75, linewidths=0
             )
-            axes.text(
-                1.01,
-                place,
-                f"{mean:.4f}",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
+            beside(axes, line, f"{mean:.4f}", colour, axes.get_yaxis_transform())
         for level in levels:
             axes.axvline(
                 level.report.mean or 0.0,
@@ -158,22 +149,15 @@ def forest(comparison: Comparison) -> str:
         names = [_pair(test, comparison) for test in tests]
         figure, axes = _lines_figure(names, foot=0.5)
         axes.axvline(0.0, color=INK, linewidth=1.0)
-        for place, test in enumerate(tests):
-            found = test.difference
+        for line, test in enumerate(tests):
+            gap = test.difference
             sure = test.corrected is not None and test.corrected < 0.05
-            colour = MUTED if not sure else GREEN if found.effect > 0 else RED
-            if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.8)
-            axes.scatter([found.effect], [place], s=34, marker="s", color=colour, linewidths=0)
-            axes.text(
-                1.01,
-                place,
-                f"p {p_text(test.corrected)}",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
+            colour = MUTED if not sure else GREEN if gap.effect > 0 else RED
+            if gap.low is not None and gap.high is not None:
+                axes.plot([gap.low, gap.high], [line, line], color=colour, linewidth=1.8)
+            axes.scatter([gap.effect], [line], s=34, marker="s", color=colour, linewidths=0)
+            text = f"p {p_text(test.corrected)}"
+            beside(axes, line, text, colour, axes.get_yaxis_transform())
         axes.set_xlabel("difference in held-out fitness, 95 % interval")
         return to_svg(figure, "forest", "differences in held-out fitness with intervals")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reports.svg import BLUE, COLOURS, FAINT, GREEN, RED, STYLE, short, to_svg
+from experiments.reports.svg import (
+    BLUE,
+    COLOURS,
+    FAINT,
+    RED,
+    STYLE,
+    candidates_and_front,
+    model_mark,
+    short,
+    to_svg,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ def convergence(
         for level in levels:
             axes.axhline(level.fitness[0], color=COLOURS[level.kind], linewidth=1.2, dashes=(5, 3))
         _points(axes, scored, low)
-        _failures(axes, [i for i, f in zip(ids, fitness, strict=True) if f is None])
+        failed = [i for i, f in zip(ids, fitness, strict=True) if f is None]
+        _at_bottom(axes, failed, 0.02, marker="x", s=26, color=RED, linewidths=1.4, clip_on=False)
         notes = [(level.fitness[0], level.label, COLOURS[level.kind]) for level in levels]
         if scored:
             best = np.maximum.accumulate(values)
@@ -96,37 +108,19 @@ def below(values: Sequence[float | None], levels: Sequence[float]) -> int:
 
 
 def _points(axes: Axes, scored: Sequence[tuple[int, float]], low: float) -> None:
-    inside = [(i, f) for i, f in scored if f >= low]
-    outside = [i for i, f in scored if f < low]
-    size = 22.0 if len(scored) <= 300 else 8.0
-    if inside:
-        x, y = [i for i, _ in inside], [f for _, f in inside]
-        axes.scatter(x, y, s=size, color=BLUE, alpha=0.35, linewidths=0)
-    if outside:
-        axes.scatter(
-            outside,
-            [0.055] * len(outside),
-            marker="v",
-            s=24,
-            color=BLUE,
-            alpha=0.5,
-            linewidths=0,
-            transform=axes.get_xaxis_transform(),
-        )
+    """Draws candidates as dots, those below `low` as triangles at the bottom edge."""
+    inside = np.array([point for point in scored if point[1] >= low]).reshape(-1, 2)
+    if len(inside):
+        size = 22.0 if len(scored) <= 300 else 8.0
+        axes.scatter(inside[:, 0], inside[:, 1], s=size, color=BLUE, alpha=0.35, linewidths=0)
+    below_low = [number for number, value in scored if value < low]
+    _at_bottom(axes, below_low, 0.055, marker="v", s=24, color=BLUE, alpha=0.5, linewidths=0)
 
 
-def _failures(axes: Axes, ids: Sequence[int]) -> None:
+def _at_bottom(axes: Axes, ids: Sequence[int], height: float, **style: Any) -> None:
+    """Marks evaluations at a height in the axes, whatever their fitness."""
     if ids:
-        axes.scatter(
-            ids,
-            [0.02] * len(ids),
-            marker="x",
-            s=26,
-            color=RED,
-            linewidths=1.4,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
+        axes.scatter(ids, [height] * len(ids), transform=axes.get_xaxis_transform(), **style)
 
 
 def _right_labels(axes: Axes, notes: Sequence[tuple[float, str, str]]) -> None:
@@ -173,25 +167,12 @@ def front(
         axes = figure.add_axes((0.085, 0.11, 0.78, 0.86))
         axes.grid(color=FAINT, linewidth=0.6)
         points = np.array([value[:2] for value in fitness], dtype=np.float64).reshape(-1, 2)
-        axes.scatter(points[:, 0], points[:, 1], s=22, color=BLUE, alpha=0.3, linewidths=0)
         best = points[_non_dominated(points)]
-        best = best[np.argsort(best[:, 0])]
-        axes.plot(best[:, 0], best[:, 1], color=BLUE, marker="o", markersize=5, linewidth=1.5)
+        candidates_and_front(axes, points, best[np.argsort(best[:, 0])])
         for level in levels:
-            x, y = level.fitness[:2]
-            axes.scatter([x], [y], marker="D", s=34, color=COLOURS[level.kind], linewidths=0)
-            axes.annotate(
-                short(level.label, 30),
-                (x, y),
-                xytext=(7, -3),
-                textcoords="offset points",
-                fontsize=9,
-                color=COLOURS[level.kind],
-            )
+            model_mark(axes, (level.fitness[0], level.fitness[1]), level.kind, level.label)
         if winner is not None:
-            x, y = winner[:2]
-            axes.scatter([x], [y], s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0)
-            axes.annotate("winner", (x, y), xytext=(9, 7), textcoords="offset points", color=GREEN)
+            model_mark(axes, (winner[0], winner[1]), "evolved", "winner")
         axes.set_xlabel(f"{names[0]}, search items")
         axes.set_ylabel(f"{names[1]}, search items")
         known = np.array([level.fitness[:2] for level in levels]).reshape(-1, 2)

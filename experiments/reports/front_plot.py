@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.reports.page import figure
-from experiments.reports.svg import BLUE, COLOURS, FAINT, GREEN, RED, STYLE, short, to_svg
+from experiments.reports.svg import FAINT, RED, STYLE, candidates_and_front, model_mark, to_svg
 from experiments.runs.files import Json
 from experiments.runs.model_scores import ModelRow
 from search.constrained import FLOOR, BoundConstrained
@@ -123,20 +123,11 @@ def _chart(points: Sequence[Point], limit: Json) -> str:
         axes = drawing.add_axes((0.085, 0.11, 0.78, 0.86))
         axes.grid(color=FAINT, linewidth=0.6)
         axes.axvline(limit["bound"], color=RED, linewidth=1.2)
-        x, y = ([getattr(each, name) for each in candidates] for name in ("limited", "skill"))
-        axes.scatter(x, y, s=22, color=BLUE, alpha=0.3, linewidths=0)
         best = front(candidates, limit["sign"])
-        axes.plot(
-            [each.limited for each in best],
-            [each.skill for each in best],
-            color=BLUE,
-            marker="o",
-            markersize=5,
-            linewidth=1.5,
-        )
+        candidates_and_front(axes, _array(candidates), _array(best))
         for point in points:
             if point.kind != "candidate":
-                _mark(axes, point)
+                model_mark(axes, (point.limited, point.skill), point.kind, point.label)
         axes.set_ylim(*_ends([point.skill for point in points]))
         axes.set_xlabel(f"{limit['key']}, search items")
         axes.set_ylabel("skill, search items")
@@ -145,21 +136,8 @@ def _chart(points: Sequence[Point], limit: Json) -> str:
         return to_svg(drawing, name, f"skill against {limit['key']}, front of the candidates")
 
 
-def _mark(axes: Axes, point: Point) -> None:
-    """Draws a model with its name: the winner as a ring, others as diamonds."""
-    at = (point.limited, point.skill)
-    if point.kind == "evolved":
-        axes.scatter(*at, s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0)
-    else:
-        axes.scatter(*at, marker="D", s=34, color=COLOURS[point.kind], linewidths=0)
-    axes.annotate(
-        "winner" if point.kind == "evolved" else short(point.label, 30),
-        at,
-        xytext=(8, 5),
-        textcoords="offset points",
-        fontsize=9,
-        color=COLOURS[point.kind],
-    )
+def _array(points: Sequence[Point]) -> npt.NDArray[np.float64]:
+    return np.array([(point.limited, point.skill) for point in points]).reshape(-1, 2)
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.reports.hull_plot import beyond_edge, hull_chart
-from experiments.reports.page import TableCell, figure, paragraph, section, table
+from experiments.reports.page import Row, TableCell, figure, paragraph, section, table
 from experiments.runs.files import Json
 from experiments.runs.model_scores import IN_HULL
 
@@ -34,8 +32,8 @@ def _caption(certificate: Json) -> str:
 
 
 def _points(certificate: Json) -> list[str]:
-    head = [
-        TableCell("point"),
+    head: Row = [
+        "point",
         TableCell("base", hint="distance from the base"),
         TableCell("hull", hint="distance from the convex hull of the experts"),
         TableCell("hull with base", hint="distance from the convex hull of experts and base"),
@@ -43,8 +41,7 @@ def _points(certificate: Json) -> list[str]:
         TableCell("linear span", hint="coefficients of any sign and sum"),
         TableCell("rounding", hint="what rounding alone could give"),
     ]
-    names = _shown(certificate)
-    rows = [_row(certificate, name) for name in names]
+    rows = [_row(certificate, name) for name in _shown(certificate)]
     note = (
         "Distances in units of the experts' mean distance from the base; bold: more than rounding "
         "could give, so that the point lies outside."
@@ -59,7 +56,7 @@ def _shown(certificate: Json) -> list[str]:
     return list(dict.fromkeys([*certificate["finalists"], *inside, *others]))
 
 
-def _row(certificate: Json, name: str) -> Sequence[TableCell]:
+def _row(certificate: Json, name: str) -> Row:
     point, unit = certificate["points"][name], certificate["expert_scale"] or 1.0
     cells = [
         TableCell(
@@ -68,9 +65,5 @@ def _row(certificate: Json, name: str) -> Sequence[TableCell]:
         for span in _SPANS
     ]
     label = f"{name} (winner)" if name == certificate["winner"] else name
-    ends = [
-        TableCell(f"{point['from_base'] / unit:.4f}"),
-        *cells,
-        TableCell(f"{point['floor'] / unit:.1e}"),
-    ]
-    return [TableCell(label), *ends]
+    from_base, floor = f"{point['from_base'] / unit:.4f}", f"{point['floor'] / unit:.1e}"
+    return [label, from_base, *cells, floor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.reports.page import TableCell, paragraph, section, table
+from experiments.reports.page import paragraph, section, table
 from experiments.reports.table import best_of, fitness_text, number
 from experiments.runs.files import Json
 from experiments.runs.model_scores import ModelRow, fitness_of
@@ -14,29 +14,21 @@ def optimism_section(summary: Json, models: Sequence[ModelRow]) -> str:
     """Returns the finalists, how the winner was named, and how much it promised too much."""
     winner = best_of(models, "evolved", "search")
     held_out = winner.fitness("report") if winner is not None else None
-    rows = []
-    finalists = summary.get("finalists") or []
     shrunk = _is_shrunk(summary)
-    for place, finalist in enumerate(finalists):
-        second = fitness_of(finalist["selection"])
+    rows = []
+    for rank, finalist in enumerate(summary.get("finalists") or []):
+        second = fitness_text(fitness_of(finalist["selection"]))
         rows.append(
             [
-                TableCell(f"candidate {finalist['id']}" + (" (winner)" if place == 0 else "")),
-                TableCell(fitness_text(fitness_of(finalist["search"]))),
-                TableCell(number(finalist["shrunken"]) if shrunk else fitness_text(second)),
-                TableCell(fitness_text(held_out) if place == 0 else "not read"),
+                f"candidate {finalist['id']}" + (" (winner)" if rank == 0 else ""),
+                fitness_text(fitness_of(finalist["search"])),
+                number(finalist["shrunken"]) if shrunk else second,
+                fitness_text(held_out) if rank == 0 else "not read",
             ]
         )
-    second_head = "shrunken ↑" if shrunk else "selection ↑"
-    head = [
-        TableCell("finalist"),
-        TableCell("search ↑"),
-        TableCell(second_head),
-        TableCell("held-out ↑"),
-    ]
-    return section(
-        "Optimism of the winner", paragraph(_optimism_text(summary)), table(head, rows, [0])
-    )
+    head = ["finalist", "search ↑", "shrunken ↑" if shrunk else "selection ↑", "held-out ↑"]
+    text = paragraph(_optimism_text(summary))
+    return section("Optimism of the winner", text, table(head, rows, [0]))
 
 
 def _is_shrunk(summary: Json) -> bool:

@@ -60,22 +60,28 @@ class TableCell:
     style: str = ""
     hint: str = ""
 
-    def html(self, tag: str) -> str:
-        """Returns the cell as a ``td`` or ``th`` element."""
-        style = f' class="{self.style}"' if self.style else ""
-        hint = f' title="{escape(self.hint)}"' if self.hint else ""
-        return f"<{tag}{style}{hint}>{escape(self.text)}</{tag}>"
+
+Row = Sequence[TableCell | str]
+"""Of a table; a plain text is a cell without style."""
 
 
-def table(
-    head: Sequence[TableCell], rows: Sequence[Sequence[TableCell]], marked: Sequence[int] = ()
-) -> str:
+def table(head: Row, rows: Sequence[Row], marked: Sequence[int] = ()) -> str:
     """Returns an HTML table, without a head where it is empty; `marked` rows are highlighted."""
-    lines = [f"<tr>{''.join(cell.html('th') for cell in head)}</tr>"] if head else []
+    lines = [f"<tr>{_cells(head, 'th')}</tr>"] if head else []
     for index, row in enumerate(rows):
         mark = ' class="mark"' if index in marked else ""
-        lines.append(f"<tr{mark}>{''.join(cell.html('td') for cell in row)}</tr>")
+        lines.append(f"<tr{mark}>{_cells(row, 'td')}</tr>")
     return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _cells(row: Row, tag: str) -> str:
+    parts = []
+    for cell in row:
+        cell = TableCell(cell) if isinstance(cell, str) else cell
+        style = f' class="{cell.style}"' if cell.style else ""
+        hint = f' title="{escape(cell.hint)}"' if cell.hint else ""
+        parts.append(f"<{tag}{style}{hint}>{escape(cell.text)}</{tag}>")
+    return "".join(parts)
 
 
 def figure(svg: str, caption: str) -> str:

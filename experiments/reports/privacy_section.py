@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.reports.page import TableCell, paragraph, section, table
+from experiments.reports.page import Row, TableCell, paragraph, section, table
 from experiments.runs.files import Json
 
 _UNKNOWN = (
@@ -49,42 +49,42 @@ def privacy_lines(ledger: Json | None) -> list[str]:
 
 def _promises(data_sets: Mapping[str, Any]) -> str:
     head = ["data set", "unit", "ε", "δ", "by", "sum ε", "RDP ε", "releases", "group", "group ε"]
-    rows = []
-    for name, each in data_sets.items():
-        if each is None:
+    rows: list[Row] = []
+    for name, promise in data_sets.items():
+        if promise is None:
             continue
-        rdp, group = each["rdp"] or {}, each["group"] or {}
+        rdp, group = promise["rdp"] or {}, promise["group"] or {}
         rows.append(
             [
                 TableCell(name, "text wrap"),
-                TableCell(f"{each['unit']}, {each['relation']}", "text"),
-                TableCell(_number(each["epsilon"]), "best"),
-                TableCell(_number(each["delta"]), "best"),
-                TableCell(each["how"], "text"),
-                TableCell(_number(each["sum"]["epsilon"])),
-                TableCell(_number(rdp.get("epsilon"))),
-                TableCell(str(each["releases"])),
-                TableCell(str(each["group_size"])),
-                TableCell("none" if group.get("delta") == 1 else _number(group.get("epsilon"))),
+                TableCell(f"{promise['unit']}, {promise['relation']}", "text"),
+                TableCell(_number(promise["epsilon"]), "best"),
+                TableCell(_number(promise["delta"]), "best"),
+                TableCell(promise["how"], "text"),
+                _number(promise["sum"]["epsilon"]),
+                _number(rdp.get("epsilon")),
+                str(promise["releases"]),
+                str(promise["group_size"]),
+                "none" if group.get("delta") == 1 else _number(group.get("epsilon")),
             ]
         )
-    return table([TableCell(each) for each in head], rows)
+    return table(head, rows)
 
 
 def _spends(spends: Any) -> str:
     head = ["what", "data set", "ε", "δ", "accountant", "mechanisms known"]
     rows = [
         [
-            TableCell(each["what"], "text wrap"),
-            TableCell(each["dataset"], "text wrap"),
-            TableCell(_number(each["epsilon"])),
-            TableCell(_number(each["delta"])),
-            TableCell(f"{each['accountant']} {each['accountant_version']}", "text wrap"),
-            TableCell("no" if each["mechanisms"] is None else "yes"),
+            TableCell(spend["what"], "text wrap"),
+            TableCell(spend["dataset"], "text wrap"),
+            _number(spend["epsilon"]),
+            _number(spend["delta"]),
+            TableCell(f"{spend['accountant']} {spend['accountant_version']}", "text wrap"),
+            "no" if spend["mechanisms"] is None else "yes",
         ]
-        for each in spends
+        for spend in spends
     ]
-    return table([TableCell(each) for each in head], rows)
+    return table(head, rows)
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How charts look, and a figure as an SVG element: no script, no font file, no address."""
+"""How charts look, marks that several share, and a figure as an SVG element without addresses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import io
 import re
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Transform
 
 INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee3"
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0b63b0", "#c2361f", "#1b7f5c", "#c77700", "#7a4fa3"
@@ -43,6 +47,35 @@ def short(text: str, length: int) -> str:
         return text
     head = (length - 1) // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def model_mark(axes: Axes, at: tuple[float, float], kind: str, label: str) -> None:
+    """Draws a model with its name: the winner as a ring, others as diamonds."""
+    if kind == "evolved":
+        axes.scatter(*at, s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0)
+    else:
+        axes.scatter(*at, marker="D", s=34, color=COLOURS[kind], linewidths=0)
+    axes.annotate(
+        "winner" if kind == "evolved" else short(label, 30),
+        at,
+        xytext=(8, 5),
+        textcoords="offset points",
+        fontsize=9,
+        color=COLOURS[kind],
+    )
+
+
+def candidates_and_front(
+    axes: Axes, points: npt.NDArray[np.float64], front: npt.NDArray[np.float64]
+) -> None:
+    """Draws candidates as dots, ``(points, 2)``, and joins those of the front, in its order."""
+    axes.scatter(points[:, 0], points[:, 1], s=22, color=BLUE, alpha=0.3, linewidths=0)
+    axes.plot(front[:, 0], front[:, 1], color=BLUE, marker="o", markersize=5, linewidth=1.5)
+
+
+def beside(axes: Axes, y: float, text: str, colour: str, transform: Transform) -> None:
+    """Writes `text` beside the right edge, at height `y` of `transform`."""
+    axes.text(1.01, y, text, transform=transform, va="center", fontsize=9, color=colour)
 
 
 def to_svg(figure: Figure, name: str, title: str) -> str:

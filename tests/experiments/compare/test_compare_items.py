@@ -21,7 +21,7 @@ class Panel:
 
     def __init__(self, split: str, items: tuple[str, ...] = ("x", "y")) -> None:
         self.split = split
-        self.evaluators = {"code": SimpleNamespace(items=items)}
+        self.evaluators = {"code": SimpleNamespace(items=SimpleNamespace(digests=items))}
 
 
 class Study:

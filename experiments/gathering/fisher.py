@@ -34,12 +34,9 @@ def gather_fisher(
 
     Args:
         resident: holds the expert; better not in half precision.
-        head: the expert's name.
         items: each passes alone, as squares of gradients do not add up within a batch.
         names: parameters (or buffers, whose Fisher information is zero).
-        seed: of the drawn tokens.
         expert: content identity; draws belong to seed, expert and item, not to their order.
-        advance: called with 1 after each item.
 
     Returns:
         ``(*shape)`` float32, CPU; zeros where no gradient reaches.

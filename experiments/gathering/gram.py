@@ -73,10 +73,7 @@ def gather_gram(
     one ``(in, in)`` float64 matrix per linear layer. A layer that no data reaches has zeros.
 
     Args:
-        resident: holds the expert.
-        head: the expert's name.
         batches: see `batches_of`; every position of theirs counts.
-        layers: which Gram matrices to gather.
         advance: called with the number of items after each batch.
 
     Returns:

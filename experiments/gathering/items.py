@@ -113,9 +113,7 @@ def logits_of(
     """Returns the logits of one forward pass, with whatever hooks and gradients are on.
 
     Args:
-        resident: holds the expert.
         head: the expert's name, whose classification head answers where it has one.
-        items: of one shape.
         scored: give the logits of scored tokens; False: of one token only, where nothing but the
             pass itself is wanted.
 

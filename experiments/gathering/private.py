@@ -42,8 +42,6 @@ class PrivateStatistics:
             over an item's positions whole where the inputs' root mean square is at most 1. For
             Fisher information the norm itself.
         noise_multiplier: sigma.
-        delta: for which epsilon is stated.
-        unit: what an item stands for, for the ledger.
         disjoint_from: data sets of the ledger that share no unit with these.
 
     Raises:
@@ -108,11 +106,8 @@ class PrivateStatistics:
         """Returns the noisy mean of all items' statistics.
 
         Args:
-            units: the texts of every item.
             gather: statistics of one item's texts: parameter to ``(in, in)`` or ``(*shape)``.
-            kind: which.
             secret: seed of the noise, for tests; None: drawn from the system and forgotten.
-            advance: called with 1 after each item.
 
         Raises:
             EvaluationError: no item at all could be read.

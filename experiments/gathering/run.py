@@ -70,8 +70,6 @@ def tasks_of(
 
     Args:
         per_expert: expert to tasks, for the experts that see some only; or None.
-        experts: all experts.
-        tasks: all tasks.
 
     Raises:
         ValueError: an unknown expert or task, or an expert without any.

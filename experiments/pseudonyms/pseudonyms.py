@@ -19,9 +19,6 @@ _MOST_DIGITS = 64  # of SHA-256
 class SecretKey:
     """A key that no text shows: neither `repr` nor `str` nor any message of this module.
 
-    Args:
-        key: at least 16 bytes that nobody can guess.
-
     Raises:
         ValueError: it is shorter.
     """
@@ -55,7 +52,6 @@ class Pseudonyms:
     joins survive; whoever lacks the key can neither turn a slug back nor try values.
 
     Args:
-        secret: the key.
         digits: hexadecimal digits of a slug, 1 to 64. With 8 of them two of 10,000 values
             share a slug with a chance of about 1 %, which is then refused.
 
@@ -75,7 +71,6 @@ class Pseudonyms:
 
         Args:
             kind: type of the value, such as ``IP_ADDRESS``.
-            value: as it stands in the data.
 
         Raises:
             ValueError: not such a type, or a slug that already stands for another value. The
@@ -98,7 +93,6 @@ class Pseudonyms:
         """Returns a record with slugs in the named fields; `record` stays as it is.
 
         Args:
-            record: as JSON holds it.
             fields: path of a field to the type of its values. A path names keys from the outside
                 in, ``asset.network.mac``; a key may itself have dots. Lists on the way and at the
                 end are entered: every text in them is replaced. null and "" stay.
@@ -118,7 +112,6 @@ class Pseudonyms:
         """Returns all records with slugs in the named fields.
 
         Args:
-            records: as JSON holds them.
             fields: as for `record`; the order says which type a value gets in other texts, if
                 fields of two types hold it.
             everywhere: also replace these values wherever they stand in other texts of any
@@ -203,9 +196,7 @@ def _rewritten(
     """Returns a copy of a JSON value with changed texts.
 
     Args:
-        node: the value.
         fields: rest of every path that leads into `node`, to its type; "" is `node` itself.
-        where: path of `node`, for messages.
         mapped: given type and text, returns what stands there instead.
         other: the same for texts at no path.
     """
@@ -241,11 +232,7 @@ def _inside(fields: Mapping[str, str], key: str) -> dict[str, str]:
 
 
 class _Occurrences:
-    """Finds known values in running text, the longest first, in one pass.
-
-    Args:
-        slugs: value to what replaces it.
-    """
+    """Finds known values in running text, the longest first, in one pass."""
 
     def __init__(self, slugs: Mapping[str, str]) -> None:
         self._slugs = slugs

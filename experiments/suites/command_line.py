@@ -21,10 +21,6 @@ def shown_command() -> str:
 
 
 def only_experiment_named(*free: str) -> bool:
-    """Says whether the command names an experiment and changes nothing of its results.
-
-    Args:
-        free: beginnings of further overrides that do not change them.
-    """
+    """Says whether the command names an experiment and changes nothing of its results."""
     free = ("experiment=", "+experiment=", *_NOT_SHOWN, *free)
     return all(override.startswith(free) for override in overrides_given())

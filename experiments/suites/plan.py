@@ -15,13 +15,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class SuiteSetting:
-    """Experts, evaluators and budget that variants are compared in.
-
-    Args:
-        title: sentence for the page.
-        options: overrides of the search's configuration.
-        seeds: of the runs.
-    """
+    """Experts, evaluators and budget that variants are compared in."""
 
     title: str
     options: Sequence[str]
@@ -33,7 +27,6 @@ class SuiteTable:
     """One comparison on the page.
 
     Args:
-        title: its heading.
         variants: what is compared: name to overrides; null: it is left out.
         against: labels of variants, separated by ``|``, whose best one the others are tested
             against; None: all against all.
@@ -55,12 +48,7 @@ class Suite:
     """Searches on equal terms, and the page that compares them.
 
     Args:
-        title: of the page.
-        workers: runs at a time.
         results: page that the plain command writes beside its runs; None: none.
-        options: overrides of every run.
-        settings: by name.
-        tables: by name.
         values: what options read, as ``${suite.values.NAME}``.
     """
 
@@ -78,12 +66,8 @@ class PlannedRun:
     """One run of a suite.
 
     Args:
-        table: name of the comparison it belongs to.
-        setting: name of its setting.
         variant: what is compared, as the page names it.
-        seed: of the run.
         options: overrides of the search's configuration.
-        directory: of the run.
     """
 
     table: str
@@ -102,9 +86,6 @@ class PlannedRun:
 
 def checked_suite(content: Any) -> Suite:
     """Returns the suite without what is switched off (null).
-
-    Args:
-        content: of the configuration's key ``suite``.
 
     Raises:
         UserError: an option is missing, unknown or has no meaning; names it.
@@ -150,10 +131,6 @@ def planned_runs(suite: Suite, root: Path) -> list[PlannedRun]:
     """Returns every run: tables, in each the settings, in each the seeds, in each the variants.
 
     The seed comes before the variant, so that a suite that is stopped early can be compared.
-
-    Args:
-        suite: checked.
-        root: of the runs' directories.
 
     Raises:
         UserError: a table names a setting that there is not, or two variants share a directory.

@@ -31,8 +31,6 @@ class Procedure(Protocol):
         """Does what is left of it.
 
         Args:
-            out: directory of the run.
-            command: that was given.
             plain: nothing but the experiment was named, so that its published page may be
                 replaced.
         """

@@ -27,10 +27,7 @@ def results_page(
     """Returns the page.
 
     Args:
-        suite: whose runs they are.
-        runs: all of them.
         failures: directory to reason, for those that did not finish.
-        command: that was given.
         seconds: that this start of the command took.
     """
     parts = [f"# {suite.title}", _facts(suite, runs, command, seconds)]

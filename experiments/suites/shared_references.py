@@ -20,11 +20,6 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
 
     The run's directory then looks as if an earlier start had scored them.
 
-    Args:
-        source: directory of the finished run.
-        run: directory of the run to come.
-        config: of the run to come.
-
     Returns:
         False where nothing is shared: the run has begun, asks other items or other models, or is
         on private items, whose scores must not lie beside what it releases.

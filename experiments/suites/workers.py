@@ -33,8 +33,6 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
     all others.
 
     Args:
-        runs: of a suite.
-        workers: how many at a time, each in a process of its own.
         search_path: directory with the user's own configuration; None: there is none.
 
     Returns:
@@ -89,9 +87,7 @@ def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | Non
     """Runs one search in this process, its output in a file beside it; returns why it failed.
 
     Args:
-        run: of a suite.
         first: directory of the setting's first run, whose scores of base and experts it takes.
-        search_path: directory with the user's own configuration.
     """
     overrides, directory = run.overrides, run.directory
     if search_path is not None:

@@ -129,12 +129,7 @@ def docstrings_of(tree: ast.Module) -> str:
 
 
 def code_of(source: str, tree: ast.Module) -> str:
-    """Returns Python source without docstrings, comment lines and runs of blank lines.
-
-    Args:
-        source: of a module.
-        tree: of the same module.
-    """
+    """Returns Python source without docstrings, comment lines and runs of blank lines."""
     lines = source.split("\n")
     for node in _documented(tree):
         if ast.get_docstring(node, clean=False) is not None:
@@ -204,9 +199,6 @@ def split_documents(
     """Returns the documents dealt to splits in an order that depends on names and seed alone.
 
     Args:
-        documents: of one domain.
-        domain: its name, for messages and seeds.
-        seed: another seed deals other documents.
         held_out: split -> documents it gets; the rest is for training.
 
     Raises:
@@ -264,9 +256,7 @@ class ChoiceItem:
     """A question: which of four texts follows?
 
     Args:
-        context: the text before.
         choices: four texts of equal length, all from the same domain and split.
-        label: index of the one that follows.
     """
 
     context: str
@@ -283,11 +273,8 @@ def choices(
     of modest size can tell them apart.
 
     Args:
-        documents: of one domain and split.
-        count: questions.
         context: bytes before.
         continuation: bytes of each choice.
-        seed: of the draw.
 
     Raises:
         ValueError: the documents do not hold that many.

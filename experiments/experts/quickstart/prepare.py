@@ -75,10 +75,8 @@ class QuickstartSettings:
     are not the best ones.
 
     Args:
-        size: of the model.
         base: training on all domains in equal shares.
         experts: name -> training from the base; at least one for each of `DOMAINS`.
-        held_out: how much text each split asks.
     """
 
     size: ModelSize = field(default_factory=ModelSize)
@@ -117,11 +115,9 @@ def prepare(
     waits for the first.
 
     Args:
-        cache_dir: folder that keeps what was prepared.
         seed: of the weights, the splits and the order of the text.
         threads: of the training; None: as many as torch has now.
         settings: what is trained; None: the quickstart's own.
-        progress: show a bar with the time left.
 
     Raises:
         ValueError: there is too little text on this machine.

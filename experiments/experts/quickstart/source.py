@@ -12,7 +12,6 @@ def experts(cache_dir: str, seed: int = 0, threads: int | None = 1) -> Sources:
     """Returns base and experts of the quickstart, trained on first use (a few minutes).
 
     Args:
-        cache_dir: folder that keeps what was trained.
         seed: of the training; not the seed of a search.
         threads: of the training; None: torch's own choice.
     """

@@ -21,7 +21,6 @@ class SplitSize:
     Args:
         documents: that the split gets.
         chunks: pieces of text for bits per byte.
-        questions: multiple-choice questions.
     """
 
     documents: int
@@ -34,10 +33,6 @@ class HeldOut:
     """How held-out text is cut, and how much of it each split asks.
 
     Args:
-        search: ranks candidates.
-        selection: a second look at the best few.
-        report: read once at the end.
-        chunk_bytes: bytes of one piece of text.
         context_bytes: bytes before a question's answer.
         continuation_bytes: bytes of each of its four answers.
     """
@@ -87,10 +82,8 @@ def write_tasks(tasks: Path, data: Path, splits: tuple[str, ...]) -> None:
     """Writes one lm-eval task ``quickstart_choice_<split>`` per split.
 
     Args:
-        tasks: folder of the YAML files.
         data: folder where the data files will lie; it is written as an absolute path, as lm-eval
             resolves paths from the working directory.
-        splits: of the data.
     """
     for split in splits:
         name = f"quickstart_choice_{split}"

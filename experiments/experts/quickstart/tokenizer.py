@@ -12,9 +12,6 @@ VOCABULARY_SIZE = len(SPECIAL) + 256
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     """Returns a tokenizer with one token per byte, without a beginning-of-text token of its own.
 
-    Args:
-        max_length: tokens that the model can read.
-
     Example:
         >>> tokenizer = byte_tokenizer(256)
         >>> tokenizer.decode(tokenizer("a b")["input_ids"])

@@ -32,8 +32,6 @@ class ModelSize:
     Args:
         hidden: width of the residual stream.
         intermediate: width of the MLP.
-        layers: blocks.
-        heads: attention heads.
         context: most tokens that the model reads.
     """
 
@@ -49,7 +47,6 @@ class Schedule:
     """One training: AdamW with warm-up and a cosine.
 
     Args:
-        steps: optimizer steps.
         batch: windows of text per step.
         rate: highest learning rate.
         final: share of `rate` at the last step.
@@ -160,11 +157,8 @@ def train(
     """Trains the model in place, on an equal share of every stream.
 
     Args:
-        model: float32, on the CPU.
         streams: domain -> text.
-        schedule: how long and how fast.
         seed: with `label` it seeds the order of the text.
-        label: name of this training.
         on_step: called after each step with its loss in nats per token.
     """
     draw = generator(seed, "train", label)

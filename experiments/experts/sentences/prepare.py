@@ -62,8 +62,6 @@ class SentenceSettings:
 
     Args:
         tasks: folders of the data; each becomes an expert of that name.
-        schedule: of every expert.
-        device: of the training, for example ``cpu`` or ``cuda``.
     """
 
     tasks: tuple[str, ...]
@@ -104,13 +102,10 @@ def prepare(
     waits for the first. A killed training is continued after the last expert that was finished.
 
     Args:
-        cache_dir: folder that keeps what was prepared.
         base: directory or Hugging Face id of the encoder.
         data: directory of the tasks' folders.
-        settings: what is trained.
         seed: of heads, splits, dropout and the order of the sentences.
         threads: of the training; None: as many as torch has now.
-        progress: show a bar with the time left.
 
     Raises:
         ValueError: data or base is missing or cannot be used, or a finished folder was damaged;

@@ -32,9 +32,6 @@ class SentenceTask:
     """One task's sentences; no text is in two parts, of this task or of another.
 
     Args:
-        name: of its folder.
-        classes: number of classes.
-        train: sentences to train on.
         held_out: split name -> sentences, in an order drawn once, so that the first of them are a
             random sample; the keys are `EVALUATION_SPLITS`.
     """
@@ -76,10 +73,6 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Se
     Their order, and the halves, depend on texts and seed alone. A text that occurs again, in the
     same task or in another, stays where it counts most: texts of any task's ``test`` are in no
     other part of any task, those of ``valid`` once and in no training; sst2 and subj share many.
-
-    Args:
-        files: as `task_files` gives them.
-        seed: another seed draws other halves.
 
     Raises:
         ValueError: a line cannot be read, a class is unknown to the training sentences, or too

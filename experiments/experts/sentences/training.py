@@ -27,7 +27,6 @@ class SentenceSchedule:
     """One training: AdamW, a linear rise of the learning rate, then a linear fall to zero.
 
     Args:
-        steps: optimizer steps.
         batch: sentences per step.
         learning_rate: the highest.
         warmup: share of the steps until the highest rate.
@@ -54,14 +53,7 @@ class SentenceSchedule:
 
 
 def new_classifier(base: Path, classes: int, *, seed: int, label: str) -> PreTrainedModel:
-    """Returns the encoder of `base` with an untrained head that depends on seed and label alone.
-
-    Args:
-        base: directory of the bare encoder.
-        classes: of the head.
-        seed: with `label` it seeds the head.
-        label: name of the task.
-    """
+    """Returns the encoder of `base` with a new head, which depends on seed and label alone."""
     with torch.random.fork_rng(devices=[]):  # its own initialisation draws globally
         torch.manual_seed(stable_seed(seed, "head", label))
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
@@ -85,10 +77,7 @@ def train(
     Args:
         model: float32, on any device.
         tokenizer: of its base, with a padding token.
-        sentences: to learn.
-        schedule: how long and how fast.
         seed: with `label` it seeds the order of the sentences and the dropout.
-        label: name of this training.
         on_step: called after each step with its loss in nats per sentence.
     """
     device = model.device
@@ -124,12 +113,6 @@ def batches_of(
 
     Items are drawn at random; those of `_SORTED_TOGETHER` consecutive batches are dealt by length,
     so that a batch holds little padding, and the batches follow each other at random.
-
-    Args:
-        lengths: tokens of each item.
-        schedule: steps and batch.
-        seed: with `label` it seeds the order.
-        label: name of the training.
     """
     draw = generator(seed, "order", label)
     needed = schedule.steps * schedule.batch

@@ -33,7 +33,6 @@ class DataSet:
 
     Args:
         identity: name or digest; equal identities, the same data.
-        texts: one for each record.
         group_size: how many records one secret may fill.
         max_length: most tokens of a record; the rest is cut off.
         disjoint_from: identities of data sets that share no record with this one, for the
@@ -75,13 +74,9 @@ def train_expert(
 
     Args:
         base: Hugging Face id or directory of a causal language model.
-        data: what is learnt.
-        regime: how.
-        out: directory of the expert, new or empty.
         label: name of the regime; with `seed` it seeds lots, dropout and noise.
         seed: of the training; a private one draws them in secret, see `Privacy`.
         lora: train an adapter; None: all parameters.
-        device: where it is trained.
         on_update: called after each update with the number of updates to come.
 
     Raises:

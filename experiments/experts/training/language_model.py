@@ -20,7 +20,6 @@ class Lora:
     """A LoRA adapter: Hu et al. 2021, arXiv 2106.09685.
 
     Args:
-        rank: of each product.
         alpha: the product is scaled by ``alpha / rank``.
         dropout: of its input, in [0, 1).
         targets: names of the linear layers that get one.
@@ -50,9 +49,7 @@ def open_model(
 
     Args:
         base: Hugging Face id or directory of a causal language model.
-        lora: train an adapter; None: train all parameters.
         seed: of the adapter's first factors.
-        device: where the model shall lie.
         dtype: of the parameters; a LoRA adapter's own are float32 in any case.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():

@@ -26,14 +26,10 @@ def train_on(
     """Trains the model in place, where it lies, and leaves it in evaluation mode.
 
     Args:
-        model: whose parameters `optimizer` holds.
-        batches: one for each step.
         backward: leaves the gradients of a batch; returns its loss.
         step: moves the parameters along them and forgets them.
-        optimizer: gets each step's learning rate.
         rate_at: learning rate of a step; steps count from 0.
         dropout: its seed; torch's global generators are as before afterwards.
-        on_step: called after each step with its loss.
     """
     device = next(model.parameters()).device
     model.train()
@@ -88,8 +84,6 @@ def cosine_rate(step: int, steps: int, *, peak: float, final: float, rising: int
     """Returns the learning rate of a step: a linear warm-up, then half a cosine.
 
     Args:
-        step: from 0.
-        steps: all of them, T.
         peak: the highest rate.
         final: share of `peak` at the end.
         rising: steps of the warm-up, w.

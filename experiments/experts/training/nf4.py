@@ -37,9 +37,6 @@ def rounded(weight: Tensor) -> Tensor:
     """Returns a weight on the nearest levels, scaled by the largest magnitude of each block.
 
     Blocks run over the weight's entries row by row; the last one may be shorter.
-
-    Args:
-        weight: of any shape and floating dtype.
     """
     flat = weight.detach().flatten().to(torch.float32)
     blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
@@ -53,11 +50,7 @@ def rounded(weight: Tensor) -> Tensor:
 
 
 def round_linear_layers(model: nn.Module) -> None:
-    """Rounds the weights of all linear layers in place, but not the output embedding's.
-
-    Args:
-        model: a Hugging Face model; embeddings, norms and biases stay as they are.
-    """
+    """Rounds the weights of all linear layers in place, but not the output embedding's."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
     with torch.no_grad():
         for module in model.modules():
@@ -66,12 +59,7 @@ def round_linear_layers(model: nn.Module) -> None:
 
 
 def write_rounded(base: str | Path, out: Path) -> None:
-    """Writes a copy of a causal language model with its linear layers on NF4, in float32.
-
-    Args:
-        base: Hugging Face id or directory.
-        out: directory of the copy, new or empty.
-    """
+    """Writes a copy of a causal language model with its linear layers on NF4, in float32."""
     model = open_model(base, None, seed=0, device=torch.device("cpu"))
     round_linear_layers(model)
     with quiet_transformers():

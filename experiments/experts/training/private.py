@@ -31,13 +31,7 @@ _TOLERANCE = 0.001  # of the guarantee that the noise is chosen for
 
 
 def noise_for(privacy: TrainingPrivacy, sample_rate: float, updates: int) -> float:
-    """Returns the noise multiplier that a regime asks for, or needs for its epsilon.
-
-    Args:
-        privacy: what is asked for.
-        sample_rate: probability of a record in one update.
-        updates: how many there will be.
-    """
+    """Returns the noise multiplier that a regime asks for, or needs for its epsilon."""
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     with _quiet_accountant():
@@ -54,13 +48,7 @@ def noise_for(privacy: TrainingPrivacy, sample_rate: float, updates: int) -> flo
 
 
 class TrainingSpend:
-    """What has been spent so far: every update counts, whoever was in its lot.
-
-    Args:
-        privacy: delta and accountant.
-        noise_multiplier: of every update.
-        sample_rate: probability of a record in one update.
-    """
+    """What has been spent so far: every update counts, whoever was in its lot."""
 
     def __init__(
         self, privacy: TrainingPrivacy, noise_multiplier: float, sample_rate: float
@@ -111,12 +99,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     """Sums clipped gradients of records, adds noise, divides by the expected lot, and steps.
 
     Args:
-        optimizer: takes the step.
-        privacy: clip norm, and which clipping.
         noise_multiplier: standard deviation of the noise over the clip norm.
-        lot: expected number of records.
         seed: of the noise; None: secret, drawn from the operating system.
-        device: where the parameters lie.
     """
 
     def __init__(

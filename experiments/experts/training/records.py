@@ -23,8 +23,6 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Record
     Every token behind the first is learnt. What does not fit into `max_length` is cut off.
 
     Args:
-        tokenizer: of a causal language model.
-        texts: one for each record.
         max_length: most tokens of a record, the start token included.
     """
     start, end = prefix_token(tokenizer), tokenizer.eos_token_id
@@ -54,8 +52,6 @@ def record_losses(model: Any, inputs: Tensor, targets: Tensor, loss: Reduction) 
     Args:
         model: maps ``input_ids`` and ``position_ids`` to an output with ``logits``.
         inputs: ``(records, tokens)``, as `padded` gives them.
-        targets: the same shape.
-        loss: over the tokens of one record.
     """
     rows, width = inputs.shape
     # Given, or a table of positions has one gradient for the lot instead of one per record.

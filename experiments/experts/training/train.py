@@ -43,7 +43,6 @@ class Trained:
         presentations: records shown, repeats counted.
         empty: updates whose lot had no record.
         losses: of each update, the mean of its records' losses in nats; none for empty lots.
-        spent: of a private training.
     """
 
     updates: int
@@ -67,10 +66,8 @@ def train(
     Args:
         model: causal language model; what requires no gradient stays as it is.
         records: tokens of each, at least two.
-        regime: how.
         seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
             `TrainingPrivacy`.
-        label: name of this training.
         on_update: called after each update with the number of updates to come.
 
     Raises:
@@ -129,10 +126,6 @@ def lots(
     """Yields the records of every update, by place; a Poisson lot may be empty.
 
     Args:
-        regime: sampling, lot and epochs.
-        records: how many there are.
-        seed: with `label` it seeds the draw.
-        label: name of the training.
         secret: draws Poisson lots instead; what sampling saves holds while nobody knows them.
     """
     updates = regime.updates(records)

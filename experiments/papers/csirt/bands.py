@@ -28,9 +28,7 @@ class BandQuestions:
     of ``-log2`` of the right answer's share of the probability of all four, in bits.
 
     Args:
-        model: what the models to come have in common.
         data: JSON-lines file with ``text`` (up to the score), ``behind`` and ``band`` (0 to 3).
-        take: ``start:stop`` of the items; None: all.
 
     Source: arXiv 2606.28479, utility; one guess in four is right by chance.
     """

@@ -38,11 +38,7 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class HubBase:
-    """A causal language model by Hugging Face id or directory.
-
-    Args:
-        name: id or directory.
-    """
+    """A causal language model by Hugging Face id or directory."""
 
     name: str
 
@@ -65,14 +61,9 @@ class TinyBase:
     Args:
         hidden: width of the residual stream.
         intermediate: width of the MLP.
-        layers: blocks.
-        heads: attention heads.
         context: most tokens that the model reads.
-        records: of the training.
         pseudonymised: share of them.
-        epochs: of the training.
         lot: records of an update.
-        learning_rate: the highest.
         seed: of weights and order.
     """
 

@@ -71,13 +71,9 @@ class Plugin:
     """One check of the scanner.
 
     Args:
-        number: its id.
-        family: of its product.
         name: product and flaw.
         score: CVSS v2 base score, one decimal.
         band: index into `BANDS`.
-        description: text.
-        solution: text.
     """
 
     number: int
@@ -94,10 +90,6 @@ def catalogue(world: World, text_length: int) -> list[Plugin]:
 
     A plugin's band is that of its flaw; for a quarter of the products it is one higher, for
     another one lower, so that both must be known.
-
-    Args:
-        world: whose flaws.
-        text_length: most characters of description and solution.
     """
     return [
         _plugin(world, place, product, flaw, band, text_length)

@@ -44,8 +44,6 @@ class CsirtCell:
     """One model that is scored.
 
     Args:
-        base: name of the base.
-        seed: of data and training.
         form: of the training records.
         regime: name of the regime, or `BASE`.
     """
@@ -66,14 +64,9 @@ class CsirtSetting:
     """What all cells have in common.
 
     Args:
-        bases: name to base.
-        data: how much there is of it.
-        regimes: name to regime.
         nf4: names of the regimes whose base is rounded to NF4 first.
         lora: train adapters; None: all parameters.
         max_length: most tokens of a training record.
-        cache: folder of bases, data and experts.
-        device: where models are trained and scored.
         batch_tokens: most padded tokens of one forward pass when scoring.
     """
 

@@ -71,7 +71,6 @@ class Corpus:
     """All data of one seed, before any pseudonym.
 
     Args:
-        training: organic records and clones with canaries, shuffled.
         held_out: split (search, selection, report) to records of the same plugins.
         secrets: the canaries, so that any half of them holds both classes and all kinds alike.
     """

@@ -51,8 +51,6 @@ def write_files(folder: Path, corpus: Corpus, seed: int, form: Form) -> None:
     """Writes the data of a seed in one form.
 
     Args:
-        folder: an empty one.
-        corpus: the data.
         seed: of the corpus; its pseudonyms' key follows from it.
         form: of the records around planted values, and of the held-out records.
     """

@@ -19,14 +19,7 @@ _SCORED = 0.4  # and a record that is scored as long as this many that are train
 
 
 def run_cells(setting: CsirtSetting, cells: Sequence[CsirtCell], workers: int, out: Path) -> None:
-    """Runs what is left of the cells; each leaves a file in `out`.
-
-    Args:
-        setting: common to all.
-        cells: all of them; finished ones are not run again.
-        workers: how many at a time.
-        out: where the files go.
-    """
+    """Runs what is left of the cells; each leaves a file in `out`."""
     left = [cell for cell in cells if not is_finished(setting, cell, out)]
     log.info("%d cells, %d of them are finished", len(cells), len(cells) - len(left))
     if not left:

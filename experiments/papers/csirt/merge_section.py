@@ -26,9 +26,7 @@ def merge_section(
     """Returns the section; all figures are of items that no search has read.
 
     Args:
-        runs: finished searches.
         limits: variant to its limit, see `Merging`.
-        variants: of each canary.
     """
     chance = chance_exposure(1 + variants)
     points: Points = {}

@@ -39,10 +39,7 @@ class PageNumbers:
     """What a reader must know of how the numbers came about.
 
     Args:
-        command: that was given.
         seconds: of all its starts together.
-        workers: processes at a time.
-        setting: of all cells.
         fast: whether it was the small trial.
         limits: of the merges' exposure, see `Merging`.
         remarks: what else a reader must know, from the configuration.
@@ -58,13 +55,7 @@ class PageNumbers:
 
 
 def page(found: CellScores, merges: Sequence[PlannedRun], facts: PageNumbers) -> str:
-    """Returns the page.
-
-    Args:
-        found: all cells.
-        merges: the searches that finished.
-        facts: how the numbers came about.
-    """
+    """Returns the page."""
     sections = [
         "# What fine-tuning remembers of vulnerability scans (csirt_memorization)",
         _facts(found, facts),

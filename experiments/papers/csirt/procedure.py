@@ -32,8 +32,6 @@ class CsirtMemorization:
 
     Args:
         bases: name to base; null: it is left out.
-        seeds: of data and training.
-        data: how much of it.
         regimes: name to regime; V0, V0fs, V1 and V2 as in the paper must be there.
         forms: form of the training records to the regimes that are trained on it.
         nf4: names of the regimes whose base is rounded to NF4 first.
@@ -43,7 +41,6 @@ class CsirtMemorization:
         fast: take `small` instead, for a trial of minutes.
         small: what replaces seeds, bases, data, forms or merging where `fast`.
         cache: folder of bases, data and experts.
-        workers: processes at a time, one thread each.
         device: where models are trained and scored.
         batch_tokens: most padded tokens of one forward pass when scoring.
         remarks: sentences for the page, on how the settings came about.

@@ -28,7 +28,6 @@ class Paired:
         p: of Wilcoxon's signed-rank test, two-sided.
         q: the same after Benjamini and Hochberg's correction of all that are shown together.
         delta: Cliff's, in [-1, 1].
-        pairs: how many.
     """
 
     difference: float
@@ -39,12 +38,7 @@ class Paired:
 
 
 class CellScores:
-    """Scores by base, seed, form and regime.
-
-    Args:
-        cells: what was planned.
-        folder: of the cells' files.
-    """
+    """Scores by base, seed, form and regime."""
 
     def __init__(self, cells: Sequence[CsirtCell], folder: Path) -> None:
         self.cells = tuple(cells)

@@ -15,9 +15,6 @@ def record_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     """Returns a tokenizer that spends its tokens on the values, which are read byte by byte.
 
     No value contains a space or a key, so that equal formats have equal numbers of tokens.
-
-    Args:
-        max_length: tokens that the model can read.
     """
     tokenizer = byte_tokenizer(max_length)
     tokenizer.add_tokens([*skeleton(), *_SLUGS, *words()])

@@ -27,10 +27,7 @@ def candidates(kind: Kind, cls: Class, count: int, draw: random.Random) -> list[
     """Returns different values of one format: a canary and its variants, say.
 
     Args:
-        kind: of the identifier.
         cls: ``A``: anomalous, of documentation ranges and opaque names; ``B``: realistic.
-        count: how many.
-        draw: where they come from.
     """
     make = (_ANOMALOUS if cls == "A" else _REALISTIC)[kind]
     found: dict[str, None] = {}

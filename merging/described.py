@@ -48,7 +48,6 @@ def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...])
     cannot run something else by its name.
 
     Args:
-        description: as `describe` wrote it.
         what: the part's name in messages, for example ``merge method``.
         members: attributes that make a class such a part.
 

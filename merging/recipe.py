@@ -30,7 +30,6 @@ class Ingredient:
 
     Args:
         source: Hugging Face id or directory, as the user named it.
-        sha256: of its weight files.
     """
 
     source: str
@@ -49,9 +48,7 @@ class Recipe:
     """All that rebuilds a merged model bit for bit.
 
     Args:
-        base: the base model.
         experts: expert name to ingredient, in the order of the pool.
-        plan: what was done with them.
         dtype: of the saved parameters, for example ``bfloat16``; None: each one's in the base.
         privacy: what `merging.privacy.ledger.Ledger` describes; None: nothing is known of it.
     """
@@ -152,7 +149,6 @@ class Recipe:
 
         Args:
             replaced: expert name (or ``base``) to where it lies now, if it moved.
-            trust_remote_code: passed to transformers.
 
         Raises:
             RecipeError: a checkpoint's content differs, or `replaced` names no ingredient.

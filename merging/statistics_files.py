@@ -41,7 +41,6 @@ class Origin:
         data: digest of the items as the model read them.
         dtype: of the model while they were gathered, for example ``float32``.
         seed: of the labels that were sampled; 0 for Gram matrices.
-        items: number of items.
         tokens: their tokens together; 0 for images.
         transposed: parameters that are stored as (in, out).
         averaged: parameters without a Gram matrix: no weight of a linear layer.
@@ -79,8 +78,6 @@ def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tens
     """Writes the file of one expert in one piece; equal content gives equal bytes.
 
     Args:
-        directory: exists.
-        origin: what was gathered from what.
         tensors: parameter name to Gram matrix ``(in, in)`` or Fisher ``(*shape)``, float32, CPU.
 
     Raises:
@@ -148,7 +145,6 @@ class Statistics:
 
     Args:
         directory: as `write_statistics` filled it.
-        kind: which files of it.
         digests: file name to the sha256 that its content must have.
     """
 
@@ -162,11 +158,6 @@ class Statistics:
 
     def read(self, expert: str, name: str, shape: torch.Size) -> Tensor:
         """Returns the statistic of one parameter, float32 on the CPU.
-
-        Args:
-            expert: content sha256.
-            name: of the parameter.
-            shape: of the statistic.
 
         Raises:
             StatisticsError: the file is missing, corrupt, of other content than `digests` say, or

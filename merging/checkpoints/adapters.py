@@ -52,8 +52,6 @@ class Factors:
     Attributes:
         a: ``(rank, in)``, dtype as stored.
         b: ``(out, rank)``.
-        scale: of the product.
-        transposed: whether the layer stores its weight as ``(in, out)``.
     """
 
     a: Tensor
@@ -73,7 +71,6 @@ class Adapter:
 
     Attributes:
         source: as the user named it.
-        path: its directory.
         sha256: identity of its weights and of the options that scale them.
         touched: names of the base's tensors that it changes.
     """
@@ -116,7 +113,6 @@ class Adapter:
         """Writes expert minus base into `out`; computed in float64, rounded once.
 
         Args:
-            name: a tensor of the base.
             base: its value, float32.
             out: ``(*shape)`` float32, overwritten.
         """

@@ -74,7 +74,6 @@ def architecture_of(
 
     Args:
         path: the checkpoint's directory, for code of its own.
-        config: its configuration.
         encoder: the class without a head instead.
 
     Raises:

@@ -39,7 +39,6 @@ class Checkpoint(Mapping[str, Tensor]):
     Attributes:
         source: as the user named it.
         path: its directory on this machine.
-        config: its configuration.
         architecture: the transformers class that `module` builds.
         skeleton: that class without data, on the meta device.
         file_names: module name -> name in the file, in the module's order; None where converted.
@@ -253,9 +252,6 @@ def load(
     """Returns a new module, and transformers' report of what it found; says nothing itself.
 
     Args:
-        architecture: the transformers class.
-        config: becomes the module's own.
-        dtype: of the parameters.
         path: directory of the weight files; or
         state: the tensors, by the names that a file would have.
     """

@@ -53,7 +53,6 @@ class WholeExpert:
     """An expert that is a checkpoint of its own.
 
     Args:
-        checkpoint: the expert's checkpoint.
         weights: its tensors by the base's names.
     """
 

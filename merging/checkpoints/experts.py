@@ -37,7 +37,6 @@ class ExpertPool:
 
     Attributes:
         base: the base's checkpoint; its ``module()`` has the tensors of `names`.
-        expert_names: display names, in the user's order.
         names: tensors that are merged, in the module's order: float; present in all; where all
             experts are adapters, touched by one of them.
         heads: experts that carry a classification head of their own; all of them, or none.
@@ -194,7 +193,6 @@ class ExpertPool:
         """Returns a number that follows from a parameter of base and experts.
 
         Args:
-            name: of the parameter.
             kind: tells it from other such numbers.
             compute: returns it; called once if the pool is held in memory.
         """

@@ -23,7 +23,6 @@ class GaussianMechanism:
             under the relation of the spend.
         sampling_rate: probability with which every unit is in a step, independently of all
             others; 1: all are. Shuffled batches of fixed size are no Poisson sample.
-        steps: how often.
     """
 
     noise_multiplier: float
@@ -40,12 +39,7 @@ class GaussianMechanism:
 
 @dataclass(frozen=True)
 class PureEpsilon:
-    """Mechanisms with delta 0 of which no more is known.
-
-    Args:
-        epsilon: of one release.
-        count: how many releases.
-    """
+    """Mechanisms with delta 0 of which no more is known."""
 
     epsilon: float
     count: int = 1

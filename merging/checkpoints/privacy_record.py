@@ -38,10 +38,7 @@ class PrivacySpend:
 
     Args:
         dataset: identity of the data, a name or a digest; equal identities, the same data.
-        epsilon: at least 0.
-        delta: in [0, 1).
         accountant: who computed them, for example ``dp-accounting rdp``.
-        accountant_version: of that library.
         unit: what is protected, for example ``record``.
         relation: what neighbouring data sets differ by.
         mechanisms: all that was run on the data, in order; None: not known.
@@ -162,7 +159,6 @@ def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str]
 
     Args:
         directory: holds the weights already.
-        record: what they cost.
         words: the record in sentences, for people; not read back.
 
     Returns:

@@ -19,7 +19,6 @@ def resolve(source: str, revision: str | None = None) -> Path:
 
     Args:
         source: a local directory or a Hugging Face id; a directory that exists wins.
-        revision: branch, tag or commit of an id.
 
     Raises:
         CheckpointError: no such directory; an id that cannot be found or fetched.

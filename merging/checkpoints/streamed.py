@@ -18,7 +18,6 @@ class StreamedWeights(Mapping[str, Tensor]):
 
     Args:
         weights: copied into host memory once; read in their order, in turns.
-        device: where tensors are wanted.
     """
 
     def __init__(self, weights: Weights, device: torch.device) -> None:

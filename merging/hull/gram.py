@@ -64,8 +64,6 @@ def measure(
     as merges compute: what a point of the hull is expected to be off by.
 
     Args:
-        pool: base and experts; its tensors are those that count.
-        points: name to weights.
         chunk_bytes: of float64 rows at once.
         held_bytes: of the points' tensors at once.
 

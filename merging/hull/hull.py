@@ -24,7 +24,6 @@ class Span:
     """The nearest point of a hull or a span.
 
     Args:
-        distance: of the point to it.
         coefficients: of the experts, that make the nearest point; the base has what is left to 1.
         residual: square root of the miss of the optimality conditions; see `Nearest`.
         outside: the distance is more than rounding explains.
@@ -41,11 +40,8 @@ class Position:
     """Where a point lies.
 
     Args:
-        name: of the point.
-        from_base: its distance from the base.
         expert_scale: the experts' mean distance from the base: a unit to read distances by.
         floor: distance that rounding alone may cause; below it `outside` is not claimed.
-        experts: distance to each expert.
         hull: convex combinations of the experts.
         hull_with_base: convex combinations of experts and base.
         affine_span: combinations of the experts with coefficients that sum to 1.

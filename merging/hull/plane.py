@@ -21,8 +21,6 @@ class Plane:
     Args:
         share: of the fitted models' variance that the plane shows, 0 to 1.
         base: its coordinates, in units of the experts' mean distance from the base.
-        experts: name to coordinates.
-        points: name to coordinates.
         off: name of a point to its distance from the plane, in the same units.
     """
 
@@ -40,7 +38,6 @@ def best_plane(gram: Gram, fitted: Sequence[str] | None = None) -> Plane:
     the others are projected on it.
 
     Args:
-        gram: of all of them.
         fitted: points that the plane is fitted to; None: all.
     """
     experts, names = len(gram.experts), gram.points

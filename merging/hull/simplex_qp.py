@@ -22,7 +22,6 @@ class Nearest:
 
     Args:
         weights: of the vertices, ``(vertices,)``; not unique where vertices depend on each other.
-        squared: squared distance.
         residual: by how much the optimality conditions are missed, in units of squared distance.
             In a hull it is the duality gap: the true nearest point lies within its square root.
     """

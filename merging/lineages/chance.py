@@ -25,9 +25,6 @@ def mask(probability: float, block: EntryRange, kind: str, seed: int, like: Tens
 
     Args:
         probability: in [0, 1], rounded to 1 / `MASK_LEVELS`.
-        block: the entries.
-        kind: of the operator that draws.
-        seed: of the operator.
         like: gives the device.
     """
     count = block.stop - block.start

@@ -59,9 +59,6 @@ class CrossoverOperator(Protocol):
         """Returns the child's entries in a block, ``(entries,)`` float32; changes no argument.
 
         Args:
-            block: of a tensor that is of both parents.
-            first: the first parent's entries in the block.
-            second: the second parent's.
             moments: of the parents in the whole tensor.
         """
         ...

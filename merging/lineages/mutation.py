@@ -40,7 +40,6 @@ class Mutation(Protocol):
         """Returns the function from the parent's blocks to the child's; it changes no argument.
 
         Args:
-            tensor: whose blocks they are.
             square: squared length of the parent's vector in it.
         """
         ...
@@ -73,8 +72,6 @@ class LowRankMutation:
     A tensor of more than two dimensions is the matrix ``(first, all others)``.
 
     Args:
-        seed: of the noise.
-        rank: at least 1.
         size: rms of the noise by rms of the parent's task vector, in every tensor, exactly; where
             the task vector is zero it stays zero. At least 0.
     """

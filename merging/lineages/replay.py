@@ -50,7 +50,6 @@ class Replay:
     and individual, so that a child of known parents takes two walks.
 
     Args:
-        pool: base and experts.
         start: the founder ``start``; None: there is none.
         keep: hold the start's tensors once read: as much memory as one model in float32.
 
@@ -233,11 +232,6 @@ def _operator(
 class LineageWeights(LazyWeights):
     """An individual's parameters; every read breeds one of them.
 
-    Args:
-        replay: over the pool.
-        lineage: of the individual.
-        dtype: of the result; None: each parameter's dtype in the base.
-
     Raises:
         MergeError: the lineage descends from a founder that is unknown.
     """
@@ -259,7 +253,6 @@ class LineagePlan:
 
     Args:
         start: the merge that is the founder ``start``; None: it has none.
-        lineage: of the individual.
     """
 
     start: Plan | None
@@ -279,7 +272,6 @@ class LineagePlan:
 
         Args:
             pool: holds at least the experts that the individual descends from.
-            dtype: of the result; None: each parameter's dtype in the base.
 
         Raises:
             MergeError: a founder is unknown; or as the start's plan raises.
@@ -297,10 +289,6 @@ class LineagePlan:
     @classmethod
     def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> LineagePlan:
         """Returns the plan that `describe` wrote.
-
-        Args:
-            description: as written.
-            start: the plan of the start, already read.
 
         Raises:
             ValueError: a key is missing or its value makes no sense; names it.

@@ -18,8 +18,6 @@ class TensorSlice:
     """One tensor as a slice of the flattened task vector, and its layer.
 
     Args:
-        name: of the tensor.
-        shape: of the tensor.
         offset: entries of the vector before it.
         total: entries of the whole vector.
         layer: the layer that it belongs to, counted from 0 over all stacks.
@@ -59,10 +57,7 @@ class EntryRange:
     """A block: entries ``start`` to ``stop`` of a flattened tensor, full rows or part of a vector.
 
     Args:
-        tensor: whose entries they are.
         number: of the block, counted from 0 in the tensor.
-        start: first entry.
-        stop: one past the last entry.
     """
 
     tensor: TensorSlice

@@ -26,7 +26,6 @@ class _Layer:
     """How the factors of one tensor become its delta.
 
     Attributes:
-        shapes: of A and B.
         scale: of the product; 1 where the experts' scales differ: each B then carries its own.
         transposed: whether the layer stores its weight as (in, out).
     """
@@ -101,9 +100,7 @@ class FactorWeights(LazyWeights):
     """Base plus the products of given factors; every read computes one parameter.
 
     Args:
-        pool: base and LoRA experts.
         factors: by the names of `factor_pool`, float32.
-        dtype: of the result; None: each parameter's dtype in the base.
 
     Raises:
         MergeError: as `factor_pool` raises.

@@ -60,7 +60,6 @@ class CentredCandidate:
     Args:
         centre: read tensor by tensor; empty: the base.
         key: equal for equal centres, so that candidates of one population can be told.
-        deltas: from the centre.
     """
 
     centre: Weights
@@ -81,9 +80,6 @@ class StackedFactors:
 
     ``sum_i w_i s_i B_i A_i`` is ``b diag(mix) a`` with b = (B_1, B_2, ...), a = (A_1; A_2; ...)
     and mix = (w_1 s_1, ..., w_2 s_2, ...): mixtures of one pool differ in `mix` alone.
-
-    Args:
-        pool: base and experts.
     """
 
     def __init__(self, pool: ExpertPool) -> None:
@@ -176,7 +172,6 @@ def low_rank_of(
     factors A and B, and paths whose candidates are low-rank noise around the centre.
 
     Args:
-        plan: of the candidate.
         stacks: of the pool that the plan is for; one for all candidates.
         weights: what the space decoded for the same genome: its held centre is used where there
             is one. None: taken from the plan.

@@ -62,7 +62,6 @@ class MergekitSources:
     Args:
         entries: models with their own parameters, in order.
         shared: parameters of all models, those of the slice before those of the file.
-        layer_ranges: of the slice's models.
     """
 
     entries: Sequence[tuple[ModelReference, Settings]]

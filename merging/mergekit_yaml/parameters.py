@@ -40,7 +40,6 @@ def places(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, Ten
     """Returns the place of every tensor of a model.
 
     Args:
-        names: all tensors of the base.
         file_names: module name to name in the file; a name that lacks is the same in both.
     """
     counts = layer_counts(names)

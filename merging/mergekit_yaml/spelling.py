@@ -47,7 +47,6 @@ class Spelling:
     """How one of mergekit's methods is spelt here; defaults are those of mergekit 0.1.5.
 
     Args:
-        cls: our method.
         per_model: mergekit's parameter of one model to our knob.
         shared: mergekit's parameter of the whole merge to our knob.
         defaults: mergekit's value where the file gives none; a parameter without one is required.
@@ -83,9 +82,7 @@ def _task_vectors(
     """Returns the spelling of mergekit's generalised task arithmetic with one sparsifier.
 
     Args:
-        cls: our method.
         extra: its knobs beside weight and scale.
-        normalize: mergekit's default.
         rescale: likewise; None: ours never rescales.
     """
     return Spelling(

@@ -29,7 +29,6 @@ class Draw(Protocol):
         """Returns the noise, ``(*shape)`` float32 on the pool's device.
 
         Args:
-            seed: of the noise.
             out: ``(*shape)``, contiguous, where it is to be written; None: a new tensor.
         """
         ...

@@ -122,10 +122,7 @@ class Walk:
     goes on from there, with the same operations as from the start, and so with the same bits.
 
     Args:
-        pool: base and experts.
         start: the plan that paths start from, where not from `BASE`.
-        noise: kind of noise.
-        seed: of the run.
         keep: hold the last centre of every tensor that was read: as much memory as one model in
             float32. Beside it a step of the centre takes one tensor of the size of the one read.
     """
@@ -221,9 +218,6 @@ class PathPlan:
 
     Args:
         start: the merge that it starts from; None: the base.
-        noise: kind of noise.
-        seed: of the run that found it.
-        path: of the point.
     """
 
     start: Plan | None
@@ -240,10 +234,6 @@ class PathPlan:
         """Returns the parameters, computed when read, in float32 and cast once.
 
         Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre.
-
-        Args:
-            pool: the experts that the path was found with.
-            dtype: of the result; None: each parameter's dtype in the base.
 
         Raises:
             MergeError: as the start's plan raises.

@@ -15,12 +15,7 @@ from merging.privacy.accounting import AccountingError
 
 @dataclass(frozen=True)
 class Price:
-    """An epsilon and a delta; (inf, 1) promises nothing.
-
-    Args:
-        epsilon: at least 0, maybe infinite.
-        delta: in [0, 1].
-    """
+    """An epsilon and a delta; (inf, 1) promises nothing."""
 
     epsilon: float
     delta: float
@@ -43,8 +38,6 @@ class Guarantee:
     """What all releases together promise the units of one data set.
 
     Args:
-        dataset: its identity.
-        unit: what is protected.
         relation: what neighbouring data sets differ by.
         price: the smaller one of `added` and `rdp`.
         how: which of the two it is.
@@ -52,7 +45,6 @@ class Guarantee:
         rdp: by Renyi differential privacy at the same delta; None: mechanisms are not known, one
             release alone, or no accountant.
         note: why `rdp` is missing, where more could be known.
-        releases: how many were counted.
         overlapping: other data sets counted in, as nobody declared them disjoint.
         group_size: units that one secret may fill.
         group: the price of such a secret; None: it fills one.
@@ -145,10 +137,6 @@ def largest(prices: Iterable[Price]) -> Price:
 
 def group(price: Price, size: int) -> Price:
     """Returns ``(k epsilon, delta sum_{i < k} e^(i epsilon))``: the price of k units at once.
-
-    Args:
-        price: of one unit.
-        size: k, at least 1.
 
     Source: Vadhan 2017, The complexity of differential privacy, lemma 2.2.
     """

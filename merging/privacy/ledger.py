@@ -48,7 +48,6 @@ class Ledger:
         """Returns the ledger of a merge; reads the experts' records.
 
         Args:
-            pool: base and experts, as opened from disk.
             plan: what was done with them; of a search any of its plans.
             searched: whether the plan was searched for. Then every expert of the pool counts, as
                 the scores of all of them steered the search; else those that the plan reads.
@@ -79,8 +78,6 @@ class Ledger:
         Args:
             content: of the recipe, as `describe` wrote it; None: older than ledgers, so all
                 experts count.
-            pool: base and experts.
-            plan: of the recipe.
 
         Raises:
             PrivacyRecordError: as `from_description` and `of` raise; or a record of an expert

@@ -63,7 +63,6 @@ def save_model(
     (AutoModel), ``out/heads/<expert>`` the whole classifier of each expert around it.
 
     Args:
-        pool: the experts that were merged.
         weights: every tensor of ``pool.names``; computed one at a time as they are written. A
             stack of another depth than the base's: those of its own layers instead.
         out: directory to create; its parents are created too.
@@ -105,7 +104,6 @@ def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | No
     """Returns the size of the weights that `save_model` writes, every head's encoder included.
 
     Args:
-        pool: the experts that are merged.
         dtype: of every float tensor; None: each as in the base.
         layers: of a stack; None: as many as the base has.
     """

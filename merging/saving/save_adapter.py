@@ -30,11 +30,9 @@ class SavedAdapter:
     """What an adapter keeps of a merged model.
 
     Args:
-        rank: of its factors.
         error: ``|D - B A| / |D|`` in the Frobenius norm over all matrices D = merged - base that
             it holds as factors; float32 rounding where the rank suffices.
         worst: the matrix with the largest error of its own.
-        worst_error: that error.
         whole: layers that it holds whole, as peft's ``modules_to_save``.
     """
 
@@ -63,7 +61,6 @@ def save_adapter(
     Classifiers: the adapter is the shared encoder's, for transformers' AutoModel.
 
     Args:
-        pool: the experts that were merged.
         weights: every tensor of ``pool.names``, best in float32: each is read once or twice.
         out: directory to create; its parents are created too.
         rank: of every factor; smaller matrices are padded with zeros.
@@ -106,7 +103,6 @@ def check_adapter(pool: ExpertPool, weights: Weights) -> None:
     """Refuses experts whose merges no adapter can hold, before anything is merged.
 
     Args:
-        pool: base and experts.
         weights: a merge of the kind that is to be saved; only their names are read.
 
     Raises:

@@ -18,9 +18,6 @@ class Real:
     Args:
         name: path that reports show, for example ``weight/layers.0-3/code``.
         low: smallest allowed value, ``-inf`` where unbounded.
-        high: largest allowed value.
-        start: centre of the search.
-        scale: typical step of a search.
     """
 
     name: str
@@ -36,7 +33,6 @@ class Choice:
 
     Args:
         name: path that reports show, for example ``method``.
-        options: what can be chosen, in order.
         start: index of the option that a search starts from.
     """
 

@@ -25,7 +25,6 @@ class CoefficientSpace(VectorGenomes):
     the experts, which is the point.
 
     Args:
-        pool: base and experts.
         method: its knobs are the search's dimensions.
         grouping: which parameters share coefficients.
         knobs: the knobs that are searched; None: all. The others stay at their value in `start`.
@@ -33,7 +32,6 @@ class CoefficientSpace(VectorGenomes):
             ``average``: 1 / number of experts.
         bounds: knob name to (low, high), where narrower than the knob's own.
         scale: knob name to the typical step of the search.
-        dtype: of decoded weights; None: the base's.
 
     Raises:
         MergeError: `knobs`, `start`, `bounds` or `scale` name a knob that the method lacks, a

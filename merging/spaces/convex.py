@@ -30,9 +30,7 @@ class ConvexSpace(VectorGenomes):
     rounding leads out of the hull but that of the weights themselves.
 
     Args:
-        pool: base and experts.
         with_base: the base takes part with a share of its own: the hull of experts and base.
-        dtype: of decoded weights; None: the base's.
     """
 
     def __init__(

@@ -61,9 +61,7 @@ class DisplacedSpace(VectorGenomes):
     held: as much memory as one model in float32.
 
     Args:
-        inner: the space whose axes are searched.
         start: the point to start from: a static merge, a recipe, an expert.
-        dtype: of decoded weights; None: the base's.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ class FactorSpace(PathGenomes):
         initial: what paths start from: a merge, applied to A and B, or a plan that a search of
             this space has found; None: the base, with factors of zero.
         seed: of the run; with a noise's number and a factor's name it decides that noise.
-        dtype: of decoded weights; None: the base's.
 
     Raises:
         MergeError: an expert is no adapter, ranks differ, or `initial` has no meaning on factors.

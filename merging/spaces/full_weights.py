@@ -76,11 +76,8 @@ class FullWeightSpace(PathGenomes):
     centre are walked anew from their start.
 
     Args:
-        pool: base and experts.
-        noise: kind of noise.
         initial: plan of the point that paths start from; None: the base.
         seed: of the run; with a noise's number and a tensor's name it decides that noise.
-        dtype: of decoded weights; None: the base's.
     """
 
     def __init__(
@@ -126,7 +123,6 @@ def weighted_start(pool: ExpertPool, weights: Sequence[float], *, scale: float =
     """Returns the paper's initial point: ``base + scale sum_i w_i delta_i``.
 
     Args:
-        pool: base and experts.
         weights: one per expert.
         scale: the paper's alpha / M is far smaller than the released code's 1.0.
 

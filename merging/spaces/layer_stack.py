@@ -48,10 +48,7 @@ class LayerStackSpace(VectorGenomes):
     or repeat the layer before where nothing can be skipped; in a shallower one some are missing.
 
     Args:
-        pool: base and experts.
         depth: number of places, the layers of the model; None: as many as the base has.
-        experts: whether layers may come from an expert.
-        base: whether they may come from the base.
         coefficients: builds a space over the same pool whose merge is one more source, from which
             the tensors outside the layers come too; its axes are searched as well. None: they
             come from one of the other sources, which is chosen.
@@ -59,10 +56,8 @@ class LayerStackSpace(VectorGenomes):
             with; None: it may be any layer.
         scaling: whether what a layer adds to the residual stream is scaled.
         skip: whether a place may be left empty.
-        bounds: smallest and largest scale.
         step: typical step of a search of the scales.
         initial: a plan to start from: it moves what `coefficients` searches, or is a source.
-        dtype: of decoded weights; None: the base's.
 
     Raises:
         MergeError: the model's layers cannot be rearranged, scaled or skipped; there is no source

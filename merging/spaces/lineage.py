@@ -34,7 +34,6 @@ class LineageSpace:
         initial: plan of one more founder, ``start``; None: there is none.
         base: whether the base model is a founder as well, under the name ``base``. Lineages that
             name it are decoded in either case.
-        dtype: of decoded weights; None: the base's.
 
     Raises:
         MergeError: an expert is named ``start`` or ``base``.

@@ -20,11 +20,8 @@ class MixedSpace(VectorGenomes):
     """Genome: method index, one yes/no per expert, then the knobs of every method in turn.
 
     Args:
-        pool: base and experts.
         methods: name to merge method, at least one.
         grouping: which parameters share coefficients, for every method.
-        choose_experts: also search which experts take part.
-        dtype: of decoded weights; None: the base's.
     """
 
     def __init__(

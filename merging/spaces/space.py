@@ -18,7 +18,6 @@ class SearchSpace(Protocol[G]):
     Attributes:
         gives: the keys of `domain`, known before there is a pool: what decides which strategies
             can search this space.
-        pool: base and experts.
     """
 
     gives: ClassVar[tuple[str, ...]]

@@ -23,10 +23,6 @@ class Restacked(Mapping[str, Tensor]):
     Configuration, names and module are those that transformers gives a model of that depth. The
     values are a filling, to be written over: layer i holds the base's layer i, counted round.
 
-    Args:
-        base: the checkpoint.
-        layers: number of layers.
-
     Raises:
         MergeError: no model of that depth can be described; says why.
     """
@@ -129,7 +125,6 @@ class AdjustableDepth:
 
     Args:
         module: with as many layers as will ever be asked for.
-        layers: where they are.
     """
 
     def __init__(self, module: nn.Module, layers: LayerMap) -> None:

@@ -73,10 +73,6 @@ class LayerStackPlan:
 
         A layer of a LoRA expert is taken as the expert would be saved, in the base's dtype.
 
-        Args:
-            pool: base and experts.
-            dtype: of the result; None: each parameter's dtype in the base.
-
         Raises:
             MergeError: the model's layers cannot be rearranged; a place names a layer or source
                 that there is not, one of another kind, or a scale that this architecture cannot
@@ -102,7 +98,6 @@ class LayerStackPlan:
         """Returns the plan that `describe` wrote.
 
         Args:
-            description: of the stack.
             merged: the plan under ``merged_source``, read already.
 
         Raises:

@@ -39,13 +39,11 @@ class LayerMap:
 
     Args:
         stack: path of the list of layers, for example ``model.layers``.
-        count: number of layers.
         inside: parameters of every layer, by their names within it, in the module's order.
         kinds: what the configuration says of each layer alone (sliding or full attention); layers
             of one kind can stand in each other's place.
         residual: module within a layer that writes into the residual stream -> what is added to
             its weight when it is used; empty where that is not known of this architecture.
-        model_type: the architecture, as its configuration calls it.
     """
 
     stack: str
@@ -89,7 +87,6 @@ class LayerMap:
 
         Args:
             outer: names in the module's order; those inside the stack count for their place only.
-            layers: how many layers there shall be.
         """
         ordered: list[str] = []
         placed = False

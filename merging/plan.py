@@ -38,6 +38,11 @@ class Plan(Protocol):
         """Returns the plan as JSON with its ``kind``, readable by `plan_from_description`."""
         ...
 
+    @property
+    def named_experts(self) -> frozenset[str] | None:
+        """The experts that the plan names; None: it may read all of the pool."""
+        ...
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -59,6 +64,11 @@ class MergePlan:
     def name(self) -> str:
         """The method's class name."""
         return type(self.method).__name__
+
+    @property
+    def named_experts(self) -> frozenset[str]:
+        """The experts that take part."""
+        return frozenset(self.experts)
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
         """Returns the merged parameters, computed when read, in float32 and cast once.

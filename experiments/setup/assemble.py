@@ -21,7 +21,7 @@ from experiments.runs.sources import ExpertSource
 from experiments.setup.execution import Execution
 from experiments.setup.initial import Initial
 from experiments.setup.pairing import build_space, build_strategy
-from merging.checkpoints.expert import WholeExpert
+from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.plan import Plan
@@ -101,7 +101,7 @@ def fills(pool: ExpertPool, free_bytes: int) -> bool:
     """
     base = pool.base
     one = sum(base.shape(name).numel() * base.dtype(name).itemsize for name in pool.names)
-    whole = sum(isinstance(expert, WholeExpert) for expert in pool.experts.values())
+    whole = sum(isinstance(expert, CheckpointExpert) for expert in pool.experts.values())
     return one * (1 + whole) > free_bytes // 2
 
 

@@ -161,14 +161,6 @@ class Adapter:
         return replace(self, _factors=factors, _copies=copies)
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether `path` is a PEFT adapter and not a whole checkpoint."""
-    whole = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return (path / "adapter_config.json").is_file() and not any(
-        (path / name).is_file() for name in whole
-    )
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     """Returns adapter_config.json, or refuses what this file cannot compute exactly."""
     file = path / "adapter_config.json"

@@ -21,14 +21,14 @@ from merging.checkpoints.architecture import CLASSIFIERS, POOLER, architecture_o
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
-from merging.weights import CheckpointError
+from merging.weights import CheckpointError, LazyWeights
 
 logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(LazyWeights):
     """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
 
     Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
@@ -53,10 +53,8 @@ class Checkpoint(Mapping[str, Tensor]):
         *,
         encoder: bool,
     ):
-        self.source = source
-        self.path = path
-        self.config = config
-        self.architecture = architecture
+        self.source, self.path = source, path
+        self.config, self.architecture = config, architecture
         self.skeleton = naming.skeleton(architecture, config)
         self._encoder = encoder
         self._files = WeightFiles.find(path)
@@ -68,6 +66,7 @@ class Checkpoint(Mapping[str, Tensor]):
             logger.info("%s: transformers converts its tensors, so all are loaded", source)
             self._weights = self._load_all()
         self._keys = self.file_names or {name: name for name in self._weights}
+        super().__init__(self._keys)
         self._check_skeleton()
 
     @classmethod
@@ -93,9 +92,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)
-        return cls(
-            source, path, config, architecture_of(path, config, encoder=encoder), encoder=encoder
-        )
+        architecture = architecture_of(path, config, encoder=encoder)
+        return cls(source, path, config, architecture, encoder=encoder)
 
     @cached_property
     def sha256(self) -> str:
@@ -135,17 +133,8 @@ class Checkpoint(Mapping[str, Tensor]):
             return self._weights[name].dtype
         return self._files.dtype(self._keys[name])
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         return self._weights[self._keys[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._keys
 
     def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Returns a new module with these weights, in evaluation mode, without gradients."""
@@ -251,9 +240,7 @@ def load(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns a new module, and transformers' report of what it found; says nothing itself.
 
-    Args:
-        path: directory of the weight files; or
-        state: the tensors, by the names that a file would have.
+    Its weights are those of the files in `path`, or `state`, by the names that a file would have.
     """
     options: dict[str, Any] = {"config": config, "dtype": dtype}
     if state is not None:

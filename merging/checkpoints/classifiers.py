@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.weights import Weights
+from merging.weights import LazyWeights
 
 
-def encoder_of(expert: Checkpoint) -> Weights:
-    """Returns a classifier's tensors without its head, by the encoder's own names."""
-    return _Encoder(expert)
+class EncoderWeights(LazyWeights):
+    """A classifier's tensors without its head, by the encoder's own names (no ``bert.``)."""
+
+    def __init__(self, expert: Checkpoint) -> None:
+        prefix = expert.prefix
+        super().__init__(n.removeprefix(prefix) for n in expert if n.startswith(prefix))
+        self._expert = expert
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._expert[self._expert.prefix + name]
 
 
 def assemble(
@@ -31,30 +38,10 @@ def assemble(
     models: dict[str, nn.Module] = {}
     for name, expert in experts.items():
         model = expert.module(dtype=dtype, device=device)
-        own = getattr(model, expert.prefix.removesuffix("."))
-        setattr(model, expert.prefix.removesuffix("."), _with_own_parts(shared, own))
+        attribute = expert.prefix.removesuffix(".")
+        setattr(model, attribute, _with_own_parts(shared, getattr(model, attribute)))
         models[name] = model
     return models
-
-
-class _Encoder(Mapping[str, Tensor]):
-    """Names without the prefix, for example ``bert.``; tensors read on access."""
-
-    def __init__(self, expert: Checkpoint) -> None:
-        self._expert = expert
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._expert[self._expert.prefix + name]
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._expert.prefix + name in self._expert
-
-    def __iter__(self) -> Iterator[str]:
-        prefix = self._expert.prefix
-        return (name.removeprefix(prefix) for name in self._expert if name.startswith(prefix))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def _with_own_parts(shared: nn.Module, own: nn.Module) -> nn.Module:

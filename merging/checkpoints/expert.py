@@ -1,4 +1,4 @@
-"""One expert as its base sees it: the interface, and the expert that is a whole checkpoint."""
+"""One expert as its base sees it: the interface, and the expert that is a full checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merging.weights import Weights
 
 
 class Expert(Protocol):
-    """One expert, whole or as an adapter, seen from its base."""
+    """One expert, a full checkpoint or an adapter, seen from its base."""
 
     @property
     def source(self) -> str:
@@ -49,7 +49,7 @@ class Expert(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class WholeExpert:
+class CheckpointExpert:
     """An expert that is a checkpoint of its own.
 
     Args:
@@ -85,7 +85,7 @@ class WholeExpert:
         """Returns the record beside its weights; raises as `read_record` does."""
         return read_record(self.checkpoint.path)
 
-    def to(self, device: torch.device) -> WholeExpert:
+    def to(self, device: torch.device) -> CheckpointExpert:
         """Returns the same expert with its tensors on `device`."""
         return replace(self, weights=held(self.weights, device))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from merging.checkpoints import classifiers, compatibility
-from merging.checkpoints.adapters import Adapter, is_adapter
+from merging.checkpoints.adapters import Adapter
 from merging.checkpoints.architecture import is_classifier_config, read_config
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.expert import Expert, WholeExpert, held
+from merging.checkpoints.expert import CheckpointExpert, Expert, held
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
+from merging.checkpoints.weight_files import is_adapter
 from merging.rules.cache import LARGE, ExpertTensor, ParameterStack, TensorCache
-from merging.weights import CheckpointError, Weights
+from merging.weights import CheckpointError, LazyWeights, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,9 @@ class ExpertPool:
     device: torch.device
     _base_weights: Weights
     _deltas: dict[str, Tensor] | None = None
-    _whole: ExpertPool | None = None
+    _all: ExpertPool | None = None
     _cache: TensorCache | None = None
-    _rows: dict[str, ParameterStack] | None = None
+    _stacks: dict[str, ParameterStack] | None = None
 
     @classmethod
     def open(
@@ -96,11 +97,12 @@ class ExpertPool:
             if name in configs:
                 expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
                 compatibility.check_tensors(root, name, expert)
-                weights = classifiers.encoder_of(expert) if heads else expert
-                opened[name] = WholeExpert(expert, weights)
+                weights = classifiers.EncoderWeights(expert) if heads else expert
+                opened[name] = CheckpointExpert(expert, weights)
             else:
                 opened[name] = Adapter.open(source, paths[name], root)
-        compatibility.check_poolers(root, _encoders(opened) if heads else {})
+        encoders = {name: expert.weights for name, expert in _checkpoints(opened).items()}
+        compatibility.check_poolers(root, encoders if heads else {})
         names = _merged_names(root, opened)
         return cls(root, opened, names, heads, torch.device("cpu"), root)
 
@@ -143,15 +145,15 @@ class ExpertPool:
         """
         if self._deltas is not None and name in self._deltas:
             return self._deltas[name]
-        if self._whole is not None and self._whole._deltas is not None:
-            rows = [self._whole.expert_names.index(expert) for expert in self.experts]
-            return self._whole.deltas(name)[rows]
+        if self._all is not None and self._all._deltas is not None:
+            indices = [self._all.expert_names.index(expert) for expert in self.experts]
+            return self._all.deltas(name)[indices]
         base = self.base_tensor(name).float()
         deltas = torch.empty(
             (len(self.experts), *base.shape), dtype=torch.float32, device=self.device
         )
-        for row, expert in zip(deltas, self.experts.values(), strict=True):
-            expert.fill(name, base, row)
+        for delta, expert in zip(deltas, self.experts.values(), strict=True):
+            expert.fill(name, base, delta)
         if self._deltas is not None:
             self._deltas[name] = deltas
         return deltas
@@ -161,21 +163,22 @@ class ExpertPool:
 
         Adapters have no tensor of their own: what they add is computed, and kept if there is room.
         """
-        if self._rows is not None and name in self._rows:
-            return self._rows[name]
+        if self._stacks is not None and name in self._stacks:
+            return self._stacks[name]
         base = self.base_tensor(name)
-        rows = tuple(self._row(name, base, expert) for expert in self.experts.values())
-        found = ParameterStack(name, base, rows, torch.float32, self._large)
-        if self._rows is not None:
-            self._rows[name] = found
-        return found
+        experts = self.experts.values()
+        tensors = tuple(self._expert_tensor(name, base, expert) for expert in experts)
+        stack = ParameterStack(name, base, tensors, torch.float32, self._large)
+        if self._stacks is not None:
+            self._stacks[name] = stack
+        return stack
 
     @cached_property
     def _large(self) -> bool:
         return any(self.base.shape(name).numel() >= LARGE for name in self.names)
 
-    def _row(self, name: str, base: Tensor, expert: Expert) -> ExpertTensor:
-        if isinstance(expert, WholeExpert):
+    def _expert_tensor(self, name: str, base: Tensor, expert: Expert) -> ExpertTensor:
+        if isinstance(expert, CheckpointExpert):
             own = expert.tensor(name, base)
             return ExpertTensor(name, expert.sha256, own, True, base, torch.float32, self._cache)
 
@@ -185,8 +188,8 @@ class ExpertPool:
             return out
 
         key = (name, expert.sha256, "delta")
-        found = self._cache.get(key, 4 * base.numel(), delta) if self._cache else None
-        stored = delta() if found is None else found
+        kept = self._cache.get(key, 4 * base.numel(), delta) if self._cache else None
+        stored = delta() if kept is None else kept
         return ExpertTensor(name, expert.sha256, stored, False, base, torch.float32, self._cache)
 
     def cached(self, name: str, kind: str, compute: Callable[[], float]) -> float:
@@ -199,13 +202,6 @@ class ExpertPool:
         key = (name, self.identities, kind)
         found = None if self._cache is None else self._cache.get(key, 0, compute)
         return compute() if found is None else found
-
-    def untouched(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the base's tensors that are not merged, with their values."""
-        merged = set(self.names)
-        for name in self.base:
-            if name not in merged:
-                yield name, self.base_tensor(name)
 
     def expert_weights(self, expert: str) -> Weights:
         """Returns an expert's own tensors by `names`, read on access, for scoring it alone.
@@ -228,16 +224,13 @@ class ExpertPool:
         compatibility.check_known(experts, self.expert_names)
         if tuple(experts) == self.expert_names:
             return self
-        chosen = {name: self.experts[name] for name in experts}
-        heads = tuple(name for name in experts if name in self.heads)
-        rows: dict[str, ParameterStack] | None = None if self._rows is None else {}
         return replace(
             self,
-            experts=chosen,
-            heads=heads,
+            experts={name: self.experts[name] for name in experts},
+            heads=tuple(name for name in experts if name in self.heads),
             _deltas=None,
-            _whole=self._whole or self,
-            _rows=rows,
+            _all=self._all or self,
+            _stacks=None if self._stacks is None else {},
         )
 
     def resident(
@@ -272,14 +265,12 @@ class ExpertPool:
             return StreamedWeights(weights, device) if stream else held(weights, device)
 
         def place(expert: Expert) -> Expert:
-            if stream and isinstance(expert, WholeExpert):
+            if stream and isinstance(expert, CheckpointExpert):
                 return replace(expert, weights=keep(expert.weights))
             return expert.to(device)
 
         # what an adapter adds is kept in the cache, as long as it fits
-        held_whole = not (stream or shared) and all(
-            isinstance(expert, WholeExpert) for expert in self.experts.values()
-        )
+        adapters = len(self.experts) > len(_checkpoints(self.experts))
         experts = self.experts if shared else {n: place(e) for n, e in self.experts.items()}
         return replace(
             self,
@@ -287,9 +278,9 @@ class ExpertPool:
             device=device,
             _base_weights=self._base_weights if shared else keep(self._base_weights),
             _deltas={} if cache_deltas else None,
-            _whole=None,
+            _all=None,
             _cache=TensorCache(cache_bytes),
-            _rows={} if held_whole else None,
+            _stacks=None if stream or shared or adapters else {},
         )
 
     def classifiers(self, *, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
@@ -299,43 +290,30 @@ class ExpertPool:
         Where the base has no pooler and the experts do (BERT from a masked language model), the
         pooler stays with the head and the rest of the encoder is shared.
         """
-        own = {
-            name: expert.checkpoint
-            for name, expert in self.experts.items()
-            if name in self.heads and isinstance(expert, WholeExpert)
-        }
+        experts = _checkpoints(self.experts).items()
+        own = {name: expert.checkpoint for name, expert in experts if name in self.heads}
         return classifiers.assemble(self.base, own, dtype=dtype, device=device)
 
 
-class _ExpertWeights(Mapping[str, Tensor]):
+class _ExpertWeights(LazyWeights):
     """One expert's tensors by the names of the pool."""
 
     def __init__(self, pool: ExpertPool, expert: Expert) -> None:
+        super().__init__(pool.names)
         self._pool, self._expert = pool, expert
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         return self._expert.tensor(name, self._pool.base_tensor(name))
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._pool.names
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pool.names)
-
-    def __len__(self) -> int:
-        return len(self._pool.names)
-
-
-def _encoders(experts: Mapping[str, Expert]) -> dict[str, Weights]:
-    """Returns expert -> its encoder's tensors."""
-    return {
-        name: expert.weights for name, expert in experts.items() if isinstance(expert, WholeExpert)
-    }
+def _checkpoints(experts: Mapping[str, Expert]) -> dict[str, CheckpointExpert]:
+    """Returns the experts that are full checkpoints."""
+    return {name: e for name, e in experts.items() if isinstance(e, CheckpointExpert)}
 
 
 def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
     """Returns the float tensors that at least one expert changes and none lacks."""
-    whole = [expert for expert in experts.values() if isinstance(expert, WholeExpert)]
+    full = list(_checkpoints(experts).values())
     touched: set[str] = set()
     for expert in experts.values():
         touched |= expert.touched if isinstance(expert, Adapter) else set(base)
@@ -344,7 +322,7 @@ def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str,
         for name in base
         if name in touched
         and base.dtype(name).is_floating_point
-        and all(name in expert.weights for expert in whole)
+        and all(name in expert.weights for expert in full)
     )
 
 

@@ -94,7 +94,7 @@ def mechanism_from_json(content: Any) -> Mechanism:
             f"a mechanism must have a kind of {', '.join(_KINDS)}, got {content!r}"
         )
     cls = _KINDS[kind]
-    check_keys(f"mechanism {kind}", content, ["kind", *(each.name for each in fields(cls))])
+    check_keys(f"mechanism {kind}", content, ["kind", *(field.name for field in fields(cls))])
     return cls(**{key: value for key, value in content.items() if key != "kind"})
 
 
@@ -135,5 +135,5 @@ def check_count(owner: object, name: str) -> None:
 def check_tuple(owner: object, name: str, kind: Any) -> None:
     """Raises PrivacyRecordError unless the attribute is a tuple of one kind."""
     value = getattr(owner, name)
-    if not isinstance(value, tuple) or not all(isinstance(each, kind) for each in value):
+    if not isinstance(value, tuple) or not all(isinstance(entry, kind) for entry in value):
         raise PrivacyRecordError(f"{name} holds something of another kind: {value!r}")

@@ -20,7 +20,7 @@ from merging.checkpoints.mechanisms import (
     mechanism_from_json,
     mechanism_to_json,
 )
-from merging.checkpoints.weight_files import WeightFiles
+from merging.checkpoints.weight_files import WeightFiles, is_adapter
 from merging.files import write_text
 
 RECORD_FILE = "privacy.json"
@@ -90,10 +90,10 @@ class PrivacySpend:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the spend as JSON, readable by `from_json`."""
-        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["disjoint_from"] = list(self.disjoint_from)
         if self.mechanisms is not None:
-            content["mechanisms"] = [mechanism_to_json(each) for each in self.mechanisms]
+            content["mechanisms"] = list(map(mechanism_to_json, self.mechanisms))
         return content
 
     @classmethod
@@ -103,7 +103,7 @@ class PrivacySpend:
         Raises:
             PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
         """
-        check_keys("spend", content, [each.name for each in fields(cls)])
+        check_keys("spend", content, [field.name for field in fields(cls)])
         values = dict(content)
         for name in ("mechanisms", "disjoint_from"):
             if not isinstance(values[name], list | None):
@@ -251,8 +251,5 @@ def _weights_sha256(directory: Path) -> str:
     """Returns the identity of the weight files of a checkpoint or an adapter, or of statistics."""
     if not any((directory / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
         return files_sha256(sorted(directory.glob("*.safetensors")))
-    whole = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    adapter = (directory / "adapter_config.json").is_file() and not any(
-        (directory / name).is_file() for name in whole
-    )
-    return files_sha256(WeightFiles.find(directory, "adapter_model" if adapter else "model").files)
+    stem = "adapter_model" if is_adapter(directory) else "model"
+    return files_sha256(WeightFiles.find(directory, stem).files)

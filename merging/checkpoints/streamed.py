@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import torch
 from torch import Tensor
 
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 
-class StreamedWeights(Mapping[str, Tensor]):
+class StreamedWeights(LazyWeights):
     """Copies on `device`, made when read; the next tensor travels while one is worked on.
 
     Held on the device are the tensor last read and the one after it. On CUDA the host's copies
@@ -23,42 +21,30 @@ class StreamedWeights(Mapping[str, Tensor]):
     def __init__(self, weights: Weights, device: torch.device) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
-        self._host = {name: self._kept(weights[name]) for name in weights}
+        self._host = {name: self._on_host(weights[name]) for name in weights}
         names = list(self._host)
+        super().__init__(names)
         self._next = dict(zip(names, names[1:] + names[:1], strict=True))
         self._side = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._ahead: dict[str, Tensor] = {}
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._host:
-            raise KeyError(name)
+    def _tensor(self, name: str) -> Tensor:
         following = self._next[name]
-        ahead = {each: self._ahead.get(each) for each in (name, following)}
-        here = ahead[name]
+        here, after = self._ahead.get(name), self._ahead.get(following)
         if here is None:
-            here = self._sent(name)
+            here = self._send(name)
         if self._side is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._side)
             here.record_stream(current)  # its memory is not reused before the work is done
-        after = ahead[following]
-        self._ahead = {name: here, following: self._sent(following) if after is None else after}
+        self._ahead = {name: here, following: self._send(following) if after is None else after}
         return here
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._host
+    def _on_host(self, tensor: Tensor) -> Tensor:
+        copy = tensor.to("cpu", copy=True)
+        return copy.pin_memory() if self._cuda else copy
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._host)
-
-    def __len__(self) -> int:
-        return len(self._host)
-
-    def _kept(self, tensor: Tensor) -> Tensor:
-        own = tensor.to("cpu", copy=True)
-        return own.pin_memory() if self._cuda else own
-
-    def _sent(self, name: str) -> Tensor:
+    def _send(self, name: str) -> Tensor:
         """Starts the copy and returns where it arrives."""
         if self._side is None:
             return self._host[name].to(self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from merging.weights import CheckpointError
+from merging.weights import CheckpointError, LazyWeights
 
 _DTYPES = {
     "F64": torch.float64,
@@ -41,7 +41,7 @@ class _Entry:
     dtype: torch.dtype
 
 
-class WeightFiles(Mapping[str, Tensor]):
+class WeightFiles(LazyWeights):
     """Tensors by the names of the files; shapes and dtypes are known, data is read on access.
 
     Args:
@@ -58,6 +58,7 @@ class WeightFiles(Mapping[str, Tensor]):
             self._entries.update(_read_header(file))
         for name, tensor in (weights or {}).items():
             self._entries[name] = _Entry(files[0], tensor.shape, tensor.dtype)
+        super().__init__(self._entries)
 
     @classmethod
     def find(cls, directory: Path, stem: str = "model") -> WeightFiles:
@@ -110,7 +111,7 @@ class WeightFiles(Mapping[str, Tensor]):
         """Returns a tensor's dtype without reading the tensor."""
         return self._entries[name].dtype
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         entry = self._entries[name]
         if self.pickled is not None:
             return self.pickled[name]
@@ -119,14 +120,13 @@ class WeightFiles(Mapping[str, Tensor]):
         tensor: Tensor = self._handles[entry.file].get_tensor(name)
         return tensor
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries  # the inherited one would read the tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is a PEFT adapter and not a full checkpoint."""
+    full = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return (path / "adapter_config.json").is_file() and not any(
+        (path / name).is_file() for name in full
+    )
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -257,6 +257,7 @@ class LineagePlan:
 
     start: Plan | None
     lineage: Lineage
+    named_experts: ClassVar[None] = None
 
     @property
     def name(self) -> str:

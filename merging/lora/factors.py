@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class FactorPlan:
     """
 
     plan: Plan
+    named_experts: ClassVar[None] = None
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -224,6 +224,7 @@ class PathPlan:
     noise: Noise
     seed: int
     path: Path
+    named_experts: ClassVar[None] = None
 
     @property
     def name(self) -> str:

@@ -18,10 +18,8 @@ from merging.checkpoints.privacy_record import (
     sealed,
     unsealed,
 )
-from merging.plan import MergePlan, Plan
+from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
-from merging.spaces.displaced import DisplacedPlan
-from merging.stacks.layer_stack import BASE, MERGED, LayerStackPlan
 from merging.statistics_files import records_of
 
 _NEIGHBOURS = {"add_or_remove": "adding or removing one", "replace_one": "replacing one"}
@@ -60,8 +58,7 @@ class Ledger:
             ledger = ledger.read(shared, "the base", pool.base.sha256)
         for name in pool.expert_names if searched else experts_of(plan, pool.expert_names):
             expert = pool.experts[name]
-            record = expert.privacy()
-            ledger = ledger.read(record, f"expert {name!r}", expert.sha256)
+            ledger = ledger.read(expert.privacy(), f"expert {name!r}", expert.sha256)
         for directory in statistics_of(plan):
             files = records_of(directory)
             if not files or any(record is None for _, record in files.values()):
@@ -106,16 +103,16 @@ class Ledger:
         if record is None:
             return replace(self, unrecorded=_each_once([*self.unrecorded, what]), words=())
         named = [
-            replace(each, release=f"{identity}/{i}") if identity and not each.release else each
-            for i, each in enumerate(record.spends)
+            replace(spend, release=spend.release or (identity and f"{identity}/{i}"))
+            for i, spend in enumerate(record.spends)
         ]
-        inner = [f"{each} in {what}" for each in record.unrecorded]
+        inner = [f"{name} in {what}" for name in record.unrecorded]
         ledger = replace(self, unrecorded=_each_once([*self.unrecorded, *inner]), words=())
         return ledger.add(*named)
 
     def add(self, *spends: PrivacySpend) -> Ledger:
         """Returns the ledger with more spends; one with a release that it lists counts once."""
-        known = {each for each in self.spends if each.release is not None}
+        known = {spend for spend in self.spends if spend.release is not None}
         fresh = []
         for spend in spends:
             if spend.release is None or spend not in known:
@@ -131,8 +128,8 @@ class Ledger:
     @property
     def private(self) -> bool:
         """Whether all that went in has a record, and all records compose to a promise."""
-        each = self.guarantees.values()
-        return not self.unrecorded and all(g is not None and not g.price.vacuous for g in each)
+        known = self.guarantees.values()
+        return not self.unrecorded and all(g is not None and not g.price.vacuous for g in known)
 
     @property
     def recorded(self) -> bool:
@@ -145,16 +142,13 @@ class Ledger:
 
         None: the spends that count for it protect different units.
         """
-        return {name: guarantee(name, self.spends) for name in self._datasets}
-
-    @property
-    def _datasets(self) -> list[str]:
-        return sorted({each.dataset for each in self.spends})
+        datasets = sorted({spend.dataset for spend in self.spends})
+        return {name: guarantee(name, self.spends) for name in datasets}
 
     @property
     def everywhere(self) -> Price | None:
         """What holds for a unit of any of the data sets; None: some are promised nothing."""
-        prices = [each.price for each in self.guarantees.values() if each is not None]
+        prices = [promise.price for promise in self.guarantees.values() if promise is not None]
         return largest(prices) if prices and len(prices) == len(self.guarantees) else None
 
     def sentences(self) -> list[str]:
@@ -171,8 +165,8 @@ class Ledger:
             "private": self.private,
             "words": self.sentences(),
             "data_sets": {
-                name: None if each is None else each.to_json()
-                for name, each in self.guarantees.items()
+                name: None if promise is None else promise.to_json()
+                for name, promise in self.guarantees.items()
             },
             **self.record().to_json(),
         }
@@ -199,37 +193,13 @@ def experts_of(plan: Plan, pool: Iterable[str]) -> tuple[str, ...]:
     methods that vote or sort read it. Left out are only experts that the plan does not name.
     Paths, lineages and plans of other kinds read the whole pool: their noise is shaped by it.
     """
-    names = tuple(pool)
-    used = _named(plan)
-    return names if used is None else tuple(name for name in names if name in used)
-
-
-def _named(plan: Plan) -> set[str] | None:
-    """Returns the experts that a plan names; None: it may read all of them."""
-    if isinstance(plan, MergePlan):
-        return set(plan.experts)
-    if isinstance(plan, DisplacedPlan):
-        return _union(plan.start, plan.here, plan.there)
-    if isinstance(plan, LayerStackPlan):
-        own = {plan.outer, *(place.source for place in plan.places)} - {BASE, MERGED}
-        merged = set() if plan.merged is None else _named(plan.merged)
-        return None if merged is None else own | merged
-    return None
-
-
-def _union(*plans: Plan) -> set[str] | None:
-    found: set[str] = set()
-    for plan in plans:
-        named = _named(plan)
-        if named is None:
-            return None
-        found |= named
-    return found
+    named = plan.named_experts
+    return tuple(name for name in pool if named is None or name in named)
 
 
 def statistics_of(plan: Plan) -> list[Path]:
     """Returns the directories of statistics that the methods of a plan read, each once."""
-    return [Path(each) for each in dict.fromkeys(_statistics(plan.describe()))]
+    return list(map(Path, dict.fromkeys(_statistics(plan.describe()))))
 
 
 def _statistics(description: Any) -> Iterator[str]:
@@ -251,13 +221,12 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
             f"Not private: {listed} {verb} no privacy record, so nothing is guaranteed about the "
             f"data behind {those}."
         )
-    for name, each in ledger.guarantees.items():
-        if each is None:
+    for name, promise in ledger.guarantees.items():
+        if promise is None:
             yield f"Not private: data set {name} is protected in units that do not compose."
     where = ", for records that lie in no data without a record" if ledger.unrecorded else ""
-    for each in ledger.guarantees.values():
-        if each is not None:
-            yield f"{_promise(each)}{where}."
+    for promise in filter(None, ledger.guarantees.values()):
+        yield f"{_in_words(promise)}{where}."
     if ledger.everywhere is not None and len(ledger.guarantees) > 1:
         yield f"{_pair(ledger.everywhere)} at most for any record of these data sets."
     if ledger.spends:
@@ -269,25 +238,23 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
         yield "No private data went into it, by the records of its experts."
 
 
-def _promise(each: Guarantee) -> str:
-    what = f"{_pair(each.price)} per {each.unit} of data set {each.dataset}"
-    parts = [f"{what} ({_NEIGHBOURS[each.relation]})"]
-    if each.releases > 1:
-        if each.how == "rdp":
-            parts.append(
-                f"{each.releases} releases composed by Rényi differential privacy, where their "
-                f"sum is {_pair(each.added)}"
-            )
-        else:
-            more = f" ({each.note})" if each.note else ""
-            parts.append(f"the sum of {each.releases} releases{more}")
-    if each.overlapping:
+def _in_words(promise: Guarantee) -> str:
+    what = f"{_pair(promise.price)} per {promise.unit} of data set {promise.dataset}"
+    parts = [f"{what} ({_NEIGHBOURS[promise.relation]})"]
+    if promise.releases > 1 and promise.how == "rdp":
         parts.append(
-            f"counting {', '.join(each.overlapping)} too, which nobody declared disjoint from it"
+            f"{promise.releases} releases composed by Rényi differential privacy, where their "
+            f"sum is {_pair(promise.added)}"
         )
-    if each.group is not None:
-        price = "no guarantee" if each.group.vacuous else _pair(each.group)
-        parts.append(f"for a secret that fills {each.group_size} {each.unit}s: {price}")
+    elif promise.releases > 1:
+        note = f" ({promise.note})" if promise.note else ""
+        parts.append(f"the sum of {promise.releases} releases{note}")
+    if promise.overlapping:
+        others = ", ".join(promise.overlapping)
+        parts.append(f"counting {others} too, which nobody declared disjoint from it")
+    if promise.group is not None:
+        price = "no guarantee" if promise.group.vacuous else _pair(promise.group)
+        parts.append(f"for a secret that fills {promise.group_size} {promise.unit}s: {price}")
     return "; ".join(parts)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.expert import WholeExpert
+from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.naming import listing
 from merging.checkpoints.privacy_record import write_record
@@ -25,7 +25,7 @@ from merging.files import apply_umask
 from merging.privacy.ledger import Ledger
 from merging.stacks.depth import Restacked
 from merging.stacks.layer_stack import layers_of
-from merging.weights import CheckpointError, Weights
+from merging.weights import CheckpointError, LazyWeights, Weights
 
 SHARD_BYTES = 5 * 10**9
 
@@ -85,11 +85,12 @@ def save_model(
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
         for name in pool.heads:
             expert = pool.experts[name]
-            assert isinstance(expert, WholeExpert)
-            own = expert.checkpoint
+            assert isinstance(expert, CheckpointExpert)
+            classifier = expert.checkpoint
             head = draft / "heads" / name
             head.mkdir(parents=True)
-            _write(own, _Merged(own, weights, own.prefix), head, dtype, shard_bytes)
+            merged = _Merged(classifier, weights, classifier.prefix)
+            _write(classifier, merged, head, dtype, shard_bytes)
             write_ledger(head, ledger)
         write_ledger(draft, ledger)
 
@@ -129,23 +130,21 @@ def _write(
     """Writes `weights` as a checkpoint of the kind of `like`."""
     for pattern in _COPIED:
         for path in sorted(like.path.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, directory / path.name)
-            else:
-                shutil.copyfile(path, directory / path.name)
-    kept = _Typed(like, weights, dtype)
+            copy_path = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy_path(path, directory / path.name)
+    tensors = _Typed(like, weights, dtype)
     if like.file_names is None:
-        module = like.module(dtype=kept.main_dtype(), device=torch.device("cpu"))
+        module = like.module(dtype=tensors.main_dtype(), device=torch.device("cpu"))
         state = module.state_dict()
-        for name in kept:
-            state[name].copy_(kept[name])
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
         module.save_pretrained(directory, max_shard_size=limit)  # type: ignore[operator]
         return
     config = copy.deepcopy(like.config)
     config.architectures = [like.architecture.__name__]
-    config.dtype = kept.main_dtype()
+    config.dtype = tensors.main_dtype()
     config.save_pretrained(directory)
-    _write_shards(kept, like.file_names, directory, limit)
+    _write_shards(tensors, like.file_names, directory, limit)
 
 
 def _write_shards(weights: _Typed, names: Mapping[str, str], directory: Path, limit: int) -> None:
@@ -183,17 +182,18 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-class _Merged(Mapping[str, Tensor]):
+class _Merged(LazyWeights):
     """A checkpoint with merged tensors in place of its own; `prefix` leads to where they sit."""
 
     def __init__(self, own: Checkpoint | Restacked, merged: Weights, prefix: str) -> None:
-        self._own, self._merged, self._prefix = own, merged, prefix
-        self._names = {prefix + name: name for name in merged}
+        super().__init__(own)
+        self._own, self._merged = own, merged
+        self._merged_names = {prefix + name: name for name in merged}
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._merged_names:
             return self._own[name]
-        tensor = self._merged[self._names[name]]
+        tensor = self._merged[self._merged_names[name]]
         if tensor.shape != self._own.shape(name):
             raise CheckpointError(
                 f"merged tensor {name} has shape {tuple(tensor.shape)}, "
@@ -201,24 +201,19 @@ class _Merged(Mapping[str, Tensor]):
             )
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
 
-    def __len__(self) -> int:
-        return len(self._own)
-
-
-class _Typed(Mapping[str, Tensor]):
+class _Typed(LazyWeights):
     """Tensors as they will lie in the file: dtype settled, on the CPU, contiguous."""
 
     def __init__(
         self, like: Checkpoint | Restacked, weights: Weights, dtype: torch.dtype | None
     ) -> None:
+        super().__init__(weights)
         self._like, self._weights, self._dtype = like, weights, dtype
 
     def dtype(self, name: str) -> torch.dtype:
-        own = self._like.dtype(name)
-        return self._dtype if self._dtype is not None and own.is_floating_point else own
+        stored = self._like.dtype(name)
+        return self._dtype if self._dtype is not None and stored.is_floating_point else stored
 
     def nbytes(self, name: str) -> int:
         return self._like.shape(name).numel() * self.dtype(name).itemsize
@@ -231,15 +226,9 @@ class _Typed(Mapping[str, Tensor]):
                 counts[self.dtype(name)] = counts.get(self.dtype(name), 0) + self.nbytes(name)
         return max(counts, key=lambda dtype: (counts[dtype], str(dtype)))
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         tensor = self._weights[name].detach()
         return tensor.to(device="cpu", dtype=self.dtype(name)).contiguous()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 def _check_names(pool: ExpertPool, weights: Weights, like: Checkpoint | Restacked) -> None:

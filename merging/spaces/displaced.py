@@ -35,6 +35,12 @@ class DisplacedPlan:
         """The start's name and that of the move's method."""
         return f"{self.start.name} + {self.there.name}"
 
+    @property
+    def named_experts(self) -> frozenset[str] | None:
+        """Those that one of the plans names; None: one of them may read all of the pool."""
+        named = [plan.named_experts for plan in (self.start, self.here, self.there)]
+        return None if None in named else frozenset().union(*filter(None, named))
+
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
         """Returns the parameters, computed when read in float32 and cast once.
 

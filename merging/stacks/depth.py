@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from merging.checkpoints.checkpoint import Checkpoint, load
 from merging.grouping import layer_of
 from merging.method import MergeError
 from merging.stacks.layers import LayerMap, resized, set_depth
-from merging.weights import CheckpointError
+from merging.weights import CheckpointError, LazyWeights
 
 
-class Restacked(Mapping[str, Tensor]):
+class Restacked(LazyWeights):
     """A checkpoint of the base's kind with another number of layers.
 
     Configuration, names and module are those that transformers gives a model of that depth. The
@@ -39,6 +39,7 @@ class Restacked(Mapping[str, Tensor]):
         self.config = _described(base, layers)
         self._base = base
         self._origin = {name: self._filling(name) for name in self.layers.names(base, layers)}
+        super().__init__(self._origin)
         self.file_names = {
             name: self._renumbered(base.file_names[origin], name)
             for name, origin in self._origin.items()
@@ -77,33 +78,25 @@ class Restacked(Mapping[str, Tensor]):
             )
         return module.to(device).eval().requires_grad_(False)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         return self._base[self._origin[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._origin)
-
-    def __len__(self) -> int:
-        return len(self._origin)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._origin
 
     def _filling(self, name: str) -> str:
         """Returns the base's tensor that a tensor of this depth holds."""
-        place = layer_of(name) if self.layers.holds(name) else None
-        if place is None:
+        position = layer_of(name) if self.layers.holds(name) else None
+        if position is None:
             return name
-        inside = name.removeprefix(f"{place[0]}.{place[1]}.")
-        return self.layers.name(place[1] % self.layers.count, inside)
+        stack, layer = position
+        inside = name.removeprefix(f"{stack}.{layer}.")
+        return self.layers.name(layer % self.layers.count, inside)
 
     def _renumbered(self, file_name: str, name: str) -> str:
         """Returns the name in a file of `name`, from that of its filling."""
-        own, other = layer_of(name) if self.layers.holds(name) else None, layer_of(file_name)
-        if own is None or other is None:
+        position, in_file = layer_of(name), layer_of(file_name)
+        if position is None or in_file is None or not self.layers.holds(name):
             return file_name
-        inside = file_name.removeprefix(f"{other[0]}.{other[1]}.")
-        return f"{other[0]}.{own[1]}.{inside}"
+        stack, layer = in_file
+        return f"{stack}.{position[1]}.{file_name.removeprefix(f'{stack}.{layer}.')}"
 
     def _check_skeleton(self, layers: int) -> None:
         """Compares names and shapes with what transformers builds at that depth."""
@@ -134,10 +127,9 @@ class AdjustableDepth:
         assert isinstance(stack, nn.ModuleList)
         self._all = tuple(stack)
         self._base_layers = layers.count
-        configs = (getattr(each, "config", None) for each in module.modules())
-        self._configs = list(
-            {id(c): c for c in configs if hasattr(c, "num_hidden_layers")}.values()
-        )
+        configs = (getattr(child, "config", None) for child in module.modules())
+        by_id = {id(c): c for c in configs if hasattr(c, "num_hidden_layers")}
+        self._configs = list(by_id.values())
 
     def set(self, layers: int | None) -> None:
         """Leaves that many layers in the module; None: as many as the base has.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
 from merging.plan import Plan
 from merging.stacks.layers import LayerMap, scaled
-from merging.weights import Weights
+from merging.weights import LazyWeights, Weights
 
 BASE = "base"
 """The source that is the base model."""
@@ -25,7 +25,7 @@ MERGED = "merged"
 
 @dataclass(frozen=True)
 class StackedLayer:
-    """What stands in one place of a stack: a layer, of whom, and how much it contributes.
+    """One layer of a stack: which layer of which model it is, and how much it contributes.
 
     Args:
         layer: index of the layer in the model that it comes from.
@@ -68,6 +68,13 @@ class LayerStackPlan:
         """What reports call it."""
         return "LayerStack"
 
+    @property
+    def named_experts(self) -> frozenset[str] | None:
+        """The sources that are experts, and those that the merge names; None: it may read all."""
+        merged = frozenset[str]() if self.merged is None else self.merged.named_experts
+        sources = {self.outer, *(place.source for place in self.places)} - {BASE, MERGED}
+        return None if merged is None else merged | sources
+
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> StackedWeights:
         """Returns the stack's parameters, computed when read, scaled in float32.
 
@@ -95,10 +102,7 @@ class LayerStackPlan:
     def from_description(
         cls, description: Mapping[str, Any], merged: Plan | None
     ) -> LayerStackPlan:
-        """Returns the plan that `describe` wrote.
-
-        Args:
-            merged: the plan under ``merged_source``, read already.
+        """Returns the plan that `describe` wrote; `merged` is the plan under ``merged_source``.
 
         Raises:
             ValueError: a key is missing or its value makes no sense; names it.
@@ -106,10 +110,10 @@ class LayerStackPlan:
         places, outer = description.get("places"), description.get("outer")
         if not isinstance(places, list) or not isinstance(outer, str):
             raise ValueError("recipe: a layer stack needs a list of 'places' and a name 'outer'")
-        return cls(tuple(_place(i, each) for i, each in enumerate(places)), outer, merged)
+        return cls(tuple(_read_layer(i, place) for i, place in enumerate(places)), outer, merged)
 
 
-class StackedWeights(Mapping[str, Tensor]):
+class StackedWeights(LazyWeights):
     """A stack's parameters over a pool; every read computes one.
 
     They are all parameters of all layers, and those outside that the pool merges: what stands in
@@ -123,39 +127,28 @@ class StackedWeights(Mapping[str, Tensor]):
         self, plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool, dtype: torch.dtype | None
     ) -> None:
         self.layers = len(plan.places)
-        self._pool, self._dtype = pool, dtype
+        outer = [name for name in pool.base if layers.holds(name) or name in pool.names]
+        super().__init__(layers.names(outer, self.layers))
+        self._plan, self._map, self._pool, self._dtype = plan, layers, pool, dtype
         self._sources = {
             source: _source(plan, source, pool)
             for source in {plan.outer, *(place.source for place in plan.places)}
         }
-        outer = [name for name in pool.base if layers.holds(name) or name in pool.names]
-        self._plan, self._map = plan, layers
-        self._names = layers.names(outer, self.layers)
         self._places = {
             layers.name(i, inside): (place, inside)
             for i, place in enumerate(plan.places)
             for inside in layers.inside
         }
-        self._outer = frozenset(name for name in self._names if name not in self._places)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self._outer:
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._places:
             return self._cast(name, self._read(self._plan.outer, name))
         place, inside = self._places[name]
         origin = self._map.name(place.layer, inside)
         tensor, added = self._read(place.source, origin), self._map.added(inside)
         if place.scale != 1 and added is not None:
-            tensor = scaled(tensor, place.scale, added)
+            tensor = scaled(tensor, place.scale, added)  # x + s f(x)
         return self._cast(origin, tensor)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places or name in self._outer
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def _read(self, source: str, name: str) -> Tensor:
         weights = self._sources[source]
@@ -229,7 +222,7 @@ def _check_place(i: int, place: StackedLayer, layers: LayerMap) -> None:
         layers.check_scaling()
 
 
-def _place(i: int, value: Any) -> StackedLayer:
+def _read_layer(i: int, value: Any) -> StackedLayer:
     kinds = {"layer": (int,), "source": (str,), "scale": (int, float)}
     if not isinstance(value, Mapping) or set(value) != set(kinds):
         raise ValueError(f"recipe: place {i} must have layer, source and scale, got {value!r}")

@@ -63,20 +63,21 @@ class LayerMap:
         """
         layers: dict[str, dict[int, list[str]]] = {}
         for name in base:
-            if place := layer_of(name):
-                layers.setdefault(place[0], {}).setdefault(place[1], []).append(name)
+            if position := layer_of(name):
+                stack, layer = position
+                layers.setdefault(stack, {}).setdefault(layer, []).append(name)
         if len(layers) != 1:
             raise MergeError(
                 f"a layer stack needs a model with one stack of layers, {base.source} has "
                 f"{', '.join(layers) or 'none'}: use a space of coefficients"
             )
-        ((stack, found),) = layers.items()
-        _check_count(base, stack, found)
-        inside = tuple(name.removeprefix(f"{stack}.0.") for name in found[0])
-        _check_alike(base, stack, inside, found)
-        kinds = _kinds(base.config, len(found))
-        kind = str(base.config.model_type)
-        return cls(stack, len(found), inside, kinds, _RESIDUAL.get(kind, {}), kind)
+        ((stack, names),) = layers.items()
+        _check_count(base, stack, names)
+        inside = tuple(name.removeprefix(f"{stack}.0.") for name in names[0])
+        _check_alike(base, stack, inside, names)
+        kinds, model_type = _kinds(base.config, len(names)), str(base.config.model_type)
+        residual = _RESIDUAL.get(model_type, {})
+        return cls(stack, len(names), inside, kinds, residual, model_type)
 
     def name(self, layer: int, inside: str) -> str:
         """Returns a parameter's whole name."""
@@ -94,7 +95,7 @@ class LayerMap:
             if not self.holds(name):
                 ordered.append(name)
             elif not placed:
-                ordered += [self.name(i, each) for i in range(layers) for each in self.inside]
+                ordered += [self.name(i, inside) for i in range(layers) for inside in self.inside]
                 placed = True
         return ordered
 
@@ -147,39 +148,39 @@ def resized(config: Any, layers: int) -> Any:
 
 
 def scaled(tensor: torch.Tensor, scale: float, added: float) -> torch.Tensor:
-    """Returns the parameter of a residual output whose contribution is `scale` times as large.
+    """Returns ``scale (tensor + added) - added``, the weight of a residual output times `scale`.
 
-    ``scale (tensor + added) - added`` in float32; with scale 0 exact, whatever the tensor holds.
+    In float32; with scale 0 exact, whatever the tensor holds.
     """
     if scale == 0:
         return torch.full_like(tensor, -added, dtype=torch.float32)
     return (tensor.float() + added) * scale - added
 
 
-def _check_count(base: Any, stack: str, found: Mapping[int, list[str]]) -> None:
-    said = getattr(base.config, "num_hidden_layers", None)
-    if sorted(found) != list(range(len(found))) or said != len(found):
+def _check_count(base: Any, stack: str, layers: Mapping[int, list[str]]) -> None:
+    count = getattr(base.config, "num_hidden_layers", None)
+    if sorted(layers) != list(range(len(layers))) or count != len(layers):
         raise MergeError(
-            f"{base.source} has {len(found)} layers in {stack}, its config says "
-            f"num_hidden_layers={said}: a layer stack needs a model that counts its layers there"
+            f"{base.source} has {len(layers)} layers in {stack}, its config says "
+            f"num_hidden_layers={count}: a layer stack needs a model that counts its layers there"
         )
 
 
 def _check_alike(
-    base: Any, stack: str, inside: tuple[str, ...], found: Mapping[int, list[str]]
+    base: Any, stack: str, inside: tuple[str, ...], layers: Mapping[int, list[str]]
 ) -> None:
-    for layer, names in found.items():
-        own = {name.removeprefix(f"{stack}.{layer}.") for name in names}
-        if other := sorted(own ^ set(inside)):
+    for layer, names in layers.items():
+        inside_layer = {name.removeprefix(f"{stack}.{layer}.") for name in names}
+        if other := sorted(inside_layer ^ set(inside)):
             raise MergeError(
                 f"{base.source}: layers 0 and {layer} of {stack} differ in {listing(other)}, so "
                 "they cannot stand in each other's place: use a space of coefficients"
             )
-        for each in inside:
-            shape, first = base.shape(f"{stack}.{layer}.{each}"), base.shape(f"{stack}.0.{each}")
+        for name in inside:
+            shape, first = base.shape(f"{stack}.{layer}.{name}"), base.shape(f"{stack}.0.{name}")
             if shape != first:
                 raise MergeError(
-                    f"{base.source}: {each} has shape {tuple(first)} in layer 0 and "
+                    f"{base.source}: {name} has shape {tuple(first)} in layer 0 and "
                     f"{tuple(shape)} in layer {layer} of {stack}, so they cannot stand in each "
                     "other's place: use a space of coefficients"
                 )
@@ -199,7 +200,7 @@ def _kinds(config: Any, count: int) -> tuple[str, ...]:
 
 def _per_layer(config: Any, count: int) -> dict[str, list[Any]]:
     """Returns the entries of a configuration that hold one value for every layer."""
-    found = {}
+    per_layer = {}
     for key, value in config.to_dict().items():
         if "layer" in key and isinstance(value, list | tuple) and value:
             if len(value) != count:
@@ -207,5 +208,5 @@ def _per_layer(config: Any, count: int) -> dict[str, list[Any]]:
                     f"{key} in the base's config names single layers ({list(value)}): a layer "
                     "would mean something else at another depth: use a space of coefficients"
                 )
-            found[key] = list(value)
-    return found
+            per_layer[key] = list(value)
+    return per_layer

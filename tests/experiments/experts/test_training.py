@@ -20,9 +20,9 @@ from experiments.experts.training.language_model import Lora
 from experiments.experts.training.records import encode, padded, record_losses, token_counts
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.experts.training.train import lots, train
-from merging.checkpoints.adapters import is_adapter
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.privacy_record import read_record
+from merging.checkpoints.weight_files import is_adapter
 
 TEXTS = [f"record {number} of host-{number * 7919 % 101}" for number in range(24)]
 SIZE = ModelSize(hidden=16, intermediate=24, layers=1, heads=2, context=64)

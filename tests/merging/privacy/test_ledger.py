@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -376,7 +376,7 @@ class TestExpertsOf:
             (LayerStackPlan((StackedLayer(0, "b"), StackedLayer(1, "base"))), ("b",)),
             (LayerStackPlan((StackedLayer(0, "merged"),), "c", static("a")), ("a", "c")),
             (DisplacedPlan(static("a"), static("b"), static("b")), ("a", "b")),
-            (DisplacedPlan(static("a"), static("b"), cast(Plan, object())), POOL),
+            (DisplacedPlan(static("a"), static("b"), PathPlan.__new__(PathPlan)), POOL),
         ],
     )
     def test_what_a_plan_names(self, plan: Plan, expected: tuple[str, ...]) -> None:

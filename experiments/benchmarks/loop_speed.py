@@ -27,8 +27,8 @@ from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from evaluators.requests import Loglikelihood
 from evaluators.tasks.perplexity import Perplexity
-from experiments.benchmarks.measured import Measured, in_turns, profile
-from experiments.benchmarks.models import byte_tokenizer, random_llama
+from experiments.benchmarks.measured import Measured, in_turns, profile, waiting
+from experiments.benchmarks.models import RANK, random_factors, random_llama, save_experts
 from experiments.scoring.population import PopulationPool
 from experiments.setup.scorer import Scorer
 from experiments.setup.study import Study
@@ -43,7 +43,6 @@ from search.loop.session import Budget
 from search.objective import WeightedMean
 from search.strategies.random_search import RandomSearch
 
-RANK = 8
 _PANELS = (
     (2, 24, 16, ""),
     (
@@ -63,11 +62,10 @@ def measure() -> list[Measured]:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        base = _save(Path(folder))
-        whole = {f"whole{i}": str(_whole(base, i)) for i in range(3)}
+        base, whole = save_experts(random_llama(), Path(folder))
         dense = _World.open(base, whole, documents=48, longest=240)
         rows.append(dense.row("dense candidates", dense.one_by_one(), 2))
-        lora = {f"lora{i}": str(_adapter(base, i)) for i in range(3)}
+        lora = _save_adapters(random_llama(), Path(folder))
         for documents, longest, candidates, note in _PANELS:
             world = _World.open(base, lora, documents=documents, longest=longest)
             what = f"population of {candidates} mixtures of LoRA experts"
@@ -88,16 +86,17 @@ class _World:
     panel: Panel
 
     @classmethod
-    def open(cls, base: Path, experts: dict[str, str], *, documents: int, longest: int) -> _World:
+    def open(cls, base: str, experts: dict[str, str], *, documents: int, longest: int) -> _World:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        pool = ExpertPool.open(str(base), experts).resident(device)
+        pool = ExpertPool.open(base, experts).resident(device)
         resident = Resident.from_pool(pool, device=device, dtype=dtype)
-        text = base.parent / f"{documents}x{longest}.jsonl"
+        folder = Path(base).parent
+        text = folder / f"{documents}x{longest}.jsonl"
         text.write_text("".join(_documents(documents, longest)))
         panel = Panel("search", {"text": Perplexity(resident.info, data=str(text))})
         space = CoefficientSpace(pool, TaskArithmetic(), Whole(), dtype=dtype)
-        return cls(base.parent, pool, resident, Engine(resident), space, panel)
+        return cls(folder, pool, resident, Engine(resident), space, panel)
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
@@ -145,16 +144,19 @@ class _World:
             for _ in range(candidates):
                 plain()
 
-        found = in_turns(ours, other, wait=self._wait, rounds=9 if candidates == 16 else 7)
+        rounds, wait = 9 if candidates == 16 else 7, waiting(self.resident.device)
+        ours_s, plain_s, ratio = in_turns(ours, other, wait=wait, rounds=rounds)
         tokens = sum(len(row) - 1 for row in _rows(self.panel))
-        mine, theirs = (seconds / candidates for seconds in found[:2])
-        measure = f"{what}, {tokens} tokens each: search loop"
-        note = f"ours: {profile(ours)}; plain: {profile(other)}"
-        return Measured(measure, mine, theirs, "plain inference", "s", found[2], 0.95, note=note)
-
-    def _wait(self) -> None:
-        if self.resident.device.type == "cuda":
-            torch.cuda.synchronize()
+        return Measured(
+            f"{what}, {tokens} tokens each: search loop",
+            ours_s / candidates,
+            plain_s / candidates,
+            "plain inference",
+            "s",
+            ratio,
+            0.95,
+            note=f"ours: {profile(ours)}; plain: {profile(other)}",
+        )
 
 
 def _plain(resident: Resident, panel: Panel) -> Callable[[], list[float]]:
@@ -187,8 +189,8 @@ def _plain(resident: Resident, panel: Panel) -> Callable[[], list[float]]:
 
 
 def _rows(panel: Panel) -> list[tuple[int, ...]]:
-    asked = [each for each in panel.requests if isinstance(each, Loglikelihood)]
-    return [(*each.context, *each.continuation) for each in asked]
+    requests = [request for request in panel.requests if isinstance(request, Loglikelihood)]
+    return [(*request.context, *request.continuation) for request in requests]
 
 
 def _documents(count: int, longest: int) -> Iterator[str]:
@@ -198,39 +200,16 @@ def _documents(count: int, longest: int) -> Iterator[str]:
         yield json.dumps({"text": bytes(letters).decode()}) + "\n"
 
 
-def _save(folder: Path) -> Path:
-    base = folder / "base"
-    random_llama().save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-    return base
-
-
-def _whole(base: Path, number: int) -> Path:
-    """Saves the base with a little noise on every tensor."""
-    model = random_llama()
-    noise = torch.Generator().manual_seed(number)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
-    path = base.parent / f"whole{number}"
-    model.save_pretrained(path)
-    return path
-
-
-def _adapter(base: Path, number: int) -> Path:
-    """Saves an adapter of all linear layers in peft's format."""
-    path = base.parent / f"lora{number}"
-    path.mkdir()
-    noise = torch.Generator().manual_seed(number)
-    tensors = {}
-    for name, parameter in random_llama().named_parameters():
-        if "_proj" in name:
-            stem = f"base_model.model.{name.removesuffix('.weight')}"
-            rows, columns = parameter.shape
-            down = torch.randn(RANK, columns, generator=noise) / columns**0.5
-            tensors[f"{stem}.lora_A.weight"] = down
-            tensors[f"{stem}.lora_B.weight"] = 0.1 * torch.randn(rows, RANK, generator=noise)
-    save_file(tensors, path / "adapter_model.safetensors")
+def _save_adapters(model: Any, folder: Path, count: int = 3) -> dict[str, str]:
+    """Saves adapters of all linear layers in peft's format; returns name to directory."""
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "init_lora_weights": True}
-    (path / "adapter_config.json").write_text(json.dumps(config))
-    return path
+    paths = {f"lora{number}": folder / f"lora{number}" for number in range(count)}
+    for number, path in enumerate(paths.values()):
+        path.mkdir()
+        tensors: dict[str, Tensor] = {}
+        for name, (b, a) in random_factors(model, number).items():
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+        save_file(tensors, path / "adapter_model.safetensors")
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    return {name: str(path) for name, path in paths.items()}

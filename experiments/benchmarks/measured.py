@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -50,13 +50,17 @@ def skipped(measure: str, against: str, reason: str) -> Measured:
     return Measured(measure, None, None, against, "", float("nan"), None, note=reason)
 
 
+Timing: TypeAlias = tuple[float, float, float]
+"""Seconds of ours, seconds of the other, other over ours."""
+
+
 def in_turns(
     ours: Callable[[], Any],
     other: Callable[[], Any],
     *,
     rounds: int = 7,
     wait: Callable[[], None] = lambda: None,
-) -> tuple[float, float, float]:
+) -> Timing:
     """Returns median seconds of both, and the median over rounds of ``other / ours``.
 
     Both are called once before, then in turns and in changing order, so that a machine that
@@ -69,18 +73,18 @@ def in_turns(
         wait: called before a clock is read; waits for an asynchronous device.
     """
     ours(), other()
-    pairs = []
+    times: dict[Callable[[], Any], list[float]] = {ours: [], other: []}
     for number in range(rounds):
-        if number % 2:
-            second = _seconds(other, wait)
-            pairs.append((_seconds(ours, wait), second))
-        else:
-            pairs.append((_seconds(ours, wait), _seconds(other, wait)))
-    return (
-        statistics.median(one for one, _ in pairs),
-        statistics.median(two for _, two in pairs),
-        statistics.median(two / one for one, two in pairs),
-    )
+        for work in (other, ours) if number % 2 else (ours, other):
+            times[work].append(_seconds(work, wait))
+    ratios = [two / one for one, two in zip(times[ours], times[other], strict=True)]
+    median = statistics.median
+    return median(times[ours]), median(times[other]), median(ratios)
+
+
+def waiting(device: torch.device) -> Callable[[], None]:
+    """Returns what waits until the device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def profile(work: Callable[[], Any], most: int = 4) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from evaluators.engine.resident import Resident
-from experiments.benchmarks.measured import Measured, in_turns
-from experiments.benchmarks.merge_speed import building, in_cache, llama_pool, waiting
+from experiments.benchmarks.measured import Measured, in_turns, waiting
+from experiments.benchmarks.merge_speed import building, in_cache, llama_pool
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeMethod
 from merging.methods.linear import Linear

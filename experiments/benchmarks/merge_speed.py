@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from torch import Tensor
 
 from evaluators.engine.resident import Resident
-from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
+from experiments.benchmarks.measured import Measured, in_turns, profile, skipped, waiting
+from experiments.benchmarks.models import random_llama, save_experts
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeMethod
@@ -79,7 +80,7 @@ COMPARISONS = (
 
 def measure() -> list[Measured]:
     """Returns a row per method."""
-    names = [f"build a candidate, {each.theirs}, 50M Llama bf16" for each in COMPARISONS]
+    names = [f"build a candidate, {c.theirs}, 50M Llama bf16" for c in COMPARISONS]
     python = os.environ.get(PYTHON)
     if python is None:
         reason = f"set {PYTHON} to a Python with mergekit 0.1.5"
@@ -97,28 +98,10 @@ def measure() -> list[Measured]:
 
 def llama_pool(folder: Path, dtype: torch.dtype) -> ExpertPool:
     """Returns a random Llama of 49 million parameters and three experts, saved in `folder`."""
-    config = transformers.LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=10,
-        num_attention_heads=9,
-        vocab_size=8192,
-        dtype=dtype,
-    )
-    torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(config)
-    model.to(dtype)
-    model.save_pretrained(folder / "base")
-    experts = {}
-    for number in range(3):
-        tuned = transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(0.001 * torch.randn_like(parameter))
-        experts[f"expert{number}"] = str(folder / f"expert{number}")
-        tuned.save_pretrained(experts[f"expert{number}"])
+    model = random_llama(hidden=576, layers=10, heads=9, vocabulary=8192).to(dtype)
+    base, experts = save_experts(model, folder, noise=0.001)
     os.sync()  # else what was written is still on its way to the disk while merges are timed
-    return ExpertPool.open(str(folder / "base"), experts)
+    return ExpertPool.open(base, experts)
 
 
 def candidates(method: MergeMethod, experts: tuple[str, ...]) -> Iterator[MergePlan]:
@@ -128,8 +111,8 @@ def candidates(method: MergeMethod, experts: tuple[str, ...]) -> Iterator[MergeP
         knobs: dict[str, Any] = {}
         for knob in method.knobs:
             near = TYPICAL[knob.name] * (0.9 + 0.2 * torch.rand(len(experts), generator=noise))
-            each = dict(zip(experts, near.tolist(), strict=True))
-            knobs[knob.name] = each if knob.per_expert else each[experts[0]]
+            values = dict(zip(experts, near.tolist(), strict=True))
+            knobs[knob.name] = values if knob.per_expert else values[experts[0]]
         yield MergePlan(method, Whole(), experts, {"model": knobs})
 
 
@@ -145,6 +128,13 @@ def building(
     return build
 
 
+def _typical(method: MergeMethod, experts: int) -> dict[str, Tensor]:
+    return {
+        knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
+        for knob in method.knobs
+    }
+
+
 def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
     """Returns seconds per entry of the arithmetic alone: of one piece, which the caches hold.
 
@@ -157,12 +147,9 @@ def in_cache(method: MergeMethod, pool: ExpertPool, experts: int) -> float:
         replace(row, tensor="piece", stored=row.stored.reshape(-1)[:ENTRIES], base=base)
         for row in whole.rows[:experts]
     )
-    knobs = {
-        knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
-        for knob in method.knobs
-    }
     tensors = ParameterStack("piece", base, rows, whole.dtype)
-    rule, out = method.rule(tensors, knobs), base.new_empty(ENTRIES, dtype=whole.dtype)
+    rule = method.rule(tensors, _typical(method, experts))
+    out = base.new_empty(ENTRIES, dtype=whole.dtype)
     wait, times = waiting(base.device), []
     for _ in range(100):
         wait()
@@ -182,11 +169,7 @@ def operations(
     for name in pool.names:
         whole = pool.tensors(name)
         tensors = replace(whole, rows=whole.rows[:experts])
-        knobs = {
-            knob.name: torch.full((experts,) if knob.per_expert else (), TYPICAL[knob.name])
-            for knob in method.knobs
-        }
-        rule = method.rule(tensors, knobs)
+        rule = method.rule(tensors, _typical(method, experts))
         prepared.append((rule, tensors, resident.tensor(name).detach()))
 
     @torch.inference_mode()
@@ -195,11 +178,6 @@ def operations(
             blocks.write(rule, tensors, out)
 
     return work
-
-
-def waiting(device: torch.device) -> Callable[[], None]:
-    """Returns what waits until the device has done its work."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def _row(

@@ -20,12 +20,11 @@ from evaluators.engine.engine import Engine
 from evaluators.engine.forward import kept_logits, token_log_probs
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Loglikelihood, Request
-from experiments.benchmarks.measured import Measured, in_turns, profile, skipped
-from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_llama
+from experiments.benchmarks.measured import Measured, Timing, in_turns, profile, skipped, waiting
+from experiments.benchmarks.models import VOCABULARY, byte_tokenizer, random_factors, random_llama
 from merging.lora.low_rank import LowRankProduct
 
 CANDIDATES = 16
-RANK = 8
 
 Adapter = Mapping[str, LowRankProduct]
 
@@ -49,15 +48,9 @@ def measure() -> list[Measured]:
 
 
 def _adapter(resident: Resident, seed: int) -> Adapter:
-    noise = torch.Generator().manual_seed(seed)
-    adapter = {}
-    for name, parameter in resident.module.named_parameters():
-        if "_proj" in name:
-            rows, columns = parameter.shape
-            a = torch.randn(RANK, columns, generator=noise) / columns**0.5
-            b = 0.1 * torch.randn(rows, RANK, generator=noise)
-            adapter[name] = LowRankProduct(*(side.to(parameter) for side in (a, b)))
-    return adapter
+    factors = random_factors(resident.module, seed)
+    like = resident.tensor(next(iter(factors)))
+    return {name: LowRankProduct(a.to(like), b.to(like)) for name, (b, a) in factors.items()}
 
 
 @dataclass(frozen=True)
@@ -67,20 +60,14 @@ class _Loops:
     resident: Resident
     adapters: Sequence[Adapter]
 
-    def wait(self) -> None:
-        """Waits for the device."""
-        if self.resident.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def with_hooks(self, answer: Callable[[], Any]) -> None:
         """Adds every adapter in turn to the outputs of its layers."""
         for adapter in self.adapters:
-            handles = [
-                self.resident.module.get_submodule(
-                    name.removesuffix(".weight")
-                ).register_forward_hook(partial(_add, each.a.T, each.b.T))
-                for name, each in adapter.items()
-            ]
+            handles = []
+            for name, factors in adapter.items():
+                layer = self.resident.module.get_submodule(name.removesuffix(".weight"))
+                hook = partial(_add, factors.a.T, factors.b.T)
+                handles.append(layer.register_forward_hook(hook))
             answer()
             for handle in handles:
                 handle.remove()
@@ -89,19 +76,16 @@ class _Loops:
         """Writes every adapter's product in turn onto the centre's weights."""
         for adapter in self.adapters:
             with torch.no_grad():
-                for name, each in adapter.items():
+                for name, factors in adapter.items():
                     target = self.resident.tensor(name)
-                    torch.addmm(centre[name], each.b, each.a, out=target)
+                    torch.addmm(centre[name], factors.b, factors.a, out=target)
             answer()
         for name, tensor in centre.items():
             self.resident.tensor(name).copy_(tensor)
 
-    def _product(self) -> float:
-        """Returns GFLOP per second of a product of two square matrices."""
-        a = torch.ones(2048, 2048, device=self.resident.device, dtype=self.resident.dtype)
-        work = partial(torch.mm, a, a)
-        seconds, _, _ = in_turns(work, work, wait=self.wait)
-        return 2e-9 * len(a) ** 3 / seconds
+    def beside(self, ours: Callable[[], Any], other: Callable[[], Any]) -> Timing:
+        """Returns seconds of both, and their ratio."""
+        return in_turns(ours, other, wait=waiting(self.resident.device))
 
     def compared(
         self, requests: Sequence[Request], answer: Callable[[], Any], measure: str, bar: float
@@ -113,40 +97,37 @@ class _Loops:
         def ours() -> None:
             engine.run_population(asked, self.adapters)
 
-        loops: dict[str, Callable[[], None]] = {
-            "hooks, one at a time": lambda: self.with_hooks(answer),
-            "write, then forward": lambda: self.written(centre, answer),
+        timings = {
+            "hooks, one at a time": self.beside(ours, lambda: self.with_hooks(answer)),
+            "write, then forward": self.beside(ours, lambda: self.written(centre, answer)),
         }
-        found = {
-            name: in_turns(ours, loop, wait=self.wait, rounds=7) for name, loop in loops.items()
-        }
-        against = min(found, key=lambda name: found[name][2])
-        mine, other, ratio = found[against]
-        slower = next(name for name in found if name != against)
-        others = [tuple(_moved(each, number) for each in asked) for number in range(CANDIDATES)]
-        ways = {
-            "together": [tuple(chain.from_iterable(others))],
-            "in as many turns": others,
-        }
-        bare = {
-            way: in_turns(ours, partial(_read, engine, turns), wait=self.wait, rounds=7)
-            for way, turns in ways.items()
-        }
+        against, slower = sorted(timings, key=lambda name: timings[name][2])
+        ours_s, other_s, ratio = timings[against]
+        others = [tuple(_moved(request, by) for request in asked) for by in range(CANDIDATES)]
+        ways = {"together": [tuple(chain.from_iterable(others))], "in as many turns": others}
+        bare = {way: self.beside(ours, partial(_read, engine, t)) for way, t in ways.items()}
         way = min(bare, key=lambda way: bare[way][2])
+        _, bare_s, to_bare = bare[way]
         note = (
-            f"{slower}: ratio {found[slower][2]:.2f}; limit: the bare model, without any adapter, "
-            f"reads as many other items {way} in {bare[way][1]:.3g} s: a ratio of "
-            f"{ratio / bare[way][2]:.2f} if adapters cost nothing"
+            f"{slower}: ratio {timings[slower][2]:.2f}; limit: the bare model, without any "
+            f"adapter, reads as many other items {way} in {bare_s:.3g} s: a ratio of "
+            f"{ratio / to_bare:.2f} if adapters cost nothing"
         )
         if ratio < bar:
             entries = sum(tensor.numel() for tensor in centre.values())
-            tokens = CANDIDATES * sum(_tokens(each) for each in asked)
+            tokens = CANDIDATES * sum(_tokens(request) for request in asked)
             note += (
-                f" (its layers' products at {2e-9 * entries * tokens / bare[way][1]:.0f} GFLOP/s, "
+                f" (its layers' products at {2e-9 * entries * tokens / bare_s:.0f} GFLOP/s, "
                 f"a large product alone runs at {self._product():.0f}); "
                 f"where our time goes: {profile(ours)}"
             )
-        return Measured(measure, mine, other, against, "s", ratio, bar, note=note)
+        return Measured(measure, ours_s, other_s, against, "s", ratio, bar, note=note)
+
+    def _product(self) -> float:
+        """Returns GFLOP per second of a product of two square matrices."""
+        a = torch.ones(2048, 2048, device=self.resident.device, dtype=self.resident.dtype)
+        work = partial(torch.mm, a, a)
+        return 2e-9 * len(a) ** 3 / self.beside(work, work)[0]
 
 
 def _tokens(request: Request) -> int:

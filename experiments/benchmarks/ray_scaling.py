@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from experiments.benchmarks.measured import Measured, in_turns, skipped
-from experiments.benchmarks.models import byte_tokenizer, random_llama
+from experiments.benchmarks.models import random_llama, save_experts
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
 from experiments.scoring.distributed.on_ray import RayPool
@@ -71,21 +71,14 @@ def _scoring(cluster: RayCluster, study: Study, size: int) -> Callable[[], None]
 
 def _config(folder: Path) -> DictConfig:
     """Writes base, experts and texts; returns the configuration of a search."""
-    model = random_llama()
-    _save(model, folder / "base")
-    noise = torch.Generator().manual_seed(0)
-    for number in range(2):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
-        _save(model, folder / f"expert{number}")
+    base, experts = save_experts(random_llama(), folder, 2)
     text = "the quick brown fox jumps over the lazy dog; " * (BYTES // 45 + 1)
     lines = [json.dumps({"text": f"{number} {text}"[:BYTES]}) for number in range(TEXTS)]
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     options = [
         "experts=local",
-        f"experts.base={folder}/base",
-        f"experts.experts={{a:{folder}/expert0,b:{folder}/expert1}}",
+        f"experts.base={base}",
+        f"experts.experts={{{','.join(f'{name}:{path}' for name, path in experts.items())}}}",
         "evaluator@search_on=perplexity",
         f"search_on.text.data={folder}/texts.jsonl",
         "evaluator@select_on=none",
@@ -98,8 +91,3 @@ def _config(folder: Path) -> DictConfig:
     ]
     with initialize_config_module("conf", version_base="1.3"):
         return compose("search", overrides=options)
-
-
-def _save(model: torch.nn.Module, path: Path) -> None:
-    model.save_pretrained(path)  # type: ignore[operator]
-    byte_tokenizer().save_pretrained(path)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as File
 
 import torch
-import transformers
 
 from evaluators.engine.resident import Resident
 from experiments.benchmarks.measured import Measured, skipped
+from experiments.benchmarks.models import random_llama, save_experts
 from merging.checkpoints.experts import ExpertPool
 from merging.lineages.crossover import (
     ArithmeticCrossover,
@@ -90,21 +90,8 @@ def _peaks(hidden: int, layers: int) -> Iterator[tuple[str, int, int]]:
 
 def _make(folder: File, hidden: int, layers: int) -> int:
     """Saves base and experts; returns the size of one of them in float32."""
-    config = transformers.LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        vocab_size=4096,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config)
-    model.save_pretrained(folder / "base")
-    for number in range(3):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.01 * torch.randn_like(parameter))
-        model.save_pretrained(folder / f"expert{number}")
+    model = random_llama(hidden=hidden, layers=layers)
+    save_experts(model, folder)
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
@@ -136,7 +123,7 @@ def _search(search: str, pool: ExpertPool) -> None:
 def _status_bytes(field: str) -> int:
     """Returns a size from this process's entry in the system's tables."""
     lines = File("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(each for each in lines if each.startswith(f"{field}:"))
+    line = next(line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 

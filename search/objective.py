@@ -256,7 +256,7 @@ def _normalised(
     if not math.isfinite(base):
         raise ValueError(
             f"task {term.task!r}: the base's {term.key} is {base}, so that nothing can be "
-            "normalised by it; use objective.normalize=raw"
+            "normalised by it; use objective.normalize 'raw'"
         )
     values = {
         name: scores[term.key]
@@ -267,14 +267,14 @@ def _normalised(
     if best is None:
         raise ValueError(
             f"task {term.task!r}: no expert has a finite {term.key} to normalise by; use "
-            "objective.normalize=raw"
+            "objective.normalize 'raw'"
         )
     span = term.sign * values[best] - term.sign * base
     if span <= 0:
         raise ValueError(
             f"task {term.task!r}: no expert is better than the base ({term.key}, to {direction}: "
             f"base {base:.6g}, best expert {best} {values[best]:.6g}); add an expert for it, "
-            "give it weight 0, or use objective.normalize=raw"
+            "give it weight 0, or use objective.normalize 'raw'"
         )
     return Term(term.task, term.key, term.sign, term.sign * base, span)
 

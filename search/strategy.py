@@ -37,6 +37,11 @@ class Outcome:
 class Strategy(Protocol[G]):
     """Proposes candidates and learns from their outcomes; all state of a search lives here."""
 
+    @property
+    def compares_generations(self) -> bool:
+        """Whether fitness of different generations is compared, which then need the same items."""
+        ...
+
     def ask(self) -> list[Candidate[G]]:
         """Returns the next generation.
 

@@ -202,6 +202,7 @@ class _Noting:
         self._strategy, self._ends = strategy, ends
         self.tell: Callable[..., None] = strategy.tell
         self.recommend = strategy.recommend
+        self.compares_generations: bool = strategy.compares_generations
 
     def ask(self) -> Any:
         """Returns the strategy's candidates."""

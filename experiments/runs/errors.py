@@ -7,10 +7,11 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+
+from experiments.runs.choices import listed, texts
 
 _GROUPS = ("space", "strategy", "method", "objective", "grouping", "noise", "initial", "racing")
 _BESIDES = {  # what no entry of the configuration builds
@@ -80,12 +81,11 @@ def with_options(text: str) -> str:
 
 
 def _options_of(name: str) -> str:
-    """Returns the entries of the configuration that build a class, as ``GROUP=A, B``."""
+    """Returns the entries of the configuration that build a class, as ``GROUP=A or B``."""
     target = re.compile(rf"^ *_target_: [\w.]+\.{name}$", re.MULTILINE)
     options = []
     for group in _GROUPS:
-        files = sorted(resources.files("conf").joinpath(group).iterdir(), key=lambda f: f.name)
-        named = [file for file in files if target.search(file.read_text(encoding="utf-8"))]
+        named = [entry for entry, text in texts(group).items() if target.search(text)]
         if named:
-            options.append(f"{group}={', '.join(f.name.removesuffix('.yaml') for f in named)}")
+            options.append(f"{group}={listed(named)}")
     return " or ".join(options)

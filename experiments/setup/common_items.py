@@ -13,8 +13,6 @@ from omegaconf import DictConfig
 from evaluators.panel import Panel
 from merging.seeding import stable_seed
 from search.privacy.private_noise import SecretNoise
-from search.strategies.crossover import GeneticAlgorithm
-from search.strategies.model_swarms import ModelSwarms
 from search.strategy import Strategy
 
 
@@ -123,7 +121,7 @@ def check_common_items(
             f"has {objectives}: choose an objective with one, or {remedy}"
         )
     name = type(strategy).__name__
-    if isinstance(strategy, GeneticAlgorithm | ModelSwarms):
+    if strategy.compares_generations:
         raise ValueError(
             f"{given}: {name} compares candidates with those of earlier generations, which have "
             f"other items: choose a strategy such as mergevolve or cma, or {remedy}"

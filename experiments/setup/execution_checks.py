@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.runs.choices import choices
 from experiments.setup import assemble
 from search.loop.steady_state import check_steady
 from search.strategy import Strategy
@@ -24,7 +25,14 @@ def check_execution(config: DictConfig, strategy: Strategy[Any]) -> None:
     execution = assemble.open_execution(config)
     if not config.asynchronous:
         return
-    check_steady(strategy, many=execution.elsewhere)
+    try:
+        check_steady(strategy, many=execution.elsewhere)
+    except ValueError as error:
+        others = choices("strategy", lambda found: hasattr(found, "ask_one"))
+        raise ValueError(
+            f"asynchronous=true: {error}: choose strategy={others}, or asynchronous=false"
+            + (", or execution=local" if execution.elsewhere else "")
+        ) from error
     if config.common_items is not None:
         raise ValueError(
             f"asynchronous=true: there is no generation to share common_items="

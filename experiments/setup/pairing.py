@@ -10,23 +10,19 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.runs.choices import choices, listed, texts
 from experiments.runs.errors import UserError
 from search.strategy import Strategy
 
-_KINDS = {
-    "axes": ("numbers along axes", "space=weights, coefficients, convex, mixed or layer_stack"),
-    "starts": ("paths through all weights", "space=full_weights or factors"),
-    "founders": ("lineage trees", "space=lineage"),
+_SEARCHED = {
+    "axes": "numbers along axes",
+    "starts": "paths through all weights",
+    "founders": "lineage trees",
 }
-READ_BY = {  # part: its default, and the spaces that read it
-    "method": ("merging.methods.task_arithmetic.TaskArithmetic", "weights or coefficients"),
-    "grouping": ("merging.grouping.Whole", "weights, coefficients or mixed"),
-    "noise": ("merging.paths.noise.GaussianNoise", "full_weights or factors"),
-}
-_STRATEGIES = {
-    "axes": "cma, de, pso, model_swarms, ngopt, oneplusone, random or grid",
-    "starts": "mergevolve or dp_zo",
-    "founders": "crossover, m2n2, nsga2, map_elites or cycle_qd",
+DEFAULTS = {  # of the parts that a space may ignore
+    "method": "merging.methods.task_arithmetic.TaskArithmetic",
+    "grouping": "merging.grouping.Whole",
+    "noise": "merging.paths.noise.GaussianNoise",
 }
 
 
@@ -42,12 +38,11 @@ def check_pair(build_space: partial[Any], build_strategy: partial[Any]) -> None:
     if not lacking:
         return
     strategy, space = build_strategy.func.__name__, space_class.__name__
-    searched, spaces = _KINDS.get(lacking[0], (lacking[0], f"a space that gives {lacking[0]}"))
-    kind = next((each for each in gives if each in _STRATEGIES), None)
-    others = f", or for {space} a strategy such as {_STRATEGIES[kind]}" if kind else ""
+    spaces = choices("space", lambda found: lacking[0] in found.gives)
+    strategies = choices("strategy", lambda found: gives[0] in inspect.signature(found).parameters)
     raise UserError(
-        f"strategy {strategy} searches {searched}, which {space} has none of: "
-        f"choose {spaces}{others}"
+        f"strategy {strategy} searches {_SEARCHED.get(lacking[0], lacking[0])}, which {space} has "
+        f"none of: choose space={spaces}, or for {space} a strategy such as {strategies}"
     )
 
 
@@ -58,13 +53,14 @@ def check_used(config: DictConfig) -> None:
         UserError: one was chosen; names it, the space and what reads it.
     """
     read = json.dumps(OmegaConf.to_container(config.space, resolve=False))
-    for part, (default, spaces) in READ_BY.items():
-        chosen = str(config[part]["_target_"])
-        if chosen != default and f"${{{part}}}" not in read:
+    for part, default in DEFAULTS.items():
+        chosen, reference = str(config[part]["_target_"]), f"${{{part}}}"
+        if chosen != default and reference not in read:
             space = str(config.space["_target_"]).rpartition(".")[2]
+            readers = [name for name, text in texts("space").items() if reference in text]
             raise UserError(
                 f"{part} {chosen.rpartition('.')[2]} has no effect in {space}: leave {part}= out, "
-                f"or choose space={spaces}"
+                f"or choose space={listed(readers)}"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from search.loop.evaluation import Batch, Evaluated
 from search.loop.history import History, HistoryError, Record
@@ -19,11 +19,17 @@ _WATCHED = 16
 """Candidates in a row that must all have failed before a search is given up."""
 
 
+@runtime_checkable
 class SteadyStrategy(Protocol[S]):
     """A strategy that can be asked for one candidate while others wait for their outcomes.
 
     Its asks depend on its arguments and on the order of asks and tells alone.
     """
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether it cannot be asked again before it is told."""
+        ...
 
     def ask_one(self) -> Candidate[S]:
         """Returns the next candidate; any number may be asked before one is told.
@@ -47,21 +53,17 @@ def check_steady(strategy: object, *, many: bool) -> None:
 
     Args:
         strategy: freshly built.
-        many: whether there may be several places.
+        many: whether several candidates may be scored at the same time.
 
     Raises:
         ValueError: it can only be asked for whole generations, or for one at a time; names it.
     """
-    if not (hasattr(strategy, "ask_one") and hasattr(strategy, "tell_one")):
+    if not isinstance(strategy, SteadyStrategy):
+        raise ValueError(f"{type(strategy).__name__} learns from whole generations")
+    if many and strategy.one_at_a_time:
         raise ValueError(
-            f"asynchronous=true: {type(strategy).__name__} learns from whole generations: choose "
-            "strategy=cma, de, pso, oneplusone, random, crossover or another of theirs, or "
-            "asynchronous=false"
-        )
-    if many and getattr(strategy, "one_at_a_time", False):
-        raise ValueError(
-            f"asynchronous=true: the optimizer of {type(strategy).__name__} has to be told before "
-            "it can be asked again: choose another, or execution=local"
+            f"the optimizer of {type(strategy).__name__} has to be told before it can be asked "
+            "again"
         )
 
 

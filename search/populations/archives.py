@@ -73,7 +73,7 @@ class MapElites:
 
     def check_objectives(self, count: int) -> None:
         """Refuses a single number."""
-        _check_objectives("map_elites", count)
+        _check_objectives("MapElites", count)
 
     def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
         """Reads none."""
@@ -127,7 +127,7 @@ class CycleQD:
 
     def check_objectives(self, count: int) -> None:
         """Refuses a single number."""
-        _check_objectives("cycle_qd", count)
+        _check_objectives("CycleQD", count)
 
     def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
         """Reads none."""
@@ -201,9 +201,9 @@ def _drawing(
     return draw
 
 
-def _check_objectives(strategy: str, count: int) -> None:
+def _check_objectives(population: str, count: int) -> None:
     if count < 2:
         raise ValueError(
-            f"{strategy} needs a number for each of at least two tasks, the objective has "
-            f"{count}: choose objective=pareto and several tasks, or strategy=crossover"
+            f"{population} needs a number for each of at least two tasks, the objective has "
+            f"{count}: choose the objective Pareto and several tasks, or the population Truncation"
         )

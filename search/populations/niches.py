@@ -73,13 +73,14 @@ class Niches:
                 continue
             if outcome.cases is None or not outcome.cases.size:
                 raise ValueError(
-                    f"niches form on per-item scores, candidate {outcome.id} has none: choose "
-                    "tasks whose evaluators give them for the main metric, or strategy=crossover"
+                    f"Niches form on per-item scores, candidate {outcome.id} has none: choose "
+                    "tasks whose evaluators give them for the main metric, or the population "
+                    "Truncation"
                 )
             items = items or outcome.cases.size
             if outcome.cases.shape != (items,) or not np.isfinite(outcome.cases).all():
                 raise ValueError(
-                    f"niches need the same items for all: candidate {outcome.id} has per-item "
+                    f"Niches need the same items for all: candidate {outcome.id} has per-item "
                     f"scores of shape {outcome.cases.shape}, not {items} finite numbers"
                 )
 

@@ -99,8 +99,8 @@ class Truncation:
         """Refuses several numbers."""
         if count > 1:
             raise ValueError(
-                f"crossover ranks by one number, the objective has {count}: choose "
-                "objective=normalized or raw, or strategy=nsga2"
+                f"Truncation ranks by one number, the objective has {count}: choose an objective "
+                "with one, or the population Fronts"
             )
 
     def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:

@@ -81,7 +81,7 @@ class PrivatePool(TaskQueue[Batch[G]]):
         if self.release == "differences" and len(genomes) % 2:
             raise ValueError(
                 f"generation {generation} has {len(genomes)} new genomes, which make no pairs: "
-                "privacy=differences needs a strategy that asks for pairs, such as dp_zo"
+                "differences need a strategy that asks for pairs, such as DpZo"
             )
         question = ("generation", generation, json.dumps([self.encode(g) for g in genomes]))
         scored = self._scored(batch)

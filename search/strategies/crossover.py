@@ -47,6 +47,9 @@ class GeneticAlgorithm:
         theirs.
     """
 
+    compares_generations = True
+    one_at_a_time = False
+
     def __init__(
         self,
         *,

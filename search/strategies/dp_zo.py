@@ -39,6 +39,8 @@ class DpZo:
     models with zeroth-order optimization, arXiv:2401.04343, algorithm 1. It has no decay.
     """
 
+    compares_generations = False
+
     def __init__(
         self,
         *,
@@ -52,7 +54,7 @@ class DpZo:
         check_positive(phi=phi, learning_rate=learning_rate, decay=decay)
         check_at_least(1, steps=steps)
         if isinstance(starts, str) or len(starts) != 1:
-            raise ValueError(f"dp_zo starts from one point, starts must name one, got {starts!r}")
+            raise ValueError(f"DpZo starts from one point, starts must name one, got {starts!r}")
         self._phi = phi
         self._learning_rate = learning_rate
         self._decay = decay
@@ -78,8 +80,8 @@ class DpZo:
         for outcome in outcomes:
             if outcome.fitness is not None and outcome.fitness.size > 1:
                 raise ValueError(
-                    f"dp_zo descends along one number, candidate {outcome.id} has "
-                    f"{outcome.fitness.size}: choose an objective with one, not pareto"
+                    f"DpZo descends along one number, candidate {outcome.id} has "
+                    f"{outcome.fitness.size}: choose an objective with one"
                 )
         plus, minus = self._ask_tell.tell(outcomes)
         if plus.fitness is not None and minus.fitness is not None:

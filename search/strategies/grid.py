@@ -32,6 +32,8 @@ class GridSearch:
         ValueError: an option has no meaning, or the grid has more than `limit` points.
     """
 
+    compares_generations = False
+
     def __init__(
         self,
         *,
@@ -59,7 +61,7 @@ class GridSearch:
         if self.size > limit:
             raise ValueError(
                 f"the grid has {self.size} points, more than limit={limit}; take fewer levels, "
-                "coarser groups or mode=coordinate, or raise limit"
+                "coarser groups or mode 'coordinate', or raise limit"
             )
         self._ask_tell = AskTell[Vector](np.ndarray.copy)
 

@@ -123,6 +123,8 @@ class MergEvolve:
     Rechenberg 1973, Evolutionsstrategie.
     """
 
+    compares_generations = False
+
     def __init__(
         self,
         *,
@@ -206,8 +208,8 @@ class MergEvolve:
         for outcome in outcomes:
             if outcome.fitness is not None and outcome.fitness.size > 1:
                 raise ValueError(
-                    f"mergevolve ranks by one number, candidate {outcome.id} has "
-                    f"{outcome.fitness.size}: choose an objective with one, not pareto"
+                    f"MergEvolve ranks by one number, candidate {outcome.id} has "
+                    f"{outcome.fitness.size}: choose an objective with one"
                 )
         ordered = self._ask_tell.tell(outcomes)
         fitness = [None if o.fitness is None else float(o.fitness[0]) for o in ordered]
@@ -280,11 +282,11 @@ def _check_together(
     if len(starts) > 1 and include_centre == "never":
         raise ValueError(
             "include_centre='never' leaves no score to choose among several starts by: "
-            "name one start, or set include_centre=start"
+            "name one start, or choose include_centre 'start'"
         )
     if antithetic and popsize % 2:
         raise ValueError(f"antithetic pairs need an even popsize, got {popsize}")
     if adapt and include_centre != "always":
         raise ValueError(
-            "adapt compares samples with their centre: set include_centre=always, or adapt=0"
+            "adapt compares samples with their centre: choose include_centre 'always', or adapt 0"
         )

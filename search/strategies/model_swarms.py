@@ -79,6 +79,8 @@ class ModelSwarms:
     2606.28373, runs it; `spread` and `least_step_length` from the released code.
     """
 
+    compares_generations = True
+
     def __init__(
         self,
         *,

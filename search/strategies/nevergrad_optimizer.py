@@ -52,6 +52,8 @@ class NevergradStrategy:
         The CMA evolution strategy: a tutorial, arXiv 1604.00772.
     """
 
+    compares_generations = False
+
     def __init__(
         self,
         *,

@@ -27,6 +27,9 @@ class RandomSearch:
         include_start: candidate 0 is the start point.
     """
 
+    compares_generations = False
+    one_at_a_time = False
+
     def __init__(
         self,
         *,

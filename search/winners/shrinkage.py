@@ -91,7 +91,7 @@ def _single(record: Record) -> float:
     if record.fitness.size != 1:
         raise ValueError(
             f"shrinkage ranks by one number, candidate {record.id} has {record.fitness.size}: "
-            "choose an objective with one, or choose=second_look"
+            "choose an objective with one, or take a second look"
         )
     return float(record.fitness[0])
 
@@ -102,6 +102,6 @@ def _cases(record: Record, strata: Strata) -> Vector:
         has = "none" if record.cases is None else str(len(record.cases))
         raise ValueError(
             f"shrinkage needs the scores of all {items} search items, candidate {record.id} has "
-            f"{has}: use evaluators with per-item scores, or choose=second_look"
+            f"{has}: use evaluators with per-item scores, or take a second look"
         )
     return record.cases

@@ -141,11 +141,11 @@ def test_references_that_cannot_normalise_are_refused_with_the_remedy() -> None:
     with pytest.raises(
         ValueError,
         match=r"task 'quiz': no expert is better than the base \(quiz/accuracy, to maximize: base "
-        r"0.5, best expert coder 0.4\); .*objective.normalize=raw",
+        r"0.5, best expert coder 0.4\); .*objective.normalize 'raw'",
     ):
         bind(WeightedMean(), expert_scores=weak)
     with pytest.raises(
-        ValueError, match=r"task 'code': the base's code/bits is inf.*normalize=raw"
+        ValueError, match=r"task 'code': the base's code/bits is inf.*normalize 'raw'"
     ):
         bind(WeightedMean(), base_scores={**BASE, "code/bits": math.inf})
     with pytest.raises(ValueError, match="'code': no expert has a finite code/bits to normalise"):

@@ -83,13 +83,16 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("strategy=crossover && space=weights", "GeneticAlgorithm searches lineage trees, which Coe"),
     (
         "strategy=mergevolve && space=full_weights && objective=pareto && ~objective.weights",
-        "mergevolve ranks by one number, candidate 0 has 4: choose an objective with one",
+        "MergEvolve ranks by one number, candidate 0 has 4: choose an objective with one",
     ),
     (
         "strategy=model_swarms && space=lineage",
         "ModelSwarms searches numbers along axes, which Line",
     ),
-    ("strategy=map_elites && objective=normalized && space=lineage", "map_elites"),
+    (
+        "strategy=map_elites && objective=normalized && space=lineage",
+        r"MapElites needs .* Pareto \(objective=pareto\) .* Truncation \(strategy=crossover\)",
+    ),
     (
         "objective=pareto && ~objective.weights && choose=shrinkage",
         "choose=shrinkage ranks by one number, the objective",

@@ -12,7 +12,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from experiments.setup.pairing import READ_BY
+from experiments.setup.pairing import DEFAULTS
 
 ROOT = Path(str(conf.__file__)).parent
 GROUPS = sorted(
@@ -84,9 +84,7 @@ def test_run_seed_reaches_every_random_method() -> None:
 
 def test_parts_that_a_space_may_ignore_are_known_by_their_defaults() -> None:
     config = composed()
-    assert {part: config[part]["_target_"] for part in READ_BY} == {
-        part: default for part, (default, _) in READ_BY.items()
-    }
+    assert {part: config[part]["_target_"] for part in DEFAULTS} == DEFAULTS
 
 
 @pytest.mark.parametrize("verb", ["search", "merge", "evaluate"])

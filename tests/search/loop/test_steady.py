@@ -253,9 +253,9 @@ def test_histories_of_the_other_way_are_refused(tmp_path: Path) -> None:
 
 
 def test_strategies_of_generations_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="true: GridSearch learns from whole generations"):
+    with pytest.raises(ValueError, match="GridSearch learns from whole generations"):
         check_steady(GridSearch(axes=AXES, seed=0), many=False)
-    with pytest.raises(ValueError, match="asynchronous=true: ModelSwarms learns from whole gene"):
+    with pytest.raises(ValueError, match="ModelSwarms learns from whole generations"):
         check_steady(ModelSwarms(axes=AXES[:2], seed=0), many=True)
     alone = NevergradStrategy(axes=AXES, seed=0, optimizer="SPSA")
     check_steady(alone, many=False)

@@ -207,10 +207,10 @@ class TestNiches:
     @pytest.mark.parametrize(
         ("cases", "match"),
         [
-            (None, "niches form on per-item scores, candidate 1 has none: choose tasks"),
+            (None, "Niches form on per-item scores, candidate 1 has none: choose tasks"),
             ([], "candidate 1 has none"),
             ([1.0], r"candidate 1 has per-item scores of shape \(1,\), not 2 finite numbers"),
-            ([1.0, np.nan], "niches need the same items for all: candidate 1"),
+            ([1.0, np.nan], "Niches need the same items for all: candidate 1"),
         ],
     )
     def test_outcomes_without_fitting_cases_are_refused(self, cases: Any, match: str) -> None:

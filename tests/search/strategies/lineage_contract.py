@@ -261,7 +261,7 @@ class LineageContract:
     ) -> None:
         strategy = build(5)
         if not entry.several:
-            match, wrong = "crossover ranks by one number, the objective has 3", PROBLEM.several
+            match, wrong = "Truncation ranks by one number, the objective has 3", PROBLEM.several
         elif not entry.one:
             match, wrong = (
                 "a number for each of at least two tasks, the objective has 1:",

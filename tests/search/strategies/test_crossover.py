@@ -25,7 +25,7 @@ from merging.lineages.lineage import (
     lineage_to_json,
 )
 from merging.spaces.lineage import LineageSpace
-from search.loop.evaluation import OneByOne
+from search.loop.evaluation import Evaluation
 from search.loop.generational import search
 from search.loop.history import History
 from search.loop.session import Budget
@@ -39,6 +39,7 @@ from search.populations.variation import Bred, Variation
 from search.strategies.crossover import GeneticAlgorithm
 from search.strategy import Outcome
 from tests.merging.memory_pool import random_pool
+from tests.search.loop.test_loop import pool_of
 from tests.search.strategies.lineages import Problem, Scored, best, decode, evolve, outcomes
 
 CONF = Path(__file__).parents[3] / "conf" / "strategy"
@@ -196,7 +197,7 @@ class TestGenerations:
         strategy = GeneticAlgorithm(seed=0, founders=NAMES, popsize=3, population=Niches(4))
         candidates = strategy.ask()
         with pytest.raises(
-            ValueError, match=r"niches form on per-item scores, candidate 0 has none"
+            ValueError, match=r"Niches form on per-item scores, candidate 0 has none"
         ):
             strategy.tell([Outcome(c.id, np.array([1.0])) for c in candidates])
         strategy.tell(outcomes(candidates, by_number))  # nothing is lost
@@ -361,7 +362,7 @@ class TestSearch:
 
         return search(
             GeneticAlgorithm(seed=1, founders=problem.names, popsize=5, population=rules),
-            OneByOne(evaluate),
+            Evaluation(pool_of(evaluate)),
             BoundObjective((Term("t", "t/loss", -1.0),), (1.0,)),
             History(directory),
             Budget(evaluations=24),

@@ -172,7 +172,7 @@ class TestPromises:
             ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0"),
             ({"decay": 0.0}, "decay must be a finite number above 0"),
             ({"steps": 0}, "steps must be at least 1, got 0"),
-            ({"starts": ["a", "b"]}, "dp_zo starts from one point, starts must name one"),
+            ({"starts": ["a", "b"]}, "DpZo starts from one point, starts must name one"),
             ({"starts": "start"}, "starts must name one, got 'start'"),
         ],
     )

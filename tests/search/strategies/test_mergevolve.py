@@ -25,7 +25,7 @@ from merging.paths.path import Path
 from merging.seeding import stable_seed
 from merging.spaces.full_weights import FullWeightSpace, weighted_start
 from merging.weights import Weights
-from search.loop.evaluation import OneByOne
+from search.loop.evaluation import Evaluation
 from search.loop.generational import search
 from search.loop.history import History
 from search.loop.session import Budget, SearchFailed
@@ -38,6 +38,7 @@ from search.strategies.mergevolve import (
 )
 from search.strategy import Candidate, Outcome
 from tests.merging.memory_pool import memory_pool, random_pool
+from tests.search.loop.test_loop import pool_of
 
 evolver = partial(MergEvolve, starts=["start"])
 SHAPES = {"w": (8, 9), "v": (5, 8), "bias": (6,)}
@@ -400,7 +401,10 @@ def test_another_process_asks_the_same() -> None:
     ("options", "message"),
     [
         ({"antithetic": True, "popsize": 5}, "antithetic pairs need an even popsize, got 5"),
-        ({"adapt": 1.0}, "adapt compares samples with their centre: set include_centre=always"),
+        (
+            {"adapt": 1.0},
+            "adapt compares samples with their centre: choose include_centre 'al",
+        ),
         ({"starts": ["a", "b"], "include_centre": "never"}, "'never' leaves no score to choose"),
         ({"starts": []}, r"starts must be a list of different names, got \[\]"),
         ({"starts": ["a", "a"]}, "starts must be a list of different names"),
@@ -467,7 +471,7 @@ class TestLoop:
 
         return search(
             evolver(seed=1, popsize=4, **options),
-            OneByOne(evaluate),
+            Evaluation(pool_of(evaluate)),
             OBJECTIVE,
             History(directory),
             Budget(evaluations=23),
@@ -506,7 +510,7 @@ class TestLoop:
         with pytest.raises(SearchFailed, match=r"the last 11 candidates failed.*: no$"):
             search(
                 evolver(seed=0),
-                OneByOne(fail),
+                Evaluation(pool_of(fail)),
                 OBJECTIVE,
                 History(tmp_path),
                 Budget(evaluations=50),

@@ -14,7 +14,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
 from merging.weights import Weights
 
-_CHUNK_BYTES = 64_000_000
+_BLOCK_BYTES = 64_000_000
 _HELD_BYTES = 4_000_000_000
 
 
@@ -50,7 +50,7 @@ def measure(
     pool: ExpertPool,
     points: Mapping[str, Weights],
     *,
-    chunk_bytes: int = _CHUNK_BYTES,
+    block_bytes: int = _BLOCK_BYTES,
     held_bytes: int = _HELD_BYTES,
 ) -> Gram:
     """Returns the Gram matrix of all task vectors, exact but for float64 sums.
@@ -64,7 +64,7 @@ def measure(
     as merges compute: what a point of the hull is expected to be off by.
 
     Args:
-        chunk_bytes: of float64 rows at once.
+        block_bytes: of float64 rows at once.
         held_bytes: of the points' tensors at once.
 
     Raises:
@@ -82,56 +82,57 @@ def measure(
     rounding = np.zeros(len(names))
     for name in pool.names:
         base = _flat(pool.base_tensor(name))
-        deltas = _Rows(range(experts), list(_double_device(pool.deltas(name)).flatten(1)), None)
-        _add(matrix, deltas, deltas, chunk_bytes)
+        deltas = _Vectors(range(experts), list(_double_device(pool.deltas(name)).flatten(1)), None)
+        _add(matrix, deltas, deltas, block_bytes)
         groups = _groups(len(names), base.numel() * 4, held_bytes)
         for number, group in enumerate(groups):
-            rows = _read(points, names, group, name, base, experts)
-            _add(matrix, deltas, rows, chunk_bytes)
-            _add(matrix, rows, rows, chunk_bytes)
-            for index, tensor in zip(group, rows.tensors, strict=True):
+            vectors = _read(points, names, group, name, base, experts)
+            _add(matrix, deltas, vectors, block_bytes)
+            _add(matrix, vectors, vectors, block_bytes)
+            for index, tensor in zip(group, vectors.tensors, strict=True):
                 rounding[index] += _rounding(tensor, experts)
-            for other in groups[number + 1 :]:
-                _add(matrix, rows, _read(points, names, other, name, base, experts), chunk_bytes)
+            for later in groups[number + 1 :]:
+                others = _read(points, names, later, name, base, experts)
+                _add(matrix, vectors, others, block_bytes)
     return Gram(pool.expert_names, names, matrix, np.sqrt(rounding))
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Flat tensors of one name: rows of the Gram matrix, still to be made relative to `base`."""
+class _Vectors:
+    """Flat tensors of one name, of some rows of the Gram matrix; task vectors minus `base`."""
 
-    at: Sequence[int]
+    rows: Sequence[int]
     tensors: list[Tensor]
     base: Tensor | None
 
-    def part(self, span: slice) -> Tensor:
-        """Returns a stretch of the task vectors, ``(rows, span)`` float64."""
-        rows = torch.stack([tensor[span].double() for tensor in self.tensors])
-        return rows if self.base is None else rows - self.base[span].double()
+    def block(self, span: slice) -> Tensor:
+        """Returns a range of entries of the task vectors, ``(rows, span)`` float64."""
+        weights = torch.stack([tensor[span].double() for tensor in self.tensors])
+        return weights if self.base is None else weights - self.base[span].double()
 
 
-def _add(matrix: Matrix, left: _Rows, right: _Rows, chunk_bytes: int) -> None:
+def _add(matrix: Matrix, left: _Vectors, right: _Vectors, block_bytes: int) -> None:
     """Adds one tensor's inner products to `matrix`, symmetrically."""
     if not left.tensors or not right.tensors:
         return
     size = left.tensors[0].numel()
-    step = max(1, chunk_bytes // (8 * (len(left.at) + len(right.at))))
-    products = np.zeros((len(left.at), len(right.at)))
+    step = max(1, block_bytes // (8 * (len(left.rows) + len(right.rows))))
+    products = np.zeros((len(left.rows), len(right.rows)))
     for begin in range(0, size, step):
         span = slice(begin, begin + step)
-        first = left.part(span)
-        second = first if right is left else right.part(span)
-        products += (first @ second.T).cpu().numpy()
-    matrix[np.ix_(left.at, right.at)] += products
+        first = left.block(span)
+        second = first if right is left else right.block(span)
+        products += (first @ second.T).cpu().numpy()  # <d_i, d_j> over the block
+    matrix[np.ix_(left.rows, right.rows)] += products
     if left is not right:
-        matrix[np.ix_(right.at, left.at)] += products.T
+        matrix[np.ix_(right.rows, left.rows)] += products.T
 
 
-def _groups(count: int, each_bytes: int, held_bytes: int) -> list[range]:
+def _groups(count: int, tensor_bytes: int, held_bytes: int) -> list[range]:
     """Returns the points in groups of which two fit; one group where all fit."""
-    if count * each_bytes <= held_bytes:
+    if count * tensor_bytes <= held_bytes:
         return [range(count)]
-    size = max(1, held_bytes // max(1, 2 * each_bytes))
+    size = max(1, held_bytes // max(1, 2 * tensor_bytes))
     return [range(at, min(at + size, count)) for at in range(0, count, size)]
 
 
@@ -142,9 +143,9 @@ def _read(
     tensor: str,
     base: Tensor,
     experts: int,
-) -> _Rows:
-    rows = [_point(points[names[i]], names[i], tensor, base) for i in group]
-    return _Rows([experts + i for i in group], rows, base)
+) -> _Vectors:
+    tensors = [_point(points[names[i]], names[i], tensor, base) for i in group]
+    return _Vectors([experts + i for i in group], tensors, base)
 
 
 def _point(weights: Weights, point: str, name: str, base: Tensor) -> Tensor:
@@ -173,6 +174,6 @@ def _rounding(weights: Tensor, experts: int) -> float:
     """Returns the expected squared error of one tensor, see `measure`."""
     exponents = torch.frexp(weights.float())[1][weights != 0].double()
     squares = float(torch.exp2(2 * (exponents - 1)).sum())
-    single, own = torch.finfo(torch.float32).eps, torch.finfo(weights.dtype).eps
-    cast = own**2 if own > single else 0.0
-    return squares * (cast + (experts + 1) * single**2) / 12
+    single, stored = torch.finfo(torch.float32).eps, torch.finfo(weights.dtype).eps
+    cast = stored**2 if stored > single else 0.0
+    return squares * (cast + (experts + 1) * single**2) / 12  # sum ulp(w)^2 / 12

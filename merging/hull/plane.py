@@ -47,23 +47,24 @@ def best_plane(gram: Gram, fitted: Sequence[str] | None = None) -> Plane:
     unit = gram.expert_scale or 1.0
     full = np.pad(gram.matrix, (0, 1)) / unit**2
     mean = full[:, rows].mean(1)
-    centred = full - mean[:, None] - mean[None, :] + mean[rows].mean()
+    centred = full - mean[:, None] - mean[None, :] + mean[rows].mean()  # <v_i - m, v_j - m>
     values, vectors = np.linalg.eigh(centred[np.ix_(rows, rows)])
     values = np.maximum(values, 0.0)
-    at = np.zeros((len(full), 2))
+    coordinates = np.zeros((len(full), 2))
     for axis in range(min(2, len(rows))):
         value = values[-1 - axis]
         if value > 1e-12 * values[-1]:
-            at[:, axis] = centred[:, rows] @ vectors[:, -1 - axis] / math.sqrt(value)
-            at[:, axis] *= np.sign(at[np.argmax(np.abs(at[:experts, axis])), axis]) or 1.0
-    off = np.sqrt(np.maximum(np.diag(centred) - (at**2).sum(1), 0.0))
+            along = centred[:, rows] @ vectors[:, -1 - axis] / math.sqrt(value)  # C u / sqrt(l)
+            farthest = np.argmax(np.abs(along[:experts]))
+            coordinates[:, axis] = along * (np.sign(along[farthest]) or 1.0)
+    off = np.sqrt(np.maximum(np.diag(centred) - (coordinates**2).sum(1), 0.0))
     total = float(values.sum())
-    each = [(float(x), float(y)) for x, y in at]
+    pairs = [(float(x), float(y)) for x, y in coordinates]
     return Plane(
         share=float(values[-2:].sum()) / total if total > 0 else 1.0,
-        base=each[-1],
-        experts=dict(zip(gram.experts, each, strict=False)),
-        points=dict(zip(names, each[experts:], strict=False)),
+        base=pairs[-1],
+        experts=dict(zip(gram.experts, pairs, strict=False)),
+        points=dict(zip(names, pairs[experts:], strict=False)),
         off=dict(zip(names, off[experts:].tolist(), strict=False)),
     )
 

@@ -34,39 +34,40 @@ class Nearest:
 def nearest_in_hull(gram: Matrix, inner: Vector, squared: float) -> Nearest:
     """Returns ``argmin |sum_i w_i v_i - p|`` over ``w_i >= 0, sum_i w_i = 1``.
 
-    An active-set method: it moves between faces of the simplex, each solved exactly, and ends at
-    the optimal face after finitely many steps.
+    An active-set method on ``f(w) = w G w - 2 w c``, G the Gram matrix and c the inner products
+    with p: it moves between faces of the simplex, each solved exactly, and ends at the optimal
+    face after finitely many steps.
 
     Source: Wolfe 1976, Finding the nearest point in a polytope, Mathematical Programming 11,
         with inner products in place of vectors.
     """
     weights = np.zeros(len(inner))
-    weights[int(np.argmin(np.diag(gram) - 2 * inner))] = 1.0
+    weights[int(np.argmin(np.diag(gram) - 2 * inner))] = 1.0  # the nearest vertex
     for _ in range(20 * (len(inner) + 1)):
-        towards = int(np.argmin(gram @ weights - inner))
-        if weights[towards] > 0:
+        entering = int(np.argmin(gram @ weights - inner))  # argmin_i (G w - c)_i
+        if weights[entering] > 0:
             break  # no vertex lies nearer along the way
-        moved = _best_on_faces(gram, inner, weights, towards)
-        if not _cost(gram, inner, moved) < _cost(gram, inner, weights):
+        better = _best_on_faces(gram, inner, weights, entering)
+        if not _cost(gram, inner, better) < _cost(gram, inner, weights):
             break  # what is left to gain is below rounding
-        weights = moved
+        weights = better
     slope = gram @ weights - inner
-    gap = max(float(weights @ slope - slope.min()), 0.0)
+    gap = max(float(weights @ slope - slope.min()), 0.0)  # w (G w - c) - min_i (G w - c)_i
     return Nearest(weights, _squared(gram, inner, squared, weights), gap)
 
 
-def _best_on_faces(gram: Matrix, inner: Vector, weights: Vector, towards: int) -> Vector:
+def _best_on_faces(gram: Matrix, inner: Vector, weights: Vector, entering: int) -> Vector:
     """Returns the best weights of the face with one vertex more, or of a face of that one."""
-    face = np.flatnonzero((weights > 0) | (np.arange(len(weights)) == towards))
+    face = np.flatnonzero((weights > 0) | (np.arange(len(weights)) == entering))
     while True:
-        target = np.zeros(len(weights))
+        target = np.zeros(len(weights))  # argmin f over the affine span of the face
         target[face] = _affine_minimum(gram[np.ix_(face, face)], inner[face])
         if (target[face] > 0).all():
             return target
-        out = face[target[face] <= 0]
-        steps = weights[out] / np.maximum(weights[out] - target[out], 1e-300)
-        weights = weights + float(steps.min()) * (target - weights)
-        weights[out[steps <= steps.min()]] = 0.0  # leaves the face, exactly
+        negative = face[target[face] <= 0]
+        steps = weights[negative] / np.maximum(weights[negative] - target[negative], 1e-300)
+        weights = weights + float(steps.min()) * (target - weights)  # as far as all w_i >= 0
+        weights[negative[steps <= steps.min()]] = 0.0  # leaves the face, exactly
         weights = np.maximum(weights, 0.0)
         weights /= weights.sum()
         face = face[weights[face] > 0]
@@ -82,7 +83,7 @@ def nearest_in_affine_span(gram: Matrix, inner: Vector, squared: float) -> Neare
 def nearest_in_linear_span(gram: Matrix, inner: Vector, squared: float) -> Nearest:
     """Returns the same over all weights: the affine span of the vertices and the origin."""
     inverse = _inverse(gram, float(np.diag(gram).max()))
-    weights: Vector = inverse @ inner
+    weights: Vector = inverse @ inner  # G^+ c
     weights += inverse @ (inner - gram @ weights)  # refined once
     slope = gram @ weights - inner
     return Nearest(weights, _squared(gram, inner, squared, weights), float(np.abs(slope).max()))
@@ -91,10 +92,11 @@ def nearest_in_linear_span(gram: Matrix, inner: Vector, squared: float) -> Neare
 def _affine_minimum(gram: Matrix, inner: Vector) -> Vector:
     """Returns the weights, of any sign and summing to 1, of the point nearest to p."""
     count = len(gram)
-    project = np.eye(count) - 1 / count
+    project = np.eye(count) - 1 / count  # P = I - 1 1^T / n, on directions that sum to 0
     inverse = _inverse(project @ gram @ project, float(np.diag(gram).max()))
     weights: Vector = np.full(count, 1 / count)
     for _ in range(2):  # solved, and refined once
+        # w <- w + P (P G P)^+ P (c - G w)
         weights += project @ (inverse @ (project @ (inner - gram @ weights)))
     return weights
 
@@ -108,8 +110,8 @@ def _inverse(gram: Matrix, longest: float) -> Matrix:
 
 
 def _cost(gram: Matrix, inner: Vector, weights: Vector) -> float:
-    return float(weights @ (gram @ weights - 2 * inner))
+    return float(weights @ (gram @ weights - 2 * inner))  # w G w - 2 w c
 
 
 def _squared(gram: Matrix, inner: Vector, squared: float, weights: Vector) -> float:
-    return max(_cost(gram, inner, weights) + squared, 0.0)
+    return max(_cost(gram, inner, weights) + squared, 0.0)  # |sum_i w_i v_i - p|^2

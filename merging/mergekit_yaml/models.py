@@ -76,25 +76,21 @@ def listed(content: Mapping[str, Any]) -> MergekitSources:
         MergekitError: both or none, several slices, or an entry of another form.
     """
     models, slices = content.get("models"), content.get("slices")
-    whole = _settings(content, "parameters")
+    shared = _settings(content, "parameters")
     if (models is None) == (slices is None):
         raise MergekitError("expected one of models and slices, got both or none")
     if models is not None:
-        return MergekitSources(
-            _entries(models, "models", frozenset({"model", "parameters"})), (whole,)
-        )
+        return MergekitSources(_entries(models, "models", {"model", "parameters"}), (shared,))
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         raise MergekitError(
             "slices: layers are not re-ordered here: give models, or one slice of all layers"
         )
     _refuse_keys(slices[0], {"sources", "parameters"}, "slices")
     sources = slices[0].get("sources")
-    known = frozenset({"model", "layer_range", "parameters"})
-    entries = _entries(sources, "sources", known)
     return MergekitSources(
-        entries,
-        (_settings(slices[0], "parameters of the slice"), whole),
-        [each["layer_range"] for each in sources or () if "layer_range" in each],
+        _entries(sources, "sources", {"model", "layer_range", "parameters"}),
+        (_settings(slices[0], "parameters of the slice"), shared),
+        [entry["layer_range"] for entry in sources or () if "layer_range" in entry],
     )
 
 
@@ -115,8 +111,7 @@ def merged_models(
     if root is not None and spelling.base in ("origin", "optional"):
         merged = [(model, settings) for model, settings in entries if model != root]
     elif root is not None and spelling.base == "first":
-        rest = [each for each in entries if each[0] != root]
-        merged = [(root, {}), *rest]
+        merged = [(root, {}), *((model, own) for model, own in entries if model != root)]
     elif root is not None and root not in [model for model, _ in entries]:
         merged = [*entries, (root, {})]  # mergekit counts it as one more model
     least, most = spelling.count
@@ -127,12 +122,9 @@ def merged_models(
             f"merge_method {name} merges {wanted} model{'s' if least > 1 else ''}{beside}, "
             f"{len(merged)} given"
         )
-    names = _names([model for model, _ in merged])
-    origin = _origin(root, [model for model, _ in merged])
-    return [
-        MergekitInput(name, model, settings)
-        for name, (model, settings) in zip(names, merged, strict=True)
-    ], origin
+    models = [model for model, _ in merged]
+    inputs = zip(_names(models), merged, strict=True)
+    return [MergekitInput(name, *entry) for name, entry in inputs], _origin(root, models)
 
 
 def _origin(root: ModelReference | None, merged: Sequence[ModelReference]) -> str:
@@ -148,7 +140,7 @@ def _origin(root: ModelReference | None, merged: Sequence[ModelReference]) -> st
 
 
 def _entries(
-    listing: Any, where: str, known: frozenset[str]
+    listing: Any, where: str, known: set[str]
 ) -> tuple[tuple[ModelReference, Settings], ...]:
     """Returns model and own parameters of every entry of a list."""
     if not isinstance(listing, list) or not listing:
@@ -172,7 +164,7 @@ def _settings(owner: Mapping[str, Any], where: str) -> Settings:
     return settings
 
 
-def _refuse_keys(entry: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:
+def _refuse_keys(entry: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(set(entry) - known):
         raise MergekitError(f"{where}: {unknown[0]}: is not supported: remove the key")
 

@@ -24,7 +24,7 @@ Settings: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TensorPosition:
-    """Where a tensor stands.
+    """The name and depth by which settings apply to a tensor.
 
     Args:
         name: in the base's file, as filters see it.
@@ -36,29 +36,31 @@ class TensorPosition:
     depth: float
 
 
-def places(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, TensorPosition]:
-    """Returns the place of every tensor of a model.
+def positions(names: Sequence[str], file_names: Mapping[str, str]) -> dict[str, TensorPosition]:
+    """Returns the position of every tensor of a model.
 
     Args:
         file_names: module name to name in the file; a name that lacks is the same in both.
     """
     counts = layer_counts(names)
-    placed = {}
+    by_name = {}
     for name in names:
-        layer, depth = layer_of(name), 0.0
-        if layer is not None:
-            last = counts[layer[0]] - 1
-            depth = layer[1] / last if last else 1.0
-        placed[name] = TensorPosition(file_names.get(name, name), depth)
-    return placed
+        depth = 0.0
+        if (position := layer_of(name)) is not None:
+            stack, layer = position
+            last = counts[stack] - 1
+            depth = layer / last if last else 1.0
+        by_name[name] = TensorPosition(file_names.get(name, name), depth)
+    return by_name
 
 
 def layer_counts(names: Sequence[str]) -> dict[str, int]:
     """Returns the number of layers of every stack."""
     counts: dict[str, int] = {}
     for name in names:
-        if layer := layer_of(name):
-            counts[layer[0]] = max(counts.get(layer[0], 0), layer[1] + 1)
+        if position := layer_of(name):
+            stack, layer = position
+            counts[stack] = max(counts.get(stack, 0), layer + 1)
     return counts
 
 
@@ -94,34 +96,34 @@ def check_model_words(settings: Settings, spelling: Spelling, name: str, model: 
             )
 
 
-def resolve(parameter: str, scopes: Sequence[Settings], place: TensorPosition) -> float | None:
-    """Returns the value at `place` in the first of `scopes` that gives one; None: none does.
+def resolve(parameter: str, scopes: Sequence[Settings], position: TensorPosition) -> float | None:
+    """Returns the value at `position` in the first of `scopes` that gives one; None: none does.
 
     Raises:
         MergekitError: a setting that is no number, list or list of filters.
     """
     for scope in scopes:
         if parameter in scope:
-            value = _evaluate(parameter, scope[parameter], place)
+            value = _evaluate(parameter, scope[parameter], position)
             if value is not None:
                 return value
     return None
 
 
-def _evaluate(parameter: str, setting: Any, place: TensorPosition) -> float | None:
-    """Returns what one setting says of `place`; None where no filter fits."""
+def _evaluate(parameter: str, setting: Any, position: TensorPosition) -> float | None:
+    """Returns the value of one setting at `position`; None where no filter fits."""
     if isinstance(setting, dict):
         setting = [setting]
     if not isinstance(setting, list):
         return number(parameter, setting)
-    if not any(isinstance(each, (dict, list)) for each in setting):
-        return _gradient([number(parameter, each) for each in setting], place.depth)
-    for each in setting:
-        if not isinstance(each, dict) or "value" not in each or set(each) - {"filter", "value"}:
-            raise MergekitError(f"parameters: {parameter}: {each} is no {{filter, value}}")
-        part = each.get("filter")
-        if part in (None, "*") or str(part) in place.name:
-            return _evaluate(parameter, each["value"], place)
+    if not any(isinstance(entry, (dict, list)) for entry in setting):
+        return _gradient([number(parameter, entry) for entry in setting], position.depth)
+    for entry in setting:
+        if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"filter", "value"}:
+            raise MergekitError(f"parameters: {parameter}: {entry} is no {{filter, value}}")
+        part = entry.get("filter")
+        if part in (None, "*") or str(part) in position.name:
+            return _evaluate(parameter, entry["value"], position)
     return None
 
 
@@ -129,10 +131,10 @@ def _gradient(values: Sequence[float], depth: float) -> float | None:
     """Returns the value at `depth` on the broken line through `values`, spread over [0, 1]."""
     if not values:
         return None
-    at = depth * (len(values) - 1)
-    low = int(at)
-    high, share = min(low + 1, len(values) - 1), at - low
-    return (1 - share) * values[low] + share * values[high]
+    last = len(values) - 1
+    low = int(depth * last)
+    share = depth * last - low
+    return (1 - share) * values[low] + share * values[min(low + 1, last)]
 
 
 def number(parameter: str, value: Any) -> float:

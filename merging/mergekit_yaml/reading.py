@@ -20,7 +20,7 @@ from merging.mergekit_yaml.parameters import (
     check_words,
     layer_counts,
     number,
-    places,
+    positions,
     resolve,
 )
 from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
@@ -29,20 +29,10 @@ from merging.methods.slerp import Slerp
 from merging.plan import MergePlan
 from merging.recipe import parse_dtype
 
-_KEYS = frozenset(
-    {
-        "base_model",
-        "dtype",
-        "merge_method",
-        "models",
-        "name",
-        "out_dtype",
-        "parameters",
-        "slices",
-        "tokenizer",
-        "tokenizer_source",
-    }
-)
+_KEYS = {
+    *("base_model", "dtype", "merge_method", "models", "name", "out_dtype", "parameters"),
+    *("slices", "tokenizer", "tokenizer_source"),
+}
 
 
 @dataclass(frozen=True)
@@ -102,10 +92,10 @@ def _read(content: Any, trust_remote_code: bool) -> MergekitJob:
         {entry.name: entry.model.source for entry in entries},
         trust_remote_code=trust_remote_code,
     )
-    stand = places(tuple(pool.base), pool.base.file_names or {})
+    position = positions(tuple(pool.base), pool.base.file_names or {})
     _check_layer_ranges(sources, layer_counts(tuple(pool.base)))
     values = {
-        tensor: _knobs(name, spelling, method, entries, sources.shared, stand[tensor])
+        tensor: _knobs(name, spelling, method, entries, sources.shared, position[tensor])
         for tensor in pool.names
     }
     first = next(iter(values.values()))
@@ -200,16 +190,17 @@ def _knobs(
     method: MergeMethod,
     entries: Sequence[MergekitInput],
     shared: Sequence[Settings],
-    place: TensorPosition,
+    position: TensorPosition,
 ) -> dict[str, Mapping[str, float] | float]:
     """Returns our knobs for one tensor."""
 
     def value(parameter: str, scopes: Sequence[Settings], owner: str) -> float:
-        given = resolve(parameter, scopes, place)
-        given = spelling.defaults.get(parameter) if given is None else given
+        given = resolve(parameter, scopes, position)
+        if given is None:
+            given = spelling.defaults.get(parameter)
         if given is None:
             raise MergekitError(
-                f"parameters: merge_method {name} needs a {parameter}{owner} at {place.name}: "
+                f"parameters: merge_method {name} needs a {parameter}{owner} at {position.name}: "
                 "add one without filter"
             )
         return given
@@ -217,11 +208,9 @@ def _knobs(
     if name == "slerp":
         t = value("t", shared, "")
         return {"weight": {entries[0].name: 1 - t, entries[1].name: t}}
+    ones = dict.fromkeys((entry.name for entry in entries), 1.0)
     knobs: dict[str, Mapping[str, float] | float] = {
-        knob.name: dict.fromkeys((entry.name for entry in entries), 1.0)
-        if knob.per_expert
-        else 1.0
-        for knob in method.knobs
+        knob.name: ones if knob.per_expert else 1.0 for knob in method.knobs
     }
     for theirs, ours in spelling.per_model.items():
         knobs[ours] = {

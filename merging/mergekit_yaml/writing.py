@@ -37,10 +37,10 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     for theirs, ours in spelling.per_model.items():
         for expert in plan.experts:
             values = {g: _of(plan, g, ours, expert) for g in plan.coefficients}
-            own[expert][theirs] = _spread(groups, values)
+            own[expert][theirs] = _filters(groups, values)
     for theirs, ours in spelling.shared.items():
         read = _slerp_t if name == "slerp" else _shared
-        shared[theirs] = _spread(groups, {g: read(plan, g, ours) for g in plan.coefficients})
+        shared[theirs] = _filters(groups, {g: read(plan, g, ours) for g in plan.coefficients})
     document: dict[str, Any] = {"merge_method": name}
     if base := _base_model(plan, spelling, recipe, models):
         document["base_model"] = base
@@ -57,7 +57,7 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
 
 def _spelling(method: MergeMethod) -> tuple[str, Spelling]:
     for name, spelling in METHODS.items():
-        fits = all(getattr(method, each, None) == value for each, value in spelling.fixed.items())
+        fits = all(getattr(method, field, None) == v for field, v in spelling.fixed.items())
         if fits and spelling.cls is type(method):
             return name, spelling
     raise MergekitError(
@@ -69,11 +69,11 @@ def _refuse_inexpressible(plan: MergePlan, spelling: Spelling, name: str) -> Non
     """Raises for options and knobs that mergekit would replace by its own value."""
     known = {option.field for option in spelling.options.values()} | {"seed", *spelling.fixed}
     known |= {"task_vectors"} if spelling.base == "optional" else set()
-    for each in dataclasses.fields(plan.method):  # type: ignore[arg-type]
-        value = getattr(plan.method, each.name)
-        if each.name not in known and value != each.default:
+    for field in dataclasses.fields(plan.method):  # type: ignore[arg-type]
+        value = getattr(plan.method, field.name)
+        if field.name not in known and value != field.default:
             raise MergekitError(
-                f"mergekit's {name} has no {each.name}={value!r}: keep the recipe as it is"
+                f"mergekit's {name} has no {field.name}={value!r}: keep the recipe as it is"
             )
     spelt = {*spelling.per_model.values(), *spelling.shared.values()}
     for group, knobs in plan.coefficients.items():
@@ -160,7 +160,7 @@ def _file_groups(plan: MergePlan, pool: ExpertPool) -> dict[str, str]:
     return dict(sorted(groups.items(), key=lambda item: len(item[0]), reverse=True))
 
 
-def _spread(groups: Mapping[str, str], values: Mapping[str, float]) -> Any:
+def _filters(groups: Mapping[str, str], values: Mapping[str, float]) -> Any:
     """Returns one number where all groups agree, else mergekit's list of filters."""
     if len(set(values.values())) == 1:
         return next(iter(values.values()))

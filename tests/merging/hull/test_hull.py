@@ -181,7 +181,7 @@ class TestMeasure:
         return {f"p{i}": {n: other.deltas(n)[i] for n in other.names} for i in range(count)}
 
     @pytest.mark.parametrize(
-        "limits", [{}, {"chunk_bytes": 100}, {"held_bytes": 300}, {"held_bytes": 1}]
+        "limits", [{}, {"block_bytes": 100}, {"held_bytes": 300}, {"held_bytes": 1}]
     )
     def test_streamed_equals_dense(self, limits):
         points = self.points(4)

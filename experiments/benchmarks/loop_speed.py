@@ -30,8 +30,8 @@ from evaluators.tasks.perplexity import Perplexity
 from experiments.benchmarks.measured import Measured, in_turns, profile, waiting
 from experiments.benchmarks.models import RANK, random_factors, random_llama, save_experts
 from experiments.scoring.population import PopulationPool
+from experiments.setup.ingredients import Ingredients
 from experiments.setup.scorer import Scorer
-from experiments.setup.study import Study
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
@@ -114,8 +114,9 @@ class _World:
 
     def together(self, size: int) -> Evaluation[Any]:
         """Returns what scores all candidates of a generation beside one centre."""
-        study = cast(Study, self)  # has all that it reads of one
-        return Evaluation(PopulationPool(study, lambda _: self.panel), batch_size=size)
+        ingredients = cast(Ingredients, self)  # has all that it reads of one
+        pool = PopulationPool(ingredients, self.space, lambda _: self.panel)
+        return Evaluation(pool, batch_size=size)
 
     def row(self, what: str, evaluation: Evaluation[Any], candidates: int) -> Measured:
         """Returns the row: seconds per candidate, and plain inference's."""

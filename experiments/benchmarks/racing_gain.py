@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +24,17 @@ import numpy as np
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from evaluators.panel import Panel
 from experiments.benchmarks.measured import Measured
-from experiments.scoring.choose import open_evaluation
+from experiments.scoring.choose import ScoringOptions, open_evaluation
 from experiments.searches.references import References
-from experiments.setup import assemble
-from experiments.setup.study import Study
+from experiments.setup.dry_run import dry_run
+from experiments.setup.execution import Local
+from experiments.setup.ingredients import open_ingredients, worker_spec
+from experiments.setup.problem import Problem, open_strategy
+from experiments.setup.racing_checks import open_racing
 from search.loop.generational import search
 from search.loop.history import History, Record
 from search.loop.session import Budget
-from search.objective import BoundObjective
 from search.winners.selection import finalists
 
 SEEDS = range(5)
@@ -128,12 +130,15 @@ class _World:
 
     def __init__(self, common: Sequence[str]) -> None:
         self._common = (*_COMMON, *common)
-        self._study = Study.open(self._config(0, ()))
+        config = self._config(0, ())
+        parts = dry_run(config)
+        self._ingredients, trial = open_ingredients(config, parts)
+        self._space = Problem.open(config, self._ingredients.held, trial.start, 0).space
         with tempfile.TemporaryDirectory() as folder:
-            references = References(self._study, Path(folder) / "references.jsonl")
-            panels = (self._study.search_on, self._study.select_on, self._study.report_on)
+            references = References(self._ingredients, {}, parts.objective, Path(folder))
             self._objectives = {
-                panel.split: self._bind(panel, references) for panel in panels if panel is not None
+                split: references.score(panel, kinds=("base", "expert")).objective
+                for split, panel in self._ingredients.panels.items()
             }
         self._known: dict[tuple[str, str], float] = {}
 
@@ -142,33 +147,32 @@ class _World:
         with initialize_config_module("conf", version_base="1.3"):
             return compose("search", overrides=more)
 
-    def _bind(self, panel: Panel, references: References) -> BoundObjective:
-        rivals = references.score(panel, kinds=("base", "expert"))
-        bound: BoundObjective = self._study.objective.bind(
-            panel.directions,
-            panel.main,
-            rivals["base"].scores,
-            {each.name: each.scores for each in rivals.values() if each.kind == "expert"},
-        )
-        return bound
-
     def course(self, seed: int, options: Sequence[str], evaluations: int) -> _Course:
         """Returns the course of one search."""
         config = self._config(seed, options)
-        strategy = assemble.open_strategy(config, self._study.space)
-        study = replace(self._study, config=config, seed=seed, strategy=strategy)
+        ingredients, space = self._ingredients, self._space
+        strategy = open_strategy(config.strategy, space.domain, seed)
+        scoring = ScoringOptions(
+            execution=Local(),
+            worker_spec=partial(worker_spec, config, ingredients),
+            racing=open_racing(config),
+            common=None,
+            together=config.together,
+            seed=seed,
+        )
+        problem = Problem(space, strategy, None)
         objective = self._objectives["search"]
         generations: list[int] = []  # candidates asked by the end of each
         with tempfile.TemporaryDirectory() as folder:
             result = search(
                 _Noting(strategy, generations),
-                open_evaluation(study, None, objective),
+                open_evaluation(ingredients, problem, scoring, objective),
                 objective,
                 History(Path(folder)),
                 Budget(evaluations=evaluations),
-                encode=study.space.to_json,
+                encode=space.to_json,
             )
-        total = study.search_on.item_count
+        total = ingredients.panels["search"].item_count
         asked = [total if r.asked is None else r.asked for r in result.records]
         ends = [end for end in generations if end <= len(result.records)]
         if not options:  # it may be stopped after any candidate
@@ -185,11 +189,8 @@ class _World:
     def _score(self, split: Literal["selection", "report"], record: Record) -> float:
         key = (split, str(record.genome))
         if key not in self._known:
-            study = self._study
-            panel = study.select_on if split == "selection" else study.report_on
-            assert panel is not None
-            weights = study.space.decode(study.space.from_json(record.genome))
-            scores = study.scorer(panel)(weights)
+            weights = self._space.decode(self._space.from_json(record.genome))
+            scores = self._ingredients.scorer(self._ingredients.panels[split])(weights)
             values = {name: score.value for name, score in scores.items()}
             self._known[key] = float(self._objectives[split].fitness(values)[0])
         return self._known[key]

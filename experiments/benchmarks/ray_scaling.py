@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
@@ -22,7 +23,10 @@ from experiments.benchmarks.models import random_llama, save_experts
 from experiments.scoring.distributed.cluster import RayCluster
 from experiments.scoring.distributed.fleet import Fleet
 from experiments.scoring.distributed.on_ray import RayPool
-from experiments.setup.study import Study
+from experiments.setup.dry_run import dry_run
+from experiments.setup.execution import WorkerSpec
+from experiments.setup.ingredients import open_ingredients, worker_spec
+from merging.spaces.space import SearchSpace
 from search.loop.evaluation import Batch
 from search.loop.pool import run_all
 
@@ -42,21 +46,24 @@ def measure() -> Iterable[Measured]:
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        study = Study.open(_config(Path(folder)))
+        config = _config(Path(folder))
+        ingredients, problem = open_ingredients(config, dry_run(config))
+        spec = worker_spec(config, ingredients, problem.start)
         cluster = RayCluster(None, 1, 0, WORKERS + 1)
         try:
-            several, one = (_scoring(cluster, study, size) for size in (WORKERS, 1))
+            several, one = (_scoring(cluster, spec, problem.space, size) for size in (WORKERS, 1))
             ours_s, one_s, ratio = in_turns(several, one, rounds=5)
         finally:
             cluster.close()
     yield Measured(title, POPULATION / ours_s, POPULATION / one_s, "1 worker", "1/s", ratio, 1.8)
 
 
-def _scoring(cluster: RayCluster, study: Study, size: int) -> Callable[[], None]:
+def _scoring(
+    cluster: RayCluster, spec: WorkerSpec, space: SearchSpace[Any], size: int
+) -> Callable[[], None]:
     """Returns what scores one population with so many workers of their own."""
     fleet = Fleet(cluster, size, wait_s=600, candidate_s=600)
-    fleet.use(study.order())
-    space = study.space
+    fleet.use(spec)
     pool = RayPool(fleet, space.to_json)
     tasks = [Batch([space.first()])] * POPULATION  # workers know nothing of repeats
 

@@ -48,8 +48,8 @@ def run_merge(config: DictConfig) -> None:
             check_groups(config)
             pool = assemble.open_pool(config)
             plan = static_plan(
-                assemble.open_method(config.method),
-                assemble.open_partial(config.grouping),
+                assemble.open_part(config.method),
+                assemble.open_part(config.grouping),
                 pool,
                 OmegaConf.to_container(config.knobs) if config.knobs else {},
             )

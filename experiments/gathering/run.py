@@ -225,7 +225,7 @@ def _open_private(config: DictConfig, experts: Sequence[str]) -> PrivateStatisti
     """Returns how statistics are released with noise; None: they are written as they are."""
     if not config.privacy:
         return None
-    private = assemble.open_partial(config.privacy)
+    private = assemble.open_part(config.privacy)
     if not isinstance(private, PrivateStatistics):
         raise UserError("these are statistics, no search: choose privacy=statistics")
     private.check(experts)

@@ -34,11 +34,16 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 _NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads", "execution")
 
 
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Returns the configuration as plain values."""
+    options = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """Returns the resolved configuration without what does not change the result."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key not in _NOT_IDENTITY}
+    return {k: value for k, value in resolved(config).items() if k not in _NOT_IDENTITY}
 
 
 def run_identity(config: DictConfig) -> str:

@@ -1,9 +1,10 @@
-"""How a search scores its generations: chosen from the configuration, behind one interface."""
+"""How a search scores its generations: chosen from its options, behind one interface."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from evaluators.panel import Panel
@@ -11,55 +12,92 @@ from experiments.scoring.asking import LocalAsker
 from experiments.scoring.population import PopulationPool, batch_size
 from experiments.scoring.racing import RacingPool
 from experiments.setup.common_items import CommonItems
-from experiments.setup.racing_checks import open_racing
-from experiments.setup.study import Study
+from experiments.setup.execution import Execution, WorkerSpec
+from experiments.setup.ingredients import Ingredients
+from experiments.setup.problem import Problem
+from merging.plan import Plan
+from merging.spaces.space import SearchSpace
 from search.loop.evaluation import Batch, Evaluated, Evaluation, LocalPool
 from search.loop.pool import Pool
 from search.objective import Objective
+from search.racing.racing import Racing
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How the candidates of a search are scored.
+
+    Args:
+        execution: where.
+        worker_spec: start of a search to what a worker elsewhere makes its ingredients of.
+        racing: rule by which candidates are dropped early; None: all are asked all items.
+        common: the items of every generation; None: all search items for all.
+        together: how many candidates share their passes; see `batch_size`.
+        seed: of the run.
+    """
+
+    execution: Execution
+    worker_spec: Callable[[Plan | None], WorkerSpec]
+    racing: Racing | None
+    common: CommonItems | None
+    together: int | str | None
+    seed: int
+
+    def placed(self, local: Pool[Any, Any], problem: Problem) -> Pool[Any, Any]:
+        """Returns what works on the tasks of `local` where the execution says."""
+        spec = partial(self.worker_spec, problem.start)
+        return self.execution.pool(local, spec, problem.space.to_json)
 
 
 def open_evaluation(
-    study: Study, common: CommonItems | None, objective: Objective
+    ingredients: Ingredients, problem: Problem, options: ScoringOptions, objective: Objective
 ) -> Evaluation[Any]:
-    """Returns what scores the generations of a study, where its execution says.
+    """Returns what scores the generations of a search, where its execution says.
 
     Args:
-        study: started.
-        common: the items of every generation; None: all search items for all.
+        ingredients: of the search.
+        problem: once its start is known.
+        options: of the search.
         objective: bound on the search items; read where candidates are raced.
     """
-    if (racing := open_racing(study.config)) is not None:
-        asker = _where_it_says(study, local_asker(study))
-        pool = RacingPool(racing, study.search_on, objective, asker, study.seed)
+    if options.racing is not None:
+        asker = options.placed(local_asker(ingredients, problem.space), problem)
+        panel = ingredients.panels["search"]
+        pool = RacingPool(options.racing, panel, objective, asker, options.seed)
         return Evaluation(pool, batch_size=None)
-    evaluation = local_evaluation(study, common)
-    return replace(evaluation, pool=_where_it_says(study, evaluation.pool))
+    evaluation = local_evaluation(ingredients, problem.space, options.common, options.together)
+    return replace(evaluation, pool=options.placed(evaluation.pool, problem))
 
 
-def open_pool(study: Study) -> Pool[Batch[Any], Sequence[Evaluated]]:
-    """Returns what scores single candidates of a study, where its execution says."""
-    return _where_it_says(study, local_evaluation(study, None).pool)
+def open_pool(
+    ingredients: Ingredients, problem: Problem, options: ScoringOptions
+) -> Pool[Batch[Any], Sequence[Evaluated]]:
+    """Returns what scores single candidates on all items, where the execution says."""
+    evaluation = local_evaluation(ingredients, problem.space, None, options.together)
+    return options.placed(evaluation.pool, problem)
 
 
-def local_asker(study: Study) -> LocalAsker:
-    """Returns what asks the candidates of a study's races in this process."""
-    return LocalAsker(study.space.decode, study.model, study.search_on.requests)
+def local_asker(ingredients: Ingredients, space: SearchSpace[Any]) -> LocalAsker:
+    """Returns what asks the candidates of races in this process."""
+    return LocalAsker(space.decode, ingredients.model, ingredients.panels["search"].requests)
 
 
-def local_evaluation(study: Study, common: CommonItems | None) -> Evaluation[Any]:
-    """Returns what scores the generations of a study in this process; see `open_evaluation`."""
+def local_evaluation(
+    ingredients: Ingredients,
+    space: SearchSpace[Any],
+    common: CommonItems | None,
+    together: int | str | None,
+) -> Evaluation[Any]:
+    """Returns what scores generations in this process; see `ScoringOptions`."""
+    all_items = ingredients.panels["search"]
 
     def panel(generation: int) -> Panel:
-        return study.search_on if common is None else common.of(generation)
+        return all_items if common is None else common.of(generation)
 
-    size = batch_size(study.config.together, study)
+    size = batch_size(together, ingredients, space)
     pool: Pool[Batch[Any], Sequence[Evaluated]] = (
-        LocalPool(study.space.decode, lambda generation: study.scorer(panel(generation)))
+        LocalPool(space.decode, lambda generation: ingredients.scorer(panel(generation)))
         if size == 1
-        else PopulationPool(study, panel)
+        else PopulationPool(ingredients, space, panel)
     )
     return Evaluation(pool, own_items=common is not None, batch_size=size)
-
-
-def _where_it_says(study: Study, local: Pool[Any, Any]) -> Pool[Any, Any]:
-    return study.execution.pool(local, study.order, study.space.to_json)

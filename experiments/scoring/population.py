@@ -20,11 +20,12 @@ from evaluators.requests import (
     Request,
     TokenStatistics,
 )
-from experiments.setup.study import Study
+from experiments.setup.ingredients import Ingredients
 from merging.lora.low_rank import CentredCandidate, StackedFactors, low_rank_of
 from merging.method import MergeError
 from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan
+from merging.spaces.space import SearchSpace
 from search.loop.evaluation import Batch, Evaluated, attempt
 from search.loop.pool import TaskQueue
 
@@ -38,15 +39,19 @@ class PopulationPool(TaskQueue[Batch[Any]]):
     """Scores the genomes of a batch in shared passes, as far as they lie beside one centre.
 
     Args:
-        study: started.
+        ingredients: of the search.
+        space: of the genomes.
         panel: the items of a generation, by its number.
     """
 
-    def __init__(self, study: Study, panel: Callable[[int], Panel]) -> None:
+    def __init__(
+        self, ingredients: Ingredients, space: SearchSpace[Any], panel: Callable[[int], Panel]
+    ) -> None:
         super().__init__()
-        self._study = study
+        self._ingredients = ingredients
+        self._space = space
         self._panel = panel
-        self._stacks = StackedFactors(study.held)
+        self._stacks = StackedFactors(ingredients.held)
 
     def next(self) -> tuple[int, list[Evaluated]]:
         """Scores the first batch in the line."""
@@ -70,20 +75,20 @@ class PopulationPool(TaskQueue[Batch[Any]]):
 
     def _centred(self, genome: Any) -> CentredCandidate | None:
         """Returns the candidate as a difference to a centre; None: it has to be scored alone."""
-        space = self._study.space
+        space = self._space
         candidate = low_rank_of(space.plan(genome), self._stacks, space.decode(genome))
-        if candidate is None or not _fits(self._study.engine.resident, candidate):
+        if candidate is None or not _fits(self._ingredients.engine.resident, candidate):
             return None
         return candidate
 
     def _alone(self, genome: Any, panel: Panel) -> Evaluated:
         scores: Mapping[str, Score] = {}
         with attempt() as tried:
-            scores = self._study.scorer(panel)(self._study.space.decode(genome))
+            scores = self._ingredients.scorer(panel)(self._space.decode(genome))
         return Evaluated(scores, tried.failure, tried.seconds)
 
     def _group(self, group: Sequence[CentredCandidate], panel: Panel) -> list[Evaluated]:
-        engine = self._study.engine
+        engine = self._ingredients.engine
         results: list[Evaluated] = []
         with attempt() as tried:
             engine.resident.write(group[0].centre)
@@ -94,41 +99,42 @@ class PopulationPool(TaskQueue[Batch[Any]]):
         return [replace(evaluated, seconds=share) for evaluated in results]
 
 
-def batch_size(option: int | str | None, study: Study) -> int:
-    """Returns how many candidates of a study are scored together; 1: each alone.
+def batch_size(option: int | str | None, ingredients: Ingredients, space: SearchSpace[Any]) -> int:
+    """Returns how many candidates are scored together; 1: each alone.
 
     The answer rests on configuration, items and kind of device alone, so that a run that is
     continued, and workers of one run, agree.
 
     Args:
         option: ``together``: a number, ``auto`` or None.
-        study: of the search.
+        ingredients: of the search.
+        space: of the candidates.
 
     Raises:
         ValueError: the option is none of these.
     """
-    if option is None or option == 1 or not isinstance(study.model, ResidentModel):
+    if option is None or option == 1 or not isinstance(ingredients.model, ResidentModel):
         return 1
     if isinstance(option, int) and not isinstance(option, bool) and option > 1:
-        return option if _is_centred(study) else 1
+        return option if _is_centred(ingredients, space) else 1
     if option != "auto":
         raise ValueError(f"together must be auto, null or a number from 1 on, got {option!r}")
-    few = sum(map(_tokens, study.search_on.requests)) <= _FEW_TOKENS
-    if study.engine.resident.device.type == "cpu" and not few:
+    few = sum(map(_tokens, ingredients.panels["search"].requests)) <= _FEW_TOKENS
+    if ingredients.engine.resident.device.type == "cpu" and not few:
         return 1
-    return BATCH if _is_centred(study) else 1
+    return BATCH if _is_centred(ingredients, space) else 1
 
 
-def _is_centred(study: Study) -> bool:
-    """Whether the candidates of a study's space are of the form that can be scored together."""
-    first = study.space.plan(study.space.first())
+def _is_centred(ingredients: Ingredients, space: SearchSpace[Any]) -> bool:
+    """Whether the candidates of a space are of the form that can be scored together."""
+    first = space.plan(space.first())
     if isinstance(first, PathPlan):  # it begins with its centre; noise comes later
         return isinstance(first.noise, LowRankNoise)
     try:
-        candidate = low_rank_of(first, StackedFactors(study.held))
+        candidate = low_rank_of(first, StackedFactors(ingredients.held))
     except MergeError:
         return False
-    return candidate is not None and _fits(study.engine.resident, candidate)
+    return candidate is not None and _fits(ingredients.engine.resident, candidate)
 
 
 def _fits(resident: Resident, candidate: CentredCandidate) -> bool:

@@ -6,28 +6,23 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from experiments.runs.model_scores import IN_HULL, ModelScores
+from experiments.runs.model_scores import IN_HULL
 from experiments.searches.gain import held_out_gain
-from experiments.setup.study import Study
+from experiments.searches.outcome import SearchOutcome
 from merging.files import write_text
 from merging.grouping import Whole
 from merging.hull.gram import Gram, measure
 from merging.hull.hull import Position, Span, position
 from merging.hull.plane import best_plane
 from merging.method import MergeError
-from merging.plan import Plan, uniform_plan
+from merging.plan import uniform_plan
 from merging.weights import Weights
 from search.loop.history import Record
-from search.loop.session import SearchResult
-from search.objective import Objective
-from search.winners.selection import Finalist
 
 log = logging.getLogger(__name__)
 
@@ -35,78 +30,33 @@ PATH_POINTS = 24  # most improvements of a search that are measured
 _SPANS = ("hull", "hull_with_base", "affine_span", "linear_span")
 
 
-@dataclass(frozen=True)
-class InHull:
-    """What the companion search inside the hull found.
-
-    Args:
-        evaluations: that it had.
-        winner: after its own second look.
-        scores: of the winner on the search items, by ``task/metric``.
-        plan: of the winner.
-        report: the winner on the held-out items; None: there are none.
-    """
-
-    evaluations: int
-    winner: Finalist
-    scores: Mapping[str, float]
-    plan: Plan
-    report: ModelScores | None
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a finished search has to show.
-
-    Args:
-        run: its directory.
-        study: what was searched.
-        result: of the loop.
-        finalists: the winner first.
-        rivals: static merges that could be scored are measured as well.
-        inside: what the companion found; None: there was none.
-        winner: the winner on the held-out items; None: there are none.
-        reporting: objective bound on the held-out items; None: there are none.
-    """
-
-    run: Path
-    study: Study
-    result: SearchResult
-    finalists: Sequence[Finalist]
-    rivals: Mapping[str, ModelScores]
-    inside: InHull | None
-    winner: ModelScores | None
-    reporting: Objective | None
-
-
-def write_certificate(ended: Ended) -> dict[str, Any]:
+def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
     """Writes ``certificate.json`` and returns its content.
 
     All points are measured in float32, before the cast to the saved dtype; each has the distance
     that rounding alone could give it as its ``floor`` (see `merging.hull.hull.position`).
     """
-    winner = ended.finalists[0]
-    candidates = _candidates(ended)
-    shown = _weights(ended, candidates)
+    inside, report = outcome.inside, outcome.report
+    candidates = _candidates(outcome)
     try:
-        gram = measure(ended.study.held, shown)
+        gram = measure(outcome.ingredients.held, _weights(outcome, candidates))
     except MergeError as error:  # a stack of layers has other tensors than its experts
         log.info("no certificate: %s", error)
         certificate: dict[str, Any] = {"winner": None, "reason": str(error)}
     else:
-        certificate = _placed(gram, ended, candidates)
-        certificate["winner"] = label(winner.id)
+        certificate = _placed(gram, outcome, candidates)
+        certificate["winner"] = label(outcome.finalists[0].id)
     certificate["gain"] = None
-    if ended.inside is not None:
-        certificate["gain"] = held_out_gain(
-            ended.run, ended.reporting, ended.winner, ended.inside.report
-        )
+    if inside is not None:
+        objective = None if report is None else report.objective
+        evolved = None if report is None else report.models["evolved"]
+        certificate["gain"] = held_out_gain(outcome.run, objective, evolved, inside.report)
         certificate["in_hull"] = {
-            "evaluations": ended.inside.evaluations,
-            "search": ended.inside.winner.search.tolist(),
+            "evaluations": inside.evaluations,
+            "search": inside.winner.search.tolist(),
         }
     certificate["sentences"] = sentences(certificate)
-    write_text(ended.run / "certificate.json", json.dumps(certificate, indent=2) + "\n")
+    write_text(outcome.run / "certificate.json", json.dumps(certificate, indent=2) + "\n")
     return certificate
 
 
@@ -115,11 +65,11 @@ def label(candidate: int) -> str:
     return f"candidate {candidate}"
 
 
-def _candidates(ended: Ended) -> dict[int, Record]:
+def _candidates(outcome: SearchOutcome) -> dict[int, Record]:
     """Returns winner, finalists and the improvements along the search, by id in its order."""
-    by_id = {record.id: record for record in ended.result.records}
-    chosen = {finalist.id for finalist in ended.finalists}
-    chosen |= {record.id for record in improvements(ended.result.records)}
+    by_id = {record.id: record for record in outcome.result.records}
+    chosen = {finalist.id for finalist in outcome.finalists}
+    chosen |= {record.id for record in improvements(outcome.result.records)}
     return {number: by_id[number] for number in sorted(chosen)}
 
 
@@ -138,26 +88,29 @@ def improvements(records: Sequence[Record], most: int = PATH_POINTS) -> list[Rec
     return [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
 
 
-def _weights(ended: Ended, candidates: Mapping[int, Record]) -> dict[str, Weights]:
+def _weights(outcome: SearchOutcome, candidates: Mapping[int, Record]) -> dict[str, Weights]:
     """Returns every point's weights, computed when read; candidates first, in their order."""
-    study, space = ended.study, ended.study.space
+    space, pool = outcome.space, outcome.ingredients.held
     points: dict[str, Weights] = {
         label(number): space.decode(space.from_json(record.genome))
         for number, record in candidates.items()
     }
-    scored = {r.name for r in ended.rivals.values() if r.kind == "static" and r.failure is None}
-    for name, method in study.baselines.items():
+    references = outcome.search.models.values()
+    scored = {m.name for m in references if m.kind == "static" and m.failure is None}
+    for name, method in outcome.baselines.items():
         if name in scored:
-            plan = uniform_plan(method, Whole(), study.held)
-            points[f"static {name}"] = plan.weights(study.held, dtype=torch.float32)
-    if ended.inside is not None:
-        points[IN_HULL] = ended.inside.plan.weights(study.held, dtype=torch.float32)
+            plan = uniform_plan(method, Whole(), pool)
+            points[f"static {name}"] = plan.weights(pool, dtype=torch.float32)
+    if outcome.inside is not None:
+        points[IN_HULL] = outcome.inside.plan.weights(pool, dtype=torch.float32)
     return points
 
 
-def _placed(gram: Gram, ended: Ended, candidates: Mapping[int, Record]) -> dict[str, Any]:
+def _placed(
+    gram: Gram, outcome: SearchOutcome, candidates: Mapping[int, Record]
+) -> dict[str, Any]:
     """Returns where every point lies, and the plane that fits base, experts and search best."""
-    path = [label(record.id) for record in improvements(ended.result.records)]
+    path = [label(record.id) for record in improvements(outcome.result.records)]
     fitted = [label(number) for number in candidates]
     plane = best_plane(gram, [*fitted, *({IN_HULL} & set(gram.points))])
     points = {name: _position(position(gram, name)) for name in gram.points}
@@ -168,7 +121,7 @@ def _placed(gram: Gram, ended: Ended, candidates: Mapping[int, Record]) -> dict[
         "expert_scale": gram.expert_scale,
         "points": points,
         "path": path,
-        "finalists": [label(finalist.id) for finalist in ended.finalists],
+        "finalists": [label(finalist.id) for finalist in outcome.finalists],
         "plane": {
             "share": plane.share,
             "base": plane.base,

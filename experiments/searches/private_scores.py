@@ -10,24 +10,24 @@ import numpy as np
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
-from experiments.setup.study import Study
+from experiments.setup.ingredients import Ingredients
 from merging.arrays import Vector
 from merging.weights import Weights
 
 
-def robust_scores(study: Study, panel: Panel, weights: Weights) -> Mapping[str, Score]:
+def robust_scores(ingredients: Ingredients, panel: Panel, weights: Weights) -> Mapping[str, Score]:
     """Returns the scores of `weights`, item by item where the panel as a whole fails.
 
     Raises:
         MergeError: the weights could not be computed, which depends on no item.
     """
     try:
-        return study.scorer(panel)(weights)
+        return ingredients.scorer(panel)(weights)
     except EvaluationError:
-        return item_by_item(study, panel, weights)
+        return item_by_item(ingredients, panel, weights)
 
 
-def item_by_item(study: Study, panel: Panel, weights: Weights) -> Mapping[str, Score]:
+def item_by_item(ingredients: Ingredients, panel: Panel, weights: Weights) -> Mapping[str, Score]:
     """Returns the cases of `weights`, every item asked by itself; NaN where it cannot be scored.
 
     The values of the scores are NaN: what is made of private items is made of the cases.
@@ -37,7 +37,7 @@ def item_by_item(study: Study, panel: Panel, weights: Weights) -> Mapping[str, S
         alone = [
             Panel(panel.split, {task: evaluator.subset([i])}) for i in range(len(evaluator.items))
         ]
-        scored = [_attempt(lambda one=one: study.scorer(one)(weights)) for one in alone]  # type: ignore[misc]
+        scored = [_attempt(lambda one=one: ingredients.scorer(one)(weights)) for one in alone]  # type: ignore[misc]
         for metric in evaluator.metrics:
             key = f"{task}/{metric}"
             found[key] = Score(math.nan, np.array([_case(each, key) for each in scored]))

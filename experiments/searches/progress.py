@@ -6,9 +6,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Literal, Protocol, TextIO
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -22,73 +21,53 @@ _TIMED = 3
 """Evaluations that must have been timed before a remaining time is named."""
 
 
-class Named(Protocol):
-    """An objective, as far as progress is concerned: the names of its parts."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of every objective, in the order of the fitness."""
-        ...
-
-
 class Progress:
-    """A bar on a terminal; elsewhere nothing, or a log line every so often where asked for.
+    """A bar on a terminal; elsewhere a log line every so often, and one at the end.
 
     Use it as a context manager around the search.
 
     Args:
         budget: of the search; its evaluations are the length of the bar.
-        objective: names the parts of the fitness.
-        mode: ``auto``: a bar on a terminal, else nothing; ``bar``; ``log``: a log line
-            every `every_s` seconds and one at the end; ``off``.
+        names: of the parts of the fitness.
         every_s: seconds between two log lines.
-        stream: where the bar is drawn; None: standard error.
+        stream: where the bar is drawn, if it is a terminal; None: standard error.
         clock: seconds from any start; replaced in tests.
     """
 
     def __init__(
         self,
         budget: Budget,
-        objective: Named,
+        names: Sequence[str],
         *,
-        mode: Literal["auto", "bar", "log", "off"] = "auto",
         every_s: float = 30.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._budget, self._names = budget, objective.names
+        self._budget, self._names = budget, names
         self._every_s, self._clock = every_s, clock
         stream = sys.stderr if stream is None else stream
-        if mode == "auto":
-            mode = "bar" if stream.isatty() else "off"
-        self._logs = mode == "log"
-        self._said = clock()
+        self._logs = not stream.isatty()
+        self._last_line = clock()
         self._best: list[float] = []
         self._seconds: list[float] = []
         self._failures = 0
-        known = budget.evaluations is not None
         self._bar = tqdm(
             total=budget.evaluations,
             desc="search",
             unit="evaluation",
             file=stream,
-            disable=mode != "bar",
+            disable=self._logs,
             dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-            if known
-            else "{desc} {n_fmt} evaluations in {elapsed}{postfix}",
+            bar_format="{desc} {n_fmt} evaluations in {elapsed}{postfix}"
+            if budget.evaluations is None
+            else "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def __enter__(self) -> Progress:
         """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Closes the bar, or says the last line."""
         self._bar.close()
         if self._logs and self._seconds:
@@ -106,8 +85,8 @@ class Progress:
             self._best = [max(pair) for pair in zip(self._best or values, values, strict=True)]
         self._bar.set_postfix_str(self._state(), refresh=False)
         self._bar.update()
-        if self._logs and not replayed and self._clock() - self._said >= self._every_s:
-            self._said = self._clock()
+        if self._logs and not replayed and self._clock() - self._last_line >= self._every_s:
+            self._last_line = self._clock()
             logger.info("%s", self.line())
 
     def remaining_s(self) -> float | None:

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from evaluators.requests import EvaluationError
 from experiments.reports.table import table
-from experiments.runs.directory import clear_drafts, locked, make_run, plan_run
+from experiments.runs.directory import (
+    check_ingredients,
+    clear_drafts,
+    locked,
+    make_run,
+    plan_run,
+    resolved,
+    run_identity,
+)
 from experiments.runs.errors import UserError, explained
 from experiments.runs.files import read_json
 from experiments.runs.options import check_options
-from experiments.searches.private_steps import destroy_secrets, open_steps
+from experiments.scoring.choose import ScoringOptions
+from experiments.searches.disclosure import Disclosure, FullDisclosure
+from experiments.searches.outcome import InHull, SearchOutcome, SplitScores
+from experiments.searches.private_disclosure import PrivateDisclosure
+from experiments.searches.private_key import destroy
+from experiments.searches.private_tracking import DeferredTracker
+from experiments.searches.references import References
+from experiments.searches.steps import (
+    compare_in_hull,
+    ledger_of,
+    plan_of,
+    read_held_out,
+    run_loop,
+    write_adapter,
+    write_model,
+    write_recipe,
+    write_results,
+)
 from experiments.searches.tracking import Tracker
-from experiments.setup import assemble, in_hull
+from experiments.setup import in_hull
+from experiments.setup.assemble import open_part
+from experiments.setup.common_items import CommonItems
+from experiments.setup.dry_run import dry_run
+from experiments.setup.execution import Execution
+from experiments.setup.ingredients import Ingredients, open_ingredients, worker_spec
+from experiments.setup.initial import Initial
+from experiments.setup.parts import SearchParts
 from experiments.setup.preflight import check
 from experiments.setup.private_checks import budget_line
-from experiments.setup.study import Study
+from experiments.setup.problem import Problem
 from merging.method import MergeError
 from merging.weights import CheckpointError
-from search.loop.history import HistoryError
+from search.loop.history import History, HistoryError
 from search.loop.jsonl import DamagedFileError
-from search.loop.session import Budget, SearchFailed
+from search.loop.session import Budget, SearchFailed, SearchResult
+from search.objective import Objective
 
 # What may go wrong in mid-run and is no fault of the program: the message says what to do.
 _EXPLAINED = (
@@ -43,14 +81,18 @@ def run_check(config: DictConfig) -> None:
         check_options(config)
         run = plan_run(config, _strategy_name())
         Budget(**config.budget)
-        study = Study.open(config)
-        found = check(study, run)
-        lines = [*found.lines, *budget_line(config, study.strategy)]
+        parts = dry_run(config)
+        ingredients, trial = open_ingredients(config, parts)
+        common = CommonItems.open(config, ingredients.panels["search"])
+        found = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines = list(found.lines)
+        if parts.privacy is not None:
+            lines.append(budget_line(config, parts.privacy, trial.strategy))
     print("\n".join(lines))
     if config.budget.evaluations:
         minutes = found.seconds_per_candidate * config.budget.evaluations / 60
         print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")
-        if in_hull.companion(config, study.held, study.space) is not None:
+        if in_hull.has_companion(config, trial.space):
             print("            and as long again inside the hull, to compare (in_hull=null: not)")
     print(f"run         {run}\nready")
 
@@ -68,25 +110,155 @@ def run_search(config: DictConfig) -> float:
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
     if _is_finished(run):
-        destroy_secrets(config, run)
+        if config.privacy:  # a crash may have come between the report and this
+            destroy(run)
         return _show(run)
     with explained():
-        study = Study.open(config)
-        found = check(study, run)
+        parts = dry_run(config)
+        ingredients, trial = open_ingredients(config, parts)
+        common = CommonItems.open(config, ingredients.panels["search"])
+        found = check(ingredients, trial, common, run, save_model=config.save_model)
         make_run(run, config)
-    with locked(run):
+    with locked(run), _ended(run, parts.execution):
         clear_drafts(run)
         print("\n".join(found.lines))
         with explained():
-            tracker: Tracker = assemble.open_partial(config.tracker)
-            steps = open_steps(config, study, run, budget, tracker)
-        try:
-            steps.finish()
-        except _EXPLAINED as error:
-            raise UserError(f"{error} (run directory {run})") from error
-        finally:
-            study.execution.close()
+            history, tracker = History(run), _open_tracker(config)
+            disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
+        tracker.start(resolved(config), run, run_identity(config))
+        references = disclosure.references
+        ingredients = references.ingredients  # without what no step may read
+        with explained():  # the first whole panel: an evaluator that cannot score says so here
+            search = references.score(ingredients.panels["search"])
+            start = parts.initial.plan(ingredients.held, disclosure.start_scores(search))
+            problem = Problem.open(config, ingredients.held, start, config.seed)
+            check_ingredients(run, _contents(ingredients, problem))
+        result = run_loop(disclosure, problem, search.objective, history, budget, tracker)
+        outcome = _conclude(config, parts, disclosure, problem, search, result, run)
+        write_results(outcome, tracker)
+        if config.privacy:
+            destroy(run)
     return _show(run)
+
+
+@contextmanager
+def _ended(run: Path, execution: Execution) -> Iterator[None]:
+    """Explains what ends a run early, and lets go of other processes however it ends."""
+    try:
+        yield
+    except _EXPLAINED as error:
+        raise UserError(f"{error} (run directory {run})") from error
+    finally:
+        execution.close()
+
+
+def _open_tracker(config: DictConfig) -> Tracker:
+    tracker: Tracker = open_part(config.tracker)
+    return DeferredTracker(tracker) if config.privacy else tracker
+
+
+def _open_disclosure(
+    config: DictConfig,
+    parts: SearchParts,
+    ingredients: Ingredients,
+    common: CommonItems | None,
+    run: Path,
+    history: History,
+) -> Disclosure:
+    if parts.privacy is not None:
+        begun = bool(history.records)
+        return PrivateDisclosure.open(config, parts, ingredients, run, begun=begun)
+    return FullDisclosure(
+        run=run,
+        references=References(ingredients, parts.baselines, parts.objective, run),
+        scoring=ScoringOptions(
+            execution=parts.execution,
+            worker_spec=partial(worker_spec, config, ingredients),
+            racing=parts.racing,
+            common=common,
+            together=config.together,
+            seed=config.seed,
+        ),
+        asynchronous=config.asynchronous,
+        choice=config.choose,
+        count=config.finalists,
+    )
+
+
+def _contents(ingredients: Ingredients, problem: Problem) -> dict[str, Any]:
+    """Returns what tells the content of base, experts and start from any other."""
+    return {
+        "base": ingredients.pool.base.sha256,
+        "experts": ingredients.identities(),
+        "start": problem.first.describe(),
+    }
+
+
+def _conclude(
+    config: DictConfig,
+    parts: SearchParts,
+    disclosure: Disclosure,
+    problem: Problem,
+    search: SplitScores,
+    result: SearchResult,
+    run: Path,
+) -> SearchOutcome:
+    """Chooses and writes the winner, and returns it beside all that it is measured against."""
+    references = disclosure.references
+    ingredients = references.ingredients
+    result, items = disclosure.comparable(problem, result, search.objective)
+    finalists = disclosure.choose(problem, result, search.objective)
+    plan = plan_of(problem.space, finalists[0])
+    ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan))
+    recipe = write_recipe(ingredients, plan, ledger, run)
+    if config.save_model:
+        write_model(ingredients, plan, ledger, run / "model")
+    if config.adapter_rank is not None:
+        write_adapter(ingredients.pool, plan, ledger, run / "adapter", config.adapter_rank)
+    inside = None
+    if in_hull.has_companion(config, problem.space):
+        assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
+        inside = _inside(config, parts.initial, disclosure, search.objective, result.evaluations)
+    return SearchOutcome(
+        run=run,
+        identity=run_identity(config),
+        options=resolved(config),
+        ingredients=ingredients,
+        baselines=parts.baselines,
+        space=problem.space,
+        search=search,
+        result=result,
+        item_evaluations=items,
+        finalists=finalists,
+        recipe=recipe,
+        ledger=ledger,
+        inside=inside,
+        report=read_held_out(references, plan),
+    )
+
+
+def _inside(
+    config: DictConfig,
+    initial: Initial,
+    disclosure: FullDisclosure,
+    objective: Objective,
+    evaluations: int,
+) -> InHull | None:
+    """Runs the companion search, by generations and on all search items."""
+    ingredients = disclosure.references.ingredients
+    spec = partial(worker_spec, in_hull.worker_config(config), ingredients)
+    return compare_in_hull(
+        in_hull.open_companion(config, ingredients.held),
+        replace(
+            disclosure,
+            run=disclosure.run / "in_hull",
+            scoring=replace(disclosure.scoring, common=None, worker_spec=spec),
+            asynchronous=False,
+        ),
+        objective,
+        evaluations,
+        partial(ledger_of, ingredients.pool, initial),
+    )
 
 
 def _strategy_name() -> str:

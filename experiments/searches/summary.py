@@ -3,123 +3,79 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
 from evaluators.panel import Panel
 from experiments.reports.front_plot import constraint_of
 from experiments.runs.device import peak_memory_bytes
-from experiments.runs.directory import run_identity
 from experiments.runs.model_scores import IN_HULL, Kind, ModelRow, ModelScores, fitness_of
-from experiments.searches.certificate import InHull
-from experiments.searches.references import References
-from experiments.setup.study import Study
+from experiments.searches.outcome import SearchOutcome
 from merging.files import write_text
-from merging.privacy.ledger import Ledger
-from merging.recipe import Recipe, dtype_name
+from merging.recipe import dtype_name
 from merging.spaces.displaced import DisplacedSpace
-from search.loop.session import SearchResult
 from search.objective import BoundObjective, Objective
 from search.winners.selection import Finalist
 
 
-@dataclass(frozen=True)
-class Finished:
-    """All that a search has found out.
+def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes ``summary.json``, which marks the run as finished, and returns its content.
 
     Args:
-        config: of the run.
-        study: what was searched.
-        run: the run's directory.
-        rivals: base, experts and static merges on the search items.
-        objective: bound on the search items.
-        result: of the loop; its records are those that can be compared.
-        finalists: the winner first.
-        selecting: objective bound on the selection items; None: there are none.
-        report: all models on the held-out items; None: there are none.
-        reporting: objective bound on the held-out items; None: there are none.
-        recipe: of the winner.
+        outcome: of the search.
         certificate: of the hull, see `write_certificate`.
-        inside: the best point inside the hull at equal budget; None: there is none.
-        item_evaluations: search items that candidates were asked, each time counted.
-        ledger: what the winner's private data cost.
     """
-
-    config: DictConfig
-    study: Study
-    run: Path
-    rivals: Mapping[str, ModelScores]
-    objective: Objective
-    result: SearchResult
-    finalists: Sequence[Finalist]
-    report: Mapping[str, ModelScores] | None
-    reporting: Objective | None
-    recipe: Recipe
-    certificate: Mapping[str, Any]
-    inside: InHull | None
-    item_evaluations: int
-    ledger: Ledger
-
-
-def write_summary(found: Finished) -> dict[str, Any]:
-    """Writes ``summary.json``, which marks the run as finished, and returns its content."""
-    study, result, winner = found.study, found.result, found.finalists[0]
-    _keep_selection_items(found)
+    result, winner, options = outcome.result, outcome.finalists[0], outcome.options
+    machine, panels = outcome.ingredients.machine, outcome.ingredients.panels
     looked = winner.selection if winner.selection is not None else winner.search
     if winner.shrunken is not None:
         looked = np.array([winner.shrunken])
-    models = _models(found)
+    models = _models(outcome)
     held_out = models[-1].fitness("report")
     optimism = None if held_out is None else float(np.mean(winner.search) - np.mean(held_out))
-    options = OmegaConf.to_container(found.config, resolve=True)
-    assert isinstance(options, dict)
-    ledger = found.ledger.describe()
+    ledger = outcome.ledger.describe()
     summary = {
-        "name": found.config.name,
-        "run": found.run.name,
-        "identity": run_identity(found.config),
-        "seed": found.config.seed,
+        "name": options["name"],
+        "run": outcome.run.name,
+        "identity": outcome.identity,
+        "seed": options["seed"],
         "strategy": _label(options["strategy"]),
-        "method": found.recipe.plan.name,
-        "space": f"{_space_name(study.space)}, {study.space.dimensions:,} dimensions",
-        "objectives": list(found.objective.names),
-        "tasks": _tasks(study.search_on),
-        "report_tasks": {}
-        if study.report_on is None
-        else _tasks(study.report_on, study.search_on),
-        "terms": _terms(found.reporting),
-        "constraint": constraint_of(found.objective),
+        "method": outcome.recipe.plan.name,
+        "space": f"{_space_name(outcome.space)}, {outcome.space.dimensions:,} dimensions",
+        "objectives": list(outcome.search.objective.names),
+        "tasks": _tasks(panels["search"]),
+        "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
+        "terms": None if outcome.report is None else _terms(outcome.report.objective),
+        "constraint": constraint_of(outcome.search.objective),
         "models": [model.to_json() for model in models],
         "finalists": [
             {
-                "id": each.id,
-                "search": each.search.tolist(),
-                "selection": None if each.selection is None else each.selection.tolist(),
-                "shrunken": each.shrunken,
+                "id": finalist.id,
+                "search": finalist.search.tolist(),
+                "selection": None if finalist.selection is None else finalist.selection.tolist(),
+                "shrunken": finalist.shrunken,
             }
-            for each in found.finalists
+            for finalist in outcome.finalists
         ],
         "fitness": float(np.mean(looked)),
         "optimism": optimism,
-        "certificate": {key: found.certificate[key] for key in ("sentences", "gain")},
+        "certificate": {key: certificate[key] for key in ("sentences", "gain")},
         "privacy": {k: ledger[k] for k in ("private", "words", "data_sets", "unrecorded")},
         "budget": options["budget"],
         "stop": result.stop,
         "evaluations": result.evaluations,
-        "item_evaluations": found.item_evaluations,
+        "item_evaluations": outcome.item_evaluations,
         "failures": result.failures,
         "repeats": result.repeats,
         "seconds": result.seconds,
-        "peak_memory_bytes": peak_memory_bytes(study.machine.device),
-        "device": str(study.machine.device),
-        "dtype": dtype_name(study.machine.dtype),
+        "peak_memory_bytes": peak_memory_bytes(machine.device),
+        "device": str(machine.device),
+        "dtype": dtype_name(machine.dtype),
     }
-    write_text(found.run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(outcome.run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -138,23 +94,11 @@ def _space_name(space: Any) -> str:
     return f"{name} of {type(space.inner).__name__}" if isinstance(space, DisplacedSpace) else name
 
 
-def _keep_selection_items(found: Finished) -> None:
-    """Scores the winner, as it is saved, on the selection items for the sake of its items."""
-    study, panel = found.study, found.study.select_on
-    if panel is not None:
-        References(study, found.run / "references.jsonl").score_one(
-            "evolved",
-            "evolved",
-            panel,
-            lambda: found.recipe.plan.weights(study.held, dtype=study.machine.save_dtype),
-        )
-
-
-def _terms(objective: Objective | None) -> list[dict[str, Any]] | None:
+def _terms(objective: Objective) -> list[dict[str, Any]] | None:
     """Returns how held-out scores make a fitness: ``sum weight * (sign * score - base) / span``.
 
-    Several objectives: equal weights, as their mean is what models are ranked by. None: there are
-    no held-out items, or the objective is not made of terms.
+    Several objectives: equal weights, as their mean is what models are ranked by. None: the
+    objective is not made of terms.
     """
     if not isinstance(objective, BoundObjective):
         return None
@@ -171,21 +115,28 @@ def _label(strategy: Mapping[str, Any]) -> str:
     return f"{name}({strategy['optimizer']})" if "optimizer" in strategy else name
 
 
-def _models(found: Finished) -> list[ModelRow]:
+def _models(outcome: SearchOutcome) -> list[ModelRow]:
     """Returns a row per model, last the companion's inside the hull and the evolved one."""
+    search, report, inside = outcome.search, outcome.report, outcome.inside
+    judged = (
+        {}
+        if report is None
+        else {label: scores.judged(report.objective) for label, scores in report.models.items()}
+    )
     rows = []
-    for label, scores in found.rivals.items():
-        cells = [scores.judged(found.objective)]
-        if found.report:
-            cells.append(found.report[label].judged(found.reporting))
+    for label, scores in search.models.items():
+        cells = [scores.judged(search.objective)]
+        if report is not None:
+            cells.append(judged[label])
         rows.append(ModelRow(label, scores.kind, {cell.split: cell for cell in cells}))
-    if (inside := found.inside) is not None:
-        held_out = None if inside.report is None else inside.report.judged(found.reporting)
+    if inside is not None:
+        held_out = inside.report
+        if held_out is not None and report is not None:
+            held_out = held_out.judged(report.objective)
         rows.append(_winner(IN_HULL, "in_hull", inside.winner, inside.scores, held_out))
-    winner = found.finalists[0]
-    record = next(r for r in found.result.records if r.id == winner.id)
-    held_out = found.report["evolved"].judged(found.reporting) if found.report else None
-    rows.append(_winner("evolved", "evolved", winner, record.scores, held_out))
+    winner = outcome.finalists[0]
+    record = next(r for r in outcome.result.records if r.id == winner.id)
+    rows.append(_winner("evolved", "evolved", winner, record.scores, judged.get("evolved")))
     return rows
 
 

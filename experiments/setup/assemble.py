@@ -1,12 +1,10 @@
-"""From configuration to objects: the one place where Hydra and the rooms meet."""
+"""From configuration to objects that any verb may need: machine, experts, model, evaluators."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -18,18 +16,9 @@ from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.sources import ExpertSource
-from experiments.setup.execution import Execution
-from experiments.setup.initial import Initial
-from experiments.setup.pairing import build_space, build_strategy
 from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
-from merging.method import MergeMethod
-from merging.plan import Plan
 from merging.recipe import parse_dtype
-from merging.spaces.displaced import DisplacedSpace
-from merging.spaces.space import SearchSpace
-from merging.spaces.vectors import VectorGenomes, VectorSpace
-from search.strategy import Strategy
 
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -82,7 +71,7 @@ def named_sources(config: DictConfig) -> dict[str, Any]:
 
 
 def _sources(config: DictConfig) -> ExpertSource:
-    source: ExpertSource = instantiate(config.experts, _convert_="all")
+    source: ExpertSource = open_part(config.experts)
     return source
 
 
@@ -105,12 +94,6 @@ def fills(pool: ExpertPool, free_bytes: int) -> bool:
     return one * (1 + whole) > free_bytes // 2
 
 
-def open_execution(config: DictConfig) -> Execution:
-    """Returns where candidates are scored; nothing is started yet."""
-    execution: Execution = instantiate(config.execution, _convert_="all")
-    return execution
-
-
 def open_engine(config: DictConfig, resident: Resident) -> Engine:
     """Returns the engine that scores whatever `resident` holds."""
     return Engine(
@@ -129,8 +112,19 @@ def open_model(config: DictConfig, pool: ExpertPool, engine: Engine) -> Model:
     """
     if not config.backend:
         return ResidentModel(engine.resident, engine)
-    served: Model = open_partial(config.backend)(pool, engine.resident.info)
+    served: Model = open_part(config.backend)(pool, engine.resident.info)
     return served
+
+
+def open_panels(config: DictConfig, resident: Resident) -> dict[Split, Panel]:
+    """Returns the evaluators of the splits that the configuration names; see `open_panel`."""
+    entries: dict[Split, DictConfig | None] = {
+        "search": config.search_on,
+        "selection": config.select_on,
+        "report": config.report_on,
+    }
+    opened = {split: open_panel(split, entry, resident) for split, entry in entries.items()}
+    return {split: panel for split, panel in opened.items() if panel is not None}
 
 
 def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> Panel | None:
@@ -146,49 +140,10 @@ def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> 
         if not _TASK.fullmatch(str(task)):
             raise ValueError(f"task {task!r}: name it with letters, digits, '.', '_' and '-' only")
         if entry is not None:
-            evaluators[str(task)] = instantiate(entry, _convert_="all")(model=resident.info)
+            evaluators[str(task)] = open_part(entry)(model=resident.info)
     return Panel(split, evaluators)
 
 
-def open_method(config: DictConfig) -> MergeMethod:
-    """Returns a merge method from its configuration."""
-    method: MergeMethod = instantiate(config, _convert_="all")
-    return method
-
-
-def open_space(config: DictConfig, pool: ExpertPool, start: Plan | None) -> SearchSpace[Any]:
-    """Returns the search space over `pool`, decoding to float32.
-
-    Args:
-        config: of the run.
-        pool: base and experts.
-        start: the point to start from; None: the space's own.
-    """
-    build = instantiate(config.space, _convert_="all")
-    space: SearchSpace[Any] = build_space(build, pool, {"initial": start, "dtype": torch.float32})
-    takes_start = "initial" in inspect.signature(build).parameters
-    if start is not None and isinstance(space, VectorGenomes) and not takes_start:
-        return DisplacedSpace(cast(VectorSpace, space), start, dtype=torch.float32)
-    return space
-
-
-def open_strategy(config: DictConfig, space: SearchSpace[Any]) -> Strategy[Any]:
-    """Returns the strategy for `space`, freshly seeded."""
-    build = instantiate(config.strategy, _convert_="all")
-    return build_strategy(build, space.domain, int(config.seed))
-
-
-def open_initial(config: DictConfig) -> Initial:
-    """Returns the choice of the initial point."""
-    initial: Initial = instantiate(config.initial, _convert_="all")
-    return initial
-
-
-def open_baselines(config: DictConfig) -> Mapping[str, MergeMethod]:
-    """Returns the static merges that are scored beside the evolved one."""
-    return {str(name): open_method(entry) for name, entry in (config.baselines or {}).items()}
-
-
-def open_partial(config: DictConfig) -> Any:
-    """Returns what a `_partial_` entry builds, still to be completed."""
-    return instantiate(config, _convert_="all")
+def open_part(entry: DictConfig) -> Any:
+    """Returns what an entry of the configuration builds; still to be completed if `_partial_`."""
+    return instantiate(entry, _convert_="all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
@@ -13,15 +14,17 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from evaluators.evaluator import Direction
-from evaluators.panel import Panel
+from evaluators.panel import Panel, Split
 from evaluators.tasks.data import data_path
 from experiments.runs.options import check_groups
 from experiments.setup import assemble
 from experiments.setup.common_items import check_common_items
 from experiments.setup.execution_checks import check_execution
 from experiments.setup.in_hull import check_in_hull
-from experiments.setup.pairing import build_strategy, check_pair, check_used
+from experiments.setup.pairing import check_pair, check_used
+from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_privacy
+from experiments.setup.problem import open_space, open_strategy
 from experiments.setup.racing_checks import check_racing
 from merging.checkpoints.experts import ExpertPool
 from merging.weights import Weights
@@ -50,41 +53,41 @@ class _StandIn:
     base: _StandInBase = field(default_factory=_StandInBase)
 
 
-def rehearse(config: DictConfig) -> None:
-    """Builds start, space, strategy, objective and baselines on a stand-in for the experts.
+def dry_run(config: DictConfig) -> SearchParts:
+    """Builds the parts of a search that need no experts, and tries them on a stand-in for these.
 
     Raises:
         ValueError: a wrong device, method, knob, bound, optimizer, ... no evaluator to search
             on, or a data file that is missing or empty.
     """
     check_groups(config)
-    assemble.open_machine(config)
-    assemble.open_baselines(config)
-    assemble.open_initial(config)
-    build = assemble.open_partial(config.space)
-    check_pair(build, assemble.open_partial(config.strategy))
+    parts = SearchParts.open(config)
+    check_pair(config)
     check_used(config)
     check_in_hull(config, cast(ExpertPool, _StandIn()))
     if not any((config.search_on or {}).values()):
         raise ValueError(
             "search_on names no evaluator: choose a group, e.g. evaluator@search_on=perplexity"
         )
-    _one_generation(config, build.func.gives)
+    _one_generation(config, parts)
     for entries in (config.search_on, config.select_on, config.report_on):
         check_data(entries)
+    return parts
 
 
-def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
-    """Asks the strategy once and tells it made-up outcomes of the objective's shape.
+def _one_generation(config: DictConfig, parts: SearchParts) -> None:
+    """Asks a strategy once and tells it made-up outcomes of the objective's shape.
 
     Raises:
         ValueError: the strategy cannot work with so many objectives, says it in its own words.
     """
+    # A space and a strategy for the stand-in, thrown away: what they refuse is refused before
+    # experts are fetched or trained.
     domain: Mapping[str, Any] = {"starts": ("start",), "founders": _StandIn.expert_names}
-    if "axes" in gives:
-        domain = assemble.open_space(config, cast(ExpertPool, _StandIn()), None).domain
-    strategy = build_strategy(assemble.open_partial(config.strategy), domain, int(config.seed))
-    names = _objective_names(config)
+    if "axes" in assemble.open_part(config.space).func.gives:
+        domain = open_space(config.space, cast(ExpertPool, _StandIn()), None).domain
+    strategy = open_strategy(config.strategy, domain, config.seed)
+    names = _objective_names(config, parts.objective)
     if config.choose == "shrinkage" and len(names) > 1:
         raise ValueError(
             f"choose=shrinkage ranks by one number, the objective has {len(names)}: "
@@ -92,27 +95,26 @@ def _one_generation(config: DictConfig, gives: tuple[str, ...]) -> None:
         )
     candidates = strategy.ask()
     check_common_items(config, strategy, len(candidates), len(names))
-    check_racing(config, type(strategy).__name__, len(candidates), len(names))
-    check_privacy(config, len(candidates), len(names))
-    check_execution(config, strategy)
+    check_racing(config, parts.racing, type(strategy).__name__, len(candidates), len(names))
+    check_privacy(config, parts, len(candidates), len(names))
+    check_execution(config, parts.execution, strategy)
     if candidates:
         strategy.tell(
             [
-                Outcome(each.id, np.full(len(names), 0.5 / (1 + each.id)), np.ones(2))
-                for each in candidates
+                Outcome(candidate.id, np.full(len(names), 0.5 / (1 + candidate.id)), np.ones(2))
+                for candidate in candidates
             ]
         )
 
 
-def _objective_names(config: DictConfig) -> tuple[str, ...]:
+def _objective_names(config: DictConfig, objective: Any) -> tuple[str, ...]:
     """Returns the names of the objectives, from made-up scores of the tasks' main metrics."""
-    objective = assemble.open_partial(config.objective)
     chosen: Mapping[str, str] = getattr(objective, "metrics", None) or {}
     tasks = [str(task) for task, entry in config.search_on.items() if entry is not None]
     main = {task: f"{task}/{chosen.get(task, 'main')}" for task in tasks}
     directions: dict[str, Direction] = dict.fromkeys(main.values(), "maximize")
     limits: Mapping[str, Any] = getattr(objective, "limits", None) or {}
-    directions.update({main.get(each, each): "minimize" for each in limits})
+    directions.update({main.get(name, name): "minimize" for name in limits})
     scores = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
     bound = objective.bind(directions, main, dict.fromkeys(directions, 0.0), {"expert": scores})
     names: tuple[str, ...] = bound.names
@@ -139,20 +141,16 @@ def check_merges(weights: Weights, pool: ExpertPool) -> None:
     weights[min(names, key=lambda name: pool.base.shape(name).numel())]
 
 
-def check_panels(
-    search_on: Panel, select_on: Panel | None, report_on: Panel | None, objective: Any
-) -> None:
+def check_panels(panels: Mapping[Split, Panel], objective: Any) -> None:
     """Refuses splits that overlap, and tasks and metrics that the objective cannot find.
 
     Raises:
         ValueError: names both splits and tasks, or the task and metric.
     """
-    panels = [panel for panel in (search_on, select_on, report_on) if panel is not None]
-    for i, panel in enumerate(panels):
-        for other in panels[i + 1 :]:
-            panel.check_apart(other)
+    for panel, other in combinations(panels.values(), 2):
+        panel.check_apart(other)
     # Made-up scores, so that a wrong task or metric is found without asking the model.
-    for panel in panels:
+    for panel in panels.values():
         better = {k: 1.0 if way == "maximize" else -1.0 for k, way in panel.directions.items()}
         objective.bind(
             panel.directions,

@@ -7,22 +7,22 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.runs.choices import choices
-from experiments.setup import assemble
+from experiments.setup.execution import Execution
 from search.loop.steady_state import check_steady
 from search.strategy import Strategy
 
 
-def check_execution(config: DictConfig, strategy: Strategy[Any]) -> None:
-    """Builds the execution and compares it with what the search asks of it.
+def check_execution(config: DictConfig, execution: Execution, strategy: Strategy[Any]) -> None:
+    """Compares where candidates are scored with what the search asks of it.
 
     Args:
         config: of the run.
+        execution: where they are scored.
         strategy: freshly built.
 
     Raises:
         ValueError: names the options that cannot go together, and the remedy.
     """
-    execution = assemble.open_execution(config)
     if not config.asynchronous:
         return
     try:

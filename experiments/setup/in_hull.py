@@ -7,34 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from experiments.runs.errors import UserError
-from experiments.setup import assemble
-from experiments.setup.pairing import build_space, build_strategy, check_pair
+from experiments.setup.pairing import check_pair
+from experiments.setup.problem import Problem, open_space, open_strategy
 from merging.checkpoints.experts import ExpertPool
 from merging.spaces.convex import ConvexSpace
 from merging.spaces.space import SearchSpace
-from search.strategy import Strategy
 
 
-def companion(
-    config: DictConfig, pool: ExpertPool, own: SearchSpace[Any]
-) -> tuple[SearchSpace[Any], Strategy[Any]] | None:
-    """Returns the companion's space over `pool` and its strategy, freshly seeded.
+def has_companion(config: DictConfig, space: SearchSpace[Any]) -> bool:
+    """Returns whether a search in `space` has one: not turned off, and `space` leaves the hull."""
+    return config.in_hull is not None and not isinstance(space, ConvexSpace)
 
-    None: it is turned off, or the run's own space does not leave the hull.
 
-    Args:
-        config: of the run.
-        pool: base and experts.
-        own: space of the run itself.
-    """
-    if config.in_hull is None or isinstance(own, ConvexSpace):
-        return None
-    space = _space(config, pool)
-    return space, build_strategy(_partial(config, "strategy"), space.domain, int(config.seed))
+def open_companion(config: DictConfig, pool: ExpertPool) -> Problem:
+    """Returns the companion's space over `pool` and its strategy, freshly seeded."""
+    return Problem.open(config.in_hull, pool, None, config.seed)
+
+
+def worker_config(config: DictConfig) -> DictConfig:
+    """Returns the configuration by which workers score the companion's candidates."""
+    changed = config.copy()
+    changed.space, changed.common_items = config.in_hull.space, None
+    return changed
 
 
 def check_in_hull(config: DictConfig, stand_in: ExpertPool) -> None:
@@ -44,30 +41,19 @@ def check_in_hull(config: DictConfig, stand_in: ExpertPool) -> None:
         UserError: its options are none, its space may leave the hull, or its strategy cannot
             search it; names the option.
     """
-    parts = config.in_hull
-    if parts is None:
+    entries = config.in_hull
+    if entries is None:
         return
-    if not isinstance(parts, DictConfig) or not {"space", "strategy"} <= set(parts):
+    if not isinstance(entries, DictConfig) or not {"space", "strategy"} <= set(entries):
         raise UserError(
-            f"in_hull={parts}: expected a space and a strategy, as in the default, or "
+            f"in_hull={entries}: expected a space and a strategy, as in the default, or "
             "in_hull=null for no companion search"
         )
-    check_pair(_partial(config, "space"), _partial(config, "strategy"))
-    space = _space(config, stand_in)
+    check_pair(entries)
+    space = open_space(entries.space, stand_in, None)
     if not isinstance(space, ConvexSpace):
         raise UserError(
             f"in_hull.space: {type(space).__name__} may leave the hull: "
             "choose space@in_hull.space=convex"
         )
-    build_strategy(_partial(config, "strategy"), space.domain, int(config.seed))
-
-
-def _space(config: DictConfig, pool: ExpertPool) -> SearchSpace[Any]:
-    space: SearchSpace[Any] = build_space(
-        _partial(config, "space"), pool, {"dtype": torch.float32}
-    )
-    return space
-
-
-def _partial(config: DictConfig, part: str) -> Any:
-    return assemble.open_partial(config.in_hull[part])
+    open_strategy(entries.strategy, space.domain, config.seed)

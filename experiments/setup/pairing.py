@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.choices import choices, listed, texts
 from experiments.runs.errors import UserError
-from search.strategy import Strategy
+from experiments.setup.assemble import open_part
 
 _SEARCHED = {
     "axes": "numbers along axes",
@@ -26,13 +25,17 @@ DEFAULTS = {  # of the parts that a space may ignore
 }
 
 
-def check_pair(build_space: partial[Any], build_strategy: partial[Any]) -> None:
+def check_pair(entries: DictConfig) -> None:
     """Compares what a strategy has to know with what a space gives; builds neither.
+
+    Args:
+        entries: a ``space`` and a ``strategy``.
 
     Raises:
         UserError: they cannot go together; names both and what goes with each.
     """
-    space_class: Any = build_space.func
+    build_strategy: partial[Any] = open_part(entries.strategy)
+    space_class: Any = open_part(entries.space).func
     gives: tuple[str, ...] = space_class.gives
     lacking = [name for name in _required(build_strategy) if name not in gives]
     if not lacking:
@@ -62,28 +65,6 @@ def check_used(config: DictConfig) -> None:
                 f"{part} {chosen.rpartition('.')[2]} has no effect in {space}: leave {part}= out, "
                 f"or choose space={listed(readers)}"
             )
-
-
-def build_strategy(
-    build: Callable[..., Any], domain: Mapping[str, Any], seed: int
-) -> Strategy[Any]:
-    """Returns the strategy with what it takes of a space's domain.
-
-    Args:
-        build: the configured class, still to be completed.
-        domain: of the space that it will search.
-        seed: of the run.
-    """
-    taken = inspect.signature(build).parameters
-    known = {name: value for name, value in domain.items() if name in taken}
-    strategy: Strategy[Any] = build(**known, seed=seed)
-    return strategy
-
-
-def build_space(build: Callable[..., Any], pool: Any, options: Mapping[str, Any]) -> Any:
-    """Returns the space with those of the run's `options` that it takes."""
-    taken = inspect.signature(build).parameters
-    return build(pool, **{name: value for name, value in options.items() if name in taken})
 
 
 def _required(build: partial[Any]) -> list[str]:

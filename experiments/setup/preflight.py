@@ -9,12 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluators.engine.engine import Engine
+from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.setup.common_items import CommonItems
-from experiments.setup.study import Study
+from experiments.setup.ingredients import Ingredients
+from experiments.setup.problem import Problem
+from merging.checkpoints.experts import ExpertPool
 from merging.privacy.ledger import Ledger
+from merging.recipe import dtype_name
+from merging.saving.save import saved_bytes
+from merging.stacks.layer_stack import layers_of
+from merging.weights import Weights
 
 _SAMPLE = 16  # requests per evaluator that the time estimate is taken from
 
@@ -32,53 +40,68 @@ class Check:
     seconds_per_candidate: float
 
 
-def check(study: Study, run: Path) -> Check:
-    """Returns the findings of a study that is ready to run.
+def check(
+    ingredients: Ingredients,
+    trial: Problem,
+    common: CommonItems | None,
+    run: Path,
+    *,
+    save_model: bool,
+) -> Check:
+    """Returns the findings of a search that is ready to run.
+
+    Args:
+        ingredients: of the search.
+        trial: the problem as it stands before anything is scored.
+        common: the items of every generation; None: all search items for all.
+        run: directory of the search.
+        save_model: whether the winner is written as a model.
 
     Raises:
-        ValueError: the study cannot run; one sentence with the remedy.
+        ValueError: the search cannot run; one sentence with the remedy.
     """
-    check_writable(run, "out", study.model_bytes)
-    merge_s = _time_merge(study)
-    common = CommonItems.open(study.config, study.search_on)
-    asked = study.search_on if common is None else common.of(0)
-    ask_s = _time_panel(study, asked)
-    part = "" if common is None else f"{asked.item_count} of "
-    for panel in (study.select_on, study.report_on):
-        if panel is not None:
-            _time_panel(study, panel)
+    pool, machine, panels = ingredients.pool, ingredients.machine, ingredients.panels
+    first = trial.first.weights(ingredients.held, dtype=torch.float32)
+    size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if save_model else 0
+    check_writable(run, "out", size)
+    merge_s = _time_merge(ingredients.engine.resident, first)
+    ask_s = _time_panel(ingredients.engine, panels["search"] if common is None else common.of(0))
+    for split in ("selection", "report"):
+        if (panel := panels.get(split)) is not None:
+            _time_panel(ingredients.engine, panel)
+    search = panels["search"]
+    part = "" if common is None else f"{common.item_count} of "
+    parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
     lines = [
-        f"base        {study.pool.base.source} ({study.parameters / 1e6:.1f}M parameters)",
-        f"experts     {', '.join(study.pool.expert_names)}",
-        f"search      {study.space.dimensions:,} dimensions, {part}{study.search_on.item_count} "
-        f"items on {', '.join(study.search_on.main)}",
-        f"device      {study.machine.device}, {str(study.machine.dtype).removeprefix('torch.')}",
-        f"memory      about {_memory_bytes(study) / 1e9:.2f} GB for base, experts and model",
+        f"base        {pool.base.source} ({parameters / 1e6:.1f}M parameters)",
+        f"experts     {', '.join(pool.expert_names)}",
+        f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
+        f"{', '.join(search.main)}",
+        f"device      {machine.device}, {dtype_name(machine.dtype)}",
+        f"memory      about {_memory_bytes(pool, machine.dtype) / 1e9:.2f} GB for base, experts "
+        "and model",
         f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",
+        *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
+        *_warnings(ingredients),
     ]
-    ledger = Ledger.of(study.pool, study.space.plan(study.space.first()), searched=True)
-    lines += privacy_lines(ledger.describe())
-    lines += _warnings(study)
     return Check(tuple(lines), merge_s + ask_s)
 
 
-def _memory_bytes(study: Study) -> int:
-    sizes = sum(study.pool.base.shape(n).numel() for n in study.pool.base)
-    stored = sum(
-        study.pool.base.shape(n).numel() * study.pool.base.dtype(n).itemsize
-        for n in study.pool.base
-    )
-    return stored * (1 + len(study.pool.expert_names)) + sizes * study.machine.dtype.itemsize
+def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
+    base = pool.base
+    numbers = {name: base.shape(name).numel() for name in base}
+    stored = sum(count * base.dtype(name).itemsize for name, count in numbers.items())
+    return stored * (1 + len(pool.expert_names)) + sum(numbers.values()) * dtype.itemsize
 
 
-def _time_merge(study: Study) -> float:
+def _time_merge(resident: Resident, weights: Weights) -> float:
     """Merges the start genome into the resident model: every shape and knob is tried once."""
     began = time.perf_counter()
-    study.engine.resident.write(study.space.decode(study.space.first()))
+    resident.write(weights)
     return time.perf_counter() - began
 
 
-def _time_panel(study: Study, panel: Panel) -> float:
+def _time_panel(engine: Engine, panel: Panel) -> float:
     """Asks a few requests of every evaluator; returns the estimate for all of them."""
     total = 0.0
     for evaluator in panel.evaluators.values():
@@ -86,21 +109,21 @@ def _time_panel(study: Study, panel: Panel) -> float:
         spread = np.linspace(0, len(requests) - 1, min(_SAMPLE, len(requests)))
         sample = [requests[int(i)] for i in spread]
         began = time.perf_counter()
-        study.engine.run(sample)
+        engine.run(sample)
         total += (time.perf_counter() - began) * len(requests) / len(sample)
     return total
 
 
-def _warnings(study: Study) -> list[str]:
+def _warnings(ingredients: Ingredients) -> list[str]:
     """Returns what is allowed but probably not meant."""
-    lines = []
-    if study.machine.dtype != torch.float32:
-        step = torch.finfo(study.machine.dtype).eps / 2
+    dtype, lines = ingredients.machine.dtype, []
+    if dtype != torch.float32:
         lines.append(
-            f"warning     {str(study.machine.dtype).removeprefix('torch.')} rounds weights by "
-            f"about {step:.0e} of their size: a search step below that changes nothing"
+            f"warning     {dtype_name(dtype)} rounds weights by about "
+            f"{torch.finfo(dtype).eps / 2:.0e} of their size: a search step below that changes "
+            "nothing"
         )
-    if study.select_on is None:
+    if "selection" not in ingredients.panels:
         lines.append(
             "warning     no selection items: the winner keeps the luck of its search score"
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
-from experiments.setup import assemble
 from experiments.setup.initial import BestExpert, BestOf, Scored
+from experiments.setup.parts import SearchParts
 from search.objective import Pareto, WeightedMean
 from search.privacy.privacy import SearchPrivacy
 from search.strategy import Strategy
@@ -18,26 +17,17 @@ from search.strategy import Strategy
 _MANY = 10_000
 
 
-def open_privacy(config: DictConfig) -> SearchPrivacy | None:
-    """Returns the privacy that a run's configuration asks for; None: its items are not private."""
-    if not config.get("privacy"):
-        return None
-    privacy = instantiate(config.privacy, _convert_="all")
-    if not isinstance(privacy, SearchPrivacy):
-        raise ValueError("this is a search: choose privacy=means, or differences for dp_zo")
-    return privacy
-
-
 def sampling_rate(config: DictConfig) -> float:
     """Returns what an accountant may count: 1 but for a Poisson sample."""
     return float(config.common_items) if config.sampling == "poisson" else 1.0
 
 
-def check_privacy(config: DictConfig, asked: int, objectives: int) -> None:
+def check_privacy(config: DictConfig, parts: SearchParts, asked: int, objectives: int) -> None:
     """Refuses what reads private items un-noised, and budgets that pay for nothing.
 
     Args:
         config: of the run.
+        parts: built from it.
         asked: how many candidates the strategy's first generation has.
         objectives: how many numbers a fitness has.
 
@@ -46,7 +36,7 @@ def check_privacy(config: DictConfig, asked: int, objectives: int) -> None:
     """
     if config.sampling == "poisson" and config.common_items is None:
         raise ValueError("sampling=poisson: of how many items? set common_items, for example 0.1")
-    privacy = open_privacy(config)
+    privacy = parts.privacy
     if privacy is None:
         _check_not_private(config)
         return
@@ -56,31 +46,34 @@ def check_privacy(config: DictConfig, asked: int, objectives: int) -> None:
             "less: set sampling=poisson, or leave common_items out"
         )
     _check_readings(config, privacy)
-    _check_ways(config, privacy)
-    _check_objective(config, privacy, asked, objectives)
+    if isinstance(parts.initial, Scored | BestExpert | BestOf):
+        raise ValueError(
+            "privacy: this initial point is chosen by scores on the private search items: choose "
+            "initial=average, own, static or recipe"
+        )
+    _check_ways(config, privacy, elsewhere=parts.execution.elsewhere)
+    _check_objective(config, privacy, parts.objective, asked, objectives)
     privacy.budget(config.choose, sampling_rate(config))
 
 
-def budget_line(config: DictConfig, strategy: Strategy[Any]) -> list[str]:
-    """Returns in a line what the privacy budget pays for; none where there is none.
+def budget_line(config: DictConfig, privacy: SearchPrivacy, strategy: Strategy[Any]) -> str:
+    """Returns in a line what the privacy budget pays for.
 
     Args:
         config: of the run.
+        privacy: of its items.
         strategy: freshly built; is asked once.
     """
-    privacy = open_privacy(config)
-    if privacy is None:
-        return []
     asked = len(strategy.ask())
     budget = privacy.budget(config.choose, sampling_rate(config))
     releases = asked if privacy.release == "means" else asked // 2
     while budget.steps < _MANY and budget.before(releases) is None:
         pass
     count = f"at least {_MANY}" if budget.steps == _MANY else str(budget.steps)
-    return [
+    return (
         f"privacy     epsilon {privacy.epsilon:g}, delta {privacy.delta:g} on {privacy.data}: "
         f"pays for {count} generations of {asked}"
-    ]
+    )
 
 
 def check_items(panel: Panel, delta: float) -> None:
@@ -148,14 +141,9 @@ def _check_readings(config: DictConfig, privacy: SearchPrivacy) -> None:
             raise ValueError(
                 "choose=svt is for private selection items, these are public: choose=second_look"
             )
-    if isinstance(assemble.open_initial(config), Scored | BestExpert | BestOf):
-        raise ValueError(
-            "privacy: this initial point is chosen by scores on the private search items: choose "
-            "initial=average, own, static or recipe"
-        )
 
 
-def _check_ways(config: DictConfig, privacy: SearchPrivacy) -> None:
+def _check_ways(config: DictConfig, privacy: SearchPrivacy, *, elsewhere: bool) -> None:
     """Refuses ways of searching that release more than is paid for."""
     if config.get("in_hull"):
         raise ValueError(
@@ -166,7 +154,7 @@ def _check_ways(config: DictConfig, privacy: SearchPrivacy) -> None:
         raise ValueError(
             "privacy: a generation is released as a whole: leave racing= and asynchronous= out"
         )
-    if assemble.open_execution(config).elsewhere:
+    if elsewhere:
         raise ValueError("privacy: secret samples stay in one process: choose execution=local")
     if config.timeout_s is not None:
         raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")
@@ -185,9 +173,8 @@ def _check_ways(config: DictConfig, privacy: SearchPrivacy) -> None:
 
 
 def _check_objective(
-    config: DictConfig, privacy: SearchPrivacy, asked: int, objectives: int
+    config: DictConfig, privacy: SearchPrivacy, objective: Any, asked: int, objectives: int
 ) -> None:
-    objective = assemble.open_partial(config.objective)
     if not isinstance(objective, WeightedMean | Pareto) or objective.normalize != "raw":
         raise ValueError(
             "privacy: the objective must be a sum over items that no reference's score on the "

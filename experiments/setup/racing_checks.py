@@ -35,11 +35,14 @@ def open_racing(config: DictConfig) -> Racing | None:
     return racing
 
 
-def check_racing(config: DictConfig, strategy: str, asked: int, objectives: int) -> None:
+def check_racing(
+    config: DictConfig, racing: Racing | None, strategy: str, asked: int, objectives: int
+) -> None:
     """Refuses what cannot be raced.
 
     Args:
         config: of the run.
+        racing: its rule; None: nothing is raced.
         strategy: name of its class.
         asked: how many candidates its first generation has.
         objectives: how many numbers a fitness has.
@@ -47,7 +50,6 @@ def check_racing(config: DictConfig, strategy: str, asked: int, objectives: int)
     Raises:
         ValueError: names the option that cannot go together with ``racing``.
     """
-    racing = open_racing(config)
     if racing is None:
         return
     given, remedy = f"racing {type(racing).__name__}", "leave racing= out"
@@ -75,12 +77,12 @@ def check_racing(config: DictConfig, strategy: str, asked: int, objectives: int)
 
 
 def check_cases(
-    config: DictConfig, panel: Panel, objective: Any, classes: Mapping[str, int]
+    racing: Racing | None, panel: Panel, objective: Any, classes: Mapping[str, int]
 ) -> None:
     """Refuses tasks without per-item scores, which are found by scoring made-up answers.
 
     Args:
-        config: of the run.
+        racing: the rule; None: nothing is raced.
         panel: the search items.
         objective: not yet bound.
         classes: number of classes of each head.
@@ -88,7 +90,6 @@ def check_cases(
     Raises:
         ValueError: names the task and the metric.
     """
-    racing = open_racing(config)
     if racing is None:
         return
     better = {key: 1.0 if way == "maximize" else -1.0 for key, way in panel.directions.items()}

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.runs.errors import UserError
 from experiments.runs.options import check_options
-from experiments.setup.dry_run import rehearse
+from experiments.setup.dry_run import dry_run
 from experiments.suites.command_line import only_experiment_named, overrides_given, shown_command
 from experiments.suites.plan import PlannedRun, Suite, checked_suite, planned_runs
 from experiments.suites.results import results_page
@@ -32,7 +32,7 @@ _OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", 
 
 
 def check_suite(config: DictConfig) -> None:
-    """Composes and rehearses every variant, and prints what would run.
+    """Composes and tries every variant, and prints what would run.
 
     Raises:
         UserError: a variant cannot be composed or started.
@@ -74,7 +74,7 @@ def run_suite(config: DictConfig) -> float:
 
 
 def _planned(config: DictConfig) -> tuple[Suite, list[PlannedRun]]:
-    """Returns the suite and its runs, every variant rehearsed once per setting."""
+    """Returns the suite and its runs, every variant tried once per setting."""
     try:
         content = OmegaConf.to_container(config.suite, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -87,19 +87,19 @@ def _planned(config: DictConfig) -> tuple[Suite, list[PlannedRun]]:
             "into a setting or a variant"
         )
     runs = planned_runs(suite, Path(config.runs) / str(config.name))
-    rehearsed: set[tuple[str, str, str]] = set()
+    tried: set[tuple[str, str, str]] = set()
     for run in runs:
-        if (key := (run.table, run.setting, run.variant)) not in rehearsed:
-            rehearsed.add(key)
-            _rehearse(run)
+        if (key := (run.table, run.setting, run.variant)) not in tried:
+            tried.add(key)
+            _dry_run(run)
     return suite, runs
 
 
-def _rehearse(run: PlannedRun) -> None:
+def _dry_run(run: PlannedRun) -> None:
     try:
         config = compose("search", overrides=run.overrides)
         check_options(config)
-        rehearse(config)
+        dry_run(config)
     except (UserError, ValueError, HydraException, OmegaConfBaseException) as error:
         raise UserError(f"suite, {run.setting}, variant {run.variant!r}: {error}") from error
 

@@ -115,10 +115,10 @@ def test_a_metric_without_items_is_refused(shell: Shell, world: Path, tmp_path: 
     )
 
 
-def test_unset_it_leaves_a_run_its_identity() -> None:
+def test_racing_is_part_of_a_runs_identity() -> None:
     with initialize_config_module("conf", version_base="1.3"):
         unset, given = (
             compose("search", overrides=[f"racing={each}"]) for each in ("none", "halving")
         )
-    assert "racing" not in identity_config(unset)
+    assert not identity_config(unset)["racing"]
     assert identity_config(given)["racing"]["eta"] == 3.0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from experiments.scoring.choose import local_asker, local_evaluation
 from experiments.scoring.distributed import on_ray
 from experiments.scoring.distributed.fleet import Fleet
 from experiments.scoring.distributed.worker import Worker
+from experiments.setup.dry_run import dry_run
 from experiments.setup.execution import WorkerSpec
-from experiments.setup.study import Study
+from experiments.setup.ingredients import Ingredients, open_ingredients, worker_spec
+from experiments.setup.problem import Problem
+from merging.spaces.space import SearchSpace
 from merging.weights import Weights
 from search.loop.pool import run_all
 from tests.experiments.local import environment, evomerge, overrides, write_texts
@@ -242,30 +245,43 @@ def _count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def opened(world: Path, *options: str) -> Study:
+@dataclass(frozen=True)
+class Opened:
+    """A search on the world, opened in this process."""
+
+    ingredients: Ingredients
+    problem: Problem
+    order: WorkerSpec
+
+    @property
+    def space(self) -> SearchSpace[Any]:
+        return self.problem.space
+
+
+@pytest.fixture(scope="module")
+def opened(world: Path) -> Opened:
+    own = ["initial=average", "space=full_weights", "strategy=mergevolve"]
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("search", overrides=overrides(world, *SHORT, *options))
-    return Study.open(config)
+        config = compose("search", overrides=overrides(world, *SHORT, *own))
+    ingredients, trial = open_ingredients(config, dry_run(config))
+    problem = Problem.open(config, ingredients.held, trial.start, config.seed)
+    return Opened(ingredients, problem, worker_spec(config, ingredients, problem.start))
 
 
 @pytest.fixture(scope="module")
-def study(world: Path) -> Study:
-    return opened(world, "initial=average", "space=full_weights", "strategy=mergevolve")
+def genomes(opened: Opened) -> list[Any]:
+    return [candidate.genome for candidate in opened.problem.strategy.ask()][-2:]
 
 
-@pytest.fixture(scope="module")
-def genomes(study: Study) -> list[Any]:
-    return [candidate.genome for candidate in study.strategy.ask()][-2:]
-
-
-def test_a_worker_scores_as_the_main_process_does(study: Study, genomes: list[Any]) -> None:
-    order: WorkerSpec = replace(study.order())
+def test_a_worker_scores_as_the_main_process_does(opened: Opened, genomes: list[Any]) -> None:
+    order = opened.order
     assert json.loads(json.dumps(order.start)) == order.start
     worker = Worker()
     assert worker.prepare(order)["refused"] is None
     genome = genomes[-1]
-    (found,) = pickle.loads(pickle.dumps(worker.score([study.space.to_json(genome)], 0)))
-    own = study.scorer(study.search_on)(study.space.decode(genome))
+    (found,) = pickle.loads(pickle.dumps(worker.score([opened.space.to_json(genome)], 0)))
+    panel = opened.ingredients.panels["search"]
+    own = opened.ingredients.scorer(panel)(opened.space.decode(genome))
     scores = found.scores
     assert scores.keys() == own.keys()
     for name, score in own.items():
@@ -274,13 +290,13 @@ def test_a_worker_scores_as_the_main_process_does(study: Study, genomes: list[An
 
 
 def test_a_worker_answers_as_the_main_process_does(
-    study: Study, genomes: list[Any], monkeypatch: pytest.MonkeyPatch
+    opened: Opened, genomes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A candidate that is in its model already is not written again, another one or a score is."""
     worker = Worker()
-    assert worker.prepare(study.order())["refused"] is None
-    encoded = [json.loads(json.dumps(study.space.to_json(each))) for each in genomes]
-    own = local_asker(study)
+    assert worker.prepare(opened.order)["refused"] is None
+    encoded = [json.loads(json.dumps(opened.space.to_json(each))) for each in genomes]
+    own = local_asker(opened.ingredients, opened.space)
     expected = {
         requests: run_all(own, [Question(genome, requests) for genome in genomes])
         for requests in ((0, 2), (1, 3))
@@ -303,9 +319,9 @@ def test_a_worker_answers_as_the_main_process_does(
     assert len(written) == 5
 
 
-def test_what_a_node_lacks_is_named(study: Study, tmp_path: Path) -> None:
-    order = study.order()
-    gone = order.config.replace(str(study.pool.base.source), str(tmp_path / "gone"))
+def test_what_a_node_lacks_is_named(opened: Opened, tmp_path: Path) -> None:
+    order = opened.order
+    gone = order.config.replace(str(opened.ingredients.pool.base.source), str(tmp_path / "gone"))
     refused = Worker().prepare(replace(order, config=gone))["refused"]
     assert re.search(f"{tmp_path}/gone.* does not exist; expected a checkpoint", refused)
     refused = Worker().prepare(replace(order, experts={**order.experts, "code": "0"}))["refused"]
@@ -333,11 +349,11 @@ def test_what_workers_cannot_do_is_refused(shell: Shell, options: list[str], pat
     shell.refuse(pattern, "search", *quickstart, *options)
 
 
-def test_a_cluster_that_does_not_answer_is_named_at_once(study: Study) -> None:
+def test_a_cluster_that_does_not_answer_is_named_at_once(opened: Opened) -> None:
     execution = on_ray.OnRay(address="127.0.0.1:1")
-    own = local_evaluation(study, None).pool
+    own = local_evaluation(opened.ingredients, opened.space, None, None).pool
     with pytest.raises(UserError, match=r"execution.address=127.0.0.1:1: nothing answers there"):
-        execution.pool(own, study.order, study.space.to_json)
+        execution.pool(own, lambda: opened.order, opened.space.to_json)
     execution.close()
 
 
@@ -348,6 +364,6 @@ def test_where_candidates_are_scored_is_not_a_runs_identity() -> None:
             for option in ("execution=local", "execution=ray", "asynchronous=true")
         )
     assert identity_config(local) == identity_config(other)
-    assert "asynchronous" not in identity_config(local)
+    assert identity_config(local)["asynchronous"] is False
     assert identity_config(steady)["asynchronous"] is True
     assert OmegaConf.to_container(other.execution)["wait_s"] == 300  # type: ignore[index,call-overload]

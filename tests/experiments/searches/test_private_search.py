@@ -25,6 +25,7 @@ from experiments.runs.files import read_lines
 from experiments.searches.private_key import KEY_FILE, open_noise, seeded_noise
 from experiments.searches.private_tracking import DeferredTracker
 from experiments.setup.common_items import PoissonItems
+from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_items, check_privacy
 from experiments.suites.shared_references import share
 from merging.checkpoints.mechanisms import (
@@ -292,18 +293,18 @@ def test_what_would_release_more_is_refused(
     for key, value in changes.items():
         OmegaConf.update(changed, key, value, merge=False)
     with pytest.raises((ValueError, InstantiationException), match=pattern):
-        check_privacy(changed, 4, 1)
+        check_privacy(changed, SearchParts.open(changed), 4, 1)
 
 
 def test_differences_are_of_pairs_and_of_one_number(config: DictConfig) -> None:
     changed = config.copy()
     changed.privacy.release, changed.choose = "differences", "last"
     with pytest.raises(ValueError, match="releases differences of pairs, the strategy asks for 5"):
-        check_privacy(changed, 5, 1)
+        check_privacy(changed, SearchParts.open(changed), 5, 1)
     with pytest.raises(ValueError, match="privacy=differences knows one objective"):
-        check_privacy(changed, 4, 2)
+        check_privacy(changed, SearchParts.open(changed), 4, 2)
     changed.objective = PARETO
-    check_privacy(changed, 4, 1)
+    check_privacy(changed, SearchParts.open(changed), 4, 1)
 
 
 def test_an_item_may_contribute_once() -> None:

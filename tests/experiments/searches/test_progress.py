@@ -10,13 +10,7 @@ from experiments.searches.progress import Progress
 from search.loop.history import Record
 from search.loop.session import Budget
 
-
-class Names:
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-
-ONE = Names("fitness")
+ONE = ["fitness"]
 
 
 class Terminal(io.StringIO):
@@ -30,14 +24,14 @@ def record(i: int, fitness: list[float] | None, seconds: float = 2.0, **more) ->
 
 
 def test_remaining_time_is_the_median_times_what_is_left():
-    progress = Progress(Budget(evaluations=10), ONE, mode="off")
+    progress = Progress(Budget(evaluations=10), ONE)
     for i, seconds in enumerate([2.0, 2.0, 90.0, 3.0, 2.0]):  # one stalled: no matter
         progress.update(record(i, [0.1], seconds), False)
     assert progress.remaining_s() == pytest.approx(5 * 2.0)
 
 
 def test_too_few_evaluations_name_no_time():
-    progress = Progress(Budget(evaluations=10), ONE, mode="off")
+    progress = Progress(Budget(evaluations=10), ONE)
     for i in range(2):
         progress.update(record(i, [0.1]), False)
         assert progress.remaining_s() is None
@@ -45,7 +39,7 @@ def test_too_few_evaluations_name_no_time():
 
 
 def test_seconds_of_the_budget_end_it_earlier():
-    progress = Progress(Budget(evaluations=100, seconds=10.0), ONE, mode="off")
+    progress = Progress(Budget(evaluations=100, seconds=10.0), ONE)
     for i in range(4):
         progress.update(record(i, [0.1]), False)
     assert progress.remaining_s() == pytest.approx(2.0)
@@ -54,7 +48,7 @@ def test_seconds_of_the_budget_end_it_earlier():
 
 
 def test_a_target_alone_has_no_known_end():
-    progress = Progress(Budget(target=1.0), ONE, mode="off")
+    progress = Progress(Budget(target=1.0), ONE)
     for i in range(5):
         progress.update(record(i, [0.1]), False)
     assert progress.remaining_s() is None
@@ -62,14 +56,14 @@ def test_a_target_alone_has_no_known_end():
 
 
 def test_repeats_cost_nothing_and_are_not_counted():
-    progress = Progress(Budget(evaluations=10), ONE, mode="off")
+    progress = Progress(Budget(evaluations=10), ONE)
     progress.update(record(0, [0.1]), False)
     progress.update(record(1, [0.1], 0.0, same_as=0), False)
     assert progress.line().startswith("1/10 evaluations")
 
 
 def test_line_tells_best_and_failures():
-    progress = Progress(Budget(evaluations=10), ONE, mode="off")
+    progress = Progress(Budget(evaluations=10), ONE)
     assert progress.line() == "0/10 evaluations, none scored yet"
     for i, fitness in enumerate([[0.1], None, [0.9], [0.2]]):
         progress.update(record(i, fitness), False)
@@ -77,7 +71,7 @@ def test_line_tells_best_and_failures():
 
 
 def test_several_objectives_are_named():
-    progress = Progress(Budget(evaluations=10), Names("code", "prose"), mode="off")
+    progress = Progress(Budget(evaluations=10), ["code", "prose"])
     progress.update(record(0, [0.1, 0.9]), False)
     progress.update(record(1, [0.5, 0.2]), False)
     assert "best code 0.5000 prose 0.9000" in progress.line()
@@ -104,7 +98,11 @@ def test_log_lines_come_every_so_often(caplog):
     caplog.set_level(logging.INFO)
     now = iter(range(0, 1000, 10))
     progress = Progress(
-        Budget(evaluations=10), ONE, mode="log", every_s=25.0, clock=lambda: float(next(now))
+        Budget(evaluations=10),
+        ONE,
+        every_s=25.0,
+        stream=io.StringIO(),
+        clock=lambda: float(next(now)),
     )
     with progress:
         for i in range(4):

@@ -112,11 +112,11 @@ def test_what_compares_generations_is_refused(shell: Shell, option: str, pattern
     shell.refuse(pattern, "search", *line, *option.split(" && "))
 
 
-def test_unset_it_leaves_a_run_its_identity() -> None:
+def test_a_share_of_items_is_part_of_a_runs_identity() -> None:
     with initialize_config_module("conf", version_base="1.3"):
         unset, given = (
             compose("search", overrides=[f"common_items={each}"]) for each in ("null", "0.5")
         )
-    assert "common_items" not in identity_config(unset)
+    assert identity_config(unset)["common_items"] is None
     assert identity_config(given)["common_items"] == 0.5
     assert CommonItems.open(unset, None) is None  # type: ignore[arg-type]

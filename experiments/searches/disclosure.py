@@ -1,0 +1,202 @@
+"""What the steps of a search may see of its items: all scores, unless the items are private."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from experiments.runs.errors import UserError, explained
+from experiments.runs.model_scores import ModelScores
+from experiments.scoring.choose import ScoringOptions, open_evaluation, open_pool
+from experiments.searches.outcome import SplitScores
+from experiments.searches.references import References
+from experiments.setup.ingredients import Ingredients
+from experiments.setup.initial import StartScores
+from experiments.setup.problem import Problem
+from merging.plan import Plan
+from merging.privacy.ledger import Ledger
+from merging.spaces.space import SearchSpace
+from search.loop.generational import search
+from search.loop.history import Record
+from search.loop.session import SearchResult
+from search.loop.steady_state import search_steadily
+from search.objective import BoundObjective, Objective
+from search.winners.rescoring import rescore
+from search.winners.selection import Finalist, finalists, second_look, shrunken_finalists
+
+Loop: TypeAlias = Callable[..., SearchResult]
+"""A search, but for its objective, history, budget and the keywords that follow these."""
+
+
+class Disclosure(Protocol):
+    """Decides what of the items' scores reaches strategy, files and people.
+
+    Attributes:
+        references: scores of models on the items that the steps of a search may read.
+    """
+
+    references: References
+
+    def start_scores(self, search: SplitScores) -> StartScores:
+        """Returns what the choice of a start may know, given the references' scores."""
+        ...
+
+    def loop(self, problem: Problem, objective: Objective) -> Loop:
+        """Returns the search of `problem`, from its strategy and what scores its candidates."""
+        ...
+
+    def comparable(
+        self, problem: Problem, result: SearchResult, objective: Objective
+    ) -> tuple[SearchResult, int]:
+        """Returns the result with records that can be compared, and how many items were asked."""
+        ...
+
+    def choose(
+        self, problem: Problem, result: SearchResult, objective: Objective
+    ) -> list[Finalist]:
+        """Returns the best few, the winner first."""
+        ...
+
+    def charged(self, ledger: Ledger) -> Ledger:
+        """Returns the ledger with what the search itself has spent."""
+        ...
+
+
+@dataclass
+class FullDisclosure:
+    """Every score is seen and written down as it is.
+
+    Args:
+        run: directory of the search.
+        references: scores of base, experts and static merges.
+        scoring: how candidates are scored.
+        asynchronous: whether outcomes are told as they come.
+        choice: ``second_look`` or ``shrinkage``: how the winner is named.
+        count: of the finalists.
+    """
+
+    run: Path
+    references: References
+    scoring: ScoringOptions
+    asynchronous: bool
+    choice: str
+    count: int
+
+    def start_scores(self, search: SplitScores) -> StartScores:
+        """Returns the experts' fitness on the search items, and that of any plan when asked."""
+
+        def fitness(scores: ModelScores) -> float | None:
+            if scores.failure is not None:
+                return None
+            return float(np.mean(search.objective.fitness(scores.scores)))
+
+        def score(name: str, plan: Plan) -> float | None:
+            ingredients = self.references.ingredients
+            weights = partial(plan.weights, ingredients.held)
+            panel = ingredients.panels["search"]
+            return fitness(self.references.score_one(name, "start", panel, weights))
+
+        experts = {m.name: fitness(m) for m in search.models.values() if m.kind == "expert"}
+        return StartScores(experts, score)
+
+    def loop(self, problem: Problem, objective: Objective) -> Loop:
+        """Returns the search by generations, or the steady state."""
+        ingredients = self.references.ingredients
+        if self.asynchronous:
+            pool = open_pool(ingredients, problem, self.scoring)
+            return partial(search_steadily, problem.strategy, pool)  # type: ignore[arg-type]
+        evaluation = open_evaluation(ingredients, problem, self.scoring, objective)
+        return partial(search, problem.strategy, evaluation)
+
+    def comparable(
+        self, problem: Problem, result: SearchResult, objective: Objective
+    ) -> tuple[SearchResult, int]:
+        """Returns the result itself, or records that were scored once more on all search items.
+
+        Where every generation has items of its own, these are the best few of all generations,
+        twice as many as there are finalists.
+        """
+        ingredients, common = self.references.ingredients, self.scoring.common
+        panel = ingredients.panels["search"]
+        if common is None:
+            return result, _items_asked(result, panel.item_count)
+        again = rescore(
+            result.records,
+            2 * self.count,
+            record_scorer(ingredients, problem.space, panel),
+            objective,
+            self.run / "rescored.jsonl",
+        )
+        items = result.evaluations * common.item_count + len(again) * panel.item_count
+        return replace(result, records=tuple(again)), items
+
+    def choose(
+        self, problem: Problem, result: SearchResult, objective: Objective
+    ) -> list[Finalist]:
+        """Returns the best few by a second look, or by their shrunken fitness."""
+        if self.choice == "second_look":
+            return look_again(self.references, problem.space, result, self.count, self.run)
+        if not isinstance(objective, BoundObjective) or objective.weights is None:
+            raise UserError("choose=shrinkage needs an objective with one number, not several")
+        evaluators = self.references.ingredients.panels["search"].evaluators
+        strata = [
+            (len(evaluators[term.task].items), weight)
+            for term, weight in zip(objective.terms, objective.weights, strict=True)
+        ]
+        with explained():
+            return shrunken_finalists(result.records, self.count, strata)
+
+    def charged(self, ledger: Ledger) -> Ledger:
+        """Returns the ledger itself: these items are not private."""
+        return ledger
+
+
+def look_again(
+    references: References, space: SearchSpace[Any], result: SearchResult, count: int, run: Path
+) -> list[Finalist]:
+    """Returns the best few, the winner first, ranked on items that were not ranked on yet.
+
+    Args:
+        references: to the selection items' panel; without one the search items decide.
+        space: of the genomes.
+        result: of the search.
+        count: how many get the second look.
+        run: directory of the search.
+    """
+    panel = references.ingredients.panels.get("selection")
+    if panel is None:
+        unseen = unseen_finalists(result, count)
+        return sorted(unseen, key=lambda finalist: (-float(np.mean(finalist.search)), finalist.id))
+    objective = references.score(panel, kinds=("base", "expert")).objective
+    evaluate = record_scorer(references.ingredients, space, panel)
+    return second_look(result.records, count, evaluate, objective, run / "finalists.jsonl")
+
+
+def unseen_finalists(result: SearchResult, count: int) -> list[Finalist]:
+    """Returns the best few by their fitness on the search items alone."""
+    return [
+        Finalist(record.id, record.genome, record.fitness, {}, None)
+        for record in finalists(result.records, count)
+        if record.fitness is not None
+    ]
+
+
+def record_scorer(
+    ingredients: Ingredients, space: SearchSpace[Any], panel: Panel
+) -> Callable[[Record], dict[str, Score]]:
+    """Returns what scores the genome of a record on `panel`."""
+    scorer = ingredients.scorer(panel)
+    return lambda record: scorer(space.decode(space.from_json(record.genome)))
+
+
+def _items_asked(result: SearchResult, items: int) -> int:
+    """Returns how many items were asked, of all candidates together."""
+    evaluated = (record for record in result.records if record.same_as is None)
+    return sum(items if record.asked is None else record.asked for record in evaluated)

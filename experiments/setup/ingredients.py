@@ -1,0 +1,151 @@
+"""The ingredients of a search: what takes time to open, and what scores its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from evaluators.engine.engine import Engine
+from evaluators.engine.model import Model
+from evaluators.engine.resident import Resident
+from evaluators.panel import Panel, Split
+from experiments.setup import assemble
+from experiments.setup.assemble import Machine
+from experiments.setup.dry_run import check_merges, check_panels
+from experiments.setup.execution import WorkerSpec
+from experiments.setup.initial import StartScores
+from experiments.setup.parts import SearchParts
+from experiments.setup.problem import Problem, open_space
+from experiments.setup.racing_checks import check_cases
+from experiments.setup.scorer import Scorer
+from merging.checkpoints.experts import ExpertPool
+from merging.plan import Plan
+from merging.saving.save_adapter import check_adapter
+from merging.spaces.space import SearchSpace
+from merging.stacks.layer_stack import layers_of
+from merging.weights import Weights
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Experts, evaluators and the model of one configuration.
+
+    Args:
+        machine: device and precision.
+        pool: base and experts, on disk.
+        held: the same pool, held on the device.
+        engine: asks the resident model, the one on the device.
+        model: scores candidates: the resident model, or one that is served.
+        panels: evaluators by split; those on ``search`` items are always there.
+    """
+
+    machine: Machine
+    pool: ExpertPool
+    held: ExpertPool
+    engine: Engine
+    model: Model
+    panels: Mapping[Split, Panel]
+
+    def scorer(self, panel: Panel) -> Scorer:
+        """Returns what scores weights on `panel`."""
+        return Scorer(self.model, panel)
+
+    def saved(self, plan: Plan) -> Weights:
+        """Returns the weights of `plan` as they would be saved."""
+        return plan.weights(self.held, dtype=self.machine.save_dtype)
+
+    def identities(self) -> dict[str, str]:
+        """Returns the sha256 of every expert by its name."""
+        return dict(zip(self.pool.expert_names, self.pool.identities, strict=True))
+
+
+def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredients, Problem]:
+    """Returns what a search is made of, and the problem as it stands before anything is scored.
+
+    The longer a step takes, the later it comes: headers of the checkpoints, one tensor, the base,
+    the evaluators' data; then all weights are read, and last held.
+
+    Raises:
+        ValueError: an option, file or checkpoint cannot be used; names it.
+    """
+    pool = assemble.open_pool(config)
+    # A trial over the files: what a space or strategy refuses of these experts is refused before
+    # their weights are read. Where to start is known only once experts have been scored.
+    all_alike = StartScores(dict.fromkeys(pool.expert_names, 0.0), lambda name, plan: 0.0)
+    trial = Problem.open(config, pool, parts.initial.plan(pool, all_alike), config.seed)
+    first = trial.space.decode(trial.space.first())
+    check_merges(first, pool)
+    if config.adapter_rank is not None:
+        check_adapter(pool, first)
+    machine = parts.machine
+    resident = Resident.from_pool(
+        pool, device=machine.device, dtype=machine.dtype, layers=layers_of(first)
+    )
+    panels = assemble.open_panels(config, resident)
+    check_panels(panels, parts.objective)
+    check_cases(parts.racing, panels["search"], parts.objective, resident.info.classes)
+    pool.check_finite()
+    held = assemble.hold(config, pool, machine)
+    engine = assemble.open_engine(config, resident)
+    model = assemble.open_model(config, held, engine)
+    return Ingredients(machine, pool, held, engine, model, panels), trial
+
+
+def worker_spec(config: DictConfig, ingredients: Ingredients, start: Plan | None) -> WorkerSpec:
+    """Returns what `open_for_worker` makes the same ingredients and space of, elsewhere.
+
+    Args:
+        config: of the search.
+        ingredients: of this process.
+        start: that the search begins from; None: the space's own.
+    """
+    config = config.copy()
+    config.experts = assemble.named_sources(config)
+    config.device = ingredients.machine.device.type
+    config.execution = {"_target_": "experiments.setup.execution.Local"}
+    return WorkerSpec(
+        config=OmegaConf.to_yaml(config, resolve=True),
+        start=None if start is None else start.describe(),
+        base=ingredients.pool.base.sha256,
+        experts=ingredients.identities(),
+        directory=str(Path.cwd()),
+        device=config.device,
+        threads=torch.get_num_threads(),
+    )
+
+
+def open_for_worker(
+    config: DictConfig, start: Plan | None
+) -> tuple[Ingredients, SearchSpace[Any]]:
+    """Returns ingredients and space as far as candidates are scored, for another process.
+
+    Everything was checked where the search was started. On a CPU all workers of a node share
+    one copy of base and experts, the system's of their files.
+
+    Args:
+        config: of a `worker_spec`.
+        start: the plan that it describes.
+
+    Raises:
+        ValueError: a file is missing here.
+    """
+    machine = assemble.open_machine(config)
+    pool = assemble.open_pool(config)
+    held = pool.resident(machine.device, shared=machine.device.type == "cpu")
+    space = open_space(config.space, held, start)
+    resident = Resident.from_pool(
+        pool,
+        device=machine.device,
+        dtype=machine.dtype,
+        layers=layers_of(space.decode(space.first())),
+    )
+    panel = assemble.open_panel("search", config.search_on, resident)
+    assert panel is not None, "refused where the search was started"
+    engine = assemble.open_engine(config, resident)
+    model = assemble.open_model(config, held, engine)
+    return Ingredients(machine, pool, held, engine, model, {"search": panel}), space

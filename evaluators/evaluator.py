@@ -54,7 +54,11 @@ class Score:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """One task on one split of its data."""
+    """One task on one split of its data.
+
+    Those that read a file take `data`, its path; `split`, which replaces ``{split}`` in it; and
+    `take`, ``start:stop`` of its items (None: all).
+    """
 
     @property
     def metrics(self) -> Mapping[str, Direction]:

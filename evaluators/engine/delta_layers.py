@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -44,35 +44,6 @@ class PassCandidates:
     candidates: slice | Tensor
     count: int
     rows: int
-
-
-class DeltaLayer(Protocol):
-    """Adds the differences of the chosen candidates to one layer."""
-
-    def choose(self, chosen: PassCandidates) -> None:
-        """Takes the candidates whose rows come next."""
-        ...
-
-    def attach(self) -> list[RemovableHandle]:
-        """Sets the hooks; removing them leaves the layer as it was."""
-        ...
-
-
-def delta_layer(name: str, module: nn.Module, parts: Parts, *, output: bool) -> DeltaLayer:
-    """Returns the `DeltaLayer` of a linear, embedding or norm layer.
-
-    Args:
-        name: of the layer, for messages.
-        module: the layer.
-        parts: for its own parameters; none that `refusal` has a reason against.
-        output: whether it is the output layer of a language model, which sees chosen positions
-            instead of rows.
-    """
-    if isinstance(module, nn.Linear | Conv1D):
-        return _LinearLayer(name, module, parts, output=output)
-    if isinstance(module, nn.Embedding):
-        return _EmbeddingLayer(module, parts)
-    return _NormLayer(module, parts)
 
 
 def refusal(tensor: str, module: nn.Module, attribute: str, *, vector: bool) -> str | None:
@@ -187,10 +158,6 @@ def _mix(product: LowRankProduct | None, rank: int, device: torch.device) -> Ten
     return torch.ones(rank, device=device) if product.mix is None else product.mix.to(device)
 
 
-def _factors(given: Sequence[LowRankProduct | Tensor | None]) -> list[LowRankProduct | None]:
-    return [product for product in given if not isinstance(product, Tensor)]
-
-
 class _Vectors:
     """All candidates' differences of one vector, ``(candidates, 1, n)``."""
 
@@ -205,121 +172,107 @@ class _Vectors:
         self.now = self.all[candidates]
 
 
-class _LinearLayer:
-    """Adds to the output of a linear layer, of either layout."""
+class DeltaLayer:
+    """Adds the differences of the chosen candidates to a linear, embedding or norm layer.
+
+    Args:
+        name: of the layer, for messages.
+        module: the layer.
+        parts: for its own parameters; none that `refusal` has a reason against.
+        output: whether it is the output layer of a language model, which sees chosen positions
+            instead of rows.
+    """
 
     def __init__(self, name: str, module: nn.Module, parts: Parts, *, output: bool) -> None:
         self._name = name
         self._module = module
         self._output = output
-        parameter, rows_in = module.get_parameter("weight"), isinstance(module, Conv1D)
-        self._weight = self._bias = None
-        if "weight" in parts:
-            self._weight = _Factors(_factors(parts["weight"]), parameter, rows_in=rows_in)
-        if "bias" in parts:
-            self._bias = _Vectors(parts["bias"], module.get_parameter("bias"))
+        self._factors: _Factors | None = None
+        self._vectors: dict[str, _Vectors] = {}
+        for attribute, given in parts.items():
+            parameter = module.get_parameter(attribute)
+            products = [delta for delta in given if not isinstance(delta, Tensor)]
+            if any(products):
+                rows_in = not isinstance(module, nn.Linear)
+                self._factors = _Factors(products, parameter, rows_in=rows_in)
+            else:
+                self._vectors[attribute] = _Vectors(given, parameter)
 
     def choose(self, chosen: PassCandidates) -> None:
         """Takes the candidates whose rows come next."""
         self._chosen = chosen
-        if self._weight is not None:
-            self._weight.choose(chosen.candidates)
-        if self._bias is not None:
-            self._bias.choose(chosen.candidates)
+        if self._factors is not None:
+            self._factors.choose(chosen.candidates)
+        for vectors in self._vectors.values():
+            vectors.choose(chosen.candidates)
 
     def attach(self) -> list[RemovableHandle]:
-        """Sets the hook."""
-        return [self._module.register_forward_hook(self._hook)]
+        """Sets the hooks; removing them leaves the layer as it was."""
+        module = self._module
+        if isinstance(module, nn.Linear | Conv1D):
+            return [module.register_forward_hook(self._add_to_linear)]
+        if isinstance(module, nn.Embedding):
+            return [module.register_forward_hook(self._add_to_embedding)]
+        if isinstance(module, nn.LayerNorm):
+            return [module.register_forward_hook(self._layer_norm)]
+        return [
+            module.register_forward_pre_hook(self._lend),
+            module.register_forward_hook(self._take_back, always_call=True),
+        ]
 
-    def _hook(self, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        x, count = arguments[0], self._chosen.count
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the output, and a view of it by candidates, ``(candidates, vectors, out)``."""
+        whole = output.contiguous()
+        return whole, whole.view(self._chosen.count, -1, whole.shape[-1])
+
+    def _add_to_linear(self, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = arguments[0]
         if not self._output and x.shape[0] % self._chosen.rows:
             raise ValueError(
                 f"layer {self._name} sees an input of shape {tuple(x.shape)} where the batch has "
                 f"{self._chosen.rows} rows: candidates cannot share a pass; write them one by one"
             )
-        whole = output.contiguous()
-        split = whole.view(count, -1, whole.shape[-1])
-        if self._weight is not None:
-            low = self._weight.low(x.reshape(count, -1, x.shape[-1]))
-            self._weight.add(split, low)
-        if self._bias is not None:
-            split.add_(self._bias.now)
+        whole, split = self._split(output)
+        if self._factors is not None:  # W x + b_p (m_p * (a_p x))
+            low = self._factors.low(x.reshape(self._chosen.count, -1, x.shape[-1]))
+            self._factors.add(split, low)
+        if "bias" in self._vectors:
+            split.add_(self._vectors["bias"].now)
         return whole
 
-
-class _EmbeddingLayer:
-    """Adds to the rows that an embedding looks up."""
-
-    def __init__(self, module: nn.Module, parts: Parts) -> None:
-        self._module = module
-        parameter = module.get_parameter("weight")
-        self._weight = _Factors(_factors(parts["weight"]), parameter, rows_in=True)
-
-    def choose(self, chosen: PassCandidates) -> None:
-        """Takes the candidates whose rows come next."""
-        self._chosen = chosen
-        self._weight.choose(chosen.candidates)
-
-    def attach(self) -> list[RemovableHandle]:
-        """Sets the hook."""
-        return [self._module.register_forward_hook(self._hook)]
-
-    def _hook(self, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        tokens, count, rows = arguments[0], self._chosen.count, self._chosen.rows
+    def _add_to_embedding(
+        self, _: nn.Module, arguments: tuple[Any, ...], output: Tensor
+    ) -> Tensor:
+        assert self._factors is not None, "an embedding has no other parameter"
+        tokens, rows = arguments[0], self._chosen.rows
         if len(tokens) == 1 < rows:  # positions that all rows share; now they differ
             tokens = tokens.expand(rows, *tokens.shape[1:])
             output = output.expand(rows, *output.shape[1:])
-        whole = output.contiguous()
-        split = whole.view(count, -1, whole.shape[-1])
-        self._weight.add(split, self._weight.gathered(tokens.reshape(count, -1)))
+        whole, split = self._split(output)
+        low = self._factors.gathered(tokens.reshape(self._chosen.count, -1))
+        self._factors.add(split, low)
         return whole
 
-
-class _NormLayer:
-    """Gives every candidate's rows their own weight and bias."""
-
-    def __init__(self, module: nn.Module, parts: Parts) -> None:
-        self._module = module
-        self._parts = {
-            attribute: _Vectors(given, module.get_parameter(attribute))
-            for attribute, given in parts.items()
-        }
-
-    def choose(self, chosen: PassCandidates) -> None:
-        """Takes the candidates whose rows come next."""
-        self._count = chosen.count
-        for part in self._parts.values():
-            part.choose(chosen.candidates)
-
-    def attach(self) -> list[RemovableHandle]:
-        """Sets the hooks."""
-        if isinstance(self._module, nn.LayerNorm):
-            return [self._module.register_forward_hook(self._layer_norm)]
-        return [
-            self._module.register_forward_pre_hook(self._lend),
-            self._module.register_forward_hook(self._take_back, always_call=True),
-        ]
-
     def _layer_norm(self, module: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        exact = functional.layer_norm(arguments[0], module.normalized_shape, eps=module.eps)
-        split = exact.view(self._count, -1, exact.shape[-1])
+        whole, split = self._split(
+            functional.layer_norm(arguments[0], module.normalized_shape, eps=module.eps)
+        )
         for attribute, apply in (("weight", split.mul_), ("bias", split.add_)):
             if getattr(module, attribute) is not None:
-                apply(self._own(module, attribute))
-        return exact
+                apply(self._own(attribute))
+        return whole
 
-    def _own(self, module: nn.Module, attribute: str) -> Tensor:
-        centre = module.get_parameter(attribute)
-        part = self._parts.get(attribute)
-        return centre if part is None else centre + part.now
+    def _own(self, attribute: str) -> Tensor:
+        """Returns the candidates' own vectors: the centre's and their differences."""
+        centre = self._module.get_parameter(attribute)
+        return centre + self._vectors[attribute].now if attribute in self._vectors else centre
 
     def _lend(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Puts the candidates' weights before the parameter, and their rows side by side."""
         x = arguments[0]
         self._shape = x.shape
-        module.__dict__["weight"] = self._own(module, "weight")
-        return (x.reshape(self._count, -1, x.shape[-1]), *arguments[1:])
+        module.__dict__["weight"] = self._own("weight")
+        return (x.reshape(self._chosen.count, -1, x.shape[-1]), *arguments[1:])
 
     def _take_back(self, module: nn.Module, _: Any, output: Any) -> Any:
         module.__dict__.pop("weight", None)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
 
 import torch
 
@@ -35,7 +34,12 @@ _CPU_PASS = 512  # tokens of a pass that candidates share
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
-R = TypeVar("R", Loglikelihood, Generate, Classify, TokenStatistics)
+_JOBS: Mapping[type[Request], Callable[..., Job]] = {
+    Loglikelihood: LikelihoodJob,
+    Generate: GenerationJob,
+    Classify: ClassLogitsJob,
+    TokenStatistics: TokenStatisticsJob,
+}
 
 
 class Engine:
@@ -46,7 +50,6 @@ class Engine:
     the same answers to the bit.
 
     Args:
-        resident: the model.
         batch_tokens: most padded tokens of one forward pass; halved where memory runs out. None:
             8192, and on CUDA as many more as fit into the memory that a first run leaves free.
         timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
@@ -99,7 +102,6 @@ class Engine:
         together as far as `pass_tokens` and the memory for their factors go.
 
         Args:
-            requests: as in `run`.
             candidates: each one's differences from the weights that the resident holds.
 
         Raises:
@@ -216,19 +218,11 @@ class Engine:
 def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
     """Returns one job for each kind of request that occurs."""
     jobs: list[Job] = []
-    if likelihoods := _of(Loglikelihood, requests):
-        jobs.append(LikelihoodJob(likelihoods, resident, batch_tokens=batch_tokens))
-    if generations := _of(Generate, requests):
-        jobs.append(GenerationJob(generations, resident, batch_tokens=batch_tokens))
-    if classifications := _of(Classify, requests):
-        jobs.append(ClassLogitsJob(classifications, resident, batch_tokens=batch_tokens))
-    if statistics := _of(TokenStatistics, requests):
-        jobs.append(TokenStatisticsJob(statistics, resident, batch_tokens=batch_tokens))
+    for kind, job in _JOBS.items():
+        own = [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
+        if own:
+            jobs.append(job(own, resident, batch_tokens=batch_tokens))
     return jobs
-
-
-def _of(kind: type[R], requests: tuple[Request, ...]) -> list[tuple[int, R]]:
-    return [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
 
 
 def _factor_budget(device: torch.device) -> int:

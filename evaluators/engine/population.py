@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from evaluators.engine.delta_layers import DeltaLayer, PassCandidates, delta_layer, refusal
+from evaluators.engine.delta_layers import DeltaLayer, PassCandidates, refusal
 from evaluators.engine.in_place import InPlaceCandidate
 from evaluators.engine.resident import Resident
 from merging.lora.low_rank import LowRankDeltas, LowRankProduct
@@ -69,12 +68,7 @@ class PopulationForward:
     def __enter__(self) -> PopulationForward:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._detach()
         self._in_place.restore()
 
@@ -209,7 +203,7 @@ def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[Del
     names = {module: name for name, module in resident.module.named_modules()}
     head = getattr(resident.module, "get_output_embeddings", lambda: None)()
     return [
-        delta_layer(names[module], module, parts, output=module is head)
+        DeltaLayer(names[module], module, parts, output=module is head)
         for module, parts in modules.items()
     ]
 

@@ -45,7 +45,6 @@ class LmEvalTask:
     Directions are the task's (``higher_is_better``).
 
     Args:
-        model: what the models to come have in common.
         task: name, path of a YAML file, or a task's configuration.
         include_path: directory with YAML files of own tasks.
         metric: the main one; None: the task's first.

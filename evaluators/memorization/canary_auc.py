@@ -25,18 +25,17 @@ class CanaryAuc:
     the figure that the published tables hold, which rates as many variants as there are canaries
     and hides their spread. Chance is 0.5 in all three.
 
-    Args:
-        model: what the models to come have in common.
-        data: file of canaries, see `evaluators.memorization.canaries`.
-        split: replaces ``{split}`` in `data`.
-        group: only canaries of this group; None: all.
-        take: ``start:stop`` of these; None: all.
-        references: variants of each canary that are drawn as its reference set; None: all.
-        seed: of this draw.
+    The options choose canaries, see `chosen_canaries`.
 
     Source: Lukas et al. 2023, Analyzing leakage of personally identifiable information in
         language models, arXiv 2302.00539, for restricting the loss to a value's tokens.
     """
+
+    metrics: Mapping[str, Direction] = {
+        "auc": "minimize",
+        "auc_pooled": "minimize",
+        "auc_of_means": "minimize",
+    }
 
     def __init__(
         self,
@@ -61,11 +60,6 @@ class CanaryAuc:
             seed=seed,
         )
 
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``auc`` first, then ``auc_pooled`` and ``auc_of_means``; all to be minimised."""
-        return {"auc": "minimize", "auc_pooled": "minimize", "auc_of_means": "minimize"}
-
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the three areas, in [0, 1]; the pooled one has no interval of its own."""
         losses = candidate_losses(self.items, responses)
@@ -75,12 +69,11 @@ class CanaryAuc:
         others = np.concatenate([row[1:] for row in per_token])
         means = np.array([row[1:].mean() for row in per_token])
         of_means = auc(planted, means)
+        interval = auc_interval(of_means, len(planted), len(means))
         return {
             "auc": Score(float(areas.mean()), areas, 0.5, mean_interval(areas)),
             "auc_pooled": Score(auc(planted, others), None, 0.5),
-            "auc_of_means": Score(
-                of_means, None, 0.5, auc_interval(of_means, len(planted), len(means))
-            ),
+            "auc_of_means": Score(of_means, None, 0.5, interval),
         }
 
     def subset(self, indices: Sequence[int]) -> CanaryAuc:

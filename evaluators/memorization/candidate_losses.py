@@ -39,10 +39,8 @@ def candidate_items(
     ``value``: of the tokens that hold a character of the value; what follows is not even read.
 
     Args:
-        task: for messages.
+        task: for messages. Those that are not named here choose canaries, see `chosen_canaries`.
         score_on: what of a record is scored.
-
-    The other arguments are those of `chosen_canaries`.
     """
     canaries, source = chosen_canaries(
         data, split=split, group=group, take=take, references=references, seed=seed

@@ -29,20 +29,19 @@ class Exposure:
     means over canaries; the cases are the canaries'.
 
     Args:
-        model: what the models to come have in common.
-        data: file of canaries, see `evaluators.memorization.canaries`.
-        split: replaces ``{split}`` in `data`.
         score_on: ``record``: the loss of the whole record; ``value``: of the value's own tokens,
-            which is less to compute.
-        group: only canaries of this group; None: all.
-        take: ``start:stop`` of these; None: all.
-        references: variants of each canary that are drawn as its reference set; None: all.
-        seed: of this draw.
+            which is less to compute. The other options choose canaries, see `chosen_canaries`.
 
     Source: Carlini et al. 2019, The Secret Sharer, arXiv 1802.08232, definitions 4 to 6. There the
         reference set does not contain the canary; here R counts it, so that a value that ranks
         last has 0 bits. Equal losses share their ranks.
     """
+
+    metrics: Mapping[str, Direction] = {
+        "exposure": "minimize",
+        "exposure_extrapolated": "minimize",
+        "ranked_first": "minimize",
+    }
 
     def __init__(
         self,
@@ -67,15 +66,6 @@ class Exposure:
             references=references,
             seed=seed,
         )
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``exposure`` first, ``exposure_extrapolated``, ``ranked_first``: all to be minimised."""
-        return {
-            "exposure": "minimize",
-            "exposure_extrapolated": "minimize",
-            "ranked_first": "minimize",
-        }
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns exposures in bits, and the share that is ranked first."""

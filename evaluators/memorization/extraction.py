@@ -52,11 +52,7 @@ class Extraction:
     from the same continuations.
 
     Args:
-        model: what the models to come have in common.
-        data: file of canaries, see `evaluators.memorization.canaries`.
-        split: replaces ``{split}`` in `data`.
-        group: only canaries of this group; None: all.
-        take: ``start:stop`` of these; None: all.
+        data: file of canaries; see `chosen_canaries`.
         samples: continuations that are sampled for each canary; 0: none, and no such metric.
         temperature: of the sampling, above 0.
         top_p: nucleus of the sampling; 1: off.

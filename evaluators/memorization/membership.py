@@ -55,14 +55,12 @@ class Membership:
 
     Args:
         data: JSON-lines file, a text in each line and whether it is a member, true or false.
-        split: replaces ``{split}`` in `data`.
         text_field: where a line holds the text.
         member_field: where it holds true for a member, false for another text.
         attacks: which, the main one first.
         reference: file that `write_reference` wrote for the same texts with the reference
             model; None: none, and no such attack.
         k: share of a text's tokens that both Min-K attacks average, in (0, 1].
-        take: ``start:stop`` of the lines; None: all.
 
     Source: loss: Yeom et al. 2018, arXiv 1709.01604. reference: Carlini et al. 2021, arXiv
         2012.07805. min_k: Shi et al. 2024, arXiv 2310.16789. min_k_plus: Zhang et al. 2024,

@@ -31,19 +31,22 @@ class Accuracy:
     steps in it that leave every answer as it was.
 
     Args:
-        model: what the models to come have in common.
         data: JSON-lines file, one item in each line; or an ``.npz`` file with ``images``
             ``(items, height, width, channels)`` uint8 (or ``(items, channels, height, width)``
             float32, taken as they are) and ``labels`` ``(items,)``.
         head: the expert whose head answers.
-        split: replaces ``{split}`` in `data`.
         text_field: where a line holds the text.
         pair_field: where it holds a second text, for tasks on pairs; None: there is none.
         image_field: where it holds an image's path, relative to the file; None: the items are
             texts.
         label_field: where it holds the class's index, from 0.
-        take: ``start:stop`` of the items; None: all.
     """
+
+    metrics: Mapping[str, Direction] = {
+        "accuracy": "maximize",
+        "macro_f1": "maximize",
+        "log_likelihood": "maximize",
+    }
 
     def __init__(
         self,
@@ -81,11 +84,6 @@ class Accuracy:
                 for inputs, label, item in examples
             ),
         )
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``accuracy`` first, then ``macro_f1`` and ``log_likelihood``; all to be maximised."""
-        return {"accuracy": "maximize", "macro_f1": "maximize", "log_likelihood": "maximize"}
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""

@@ -31,15 +31,14 @@ class MultipleChoice:
     for a right item and 0 for a wrong one.
 
     Args:
-        model: what the models to come have in common.
         data: JSON-lines file, one item in each line.
-        split: replaces ``{split}`` in `data`.
         question_field: where a line holds the text in front of the answer.
         choices_field: where it holds the list of answers.
         label_field: where it holds the right answer's index, from 0.
         delimiter: text between question and answer.
-        take: ``start:stop`` of the items; None: all.
     """
+
+    metrics: Mapping[str, Direction] = {"acc": "maximize", "acc_norm": "maximize"}
 
     def __init__(
         self,
@@ -66,11 +65,6 @@ class MultipleChoice:
             items.append(TaskItem(digest(question, choices), requests, _Answers(label, sizes)))
         self.items = ItemSet(source, tuple(items))
         check_fits(self.items.requests, model.max_length, f"multiple choice on {path.name}")
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``acc`` first, then ``acc_norm``; both to be maximised."""
-        return {"acc": "maximize", "acc_norm": "maximize"}
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns both accuracies in [0, 1]."""

@@ -29,15 +29,14 @@ class Perplexity:
     the documents'. perplexity = exp(-sum ll / tokens), over all tokens, not a mean of documents.
 
     Args:
-        model: what the models to come have in common.
         data: JSON-lines file, one document in each line; or a ``.txt`` file, one document.
-        split: replaces ``{split}`` in `data`.
         field: where a line holds the document.
-        take: ``start:stop`` of the documents; None: all.
         max_items: most documents, the first ones; None: all.
         window: tokens the model reads at once; None: as many as it can.
         context: tokens of left context that every window but the first has at least.
     """
+
+    metrics: Mapping[str, Direction] = {"bits_per_byte": "minimize", "perplexity": "minimize"}
 
     def __init__(
         self,
@@ -64,11 +63,6 @@ class Perplexity:
             length = _Length(len(text.encode()), len(tokens))
             items.append(TaskItem(digest(text), tuple(windows), length))
         self.items = ItemSet(source, tuple(items))
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``bits_per_byte`` first, then ``perplexity``; both to be minimised."""
-        return {"bits_per_byte": "minimize", "perplexity": "minimize"}
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns bits per byte, with each document's as cases, and perplexity."""

@@ -33,6 +33,12 @@ class BandQuestions:
     Source: arXiv 2606.28479, utility; one guess in four is right by chance.
     """
 
+    metrics: Mapping[str, Direction] = {
+        "macro_f1": "maximize",
+        "accuracy": "maximize",
+        "surprise": "minimize",
+    }
+
     def __init__(self, model: ModelInfo, *, data: str, take: str | None = None) -> None:
         path = data_path(data, None)
         tokenizer = language_tokenizer(model, f"questions on {path.name}")
@@ -44,11 +50,6 @@ class BandQuestions:
             items.append(TaskItem(digest(text, behind), tuple(requests), band))
         self.items = ItemSet(source, tuple(items))
         check_fits(self.items.requests, model.max_length, f"questions on {path.name}")
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``macro_f1`` first, then ``accuracy`` and ``surprise``."""
-        return {"macro_f1": "maximize", "accuracy": "maximize", "surprise": "minimize"}
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the scores; cases of accuracy are 0 and 1, those of surprise bits."""

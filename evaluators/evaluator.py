@@ -18,8 +18,8 @@ class ModelInfo:
     """What an evaluator needs to know of the models to come, in order to prepare its requests.
 
     Args:
-        tokenizer: the base's tokenizer; None where the base has none (an image classifier).
-        image_processor: the base's image processor; None where it has none.
+        tokenizer: the base's; None where it has none (an image classifier).
+        image_processor: the base's; None where it has none.
         max_length: most tokens that one request may occupy.
         heads: names of the experts that carry a classification head; empty for language models.
         causal: True for a left-to-right language model.

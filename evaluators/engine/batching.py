@@ -99,10 +99,7 @@ def check_causal(resident: Resident, what: str) -> None:
 def pack(rows: Sequence[T], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[T]]:
     """Yields `rows` in order in batches of at most `batch_tokens` padded tokens, at least one row.
 
-    Args:
-        rows: longest first, so that padding is small and memory peaks early.
-        lengths: tokens of each row.
-        batch_tokens: bound of rows times longest row.
+    Rows come longest first, so that padding is small and memory peaks early.
     """
     batch: list[T] = []
     width = 0
@@ -121,10 +118,7 @@ def grown(batch_tokens: int, used_bytes: int, free_bytes: int) -> int:
 
     The other half stays free: for candidates that are merged, and for what varies.
 
-    Args:
-        batch_tokens: of a run that was measured.
-        used_bytes: most memory that it took.
-        free_bytes: most that a run may take.
+    `used_bytes` is the most memory that a run with `batch_tokens` took.
 
     Example:
         >>> grown(8192, 1 << 30, 9 << 30)
@@ -136,20 +130,20 @@ def grown(batch_tokens: int, used_bytes: int, free_bytes: int) -> int:
 
 
 def padded(
-    rows: Sequence[Sequence[int]], *, pad: int, left: bool, device: torch.device
+    rows: Sequence[Sequence[int]], resident: Resident, *, left: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns token ids and attention mask, both ``(rows, longest)`` int64, on `device`."""
+    """Returns token ids and attention mask, both ``(rows, longest)`` int64, on the device."""
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    ids = torch.full((len(rows), width), _pad_token(resident), dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
     for i, row in enumerate(rows):
         columns = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, columns] = torch.tensor(row, dtype=torch.int64)
         mask[i, columns] = 1
-    return ids.to(device), mask.to(device)
+    return ids.to(resident.device), mask.to(resident.device)
 
 
-def pad_token(resident: Resident) -> int:
+def _pad_token(resident: Resident) -> int:
     """Returns the id that fills short rows; any id does, as no scored position sees it."""
     pad = getattr(resident.info.tokenizer, "pad_token_id", None)
     if pad is None:

@@ -11,9 +11,6 @@ class CompiledForward:
     """Compiles a model without its output layer, whose inputs the engine thins; a context manager.
 
     Outside of the context the model is as it was: hooks on its layers are then seen.
-
-    Args:
-        module: a Hugging Face model.
     """
 
     def __init__(self, module: Any) -> None:

@@ -52,9 +52,7 @@ def refusal(tensor: str, module: nn.Module, attribute: str, *, vector: bool) -> 
     Kinds are told by their exact class: what a subclass does with its weight is not known.
 
     Args:
-        tensor: its name.
-        module: the layer that owns it.
-        attribute: its name there.
+        tensor: name of the parameter, which the layer `module` has as its `attribute`.
         vector: whether the difference is a whole vector instead of factors.
     """
     if ".experts." in tensor:
@@ -176,8 +174,6 @@ class DeltaLayer:
     """Adds the differences of the chosen candidates to a linear, embedding or norm layer.
 
     Args:
-        name: of the layer, for messages.
-        module: the layer.
         parts: for its own parameters; none that `refusal` has a reason against.
         output: whether it is the output layer of a language model, which sees chosen positions
             instead of rows.

@@ -21,9 +21,8 @@ def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
     that layer (scaling, soft caps) still applies, as it works on each position alone.
 
     Args:
-        module: a Hugging Face causal language model.
+        module: a Hugging Face causal language model, which takes `inputs`.
         kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
-        inputs: what the model's forward takes.
     """
     head = module.get_output_embeddings()
     if head is None:
@@ -46,8 +45,7 @@ def token_log_probs(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor,
 
     Args:
         logits: ``(rows, vocabulary)``; turned into float32 a chunk at a time.
-        row: ``(tokens,)`` the row of `logits` that predicts each token.
-        token: ``(tokens,)`` the tokens.
+        row: ``(tokens,)`` the row of `logits` that predicts each `token`.
 
     Returns:
         ``(tokens,)`` float32, which may not be finite, and ``(tokens,)`` bool.

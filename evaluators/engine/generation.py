@@ -15,7 +15,6 @@ from evaluators.engine.batching import (
     EngineRun,
     check_causal,
     pack,
-    pad_token,
     padded,
 )
 from evaluators.engine.forward import kept_logits
@@ -33,8 +32,7 @@ class _Batch:
     Args:
         requests: one for each row.
         prefix: ``(1, shared)`` tokens that all prompts begin with; none where that saves little.
-        input_ids: ``(rows, width)`` the others, padded on the left.
-        mask: of these.
+        input_ids: ``(rows, width)`` the others, padded on the left; `mask` is theirs.
     """
 
     requests: tuple[Generate, ...]
@@ -101,7 +99,7 @@ def _tensorise(
 ) -> _Batch:
     shared = shared if len(prompts) > 1 else 0
     tails = [prompt[shared:] for prompt in prompts]
-    ids, mask = padded(tails, pad=pad_token(resident), left=True, device=resident.device)
+    ids, mask = padded(tails, resident, left=True)
     prefix = torch.tensor([prompts[0][:shared]], dtype=torch.int64, device=resident.device)
     return _Batch(tuple(requests), prefix, ids, mask)
 

@@ -12,12 +12,7 @@ from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 
 class InPlaceCandidate:
-    """Writes one candidate at a time onto the centre, of which it keeps the tensors that change.
-
-    Args:
-        resident: holds the centre.
-        candidates: differences from it.
-    """
+    """Writes one candidate at a time onto the resident's centre, and keeps what it changes."""
 
     def __init__(self, resident: Resident, candidates: Sequence[LowRankDeltas]) -> None:
         self._resident = resident

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import Answers, EngineRun, check_causal, pad_token
+from evaluators.engine.batching import Answers, EngineRun, check_causal
 from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.passes import Pass, passes_of
 from evaluators.engine.population import tiled
@@ -65,12 +65,7 @@ class LikelihoodJob:
         branches = grow(list(rows), ends)
         if any(branch.branches for branch in branches) and not resident.takes_cache:
             branches = grow(list(rows), [0] * len(ends))
-        self._passes = passes_of(
-            branches,
-            batch_tokens=batch_tokens,
-            pad=pad_token(resident),
-            device=resident.device,
-        )
+        self._passes = passes_of([(branch, 0) for branch in branches], resident, batch_tokens)
         self._scored = {
             one: _read_off(one, sharers, resident.device)
             for first in self._passes

@@ -15,6 +15,7 @@ from evaluators.engine.batching import EngineRun, padded
 from evaluators.engine.forward import kept_logits
 from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import Branch, packed
+from evaluators.engine.resident import Resident
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,6 @@ class Pass:
         """Yields every pass in which rows end, with logits ``(candidates * kept, vocabulary)``.
 
         Args:
-            run: what it runs in.
             candidates: whose rows go through together.
             kept: pass to the flat positions of one candidate whose logits are needed.
             past: cache of the pass before.
@@ -83,7 +83,7 @@ class Pass:
 
 
 def going_on(past: Any, parents: Tensor) -> Any:
-    """Returns a cache of its own with the chosen rows of `past`, which stays as it is.
+    """Returns a cache of its own with rows of `past`, which stays as it is.
 
     Args:
         past: of a model that `Resident.takes_cache`.
@@ -96,44 +96,27 @@ def going_on(past: Any, parents: Tensor) -> Any:
 
 
 def passes_of(
-    branches: Sequence[Branch], *, batch_tokens: int, pad: int, device: torch.device
-) -> tuple[Pass, ...]:
-    """Returns the passes for all rows of the branches, each of at most `batch_tokens`.
-
-    Args:
-        branches: what the rows begin with.
-        batch_tokens: padding included.
-        pad: token that fills short rows.
-        device: where the tensors shall lie.
-    """
-    return _level([(branch, 0) for branch in branches], None, batch_tokens, pad, device)
-
-
-def _level(
     branches: Sequence[tuple[Branch, int]],
-    before: Tensor | None,
+    resident: Resident,
     batch_tokens: int,
-    pad: int,
-    device: torch.device,
+    before: Tensor | None = None,
 ) -> tuple[Pass, ...]:
-    """Returns the passes of branches that go on from lines of one pass.
+    """Returns the passes for all rows of some branches of one level.
 
     Args:
-        branches: each with the line that it goes on from.
-        before: ``(lines, held)`` mask of that pass; None at the start.
-
-    The other arguments are those of `passes_of`.
+        branches: each with the line of the pass before that it goes on from.
+        batch_tokens: most tokens of one pass, padding included.
+        before: ``(lines, held)`` mask of the pass before; None at the start.
     """
     lines, held = (0, 0) if before is None else before.shape
     passes: list[Pass] = []
     for batch in packed(branches, held, batch_tokens):
         ending = batch[0][0].row is not None
-        tokens = [branch.tokens for branch, _ in batch]
-        ids, mask = padded(tokens, pad=pad, left=not ending, device=device)
+        ids, mask = padded([branch.tokens for branch, _ in batch], resident, left=not ending)
         seen = torch.ones_like(mask) if ending else mask  # nothing looks right
         parents = None
         if before is not None:
-            parents = torch.tensor([line for _, line in batch], device=device)
+            parents = torch.tensor([line for _, line in batch], device=resident.device)
             seen = torch.cat([before[parents], seen], dim=1)
         inner = [(b, line) for line, (branch, _) in enumerate(batch) for b in branch.branches]
         passes.append(
@@ -143,7 +126,7 @@ def _level(
                 parents=parents,
                 lines=lines,
                 mask=None if bool(seen.all()) else seen,
-                following=_level(inner, seen, batch_tokens, pad, device),
+                following=passes_of(inner, resident, batch_tokens, seen),
             )
         )
     return tuple(passes)

@@ -34,8 +34,7 @@ class PopulationForward:
     One candidate without differences is the plain model: nothing is touched.
 
     Args:
-        resident: holds the centre.
-        candidates: at least one.
+        candidates: differences from the centre, which `resident` holds; at least one.
         pass_tokens: most tokens of one pass of several candidates.
         cache_tokens: most tokens whose keys and values several candidates hold together.
         writes: whether a candidate that has a large batch to itself is written. A copy of the
@@ -93,18 +92,15 @@ class PopulationForward:
             self._in_place.write(candidates[0])
         elif self._layers:
             self._in_place.restore()
-            self._attach()
-            chosen: slice | Tensor
+            if not self._handles:
+                self._handles = [handle for layer in self._layers for handle in layer.attach()]
+            index: slice | Tensor
             if isinstance(candidates, range):
-                chosen = slice(candidates.start, candidates.stop)
+                index = slice(candidates.start, candidates.stop)
             else:
-                chosen = torch.tensor(candidates, device=self._device)
+                index = torch.tensor(candidates, device=self._device)
             for layer in self._layers:
-                layer.choose(PassCandidates(chosen, len(candidates), len(candidates) * rows))
-
-    def _attach(self) -> None:
-        if not self._handles:
-            self._handles = [handle for layer in self._layers for handle in layer.attach()]
+                layer.choose(PassCandidates(index, len(candidates), len(candidates) * rows))
 
     def _detach(self) -> None:
         for handle in self._handles:

@@ -24,7 +24,6 @@ class Branch:
     Args:
         tokens: at least one.
         row: number of the row that ends here; None: `branches` go on.
-        branches: how it goes on.
     """
 
     tokens: tuple[int, ...]
@@ -80,27 +79,19 @@ def groups(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
     return [(0, sorted(alone)), *shared] if alone else shared
 
 
+@dataclass(frozen=True)
 class _Grower:
     """Grows the tree over sorted rows, from what neighbours begin with in common.
 
     Args:
-        rows: as in `grow`.
-        ends: as in `grow`.
         order: numbers of the rows, sorted by their tokens.
         common: how many first tokens ``order[i]`` and ``order[i + 1]`` share.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[tuple[int, ...]],
-        ends: Sequence[int],
-        order: Sequence[int],
-        common: Sequence[int],
-    ) -> None:
-        self._rows = rows
-        self._ends = ends
-        self._order = order
-        self._common = common
+    rows: Sequence[tuple[int, ...]]
+    ends: Sequence[int]
+    order: Sequence[int]
+    common: Sequence[int]
 
     def branches(self, first: int, last: int, depth: int) -> list[Branch]:
         """Returns the branches of ``order[first:last]``, behind `depth` tokens.
@@ -113,24 +104,24 @@ class _Grower:
         intervals = [(first, last)]  # a stack: the next one is the last
         while intervals:
             low, high = intervals.pop()
-            numbers = self._order[low:high]
+            numbers = self.order[low:high]
             if len(numbers) == 1:
-                branches.append(Branch(self._rows[numbers[0]][depth:], numbers[0]))
+                branches.append(Branch(self.rows[numbers[0]][depth:], numbers[0]))
                 continue
-            least = min(self._common[low : high - 1])
-            end = min(least, *(self._ends[number] for number in numbers))
+            least = min(self.common[low : high - 1])
+            end = min(least, *(self.ends[number] for number in numbers))
             if self._saves(numbers, depth, end):
-                shared = self._rows[numbers[0]][depth:end]
+                shared = self.rows[numbers[0]][depth:end]
                 branches.append(Branch(shared, branches=tuple(self.branches(low, high, end))))
             else:
-                cuts = [i for i in range(low + 1, high) if self._common[i - 1] == least]
+                cuts = [i for i in range(low + 1, high) if self.common[i - 1] == least]
                 intervals += reversed(list(pairwise([low, *cuts, high])))
         return branches
 
     def _saves(self, numbers: Sequence[int], depth: int, end: int) -> bool:
         """Whether it pays to compute the tokens from `depth` to `end` once for these rows."""
         shared = end - depth
-        tokens = sum(len(self._rows[number]) - depth for number in numbers)
+        tokens = sum(len(self.rows[number]) - depth for number in numbers)
         return shared >= _LEAST and (len(numbers) - 1) * shared >= _SAVING * tokens
 
 
@@ -150,7 +141,6 @@ def packed(
     Prefixes of one batch differ in length by less than a factor of two.
 
     Args:
-        branches: each with what belongs to it.
         held: tokens before them that their rows hold in the cache.
         batch_tokens: of one pass, padding included.
     """

@@ -29,8 +29,6 @@ class Resident:
 
     Args:
         module: the model that weights are written into; for classifiers their shared backbone.
-        tokenizer: the model's tokenizer; None where it has none.
-        image_processor: the model's image processor; None where it has none.
         classifiers: head name to full classification module; each holds `module` as its backbone.
         device: where the modules lie; they are moved there.
         max_length: most tokens of one request; None: as the model's config says.
@@ -93,8 +91,6 @@ class Resident:
         """Returns a resident with the base's weights; with the experts' heads where they have any.
 
         Args:
-            pool: base and experts.
-            device: where the model shall lie.
             dtype: of the parameters; a search that steps below its resolution sees no change.
             max_length: most tokens of one request; None: as the base's config says.
             layers: of the candidates, where they may be stacks of another depth than the base;

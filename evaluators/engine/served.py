@@ -49,9 +49,7 @@ class ServedModel:
     """Takes candidates and answers requests in the place of a `ResidentModel`.
 
     Args:
-        host: serves the base of `pool`.
-        info: of the base.
-        pool: base and experts; language models.
+        host: serves the base of `pool`, a language model.
         rank: of the adapters that carry the candidates.
         largest_error: a candidate of which an adapter loses more than this (relative, in the
             Frobenius norm) is no candidate that was asked for, and fails.

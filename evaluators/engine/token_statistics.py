@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import EngineRun, check_causal, pack, pad_token, padded
+from evaluators.engine.batching import EngineRun, check_causal, pack, padded
 from evaluators.engine.forward import check_finite, kept_logits, token_log_probs
 from evaluators.engine.population import tiled
 from evaluators.engine.resident import Resident
@@ -56,10 +56,8 @@ class TokenStatisticsJob:
         ordered = sorted(indices, key=lambda row: (-len(row), row))
         packed = list(pack(ordered, [len(row) - 1 for row in ordered], batch_tokens))
         self.most_rows = max(len(batch) for batch in packed)
-        pad = pad_token(resident)
         self._batches = [
-            _tensorise(batch, [tuple(indices[row]) for row in batch], pad, resident.device)
-            for batch in packed
+            _tensorise(batch, [tuple(indices[row]) for row in batch], resident) for batch in packed
         ]
 
     def run(self, run: EngineRun) -> None:
@@ -127,16 +125,15 @@ def _check(request: TokenStatistics, max_length: int) -> None:
 def _tensorise(
     rows: Sequence[tuple[int, ...]],
     requests: Sequence[tuple[int, ...]],
-    pad: int,
-    device: torch.device,
+    resident: Resident,
 ) -> _Batch:
-    input_ids, _ = padded([row[:-1] for row in rows], pad=pad, left=False, device=device)
+    input_ids, _ = padded([row[:-1] for row in rows], resident, left=False)
     width = input_ids.shape[1]
     kept = [i * width + column for i, row in enumerate(rows) for column in range(len(row) - 1)]
     return _Batch(
         input_ids=input_ids,
-        kept=torch.tensor(kept, dtype=torch.int64, device=device),
-        token=torch.tensor([token for row in rows for token in row[1:]], device=device),
+        kept=torch.tensor(kept, dtype=torch.int64, device=resident.device),
+        token=torch.tensor([token for row in rows for token in row[1:]], device=resident.device),
         lengths=tuple(len(row) - 1 for row in rows),
         requests=tuple(requests),
     )

@@ -25,12 +25,7 @@ _NEUTRAL: Mapping[str, object] = {  # options that change nothing at these value
 
 
 class RequestEncoder(TemplateLM):  # type: ignore[misc]
-    """A model to lm-eval that answers with tokenised requests instead of numbers.
-
-    Args:
-        tokenizer: of the base.
-        max_length: most tokens the model takes.
-    """
+    """A model to lm-eval that answers with tokenised requests instead of numbers."""
 
     backend = "causal"
 

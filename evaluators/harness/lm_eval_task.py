@@ -59,6 +59,8 @@ class LmEvalTask:
         gen_kwargs: replaces the task's generation options (``max_gen_toks``, ``until``, ...).
     """
 
+    subset = on_subset
+
     def __init__(
         self,
         model: ModelInfo,
@@ -136,10 +138,6 @@ class LmEvalTask:
                 for metric, value in metrics.items():
                     values[_name(metric, key, filters)].append(value)
         return {metric: self._aggregate(metric, values) for metric in self._metrics}
-
-    def subset(self, indices: Sequence[int]) -> LmEvalTask:
-        """Returns the same on some of the items, in the same prompts; see `Evaluator`."""
-        return on_subset(self, indices)
 
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""

@@ -31,11 +31,10 @@ class CanaryAuc:
         language models, arXiv 2302.00539, for restricting the loss to a value's tokens.
     """
 
-    metrics: Mapping[str, Direction] = {
-        "auc": "minimize",
-        "auc_pooled": "minimize",
-        "auc_of_means": "minimize",
-    }
+    metrics: Mapping[str, Direction] = dict.fromkeys(
+        ("auc", "auc_pooled", "auc_of_means"), "minimize"
+    )
+    subset = on_subset
 
     def __init__(
         self,
@@ -75,7 +74,3 @@ class CanaryAuc:
             "auc_pooled": Score(auc(planted, others), None, 0.5),
             "auc_of_means": Score(of_means, None, 0.5, interval),
         }
-
-    def subset(self, indices: Sequence[int]) -> CanaryAuc:
-        """Returns the same on some of the canaries; see `Evaluator`."""
-        return on_subset(self, indices)

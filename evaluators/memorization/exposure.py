@@ -37,11 +37,10 @@ class Exposure:
         last has 0 bits. Equal losses share their ranks.
     """
 
-    metrics: Mapping[str, Direction] = {
-        "exposure": "minimize",
-        "exposure_extrapolated": "minimize",
-        "ranked_first": "minimize",
-    }
+    metrics: Mapping[str, Direction] = dict.fromkeys(
+        ("exposure", "exposure_extrapolated", "ranked_first"), "minimize"
+    )
+    subset = on_subset
 
     def __init__(
         self,
@@ -85,10 +84,6 @@ class Exposure:
             "ranked_first": Score(float(first.mean()), first, by_luck, hits),
         }
 
-    def subset(self, indices: Sequence[int]) -> Exposure:
-        """Returns the same on some of the canaries; see `Evaluator`."""
-        return on_subset(self, indices)
-
 
 def exposure(planted: float, references: Vector) -> float:
     """Returns ``log2 R - log2 rank`` in bits, ``R = references + 1``; ties count half a rank.
@@ -98,7 +93,6 @@ def exposure(planted: float, references: Vector) -> float:
         references: ``(references,)`` losses of the others.
 
     Example:
-        >>> import numpy as np
         >>> exposure(1.0, np.array([2.0, 3.0, 4.0])), exposure(9.0, np.array([2.0, 3.0, 4.0]))
         (2.0, 0.0)
     """
@@ -110,10 +104,6 @@ def extrapolated(planted: float, references: Vector) -> float:
     """Returns ``-log2 F(planted)``, F a skew-normal fitted to `references`; at least 0.
 
     Where all references are equal there is nothing to fit, and the rank's exposure is returned.
-
-    Args:
-        planted: loss of the planted value.
-        references: ``(references,)`` losses of the others.
 
     Source: Carlini et al. 2019, arXiv 1802.08232, section 4.3; the fit has a penalty, see
         `evaluators.memorization.skew_normal`.

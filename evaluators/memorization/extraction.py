@@ -24,9 +24,7 @@ from merging.seeding import stable_seed
 class _Beginnings:
     """A candidate value, and its text after each of its tokens.
 
-    Args:
-        value: the candidate.
-        texts: what its first 1, 2, ... tokens stand for.
+    `texts` are what its first 1, 2, ... tokens stand for.
     """
 
     value: str
@@ -64,6 +62,8 @@ class Extraction:
         2012.07805, and Carlini et al. 2023, arXiv 2202.07646, definition 3.1 (extractable with
         k tokens of context), for values instead of whole passages.
     """
+
+    subset = on_subset
 
     def __init__(
         self,
@@ -122,10 +122,6 @@ class Extraction:
         prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases))
         drawn = {"extracted_sampled": _hits(sampled)} if self._samples else {}
         return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix}
-
-    def subset(self, indices: Sequence[int]) -> Extraction:
-        """Returns the same on some of the canaries; see `Evaluator`."""
-        return on_subset(self, indices)
 
 
 def _check(samples: int, temperature: float, top_p: float, extra_tokens: int) -> None:

@@ -55,8 +55,6 @@ class Membership:
 
     Args:
         data: JSON-lines file, a text in each line and whether it is a member, true or false.
-        text_field: where a line holds the text.
-        member_field: where it holds true for a member, false for another text.
         attacks: which, the main one first.
         reference: file that `write_reference` wrote for the same texts with the reference
             model; None: none, and no such attack.

@@ -46,8 +46,6 @@ def true_positives_at(members: Vector, others: Vector, fpr: float) -> tuple[Vect
     allowed, the (k + 1)-th largest; members must lie above it.
 
     Args:
-        members: ``(members,)`` scores, higher is more likely a member.
-        others: ``(others,)``.
         fpr: allowed share of others, in [0, 1).
 
     Returns:

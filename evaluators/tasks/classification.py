@@ -42,11 +42,10 @@ class Accuracy:
         label_field: where it holds the class's index, from 0.
     """
 
-    metrics: Mapping[str, Direction] = {
-        "accuracy": "maximize",
-        "macro_f1": "maximize",
-        "log_likelihood": "maximize",
-    }
+    metrics: Mapping[str, Direction] = dict.fromkeys(
+        ("accuracy", "macro_f1", "log_likelihood"), "maximize"
+    )
+    subset = on_subset
 
     def __init__(
         self,
@@ -98,17 +97,11 @@ class Accuracy:
             "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
         }
 
-    def subset(self, indices: Sequence[int]) -> Accuracy:
-        """Returns the same on some of the items; see `Evaluator`."""
-        return on_subset(self, indices)
-
 
 def macro_f1(labels: Labels, answers: Labels, classes: Iterable[int] | None = None) -> float:
     """Returns the mean over classes of ``F1 = 2 TP / (2 TP + FP + FN)``.
 
     Args:
-        labels: ``(items,)``.
-        answers: ``(items,)``.
         classes: over which the mean goes; F1 is 0 for one that occurs in neither array. None:
             those that occur.
 
@@ -125,15 +118,10 @@ def macro_f1(labels: Labels, answers: Labels, classes: Iterable[int] | None = No
 
 
 def log_likelihoods(logits: Sequence[Vector], labels: Labels) -> Vector:
-    """Returns ``(items,)`` log softmax(logits)[label], in nats; finite for finite logits.
-
-    Args:
-        logits: ``(classes,)`` for each item.
-        labels: ``(items,)`` index of the right class.
-    """
+    """Returns ``(items,)`` log softmax(logits)[label], in nats; finite for finite logits."""
     return np.array(
         [
-            row[label] - row.max() - np.log(np.exp(row - row.max()).sum())
+            row[label] - row.max() - np.log(np.exp(row - row.max()).sum())  # log softmax(x)_y
             for row, label in zip(logits, labels, strict=True)
         ]
     )

@@ -117,11 +117,7 @@ def take_range(take: str | None, count: int, what: str) -> range:
 def take_items(
     values: Sequence[T], take: str | None, path: Path, most: int | None = None
 ) -> tuple[list[T], str]:
-    """Returns the values that `take` names, at most `most` of them, and the data's identity.
-
-    Raises:
-        ValueError: as `take_range`.
-    """
+    """Returns the values that `take` names, at most `most` of them, and the data's identity."""
     chosen = take_range(take, len(values), str(path))[:most]
     return [values[i] for i in chosen], f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
 

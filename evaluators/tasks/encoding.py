@@ -36,13 +36,9 @@ def prefix_token(tokenizer: Any) -> int:
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> Loglikelihood:
     """Returns a request for `continuation` after `context`.
 
-    Spaces at the context's end belong to the continuation. Both are tokenised together and cut
-    at the length of the context alone, so that the model sees the tokens of running text.
-
-    Args:
-        tokenizer: of the model.
-        context: text with more than spaces in it.
-        continuation: text.
+    Spaces at the context's end, which is not all of it, belong to the continuation. Both are
+    tokenised together and cut at the length of the context alone, so that the model sees the
+    tokens of running text.
     """
     bare = context.rstrip()
     whole = tokenizer.encode(bare + context[len(bare) :] + continuation)

@@ -39,6 +39,7 @@ class MultipleChoice:
     """
 
     metrics: Mapping[str, Direction] = {"acc": "maximize", "acc_norm": "maximize"}
+    subset = on_subset
 
     def __init__(
         self,
@@ -75,10 +76,6 @@ class MultipleChoice:
             right.append(float(np.argmax(log_probs) == answers.label))
             right_norm.append(float(np.argmax(log_probs / answers.bytes) == answers.label))
         return {"acc": _mean(right), "acc_norm": _mean(right_norm)}
-
-    def subset(self, indices: Sequence[int]) -> MultipleChoice:
-        """Returns the same on some of the items; see `Evaluator`."""
-        return on_subset(self, indices)
 
 
 def _mean(cases: Sequence[float]) -> Score:

@@ -37,6 +37,7 @@ class Perplexity:
     """
 
     metrics: Mapping[str, Direction] = {"bits_per_byte": "minimize", "perplexity": "minimize"}
+    subset = on_subset
 
     def __init__(
         self,
@@ -75,10 +76,6 @@ class Perplexity:
         with np.errstate(over="ignore"):  # infinity is refused where the scores are gathered
             perplexity = float(np.exp(-log_probs.sum() / tokens))  # exp(-sum ll / tokens)
         return {"bits_per_byte": Score(bits, cases), "perplexity": Score(perplexity)}
-
-    def subset(self, indices: Sequence[int]) -> Perplexity:
-        """Returns the same on some of the documents; see `Evaluator`."""
-        return on_subset(self, indices)
 
 
 def _documents(path: Path, field: str) -> list[str]:

@@ -38,6 +38,7 @@ class BandQuestions:
         "accuracy": "maximize",
         "surprise": "minimize",
     }
+    subset = on_subset
 
     def __init__(self, model: ModelInfo, *, data: str, take: str | None = None) -> None:
         path = data_path(data, None)
@@ -64,10 +65,6 @@ class BandQuestions:
             "accuracy": Score(float(right.mean()), right, 0.25, hits),
             "surprise": Score(float(bits.mean()), bits, 2.0),
         }
-
-    def subset(self, indices: Sequence[int]) -> BandQuestions:
-        """Returns the same on some of the records; see `Evaluator`."""
-        return on_subset(self, indices)
 
 
 def _band(line: Line) -> int:

@@ -84,17 +84,17 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: a path does not exist, or there is no run at it.
     """
-    found: list[Path] = []
+    named: list[Path] = []
     for path in paths:
-        places = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
-        runs = [run for place in places for run in _below(place)]
+        matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
+        runs = [run for match in matches for run in _below(match)]
         if not runs:
             raise ValueError(
                 f"{path}: no run there; name directories that `evomerge search` printed, or one "
                 "that holds them"
             )
-        found += runs
-    return list({run.resolve(): run for run in found}.values())
+        named += runs
+    return list({run.resolve(): run for run in named}.values())
 
 
 def _below(path: Path) -> list[Path]:
@@ -102,8 +102,8 @@ def _below(path: Path) -> list[Path]:
         return []
     if (path / "config.yaml").exists() and (path / "environment.json").exists():
         return [path]
-    inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
-    return [run for each in inside for run in _below(each)]
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    return [run for entry in inside for run in _below(entry)]
 
 
 def read_run(path: Path) -> Run | None:
@@ -121,16 +121,16 @@ def read_run(path: Path) -> Run | None:
         raise ValueError(f"{path / 'config.yaml'} names no seed: it is no run's configuration")
     options = flatten(identity_config(config))
     seed = options.pop("seed")
-    own = [line for line in files.history if line["same_as"] is None]
-    reached = [math.nan if x["fitness"] is None else float(np.mean(x["fitness"])) for x in own]
+    new = [line for line in files.history if line["same_as"] is None]
+    fitness = [math.nan if x["fitness"] is None else float(np.mean(x["fitness"])) for x in new]
     return Run(
         path=path,
         seed=seed,
         options=options,
         summary=files.summary,
         models=models_of(files.summary),
-        best=np.fmax.accumulate(np.array(reached, np.float64)),
-        seconds=np.cumsum([files.seconds.get(int(line["id"]), math.nan) for line in own]),
+        best=np.fmax.accumulate(np.array(fitness, np.float64)),
+        seconds=np.cumsum([files.seconds.get(int(line["id"]), math.nan) for line in new]),
         items=read_item_scores(path, "report"),
     )
 
@@ -147,9 +147,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         options.setdefault(identity, kept)
     named, differing = group_labels(list(options.values()))
     groups, notes = [], []
-    for label, shown, own in zip(named, differing, members.values(), strict=True):
+    for label, shown, alike in zip(named, differing, members.values(), strict=True):
         by_seed: dict[int, Run] = {}
-        for run in own:
+        for run in alike:
             if run.seed in by_seed:
                 notes.append(f"{run.path} repeats {by_seed[run.seed].path} and is left out.")
             by_seed.setdefault(run.seed, run)

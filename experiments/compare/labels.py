@@ -28,15 +28,14 @@ def labels(options: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[s
     Args:
         options: dotted key to value, one mapping per group.
     """
-    differing = [_differing(own, options) for own in options]
-    shown = _once(differing)
-    names = [str(own.get("name", "")) for own in options]
-    if len(options) > 1 and len(set(names)) == len(names) and all(names):
-        return names, [{k: v for k, v in each.items() if k != "name"} for each in shown]
-    short = _short({key for each in shown for key in each})
-    texts = [" ".join(f"{short[key]}={value}" for key, value in each.items()) for each in shown]
+    shown = _without_repeats([_differing(group, options) for group in options])
+    names = [str(group.get("name", "")) for group in options]
     if len(options) == 1:
         return [names[0] or "all runs"], shown
+    if len(set(names)) == len(names) and all(names):
+        return names, [{k: v for k, v in group.items() if k != "name"} for group in shown]
+    short = _short({key for group in shown for key in group})
+    texts = [" ".join(f"{short[key]}={value}" for key, value in group.items()) for group in shown]
     return _distinct([text or "the defaults" for text in texts]), shown
 
 
@@ -48,50 +47,52 @@ def _distinct(texts: Sequence[str]) -> list[str]:
     ]
 
 
-def _differing(own: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    found = {}
-    for key, value in own.items():
-        peers = [each for each in options if _same_part(own, each, key)]
-        if any(each.get(key, _ABSENT) != value for each in peers):
-            found[key] = show(value).rpartition(".")[2] if _is_target(key) else show(value)
-    return found
+def _differing(group: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the options of a group that another group with the same parts has otherwise."""
+    differing = {}
+    for key, value in group.items():
+        peers = [other for other in options if _same_part(group, other, key)]
+        if any(other.get(key, _ABSENT) != value for other in peers):
+            differing[key] = show(value).rpartition(".")[2] if _is_target(key) else show(value)
+    return differing
 
 
 def _is_target(key: str) -> bool:
     return key.rpartition(".")[2] == _TARGET
 
 
-def _same_part(own: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+def _same_part(group: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
     """Whether all parts that hold `key` are of the same class in both."""
     holder = key.rpartition(".")[0]
     if _is_target(key):
         holder = holder.rpartition(".")[0]
     while holder:
         target = f"{holder}.{_TARGET}"
-        if own.get(target) != other.get(target):
+        if group.get(target) != other.get(target):
             return False
         holder = holder.rpartition(".")[0]
     return True
 
 
-def _once(differing: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Leaves out a longer key where a shorter one says the same in every group."""
-    keys = sorted({key for each in differing for key in each}, key=lambda key: key.count("."))
+def _without_repeats(groups: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Leaves out a longer key where a shorter one says the same in every group.
+
+    The strategy's options lead, as what differs most.
+    """
+    keys = sorted({key for group in groups for key in group}, key=lambda key: key.count("."))
+    columns = {key: [group.get(key) for group in groups] for key in keys}
     kept: list[str] = []
     for key in keys:
-        column = [each.get(key) for each in differing]
-        tail = _tail(key)
-        if not any(
-            _tail(other) == tail and [each.get(other) for each in differing] == column
-            for other in kept
-        ):
+        same = [other for other in kept if columns[other] == columns[key]]
+        if _tail(key) not in map(_tail, same):
             kept.append(key)
-    order = {
-        key: not key.startswith("strategy") for key in kept
-    }  # it leads, it is what differs most
     return [
-        {key: each[key] for key in sorted(each, key=lambda k: order.get(k, True)) if key in order}
-        for each in differing
+        {
+            key: group[key]
+            for key in sorted(group, key=lambda key: key not in kept or key[:8] != "strategy")
+            if key in kept
+        }
+        for group in groups
     ]
 
 
@@ -106,16 +107,9 @@ def _short(keys: set[str]) -> dict[str, str]:
     plain = {key: key.removesuffix(f".{_TARGET}") for key in keys}
     short = {}
     for key, text in plain.items():
-        parts = text.split(".")
+        parts, others = text.split("."), [other for other in plain.values() if other != text]
+        endings = (".".join(parts[-count:]) for count in range(1, len(parts)))
         short[key] = next(
-            (
-                ".".join(parts[-count:])
-                for count in range(1, len(parts))
-                if not any(
-                    other != text and f".{other}".endswith("." + ".".join(parts[-count:]))
-                    for other in plain.values()
-                )
-            ),
-            text,
+            (e for e in endings if not any(f".{o}".endswith(f".{e}") for o in others)), text
         )
     return short

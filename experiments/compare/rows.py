@@ -13,7 +13,6 @@ from experiments.compare.comparison import ComparisonRow, Reach, RunValues
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
 from experiments.compare.significance import GroupSample
 from experiments.runs.model_scores import ModelRow
-from merging.arrays import Vector
 
 EVOLVED = ("evolved", "evolved")
 _REFERENCES = ("base", "expert", "static")
@@ -31,7 +30,7 @@ def group_row(group: Group, target: float | None) -> ComparisonRow:
         search=_fitness(winners, "search"),
         selection=_fitness(winners, "selection"),
         report=_fitness(winners, "report"),
-        scores=_scores(runs[0], winners),
+        scores=_task_scores(runs[0], winners),
         optimism=RunValues(tuple(run.summary.get("optimism") for run in runs)),
         item_evaluations=RunValues(tuple(run.summary["item_evaluations"] for run in runs)),
         reach=None if target is None else _reach(runs, target),
@@ -58,19 +57,19 @@ def references(runs: Sequence[Run], split: Split) -> dict[str, Reference]:
     """Returns kind to the best model of it: base, expert, static merge."""
     by_seed = {run.seed: run for run in reversed(runs)}
     ordered = [by_seed[seed] for seed in sorted(by_seed)]
-    found = {}
+    best = {}
     for kind in _REFERENCES:
         names = dict.fromkeys(m.name for run in ordered for m in run.models if m.kind == kind)
-        known = [_reference(name, kind, ordered) for name in names]
-        scored = [each for each in known if on(each.row, split).mean is not None]
-        if scored:
-            found[kind] = max(scored, key=lambda each: on(each.row, split).mean or 0.0)
-    return found
-
-
-def on(row: ComparisonRow, split: Split) -> RunValues:
-    """Returns a row's fitness on a split."""
-    return {"search": row.search, "selection": row.selection, "report": row.report}[split]
+        means = {}
+        for name in names:
+            reference = _reference(name, kind, ordered)
+            row = reference.row
+            mean = (row.report if split == "report" else row.search).mean
+            if mean is not None:
+                means[reference] = mean
+        if means:
+            best[kind] = max(means, key=lambda reference: means[reference])
+    return best
 
 
 def _model(run: Run, kind: str, name: str) -> ModelRow | None:
@@ -78,31 +77,31 @@ def _model(run: Run, kind: str, name: str) -> ModelRow | None:
 
 
 def _reference(name: str, kind: str, runs: Sequence[Run]) -> Reference:
-    having = tuple(run for run in runs if _model(run, kind, name) is not None)
-    models = [_model(run, kind, name) for run in having]
+    scored = tuple(run for run in runs if _model(run, kind, name) is not None)
+    models = [_model(run, kind, name) for run in scored]
     plain = name.removesuffix(f" ({kind})")
-    empty = RunValues((None,) * len(having))
+    empty = RunValues((None,) * len(scored))
     row = ComparisonRow(
         label=plain if kind == "base" else f"{kind} {plain}",
         kind=kind,
         options={},
-        seeds=tuple(run.seed for run in having),
-        runs=tuple(run.path for run in having),
+        seeds=tuple(run.seed for run in scored),
+        runs=tuple(run.path for run in scored),
         search=_fitness(models, "search"),
         selection=_fitness(models, "selection"),
         report=_fitness(models, "report"),
-        scores=_scores(having[0], models),
+        scores=_task_scores(scored[0], models),
         optimism=empty,
         item_evaluations=empty,
     )
-    return Reference(row, plain, having)
+    return Reference(row, plain, scored)
 
 
 def _fitness(models: Sequence[ModelRow | None], split: Split) -> RunValues:
     return RunValues(tuple(None if m is None else fitness_on(m, split) for m in models))
 
 
-def _scores(run: Run, models: Sequence[ModelRow | None]) -> dict[str, RunValues]:
+def _task_scores(run: Run, models: Sequence[ModelRow | None]) -> dict[str, RunValues]:
     return {
         task.metric: RunValues(
             tuple(None if m is None else m.score("report", task.metric) for m in models)
@@ -114,12 +113,12 @@ def _scores(run: Run, models: Sequence[ModelRow | None]) -> dict[str, RunValues]
 def _reach(runs: Sequence[Run], target: float) -> Reach:
     counts, times = [], []
     for run in runs:
-        at = np.flatnonzero(run.best >= target)
-        counts.append(float(at[0] + 1) if at.size else np.inf)
-        times.append(float(run.seconds[at[0]]) if at.size else np.inf)
-    middle, seconds = statistics.median(counts), float(np.median(times))
+        reaching = np.flatnonzero(run.best >= target)
+        counts.append(float(reaching[0] + 1) if reaching.size else np.inf)
+        times.append(float(run.seconds[reaching[0]]) if reaching.size else np.inf)
+    evaluations, seconds = statistics.median(counts), float(np.median(times))
     return Reach(
-        evaluations=middle if np.isfinite(middle) else None,
+        evaluations=evaluations if np.isfinite(evaluations) else None,
         seconds=seconds if np.isfinite(seconds) else None,
         reached=int(np.isfinite(counts).sum()),
         runs=len(runs),
@@ -150,7 +149,7 @@ def reference_sample(reference: Reference) -> GroupSample | None:
     sample = _sample(reference.runs, (kind, name), reference.row.report.values)
     if sample is None or np.ptp(sample.fitness) > 0:
         return sample
-    gains = None if sample.gains is None else tuple(each[:1] for each in sample.gains)
+    gains = None if sample.gains is None else tuple(of_task[:1] for of_task in sample.gains)
     return GroupSample((), sample.fitness[:1], gains, sample.weights)
 
 
@@ -161,14 +160,10 @@ def _sample(
         return None
     per_run = [gains_of(run, model) for run in runs]
     known = [gains for gains in per_run if gains is not None]
-    weights = tuple(term["weight"] for term in runs[0].summary.get("terms") or ())
+    stacked = tuple(np.stack(task) for task in zip(*known, strict=True))
     return GroupSample(
         seeds=tuple(run.seed for run in runs),
         fitness=np.array(fitness, np.float64),
-        gains=_stacked(known) if len(known) == len(per_run) else None,
-        weights=weights,
+        gains=stacked if len(known) == len(per_run) else None,
+        weights=tuple(term["weight"] for term in runs[0].summary.get("terms") or ()),
     )
-
-
-def _stacked(per_run: Sequence[Sequence[Vector]]) -> tuple[Vector, ...]:
-    return tuple(np.stack(task) for task in zip(*per_run, strict=True))

@@ -17,7 +17,7 @@ Gains = npt.NDArray[np.float64]
 
 Over = Literal["items and seeds", "items", "seeds", "nothing"]
 LEVEL = 0.95
-_PIECE = 500  # draws that are worked on at once, for the sake of memory
+_BLOCK = 500  # draws that are worked on at once, for the sake of memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ class ItemDraws:
     def __init__(self, items: Sequence[int], draws: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.draws = draws
-        sizes = [min(_PIECE, draws - begin) for begin in range(0, draws, _PIECE)]
-        self._counts = [  # per task, in pieces: how often an item is drawn, never near 255 times
+        sizes = [min(_BLOCK, draws - begin) for begin in range(0, draws, _BLOCK)]
+        self._counts = [  # per task, in blocks: how often an item is drawn, never near 255 times
             [rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.uint8) for size in sizes]
             for n in items
         ]
@@ -85,7 +85,7 @@ class ItemDraws:
             items = gains.mean(0)
             centre = float(items.mean())  # float32 counts times small numbers lose nothing
             moved = (items - centre).astype(np.float32)
-            drawn = np.concatenate([piece.astype(np.float32) @ moved for piece in counts])
+            drawn = np.concatenate([block.astype(np.float32) @ moved for block in counts])
             total += weight * (centre + drawn / len(items))
         return total
 
@@ -135,13 +135,16 @@ def difference(
         spread += effect - _exact(first) + _exact(second)
     else:
         spread = np.full(draws, effect)
-    parts = [_gap(first, second)] if paired else [first, second]
+    parts = [_paired_gap(first, second)] if paired else [first, second]
     variable = [part for part in parts if len(part.seeds) > 1]
     unknown = [part for part in parts if len(part.seeds) == 1]
-    for part in variable:
-        own = _seed_variance(part, less_items=with_items)
-        spread += rng.standard_t(len(part.seeds) - 1, len(spread)) * math.sqrt(own)
-    over = _over(with_items, bool(variable) and not unknown)
+    for part in variable:  # t_(S - 1) sqrt(s^2 / S)
+        variance = _seed_variance(part, less_items=with_items)
+        spread += rng.standard_t(len(part.seeds) - 1, len(spread)) * math.sqrt(variance)
+    with_seeds = bool(variable) and not unknown
+    over: Over = "seeds" if with_seeds else "nothing"
+    if with_items:
+        over = "items and seeds" if with_seeds else "items"
     if over == "nothing":
         return Difference(effect, None, None, None, over, paired)
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
@@ -149,12 +152,6 @@ def difference(
     if with_items and items is not None and first.gains is not None:
         least = 2.0 ** (1 - sum(gains.shape[1] for gains in first.gains))  # of a sign test
     return Difference(effect, low, high, max(least, _p_value(spread, effect)), over, paired)
-
-
-def _over(items: bool, seeds: bool) -> Over:
-    if items:
-        return "items and seeds" if seeds else "items"
-    return "seeds" if seeds else "nothing"
 
 
 def _exact(sample: GroupSample) -> float:
@@ -165,7 +162,7 @@ def _exact(sample: GroupSample) -> float:
     )
 
 
-def _gap(first: GroupSample, second: GroupSample) -> GroupSample:
+def _paired_gap(first: GroupSample, second: GroupSample) -> GroupSample:
     """Returns the differences of runs with equal seeds as a sample."""
     gains = None
     if first.gains is not None and second.gains is not None:
@@ -189,8 +186,9 @@ def _interaction(gains: Gains) -> float:
     seeds, items = gains.shape
     if items < 2:
         return 0.0
-    rest = gains - gains.mean(1, keepdims=True) - gains.mean(0) + gains.mean()
-    return float((rest**2).sum() / ((seeds - 1) * (items - 1)))
+    # r_si = x_si - mean_i x_s. - mean_s x_.i + mean x
+    residual = gains - gains.mean(1, keepdims=True) - gains.mean(0) + gains.mean()
+    return float((residual**2).sum() / ((seeds - 1) * (items - 1)))
 
 
 def _p_value(spread: Vector, effect: float) -> float:
@@ -202,9 +200,9 @@ def _p_value(spread: Vector, effect: float) -> float:
 def _check_items(first: GroupSample, second: GroupSample) -> None:
     assert first.gains is not None
     assert second.gains is not None
-    one, other = ([gains.shape[1] for gains in each.gains or ()] for each in (first, second))
-    if one != other:
-        raise ValueError(f"{one} items per task and {other} are no pairs: score the same items")
+    items, others = ([g.shape[1] for g in gains] for gains in (first.gains, second.gains))
+    if items != others:
+        raise ValueError(f"{items} items per task and {others} are no pairs: score the same items")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -222,6 +220,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, (len(p_values) - rank) * p_values[index])
+        highest = max(highest, (len(p_values) - rank) * p_values[index])  # (n - k + 1) p_(k)
         corrected[index] = min(1.0, highest)
     return corrected

@@ -104,8 +104,8 @@ def cost_table(comparison: Comparison) -> TextTable:
         items, reach = row.item_evaluations.mean, row.reach
         evaluations = seconds = "-"
         if reach is not None:
-            found = reach.evaluations
-            evaluations = "not reached" if found is None else f"{found:g}"
+            count = reach.evaluations
+            evaluations = "not reached" if count is None else f"{count:g}"
             if reach.reached < reach.runs:
                 evaluations += f" ({reach.reached} of {reach.runs} runs)"
             seconds = "-" if reach.seconds is None else duration(reach.seconds)

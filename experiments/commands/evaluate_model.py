@@ -50,9 +50,8 @@ def run_evaluate(config: DictConfig) -> float:
         raise UserError(f"{config.model} cannot be scored: {error}") from error
     width = max(len(key) for key in scores)
     for key, score in scores.items():
-        said = evidence(score.chance, score.interval)
-        tail = f"  {said}" if said else ""
-        print(f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]}){tail}")
+        line = f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})"
+        print(f"{line}  {evidence(score.chance, score.interval)}".rstrip())
     if config.out is not None:
         content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
         content |= {name: values for name, values in stated(scores).items() if values}

@@ -40,11 +40,11 @@ def write_losses(
         ValueError: as `Membership` and `Checkpoint.open`.
         EvaluationError: the model cannot be scored.
     """
-    checkpoint, place = Checkpoint.open(model), choose_device(device)
+    checkpoint, chosen = Checkpoint.open(model), choose_device(device)
     resident = Resident(
-        checkpoint.module(dtype=choose_dtype(dtype, place), device=place),
+        checkpoint.module(dtype=choose_dtype(dtype, chosen), device=chosen),
         tokenizer=checkpoint.tokenizer(),
-        device=place,
+        device=chosen,
         max_length=max_length,
     )
     evaluator = Membership(

@@ -127,19 +127,19 @@ def _right_labels(axes: Axes, notes: Sequence[tuple[float, str, str]]) -> None:
     """Writes labels beside the right edge at their heights, moved apart where they would touch."""
     low, high = axes.get_ylim()
     gap = 0.055
-    places: list[float] = []
+    heights: list[float] = []
     ordered = sorted(notes)
     for value, _, _ in ordered:
-        wanted = (value - low) / (high - low)
-        places.append(max(wanted, places[-1] + gap) if places else wanted)
-    if places and places[-1] > 1.0:  # push down from the top what does not fit
-        places[-1] = 1.0
-        for index in range(len(places) - 2, -1, -1):
-            places[index] = min(places[index], places[index + 1] - gap)
-    for place, (value, label, colour) in zip(places, ordered, strict=True):
+        height = (value - low) / (high - low)
+        heights.append(max(height, heights[-1] + gap) if heights else height)
+    if heights and heights[-1] > 1.0:  # push down from the top what does not fit
+        heights[-1] = 1.0
+        for index in range(len(heights) - 2, -1, -1):
+            heights[index] = min(heights[index], heights[index + 1] - gap)
+    for height, (value, label, colour) in zip(heights, ordered, strict=True):
         axes.text(
             1.015,
-            place,
+            height,
             f"{short(label, 26)}  {value:.3f}",
             transform=axes.transAxes,
             va="center",

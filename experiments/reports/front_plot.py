@@ -85,12 +85,13 @@ def points_of(
         ("", "candidate", line["scores"]) for line in history if line.get("same_as") is None
     ]
     rows += [(m.name, m.kind, m.scores["search"].scores) for m in models if "search" in m.scores]
-    found = []
+    keys = [key, *(skill["key"] for skill in skills)]
+    points = []
     for label, kind, scores in rows:
-        values = [scores.get(each) for each in (key, *(skill["key"] for skill in skills))]
+        values = [scores.get(name) for name in keys]
         if all(value is not None and math.isfinite(value) for value in values):
-            found.append(Point(label, kind, float(scores[key]), _skill(scores, skills)))
-    return found
+            points.append(Point(label, kind, float(scores[key]), _skill(scores, skills)))
+    return points
 
 
 def _skill(scores: Mapping[str, float], skills: Sequence[Json]) -> float:
@@ -110,7 +111,7 @@ def front(points: Sequence[Point], sign: float) -> list[Point]:
         sign: 1 where less of the limited metric is better, -1 where more is.
     """
     kept: list[Point] = []
-    for point in sorted(points, key=lambda each: (sign * each.limited, -each.skill)):
+    for point in sorted(points, key=lambda p: (sign * p.limited, -p.skill)):
         if not kept or point.skill > kept[-1].skill:
             kept.append(point)
     return kept

@@ -22,11 +22,11 @@ _LABELLED_ROWS = 60
 def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     """Returns a knob's values, groups down and experts across, red above zero and blue below.
 
+    Numbers stand in the cells where there is room; of very many groups an even choice is labelled.
+
     Args:
         knob: its name.
         rows: group to expert to value; a cell stays empty where a group has none for an expert.
-
-    Numbers stand in the cells where there is room; of very many groups an even choice is labelled.
     """
     groups, experts = list(rows), list(dict.fromkeys(e for row in rows.values() for e in row))
     values = np.array([[rows[g].get(e, math.nan) for e in experts] for g in groups])
@@ -40,9 +40,9 @@ def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     width, height = label_in + column_in * len(experts) + 1.4, row_in * len(groups) + top_in + 0.1
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        place = (label_in / width, 0.05 / height)
-        span = (column_in * len(experts) / width, row_in * len(groups) / height)
-        axes = figure.add_axes((*place, *span))
+        left, bottom = label_in / width, 0.05 / height
+        wide, tall = column_in * len(experts) / width, row_in * len(groups) / height
+        axes = figure.add_axes((left, bottom, wide, tall))
         bound = float(np.nanmax(np.abs(values))) or 1.0
         image = axes.pcolormesh(values, cmap="RdBu_r", vmin=-bound, vmax=bound, rasterized=False)
         axes.invert_yaxis()
@@ -56,24 +56,16 @@ def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
             ha="left" if slanted else "center",
             color=INK,
         )
-        every = max(1, math.ceil(len(groups) / _LABELLED_ROWS))
-        chosen = range(0, len(groups), every)
-        axes.set_yticks(
-            [index + 0.5 for index in chosen], [short(groups[i], 34) for i in chosen], color=INK
-        )
+        labelled = range(0, len(groups), max(1, math.ceil(len(groups) / _LABELLED_ROWS)))
+        names = [short(groups[index], 34) for index in labelled]
+        axes.set_yticks([index + 0.5 for index in labelled], names, color=INK)
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
         if len(groups) >= 4 or not numbered:  # fewer rows: the numbers say it all
-            bar_in = min(row_in * len(groups), 2.2)
-            bar = figure.add_axes(
-                (
-                    place[0] + span[0] + 0.2 / width,
-                    place[1] + span[1] - bar_in / height,
-                    0.13 / width,
-                    bar_in / height,
-                )
-            )
+            bar_tall = min(row_in * len(groups), 2.2) / height
+            bar_left, bar_bottom = left + wide + 0.2 / width, bottom + tall - bar_tall
+            bar = figure.add_axes((bar_left, bar_bottom, 0.13 / width, bar_tall))
             figure.colorbar(image, cax=bar).outline.set_visible(False)
             bar.tick_params(length=0, labelsize=8)
         return to_svg(figure, f"heat-{knob}", f"{knob}: {len(groups)} groups by {len(experts)}")

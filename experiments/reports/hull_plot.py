@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reports.svg import BLUE, COLOURS, FAINT, INK, STYLE, short, to_svg
+from experiments.reports.svg import BLUE, COLOURS, FAINT, INK, STYLE, short, to_svg, winner_ring
 from experiments.runs.files import Json
 from experiments.runs.model_scores import IN_HULL
 from merging.hull.plane import Point, outline
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
 
 _SIZE = (9.6, 4.4)
 _LEFT = (0.055, 0.115, 0.49, 0.86)
@@ -82,23 +85,18 @@ def _plane(axes: Axes, certificate: Json) -> None:
     axes.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=orange, linewidth=1.0))
     for at in _statics(certificate).values():
         if _within(at, low, high):
-            axes.scatter(
-                at[0], at[1], marker="s", s=20, color=COLOURS["static"], alpha=0.75, linewidths=0
-            )
+            axes.scatter(*at, marker="s", s=20, color=COLOURS["static"], alpha=0.75, linewidths=0)
     _path(axes, [plane["points"][name] for name in certificate["path"]])
     named = [(name, at, orange, "D") for name, at in experts.items()]
     named.append(("base", tuple(plane["base"]), COLOURS["base"], "o"))
     if IN_HULL in plane["points"]:
         named.append((IN_HULL, tuple(plane["points"][IN_HULL]), COLOURS["in_hull"], "P"))
     for _, at, colour, marker in named:
-        axes.scatter(at[0], at[1], marker=marker, s=46, color=colour, linewidths=0, zorder=4)
+        axes.scatter(*at, marker=marker, s=46, color=colour, linewidths=0, zorder=4)
     winner: Point = tuple(plane["points"][certificate["winner"]])
-    green = COLOURS["evolved"]
-    axes.scatter(
-        winner[0], winner[1], s=150, facecolors="none", edgecolors=green, linewidths=2.0, zorder=5
-    )
+    winner_ring(axes, winner, zorder=5)
     labels = [(name, at, colour) for name, at, colour, _ in named]
-    _labels(axes, [*labels, ("winner", winner, green)])
+    _labels(axes, [*labels, ("winner", winner, COLOURS["evolved"])])
     share = f"{plane['share']:.0%} of the variance"
     axes.set_xlabel(f"first and second component, {share}; unit: experts' mean distance")
     axes.set_xticks([])
@@ -117,14 +115,14 @@ def _labels(axes: Axes, named: Sequence[tuple[str, Point, str]]) -> None:
     """Writes names beside their points, moved up or down where they would touch."""
     axes.apply_aspect()
     edge = axes.get_window_extent().x1
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Box] = []
+    size = 9.0
+    tall = 1.25 * size * axes.figure.dpi / 72
     for name, at, colour in named:
-        text, size = short(name, 22), 9.0
+        text = short(name, 22)
         x, y = axes.transData.transform(at)
         wide = 0.62 * size * len(text) * axes.figure.dpi / 72
-        right = x + wide + 10 < edge
-        left = x + 12 if right else x - 12 - wide
-        tall = 1.25 * size * axes.figure.dpi / 72
+        left = x + 12 if x + wide + 10 < edge else x - 12 - wide
         for shift in (0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0):
             box = (left, y + shift * tall, left + wide, y + (shift + 1) * tall)
             if not any(_touch(box, other) for other in taken):
@@ -136,9 +134,7 @@ def _labels(axes: Axes, named: Sequence[tuple[str, Point, str]]) -> None:
         )
 
 
-def _touch(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
+def _touch(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -148,7 +144,7 @@ def _distances(axes: Axes, certificate: Json) -> None:
     unit = certificate["expert_scale"] or 1.0
     highest = 0.0
     for span, (name, colour, width, dashes) in _SPANS.items():  # equal ones stay visible
-        values = [points[each][span]["distance"] / unit for each in path]
+        values = [points[step][span]["distance"] / unit for step in path]
         axes.plot(
             ids,
             values,
@@ -160,7 +156,7 @@ def _distances(axes: Axes, certificate: Json) -> None:
             label=name,
         )
         highest = max(highest, *values)
-    floor = [points[each]["floor"] / unit for each in path]
+    floor = [points[step]["floor"] / unit for step in path]
     axes.fill_between(ids, 0, floor, color=FAINT, alpha=0.7, linewidth=0, label="rounding")
     axes.set_ylim(0, 1.35 * max(highest, *floor) or 1.0)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)

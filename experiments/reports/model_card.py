@@ -67,7 +67,7 @@ def static_card(recipe: Json) -> str:
 
 
 def _front_matter(recipe: Json) -> str:
-    sources = [recipe["base"]["source"], *(each["source"] for each in recipe["experts"].values())]
+    sources = [entry["source"] for entry in (recipe["base"], *recipe["experts"].values())]
     hub = [source for source in dict.fromkeys(sources) if looks_like_hub_id(source)]
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
     if hub:

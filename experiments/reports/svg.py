@@ -52,7 +52,7 @@ def short(text: str, length: int) -> str:
 def model_mark(axes: Axes, at: tuple[float, float], kind: str, label: str) -> None:
     """Draws a model with its name: the winner as a ring, others as diamonds."""
     if kind == "evolved":
-        axes.scatter(*at, s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0)
+        winner_ring(axes, at)
     else:
         axes.scatter(*at, marker="D", s=34, color=COLOURS[kind], linewidths=0)
     axes.annotate(
@@ -63,6 +63,11 @@ def model_mark(axes: Axes, at: tuple[float, float], kind: str, label: str) -> No
         fontsize=9,
         color=COLOURS[kind],
     )
+
+
+def winner_ring(axes: Axes, at: tuple[float, float], zorder: float = 1) -> None:
+    """Draws a ring around the winner."""
+    axes.scatter(*at, s=150, facecolors="none", edgecolors=GREEN, linewidths=2.0, zorder=zorder)
 
 
 def candidates_and_front(

@@ -83,39 +83,40 @@ def verdict(summary: Json) -> Verdict:
     split = shown_split(models)
     data = "held-out data" if split == "report" else "the search items, which chose it,"
     winner = best_of(models, "evolved", split)
-    own = winner.fitness(split) if winner is not None else None
-    if own is None:
+    fitness = winner.fitness(split) if winner is not None else None
+    if fitness is None:
         evolved = [model for model in models if model.kind == "evolved"]
         reason = evolved[0].failure(split) if evolved else "the run has none"
         return Verdict(f"The evolved merge has no score on {data.rstrip(',')}: {reason}.")
-    rivals = {m.name: m.fitness(split) for m in models if m.kind == "static"}
-    scored = {name: fitness for name, fitness in rivals.items() if fitness is not None}
-    missing = len(rivals) - len(scored)
-    note = f"; {missing} of {len(rivals)} static merges failed" if missing else ""
+    statics = {m.name: m.fitness(split) for m in models if m.kind == "static"}
+    scored = {name: static for name, static in statics.items() if static is not None}
+    missing = len(statics) - len(scored)
+    note = f"; {missing} of {len(statics)} static merges failed" if missing else ""
     if not scored:
         return Verdict(f"The evolved merge has no static merge to be compared with{note}.")
-    compare = _one_objective if len(own) == 1 else _many_objectives
-    wins = all(dominates(own, rival) for rival in scored.values())
-    return Verdict(f"The evolved merge {compare(own, scored, data)}{note}.", wins)
+    compare = _one_objective if len(fitness) == 1 else _many_objectives
+    wins = all(dominates(fitness, static) for static in scored.values())
+    return Verdict(f"The evolved merge {compare(fitness, scored, data)}{note}.", wins)
 
 
-def _one_objective(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
-    name = max(rivals, key=lambda rival: rivals[rival])
-    mine, best = own[0], rivals[name][0]
+def _one_objective(winner: Fitness, statics: Mapping[str, Fitness], data: str) -> str:
+    name = max(statics, key=lambda static: statics[static])
+    fitness, best = winner[0], statics[name][0]
     relation = "beats every static merge"
-    if mine <= best:
-        relation = "only equals the best static merge" if mine == best else "loses to a static one"
+    if fitness <= best:
+        equal = fitness == best
+        relation = "only equals the best static merge" if equal else "loses to a static one"
     return (
-        f"{relation} on {data} with fitness {number(mine)} against {number(best)} of {name} "
-        f"({mine - best:+.4f})"
+        f"{relation} on {data} with fitness {number(fitness)} against {number(best)} of {name} "
+        f"({fitness - best:+.4f})"
     )
 
 
-def _many_objectives(own: Fitness, rivals: Mapping[str, Fitness], data: str) -> str:
-    left = [name for name, rival in rivals.items() if not dominates(own, rival)]
-    tail = f" (not {', '.join(left)})" if left else ""
-    beaten = len(rivals) - len(left)
-    return f"dominates {beaten} of {len(rivals)} static merges on {data.rstrip(',')}{tail}"
+def _many_objectives(winner: Fitness, statics: Mapping[str, Fitness], data: str) -> str:
+    unbeaten = [name for name, static in statics.items() if not dominates(winner, static)]
+    tail = f" (not {', '.join(unbeaten)})" if unbeaten else ""
+    beaten = len(statics) - len(unbeaten)
+    return f"dominates {beaten} of {len(statics)} static merges on {data.rstrip(',')}{tail}"
 
 
 def dominates(one: Fitness, other: Fitness) -> bool:
@@ -140,11 +141,12 @@ def table(summary: Json) -> str:
     rows = [model for kind in shown for model in kind]
     columns = [
         ["", "better", *map(_label, rows)],
-        *(_scores(rows, task, split) for task in tasks),
-        ["fitness ", "higher ", *_fitnesses(rows, split)],
+        *(_score_column(rows, task, split) for task in tasks),
+        ["fitness ", "higher ", *_fitness_column(rows, split)],
     ]
     title = "held-out items" if split == "report" else "search items (there are no held-out items)"
     rules = (2, 2 + len(rows) - len(shown[-1]))
+    certificate = (summary.get("certificate") or {}).get("sentences") or []
     return "\n".join(
         [
             f"Scores on {title}",
@@ -153,24 +155,19 @@ def table(summary: Json) -> str:
             "",
             *_evidence(rows, tasks, split),
             verdict(summary).text,
-            *certified(summary),
+            *certificate,
             *privacy_lines(summary.get("privacy")),
         ]
     )
-
-
-def certified(summary: Json) -> list[str]:
-    """Returns the sentences of the run's hull certificate; none where it has no certificate."""
-    return list((summary.get("certificate") or {}).get("sentences") or [])
 
 
 def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> list[str]:
     """Returns a paragraph for every main metric that states chance or interval."""
     lines = []
     for task in tasks:
-        said = [(_label(model), model.evidence(split, task.metric)) for model in rows]
-        told = "; ".join(f"{name} {text}" for name, text in said if text)
-        lines += [f"{task.metric} with 95 % intervals: {told}."] if told else []
+        evidence = [(_label(model), model.evidence(split, task.metric)) for model in rows]
+        listed = "; ".join(f"{name} {text}" for name, text in evidence if text)
+        lines += [f"{task.metric} with 95 % intervals: {listed}."] if listed else []
     return [*lines, ""] if lines else []
 
 
@@ -180,11 +177,10 @@ def _of_kind(models: Sequence[ModelRow], kind: str, split: Split) -> list[ModelR
 
 
 def _label(model: ModelRow) -> str:
-    own = ("base", "in_hull", "evolved")
-    return model.name if model.kind in own else f"{model.kind} {model.name}"
+    return f"{model.kind} {model.name}" if model.kind in ("expert", "static") else model.name
 
 
-def _scores(rows: Sequence[ModelRow], task: TaskColumn, split: Split) -> list[str]:
+def _score_column(rows: Sequence[ModelRow], task: TaskColumn, split: Split) -> list[str]:
     best = best_value(rows, task, split)
     scores = [model.score(split, task.metric) for model in rows]
     cells = [
@@ -194,7 +190,7 @@ def _scores(rows: Sequence[ModelRow], task: TaskColumn, split: Split) -> list[st
     return [f"{task.metric} ", f"{better} ", *cells]
 
 
-def _fitnesses(rows: Sequence[ModelRow], split: Split) -> list[str]:
+def _fitness_column(rows: Sequence[ModelRow], split: Split) -> list[str]:
     values = [model.fitness(split) for model in rows]
     single = [value[0] for value in values if value is not None and len(value) == 1]
     best = (max(single),) if single else None

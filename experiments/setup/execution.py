@@ -42,10 +42,7 @@ class Execution(Protocol):
     elsewhere: bool
 
     def pool(
-        self,
-        local: Pool[Any, Any],
-        order: Callable[[], WorkerSpec],
-        encode: Callable[[Any], Any],
+        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns what works on tasks of scoring or asking.
 
@@ -67,10 +64,7 @@ class Local:
     elsewhere = False
 
     def pool(
-        self,
-        local: Pool[Any, Any],
-        order: Callable[[], WorkerSpec],
-        encode: Callable[[Any], Any],
+        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns `local`."""
         return local

@@ -117,9 +117,7 @@ class LocalPool(TaskQueue[Batch[G]], Generic[G, W]):
     """
 
     def __init__(
-        self,
-        decode: Callable[[G], W],
-        scorer: Callable[[int], Callable[[W], Mapping[str, Score]]],
+        self, decode: Callable[[G], W], scorer: Callable[[int], Callable[[W], Mapping[str, Score]]]
     ) -> None:
         super().__init__()
         self._decode = decode

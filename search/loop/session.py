@@ -217,13 +217,7 @@ class Session(Generic[G]):
             asked=None if evaluated.estimate is None else evaluated.estimate.asked,
         )
 
-    def _check(
-        self,
-        record: Record,
-        candidate: Candidate[G],
-        key: Key,
-        after: int | None,
-    ) -> None:
+    def _check(self, record: Record, candidate: Candidate[G], key: Key, after: int | None) -> None:
         """Refuses a record that this very configuration would not have written."""
         items, original = key[0], self._originals.get(key)
         if record.after != after:

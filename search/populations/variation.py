@@ -187,8 +187,7 @@ class Variation:
         by = self._crossover(name, split, rng, stable_seed(name, seed, number))
         handed_down = split if name in ("split_slerp", "one_point") else first.split
         return Bred(
-            Crossed(first.genome, second.genome, by),
-            handed_down if self.evolve_splits else None,
+            Crossed(first.genome, second.genome, by), handed_down if self.evolve_splits else None
         )
 
     def _split(self, parent: Split | None, rng: np.random.Generator) -> Split:

@@ -11,14 +11,7 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from merging.arrays import Vector
-from search.loop.evaluation import (
-    Batch,
-    Evaluated,
-    Evaluation,
-    FitnessEstimate,
-    attempt,
-    batches,
-)
+from search.loop.evaluation import Batch, Evaluated, Evaluation, FitnessEstimate, attempt, batches
 from search.loop.pool import TaskQueue, run_all
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means
 from search.strategy import G

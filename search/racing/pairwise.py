@@ -12,14 +12,7 @@ from scipy import special
 from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
 from search.loop.history import Record
-from search.racing.racing import (
-    ItemSample,
-    Prefixed,
-    Race,
-    best_full,
-    check_shares,
-    prefixes,
-)
+from search.racing.racing import ItemSample, Prefixed, Race, best_full, check_shares, prefixes
 from search.winners.shrinkage import Strata
 
 _LEAST_ITEMS = 4

@@ -170,9 +170,7 @@ def look(
 
 
 def _score(
-    record: Record,
-    evaluate: Callable[[Record], Mapping[str, Score]],
-    objective: Objective,
+    record: Record, evaluate: Callable[[Record], Mapping[str, Score]], objective: Objective
 ) -> dict[str, Any]:
     values: dict[str, float] = {}
     line: dict[str, Any] = {"id": record.id, "genome": record.genome}

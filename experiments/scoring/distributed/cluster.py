@@ -58,10 +58,7 @@ class RayCluster:
                     "object_store_memory": _STORE_BYTES,
                 }
             ray.init(
-                address=address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **own,
+                address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
             )
         actor = ray.remote(Worker)
         self._actor = actor.options(

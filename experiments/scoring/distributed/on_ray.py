@@ -69,10 +69,7 @@ class OnRay:
         self._fleet: Fleet | None = None
 
     def pool(
-        self,
-        local: Pool[Any, Any],
-        order: Callable[[], WorkerSpec],
-        encode: Callable[[Any], Any],
+        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns what spreads the tasks over the workers."""
         return RayPool(self._open(order()), encode)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merging.arrays import Vector
-from search.populations.population import Individual, Pair
-from search.strategy import Outcome
+from merging.arrays import Matrix, Vector
+from search.checks import check_at_least
+from search.populations.population import Individual, Pair, Pairing, SurvivalRule
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class ArchiveGrid:
     high: float
 
     def __post_init__(self) -> None:
-        if self.cells < 1:
-            raise ValueError(f"population.cells must be at least 1, got {self.cells}")
+        check_at_least(1, "population.", cells=self.cells)
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(
                 "population.low must lie below population.high and both be finite, got "
@@ -41,12 +40,13 @@ class ArchiveGrid:
 
     def cell(self, scores: Vector) -> tuple[int, ...]:
         """Returns the cell of ``(tasks,)`` scores, one number of [0, cells) per task."""
-        where = np.floor((scores - self.low) / (self.high - self.low) * self.cells)
-        return tuple(int(i) for i in np.clip(where, 0, self.cells - 1))
+        # clip(floor((s - low) / (high - low) cells), 0, cells - 1)
+        cell = np.floor((scores - self.low) / (self.high - self.low) * self.cells)
+        return tuple(int(i) for i in np.clip(cell, 0, self.cells - 1))
 
 
 @dataclass(frozen=True)
-class MapElites:
+class MapElites(SurvivalRule):
     """Every cell of a grid over all tasks' scores keeps the member with the best mean score.
 
     Parents are drawn uniformly: whoever holds a cell may breed.
@@ -56,9 +56,6 @@ class MapElites:
         low: score at which the first cell begins; all below belong to it.
         high: score at which the last cell ends; all above belong to it.
 
-    Raises:
-        ValueError: an option without meaning.
-
     Source: Mouret & Clune 2015, Illuminating search spaces by mapping elites, arXiv 1504.04909;
         task scores as behaviour: Abrantes et al. 2025 (M2N2), section 4.1.
     """
@@ -66,35 +63,41 @@ class MapElites:
     cells: int = 5
     low: float = 0.0
     high: float = 1.0
-    reads_cases = False
+
+    @property
+    def grid(self) -> ArchiveGrid:
+        """The cells; refuses options without meaning."""
+        return ArchiveGrid(self.cells, self.low, self.high)
 
     def __post_init__(self) -> None:
-        ArchiveGrid(self.cells, self.low, self.high)
+        _ = self.grid
 
     def check_objectives(self, count: int) -> None:
         """Refuses a single number."""
-        _check_objectives("MapElites", count)
-
-    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Reads none."""
+        if count < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs a number for each of at least two tasks, the "
+                f"objective has {count}: choose the objective Pareto and several tasks, or the "
+                "population Truncation"
+            )
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the elite of every cell; of equals the oldest."""
-        grid = ArchiveGrid(self.cells, self.low, self.high)
-        elites = _elites(
-            individuals, lambda one: grid.cell(one.fitness), lambda one: float(one.fitness.mean())
+        grid = self.grid
+        archive = _elites(
+            individuals,
+            lambda one: grid.cell(one.fitness),  # b(x)
+            lambda one: float(one.fitness.mean()),  # p(x)
         )
-        return sorted(elites.values(), key=lambda one: one.id)
+        return sorted(archive.values(), key=lambda individual: individual.id)
 
-    def pairing(
-        self, members: Sequence[Individual], generation: int
-    ) -> Callable[[np.random.Generator], Pair]:
+    def pairing(self, members: Sequence[Individual], generation: int) -> Pairing:
         """Returns what draws two cells."""
         return _drawing(members, np.ones(len(members)))
 
 
 @dataclass(frozen=True)
-class CycleQD:
+class CycleQD(MapElites):
     """One archive per task, in which that task is quality and the others are behaviour.
 
     Everyone competes in all archives. In generation t parents come from the archive of task
@@ -104,68 +107,49 @@ class CycleQD:
     every generation.
 
     Args:
-        cells: per task.
-        low: score at which the first cell begins; all below belong to it.
-        high: score at which the last cell ends; all above belong to it.
+        cells: as for `MapElites`.
+        low: as for `MapElites`.
+        high: as for `MapElites`.
         elite_sampling: false: parents are drawn uniformly from the archive.
-
-    Raises:
-        ValueError: an option without meaning.
 
     Source: Kuroki et al. 2024, Agent skill acquisition for LLMs via CycleQD, arXiv 2410.14735,
         sections 3.1 and 3.4; the range of elite sampling as in its released code.
     """
 
-    cells: int = 5
-    low: float = 0.0
-    high: float = 1.0
     elite_sampling: bool = True
-    reads_cases = False
-
-    def __post_init__(self) -> None:
-        ArchiveGrid(self.cells, self.low, self.high)
-
-    def check_objectives(self, count: int) -> None:
-        """Refuses a single number."""
-        _check_objectives("CycleQD", count)
-
-    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Reads none."""
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns who is elite in at least one archive."""
-        kept = {
+        elites = {
             one.id: one
             for task in range(individuals[0].fitness.size)
             for one in self.archive(individuals, task).values()
         }
-        return [kept[number] for number in sorted(kept)]
+        return [elites[number] for number in sorted(elites)]
 
     def archive(
         self, individuals: Sequence[Individual], task: int
     ) -> dict[tuple[int, ...], Individual]:
         """Returns cell to elite: best at `task` among those alike at the other tasks."""
-        grid = ArchiveGrid(self.cells, self.low, self.high)
+        grid = self.grid
         return _elites(
             individuals,
             lambda one: grid.cell(np.delete(one.fitness, task)),
             lambda one: float(one.fitness[task]),
         )
 
-    def pairing(
-        self, members: Sequence[Individual], generation: int
-    ) -> Callable[[np.random.Generator], Pair]:
+    def pairing(self, members: Sequence[Individual], generation: int) -> Pairing:
         """Returns what draws two elites of the archive whose turn it is."""
-        task = generation % members[0].fitness.size
+        task = generation % members[0].fitness.size  # the cycle of tasks
         archive = self.archive(members, task)
         if len(archive) < 2:
-            return _drawing(members, np.ones(len(members)))
+            return super().pairing(members, generation)
         elites = list(archive.values())
         weights = np.ones(len(elites))
         if self.elite_sampling:
             qualities = np.array([[float(one.fitness[task])] for one in elites])
-            numbers = np.array(list(archive), np.float64)
-            weights = _elite_weights(np.concatenate([qualities, numbers], axis=1))
+            cells = np.array(list(archive), np.float64)
+            weights = _elite_weights(np.concatenate([qualities, cells], axis=1))
         return _drawing(elites, weights)
 
 
@@ -181,7 +165,7 @@ def _elites(
     return dict(sorted(elites.items()))
 
 
-def _elite_weights(columns: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Vector:
+def _elite_weights(columns: Matrix) -> Vector:
     """Returns ``prod_c (0.5 + 0.8 (x_c - min) / (max - min))`` per row; 1 where all are equal."""
     weights = np.ones(len(columns))
     for column in columns.T:
@@ -191,19 +175,9 @@ def _elite_weights(columns: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -
     return weights
 
 
-def _drawing(
-    members: Sequence[Individual], weights: Vector
-) -> Callable[[np.random.Generator], Pair]:
+def _drawing(members: Sequence[Individual], weights: Vector) -> Pairing:
     def draw(rng: np.random.Generator) -> Pair:
         first, second = rng.choice(len(members), 2, replace=False, p=weights / weights.sum())
         return members[first], members[second]
 
     return draw
-
-
-def _check_objectives(population: str, count: int) -> None:
-    if count < 2:
-        raise ValueError(
-            f"{population} needs a number for each of at least two tasks, the objective has "
-            f"{count}: choose the objective Pareto and several tasks, or the population Truncation"
-        )

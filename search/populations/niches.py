@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from merging.arrays import Matrix, Vector
-from search.populations.population import Individual, Pair, check_size
+from search.checks import check_at_least, check_not_negative
+from search.populations.population import Individual, Pair, Pairing, SurvivalRule
 from search.strategy import Outcome
 
 
 @dataclass(frozen=True)
-class Niches:
+class Niches(SurvivalRule):
     """An archive of fixed size whose members compete for items: M2N2.
 
     Item j is a resource of capacity 1, divided in proportion to the members' scores on it: member
@@ -38,9 +38,6 @@ class Niches:
         scores: ``above_worst``: each item's least score among those compared is 0, which fits any
             metric; ``clipped``: below 0 is 0, for metrics that are never negative (raw accuracy).
 
-    Raises:
-        ValueError: an option without meaning.
-
     Source: Abrantes et al. 2025, Competition and attraction improve model fusion (M2N2),
         sections 3.2 and 3.3, arXiv 2508.16204; alpha as in its released code.
     """
@@ -52,18 +49,12 @@ class Niches:
     reads_cases = True
 
     def __post_init__(self) -> None:
-        check_size(self.size)
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(
-                f"population.alpha must be a finite number of at least 0, got {self.alpha}"
-            )
+        check_at_least(2, "population.", size=self.size)
+        check_not_negative("population.", alpha=self.alpha)
         if self.scores not in ("above_worst", "clipped"):
             raise ValueError(
                 f"population.scores must be 'above_worst' or 'clipped', got {self.scores!r}"
             )
-
-    def check_objectives(self, count: int) -> None:
-        """Accepts any number: who lives and mates is decided by items."""
 
     def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
         """Refuses outcomes without finite cases, or with others than the members'."""
@@ -86,18 +77,16 @@ class Niches:
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns those who hold their own in the competition for items."""
-        kept = list(individuals)
+        members = list(individuals)
         scores = self._scores(individuals)
-        while len(kept) > self.size:
-            fitness = shares(scores, self.alpha).sum(axis=1)
-            worst = len(kept) - 1 - int(np.argmin(fitness[::-1]))
-            del kept[worst]
+        while len(members) > self.size:
+            fitness = shares(scores, self.alpha).sum(axis=1)  # f_i = sum_j share_ij
+            worst = len(members) - 1 - int(np.argmin(fitness[::-1]))
+            del members[worst]
             scores = np.delete(scores, worst, axis=0)
-        return kept
+        return members
 
-    def pairing(
-        self, members: Sequence[Individual], generation: int
-    ) -> Callable[[np.random.Generator], Pair]:
+    def pairing(self, members: Sequence[Individual], generation: int) -> Pairing:
         """Returns what draws a first parent by fitness and a second by attraction."""
         share = shares(self._scores(members), self.alpha)
         fitness = share.sum(axis=1)
@@ -115,7 +104,7 @@ class Niches:
         return draw
 
     def _scores(self, individuals: Sequence[Individual]) -> Matrix:
-        scores = np.array([one.cases for one in individuals], np.float64)
+        scores = np.array([individual.cases for individual in individuals], np.float64)
         least = scores.min(axis=0) if self.scores == "above_worst" else 0.0
         positive: Matrix = np.maximum(scores - least, 0.0)
         return positive
@@ -130,7 +119,7 @@ def shares(scores: Matrix, alpha: float) -> Matrix:
         scores: ``(members, items)``, at least 0.
         alpha: strength of the competition.
     """
-    demand = scores.sum(axis=0)
+    demand = scores.sum(axis=0)  # sum_k s_kj
     share: Matrix = scores / np.where(demand > 0, demand, 1.0) ** alpha
     return share
 
@@ -138,9 +127,7 @@ def shares(scores: Matrix, alpha: float) -> Matrix:
 def attraction(share: Matrix, first: int) -> Vector:
     """Returns how much each member wins where the first parent wins less, ``(members,)``.
 
-    Args:
-        share: as `shares` gives them.
-        first: position of the first parent, whose own attraction is 0.
+    ``sum_j max(0, share_ij - share_1j)``; 0 for the first parent itself.
     """
     attractive: Vector = np.maximum(share - share[first], 0.0).sum(axis=1)
     return attractive
@@ -151,6 +138,6 @@ def _drawn(weights: Vector, rng: np.random.Generator) -> int:
     return int(rng.choice(len(weights), p=weights / total if total > 0 else None))
 
 
-def _items(one: Individual) -> int:
-    assert one.cases is not None  # the strategy keeps them for these rules
-    return one.cases.size
+def _items(individual: Individual) -> int:
+    assert individual.cases is not None  # the strategy keeps them for these rules
+    return individual.cases.size

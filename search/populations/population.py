@@ -1,14 +1,15 @@
-"""Who lives on and who mates: the protocol, and the survival of the fittest by one number."""
+"""What a population is: who lives on and who mates; and the plain one, survival of the fittest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
 from merging.arrays import Vector
+from search.checks import check_at_least
 from search.populations.variation import Bred
 from search.strategy import Outcome
 
@@ -31,23 +32,26 @@ class Individual:
 
 
 Pair: TypeAlias = tuple[Individual, Individual]
+Pairing: TypeAlias = Callable[[np.random.Generator], Pair]
+"""Draws two different parents; the first hands down its split."""
 
 
 class SurvivalRule(Protocol):
-    """Rules of a population; its members are the strategy's, so that these hold no state."""
+    """Rules of a population; its members are the strategy's, so that these hold no state.
 
-    @property
-    def reads_cases(self) -> bool:
-        """Whether outcomes must have their cases."""
-        ...
+    Attributes:
+        reads_cases: whether outcomes must have their cases.
+    """
+
+    reads_cases: ClassVar[bool] = False
 
     def check_objectives(self, count: int) -> None:
         """Raises ValueError where these rules cannot judge a fitness of so many numbers."""
-        ...
+        return  # any number will do
 
     def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
         """Raises ValueError where an outcome lacks the cases that these rules read."""
-        ...
+        return  # none are read
 
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns who of the members and their children lives on, in the order of ids.
@@ -57,10 +61,8 @@ class SurvivalRule(Protocol):
         """
         ...
 
-    def pairing(
-        self, members: Sequence[Individual], generation: int
-    ) -> Callable[[np.random.Generator], Pair]:
-        """Returns what draws two different parents; the first hands down its split.
+    def pairing(self, members: Sequence[Individual], generation: int) -> Pairing:
+        """Returns what draws parents.
 
         Args:
             members: in the order of ids, at least two.
@@ -70,7 +72,7 @@ class SurvivalRule(Protocol):
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(SurvivalRule):
     """The best `size` of parents and children live on; both parents win a tournament.
 
     ``(mu + lambda)`` with mu = `size` and lambda the strategy's popsize. Of equals the older.
@@ -79,21 +81,16 @@ class Truncation:
         size: most members.
         tournament: how many members compete to be a parent; 1: chance decides.
 
-    Raises:
-        ValueError: an option below its least value.
-
     Source: Schwefel 1977 (plus selection); Goldberg & Deb 1991, A comparative analysis of
         selection schemes (tournaments).
     """
 
     size: int = 16
     tournament: int = 2
-    reads_cases = False
 
     def __post_init__(self) -> None:
-        check_size(self.size)
-        if self.tournament < 1:
-            raise ValueError(f"population.tournament must be at least 1, got {self.tournament}")
+        check_at_least(2, "population.", size=self.size)
+        check_at_least(1, "population.", tournament=self.tournament)
 
     def check_objectives(self, count: int) -> None:
         """Refuses several numbers."""
@@ -103,49 +100,36 @@ class Truncation:
                 "with one, or the population Fronts"
             )
 
-    def check_cases(self, outcomes: Sequence[Outcome], members: Sequence[Individual]) -> None:
-        """Reads none."""
-
     def survivors(self, individuals: Sequence[Individual]) -> list[Individual]:
         """Returns the fittest."""
-        ranked = sorted(individuals, key=_rank)
-        return sorted(ranked[: self.size], key=lambda one: one.id)
+        fittest = sorted(individuals, key=_rank)[: self.size]
+        return sorted(fittest, key=lambda individual: individual.id)
 
-    def pairing(
-        self, members: Sequence[Individual], generation: int
-    ) -> Callable[[np.random.Generator], Pair]:
+    def pairing(self, members: Sequence[Individual], generation: int) -> Pairing:
         """Returns what holds two tournaments, the second among the others."""
         return tournaments(sorted(members, key=_rank), self.tournament)
 
 
-def tournaments(
-    ranked: Sequence[Individual], entrants: int
-) -> Callable[[np.random.Generator], Pair]:
+def tournaments(ranked: Sequence[Individual], competitors: int) -> Pairing:
     """Returns what draws the winners of two tournaments, the second without the first winner.
 
     Args:
         ranked: best first, at least two.
-        entrants: of each tournament, drawn without replacement.
+        competitors: of each tournament, drawn without replacement.
     """
 
     def draw(rng: np.random.Generator) -> Pair:
-        places = list(range(len(ranked)))
-        first = _winner(places, entrants, rng)
-        places.remove(first)
-        return ranked[first], ranked[_winner(places, entrants, rng)]
+        ranks = list(range(len(ranked)))
+        first = _winner(ranks, competitors, rng)
+        ranks.remove(first)
+        return ranked[first], ranked[_winner(ranks, competitors, rng)]
 
     return draw
 
 
-def check_size(size: int) -> None:
-    """Raises ValueError for a population too small to have pairs."""
-    if size < 2:
-        raise ValueError(f"population.size must be at least 2, got {size}")
+def _winner(ranks: Sequence[int], competitors: int, rng: np.random.Generator) -> int:
+    return int(rng.choice(ranks, min(competitors, len(ranks)), replace=False).min())
 
 
-def _winner(places: Sequence[int], entrants: int, rng: np.random.Generator) -> int:
-    return int(rng.choice(places, min(entrants, len(places)), replace=False).min())
-
-
-def _rank(one: Individual) -> tuple[float, int]:
-    return -float(one.fitness[0]), one.id
+def _rank(individual: Individual) -> tuple[float, int]:
+    return -float(individual.fitness[0]), individual.id

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from merging.lineages.crossover import (
 from merging.lineages.lineage import Crossed, Lineage, Mutated
 from merging.lineages.mutation import LowRankMutation, Mutation, ScaleMutation, SignMutation
 from merging.seeding import stable_seed
+from search.checks import check_at_least, check_not_negative, check_probability
 
 _CROSSOVERS = (
     "uniform",
@@ -93,9 +93,6 @@ class Variation:
         sign: probability of sign flips.
         sign_share: share of entries flipped, at most; drawn as `low_rank_size` is.
 
-    Raises:
-        ValueError: a number out of range, or nothing that could make a child.
-
     Source: Goldberg 1989, Genetic algorithms, chapter 1 (point and uniform crossover);
         Shoemake 1985 (slerp); Abrantes et al. 2025, Competition and attraction improve model
         fusion (M2N2), section 3.1: it draws cut and w afresh for every child, here they are
@@ -123,18 +120,10 @@ class Variation:
     sign_share: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("crossing", "sign_share", *_MUTATIONS):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"variation.{name} must lie in [0, 1], got {getattr(self, name)}")
-        sizes = ("extrapolate", "drift", "scale_size", "low_rank_size")
-        for name in (*_CROSSOVERS, *sizes):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"variation.{name} must be a finite number of at least 0, got {value}"
-                )
-        if self.rank < 1:
-            raise ValueError(f"variation.rank must be at least 1, got {self.rank}")
+        check_probability("variation.", **self._values("crossing", "sign_share", *_MUTATIONS))
+        sizes = self._values("extrapolate", "drift", "scale_size", "low_rank_size")
+        check_not_negative("variation.", **self._values(*_CROSSOVERS), **sizes)
+        check_at_least(1, "variation.", rank=self.rank)
         if not self.crosses and not self.mutates:
             raise ValueError(
                 "variation makes no child: give crossing and one of "
@@ -144,31 +133,28 @@ class Variation:
     @property
     def crosses(self) -> bool:
         """Whether children of two parents are possible."""
-        return self.crossing > 0 and any(self._weights(_CROSSOVERS).values())
+        return self.crossing > 0 and any(self._values(*_CROSSOVERS).values())
 
     @property
     def mutates(self) -> bool:
         """Whether children of one parent are possible."""
-        return any(self._weights(_MUTATIONS).values())
+        return any(self._values(*_MUTATIONS).values())
 
     def child(self, first: Bred, second: Bred | None, *, seed: int, number: int) -> Bred:
         """Returns a child, the same for the same arguments.
 
         Args:
             first: the parent that hands down its split.
-            second: the other; None: there is none, the child is a mutant.
+            second: None: there is none, the child is a mutant.
             seed: of the run.
             number: the child's id; with `seed` it decides every draw.
-
-        Raises:
-            ValueError: there is no second parent, and no mutation has a probability.
         """
         rng = np.random.default_rng(stable_seed("variation", seed, number))
         crossed = second is not None and self.crosses and rng.random() < self.crossing
         mutations = [name for name in _MUTATIONS if rng.random() < getattr(self, name)]
         if not crossed and not mutations:
             if self.mutates:
-                mutations = [_draw(self._weights(_MUTATIONS), rng)]
+                mutations = [_draw(self._values(*_MUTATIONS), rng)]
             elif second is None:
                 raise ValueError("a child of one parent needs a mutation above probability 0")
             else:
@@ -182,7 +168,7 @@ class Variation:
     def _crossed(
         self, first: Bred, second: Bred, rng: np.random.Generator, seed: int, number: int
     ) -> Bred:
-        name = _draw(self._weights(_CROSSOVERS), rng)
+        name = _draw(self._values(*_CROSSOVERS), rng)
         split = self._split(first.split or second.split, rng)
         by = self._crossover(name, split, rng, stable_seed(name, seed, number))
         handed_down = split if name in ("split_slerp", "one_point") else first.split
@@ -194,6 +180,7 @@ class Variation:
         """Returns the parent's split after a drift; a uniform one where there is none."""
         if parent is None or not self.evolve_splits:
             return Split(float(rng.uniform()), float(rng.uniform()))
+        # x <- mirrored(x + N(0, drift^2))
         cut, weight = rng.normal((parent.cut, parent.weight), self.drift).tolist()
         return Split(_mirrored(cut), _mirrored(weight))
 
@@ -214,24 +201,23 @@ class Variation:
             case "slerp":
                 return SlerpCrossover(float(rng.uniform()))
             case "arithmetic":
-                return ArithmeticCrossover(
-                    float(rng.uniform(-self.extrapolate, 1 + self.extrapolate))
-                )
+                weight = rng.uniform(-self.extrapolate, 1 + self.extrapolate)
+                return ArithmeticCrossover(float(weight))
             case _:
                 return SplitSlerpCrossover(split.cut, split.weight)
 
     def _mutation(self, name: str, rng: np.random.Generator, seed: int, number: int) -> Mutation:
-        smaller = float(10 ** -rng.uniform())
+        smaller = float(10 ** -rng.uniform())  # log-uniform between 0.1 and 1
         match name:
-            case "scale":
+            case "scale":  # exp(N(0, scale_size^2))
                 return ScaleMutation(float(np.exp(rng.normal(0.0, self.scale_size))))
             case "low_rank":
-                own = stable_seed(name, seed, number)
-                return LowRankMutation(own, self.rank, smaller * self.low_rank_size)
+                noise_seed = stable_seed(name, seed, number)
+                return LowRankMutation(noise_seed, self.rank, smaller * self.low_rank_size)
             case _:
                 return SignMutation(stable_seed(name, seed, number), smaller * self.sign_share)
 
-    def _weights(self, names: Sequence[str]) -> dict[str, float]:
+    def _values(self, *names: str) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in names}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from merging.arrays import Matrix, Vector
+from search.checks import check_at_least, check_not_negative
 from search.loop.history import Record
 from search.racing.racing import Full, Places, Race, best_full
 from search.winners.shrinkage import Strata
@@ -26,14 +27,14 @@ class ItemModel:
     """Linear item response: ``y_ci = m_i + l_i . a_c + e_ci``, a_c normal, e_ci of variance v_i.
 
     The ability a_c of candidate c has a few numbers; an item's information on it is
-    ``l_i l_i' / v_i``.
+    ``l_i l_i' / v_i``. The fitness is ``sum_i s_i y_ci + offset``.
 
     Args:
         means: ``(items,)`` m.
         loadings: ``(items, factors)`` l; the discrimination of items.
         noise: ``(items,)`` v.
-        shares: ``(items,)`` what an item counts in the fitness: its task's weight / its items.
-        offset: fitness minus the weighted mean of cases; not 0 where a score is no plain mean.
+        shares: ``(items,)`` s: the weight of an item's task, divided by its number of items.
+        offset: not 0 where a score is no plain mean of its items.
 
     Source: Mellenbergh 1994, A unidimensional latent trait model for continuous item responses,
         Multivariate Behavioral Research 29, with several abilities; fitted as Tipping and Bishop
@@ -61,10 +62,13 @@ class ItemModel:
         shares = np.concatenate([np.full(n, weight / n) for n, weight in strata])
         scale = np.sqrt(np.maximum(shares, 1e-12))
         means = cases.mean(axis=0)
+        # (y_ci - m_i) sqrt(s_i) = U D R
         left, size, right = np.linalg.svd((cases - means) * scale, full_matrices=False)
         used = max(1, min(factors, len(cases) - 2))
         freedom = len(cases) - 1 - used
+        # sigma^2: mean of what the factors that are left out explain
         rest = float((size[used:] ** 2).sum()) / freedom / max(1, len(shares) - used)
+        # l = R' sqrt(D^2 / (n - 1) - sigma^2) / sqrt(s)
         explained = np.sqrt(np.maximum(size[:used] ** 2 / (len(cases) - 1) - rest, 0.0))
         loadings = (right[:used].T * explained) / scale[:, None]
         residual = cases - means - (left[:, :used] * size[:used]) @ right[:used] / scale
@@ -75,21 +79,24 @@ class ItemModel:
     def choose(self, count: int) -> Places:
         """Returns `count` items: one after the other the one that leaves the least doubt.
 
-        Doubt is the variance of the estimated fitness, see `error`.
+        Doubt is the variance of the fitness given the answers, see `error`: with V the variance of
+        the ability and ``L = sum s_i l_i`` over the items that are not asked,
+        ``L' V L + sum s_i^2 v_i`` over these. Asking item i makes ``L - s_i l_i`` of L and
+        ``V - V l_i l_i' V / (v_i + l_i' V l_i)`` of V.
         """
         chosen = np.zeros(len(self.means), bool)
-        unseen = self.loadings.T @ self.shares  # sum of share * loading over what is not asked
-        spread = np.eye(self.loadings.shape[1])  # variance of the ability
+        unseen = self.loadings.T @ self.shares  # L
+        variance = np.eye(self.loadings.shape[1])  # V
         for _ in range(min(count, len(self.means))):
-            told = self.loadings @ spread
-            divisor = self.noise + (told * self.loadings).sum(axis=1)
-            left = unseen - self.shares[:, None] * self.loadings
-            ability = ((left @ spread) * left).sum(axis=1) - (left * told).sum(
-                axis=1
-            ) ** 2 / divisor
-            gain = self.shares**2 * self.noise - ability
+            projected = self.loadings @ variance  # (V l_i)'
+            total = self.noise + (projected * self.loadings).sum(axis=1)  # v_i + l_i' V l_i
+            left = unseen - self.shares[:, None] * self.loadings  # L_i = L - s_i l_i
+            learnt = (left * projected).sum(axis=1) ** 2 / total  # (L_i' V l_i)^2 / (v_i + ...)
+            doubt = ((left @ variance) * left).sum(axis=1) - learnt  # L_i' V_i L_i
+            gain = self.shares**2 * self.noise - doubt
             item = int(np.argmax(np.where(chosen, -np.inf, gain)))
-            spread = spread - np.outer(told[item], told[item]) / divisor[item]
+            # V <- V - V l l' V / (v + l' V l)
+            variance = variance - np.outer(projected[item], projected[item]) / total[item]
             unseen = left[item]
             chosen[item] = True
         return np.flatnonzero(chosen).astype(np.int64)
@@ -100,27 +107,27 @@ class ItemModel:
         Items that were asked stay as they are, as in tinyBenchmarks' p-IRT (Maia Polo et al. 2024,
         arXiv 2402.14992, section 3).
         """
-        spread, weighted = self._ability(places)
-        ability = spread @ weighted.T @ (cases - self.means[places])
-        whole = self.means + self.loadings @ ability
-        whole[places] = cases
-        return Full(float(whole @ self.shares) + self.offset, whole)
+        variance, weighted = self._ability(places)
+        ability = variance @ weighted.T @ (cases - self.means[places])  # V sum l_i (y_i - m_i)/v_i
+        expected = self.means + self.loadings @ ability  # m + l . a
+        expected[places] = cases
+        return Full(float(expected @ self.shares) + self.offset, expected)
 
     def error(self, places: Places) -> float:
         """Returns the standard error of `complete`'s fitness: of the ability, and of the items."""
         unseen = np.ones(len(self.means), bool)
         unseen[places] = False
-        spread, _ = self._ability(places)
-        pull = self.loadings[unseen].T @ self.shares[unseen]
-        noise = float(self.shares[unseen] ** 2 @ self.noise[unseen])
-        return math.sqrt(max(0.0, float(pull @ spread @ pull)) + noise)
+        variance, _ = self._ability(places)
+        loading = self.loadings[unseen].T @ self.shares[unseen]  # L
+        noise = float(self.shares[unseen] ** 2 @ self.noise[unseen])  # sum s_i^2 v_i
+        return math.sqrt(max(0.0, float(loading @ variance @ loading)) + noise)  # L' V L + ...
 
     def _ability(self, places: Places) -> tuple[Matrix, Matrix]:
         """Returns the ability's variance after `places`, and their loadings over their noise."""
         weighted = self.loadings[places] / self.noise[places, None]
+        # V = (I + sum l_i l_i' / v_i)^-1
         information = np.eye(weighted.shape[1]) + weighted.T @ self.loadings[places]
-        spread = np.linalg.inv(information).astype(np.float64)
-        return spread, weighted
+        return np.linalg.inv(information).astype(np.float64), weighted
 
 
 @dataclass(frozen=True)
@@ -148,29 +155,17 @@ class ItemResponse:
     keep: float = 0.25
     doubt: float = 2.0
     factors: int = 4
+    least_candidates = 1
 
     def __post_init__(self) -> None:
         for name, value in (("share", self.share), ("keep", self.keep)):
             if not 0 < value < 1:
                 raise ValueError(f"racing.{name} must lie between 0 and 1, got {value}")
-        for name, least, value in (("warm_up", 1, self.warm_up), ("factors", 1, self.factors)):
-            if value < least:
-                raise ValueError(f"racing.{name} must be at least {least}, got {value}")
-        if not (math.isfinite(self.doubt) and self.doubt >= 0):
-            raise ValueError(f"racing.doubt must be 0 or more, got {self.doubt}")
-
-    @property
-    def least_candidates(self) -> int:
-        """Earlier generations are what a candidate is judged by."""
-        return 1
+        check_at_least(1, "racing.", warm_up=self.warm_up, factors=self.factors)
+        check_not_negative("racing.", doubt=self.doubt)
 
     def race(
-        self,
-        candidates: int,
-        generation: int,
-        records: Sequence[Record],
-        strata: Strata,
-        seed: int,
+        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         items = sum(count for count, _ in strata)
@@ -183,11 +178,9 @@ class ItemResponse:
         places = self._fit(before, strata).choose(math.ceil(self.share * items))
         model = self._fit(answered, strata)
         error = model.error(places) * self._missed(answered, strata, places)
-        logger.info(
-            "racing: %d of %d items, standard error of the fitness %.3g",
-            *(len(places), items, error),
-        )
-        most = math.ceil(self.keep * candidates)
+        asked = f"{len(places)} of {items} items"
+        logger.info("racing: %s, standard error of the fitness %.3g", asked, error)
+        most = math.ceil(self.keep * count)
         least = best.fitness - self.doubt * error
         return _Estimated([places, everything], model, best, error, least, most)
 
@@ -212,10 +205,10 @@ class ItemResponse:
             out = np.arange(len(records)) % _FOLDS == fold
             model = ItemModel.fit(cases[~out], fitness[~out], strata, self.factors)
             error = max(model.error(places), 1e-300)
-            for own, true in zip(cases[out], fitness[out], strict=True):
-                found = model.complete(places, own[places]).fitness
-                squares.append(((found - true) / error) ** 2)
-        return max(1.0, math.sqrt(float(np.mean(squares))))
+            for row, true in zip(cases[out], fitness[out], strict=True):
+                expected = model.complete(places, row[places]).fitness
+                squares.append(((expected - true) / error) ** 2)
+        return max(1.0, math.sqrt(float(np.mean(squares))))  # root mean square
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,13 +235,9 @@ class _Estimated:
         """Returns the few with the highest estimates that may be better than the best."""
         assert self.model is not None
         places = self.stages[stage]
-        found = [
-            (-self.model.complete(places, values).fitness, number)
-            for number, values in cases.items()
-        ]
-        return sorted(
-            number for value, number in sorted(found)[: self.most] if -value >= self.least
-        )
+        estimates = {i: self.model.complete(places, row).fitness for i, row in cases.items()}
+        ranked = sorted(estimates, key=lambda number: (-estimates[number], number))
+        return sorted(i for i in ranked[: self.most] if estimates[i] >= self.least)
 
     def estimate(self, stage: int, cases: Vector, reference: Full) -> Full:
         """Returns what the model expects; see `Race`."""
@@ -257,8 +246,8 @@ class _Estimated:
 
 
 def _is_complete(record: Record) -> bool:
-    own = record.same_as is None and record.asked is None
-    return own and record.fitness is not None and record.cases is not None
+    evaluated = record.same_as is None and record.asked is None
+    return evaluated and record.fitness is not None and record.cases is not None
 
 
 def _matrix(records: Sequence[Record]) -> tuple[Matrix, Vector]:
@@ -272,8 +261,9 @@ def _towards_tasks(squares: Vector, freedom: int, strata: Strata) -> Vector:
     """Returns every item's noise, drawn towards the mean of its task; never 0."""
     noise, begin = np.empty_like(squares), 0
     for items, _ in strata:
-        own = squares[begin : begin + items]
-        mean = max(float(own.mean()) / freedom, 1e-12)
-        noise[begin : begin + items] = (own + _PRIOR * mean) / (freedom + _PRIOR)
+        of_task = squares[begin : begin + items]
+        mean = max(float(of_task.mean()) / freedom, 1e-12)
+        # v_i = (SS_i + prior mean) / (freedom + prior)
+        noise[begin : begin + items] = (of_task + _PRIOR * mean) / (freedom + _PRIOR)
         begin += items
     return noise

@@ -11,6 +11,7 @@ from scipy import special
 
 from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
+from search.checks import check_not_negative
 from search.loop.history import Record
 from search.racing.racing import ItemSample, Prefixed, Race, best_full, check_shares, prefixes
 from search.winners.shrinkage import Strata
@@ -63,8 +64,7 @@ class PairedTest:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"racing.alpha must lie between 0 and 1, got {self.alpha}")
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"racing.tolerance must be 0 or more, got {self.tolerance}")
+        check_not_negative("racing.", tolerance=self.tolerance)
         check_shares("racing.looks", self.looks)
 
     @property
@@ -73,18 +73,13 @@ class PairedTest:
         return 1 if self.against_best else 2
 
     def race(
-        self,
-        candidates: int,
-        generation: int,
-        records: Sequence[Record],
-        strata: Strata,
-        seed: int,
+        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         order = stable_seed("generation", seed, generation)
         best = best_full(records) if self.against_best else None
         stages = prefixes(strata, self.looks, _LEAST_ITEMS, order)
-        comparisons = (candidates - 1 + (best is not None)) * (len(stages) - 1)
+        comparisons = (count - 1 + (best is not None)) * (len(stages) - 1)  # J K
         level = self.alpha / max(comparisons, 1)
         return _TestedRace(stages, strata, best, level, self.tolerance)
 
@@ -99,23 +94,23 @@ class _TestedRace(Prefixed):
         if not cases:
             return []
         sample = self.sample(stage)
-        numbers, every = list(cases), np.stack(list(cases.values()))
-        leader = int(np.argmax(sample.means(every)))
-        rivals = [(every[leader], 0.0)]
+        rows = np.stack(list(cases.values()))
+        leader = int(np.argmax(sample.means(rows)))
+        rivals = [(rows[leader], 0.0)]
         if self.best is not None:
             rivals.append((self.best.cases[sample.places], self.tolerance))
-        steps = self._steps(np.stack([*every, *(rival for rival, _ in rivals)]), sample)
-        worse = np.zeros(len(numbers), bool)
+        steps = self._steps(np.stack([*rows, *(rival for rival, _ in rivals)]), sample)
+        worse = np.zeros(len(rows), bool)
         for rival, tolerance in rivals:
-            worse |= upper_limits(every - rival, sample, self.level, steps) < tolerance
-        return [number for number, out in zip(numbers, worse, strict=True) if not out]
+            worse |= upper_limits(rows - rival, sample, self.level, steps) < tolerance
+        return [number for number, out in zip(cases, worse, strict=True) if not out]
 
-    def _steps(self, every: Matrix, sample: ItemSample) -> list[float | None]:
+    def _steps(self, rows: Matrix, sample: ItemSample) -> list[float | None]:
         """Returns the largest step of every task's scores; what the best so far got is known."""
         steps, begin = [], 0
         for part, _, items, _ in sample.parts():
             known = None if self.best is None else self.best.cases[begin : begin + items]
-            steps.append(_step(every[:, part], known))
+            steps.append(_step(rows[:, part], known))
             begin += items
         return steps
 
@@ -139,7 +134,7 @@ def upper_limits(
     for (part, asked, items, weight), step in zip(sample.parts(), steps, strict=True):
         if weight == 0 or not asked:
             continue
-        value += weight * apart[:, part].mean(axis=1)
+        value += weight * apart[:, part].mean(axis=1)  # D
         if asked == items:
             continue
         if asked < 2 or step == math.inf:
@@ -147,9 +142,10 @@ def upper_limits(
         spread = apart[:, part].var(axis=1, ddof=1)
         if step is not None:
             spread = np.maximum(spread, step**2 / (asked + 1))
-        own = weight**2 * spread / asked * (1 - asked / items)
-        variance += own
-        weighted += own**2 / (asked - 1)
+        of_task = weight**2 * spread / asked * (1 - asked / items)  # w^2 s^2 / n (1 - n / N)
+        variance += of_task
+        weighted += of_task**2 / (asked - 1)
+    # Welch-Satterthwaite: (sum_t var_t)^2 / sum_t var_t^2 / (n_t - 1)
     freedom = variance**2 / np.where(weighted > 0, weighted, 1.0)
     t = np.where(variance > 0, special.stdtrit(np.maximum(freedom, 1.0), 1 - level), 0.0)
     limits: Vector = value + t * np.sqrt(variance)

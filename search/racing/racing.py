@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
+from search.checks import check_at_least
 from search.loop.history import Record
 from search.winners.shrinkage import Strata
 
@@ -74,17 +75,12 @@ class Racing(Protocol):
         ...
 
     def race(
-        self,
-        candidates: int,
-        generation: int,
-        records: Sequence[Record],
-        strata: Strata,
-        seed: int,
+        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
         """Returns the race of a generation.
 
         Args:
-            candidates: how many take part.
+            count: how many candidates take part.
             generation: its number from 0.
             records: of earlier generations.
             strata: items and weight of every task.
@@ -153,8 +149,8 @@ def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[
         orders.append(begin + rng.permutation(items))
         begin += items
     stages: list[Places] = []
-    for each in (*counts, [items for items, _ in strata]):
-        taken = [order[:count] for order, count in zip(orders, each, strict=True)]
+    for stage in (*counts, [items for items, _ in strata]):
+        taken = [order[:count] for order, count in zip(orders, stage, strict=True)]
         places = np.sort(np.concatenate(taken)).astype(np.int64)
         if not stages or len(places) > len(stages[-1]):
             stages.append(places)
@@ -198,14 +194,15 @@ class ItemSample:
 
         Source: Särndal, Swensson and Wretman 1992, Model assisted survey sampling, section 6.3.
         """
-        whole, begin = reference.cases.copy(), 0
+        estimated, begin = reference.cases.copy(), 0
         apart = cases - reference.cases[self.places]
         for part, asked, items, _ in self.parts():
             if asked:
-                whole[begin : begin + items] += apart[part].mean()
+                estimated[begin : begin + items] += apart[part].mean()
             begin += items
-        whole[self.places] = cases
-        return Full(reference.fitness + float(self.means(apart[None])[0]), whole)
+        estimated[self.places] = cases
+        # f_reference + sum_t w_t mean_i(y_ti - reference_ti)
+        return Full(reference.fitness + float(self.means(apart[None])[0]), estimated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +257,7 @@ class Halving:
         if not self.eta > 1:
             raise ValueError(f"racing.eta must be above 1, got {self.eta}")
         check_shares("racing.rungs", self.rungs)
-        if self.least < 1:
-            raise ValueError(f"racing.least must be at least 1, got {self.least}")
+        check_at_least(1, "racing.", least=self.least)
 
     @property
     def least_candidates(self) -> int:
@@ -269,12 +265,7 @@ class Halving:
         return 1 if self.against_best else 2
 
     def race(
-        self,
-        candidates: int,
-        generation: int,
-        records: Sequence[Record],
-        strata: Strata,
-        seed: int,
+        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         order = stable_seed("generation", seed, generation)
@@ -297,7 +288,7 @@ class _HalvingRace(Prefixed):
             return []
         means = sample.means(np.stack(list(competing.values()))).tolist()
         ranked = sorted((-mean, number) for mean, number in zip(means, competing, strict=True))
-        kept = ranked[: math.ceil(len(ranked) / self.eta)]
+        kept = ranked[: math.ceil(len(ranked) / self.eta)]  # ceil(n / eta) go on
         return sorted(number for _, number in kept if number >= 0)
 
 

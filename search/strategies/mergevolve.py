@@ -36,11 +36,10 @@ def initial_weights(fitness: Sequence[float], *, temperature: float = 1.0) -> Ve
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"fitness must be one finite number per expert, got {list(fitness)}")
     check_positive(temperature=temperature)
-    deviations = values - values.mean()
-    spread = values.std()
-    scores = deviations / spread / temperature if spread > 0 else deviations * 0
+    deviations, spread = values - values.mean(), values.std()
+    scores = deviations / spread / temperature if spread > 0 else deviations * 0  # z / T
     shares = np.exp(scores - scores.max())
-    weights: Vector = shares / shares.sum()
+    weights: Vector = shares / shares.sum()  # softmax(z / T)
     return weights
 
 
@@ -53,7 +52,7 @@ def rank_utilities(count: int) -> Vector:
     strategies, section 3.1.
     """
     ranks = np.arange(1, count + 1)
-    raw = np.maximum(0.0, math.log(count / 2 + 1) - np.log(ranks))
+    raw = np.maximum(0.0, math.log(count / 2 + 1) - np.log(ranks))  # max(0, ln(N/2+1) - ln k)
     utilities: Vector = raw / raw.sum() - 1 / count
     return utilities
 
@@ -248,19 +247,20 @@ class MergEvolve:
         # alpha_t / (N sigma_t), with alpha_t = alpha decay**t growth**2, sigma_t = sigma growth
         alpha = self._alpha * self._alpha_decay**self._generation
         rate = alpha * self._growth / (self._popsize * self._sigma)
-        summed: dict[int, float] = {}
+        coefficients: dict[int, float] = {}  # of every noise eps_i
         for sample, utility in zip(self._samples, utilities.tolist(), strict=True):
-            term = rate * utility * sample.sign
-            summed[sample.number] = summed.get(sample.number, 0.0) + term
-        step: Step = tuple((number, term) for number, term in summed.items() if term != 0)
+            term = rate * utility * sample.sign  # alpha / (N sigma) u_i
+            coefficients[sample.number] = coefficients.get(sample.number, 0.0) + term
+        step: Step = tuple((i, term) for i, term in coefficients.items() if term != 0)
         # A step of nothing counts where momentum carries earlier ones on.
         moves = bool(step) or (len(self._blend) > 1 and bool(centre.steps))
-        self._centre = centre.moved(step) if moves else centre
+        self._centre = centre.moved(step) if moves else centre  # theta <- theta + sum_i c_i eps_i
 
     def _resize(self, centre: float | None, fitness: Sequence[float | None]) -> None:
         self._growth *= self._sigma_decay
         if self._adapt and centre is not None:
             better = sum(value is not None and value > centre for value in fitness)
+            # sigma <- sigma exp(adapt (p - 1/5))
             self._growth *= math.exp(self._adapt * (better / len(fitness) - _TARGET))
 
 

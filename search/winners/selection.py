@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from evaluators.evaluator import Score
-from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-from merging.method import MergeError
 from search.loop import jsonl
+from search.loop.evaluation import attempt
 from search.loop.history import HistoryError, Record
 from search.loop.session import SearchFailed
 from search.objective import Objective
@@ -173,14 +172,13 @@ def _score(
     record: Record, evaluate: Callable[[Record], Mapping[str, Score]], objective: Objective
 ) -> dict[str, Any]:
     values: dict[str, float] = {}
-    line: dict[str, Any] = {"id": record.id, "genome": record.genome}
-    try:
+    fitness: list[float] | None = None
+    with attempt() as tried:
         values = {name: float(score.value) for name, score in evaluate(record).items()}
-        fitness, failure = objective.fitness(values).tolist(), None
-    except (EvaluationError, MergeError) as error:
-        fitness, failure = None, str(error)
+        fitness = objective.fitness(values).tolist()
     scores = {name: value if np.isfinite(value) else None for name, value in values.items()}
-    return {**line, "scores": scores, "fitness": fitness, "failure": failure}
+    line = {"id": record.id, "genome": record.genome, "scores": scores}
+    return {**line, "fitness": fitness, "failure": tried.failure}
 
 
 def _finalist(record: Record, line: dict[str, Any], objective: Objective, path: Path) -> Finalist:

@@ -54,12 +54,13 @@ def shrink(records: Sequence[Record], strata: Strata) -> dict[int, ShrunkenFitne
     mean = float(fitness.mean())
     if len(scored) == 1:
         return {scored[0].id: ShrunkenFitness(mean, float(variances[0]))}
-    between = max(0.0, float(fitness.var(ddof=1) - variances.mean()))
+    between = max(0.0, float(fitness.var(ddof=1) - variances.mean()))  # t = var(f) - mean(s)
     estimates = {}
     for record, value, variance in zip(scored, fitness.tolist(), variances.tolist(), strict=True):
         total = between + variance
-        kept = between / total if total > 0 else 1.0
-        estimates[record.id] = ShrunkenFitness(mean + kept * (value - mean), kept * variance)
+        factor = between / total if total > 0 else 1.0  # B_j = t / (t + s_j)
+        # m + B_j (f_j - m), of variance B_j s_j
+        estimates[record.id] = ShrunkenFitness(mean + factor * (value - mean), factor * variance)
     return estimates
 
 
@@ -81,7 +82,7 @@ def paired_variances(cases: npt.NDArray[np.float64], strata: Strata) -> Vector:
     for items, weight in strata:
         if items > 1:
             spread = apart[:, begin : begin + items].var(axis=1, ddof=1)
-            variances += lost * weight**2 * spread / items
+            variances += lost * weight**2 * spread / items  # w_t^2 var_t / n_t
         begin += items
     return variances
 

@@ -152,7 +152,7 @@ class TestRace:
             ({"keep": 1.0}, "racing.keep must lie between 0 and 1, got 1.0"),
             ({"warm_up": 0}, "racing.warm_up must be at least 1, got 0"),
             ({"factors": 0}, "racing.factors must be at least 1, got 0"),
-            ({"doubt": -1.0}, "racing.doubt must be 0 or more, got -1.0"),
+            ({"doubt": -1.0}, "racing.doubt must be a finite number of at least 0, got -1.0"),
         ],
     )
     def test_refusals(self, options: dict[str, Any], message: str) -> None:

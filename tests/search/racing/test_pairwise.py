@@ -160,8 +160,11 @@ def test_four_wrong_answers_by_luck_drop_nobody() -> None:
         ({"alpha": 0.0}, "racing.alpha must lie between 0 and 1, got 0.0"),
         ({"alpha": 1.0}, "racing.alpha must lie between 0 and 1, got 1.0"),
         ({"looks": ()}, "racing.looks is empty: give at least one share"),
-        ({"tolerance": -0.1}, "racing.tolerance must be 0 or more, got -0.1"),
-        ({"tolerance": float("nan")}, "racing.tolerance must be 0 or more, got nan"),
+        ({"tolerance": -0.1}, "racing.tolerance must be a finite number of at least 0, got -0.1"),
+        (
+            {"tolerance": float("nan")},
+            "racing.tolerance must be a finite number of at least 0, got nan",
+        ),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -143,9 +143,8 @@ class WeightedMean:
         """
         weights = self._weights(tuple(main))
         tasks = [task for task in main if weights[task] > 0]
-        terms = _terms(
-            tasks, self.normalize, self.metrics, directions, main, base_scores, expert_scores
-        )
+        known = _References(directions, main, base_scores, expert_scores)
+        terms = known.terms(tasks, self.normalize, self.metrics)
         total = math.fsum(weights[task] for task in tasks)
         return BoundObjective(terms, tuple(weights[task] / total for task in tasks))
 
@@ -195,88 +194,79 @@ class Pareto:
         _check_tasks("objective.tasks", tasks, tuple(main))
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"objective.tasks must name each task once, got {list(tasks)}")
-        terms = _terms(
-            tasks, self.normalize, self.metrics, directions, main, base_scores, expert_scores
-        )
-        return BoundObjective(terms, None)
+        known = _References(directions, main, base_scores, expert_scores)
+        return BoundObjective(known.terms(tasks, self.normalize, self.metrics), None)
 
 
-def _terms(
-    tasks: Sequence[str],
-    normalize: Normalize | Mapping[str, Normalize],
-    metrics: Mapping[str, str] | None,
-    directions: Mapping[str, Direction],
-    main: Mapping[str, str],
-    base_scores: Mapping[str, float],
-    expert_scores: Mapping[str, Mapping[str, float]],
-) -> tuple[Term, ...]:
-    each = normalize if isinstance(normalize, Mapping) else dict.fromkeys(main, normalize)
-    _check_tasks("objective.normalize", each, tuple(main))
-    for way in each.values():
-        if way not in ("expert", "raw"):
-            raise ValueError(f"objective.normalize must be 'expert' or 'raw', got {way!r}")
-    _check_tasks("objective.metrics", metrics or (), tuple(main))
-    terms = []
-    for task in tasks:
-        key = _key(task, metrics, directions, main)
-        sign = 1.0 if directions[key] == "maximize" else -1.0
-        term = Term(task, key, sign)
-        if each.get(task, "expert") == "expert":
-            term = _normalised(term, directions[key], base_scores, expert_scores)
-        terms.append(term)
-    return tuple(terms)
+@dataclass(frozen=True)
+class _References:
+    """The tasks, and what base and experts scored on them; arguments as in `WeightedMean`."""
 
+    directions: Mapping[str, Direction]
+    main: Mapping[str, str]
+    base: Mapping[str, float]
+    experts: Mapping[str, Mapping[str, float]]
 
-def _key(
-    task: str,
-    metrics: Mapping[str, str] | None,
-    directions: Mapping[str, Direction],
-    main: Mapping[str, str],
-) -> str:
-    if metrics is None or task not in metrics:
-        return main[task]
-    key = f"{task}/{metrics[task]}"
-    if key not in directions:
-        known = [
-            name.removeprefix(f"{task}/") for name in directions if name.startswith(f"{task}/")
-        ]
-        raise ValueError(
-            f"objective.metrics: {task} has no metric {metrics[task]!r}, only {', '.join(known)}"
-        )
-    return key
+    def terms(
+        self,
+        tasks: Sequence[str],
+        normalize: Normalize | Mapping[str, Normalize],
+        metrics: Mapping[str, str] | None,
+    ) -> tuple[Term, ...]:
+        ways = normalize if isinstance(normalize, Mapping) else dict.fromkeys(self.main, normalize)
+        _check_tasks("objective.normalize", ways, tuple(self.main))
+        for way in ways.values():
+            if way not in ("expert", "raw"):
+                raise ValueError(f"objective.normalize must be 'expert' or 'raw', got {way!r}")
+        _check_tasks("objective.metrics", metrics or (), tuple(self.main))
+        terms = []
+        for task in tasks:
+            key = self._key(task, metrics or {})
+            term = Term(task, key, 1.0 if self.directions[key] == "maximize" else -1.0)
+            terms.append(self._normalised(term) if ways.get(task, "expert") == "expert" else term)
+        return tuple(terms)
 
+    def _key(self, task: str, metrics: Mapping[str, str]) -> str:
+        if task not in metrics:
+            return self.main[task]
+        key = f"{task}/{metrics[task]}"
+        if key not in self.directions:
+            known = [
+                name.partition("/")[2] for name in self.directions if name.startswith(f"{task}/")
+            ]
+            raise ValueError(
+                f"objective.metrics: {task} has no metric {metrics[task]!r}, only "
+                f"{', '.join(known)}"
+            )
+        return key
 
-def _normalised(
-    term: Term,
-    direction: Direction,
-    base_scores: Mapping[str, float],
-    expert_scores: Mapping[str, Mapping[str, float]],
-) -> Term:
-    base = base_scores.get(term.key, math.nan)
-    if not math.isfinite(base):
-        raise ValueError(
-            f"task {term.task!r}: the base's {term.key} is {base}, so that nothing can be "
-            "normalised by it; use objective.normalize 'raw'"
-        )
-    values = {
-        name: scores[term.key]
-        for name, scores in expert_scores.items()
-        if math.isfinite(scores.get(term.key, math.nan))
-    }
-    best = max(values, key=lambda name: term.sign * values[name], default=None)
-    if best is None:
-        raise ValueError(
-            f"task {term.task!r}: no expert has a finite {term.key} to normalise by; use "
-            "objective.normalize 'raw'"
-        )
-    span = term.sign * values[best] - term.sign * base
-    if span <= 0:
-        raise ValueError(
-            f"task {term.task!r}: no expert is better than the base ({term.key}, to {direction}: "
-            f"base {base:.6g}, best expert {best} {values[best]:.6g}); add an expert for it, "
-            "give it weight 0, or use objective.normalize 'raw'"
-        )
-    return Term(term.task, term.key, term.sign, term.sign * base, span)
+    def _normalised(self, term: Term) -> Term:
+        base = self.base.get(term.key, math.nan)
+        if not math.isfinite(base):
+            raise ValueError(
+                f"task {term.task!r}: the base's {term.key} is {base}, so that nothing can be "
+                "normalised by it; use objective.normalize 'raw'"
+            )
+        values = {
+            name: scores[term.key]
+            for name, scores in self.experts.items()
+            if math.isfinite(scores.get(term.key, math.nan))
+        }
+        best = max(values, key=lambda name: term.sign * values[name], default=None)
+        if best is None:
+            raise ValueError(
+                f"task {term.task!r}: no expert has a finite {term.key} to normalise by; use "
+                "objective.normalize 'raw'"
+            )
+        span = term.sign * values[best] - term.sign * base
+        if span <= 0:
+            raise ValueError(
+                f"task {term.task!r}: no expert is better than the base ({term.key}, to "
+                f"{self.directions[term.key]}: base {base:.6g}, best expert {best} "
+                f"{values[best]:.6g}); add an expert for it, give it weight 0, or use "
+                "objective.normalize 'raw'"
+            )
+        return replace(term, base=term.sign * base, span=span)
 
 
 def _check_tasks(

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0  # how often limits are looked at while nothing happens
 _QUIET_S = 60.0  # after so long without a result the log says what is waited for
-_LOSSES = 5  # workers that one candidate may cost, or one place before it has one that is ready
+_LOSSES = 5  # workers that one candidate may cost, or one seat before it has one that is ready
 
 
 class WorkerLost(RuntimeError):  # noqa: N818
@@ -27,7 +27,7 @@ class Cluster(Protocol):
     """Starts processes somewhere and calls them; handles and references are its own."""
 
     def start(self) -> Any:
-        """Returns a new worker at once; it may have to wait for a place."""
+        """Returns a new worker at once; its process may have to wait for room."""
         ...
 
     def call(self, worker: Any, method: str, *arguments: Any) -> Any:
@@ -39,11 +39,7 @@ class Cluster(Protocol):
         ...
 
     def result(self, reference: Any) -> Any:
-        """Returns what a call gave; raises what it raised.
-
-        Raises:
-            WorkerLost: the worker is gone.
-        """
+        """Returns what a call gave; raises what it raised, or WorkerLost."""
         ...
 
     def stop(self, worker: Any) -> None:
@@ -57,7 +53,7 @@ class Cluster(Protocol):
 
 @dataclass
 class _Seat:
-    """A place for a worker: the one that holds it may change."""
+    """A seat of the fleet: the worker that holds it may change."""
 
     number: int
     worker: Any
@@ -68,7 +64,7 @@ class _Seat:
     ready: bool = False
     replaced: bool = False
     losses: int = 0
-    where: str = "no place yet"
+    where: str = "no process yet"
 
 
 @dataclass
@@ -91,9 +87,6 @@ class Fleet:
         wait_s: most seconds without any worker.
         candidate_s: most seconds of one candidate; a worker that takes longer is replaced.
         clock: seconds; only differences count.
-
-    Raises:
-        ValueError: an option without meaning.
     """
 
     def __init__(
@@ -105,8 +98,10 @@ class Fleet:
         candidate_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster, self._clock = cluster, clock
-        self._wait_s, self._candidate_s = wait_s, candidate_s
+        self._cluster = cluster
+        self._clock = clock
+        self._wait_s = wait_s
+        self._candidate_s = candidate_s
         self._order: WorkerSpec | None = None
         self._seats = [_Seat(number, None) for number in range(size)]
         self._tasks: dict[int, _Task] = {}
@@ -163,9 +158,9 @@ class Fleet:
             at_work = {id(seat.reference): seat for seat in self._seats if seat.reference}
             references = [seat.reference for seat in at_work.values()]
             for reference in self._cluster.wait(references, _LOOK_S):
-                found = self._answered(at_work[id(reference)])
-                if found is not None:
-                    return found
+                answered = self._answered(at_work[id(reference)])
+                if answered is not None:
+                    return answered
             self._look_at_limits()
 
     def drop(self) -> None:
@@ -183,7 +178,7 @@ class Fleet:
             seat.ready = False
 
     def _start(self, seat: _Seat) -> None:
-        seat.worker, seat.where = self._cluster.start(), "no place yet"
+        seat.worker, seat.where = self._cluster.start(), "no process yet"
         self._prepare(seat)
 
     def _prepare(self, seat: _Seat) -> None:
@@ -233,18 +228,13 @@ class Fleet:
             return
         seat.ready, seat.losses = True, 0
         seat.where = f"pid {answer['pid']} on {host}"
-        log.info(
-            "worker %d is ready, %s, after %.0f s",
-            seat.number,
-            seat.where,
-            self._clock() - seat.since,
-        )
+        waited_s = self._clock() - seat.since
+        log.info("worker %d is ready, %s, after %.0f s", seat.number, seat.where, waited_s)
 
     def _replace(self, seat: _Seat, reason: str) -> None:
         """Starts a new worker in the place of one that is lost, its task being the next one."""
-        log.warning(
-            "worker %d (%s) is lost: %s; a new one is started", seat.number, seat.where, reason
-        )
+        name = f"worker {seat.number} ({seat.where})"
+        log.warning("%s is lost: %s; a new one is started", name, reason)
         self._cluster.stop(seat.worker)
         task = None if seat.ticket is None else self._tasks.get(seat.ticket)
         if seat.ticket is not None and task is not None:
@@ -283,11 +273,7 @@ class Fleet:
         if now - self._heard > _QUIET_S:
             self._heard = now
             at_work = [seat for seat in self._seats if seat.ticket is not None]
-            log.info(
-                "%d of %d workers are ready (%s), %d at work%s",
-                ready,
-                len(self._seats),
-                self._cluster.describe(),
-                len(at_work),
-                "".join(f"; {now - s.since:.0f} s on {s.where}" for s in at_work),
-            )
+            resources = self._cluster.describe()
+            log.info("%d of %d workers are ready (%s)", ready, len(self._seats), resources)
+            for seat in at_work:
+                log.info("%.0f s at work on %s", now - seat.since, seat.where)

@@ -78,8 +78,8 @@ def _run(name: str, results: Path) -> bool:
     path = results / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else {}
     known[name] = {"environment": _environment(), "rows": rows}
-    found = {"device": device, "rows": {each: known[each] for each in sorted(known)}}
-    write_text(path, json.dumps(found, indent=1) + "\n")
+    results_of_device = {"device": device, "rows": dict(sorted(known.items()))}
+    write_text(path, json.dumps(results_of_device, indent=1) + "\n")
     return True
 
 
@@ -123,9 +123,9 @@ def _page(results: Path) -> str:
         "come from one run on one machine, taken in turns; the ratio is the median over rounds.",
     ]
     for path in sorted(results.glob("*.json")):
-        found = json.loads(path.read_text())
-        parts.append(f"## {found['device']}")
-        for name, entry in found["rows"].items():
+        device = json.loads(path.read_text())
+        parts.append(f"## {device['device']}")
+        for name, entry in device["rows"].items():
             parts.append(f"### {name}\n\n{_described(entry['environment'])}")
             cells = [_cells(Measured(**row)) for row in entry["rows"]]
             parts.append(markdown_table(_HEAD, cells, "lrlrrrll"))

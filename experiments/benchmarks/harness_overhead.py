@@ -43,14 +43,14 @@ def measure() -> list[Measured]:
         task = LmEvalTask(resident.info, task=_task(Path(folder)))
         panel, engine = Panel("search", {"choice": task}), _TimedEngine(resident)
         panel.evaluate(engine)  # the first plans, and fills lm-eval's caches
-        found = []
+        seconds = []
         for _ in range(CANDIDATES):
             engine.seconds, clock.seconds, began = 0.0, 0.0, time.perf_counter()
             panel.evaluate(engine)
             total = time.perf_counter() - began
-            found.append((total - engine.seconds, engine.seconds, clock.seconds))
-    outside, within, forward = (statistics.median(each) for each in zip(*found, strict=True))
-    ratio = statistics.median(out / (out + inside) for out, inside, _ in found)
+            seconds.append((total - engine.seconds, engine.seconds, clock.seconds))
+    outside, within, forward = map(statistics.median, zip(*seconds, strict=True))
+    ratio = statistics.median(out / (out + inside) for out, inside, _ in seconds)
     measure = f"lm-eval task of {ITEMS} items and 4 answers, per candidate: outside the engine"
     note = (
         f"of the engine's time {forward:.3g} s are the model's forward passes; the rest copies "

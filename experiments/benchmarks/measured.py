@@ -16,11 +16,8 @@ class Measured:
     """One row of the results.
 
     Args:
-        measure: what was measured, and on what.
         ours: our figure, or None where only the ratio is a figure.
         other: the peer's or the limit's.
-        against: who or what the other is.
-        unit: of both figures.
         ratio: what the bar is set for.
         bar: what the ratio should reach; None: no bar on this device.
         at_most: whether the ratio should stay below the bar instead.
@@ -67,9 +64,6 @@ def in_turns(
     becomes slower meanwhile slows both.
 
     Args:
-        ours: what is measured.
-        other: what it is compared with.
-        rounds: how often each is called.
         wait: called before a clock is read; waits for an asynchronous device.
     """
     ours(), other()
@@ -92,7 +86,6 @@ def profile(work: Callable[[], Any], most: int = 4) -> str:
 
     Args:
         work: called once more; what it allocates and warms up should be warm.
-        most: how many operations are named.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         began = time.perf_counter()

@@ -52,11 +52,8 @@ class MergeSpeed:
     """One method on both sides.
 
     Args:
-        ours: our method.
         theirs: mergekit's name of it.
         bar: how many times as fast ours should be.
-        experts: how many are merged.
-        rounds: how often.
         shared: mergekit's parameters of the whole merge.
     """
 

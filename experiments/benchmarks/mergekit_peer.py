@@ -48,11 +48,8 @@ def merge(
 
     Args:
         models: base and experts of every tensor.
-        method: mergekit's name.
-        inputs: which of them take part.
         base: the one that is mergekit's base model.
         each: per-input parameters, in the order of the inputs that are no base.
-        shared: parameters of the whole merge.
     """
     chosen = merge_methods.get(method)
     others = [i for i in inputs if i != base]

@@ -47,14 +47,7 @@ _COMMON = ("experiment=quickstart", "in_hull=null", "baselines=none", "tracker=n
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of racing.
-
-    Args:
-        name: of the row.
-        options: of the search.
-        evaluations: candidates of a search.
-        bar: of the ratio; None: none.
-    """
+    """A way of racing."""
 
     name: str
     options: tuple[str, ...]
@@ -77,29 +70,22 @@ def measure() -> Iterator[Measured]:
 def rows(
     place: str, common: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int] = SEEDS
 ) -> Iterator[Measured]:
-    """Yields a row for every arm.
-
-    Args:
-        place: where is searched, in words.
-        common: options of all searches.
-        arms: what is compared with no racing.
-        seeds: of the searches.
-    """
+    """Yields a row for every arm."""
     world = _World(common)
     full = [world.course(seed, (), EVALUATIONS) for seed in seeds]
     goal = _goal(full)
-    needed = _needed(full, goal)
-    assert needed is not None, "they end above their own goal"
+    full_items = _needed(full, goal)
+    assert full_items is not None, "they end above their own goal"
     for arm in arms:
         raced = [world.course(seed, arm.options, arm.evaluations) for seed in seeds]
-        own = _needed(raced, goal)
+        items = _needed(raced, goal)
         yield Measured(
             measure=f"search items per run to the same winner ({place}), {arm.name}",
-            ours=own,
-            other=needed,
+            ours=items,
+            other=full_items,
             against="no racing",
             unit="items",
-            ratio=float("nan") if own is None else needed / own,
+            ratio=float("nan") if items is None else full_items / items,
             bar=arm.bar,
             note=_note(raced, full, goal),
         )
@@ -112,7 +98,6 @@ class _Course:
     Args:
         items: search items asked so far.
         fitness: on held-out items, of the winner named.
-        asked: items of every candidate.
     """
 
     items: Sequence[int]
@@ -219,12 +204,12 @@ def _needed(courses: Sequence[_Course], goal: float) -> float | None:
     None: it is below the goal in the end.
     """
     grid = sorted({items for course in courses for items in course.items})
-    found: float | None = None
+    needed: float | None = None
     for items in reversed(grid):
         if np.mean([course.at(items) for course in courses]) < goal:
             break
-        found = float(items)
-    return found
+        needed = float(items)
+    return needed
 
 
 def _goal(full: Sequence[_Course]) -> float:
@@ -239,8 +224,8 @@ def _again(raced: Sequence[_Course], full: Sequence[_Course]) -> tuple[float, fl
         drawn = rng.integers(len(full), size=len(full))
         chosen = [full[seed] for seed in drawn]
         goal = _goal(chosen)
-        needed, own = _needed(chosen, goal), _needed([raced[seed] for seed in drawn], goal)
-        ratios.append(0.0 if own is None or needed is None else needed / own)
+        full_items, items = _needed(chosen, goal), _needed([raced[seed] for seed in drawn], goal)
+        ratios.append(0.0 if items is None or full_items is None else full_items / items)
     low, high = np.quantile(ratios, (0.1, 0.9))
     return float(low), float(high)
 

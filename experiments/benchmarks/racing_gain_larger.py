@@ -23,8 +23,8 @@ _CHUNKS = 120
 
 def measure() -> Iterator[Measured]:
     """Yields the row of successive halving."""
-    own = HeldOut()
-    held_out = HeldOut(search=SplitSize(own.search.documents, _CHUNKS, own.search.questions))
+    usual = HeldOut().search
+    held_out = HeldOut(search=SplitSize(usual.documents, _CHUNKS, usual.questions))
     counts = {split: size.documents for split, size in held_out.sizes().items()}
     domains = {
         name: split_documents(documents, domain=name, seed=0, held_out=counts)
@@ -34,7 +34,7 @@ def measure() -> Iterator[Measured]:
         write_texts(domains, held_out, Path(folder), 0)
         data = [f"search_on.{name}.data={folder}/{name}.search.jsonl" for name in domains]
         halving = ("racing=halving", "racing.rungs=[0.0057,0.0173,0.0518,0.155,0.466]")
-        items = len(domains) * _CHUNKS + len(domains) * own.search.questions
+        items = len(domains) * _CHUNKS + len(domains) * usual.questions
         yield from rows(
             f"quickstart, {items} search items",
             data,

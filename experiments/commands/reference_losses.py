@@ -28,12 +28,7 @@ def write_losses(
     Args:
         model: Hugging Face id or directory, usually the base; its tokenizer must be that of the
             models to come, as losses are compared per token.
-        data: the evaluator's file.
-        out: file to write.
-        text_field: as the evaluator's.
-        member_field: as the evaluator's.
         max_length: most tokens of a text; must be the later run's. None: as the config says.
-        device: ``auto``, ``cpu``, ``cuda``, ...
         dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:

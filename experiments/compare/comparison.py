@@ -44,8 +44,6 @@ class Reach:
     Args:
         evaluations: median over seeds; None: half of them or more did not reach it.
         seconds: the same of the time spent in evaluations; None also where it is not recorded.
-        reached: number of runs that did.
-        runs: number of runs.
     """
 
     evaluations: float | None
@@ -56,20 +54,15 @@ class Reach:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A group of runs, or a model that they are measured against.
+    """A group of runs, or a model that they are measured against; fitness by split.
 
     Args:
         label: see `experiments.compare.labels`; of a reference its kind and name.
         kind: ``evolved``, or the reference's.
         options: in which the groups differ.
         seeds: of the runs, in the order of all values.
-        runs: directories.
-        search: fitness on the search items.
-        selection: on the selection items.
-        report: on the held-out items.
         scores: main ``task/metric`` to the held-out score.
         optimism: search minus held-out fitness.
-        item_evaluations: of each run: evaluations times items.
         reach: of the target; None for references and where there is no target.
         curve: ``(evaluations,)`` mean over seeds of the best fitness so far, and its sd.
     """
@@ -94,9 +87,7 @@ class ComparedPair:
     """One tested pair.
 
     Args:
-        first: label of a group.
         second: label of the group or reference that it is compared with.
-        difference: first minus second.
         corrected: p after Holm's correction for all tests of the comparison; None: not tested.
     """
 
@@ -113,14 +104,12 @@ class Comparison:
     Args:
         groups: from the best mean held-out fitness (search, where nothing is held out) down.
         references: base, best expert and best static merge.
-        tasks: with their main metrics.
         tests: of pairs of groups, or of every group against `against`.
         against: label of what all are compared with; None: all pairs.
         target: search fitness whose reaching is timed; None: none.
         target_name: where the target comes from.
         held_out: there are held-out scores; tests need them.
         notes: what a reader has to know: unequal budgets, runs left out, tests of items alone.
-        unfinished: directories of runs that are left out.
     """
 
     groups: tuple[ComparisonRow, ...]

@@ -27,11 +27,7 @@ class Run:
     """One finished run.
 
     Args:
-        path: its directory.
-        seed: of the run.
         options: dotted key to value of its configuration, the seed left out wherever it went.
-        summary: ``summary.json``.
-        models: rows of the summary.
         best: ``(evaluations,)`` best fitness so far (the mean of several objectives) after each
             evaluation, without repeats, which cost nothing; NaN before the first success.
         seconds: ``(evaluations,)`` time spent in evaluations up to each; NaN: not recorded.
@@ -65,7 +61,6 @@ class Group:
     Args:
         label: the options in which the groups differ, or the runs' name where that says it all.
         options: the options in which the groups differ, as text.
-        runs: by seed.
     """
 
     label: str
@@ -178,7 +173,6 @@ def gains_of(run: Run, model: tuple[str, str]) -> list[Vector] | None:
     all its items are moved by the same amount, so that their mean is the score's.
 
     Args:
-        run: that scored the model.
         model: kind and name.
 
     Returns:

@@ -182,7 +182,6 @@ def _lines_figure(names: Sequence[str], *, foot: float) -> tuple[Figure, Axes]:
     """Returns a figure with a named line per entry, the first at the top.
 
     Args:
-        names: written at the left.
         foot: room below for the axis, in inches.
     """
     height = _inches(names) + foot + 0.1

@@ -40,13 +40,7 @@ def group_row(group: Group, target: float | None) -> ComparisonRow:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The best model of a kind.
-
-    Args:
-        row: its numbers, one per seed.
-        name: without its kind.
-        runs: that scored it, one per seed: runs of the same seed give the same references.
-    """
+    """The best model of a kind, and the runs that scored it, one for each seed."""
 
     row: ComparisonRow
     name: str

@@ -29,7 +29,6 @@ class GroupSample:
         fitness: ``(runs,)`` on the held-out items.
         gains: per task ``(runs, items)``, higher is better, in units of fitness: the fitness of a
             run is the sum over tasks of ``weight * mean``. None: the runs keep no per-item scores.
-        weights: of the tasks.
     """
 
     seeds: tuple[int, ...]
@@ -43,11 +42,8 @@ class Difference:
     """First minus second: how much better the first is, and how sure that is.
 
     Args:
-        effect: difference of the mean fitness.
         low: lower end of the 95 % interval; None: nothing could be tested.
-        high: upper end.
         p: two-sided; never below ``2 / (draws + 1)``.
-        over: what was drawn anew.
         paired_seeds: the runs of equal seed were compared with each other.
     """
 
@@ -60,13 +56,7 @@ class Difference:
 
 
 class ItemDraws:
-    """Items drawn with replacement within each task, the same ones for whatever is compared.
-
-    Args:
-        items: number of items of each task.
-        draws: how many times.
-        seed: of the generator.
-    """
+    """Items drawn with replacement within each task, the same ones for whatever is compared."""
 
     def __init__(self, items: Sequence[int], draws: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -113,11 +103,9 @@ def difference(
     replacement instead finds differences where there are none (about 1 in 9 times at 3 seeds).
 
     Args:
-        first: one group.
         second: another, on the same items in the same order.
         items: the drawn items; None, or a sample without per-item scores: only seeds are drawn.
         draws: how many; `items` decides where it is given.
-        seed: of the generator of the seeds' part.
 
     Raises:
         ValueError: the two do not have the same number of items.

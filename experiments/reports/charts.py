@@ -32,7 +32,6 @@ class Level:
     """A horizontal line: a model's fitness on the search items.
 
     Args:
-        label: what it is called at the right edge.
         kind: ``base``, ``expert``, ``static`` or ``evolved``: its colour.
         fitness: ``(objectives,)``.
     """
@@ -51,10 +50,7 @@ def convergence(
     """Returns the chart of fitness over evaluations, with the best so far and reference lines.
 
     Args:
-        ids: of the evaluations, ascending.
         fitness: of the same evaluations, higher is better; None: failed, a cross at the bottom.
-        levels: reference lines, labelled at the right edge.
-        name: of the axis.
 
     Points far below all that matters are drawn as triangles at the bottom edge, so that one bad
     candidate does not flatten the rest.
@@ -159,7 +155,6 @@ def front(
     Args:
         fitness: of every scored candidate, ``(objectives,)`` each, at least two.
         levels: reference models; those with a label are named.
-        names: of the objectives.
         winner: fitness of the chosen candidate, ringed.
     """
     with rc_context(STYLE):

@@ -107,7 +107,6 @@ def front(points: Sequence[Point], sign: float) -> list[Point]:
     """Returns the points that no other beats in skill and in the limited metric, by the latter.
 
     Args:
-        points: any.
         sign: 1 where less of the limited metric is better, -1 where more is.
     """
     kept: list[Point] = []

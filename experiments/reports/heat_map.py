@@ -25,7 +25,6 @@ def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     Numbers stand in the cells where there is room; of very many groups an even choice is labelled.
 
     Args:
-        knob: its name.
         rows: group to expert to value; a cell stays empty where a group has none for an expert.
     """
     groups, experts = list(rows), list(dict.fromkeys(e for row in rows.values() for e in row))

@@ -27,12 +27,7 @@ _PLANS = {
 
 
 def model_card(summary: Json, recipe: Json) -> str:
-    """Returns the card of an evolved merge: Markdown with a YAML head.
-
-    Args:
-        summary: content of ``summary.json``.
-        recipe: content of ``recipe.json``.
-    """
+    """Returns the card of an evolved merge: Markdown with a YAML head."""
     experts = ", ".join(recipe["experts"])
     made = (
         f"It was found by {summary['strategy']} in {summary['evaluations']} "

@@ -51,7 +51,6 @@ class TableCell:
     """A table cell.
 
     Args:
-        text: plain text, escaped when written.
         style: CSS classes.
         hint: what a pointer resting on the cell shows.
     """

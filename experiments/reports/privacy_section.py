@@ -15,11 +15,7 @@ _UNKNOWN = (
 
 
 def privacy_section(recipe: Json | None) -> str:
-    """Returns the report's section on privacy: the ledger in words, then its numbers.
-
-    Args:
-        recipe: content of ``recipe.json``; None: there is none.
-    """
+    """Returns the report's section on privacy: the ledger in words, then its numbers."""
     words = privacy_words(recipe)
     ledger = (recipe or {}).get("privacy") or {}
     tone = "verdict bad" if words[0].startswith("Not private") else "verdict"
@@ -37,11 +33,7 @@ def privacy_words(recipe: Json | None) -> list[str]:
 
 
 def privacy_lines(ledger: Json | None) -> list[str]:
-    """Returns the ledger for the terminal, a line per sentence; none where nothing has a record.
-
-    Args:
-        ledger: as `Ledger.describe` gives it, or what a summary keeps of it.
-    """
+    """Returns the ledger for the terminal, a line per sentence; none where nothing has a record."""
     if not ledger or not ledger.get("data_sets"):
         return []
     return [f"Privacy: {line}" for line in ledger["words"]]

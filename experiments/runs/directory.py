@@ -83,7 +83,6 @@ def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
     """Raises UserError unless `path` can be made and filled; a parent that is missing is made.
 
     Args:
-        path: of a file or directory.
         option: what the message calls it.
         content_bytes: what will be written there, without logs and reports.
     """
@@ -120,7 +119,6 @@ def check_ingredients(path: Path, ingredients: Mapping[str, Any]) -> None:
     A configuration names files; this tells whether they still hold the same.
 
     Args:
-        path: the run's directory.
         ingredients: name to JSON values that tell one content from another.
 
     Raises:
@@ -191,8 +189,8 @@ def clear_drafts(path: Path) -> None:
 def environment() -> dict[str, Any]:
     """Returns what the numbers of a run may depend on: versions, machine, threads."""
     wanted = ("torch", "transformers", "nevergrad", "cma", "numpy", "lm-eval", "peft", "evomerge")
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    lower = {name.lower().replace("_", "-"): version for name, version in found.items()}
+    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    lower = {name.lower().replace("_", "-"): version for name, version in versions.items()}
     return {
         "command": sys.argv,
         "python": sys.version.split()[0],

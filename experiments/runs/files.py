@@ -51,13 +51,7 @@ class RunFiles:
     """A run directory in memory; files that an unfinished run lacks are None or empty.
 
     Args:
-        path: the directory.
-        history: records of ``history.jsonl``, one per evaluation.
         seconds: evaluation id to seconds, from ``timing.jsonl``.
-        summary: ``summary.json``; None while the run is unfinished.
-        recipe: ``recipe.json``; None while the run is unfinished.
-        environment: ``environment.json``, empty where it is missing.
-        certificate: ``certificate.json``; None where there is none.
     """
 
     path: Path

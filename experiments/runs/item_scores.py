@@ -47,11 +47,7 @@ def append_item_scores(
     """Writes one model's line; equal scores give equal bytes.
 
     Args:
-        run: the run's directory.
-        split: whose items they are.
         number: ``id`` of the model's line in ``references.jsonl``, which is written after it.
-        name: of the model.
-        kind: what it is.
         items: task to the digest of its items.
         cases: ``task/metric`` to ``(items,)``; None, or one that is not finite, is left out.
     """
@@ -87,11 +83,11 @@ def read_item_scores(run: Path, split: str) -> dict[tuple[str, str], ItemScores]
     path = cases_path(run, split)
     if not path.exists():
         return {}
-    found = {}
+    scores = {}
     for number, line in enumerate(read_lines(path), start=1):
         lacking = [field for field in ("name", "kind", "items", "cases") if field not in line]
         if lacking:
             raise ValueError(f"{path}, line {number} lacks {lacking}; restore the file")
         cases = {key: np.array(values, np.float64) for key, values in line["cases"].items()}
-        found[line["kind"], line["name"]] = ItemScores(line["items"], cases)
-    return found
+        scores[line["kind"], line["name"]] = ItemScores(line["items"], cases)
+    return scores

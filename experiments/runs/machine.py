@@ -11,12 +11,12 @@ from experiments.runs.directory import environment
 
 def machine() -> str:
     """Returns processor, cores, memory and versions."""
-    found = environment()
+    known = environment()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (
-        f"{_processor()}, {found['cores']} cores, {memory:.0f} GB, {platform.system()}, Python "
-        f"{found['python']}, torch {found['packages']['torch']}, transformers "
-        f"{found['packages']['transformers']}"
+        f"{_processor()}, {known['cores']} cores, {memory:.0f} GB, {platform.system()}, Python "
+        f"{known['python']}, torch {known['packages']['torch']}, transformers "
+        f"{known['packages']['transformers']}"
     )
 
 

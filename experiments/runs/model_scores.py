@@ -33,10 +33,7 @@ class ModelScores:
 
     Args:
         name: of the model; a static merge has its method's name.
-        kind: what it is.
-        split: which items it was asked.
         scores: ``task/metric`` to value in the metric's own units; empty: it has none.
-        failure: why it could not be scored.
         chances: what chance gives, for the scores that state it.
         intervals: ends of the 95 % interval, for the scores that state it.
         fitness: ``(objectives,)``, higher is better; None: no objective has judged it.
@@ -101,7 +98,6 @@ class ModelRow:
 
     Args:
         name: of the row; a static merge's is its method's.
-        kind: what the model is.
         scores: by split; one that is missing was not asked.
     """
 
@@ -162,7 +158,6 @@ def tasks_of(summary: Json, split: Split = "search") -> list[TaskColumn]:
     """Returns the tasks of a ``summary.json``, in its order.
 
     Args:
-        summary: of a finished run.
         split: with ``report`` come, last, those that are asked of held-out items alone.
     """
     entries = dict(summary["tasks"])

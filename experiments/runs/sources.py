@@ -40,7 +40,6 @@ class Sources:
     """Base and experts as the user names them.
 
     Args:
-        base: Hugging Face id or directory.
         experts: expert name to id or directory of a full checkpoint or a PEFT LoRA adapter.
         base_revision: branch, tag or commit of the base on the hub.
         trust_remote_code: let code from these repositories run; off unless asked for.

@@ -33,7 +33,7 @@ def privacy_words(recipe: Json | None) -> list[str]:
 
 
 def privacy_lines(ledger: Json | None) -> list[str]:
-    """Returns the ledger for the terminal, a line per sentence; none where nothing has a record."""
+    """Returns a ledger for the terminal, a line per sentence; none where nothing has a record."""
     if not ledger or not ledger.get("data_sets"):
         return []
     return [f"Privacy: {line}" for line in ledger["words"]]

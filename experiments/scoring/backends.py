@@ -28,7 +28,10 @@ class CompletionsHost:
     failures = (requests.RequestException, ConnectionError, TimeoutError)
 
     def __init__(self, url: str, model: str, lm: Any, timeout_s: float) -> None:
-        self._url, self._model, self.lm, self._timeout_s = url.rstrip("/"), model, lm, timeout_s
+        self._url = url.rstrip("/")
+        self._model = model
+        self.lm = lm
+        self._timeout_s = timeout_s
         self._loaded: str | None = None
         self._numbers = itertools.count()
 
@@ -153,7 +156,7 @@ def _check_served(url: str, served_as: str, timeout_s: float) -> None:
     try:
         answer = requests.get(f"{url.rstrip('/')}/v1/models", timeout=timeout_s)
         answer.raise_for_status()
-        known = [each["id"] for each in answer.json()["data"]]
+        known = [model["id"] for model in answer.json()["data"]]
     except (requests.RequestException, ValueError, KeyError) as error:
         raise ValueError(
             f"backend.url={url}: no OpenAI-compatible server answers there ({error}): start one, "

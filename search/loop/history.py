@@ -66,7 +66,7 @@ class History:
             was cut off.
 
     Raises:
-        ValueError: a file is corrupt, or the three do not belong together.
+        DamagedFileError: a file is corrupt, or the three do not belong together.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -125,8 +125,8 @@ def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
         )
     records = {}
     for i, line in history.items():
-        own = i if line["same_as"] is None else line["same_as"]
-        values = per_item[own]["cases"] if own in per_item else None
+        original = i if line["same_as"] is None else line["same_as"]
+        values = per_item[original]["cases"] if original in per_item else None
         records[i] = Record(
             id=i,
             genome=line["genome"],
@@ -149,17 +149,17 @@ _FIELDS = ("genome", "scores", "fitness", "failure", "same_as")
 def _by_id(
     path: Path, values: list[dict[str, Any]], fields: Sequence[str]
 ) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
+    by_id: dict[int, dict[str, Any]] = {}
     for number, value in enumerate(values, start=1):
         lacking = [field for field in fields if field not in value]
         if lacking:
             raise DamagedFileError(f"{path}, line {number} lacks {lacking}; restore the file")
-        if value["id"] in found:
+        if value["id"] in by_id:
             raise DamagedFileError(
                 f"{path}, line {number} repeats id {value['id']}; restore the file"
             )
-        found[value["id"]] = value
-    return found
+        by_id[value["id"]] = value
+    return by_id
 
 
 def _belonging(path: Path, history: Mapping[int, Any], field: str) -> dict[int, dict[str, Any]]:
@@ -173,8 +173,8 @@ def _belonging(path: Path, history: Mapping[int, Any], field: str) -> dict[int, 
     return _by_id(path, kept, (field,))
 
 
-def _check_present(path: Path, ids: list[int], found: Mapping[int, Any]) -> None:
-    missing = [i for i in ids if i not in found]
+def _check_present(path: Path, ids: list[int], by_id: Mapping[int, Any]) -> None:
+    missing = [i for i in ids if i not in by_id]
     if missing:
         raise DamagedFileError(
             f"{path} lacks ids {missing[:5]} that history.jsonl holds; restore the file, or start "

@@ -61,7 +61,7 @@ class SearchResult:
         stop: ``evaluations``, ``seconds`` or ``target``: the budget; ``exhausted``: the strategy
             has nothing more to ask; ``stalled``: it only asked what had been evaluated; else what
             `account` said.
-        records: all candidates, in the order of ids.
+        records: all candidates, in the order of telling.
         best: ids of the best record (the first of equals), or of the non-dominated ones; by
             luck where every generation has items of its own.
         evaluations: how many were evaluated, in all sessions; failures included.
@@ -166,11 +166,11 @@ class Session(Generic[G]):
         evaluated: Evaluated | None,
         after: int | None = None,
     ) -> Record:
-        """Writes a candidate down, or checks what an earlier session has written of it.
+        """Writes the next candidate down, or checks what an earlier session has written of it.
 
         Args:
             candidate: the next one in the order of telling.
-            key: its own.
+            key: of its genome.
             evaluated: what its evaluation gave; not read where it `lacks` none.
             after: in a steady state how many candidates have been asked so far.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -32,31 +33,18 @@ class SteadyStrategy(Protocol[S]):
         ...
 
     def ask_one(self) -> Candidate[S]:
-        """Returns the next candidate; any number may be asked before one is told.
-
-        Raises:
-            RuntimeError: a whole generation was asked before.
-        """
+        """Returns the next candidate; any number may be asked before one is told."""
         ...
 
     def tell_one(self, outcome: Outcome) -> None:
-        """Takes the outcome of any candidate that waits for one.
-
-        Raises:
-            ValueError: it was not asked, or has been told.
-        """
+        """Takes the outcome of any candidate that waits for one."""
         ...
 
 
 def check_steady(strategy: object, *, many: bool) -> None:
-    """Refuses strategies that cannot be asked while others wait for their outcomes.
+    """Raises ValueError for a strategy that learns from whole generations.
 
-    Args:
-        strategy: freshly built.
-        many: whether several candidates may be scored at the same time.
-
-    Raises:
-        ValueError: it can only be asked for whole generations, or for one at a time; names it.
+    And, if `many` candidates may be scored at the same time, for one that takes one at a time.
     """
     if not isinstance(strategy, SteadyStrategy):
         raise ValueError(f"{type(strategy).__name__} learns from whole generations")
@@ -86,21 +74,14 @@ def search_steadily(
     when the earlier one ended is asked again, with the same genomes. A pool of size 1 makes the
     search deterministic; with more the order of completion, and what is asked, is not.
 
+    Records are in the order of tells. Arguments that are not named are those of
+    `search.loop.generational.search`.
+
     Args:
-        strategy: freshly built.
         pool: scores batches of one genome; may have another size than in earlier sessions.
-        objective: turns scores into fitness.
-        history: of this run; may hold candidates of earlier sessions.
         budget: when to stop; what is being worked on then is dropped.
-        encode: genome to JSON values, for the history.
-        canonical: see `search.loop.generational.search`.
-        on_record: called with every record in the order of tells, and whether it came from the
-            history.
         stall_candidates: so many candidates in a row whose genomes were asked before end the
             search.
-
-    Returns:
-        The result; its records are in the order of tells.
 
     Raises:
         SearchFailed: sixteen candidates in a row failed, or none could be scored.
@@ -145,7 +126,6 @@ class _Flight(Generic[G]):
         self._pool = pool
         self._session = session
         self.asked = 0
-        """How many candidates were asked so far."""
         self._waiting: dict[int, tuple[Candidate[G], Key]] = {}
         self._tickets: dict[int, int] = {}
         self._submitted: set[Key] = set()
@@ -177,19 +157,17 @@ class _Flight(Generic[G]):
             evaluations: most of the whole search; None: any number.
         """
         self._submit()
+        most = math.inf if evaluations is None else evaluations - self._session.evaluations
         while (
             len(self._waiting) < self._pool.size
+            and len(self._submitted) < most
             and self._repeat() is None
-            and (
-                evaluations is None
-                or len(self._submitted) < evaluations - self._session.evaluations
-            )
         ):
             self._ask()
             self._submit()
 
     def landed(self) -> tuple[Candidate[G], Key, Evaluated | None]:
-        """Takes a candidate that is done; not evaluated: its genome had been before."""
+        """Takes a candidate that is done; None: its genome had been evaluated before."""
         repeat = self._repeat()
         if repeat is not None:
             return *self._waiting.pop(repeat), None

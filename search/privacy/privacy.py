@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from merging.checkpoints.mechanisms import LaplaceMechanism, PureEpsilon, SparseVector
+from search.checks import check_positive
 from search.privacy.private import Release
 from search.privacy.private_budget import StepBudget
 
@@ -43,9 +44,6 @@ class SearchPrivacy:
         randomness: ``secret``: noise and samples from a key that the run draws and destroys when
             it is finished; ``seed``: from the run's seed, for tests: whoever knows the
             configuration can subtract the noise, so that the result is not private.
-
-    Raises:
-        ValueError: an option has no meaning; names it.
     """
 
     data: str
@@ -68,13 +66,11 @@ class SearchPrivacy:
         for name in ("data", "unit"):
             if not getattr(self, name).strip():
                 raise ValueError(f"privacy.{name} must be text that is not empty")
-        for name in (
-            *("epsilon", "clip", "noise_multiplier", "reading_epsilon", "reading_clip"),
-            *("svt_epsilon", "svt_clip"),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"privacy.{name} must be a finite number above 0, got {value}")
+        check_positive("privacy.", epsilon=self.epsilon, clip=self.clip)
+        check_positive("privacy.", noise_multiplier=self.noise_multiplier)
+        check_positive("privacy.", reading_epsilon=self.reading_epsilon)
+        check_positive("privacy.", reading_clip=self.reading_clip)
+        check_positive("privacy.", svt_epsilon=self.svt_epsilon, svt_clip=self.svt_clip)
         if not math.isfinite(self.svt_margin):
             raise ValueError(f"privacy.svt_margin must be finite, got {self.svt_margin}")
         if not 0 < self.delta < 1:
@@ -92,25 +88,20 @@ class SearchPrivacy:
             )
 
     def reserved(self, choose: str) -> tuple[PureEpsilon, ...]:
-        """Returns the mechanisms that the end of the run needs.
-
-        Args:
-            choose: how the winner is named.
-        """
-        found: list[PureEpsilon] = []
+        """Returns the mechanisms that the end of the run needs, by how the winner is chosen."""
+        mechanisms: list[PureEpsilon] = []
         if choose == "svt":
-            found.append(SparseVector(self.svt_epsilon))
+            mechanisms.append(SparseVector(self.svt_epsilon))
         if choose in ("svt", "last") and self.release == "differences":
-            found.append(LaplaceMechanism(self.reading_epsilon))
-        return tuple(found)
+            mechanisms.append(LaplaceMechanism(self.reading_epsilon))
+        return tuple(mechanisms)
 
     def budget(self, choose: str, rate: float) -> StepBudget:
-        """Returns the count of what the generations cost; arguments and errors as there.
+        """Returns the count of what the generations cost; see `StepBudget`.
 
         Args:
             choose: how the winner is named.
-            rate: probability of every item to be in a Poisson sample; 1: all are, or a share of
-                fixed size is, which amplifies nothing.
+            rate: of a Poisson sample; 1: all items, or a share of fixed size: amplifies nothing.
         """
         return StepBudget(
             epsilon=self.epsilon,

@@ -44,8 +44,10 @@ class StepBudget:
         rate: float = 1.0,
         reserved: Sequence[PureEpsilon] = (),
     ) -> None:
-        self.epsilon, self.delta = epsilon, delta
-        self._noise_multiplier, self._rate = noise_multiplier, rate
+        self.epsilon = epsilon
+        self.delta = delta
+        self._noise_multiplier = noise_multiplier
+        self._rate = rate
         self._reserved = tuple(reserved)
         self._steps: Counter[int] = Counter()
         self._ahead: tuple[int, int] = 0, 0  # so many more generations of so many are affordable
@@ -63,8 +65,8 @@ class StepBudget:
         """
         if releases == 0:
             return None
-        of, ahead = self._ahead
-        if of != releases or ahead == 0:
+        counted, ahead = self._ahead
+        if counted != releases or ahead == 0:
             ahead = self._look_ahead(releases)
         if ahead == 0:
             return STOP
@@ -77,13 +79,12 @@ class StepBudget:
 
         The accountant takes its time, and what many cost bounds what few cost.
         """
-        known, more = 0, 1
-        while more <= _FARTHEST and self._cost(self._with(releases, more)) <= self.epsilon:
-            known, more = more, 2 * more
-        return known
-
-    def _with(self, releases: int, more: int) -> Counter[int]:
-        return self._steps + Counter({releases: more})
+        affordable, more = 0, 1
+        while more <= _FARTHEST:
+            if self._cost(self._steps + Counter({releases: more})) > self.epsilon:
+                break
+            affordable, more = more, 2 * more
+        return affordable
 
     @property
     def mechanisms(self) -> tuple[GaussianMechanism, ...]:
@@ -101,7 +102,7 @@ class StepBudget:
         return self._cost(self._steps)
 
     def _gaussians(self, steps: Counter[int]) -> tuple[GaussianMechanism, ...]:
-        return tuple(
+        return tuple(  # sigma / sqrt(r): one item changes r numbers by at most C each
             GaussianMechanism(self._noise_multiplier / math.sqrt(releases), self._rate, count)
             for releases, count in sorted(steps.items())
         )

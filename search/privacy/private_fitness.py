@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from merging.arrays import Vector
+from search.checks import check_not_negative, check_positive
 from search.objective import BoundObjective
 from search.privacy.private_noise import SecretNoise
 
@@ -55,10 +56,11 @@ class Shares:
         terms = self.objective.terms
         total = sum(self.sizes[term.task] for term in terms)
         parts: list[Vector] = []
-        for place, term in enumerate(terms):
+        for number, term in enumerate(terms):
             factor = 1.0
             if self.objective.weights is not None:
-                factor = self.objective.weights[place] * total / self.sizes[term.task]
+                # w_t n / n_t
+                factor = self.objective.weights[number] * total / self.sizes[term.task]
             cases: Vector | None = np.empty(0)
             if term.key in scores:
                 cases = scores[term.key].cases
@@ -89,16 +91,11 @@ class ClippedSum:
     noise: SecretNoise
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.clip) and self.clip > 0):
-            raise ValueError(f"clip must be a finite number above 0, got {self.clip}")
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
-            raise ValueError(
-                f"noise_multiplier must be a finite number of at least 0, got "
-                f"{self.noise_multiplier}"
-            )
+        check_positive(clip=self.clip)
+        check_not_negative(noise_multiplier=self.noise_multiplier)
 
     def sum(self, contributions: Vector) -> float:
-        """Returns the clipped sum itself, which is private."""
+        """Returns the clipped sum itself, which is private: ``sum_i clip(x_i, -C, C)``."""
         return math.fsum(np.clip(contributions, -self.clip, self.clip).tolist())
 
     def release(self, contributions: Vector, *question: str | int) -> float:
@@ -108,7 +105,7 @@ class ClippedSum:
             contributions: ``(items,)`` of the sampled items; may be empty.
             question: what the sum answers, different for every other one.
         """
-        noise = self.noise_multiplier * self.clip * self.noise.normal(*question)
+        noise = self.noise_multiplier * self.clip * self.noise.normal(*question)  # N(0, s^2 C^2)
         return self.sum(contributions) + noise
 
 
@@ -132,11 +129,11 @@ def noisy_means(
     return [
         np.array(
             [
-                mechanism.release(sampled, *question, "mean", place, objective) / divisor
+                mechanism.release(sampled, *question, "mean", number, objective) / divisor
                 for objective, (sampled, divisor) in enumerate(zip(parts, divisors, strict=True))
             ]
         )
-        for place, parts in enumerate(candidates)
+        for number, parts in enumerate(candidates)
     ]
 
 
@@ -160,11 +157,11 @@ def noisy_differences(
     Source: DP-ZO, arXiv:2401.04343, algorithm 1, with add/remove neighbours (sensitivity C; the
     factor 2 of the related DPZero is that of replace-one).
     """
-    found = []
-    for place, (plus, minus) in enumerate(pairs):
-        difference = mechanism.release(item_differences(plus, minus), *question, "pair", place)
-        found.append((difference / divisor / 2, -difference / divisor / 2))
-    return found
+    released = []
+    for number, (plus, minus) in enumerate(pairs):
+        difference = mechanism.release(item_differences(plus, minus), *question, "pair", number)
+        released.append((difference / divisor / 2, -difference / divisor / 2))  # s / 2, -s / 2
+    return released
 
 
 def item_differences(plus: Vector, minus: Vector) -> Vector:

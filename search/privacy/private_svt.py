@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from search.checks import check_at_least, check_positive
 from search.privacy.private_noise import SecretNoise
 
 
@@ -23,9 +24,6 @@ class AboveThreshold:
         aboves: c, after how many yeses it is at its end.
         monotone: one item more changes all values in the same direction.
 
-    Raises:
-        ValueError: an argument has no meaning; names it.
-
     Source: Lyu, Su, Li 2017, Understanding the sparse vector technique for differential privacy,
     algorithm 7 without numeric answers, and section 4.2 (the split).
     """
@@ -41,21 +39,21 @@ class AboveThreshold:
         aboves: int = 1,
         monotone: bool = False,
     ) -> None:
-        for option, value in (("epsilon", epsilon), ("sensitivity", sensitivity)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{option} must be a finite number above 0, got {value}")
+        check_positive(epsilon=epsilon, sensitivity=sensitivity)
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be finite, got {threshold}")
-        if aboves < 1:
-            raise ValueError(f"aboves must be at least 1, got {aboves}")
+        check_at_least(1, aboves=aboves)
         factor = aboves if monotone else 2 * aboves
-        first = epsilon / (1 + factor ** (2 / 3))
+        first = epsilon / (1 + factor ** (2 / 3))  # eps_1 : eps_2 = 1 : (2c)^(2/3)
         self.epsilons = (first, epsilon - first)
         """eps_1 of the threshold and eps_2 of the values."""
         self.scales = (sensitivity / first, factor * sensitivity / (epsilon - first))
         """Scale of rho, and of every nu."""
-        self._noise, self._name = noise, name
-        self._left, self._asked = aboves, 0
+        self._noise = noise
+        self._name = name
+        self._left = aboves
+        self._asked = 0
+        # threshold + rho, rho ~ Lap(D / eps_1)
         self._threshold = threshold + self.scales[0] * noise.laplace(name, "rho")
 
     @property
@@ -78,6 +76,6 @@ class AboveThreshold:
             raise ValueError(f"{self._name}: question {self._asked} has value {value}")
         nu = self.scales[1] * self._noise.laplace(self._name, "nu", self._asked)
         self._asked += 1
-        answer = bool(value + nu >= self._threshold)
+        answer = bool(value + nu >= self._threshold)  # value + nu >= threshold + rho
         self._left -= answer
         return answer

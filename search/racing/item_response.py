@@ -174,7 +174,7 @@ class ItemResponse:
         before = answered[: self._warmed(records)]
         best = best_full(records)
         if generation < self.warm_up or len(before) < self.factors + 4 or best is None:
-            return _Estimated([everything], None, None, 0.0, 0.0, 0)
+            return _Estimated([everything])
         places = self._fit(before, strata).choose(math.ceil(self.share * items))
         model = self._fit(answered, strata)
         error = model.error(places) * self._missed(answered, strata, places)
@@ -182,7 +182,7 @@ class ItemResponse:
         logger.info("racing: %s, standard error of the fitness %.3g", asked, error)
         most = math.ceil(self.keep * count)
         least = best.fitness - self.doubt * error
-        return _Estimated([places, everything], model, best, error, least, most)
+        return _Estimated([places, everything], model, error, least, most)
 
     def _warmed(self, records: Sequence[Record]) -> int:
         """Returns how many complete answers came before the first estimate: the warm-up's."""
@@ -218,18 +218,16 @@ class _Estimated:
     Args:
         stages: the telling items and all, or all alone.
         model: of the items; None: all are asked.
-        best: of the earlier generations; None: all are asked.
-        error: standard error of an estimate.
+        error: stated standard error of an estimate.
         least: estimate that suffices to be asked all.
-        most: who is asked all.
+        most: how many are asked all.
     """
 
     stages: Sequence[Places]
-    model: ItemModel | None
-    best: Full | None
-    error: float
-    least: float
-    most: int
+    model: ItemModel | None = None
+    error: float = 0.0
+    least: float = 0.0
+    most: int = 0
 
     def staying(self, stage: int, cases: Mapping[int, Vector]) -> list[int]:
         """Returns the few with the highest estimates that may be better than the best."""

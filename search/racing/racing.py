@@ -27,12 +27,7 @@ Places: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Full:
-    """A candidate that was asked all items.
-
-    Args:
-        fitness: of it.
-        cases: ``(items,)`` per-item scores.
-    """
+    """A candidate that was asked all items: its fitness, and its cases ``(items,)``."""
 
     fitness: float
     cases: Vector
@@ -51,7 +46,7 @@ class Race(Protocol):
 
         Args:
             stage: its number from 0.
-            cases: of every candidate that is still in the race, on the items asked so far.
+            cases: of everyone still in the race, on the items asked so far.
         """
         ...
 
@@ -77,10 +72,10 @@ class Racing(Protocol):
     def race(
         self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
-        """Returns the race of a generation.
+        """Returns the race of a generation of `count` candidates.
 
         Args:
-            count: how many candidates take part.
+            count: how many take part.
             generation: its number from 0.
             records: of earlier generations.
             strata: items and weight of every task.
@@ -159,12 +154,7 @@ def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[
 
 @dataclass(frozen=True, eq=False)
 class ItemSample:
-    """Some of the items, and what they say of all.
-
-    Args:
-        places: which.
-        strata: of all items.
-    """
+    """Some of the items, and what they say of all."""
 
     places: Places
     strata: Strata
@@ -212,7 +202,7 @@ class Prefixed:
     Args:
         stages: see `Race`.
         strata: of the items.
-        best: the best of earlier generations; None: there is none, or it does not take part.
+        best: of earlier generations; None: there is none, or it does not take part.
     """
 
     stages: Sequence[Places]
@@ -268,8 +258,8 @@ class Halving:
         self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
-        order = stable_seed("generation", seed, generation)
         best = best_full(records) if self.against_best else None
+        order = stable_seed("generation", seed, generation)
         stages = weighed_prefixes(strata, self.rungs, self.least, order)
         return _HalvingRace(stages, strata, best, self.eta)
 

@@ -40,9 +40,6 @@ class GeneticAlgorithm:
         population: who lives on and who mates.
         variation: how children are made.
 
-    Raises:
-        ValueError: an option has no meaning, or no child can be made.
-
     Source: Holland 1975, Adaptation in natural and artificial systems; the populations name
         theirs.
     """

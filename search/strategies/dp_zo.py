@@ -32,9 +32,6 @@ class DpZo:
         decay: factor of the learning rate from one step to the next.
         steps: most steps; None: the budget decides.
 
-    Raises:
-        ValueError: an option has no meaning.
-
     Source: Tang, Panda, Nasr, Mahloujifar, Mittal 2024, Private fine-tuning of large language
     models with zeroth-order optimization, arXiv:2401.04343, algorithm 1. It has no decay.
     """

@@ -27,9 +27,6 @@ class GridSearch:
         reach: how far an unbounded side extends from the start, in units of the axis' own scale.
         popsize: candidates per generation; changes no genome.
         limit: most points that the grid may have.
-
-    Raises:
-        ValueError: an option has no meaning, or the grid has more than `limit` points.
     """
 
     compares_generations = False

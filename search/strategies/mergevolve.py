@@ -115,9 +115,6 @@ class MergEvolve:
         generations: most generations of samples; None: the budget decides.
         patience: stop after so many generations without a new best; None: never.
 
-    Raises:
-        ValueError: an option has no meaning, or two exclude each other.
-
     Source: MERGEvolve, arXiv 2606.28373; defaults N = 10, sigma = alpha = 0.1. 1/5 rule:
     Rechenberg 1973, Evolutionsstrategie.
     """

@@ -70,10 +70,6 @@ class ModelSwarms:
         restart: steps without a new best after which a particle goes back to it; None: never.
         patience: stop after so many generations without a new best of all; None: never.
 
-    Raises:
-        ValueError: an option has no meaning, there is no axis, or there are more corners than
-            particles.
-
     Source: Feng et al. 2024, Model Swarms: collaborative search to adapt LLM experts via swarm
     intelligence, arXiv 2410.11163, Algorithm 1; coefficients and `restart` as MERGEvolve, arXiv
     2606.28373, runs it; `spread` and `least_step_length` from the released code.

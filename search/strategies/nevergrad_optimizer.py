@@ -45,9 +45,6 @@ class NevergradStrategy:
             limit. None: unknown, they plan for 100.
         include_start: candidate 0 is the start point.
 
-    Raises:
-        ValueError: unknown optimizer, or an option without meaning.
-
     Source: Rapin & Teytaud 2018, Nevergrad: a gradient-free optimization platform; Hansen 2016,
         The CMA evolution strategy: a tutorial, arXiv 1604.00772.
     """

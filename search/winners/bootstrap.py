@@ -76,7 +76,7 @@ def paired_bootstrap(
             ``sum share * case / sum share`` in every resample. None: all count alike.
         level: confidence, within (0, 1).
         resamples: how many.
-        seed: of the generator; equal arguments give equal results.
+        seed: equal arguments give equal results.
 
     Raises:
         ValueError: cases that are no pairs, not finite, or of fewer than 2 items: nothing can be
@@ -142,8 +142,8 @@ class _Task:
 
     def seed_influence(self) -> Vector:
         """Returns the same for each seed, ``(seeds,)``."""
-        each = self.gaps @ self.shares / self.shares.sum()
-        influence: Vector = self.weight * (each - each.mean()) / len(each)
+        means = self.gaps @ self.shares / self.shares.sum()
+        influence: Vector = self.weight * (means - means.mean()) / len(means)
         return influence
 
 
@@ -191,6 +191,7 @@ def _widened(gaps: Cases, shares: Vector) -> Cases:
     seeds, items = gaps.shape
     of_seeds = (gaps @ shares / shares.sum())[:, None]
     mean = of_seeds.mean()
+    # x + (sqrt(n / (n - 1)) - 1) (x_item - mean)
     widened = gaps + (math.sqrt(items / (items - 1)) - 1) * (gaps.mean(0) - mean)
     if seeds > 1:
         widened = widened + (math.sqrt(seeds / (seeds - 1)) - 1) * (of_seeds - mean)
@@ -223,6 +224,7 @@ def _corrections(
     influence = np.concatenate(influences)
     variance = float((influence**2).sum())
     skew = float((influence**3).sum())
+    # a = sum U^3 / (6 (sum U^2)^(3/2))
     acceleration = skew / (6 * variance**1.5) if variance > 0 else 0.0
     return _quantile_of(spread, difference), acceleration
 
@@ -236,7 +238,8 @@ def _quantile_of(spread: Vector, value: float) -> float:
 
 def _shifted(at: float, bias: float, acceleration: float) -> float:
     """Returns the quantile of the resamples where BCa's interval ends (Efron 1987, eq. 6.7)."""
-    moved = bias + _NORMAL.inv_cdf(at)
+    moved = bias + _NORMAL.inv_cdf(at)  # z0 + z_at
+    # Phi(z0 + (z0 + z_at) / (1 - a (z0 + z_at)))
     return _NORMAL.cdf(bias + moved / max(1 - acceleration * moved, 1e-3))
 
 

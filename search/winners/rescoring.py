@@ -34,10 +34,11 @@ def pooled(records: Sequence[Record], k: int) -> list[Record]:
     generations: dict[int | None, list[Record]] = {}
     for record in records:
         generations.setdefault(record.items, []).append(record)
-    ranked = [finalists(each, len(each)) for each in generations.values()]
+    ranked = [finalists(several, len(several)) for several in generations.values()]
     chosen: dict[str, Record] = {}
     for rank in range(max(map(len, ranked), default=0)):
-        level = {json.dumps(each[rank].genome): each[rank] for each in ranked if len(each) > rank}
+        of_rank = [several[rank] for several in ranked if len(several) > rank]
+        level = {json.dumps(record.genome): record for record in of_rank}
         fresh = [record for genome, record in level.items() if genome not in chosen]
         for record in _spread(fresh, k - len(chosen)):
             chosen[json.dumps(record.genome)] = record
@@ -54,20 +55,18 @@ def rescore(
     """Scores `pooled` records on all search items, and returns them with these scores.
 
     Args:
-        records: all records of the search.
+        records: all of the search.
         k: most records to score.
         evaluate: scores a record's genome on all search items.
         objective: bound to the references on all search items.
         path: ``rescored.jsonl`` of the run; what it holds is not evaluated again.
 
     Raises:
-        ValueError: the file is corrupt.
-        HistoryError: the file belongs to another search.
-        SearchFailed: none could be scored.
+        SearchFailed: none could be scored; else as `look`.
     """
     chosen = pooled(records, k)
     looked = look(chosen, evaluate, objective, path)
-    if all(each.selection is None for each in looked):
+    if all(finalist.selection is None for finalist in looked):
         why = f"; candidate {looked[0].id}: {looked[0].failure}" if looked else ""
         raise SearchFailed(
             f"all {len(looked)} candidates that were scored again on all search items failed{why}"
@@ -75,13 +74,13 @@ def rescore(
     return [
         replace(
             record,
-            scores=each.scores,
-            fitness=each.selection,
-            failure=each.failure,
+            scores=finalist.scores,
+            fitness=finalist.selection,
+            failure=finalist.failure,
             cases=None,
             items=None,
         )
-        for record, each in zip(chosen, looked, strict=True)
+        for record, finalist in zip(chosen, looked, strict=True)
     ]
 
 
@@ -91,5 +90,5 @@ def _spread(records: Sequence[Record], room: int) -> list[Record]:
         return list(records)
     latest = (room + 1) // 2
     before = len(records) - latest
-    places = np.linspace(0, before - 1, room - latest).round().astype(int)
-    return [*(records[place] for place in places), *records[before:]]
+    spread = np.linspace(0, before - 1, room - latest).round().astype(int)
+    return [*(records[i] for i in spread), *records[before:]]

@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from merging.arrays import Vector
+from search.checks import check_at_least
 from search.loop import jsonl
 from search.loop.evaluation import attempt
 from search.loop.history import HistoryError, Record
@@ -44,6 +45,12 @@ class Finalist:
     shrunken: float | None = None
 
 
+def finalist_of(record: Record, shrunken: float | None = None) -> Finalist:
+    """Returns a record with a fitness as a finalist that was not looked at again."""
+    assert record.fitness is not None
+    return Finalist(record.id, record.genome, record.fitness, {}, None, shrunken=shrunken)
+
+
 def finalists(records: Sequence[Record], k: int) -> list[Record]:
     """Returns at most `k` records with distinct genomes, best first.
 
@@ -53,8 +60,7 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
     Raises:
         ValueError: `k` is below 1.
     """
-    if k < 1:
-        raise ValueError(f"the number of finalists must be at least 1, got {k}")
+    check_at_least(1, "the number of ", finalists=k)
     scored: list[tuple[Record, Vector]] = [
         (record, record.fitness)
         for record in sorted(records, key=lambda record: record.id)
@@ -74,38 +80,26 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
 def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> list[Finalist]:
     """Returns the `k` records with the highest shrunken fitness, the winner first.
 
-    No further item is read; errors as those of `shrink`.
-
-    Args:
-        records: all records of the search.
-        k: how many to return.
-        strata: of the search items.
+    No further item is read.
 
     Raises:
         SearchFailed: no record has a fitness.
         ValueError: `k` is below 1, or as `shrink` raises.
     """
-    if k < 1:
-        raise ValueError(f"the number of finalists must be at least 1, got {k}")
-    records = [record for record in records if record.asked is None]
-    estimates = {i: estimate.value for i, estimate in shrink(records, strata).items()}
-    best = sorted(
-        (record for record in records if record.id in estimates),
-        key=lambda record: (-estimates[record.id], record.id),
-    )
-    if not best:
+    check_at_least(1, "the number of ", finalists=k)
+    full = [record for record in records if record.asked is None]
+    estimates = {i: estimate.value for i, estimate in shrink(full, strata).items()}
+    if not estimates:
         raise SearchFailed("the search has no candidate with a fitness; there is no winner")
-    return [
-        Finalist(r.id, r.genome, r.fitness, {}, None, shrunken=estimates[r.id])
-        for r in best[:k]
-        if r.fitness is not None
-    ]
+    known = {record.id: record for record in full}
+    best = sorted(estimates, key=lambda number: (-estimates[number], number))[:k]
+    return [finalist_of(known[number], estimates[number]) for number in best]
 
 
 def second_look(
     records: Sequence[Record],
     k: int,
-    evaluate_selection: Callable[[Record], Mapping[str, Score]],
+    evaluate: Callable[[Record], Mapping[str, Score]],
     objective: Objective,
     path: Path,
 ) -> list[Finalist]:
@@ -118,7 +112,7 @@ def second_look(
     Args:
         records: all records of the search.
         k: how many get the second look.
-        evaluate_selection: scores a record's genome on selection items.
+        evaluate: scores a record's genome on selection items.
         objective: the search's, bound to the references on selection items.
         path: ``finalists.jsonl`` of the run; finalists that it holds are not evaluated again.
 
@@ -127,7 +121,7 @@ def second_look(
         HistoryError: the file belongs to another search.
         SearchFailed: there is no finalist that could be scored.
     """
-    looked = look(finalists(records, k), evaluate_selection, objective, path)
+    looked = look(finalists(records, k), evaluate, objective, path)
     ranked = sorted(looked, key=_rank)
     if not ranked:
         raise SearchFailed("the search has no candidate with a fitness; there is no winner")

@@ -48,17 +48,20 @@ class RayCluster:
         self._connected = not ray.is_initialized()
         if self._connected:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own: dict[str, Any] = {}
+            options: dict[str, Any] = {}
             if address is not None:
                 _check_answers(address)
             else:
-                own = {
+                options = {
                     "num_cpus": max(1, math.ceil(workers * cpus)),
                     "include_dashboard": False,
                     "object_store_memory": _STORE_BYTES,
                 }
             ray.init(
-                address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **options,
             )
         actor = ray.remote(Worker)
         self._actor = actor.options(
@@ -106,7 +109,7 @@ class RayCluster:
         """Returns how many workers the cluster's nodes can hold together."""
         asked = {"CPU": self._cpus, "GPU": self._gpus}
         return sum(
-            int(min((has.get(kind, 0) / each for kind, each in asked.items() if each), default=1))
+            int(min((has.get(kind, 0) / need for kind, need in asked.items() if need), default=1))
             for has in _alive()
         )
 

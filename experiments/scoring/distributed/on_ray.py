@@ -36,9 +36,6 @@ class OnRay:
             first GPU of its node, which Ray does not count.
         wait_s: most seconds without any worker.
         candidate_s: most seconds of one candidate, after which its worker is replaced.
-
-    Raises:
-        ValueError: an option without meaning.
     """
 
     elsewhere = True
@@ -62,9 +59,12 @@ class OnRay:
         for name, value in {"wait_s": wait_s, "candidate_s": candidate_s}.items():
             if not value > 0:
                 raise ValueError(f"execution.{name} must be above 0 seconds, got {value}")
-        self._workers, self._address = workers, address
-        self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
-        self._wait_s, self._candidate_s = wait_s, candidate_s
+        self._workers = workers
+        self._address = address
+        self._cpus = cpus_per_worker
+        self._gpus = gpus_per_worker
+        self._wait_s = wait_s
+        self._candidate_s = candidate_s
         self._cluster: RayCluster | None = None
         self._fleet: Fleet | None = None
 
@@ -88,10 +88,10 @@ class OnRay:
             gpus = self._gpus
             if gpus is None:
                 gpus = 1.0 if order.device == "cuda" else 0.0
-            own = self._workers or max(1, (os.cpu_count() or 1) // order.threads)
+            most = self._workers or max(1, (os.cpu_count() or 1) // order.threads)
             log.info("connecting to Ray (%s)", self._address or "a cluster of our own")
             try:
-                self._cluster = RayCluster(self._address, self._cpus, gpus, own)
+                self._cluster = RayCluster(self._address, self._cpus, gpus, most)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"execution.address={self._address}: {' '.join(str(error).split())}; start "
@@ -110,7 +110,7 @@ class RayPool:
     """Gives the tasks of scoring and asking to a fleet, genomes as JSON values.
 
     Args:
-        fleet: its workers have the order of the study.
+        fleet: its workers have the order of the search.
         encode: genome to JSON values.
     """
 

@@ -209,7 +209,7 @@ def _compare(name: str, source: str, sha256: str, wanted: Ingredient) -> None:
     if sha256 != wanted.sha256:
         raise RecipeError(
             f"{name}: {source} has content {sha256[:12]}, the recipe was made with "
-            f"{wanted.sha256[:12]}: name the right checkpoint with --source {name}=PATH"
+            f"{wanted.sha256[:12]}: name the right checkpoint of {name!r} to open_pool"
         )
 
 

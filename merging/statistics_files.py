@@ -26,7 +26,7 @@ _KEY = "evomerge"  # all metadata under one key: safetensors writes several in r
 
 
 class StatisticsError(MergeError):
-    """Statistics that are missing or do not fit; names expert, file and the command to run."""
+    """Statistics that are missing or do not fit; names expert, file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tens
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise StatisticsError(
-            f"{path} cannot be written ({error}): free space there or name another out="
+            f"{path} cannot be written ({error}): free space there or name another directory"
         ) from error
     finally:
         draft.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def digests_of(directory: Path, kind: Kind) -> dict[str, str]:
     """
     if not directory.is_dir():
         raise StatisticsError(
-            f"statistics directory {directory} does not exist: {_command(directory, kind)}"
+            f"statistics directory {directory} does not exist: {_remedy(directory, kind)}"
         )
     return {path.name: file_sha256(path) for path in sorted(directory.glob(f"{kind}-*"))}
 
@@ -179,7 +179,7 @@ class Statistics:
 
     @property
     def _again(self) -> str:
-        return _command(self._directory, self._kind)
+        return _remedy(self._directory, self._kind)
 
     def _open(self, expert: str) -> _Opened:
         if expert not in self._opened:
@@ -189,7 +189,7 @@ class Statistics:
     def _checked(self, expert: str) -> _Opened:
         path = path_of(self._directory, self._kind, expert)
         if not path.is_file():
-            moved = "if it moved, set the recipe's method.statistics to its directory; else "
+            moved = "if it moved, name its directory in the recipe's method; else "
             raise StatisticsError(
                 f"no statistics of expert {expert[:12]}: {path} does not exist: "
                 f"{moved if path.name in self._digests else ''}{self._again}"
@@ -199,7 +199,7 @@ class Statistics:
             raise StatisticsError(
                 f"{path} (expert {expert[:12]}) has content {found[:12]}, the merge was described "
                 f"with {wanted[:12] if wanted else 'no such file'}: put the file of that content "
-                f"there, or describe the merge anew after {self._again}"
+                f"there, or describe the merge anew once you {self._again}"
             )
         opened = _Opened(path)
         if (opened.origin.kind, opened.origin.expert) != (self._kind, expert):
@@ -226,12 +226,9 @@ class _Opened:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StatisticsError(
                 f"{path} is no statistics file or is damaged ({error!r}): delete it and gather "
-                "again with `evomerge statistics`"
+                "again with write_statistics"
             ) from error
 
 
-def _command(directory: Path, kind: Kind) -> str:
-    return (
-        f"run `evomerge statistics kind={kind} out={directory} experts=... "
-        "evaluator@gather_on=...`"
-    )
+def _remedy(directory: Path, kind: Kind) -> str:
+    return f"gather {kind} of these experts into {directory} with write_statistics"

@@ -16,6 +16,10 @@ from experiments.runs.choices import listed, texts
 _GROUPS = ("space", "strategy", "method", "objective", "grouping", "noise", "initial", "racing")
 _BESIDES = {  # what no entry of the configuration builds
     "ResidentModel": "backend=resident",
+    "open_pool": "--source NAME=PATH",
+    "save_model": "adapter_rank=null",
+    "write_statistics": "evomerge statistics kind=KIND out=DIRECTORY experts=... "
+    "evaluator@gather_on=...",
     "write_reference": "evomerge reference-losses MODEL DATA OUT",
 }
 

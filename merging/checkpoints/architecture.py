@@ -43,7 +43,7 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     if kind not in CONFIG_MAPPING and "auto_map" in raw and not trust_remote_code:
         raise CheckpointError(
             f"{path} wants to run code of its own (auto_map in config.json); "
-            "read that code, then set trust_remote_code=true"
+            "read that code, then set trust_remote_code to true"
         )
     if "quantization_config" in raw:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from merging.plan import Plan
 from merging.weights import LazyWeights, Weights
 
 _SIDES = (".lora_A", ".lora_B")
-_REMEDY = "choose space=full_weights, which works on the products B @ A"
+_REMEDY = "choose FullWeightSpace, which works on the products B @ A"
 
 
 @dataclass(frozen=True)

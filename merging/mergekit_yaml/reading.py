@@ -58,14 +58,14 @@ def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MergekitError(
-            f"mergekit={path}: cannot be read ({error.strerror}): correct its path"
+            f"{path}: cannot be read ({error.strerror}): correct its path"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MergekitError(f"mergekit={path}: not YAML: {error}") from None
+        raise MergekitError(f"{path}: not YAML: {error}") from None
     try:
         return _read(content, trust_remote_code)
     except MergekitError as error:
-        raise MergekitError(f"mergekit={path}: {error}") from None
+        raise MergekitError(f"{path}: {error}") from None
 
 
 def _read(content: Any, trust_remote_code: bool) -> MergekitJob:

@@ -25,8 +25,7 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     plan = recipe.plan
     if not isinstance(plan, MergePlan):
         raise MergekitError(
-            f"mergekit has nothing for {plan.name!r}: keep the recipe, or save the model with "
-            "the rebuild command"
+            f"mergekit has nothing for {plan.name!r}: keep the recipe, or save the model"
         )
     name, spelling = _spelling(plan.method)
     _refuse_inexpressible(plan, spelling, name)

@@ -22,7 +22,7 @@ from merging.saving.save import staged, write_ledger
 from merging.weights import CheckpointError, Weights
 
 _PREFIX = "base_model.model."
-_REMEDY = "save the whole model instead: leave adapter_rank at null"
+_REMEDY = "save the full model instead, with save_model"
 
 
 @dataclass(frozen=True)

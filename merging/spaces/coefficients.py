@@ -66,7 +66,7 @@ class CoefficientSpace(VectorGenomes):
         if not self.axes:
             raise MergeError(
                 f"{type(method).__name__} leaves nothing to search: "
-                "choose a method with knobs, or use the merge command"
+                "choose a method with knobs, or merge without a search"
             )
 
     def plan(self, genome: Vector) -> MergePlan:

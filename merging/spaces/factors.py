@@ -47,7 +47,7 @@ class FactorSpace(PathGenomes):
         if getattr(noise, "unit", None) == "base":
             raise MergeError(
                 "noise in units of the base moves nothing in factors, whose base is zero: "
-                "set noise.unit to one or deltas"
+                "set its unit to one or deltas"
             )
         self.pool, self.dtype = pool, dtype
         factors = factor_pool(pool)
@@ -77,13 +77,13 @@ def _on_factors(initial: Plan, factors: ExpertPool) -> Plan:
     if not isinstance(initial, MergePlan):
         raise MergeError(
             f"a search of factors cannot start from {initial.name}, which gives whole weights: "
-            "start from a merge or from a recipe of space=factors, or choose space=full_weights"
+            "start from a merge or from a recipe of FactorSpace, or choose FullWeightSpace"
         )
     try:
         initial.weights(factors)
     except MergeError as error:
         raise MergeError(
             f"{initial.name} cannot be applied to the factors A and B ({error}): choose a "
-            "grouping of whole layers, or space=full_weights"
+            "grouping of whole layers, or FullWeightSpace"
         ) from None
     return initial

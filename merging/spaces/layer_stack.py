@@ -98,8 +98,8 @@ class LayerStackSpace(VectorGenomes):
         self._sources = (*merged, *own)
         if not self._sources:
             raise MergeError(
-                "the layer stack has no source: set experts=true or base=true, or give it "
-                "coefficients"
+                "the layer stack has no source: set experts or base to true, or give "
+                "it coefficients"
             )
         self._skip = len(self._sources) if skip else None
         self._scale = _scale_axis(bounds, step) if scaling else None

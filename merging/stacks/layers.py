@@ -115,7 +115,7 @@ class LayerMap:
         if not self.residual:
             raise MergeError(
                 f"the layers of {self.model_type} cannot be scaled or skipped, only those of "
-                f"{', '.join(_RESIDUAL)}: set scaling=false and skip=false"
+                f"{', '.join(_RESIDUAL)}: set scaling and skip to false"
             )
 
     def check_depth(self, layers: int) -> None:

@@ -132,7 +132,7 @@ class TestOpenPool:
         save_file(tensors, weights, metadata={"format": "pt"})
         message = (
             r"prose: .*prose has content [0-9a-f]{12}, the recipe was made with [0-9a-f]{12}: "
-            "name the right checkpoint with --source prose=PATH"
+            "name the right checkpoint of 'prose' to open_pool"
         )
         with pytest.raises(RecipeError, match=message):
             recipe.open_pool(replaced=moved)
@@ -140,12 +140,12 @@ class TestOpenPool:
     def test_changed_base_is_refused(
         self, pool: ExpertPool, recipe: Recipe, tmp_path: Path
     ) -> None:
-        with pytest.raises(RecipeError, match=r"base: .* --source base=PATH"):
+        with pytest.raises(RecipeError, match=r"base: .* of 'base' to open_pool"):
             recipe.open_pool(replaced={"base": pool.sources["code"]})
 
     def test_swapped_experts_are_refused(self, pool: ExpertPool, recipe: Recipe) -> None:
         swapped = {"code": pool.sources["prose"], "prose": pool.sources["code"]}
-        with pytest.raises(RecipeError, match=r"code: .* --source code=PATH"):
+        with pytest.raises(RecipeError, match=r"code: .* of 'code' to open_pool"):
             recipe.open_pool(replaced=swapped)
 
     def test_moved_sources_give_the_same_bits(

@@ -360,7 +360,7 @@ def test_from_statistics_to_a_rebuilt_merge(
     assert ("model.norm.weight" in moved) == (kind == "fisher")
     files[0].unlink()
     shell.refuse(
-        r"no statistics of expert \w{12}: .* does not exist: if it moved, set the recipe's",
+        r"no statistics of expert \w{12}: .* does not exist: if it moved, name its directory",
         *("rebuild", "merged/recipe.json", "--out", "third"),
     )
 
@@ -454,7 +454,7 @@ def test_out_and_statistics_must_be_named(world: Path, shell: Shell) -> None:
         *("merge", *pool_options(world), "method=regmean", "out=merged"),
     )
     shell.refuse(
-        "statistics directory nowhere does not exist: run `evomerge statistics kind=gram out=no",
+        "statistics directory nowhere does not exist: gather gram of these experts into nowhere",
         *("merge", *pool_options(world), "method=regmean", "method.statistics=nowhere", "out=m"),
     )
 

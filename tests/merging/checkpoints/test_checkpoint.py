@@ -266,7 +266,7 @@ class TestRefusals:
 
     def test_code_of_the_repository(self, path: Path) -> None:
         edit(path / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
-        with pytest.raises(CheckpointError, match=r"auto_map.*set trust_remote_code=true"):
+        with pytest.raises(CheckpointError, match=r"auto_map.*set trust_remote_code to true"):
             Checkpoint.open(str(path))
 
     def test_quantised(self, path: Path) -> None:

@@ -249,7 +249,7 @@ class TestRefusals:
         with pytest.raises(
             MergeError,
             match=rf"{Q_PROJ} has rank 4 in expert 'code' and rank 2 in expert 'narrow'.*"
-            "choose space=full_weights",
+            "choose FullWeightSpace",
         ):
             FactorSpace(pool_of(llama, "code", "narrow"), GaussianNoise())
 
@@ -270,7 +270,7 @@ class TestRefusals:
             FactorSpace(pool, GaussianNoise())
 
     def test_noise_in_units_of_a_base_that_is_zero(self, llama: File) -> None:
-        with pytest.raises(MergeError, match=r"set noise\.unit to one or deltas"):
+        with pytest.raises(MergeError, match=r"set its unit to one or deltas"):
             FactorSpace(pool_of(llama), GaussianNoise("base"))
 
     def test_starts_that_are_no_merge_of_factors(self, llama: File) -> None:

@@ -173,8 +173,8 @@ class StatisticsContract:
             merge(early, given)
 
     def test_missing_directory_and_file(self, tmp_path: Path) -> None:
-        command = rf"run `evomerge statistics kind={self.kind} out="
-        with pytest.raises(StatisticsError, match=rf"nowhere does not exist: {command}"):
+        remedy = f"gather {self.kind} of these experts into"
+        with pytest.raises(StatisticsError, match=f"nowhere does not exist: {remedy}"):
             self.method(statistics=str(tmp_path / "nowhere"))
         given = self.problem((4, 6))
         self.supplied(tmp_path, given)
@@ -182,7 +182,7 @@ class StatisticsContract:
         lost.unlink()
         with pytest.raises(
             StatisticsError,
-            match=rf"no statistics of expert {given.slot.experts[1]}: .*{lost.name} .*{command}",
+            match=rf"no statistics of expert {given.slot.experts[1]}: .*{lost.name} .*{remedy}",
         ):
             merge(self.method(statistics=str(tmp_path)), given)
 
@@ -194,7 +194,7 @@ class StatisticsContract:
             merge(method, other)
         small = [torch.ones(2, 2)] * 3
         supply(tmp_path, self.kind, given.slot.experts, small)
-        with pytest.raises(StatisticsError, match=r"has shape \(2, 2\), expected \(\d, 6\): run"):
+        with pytest.raises(StatisticsError, match=r"shape \(2, 2\), expected \(\d, 6\): gather"):
             merge(self.method(statistics=str(tmp_path)), given)
 
     def test_file_of_another_expert_and_damaged_file(self, tmp_path: Path) -> None:

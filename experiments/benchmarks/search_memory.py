@@ -1,7 +1,5 @@
 """Peak memory of searches in full weight space beside the size of one model.
 
-    python -m experiments.benchmarks.search_memory
-
 Builds a random Llama and three experts, holds them as a search does, and lets a population of 64
 be decoded into the resident model for two generations, each search in a process of its own.
 Counted is what comes on top of base and experts: the resident model and all that the search
@@ -11,9 +9,7 @@ where the system tells a process its peak.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as File
@@ -42,21 +38,6 @@ GENERATIONS = 2
 TINY = "tiny"
 
 
-def main() -> int:
-    """Prints one line per search; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--hidden", type=int, default=384, help="width of the model")
-    parser.add_argument("--layers", type=int, default=8)
-    options = parser.parse_args()
-    if not File("/proc/self/clear_refs").exists():
-        print("skipped: only Linux tells a process its peak memory")
-        return 0
-    print(f"population {POPULATION}\n\n{'search':<44}{'peak MB':>10}{'models':>10}")
-    for name, peak, model in _peaks(options.hidden, options.layers):
-        print(f"{name:<44}{peak / 1e6:>10.0f}{peak / model:>10.2f}", flush=True)
-    return 0
-
-
 def measure() -> list[Measured]:
     """Returns one row per search; see `experiments.benchmarks`."""
     if not File("/proc/self/clear_refs").exists():
@@ -73,15 +54,15 @@ def measure() -> list[Measured]:
             at_most=True,
             note="above base and experts, resident model included",
         )
-        for name, peak, model in _peaks(384, 8)
+        for name, peak, model in _peaks()
     ]
 
 
-def _peaks(hidden: int, layers: int) -> Iterator[tuple[str, int, int]]:
+def _peaks() -> Iterator[tuple[str, int, int]]:
     """Yields every search with its peak and the size of one model, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         _make(File(folder) / TINY, 64, 1)
-        model = _make(File(folder), hidden, layers)
+        model = _make(File(folder), 384, 8)
         for name in _SEARCHES:
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as process:
@@ -165,7 +146,3 @@ _SEARCHES: dict[str, Callable[[ExpertPool], Iterable[Weights]]] = {
     "MERGEvolve, noise of rows": _evolution(RowNoise()),
     "crossover over task vectors": _crossover,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

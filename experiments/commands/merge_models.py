@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from torch import Tensor
 
 from experiments.reports.model_card import static_card
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
+from experiments.runs.progress import ProgressBar
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_merges
 from merging.checkpoints.experts import ExpertPool
@@ -26,7 +27,7 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.saving.save import save_model, saved_bytes
 from merging.saving.save_adapter import check_adapter, save_adapter
-from merging.weights import CheckpointError, Weights
+from merging.weights import CheckpointError, LazyWeights, Weights
 
 
 def run_merge(config: DictConfig) -> None:
@@ -68,7 +69,9 @@ def run_merge(config: DictConfig) -> None:
         recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     try:
         card = static_card(recipe.to_json())
-        save_model(pool, _Shown(weights), out, dtype=dtype, card=card, ledger=ledger)
+        with ProgressBar(len(weights), "merging", "tensor") as progress:
+            shown = _Shown(weights, progress)
+            save_model(pool, shown, out, dtype=dtype, card=card, ledger=ledger)
         recipe.save(out / "recipe.json")
         if config.adapter_rank is not None:
             exact = plan.weights(held, dtype=torch.float32)
@@ -112,26 +115,16 @@ def static_plan(
     return MergePlan(method, grouping, plan.experts, coefficients)
 
 
-class _Shown(Mapping[str, Any]):
-    """Weights that show a progress bar while they are read for the first time."""
+class _Shown(LazyWeights):
+    """Weights that show the progress of their first reading."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self._bar = tqdm(
-            total=len(weights), desc="merging", unit="tensor", leave=False, disable=None
-        )
-        self._left = set(weights)
+    def __init__(self, weights: Weights, progress: ProgressBar) -> None:
+        super().__init__(weights)
+        self._weights, self._progress = weights, progress
+        self._unread = set(weights)
 
-    def __getitem__(self, name: str) -> Any:
-        if name in self._left:
-            self._left.remove(name)
-            self._bar.update()
-            if not self._left:
-                self._bar.close()
+    def _tensor(self, name: str) -> Tensor:
+        if name in self._unread:
+            self._unread.remove(name)
+            self._progress.update()
         return self._weights[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)

@@ -102,11 +102,7 @@ class Panel:
         return self.scores(engine.run(self._requests))
 
     def scores(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns the scores that the answers to `requests`, in order, give.
-
-        Raises:
-            EvaluationError: a score is not finite.
-        """
+        """Returns the scores that answers give; raises EvaluationError if one is not finite."""
         scores: dict[str, Score] = {}
         for task, evaluator in self.evaluators.items():
             for metric, score in evaluator.score(responses[self._parts[task]]).items():

@@ -219,9 +219,9 @@ def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) 
     """Returns one job for each kind of request that occurs."""
     jobs: list[Job] = []
     for kind, job in _JOBS.items():
-        own = [(i, request) for i, request in enumerate(requests) if isinstance(request, kind)]
-        if own:
-            jobs.append(job(own, resident, batch_tokens=batch_tokens))
+        of_kind = [(i, one) for i, one in enumerate(requests) if isinstance(one, kind)]
+        if of_kind:
+            jobs.append(job(of_kind, resident, batch_tokens=batch_tokens))
     return jobs
 
 

@@ -122,11 +122,7 @@ def tiled(index: Tensor, times: int, step: int) -> Tensor:
 
 
 def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
-    """Returns why a candidate cannot share its passes with others; None: it can.
-
-    Raises:
-        ValueError: a tensor that the model does not have.
-    """
+    """Returns why a candidate cannot share its passes with others; None: it can."""
     owners = _owners(resident)
     reasons = (_refusal(resident, name, _kind(delta), owners) for name, delta in deltas.items())
     return next((why for why in reasons if why is not None), None)

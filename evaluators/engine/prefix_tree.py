@@ -127,10 +127,8 @@ class _Grower:
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Returns how many tokens both begin with."""
-    for i, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return i
-    return min(len(one), len(other))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def packed(

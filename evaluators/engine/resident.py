@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -211,17 +211,12 @@ def _align(module: nn.Module) -> None:
         spans.add((begin, begin + size))
     shapes = Counter((begin, begin + size) for begin, size, *_ in views)
     for (begin, size, *_), tensors in views.items():
-        span = begin, begin + size
-        if begin % _LINE and shapes[span] == 1 and not _overlaps(span, spans):
+        span, end = (begin, begin + size), begin + size
+        alone = not any(o != span and o[0] < end and begin < o[1] for o in spans)
+        if begin % _LINE and shapes[span] == 1 and alone:
             moved = tensors[0].data.clone()
             for tensor in tensors:
                 tensor.data = moved
-
-
-def _overlaps(span: tuple[int, int], spans: Iterable[tuple[int, int]]) -> bool:
-    """Whether another span has a part of this one."""
-    begin, end = span
-    return any(other != span and other[0] < end and begin < other[1] for other in spans)
 
 
 def _adjustable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -72,16 +73,8 @@ class RequestEncoder(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[list[Loglikelihood]]:
         """Returns every text's windows."""
-        return [
-            list(
-                rolling_windows(
-                    self.tok_encode(request.args[0]),
-                    prefix=self._prefix,
-                    window=self._max_length,
-                )
-            )
-            for request in requests
-        ]
+        windows = partial(rolling_windows, prefix=self._prefix, window=self._max_length)
+        return [list(windows(self.tok_encode(request.args[0]))) for request in requests]
 
     def generate_until(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -106,17 +99,13 @@ class RequestEncoder(TemplateLM):  # type: ignore[misc]
             )
         temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
         return Generate(
-            prompt=tuple(self._encode_prompt(prompt)),
+            prompt=tuple(self.tok_encode(prompt)) or (self._prefix,),  # never an empty one
             max_new_tokens=int(known["max_gen_toks"]),
-            stop=tuple(each for each in known["until"] if each),
+            stop=tuple(text for text in known["until"] if text),
             temperature=temperature,
             top_p=float(known.get("top_p", 1.0)),
             seed=seed,
         )
-
-    def _encode_prompt(self, prompt: str) -> list[int]:
-        """Where nothing stands in front of an answer, the prefix token does."""
-        return self.tok_encode(prompt) or [self._prefix]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -46,15 +46,11 @@ class LmEvalTask:
 
     Args:
         task: name, path of a YAML file, or a task's configuration.
-        include_path: directory with YAML files of own tasks.
+        include_path: directory with YAML files of other tasks than lm-eval's.
         metric: the main one; None: the task's first.
         split: of the data set; None: the task's own (test, else validation).
-        take: ``start:stop`` of the split's items; carves search, selection and report items out
-            of one split. None: all.
         limit: most items, the first ones; None: all.
         num_fewshot: examples in every prompt; None: the task's own number.
-        apply_chat_template: wrap prompts in the tokenizer's chat template.
-        system_instruction: text in front of every prompt.
         fewshot_as_multiturn: give examples as turns of the chat.
         gen_kwargs: replaces the task's generation options (``max_gen_toks``, ``until``, ...).
     """
@@ -90,36 +86,25 @@ class LmEvalTask:
         self._task: Any = load_task(task, include_path)
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
-        self._metrics = _ordered(_metrics(self._task), metric, name)
+        self.metrics = _ordered(_metrics(self._task), metric, name)
         docs, source = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
-        template = encoder.apply_chat_template if apply_chat_template else None
-        by_doc = [
-            _instances(
-                self._task,
-                doc,
-                place,
-                system_instruction=system_instruction,
-                apply_chat_template=apply_chat_template,
-                fewshot_as_multiturn=fewshot_as_multiturn,
-                chat_template=template,
-            )
-            for place, doc in enumerate(docs)
-        ]
+        chat = {
+            "system_instruction": system_instruction,
+            "apply_chat_template": apply_chat_template,
+            "fewshot_as_multiturn": fewshot_as_multiturn,
+            "chat_template": encoder.apply_chat_template if apply_chat_template else None,
+        }
+        by_doc = [_instances(self._task, doc, i, chat) for i, doc in enumerate(docs)]
         encoded = iter(_encode(encoder, [i for instances in by_doc for i in instances], name))
         items = []
         for doc, instances in zip(docs, by_doc, strict=True):
             requests = [next(encoded) for _ in instances]
-            target = _Document(doc, instances, [len(each) for each in requests])
+            target = _Document(doc, instances, [len(own) for own in requests])
             items.append(TaskItem(_digest(self._task, doc), tuple(chain(*requests)), target))
         self.items = ItemSet(source, tuple(items))
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """The task's metrics with their directions, the main one first."""
-        return self._metrics
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every metric; cases where the metric means something for a single item.
@@ -130,14 +115,14 @@ class LmEvalTask:
         """
         self._answer(responses)
         values: dict[str, list[Any]] = defaultdict(list)
-        filters = [each.name for each in self._task._filters]
+        filters = [answer_filter.name for answer_filter in self._task._filters]
         for key in filters:
             for document in self.items.targets:
                 answers = [instance.filtered_resps[key] for instance in document.instances]
                 metrics = self._task.process_results(document.doc, answers)
                 for metric, value in metrics.items():
                     values[_name(metric, key, filters)].append(value)
-        return {metric: self._aggregate(metric, values) for metric in self._metrics}
+        return {metric: self._aggregate(metric, values) for metric in self.metrics}
 
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""
@@ -157,12 +142,12 @@ class LmEvalTask:
                 f"lm-eval task {self._task.task_name!r} declares metric {metric!r} but gives "
                 f"{', '.join(values)}; correct its metric_list"
             )
-        found = values[metric]
+        by_doc = values[metric]
         aggregate = self._task.aggregation().get(metric.partition("@")[0], mean)
         try:
-            value = float(aggregate(found))
-            decomposes = aggregate in _BY_ITEM and len(found) == len(self.items)
-            cases = [float(aggregate([each])) for each in found] if decomposes else None
+            value = float(aggregate(by_doc))
+            decomposes = aggregate in _BY_ITEM and len(by_doc) == len(self.items)
+            cases = [float(aggregate([one])) for one in by_doc] if decomposes else None
         except (OverflowError, ValueError, ZeroDivisionError) as error:
             raise EvaluationError(
                 f"metric {metric!r} of lm-eval task {self._task.task_name!r} has no value for "
@@ -176,7 +161,7 @@ def _name(metric: str, key: str, filters: Sequence[str]) -> str:
 
 
 def _metrics(task: Any) -> dict[str, Direction]:
-    filters = [each.name for each in task._filters]
+    filters = [answer_filter.name for answer_filter in task._filters]
     directions: dict[str, Direction] = {}
     for key in filters:
         for metric, higher in task.higher_is_better().items():
@@ -205,35 +190,35 @@ def _digest(task: Any, doc: Any) -> str:
     return digest(task.doc_to_text(doc), choices, task.doc_to_target(doc))
 
 
-def _instances(task: Any, doc: Any, place: int, **chat: Any) -> list[Instance]:
-    """Returns the item's instances, sorted by their place in it, as lm-eval builds them."""
+def _instances(task: Any, doc: Any, doc_id: int, chat: Mapping[str, Any]) -> list[Instance]:
+    """Returns the document's instances, sorted by their index, as lm-eval builds them."""
     context = task.fewshot_context(
         doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc), **chat
     )
     built = task.construct_requests(
         doc=doc,
         ctx=context,
-        metadata=(task.config.task, place, task.config.repeats),
+        metadata=(task.config.task, doc_id, task.config.repeats),
         apply_chat_template=chat["apply_chat_template"],
         chat_template=chat["chat_template"],
     )
     instances = built if isinstance(built, list) else [built]
-    return sorted(instances, key=lambda each: int(each.idx))
+    return sorted(instances, key=lambda instance: int(instance.idx))
 
 
 def _encode(
     encoder: RequestEncoder, instances: Sequence[Instance], name: str
 ) -> list[list[Request]]:
     """Returns the requests of every instance."""
-    kinds = {each.request_type for each in instances}
+    kinds = {instance.request_type for instance in instances}
     if kinds == {"loglikelihood"}:
-        return [[each] for each in encoder.loglikelihood(instances, disable_tqdm=True)]
+        return [[request] for request in encoder.loglikelihood(instances, disable_tqdm=True)]
     if kinds == {"loglikelihood_rolling"}:
         return [list(windows) for windows in encoder.loglikelihood_rolling(instances)]
-    if kinds == {"generate_until"} and all(isinstance(each.args[0], str) for each in instances):
-        copies = [each for each in instances for _ in range(each.repeats or 1)]
+    if kinds == {"generate_until"} and all(isinstance(one.args[0], str) for one in instances):
+        copies = [one for one in instances for _ in range(one.repeats or 1)]
         encoded = iter(encoder.generate_until(copies))
-        return [[next(encoded) for _ in range(each.repeats or 1)] for each in instances]
+        return [[next(encoded) for _ in range(one.repeats or 1)] for one in instances]
     raise ValueError(
         f"lm-eval task {name!r} asks in several turns or kinds ({', '.join(sorted(kinds))}); not "
         "supported"
@@ -242,10 +227,10 @@ def _encode(
 
 def _as_lm_eval(instance: Instance, responses: Sequence[Response]) -> list[Any]:
     """Returns the answers to one instance in lm-eval's form, one for each repeat."""
-    texts = [each.text for each in responses if isinstance(each, Generated)]
+    texts = [response.text for response in responses if isinstance(response, Generated)]
     if texts:
         return texts
-    parts = [each for each in responses if isinstance(each, Likelihood)]
+    parts = [response for response in responses if isinstance(response, Likelihood)]
     if instance.request_type == "loglikelihood_rolling":
-        return [sum(each.total for each in parts)] * (instance.repeats or 1)
+        return [sum(part.total for part in parts)] * (instance.repeats or 1)
     return [(parts[0].total, parts[0].greedy)] * (instance.repeats or 1)

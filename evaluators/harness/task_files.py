@@ -52,13 +52,14 @@ def load_task(task: str | Mapping[str, Any], include_path: str | None) -> Any:
 
 def set_shots(task: Any, num_fewshot: int | None) -> None:
     """Sets the number of few-shot examples; None: the task's own, else 0."""
-    own = task.config.num_fewshot
-    if num_fewshot is not None and own == 0 and num_fewshot != 0:
+    default = task.config.num_fewshot
+    if num_fewshot is not None and default == 0 and num_fewshot != 0:
         raise ValueError(f"lm-eval task {task.task_name!r} fixes num_fewshot to 0")
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot must be at least 0, got {num_fewshot}")
-    shots = num_fewshot if num_fewshot is not None else (own or 0)
-    task.set_config(key="num_fewshot", value=shots)
+    task.set_config(
+        key="num_fewshot", value=(default or 0) if num_fewshot is None else num_fewshot
+    )
     task.set_fewshot_seed(seed=_SHOT_SEED)
 
 
@@ -115,11 +116,11 @@ def memoise_templates(task: Any, docs: list[Any]) -> None:
 
 
 def _remembered(render: Callable[..., Any], docs: list[Any]) -> Callable[..., Any]:
-    known = {id(doc): render(doc) for doc in docs}  # the evaluator holds the items: ids stay
+    rendered = {id(doc): render(doc) for doc in docs}  # the evaluator holds the items: ids stay
 
     def recall(doc: Any, template: Any = None) -> Any:
-        if template is None and id(doc) in known:
-            return copy.copy(known[id(doc)])
+        if template is None and id(doc) in rendered:
+            return copy.copy(rendered[id(doc)])
         return render(doc) if template is None else render(doc, template)
 
     return recall
@@ -127,10 +128,10 @@ def _remembered(render: Callable[..., Any], docs: list[Any]) -> Callable[..., An
 
 def _keep_shots_inside(task: Any, docs: list[Any], evaluated: str | None) -> None:
     shots, config = task.config.num_fewshot, task.config
-    own = getattr(task, "fewshot_cfg", None)
-    if not shots or own is None or (own.split is None and own.samples is not None):
+    source = getattr(task, "fewshot_cfg", None)
+    if not shots or source is None or (source.split is None and source.samples is not None):
         return
-    pool = own.split or config.training_split or config.validation_split or config.test_split
+    pool = source.split or config.training_split or config.validation_split or config.test_split
     if pool != evaluated:
         return
     if len(docs) <= shots:
@@ -138,7 +139,7 @@ def _keep_shots_inside(task: Any, docs: list[Any], evaluated: str | None) -> Non
             f"lm-eval task {task.task_name!r} draws its {shots} few-shot examples from the split "
             f"it is evaluated on, of which only {len(docs)} items are taken"
         )
-    own.split = config.test_split = evaluated  # lm-eval then leaves out the item itself
+    source.split = config.test_split = evaluated  # lm-eval then leaves out the item itself
     task.sampler.replace_df(docs)
 
 

@@ -30,9 +30,7 @@ class Canary:
 
     Args:
         name: unique within a file.
-        text: the record with the planted value in it.
-        start: first character of the value.
-        end: behind its last character.
+        text: the record, with the planted value from character `start` to before `end`.
         variants: values that might have been planted instead, none of them twice.
         group: class of the canary; empty: none.
         kind: type of the field, as pseudonyms name it; empty: none.
@@ -73,11 +71,7 @@ class Canary:
 
 
 def read_canaries(path: Path) -> list[Canary]:
-    """Returns the canaries of a file.
-
-    Raises:
-        ValueError: a line is no canary, or a name comes twice; names the line.
-    """
+    """Returns the canaries of a file; ValueError if a line is none, or an id comes twice."""
     canaries = [_canary(line) for line in read_lines(path)]
     seen: set[str] = set()
     for canary in canaries:
@@ -99,10 +93,8 @@ def chosen_canaries(
     """Returns the canaries that an evaluator's options name, and the identity of this choice.
 
     Args:
-        data: file of canaries.
-        split: replaces ``{split}`` in `data`.
-        group: only canaries of this group; None: all.
-        take: ``start:stop`` of these; None: all.
+        data: file of canaries; `split` replaces ``{split}`` in it.
+        group: only canaries of this group; None: all. `take` is ``start:stop`` of these.
         references: variants of each that are drawn as its reference set; None: all.
         seed: of the draw, together with the canary's name.
 

@@ -32,7 +32,7 @@ class _Beginnings:
 
     def appears(self, continuations: Sequence[str]) -> float:
         """Returns 1 if the value stands in one of the continuations, else 0."""
-        return float(any(self.value in each for each in continuations))
+        return float(any(self.value in text for text in continuations))
 
     def shared(self, continuation: str) -> float:
         """Returns the share of the value's first tokens that the continuation begins with."""
@@ -52,8 +52,6 @@ class Extraction:
     Args:
         data: file of canaries; see `chosen_canaries`.
         samples: continuations that are sampled for each canary; 0: none, and no such metric.
-        temperature: of the sampling, above 0.
-        top_p: nucleus of the sampling; 1: off.
         extra_tokens: that are continued beyond the longest candidate's length, for a value that
             comes late.
         seed: of the sampling, together with the canary's name and the sample's number.
@@ -85,6 +83,10 @@ class Extraction:
         )
         tokenizer = language_tokenizer(model, f"extraction on {data}")
         self._samples = samples
+        sampling = ["extracted_sampled"] * (samples > 0)
+        self.metrics: Mapping[str, Direction] = dict.fromkeys(
+            ["extracted", *sampling, "common_prefix"], "minimize"
+        )
         items = []
         for canary in canaries:
             candidates = _beginnings(tokenizer, canary)
@@ -102,12 +104,6 @@ class Extraction:
             content = digest("extraction", canary.text, canary.start, canary.end)
             items.append(TaskItem(content, (greedy, *sampled), candidates))
         self.items = ItemSet(source, tuple(items))
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``extracted`` first, ``extracted_sampled`` if sampled, ``common_prefix``: minimised."""
-        names = ["extracted", *["extracted_sampled"] * (self._samples > 0), "common_prefix"]
-        return dict.fromkeys(names, "minimize")
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the shares, in [0, 1]."""

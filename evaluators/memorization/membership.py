@@ -82,7 +82,13 @@ class Membership:
         _check_options(path, attacks, reference, k)
         tokenizer = language_tokenizer(model, f"membership inference on {path.name}")
         lines, source = take_items(read_lines(path), take, path)
-        self._attacks, self._k = tuple(attacks), k
+        self._attacks = tuple(attacks)
+        self._k = k
+        self.metrics: Mapping[str, Direction] = {
+            f"{attack}_{metric}": "minimize"
+            for attack in attacks
+            for metric in ("auc", "tpr_1", "tpr_10", "advantage")
+        }
         texts = [line.text(text_field) for line in lines]
         members = [_member(line, member_field) for line in lines]
         digests = [digest(text) for text in texts]
@@ -98,15 +104,6 @@ class Membership:
             request = TokenStatistics((prefix, *tokens))
             items.append(TaskItem(content, (request,), _Text(member, loss)))
         self.items = ItemSet(source, tuple(items))
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """``ATTACK_auc``, ``_tpr_1``, ``_tpr_10`` and ``_advantage``; all to be minimised."""
-        return {
-            f"{attack}_{metric}": "minimize"
-            for attack in self._attacks
-            for metric in ("auc", "tpr_1", "tpr_10", "advantage")
-        }
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every attack's metrics, each with its chance."""

@@ -26,11 +26,7 @@ def write_reference(path: Path, model: str, losses: Mapping[str, float]) -> None
 
 
 def read_reference(path: Path, digests: Sequence[str]) -> Vector:
-    """Returns ``(texts,)`` losses of the reference model, in nats per token.
-
-    Raises:
-        ValueError: no such file, or it lacks a text.
-    """
+    """Returns ``(texts,)`` losses of the reference model in a file, in nats per token."""
     if not path.is_file():
         raise ValueError(f"reference {path} does not exist: write_reference writes it")
     try:

@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.data import data_path, digest, read_lines, take_items
 from merging.arrays import Vector
 
 Labels: TypeAlias = npt.NDArray[np.int64]
-Example: TypeAlias = tuple[dict[str, Tensor], int, str]  # inputs, label, digest
 
 
 class Accuracy:
@@ -35,8 +33,7 @@ class Accuracy:
             ``(items, height, width, channels)`` uint8 (or ``(items, channels, height, width)``
             float32, taken as they are) and ``labels`` ``(items,)``.
         head: the expert whose head answers.
-        text_field: where a line holds the text.
-        pair_field: where it holds a second text, for tasks on pairs; None: there is none.
+        pair_field: where a line holds a second text, for tasks on pairs; None: there is none.
         image_field: where it holds an image's path, relative to the file; None: the items are
             texts.
         label_field: where it holds the class's index, from 0.
@@ -68,21 +65,15 @@ class Accuracy:
                 + (f"these have one: {known}" if known else "no expert of this pool has one")
             )
         if path.suffix == ".npz":
-            examples = _arrays(path, model.image_processor)
+            items = _arrays(path, head, model)
         elif image_field is not None:
-            examples = _images(path, image_field, label_field, model.image_processor)
+            items = _images(path, image_field, label_field, head, model)
         else:
             fields = [text_field] if pair_field is None else [text_field, pair_field]
-            examples = _texts(path, fields, label_field, model)
-        examples, source = take_items(examples, take, path)
-        _check_labels(examples, model.classes.get(head), path, head)
-        self.items = ItemSet(
-            source,
-            tuple(
-                TaskItem(item, (Classify(head, inputs),), label)
-                for inputs, label, item in examples
-            ),
-        )
+            items = _texts(path, fields, label_field, head, model)
+        items, source = take_items(items, take, path)
+        _check_labels(items, model.classes.get(head), path, head)
+        self.items = ItemSet(source, tuple(items))
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""
@@ -127,34 +118,38 @@ def log_likelihoods(logits: Sequence[Vector], labels: Labels) -> Vector:
     )
 
 
-def _texts(path: Path, fields: Sequence[str], label_field: str, model: ModelInfo) -> list[Example]:
+def _texts(
+    path: Path, fields: Sequence[str], label_field: str, head: str, model: ModelInfo
+) -> list[TaskItem[int]]:
     if model.tokenizer is None:
         raise ValueError(f"classification on {path.name} needs a tokenizer; the base has none")
-    examples: list[Example] = []
+    items = []
     for line in read_lines(path):
         texts = [line.text(field) for field in fields]
         encoded = model.tokenizer(*texts, truncation=True, max_length=model.max_length)
         kinds = {"input_ids", "token_type_ids", "attention_mask"}
         inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
-        examples.append((inputs, _label(line, label_field), digest(*texts)))
-    return examples
+        label = int(line.field(label_field, int))
+        items.append(TaskItem(digest(*texts), (Classify(head, inputs),), label))
+    return items
 
 
-def _images(path: Path, image_field: str, label_field: str, processor: Any) -> list[Example]:
-    examples: list[Example] = []
+def _images(
+    path: Path, image_field: str, label_field: str, head: str, model: ModelInfo
+) -> list[TaskItem[int]]:
+    items = []
     for line in read_lines(path):
         file = path.parent / line.text(image_field)
         if not file.is_file():
             raise ValueError(f"{line}: image file {file} does not exist")
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
-        examples.append(
-            (_pixel_values(pixels, processor, path), _label(line, label_field), _hash(pixels))
-        )
-    return examples
+        label = int(line.field(label_field, int))
+        items.append(_image_item(pixels, label, path, head, model.image_processor))
+    return items
 
 
-def _arrays(path: Path, processor: Any) -> list[Example]:
+def _arrays(path: Path, head: str, model: ModelInfo) -> list[TaskItem[int]]:
     with np.load(path, allow_pickle=False) as file:
         missing = {"images", "labels"} - set(file.files)
         if missing:
@@ -170,31 +165,32 @@ def _arrays(path: Path, processor: Any) -> list[Example]:
     if labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
     return [
-        (_pixel_values(image, processor, path), int(label), _hash(image))
+        _image_item(image, int(label), path, head, model.image_processor)
         for image, label in zip(images, labels, strict=True)
     ]
 
 
-def _pixel_values(image: npt.NDArray[Any], processor: Any, path: Path) -> dict[str, Tensor]:
-    """Returns ``pixel_values`` ``(channels, height, width)`` float32."""
-    if image.dtype.kind == "f":
-        return {"pixel_values": torch.from_numpy(image.astype(np.float32))}
-    if processor is None:
+def _image_item(
+    pixels: npt.NDArray[Any], label: int, path: Path, head: str, processor: Any
+) -> TaskItem[int]:
+    """Returns an item with ``pixel_values`` ``(channels, height, width)`` float32."""
+    if pixels.dtype.kind == "f":
+        values = torch.from_numpy(pixels.astype(np.float32))
+    elif processor is None:
         raise ValueError(f"{path}: images of integers need an image processor; the base has none")
-    values = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
-    return {"pixel_values": values.to(torch.float32)}
+    else:
+        batch = processor(Image.fromarray(pixels), return_tensors="pt")
+        values = batch["pixel_values"][0].to(torch.float32)
+    content = digest(str(pixels.dtype), list(pixels.shape), pixels.tobytes().hex())
+    return TaskItem(content, (Classify(head, {"pixel_values": values}),), label)
 
 
-def _hash(pixels: npt.NDArray[Any]) -> str:
-    return digest(str(pixels.dtype), list(pixels.shape), pixels.tobytes().hex())
-
-
-def _label(line: Line, field: str) -> int:
-    return int(line.field(field, int))
-
-
-def _check_labels(examples: Sequence[Example], classes: int | None, path: Path, head: str) -> None:
-    for i, (_, label, _) in enumerate(examples):
-        if label < 0 or (classes is not None and label >= classes):
+def _check_labels(
+    items: Sequence[TaskItem[int]], classes: int | None, path: Path, head: str
+) -> None:
+    for i, item in enumerate(items):
+        if item.target < 0 or (classes is not None and item.target >= classes):
             bound = "" if classes is None else f" of the {classes} classes"
-            raise ValueError(f"{path} item {i}: label {label} is none{bound} of head {head!r}")
+            raise ValueError(
+                f"{path} item {i}: label {item.target} is none{bound} of head {head!r}"
+            )

@@ -22,11 +22,7 @@ class Line:
     fields: Mapping[str, Any]
 
     def field(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """Returns a field.
-
-        Raises:
-            ValueError: it is missing or of another type.
-        """
+        """Returns a field; raises ValueError if it is missing or of another type."""
         if name not in self.fields:
             raise ValueError(
                 f"{self}: no field {name!r}; it has {', '.join(sorted(self.fields)) or 'none'}"
@@ -34,7 +30,7 @@ class Line:
         value = self.fields[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             kinds = kind if isinstance(kind, tuple) else (kind,)
-            wanted = " or ".join(each.__name__ for each in kinds)
+            wanted = " or ".join(known.__name__ for known in kinds)
             raise ValueError(f"{self}: field {name!r} must be {wanted}, got {value!r:.80}")
         return value
 
@@ -52,8 +48,7 @@ class Line:
 def data_path(data: str, split: str | None) -> Path:
     """Returns the file that `data` names, ``{split}`` in it replaced by `split`.
 
-    Raises:
-        ValueError: no such file; only one of split and its placeholder is given.
+    Raises ValueError if there is no such file, or only one of split and its placeholder.
     """
     if (split is not None) != ("{split}" in data):
         raise ValueError(
@@ -67,11 +62,7 @@ def data_path(data: str, split: str | None) -> Path:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Returns the objects of a JSON-lines file; blank lines are skipped.
-
-    Raises:
-        ValueError: the file is empty, not UTF-8, or a line is no JSON object.
-    """
+    """Returns the objects of a JSON-lines file, blank lines left out; ValueError for others."""
     lines: list[Line] = []
     for number, raw in enumerate(read_text(path).split("\n"), start=1):
         if not raw.strip():

@@ -19,11 +19,7 @@ def language_tokenizer(model: ModelInfo, task: str) -> Any:
 
 
 def prefix_token(tokenizer: Any) -> int:
-    """Returns the token that stands in front of the first: beginning of text, else its end.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
+    """Returns the token in front of the first: beginning of text, or else its end."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

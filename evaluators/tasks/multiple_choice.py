@@ -32,9 +32,7 @@ class MultipleChoice:
 
     Args:
         data: JSON-lines file, one item in each line.
-        question_field: where a line holds the text in front of the answer.
-        choices_field: where it holds the list of answers.
-        label_field: where it holds the right answer's index, from 0.
+        label_field: where a line holds the right answer's index, from 0.
         delimiter: text between question and answer.
     """
 
@@ -92,7 +90,7 @@ def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:
 
 def _choices(line: Line, field: str) -> list[str]:
     choices: list[str] = line.field(field, list)
-    if len(choices) < 2 or not all(isinstance(each, str) and each for each in choices):
+    if len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
         raise ValueError(f"{line}: field {field!r} must be a list of at least two texts")
     return choices
 

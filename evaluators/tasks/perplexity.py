@@ -30,7 +30,6 @@ class Perplexity:
 
     Args:
         data: JSON-lines file, one document in each line; or a ``.txt`` file, one document.
-        field: where a line holds the document.
         max_items: most documents, the first ones; None: all.
         window: tokens the model reads at once; None: as many as it can.
         context: tokens of left context that every window but the first has at least.

@@ -1,8 +1,11 @@
-"""What numbers among the options may be: refused by name."""
+"""What options and outcomes may be: refused by name."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from search.strategy import Outcome
 
 
 def check_positive(prefix: str = "", /, **values: float) -> None:
@@ -31,3 +34,13 @@ def check_probability(prefix: str = "", /, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{prefix}{name} must lie in [0, 1], got {value}")
+
+
+def check_one_objective(strategy: object, outcomes: Sequence[Outcome]) -> None:
+    """Raises ValueError where a strategy that ranks by one number is told several."""
+    for outcome in outcomes:
+        if outcome.fitness is not None and outcome.fitness.size > 1:
+            raise ValueError(
+                f"{type(strategy).__name__} ranks by one number, candidate {outcome.id} has "
+                f"{outcome.fitness.size}: choose an objective with one"
+            )

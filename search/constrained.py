@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,6 @@ class BoundConstrained:
     ``FLOOR - sum of excesses``: every candidate within ranks above every one beyond, those within
     by their mean, those beyond by how far they are out, the mean not looked at.
 
-    Args:
-        skill: what is to be maximised.
-        limits: all of them.
-
     Source: Deb 2000, An efficient constraint handling method for genetic algorithms, section 3
         (excesses as shares of their bounds). There the floor is the worst mean in the population;
         here it is a constant, so that fitness can be compared between generations and runs.
@@ -62,11 +58,7 @@ class BoundConstrained:
         return ("mean within limits",)
 
     def violation(self, values: Mapping[str, float]) -> float:
-        """Returns the sum of all excesses; 0 within all limits.
-
-        Raises:
-            EvaluationError: a limited score is missing or not a number; infinite ones break it.
-        """
+        """Returns the sum of all excesses; 0 within all limits."""
         for limit in self.limits:
             if math.isnan(values.get(limit.key, math.nan)):
                 raise EvaluationError(
@@ -98,8 +90,6 @@ class Constrained:
             split must have these tasks.
         weights: as for `WeightedMean`, for the tasks without a limit; None: all equal. A task
             with a limit can have a weight too.
-        normalize: as for `WeightedMean`.
-        metrics: as for `WeightedMean`.
     """
 
     limits: Mapping[str, Mapping[str, float]]
@@ -129,14 +119,15 @@ class Constrained:
                 "name the skills in objective.weights"
             )
         weights.update({task: 0.0 for task in limited if task not in weights})
-        limits = tuple(
-            _limit(key, keys[key], spec, directions[keys[key]], expert_scores)
-            for key, spec in self.limits.items()
-        )
+        limits = []
+        for name, spec in self.limits.items():
+            key = keys[name]
+            values = [scores[key] for scores in expert_scores.values() if key in scores]
+            limits.append(_limit(name, key, spec, directions[key], values))
         skill = WeightedMean(weights, self.normalize, self.metrics).bind(
             directions, main, base_scores, expert_scores
         )
-        return BoundConstrained(skill, limits)
+        return BoundConstrained(skill, tuple(limits))
 
 
 def _key(name: str, directions: Mapping[str, Direction], main: Mapping[str, str]) -> str:
@@ -150,11 +141,7 @@ def _key(name: str, directions: Mapping[str, Direction], main: Mapping[str, str]
 
 
 def _limit(
-    name: str,
-    key: str,
-    spec: Mapping[str, float],
-    direction: Direction,
-    expert_scores: Mapping[str, Mapping[str, float]],
+    name: str, key: str, spec: Mapping[str, float], direction: Direction, values: Sequence[float]
 ) -> Limit:
     for option, value in spec.items():
         if not math.isfinite(value):
@@ -165,7 +152,7 @@ def _limit(
         case ["at_least"]:
             return Limit(key, spec["at_least"], -1.0)
         case ["chance", "share"]:
-            return Limit(key, _relative(name, key, spec, direction, expert_scores))
+            return _relative(name, key, spec, direction, values)
     raise ValueError(
         f"objective.limits.{name} must be {{at_most: x}}, {{at_least: x}} or "
         f"{{share: s, chance: c}}, got {dict(spec)}"
@@ -173,12 +160,8 @@ def _limit(
 
 
 def _relative(
-    name: str,
-    key: str,
-    spec: Mapping[str, float],
-    direction: Direction,
-    expert_scores: Mapping[str, Mapping[str, float]],
-) -> float:
+    name: str, key: str, spec: Mapping[str, float], direction: Direction, values: Sequence[float]
+) -> Limit:
     if direction != "minimize":
         raise ValueError(
             f"objective.limits.{name}: a share is of a metric that is to be minimised, {key} is "
@@ -186,11 +169,11 @@ def _relative(
         )
     if spec["share"] < 0:
         raise ValueError(f"objective.limits.{name}.share must be 0 or more, got {spec['share']}")
-    known = [scores[key] for scores in expert_scores.values() if key in scores]
-    worst = max((value for value in known if math.isfinite(value)), default=None)
+    worst = max((value for value in values if math.isfinite(value)), default=None)
     if worst is None:
         raise ValueError(
             f"objective.limits.{name}: no expert has a finite {key} to take a share of: "
             "use at_most"
         )
-    return spec["chance"] + spec["share"] * max(0.0, worst - spec["chance"])
+    # c + s (worst - c)
+    return Limit(key, spec["chance"] + spec["share"] * max(0.0, worst - spec["chance"]))

@@ -34,11 +34,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, scores: Mapping[str, Score]) -> tuple[Vector, Vector | None]:
-        """Returns fitness ``(objectives,)`` and, where all tasks give them, cases ``(cases,)``.
-
-        Raises:
-            EvaluationError: a score is missing or not finite.
-        """
+        """Returns fitness ``(objectives,)`` and, where all tasks give them, cases ``(cases,)``."""
         ...
 
 
@@ -70,7 +66,6 @@ class BoundObjective:
     """An objective with its tasks' references: ``fitness`` is a weighted mean, or all gains.
 
     Args:
-        terms: one per task.
         weights: of the mean, summing to 1; None: every term is an objective of its own.
     """
 
@@ -174,8 +169,6 @@ class Pareto:
 
     Args:
         tasks: which, in this order; None: all.
-        normalize: as for `WeightedMean`.
-        metrics: as for `WeightedMean`.
     """
 
     tasks: Sequence[str] | None = None

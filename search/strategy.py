@@ -24,7 +24,6 @@ class Outcome:
     """What an evaluation gave.
 
     Args:
-        id: the candidate's id.
         fitness: ``(objectives,)``, higher is better; None: could not be evaluated, ranks worst.
         cases: ``(cases,)`` per-item scores in a fixed order, where the evaluators give them.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evaluators.engine.model import Model
@@ -43,33 +44,13 @@ class Answer:
     seconds: float = 0.0
 
 
-class Parts:
-    """Parts of a panel's requests; one that was taken lately is the same object, planned once."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = requests
-        self._parts: dict[tuple[int, ...], tuple[Request, ...]] = {}
-
-    def __call__(self, indices: tuple[int, ...]) -> tuple[Request, ...]:
-        """Returns the requests at these indices."""
-        part = self._parts.pop(indices, None)
-        if part is None:
-            part = tuple(self._requests[index] for index in indices)
-        self._parts[indices] = part
-        while len(self._parts) > _REMEMBERED:
-            del self._parts[next(iter(self._parts))]
-        return part
-
-
 class LocalAsker(TaskQueue[Question]):
     """Asks one candidate after the other; the one that is in the model already comes first.
 
     Between two `drop`s nothing else may write into the model.
 
     Args:
-        decode: genome to weights.
         model: holds one candidate at a time.
-        requests: of the panel.
     """
 
     def __init__(
@@ -78,7 +59,8 @@ class LocalAsker(TaskQueue[Question]):
         super().__init__()
         self._decode = decode
         self._model = model
-        self._parts = Parts(requests)
+        # one that was asked lately is the same object, which an engine plans once
+        self._part = lru_cache(_REMEMBERED)(lambda some: tuple(requests[i] for i in some))
         self._written: Any = None
 
     def drop(self) -> None:
@@ -89,13 +71,13 @@ class LocalAsker(TaskQueue[Question]):
     def next(self) -> tuple[int, Answer]:
         """Asks the candidate that is in the model, else the first in the line."""
         held = (i for i, one in self._tasks.items() if one.genome is self._written)
-        ticket = next(held, None)
-        ticket, question = self._take() if ticket is None else (ticket, self._tasks.pop(ticket))
+        ticket = next(held, next(iter(self._tasks)))
+        question = self._tasks.pop(ticket)
         responses: Sequence[Response] = ()
         with attempt() as tried:
             if question.genome is not self._written:
                 self._written = None
                 self._model.write(self._decode(question.genome))
                 self._written = question.genome
-            responses = self._model.run(self._parts(question.requests))
+            responses = self._model.run(self._part(question.requests))
         return ticket, Answer(responses, tried.failure, tried.seconds)

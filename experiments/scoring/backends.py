@@ -19,10 +19,8 @@ class CompletionsHost:
     """An OpenAI-compatible server of completions that loads LoRA adapters while it runs (vLLM).
 
     Args:
-        url: of the server, for example ``http://localhost:8000``.
         model: the base's name at the server.
         lm: lm-eval's ``local-completions`` model for it.
-        timeout_s: most seconds of one call.
     """
 
     failures = (requests.RequestException, ConnectionError, TimeoutError)
@@ -91,11 +89,7 @@ def completions(
     timeout_s: float,
     retries: int,
 ) -> ServedModel:
-    """Returns a model behind an OpenAI-compatible server; see ``conf/backend/completions.yaml``.
-
-    Raises:
-        ValueError: a package is missing, or the server does not know the model.
-    """
+    """Returns a model of an OpenAI-compatible server; see ``conf/backend/completions.yaml``."""
     if find_spec("tenacity") is None or find_spec("aiohttp") is None:
         raise ValueError("backend=completions needs the extra `api`: pip install 'evomerge[api]'")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
@@ -129,11 +123,7 @@ def vllm(
     gpu_memory_utilization: float,
     tensor_parallel_size: int,
 ) -> ServedModel:
-    """Returns a model in vLLM, in this process; see ``conf/backend/vllm.yaml``.
-
-    Raises:
-        ValueError: vLLM is missing.
-    """
+    """Returns a model in vLLM, in this process; see ``conf/backend/vllm.yaml``."""
     if find_spec("vllm") is None:
         raise ValueError("backend=vllm needs vLLM: pip install vllm, on a CUDA machine")
     from lm_eval.models.vllm_causallms import VLLM

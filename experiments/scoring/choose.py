@@ -28,12 +28,10 @@ class ScoringOptions:
     """How the candidates of a search are scored.
 
     Args:
-        execution: where.
         worker_spec: start of a search to what a worker elsewhere makes its ingredients of.
         racing: rule by which candidates are dropped early; None: all are asked all items.
         common: the items of every generation; None: all search items for all.
         together: how many candidates share their passes; see `batch_size`.
-        seed: of the run.
     """
 
     execution: Execution
@@ -55,9 +53,6 @@ def open_evaluation(
     """Returns what scores the generations of a search, where its execution says.
 
     Args:
-        ingredients: of the search.
-        problem: once its start is known.
-        options: of the search.
         objective: bound on the search items; read where candidates are raced.
     """
     if options.racing is not None:

@@ -39,8 +39,6 @@ class PopulationPool(TaskQueue[Batch[Any]]):
     """Scores the genomes of a batch in shared passes, as far as they lie beside one centre.
 
     Args:
-        ingredients: of the search.
-        space: of the genomes.
         panel: the items of a generation, by its number.
     """
 
@@ -107,11 +105,6 @@ def batch_size(option: int | str | None, ingredients: Ingredients, space: Search
 
     Args:
         option: ``together``: a number, ``auto`` or None.
-        ingredients: of the search.
-        space: of the candidates.
-
-    Raises:
-        ValueError: the option is none of these.
     """
     if option is None or option == 1 or not isinstance(ingredients.model, ResidentModel):
         return 1

@@ -27,10 +27,6 @@ class ItemTable:
 
     The items of the objective's tasks come first, as their cases stand in a record; those of tasks
     that do not count come last.
-
-    Args:
-        panel: all search items.
-        objective: with one number.
     """
 
     def __init__(self, panel: Panel, objective: BoundObjective) -> None:
@@ -61,9 +57,6 @@ class ItemTable:
         Args:
             items: by number, ascending.
             responses: by index of the request.
-
-        Raises:
-            EvaluationError: a score is not finite.
         """
         scores: dict[str, Score] = {}
         for task, evaluator in self._panel.evaluators.items():
@@ -80,11 +73,7 @@ class ItemTable:
         return scores
 
     def cases(self, scores: Mapping[str, Score]) -> Vector:
-        """Returns the cases in units of the fitness, of the tasks that have scores.
-
-        Raises:
-            EvaluationError: one is not finite.
-        """
+        """Returns the cases in units of the fitness, of the tasks that have scores."""
         parts = []
         for term in self._terms:
             if term.key in scores:
@@ -119,13 +108,6 @@ class RacingPool(TaskQueue[Batch[Any]]):
 
     A generation is raced as a whole before its first candidate is written down: a search that is
     killed meanwhile races it again, and what a budget of evaluations cuts off was asked too.
-
-    Args:
-        racing: the rule.
-        panel: all search items.
-        objective: with one number, bound.
-        asker: asks the candidates of a generation.
-        seed: of the run.
     """
 
     def __init__(

@@ -16,8 +16,6 @@ class WorkerSpec:
     Args:
         config: of the run, resolved, as YAML; base and experts by name.
         start: describes the plan that the search starts from; None: the space's own start.
-        base: sha256 of the base.
-        experts: name to sha256.
         directory: that relative paths start from.
         device: ``cpu``, ``cuda`` or ``mps``: what this process computes on.
         threads: of torch in this process; sums depend on it.
@@ -49,7 +47,6 @@ class Execution(Protocol):
         Args:
             local: works on them in this process.
             order: how another process makes what `local` uses.
-            encode: genome to JSON values.
         """
         ...
 

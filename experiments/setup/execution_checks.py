@@ -13,16 +13,7 @@ from search.strategy import Strategy
 
 
 def check_execution(config: DictConfig, execution: Execution, strategy: Strategy[Any]) -> None:
-    """Compares where candidates are scored with what the search asks of it.
-
-    Args:
-        config: of the run.
-        execution: where they are scored.
-        strategy: freshly built.
-
-    Raises:
-        ValueError: names the options that cannot go together, and the remedy.
-    """
+    """Compares where candidates are scored with what the search asks of it."""
     if not config.asynchronous:
         return
     try:

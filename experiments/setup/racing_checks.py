@@ -41,14 +41,7 @@ def check_racing(
     """Refuses what cannot be raced.
 
     Args:
-        config: of the run.
-        racing: its rule; None: nothing is raced.
-        strategy: name of its class.
         asked: how many candidates its first generation has.
-        objectives: how many numbers a fitness has.
-
-    Raises:
-        ValueError: names the option that cannot go together with ``racing``.
     """
     if racing is None:
         return
@@ -79,17 +72,7 @@ def check_racing(
 def check_cases(
     racing: Racing | None, panel: Panel, objective: Any, classes: Mapping[str, int]
 ) -> None:
-    """Refuses tasks without per-item scores, which are found by scoring made-up answers.
-
-    Args:
-        racing: the rule; None: nothing is raced.
-        panel: the search items.
-        objective: not yet bound.
-        classes: number of classes of each head.
-
-    Raises:
-        ValueError: names the task and the metric.
-    """
+    """Refuses tasks without per-item scores, which are found by scoring made-up answers."""
     if racing is None:
         return
     better = {key: 1.0 if way == "maximize" else -1.0 for key, way in panel.directions.items()}

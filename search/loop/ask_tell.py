@@ -45,11 +45,7 @@ class AskTell(Generic[G]):
             )
 
     def ask(self, genomes: Sequence[G]) -> list[Candidate[G]]:
-        """Returns the genomes as candidates with fresh ids, and waits for their outcomes.
-
-        Raises:
-            RuntimeError: the generation asked before has not been told.
-        """
+        """Returns the genomes as candidates with fresh ids, and waits for their outcomes."""
         self.check_told()
         self._steady = False
         self.generations += bool(genomes)
@@ -81,11 +77,7 @@ class AskTell(Generic[G]):
             raise RuntimeError("ask_one() was called after ask(); a search has one way of asking")
 
     def ask_one(self, genome: G) -> Candidate[G]:
-        """Returns the genome as a candidate with a fresh id; others may wait for outcomes.
-
-        Raises:
-            RuntimeError: whole generations were asked before.
-        """
+        """Returns the genome as a candidate with a fresh id; others may wait for outcomes."""
         self.check_steady()
         self._steady = True
         return self._candidate(genome)

@@ -32,11 +32,8 @@ def search(
     evaluating again: the search goes on where it was stopped, with the same candidates.
 
     Args:
-        strategy: freshly built.
         evaluation: scores generations; where each has items of its own, fitness of different
             generations cannot be compared.
-        objective: turns scores into fitness.
-        history: of this run; may hold candidates of earlier sessions.
         budget: when to stop. A last generation that it cuts short is not told.
         encode: genome to JSON values, for the history.
         canonical: genome to JSON values that are equal for genomes that mean the same model;

@@ -26,8 +26,6 @@ class Record:
     """One evaluated candidate.
 
     Args:
-        id: the candidate's id.
-        genome: as JSON values.
         scores: by ``task/metric``, in the metric's own units; NaN where not finite; empty where
             the evaluation failed before it gave scores.
         fitness: ``(objectives,)``, higher is better; None: failed.

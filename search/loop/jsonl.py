@@ -44,9 +44,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a file, none where it does not exist, and repairs its end.
 
     A last line without a line feed was being written when the process died, and is cut off.
-
-    Raises:
-        DamagedFileError: a complete line is not a JSON object with an integer ``id``.
     """
     if not path.exists():
         return []

@@ -131,11 +131,7 @@ class _Flight(Generic[G]):
         self._submitted: set[Key] = set()
 
     def recorded(self, record: Record) -> tuple[Candidate[G], Key, None]:
-        """Returns the candidate of a record, after as many asks as had been when it was told.
-
-        Raises:
-            HistoryError: it was told with its generation, or is not among those asked.
-        """
+        """Returns the candidate of a record, after as many asks as had been when it was told."""
         if record.after is None:
             raise HistoryError(
                 f"candidate {record.id} of the history was told with its generation, this search "

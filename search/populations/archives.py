@@ -21,7 +21,6 @@ class ArchiveGrid:
     throws the model away; see test_a_perfect_score_falls_into_the_last_cell.
 
     Args:
-        cells: per task.
         low: score at which the first cell begins; 0 is the base where scores are normalised.
         high: score at which the last cell ends; 1 is the best expert.
     """
@@ -52,7 +51,6 @@ class MapElites(SurvivalRule):
     Parents are drawn uniformly: whoever holds a cell may breed.
 
     Args:
-        cells: per task.
         low: score at which the first cell begins; all below belong to it.
         high: score at which the last cell ends; all above belong to it.
 
@@ -107,9 +105,6 @@ class CycleQD(MapElites):
     every generation.
 
     Args:
-        cells: as for `MapElites`.
-        low: as for `MapElites`.
-        high: as for `MapElites`.
         elite_sampling: false: parents are drawn uniformly from the archive.
 
     Source: Kuroki et al. 2024, Agent skill acquisition for LLMs via CycleQD, arXiv 2410.14735,

@@ -19,7 +19,6 @@ class Fronts(SurvivalRule):
     With one objective the fronts are the groups of equals: survival of the fittest.
 
     Args:
-        size: most members.
         tournament: how many members compete to be a parent; 2 in the paper.
 
     Source: Deb et al. 2002, A fast and elitist multiobjective genetic algorithm: NSGA-II,

@@ -32,7 +32,6 @@ class Niches(SurvivalRule):
     worst after every single child, which popsize 1 does; else after every generation.
 
     Args:
-        size: most members.
         alpha: strength of the competition; 0: everyone's fitness is the sum of its scores.
         attraction: whether the second parent is drawn by attraction; false: by fitness.
         scores: ``above_worst``: each item's least score among those compared is 0, which fits any

@@ -19,7 +19,6 @@ class Individual:
     """A candidate that was scored; failures are none.
 
     Args:
-        id: the candidate's id.
         bred: its lineage and what it hands down.
         fitness: ``(objectives,)``, higher is better.
         cases: ``(cases,)`` per-item scores; None: not read, or there are none.
@@ -78,7 +77,6 @@ class Truncation(SurvivalRule):
     ``(mu + lambda)`` with mu = `size` and lambda the strategy's popsize. Of equals the older.
 
     Args:
-        size: most members.
         tournament: how many members compete to be a parent; 1: chance decides.
 
     Source: Schwefel 1977 (plus selection); Goldberg & Deb 1991, A comparative analysis of

@@ -52,7 +52,6 @@ class Bred:
     """A lineage and what it hands down besides its weights.
 
     Args:
-        genome: the lineage.
         split: its inheritable split; None: it has none yet, a child draws one.
     """
 
@@ -89,7 +88,6 @@ class Variation:
         low_rank: probability of low-rank noise.
         low_rank_size: its rms relative to the parent's in each tensor, at most; the size of each
             mutation is drawn log-uniformly from a tenth of it upwards.
-        rank: of the noise.
         sign: probability of sign flips.
         sign_share: share of entries flipped, at most; drawn as `low_rank_size` is.
 
@@ -146,7 +144,6 @@ class Variation:
         Args:
             first: the parent that hands down its split.
             second: None: there is none, the child is a mutant.
-            seed: of the run.
             number: the child's id; with `seed` it decides every draw.
         """
         rng = np.random.default_rng(stable_seed("variation", seed, number))

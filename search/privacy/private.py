@@ -40,9 +40,7 @@ class PrivatePool(TaskQueue[Batch[G]]):
             cannot be scored is NaN. Called where `inner` fails.
         empty: whether a generation's sample has no item at all; it is not asked then.
         shares: how items add up to a fitness.
-        mechanism: clip and noise.
         release: what is released.
-        encode: genome to JSON values.
     """
 
     inner: Evaluation[G]
@@ -64,11 +62,7 @@ class PrivatePool(TaskQueue[Batch[G]]):
         return genomes if self.release == "means" else genomes // 2
 
     def next(self) -> tuple[int, list[Evaluated]]:
-        """Returns the noisy fitness of the first generation in the line.
-
-        Raises:
-            ValueError: differences are to be released, and the genomes are no pairs.
-        """
+        """Returns the noisy fitness of the first generation in the line."""
         ticket, batch = self._take()
         genomes, generation = batch.genomes, batch.generation
         if self.release == "differences" and len(genomes) % 2:

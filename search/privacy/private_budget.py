@@ -26,7 +26,6 @@ class StepBudget:
 
     Args:
         epsilon: what the search may cost in all.
-        delta: of the whole.
         noise_multiplier: sigma of one number.
         rate: probability of every item to be in a generation's sample; 1: all are.
         reserved: mechanisms that the end of the search will need, paid for from the start.

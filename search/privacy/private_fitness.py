@@ -49,9 +49,6 @@ class Shares:
 
         A task without sampled items has no score. What is not finite contributes minus infinity,
         so that clipping makes it the worst; it does not touch other items.
-
-        Raises:
-            ValueError: a metric has no per-item scores.
         """
         terms = self.objective.terms
         total = sum(self.sizes[term.task] for term in terms)
@@ -81,7 +78,6 @@ class ClippedSum:
     An item more or less changes the sum by at most C.
 
     Args:
-        clip: C, in the unit of a contribution.
         noise_multiplier: sigma; 0: no noise, for tests.
         noise: secret.
     """
@@ -123,7 +119,6 @@ def noisy_means(
     Args:
         candidates: each candidate's contributions to each objective.
         divisors: expected number of items in each objective's sum.
-        mechanism: clip and noise.
         question: names the generation and its genomes.
     """
     return [
@@ -149,9 +144,7 @@ def noisy_differences(
     per pair. A generation of p pairs has the multiplier ``noise_multiplier / sqrt(p)``.
 
     Args:
-        pairs: contributions of the same items to both sides.
         divisor: expected number of items.
-        mechanism: clip and noise.
         question: names the generation and its genomes.
 
     Source: DP-ZO, arXiv:2401.04343, algorithm 1, with add/remove neighbours (sensitivity C; the

@@ -62,12 +62,7 @@ class AboveThreshold:
         return self._left == 0
 
     def above(self, value: float) -> bool:
-        """Returns whether the noisy value is at least the noisy threshold.
-
-        Raises:
-            RuntimeError: it has said yes as often as it may.
-            ValueError: the value is not finite.
-        """
+        """Returns whether the noisy value is at least the noisy threshold."""
         if self.ended:
             raise RuntimeError(
                 f"{self._name}: all its yeses are spent; another question needs another budget"

@@ -55,8 +55,6 @@ class ItemModel:
 
         Args:
             cases: ``(candidates, items)``, at least three candidates.
-            fitness: ``(candidates,)``.
-            strata: of the items.
             factors: most numbers of an ability; fewer where there are few candidates.
         """
         shares = np.concatenate([np.full(n, weight / n) for n, weight in strata])

@@ -125,8 +125,6 @@ def upper_limits(
 
     Args:
         apart: ``(pairs, asked)`` differences on the asked items.
-        sample: which items these are.
-        level: of each limit.
         steps: of every task, the largest step of a score that takes few values; None: it takes
             any value.
     """
@@ -156,11 +154,7 @@ def _step(cases: Matrix, known: Vector | None) -> float | None:
     """Returns the largest step of a task's scores ``(competitors, asked)``.
 
     None where they take any value: no two items of a competitor have the same. Infinite where
-    nothing is known of it: all asked are equal, and nobody was asked all items.
-
-    Args:
-        cases: of the competitors.
-        known: ``(items,)``, of one that was asked all; None: there is none.
+    nothing is known of it: all asked are equal, and nobody was asked all items (`known`).
     """
     ordered = np.sort(cases, axis=1)
     if not (np.diff(ordered, axis=1) == 0).any():

@@ -75,11 +75,9 @@ class Racing(Protocol):
         """Returns the race of a generation of `count` candidates.
 
         Args:
-            count: how many take part.
             generation: its number from 0.
             records: of earlier generations.
             strata: items and weight of every task.
-            seed: of the run.
         """
         ...
 
@@ -99,10 +97,8 @@ def prefixes(strata: Strata, shares: Sequence[float], least: int, seed: int) -> 
     """Returns stages that are prefixes of one random order of every task's items, then all items.
 
     Args:
-        strata: of the items.
         shares: of every task's items, for every stage but the last.
         least: items of every task, where it has so many.
-        seed: of the orders.
     """
     counts = [
         [max(min(least, items), math.ceil(share * items)) for items, _ in strata]
@@ -122,10 +118,8 @@ def weighed_prefixes(
     the others say.
 
     Args:
-        strata: of the items.
         shares: of all items, for every stage but the last.
         least: items of the task with the highest weight, where it has so many.
-        seed: of the orders.
     """
     total = sum(items for items, _ in strata)
     fewest = least / max(weight for _, weight in strata)
@@ -201,7 +195,6 @@ class Prefixed:
 
     Args:
         stages: see `Race`.
-        strata: of the items.
         best: of earlier generations; None: there is none, or it does not take part.
     """
 

@@ -99,12 +99,7 @@ class GeneticAlgorithm:
         return self._ask_tell.ask([bred.genome for bred in brood])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Lets children and members compete for a place in the population.
-
-        Raises:
-            ValueError: the population cannot judge a fitness or needs cases; else as
-                `Strategy.tell`.
-        """
+        """Lets children and members compete for a place in the population."""
         self._check(outcomes)
         self._learn(self._ask_tell.tell(outcomes))
 

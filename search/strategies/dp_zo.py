@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merging.paths.path import Path
-from search.checks import check_at_least, check_positive
+from search.checks import check_at_least, check_one_objective, check_positive
 from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
@@ -69,17 +69,8 @@ class DpZo:
         return self._ask_tell.ask([self._centre.perturbed(self._step, side) for side in sides])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Moves the centre; a pair of which one failed moves nothing.
-
-        Raises:
-            ValueError: a fitness has several objectives; else as `Strategy.tell`.
-        """
-        for outcome in outcomes:
-            if outcome.fitness is not None and outcome.fitness.size > 1:
-                raise ValueError(
-                    f"DpZo descends along one number, candidate {outcome.id} has "
-                    f"{outcome.fitness.size}: choose an objective with one"
-                )
+        """Moves the centre; a pair of which one failed moves nothing."""
+        check_one_objective(self, outcomes)
         plus, minus = self._ask_tell.tell(outcomes)
         if plus.fitness is not None and minus.fitness is not None:
             # theta <- theta + eta decay^t (f+ - f-) / (2 phi) u_t

@@ -12,7 +12,7 @@ import numpy as np
 from merging.arrays import Vector
 from merging.paths.path import Path, Step
 from merging.seeding import stable_seed
-from search.checks import check_at_least, check_not_negative, check_positive
+from search.checks import check_at_least, check_not_negative, check_one_objective, check_positive
 from search.loop.ask_tell import AskTell
 from search.strategy import Candidate, Outcome
 
@@ -26,7 +26,6 @@ def initial_weights(fitness: Sequence[float], *, temperature: float = 1.0) -> Ve
     Equally fit experts get equal weights.
 
     Args:
-        fitness: of each expert on the search items, higher is better.
         temperature: small: the best expert alone; large: the mean of all.
 
     Source: MERGEvolve, arXiv 2606.28373, step 1 (population standard deviation; temperature 1,
@@ -196,17 +195,8 @@ class MergEvolve:
         return self._ask_tell.ask([self._centre, *genomes] if self._scores_centre else genomes)
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Steps along the noises by the ranks of their samples, which ids pair.
-
-        Raises:
-            ValueError: a fitness has several objectives; else as `Strategy.tell`.
-        """
-        for outcome in outcomes:
-            if outcome.fitness is not None and outcome.fitness.size > 1:
-                raise ValueError(
-                    f"MergEvolve ranks by one number, candidate {outcome.id} has "
-                    f"{outcome.fitness.size}: choose an objective with one"
-                )
+        """Steps along the noises by the ranks of their samples, which ids pair."""
+        check_one_objective(self, outcomes)
         ordered = self._ask_tell.tell(outcomes)
         fitness = [None if o.fitness is None else float(o.fitness[0]) for o in ordered]
         self._note_best(fitness)

@@ -51,7 +51,6 @@ class ModelSwarms:
     recommended. With fewer than two corners the swarm starts as random search does.
 
     Args:
-        axes: what each number of a genome means.
         seed: decides first places, first velocities and all r.
         corners: the genome that is each expert, by expert; None or empty: the space has none.
         popsize: particles; None: one per corner, at least 20 as in the paper.

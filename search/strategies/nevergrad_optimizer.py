@@ -33,7 +33,6 @@ class NevergradStrategy:
     samples on it. A choice is its options' weights, of which the largest wins.
 
     Args:
-        axes: what each number of a genome means.
         seed: of the optimizer's generator.
         optimizer: name in ``nevergrad.optimizers.registry``; see
             https://facebookresearch.github.io/nevergrad/optimizers_ref.html

@@ -20,7 +20,6 @@ class RandomSearch:
     A one-sided axis takes the normal sample's distance from the start mirrored at its bound.
 
     Args:
-        axes: what each number of a genome means.
         seed: with the candidate's id, decides its genome.
         popsize: candidates per generation; changes no genome.
         sigma: standard deviation on unbounded axes, in units of the axis' own scale.

@@ -25,12 +25,8 @@ class Interval:
 
     Args:
         difference: first minus second; above 0 the first is better.
-        low: lower end of the interval.
-        high: upper end.
         p: two-sided; the smallest level at which the interval touches 0, but never below
             ``2^(1 - items)``, the least that a test by signs can find with so few items.
-        level: confidence of the interval.
-        items: of all tasks together.
         seeds: 1 where they were not resampled.
         resamples: how many; `p` is never below ``2 / (resamples + 1)``.
     """
@@ -70,12 +66,10 @@ def paired_bootstrap(
     Args:
         first: a task's cases each, higher is better, already in the objective's units.
         second: of the same items (and seeds) in the same order.
-        weights: of the tasks.
         shares: per task how much each item counts, ``(items,)``, where the task's score is a
             ratio over items (bits per byte: the documents' bytes); the mean is then
             ``sum share * case / sum share`` in every resample. None: all count alike.
         level: confidence, within (0, 1).
-        resamples: how many.
         seed: equal arguments give equal results.
 
     Raises:

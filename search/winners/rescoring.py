@@ -55,9 +55,6 @@ def rescore(
     """Scores `pooled` records on all search items, and returns them with these scores.
 
     Args:
-        records: all of the search.
-        k: most records to score.
-        evaluate: scores a record's genome on all search items.
         objective: bound to the references on all search items.
         path: ``rescored.jsonl`` of the run; what it holds is not evaluated again.
 

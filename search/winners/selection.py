@@ -27,8 +27,6 @@ class Finalist:
     """A candidate that was looked at twice.
 
     Args:
-        id: the candidate's id.
-        genome: as JSON values.
         search: fitness on search items, ``(objectives,)``.
         scores: on selection items, by ``task/metric``.
         selection: fitness on selection items; None: failed there.
@@ -56,9 +54,6 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
 
     One objective: the highest fitness, the lower id where equal. Several: the non-dominated ones,
     in the order of ids; more than `k` of them are thinned to the least crowded.
-
-    Raises:
-        ValueError: `k` is below 1.
     """
     check_at_least(1, "the number of ", finalists=k)
     scored: list[tuple[Record, Vector]] = [
@@ -110,14 +105,10 @@ def second_look(
     finalists come last.
 
     Args:
-        records: all records of the search.
-        k: how many get the second look.
-        evaluate: scores a record's genome on selection items.
         objective: the search's, bound to the references on selection items.
         path: ``finalists.jsonl`` of the run; finalists that it holds are not evaluated again.
 
     Raises:
-        ValueError: the file is corrupt, or `k` is below 1.
         HistoryError: the file belongs to another search.
         SearchFailed: there is no finalist that could be scored.
     """
@@ -139,18 +130,7 @@ def look(
     objective: Objective,
     path: Path,
 ) -> list[Finalist]:
-    """Scores records once more, on other items; what the file holds is not evaluated again.
-
-    Args:
-        records: with a fitness each.
-        evaluate: scores a record's genome on the other items.
-        objective: for the scores on these.
-        path: file that keeps them.
-
-    Raises:
-        ValueError: the file is corrupt.
-        HistoryError: the file belongs to another search.
-    """
+    """Scores records once more, on other items; what the file holds is not evaluated again."""
     known = {line["id"]: line for line in jsonl.read(path)}
     looked = []
     for record in records:

@@ -20,7 +20,6 @@ class ShrunkenFitness:
     """What is known of a candidate's true fitness.
 
     Args:
-        value: its mean.
         variance: its variance, 0 where nothing is left to doubt.
     """
 
@@ -38,7 +37,6 @@ def shrink(records: Sequence[Record], strata: Strata) -> dict[int, ShrunkenFitne
 
     Args:
         records: of a search with one objective, with their per-item cases.
-        strata: of the search items.
 
     Raises:
         ValueError: a record has no cases, more than one objective, or cases that do not fit.
@@ -69,7 +67,6 @@ def paired_variances(cases: npt.NDArray[np.float64], strata: Strata) -> Vector:
 
     Args:
         cases: ``(candidates, items)``, the tasks' items one after the other.
-        strata: of the items.
 
     Returns:
         ``(candidates,)``: ``sum_t w_t^2 var_t / n_t``, 0 for a task of one item. Where a score is

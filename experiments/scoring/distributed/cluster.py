@@ -35,8 +35,6 @@ class RayCluster:
 
     Args:
         address: ``host:port`` of a cluster's head, or ``auto``; None: one of one's own.
-        cpus: that each worker asks for.
-        gpus: that each worker asks for.
         workers: for how many there shall be room in a cluster of one's own.
 
     Raises:

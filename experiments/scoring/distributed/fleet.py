@@ -82,8 +82,6 @@ class Fleet:
     scores it, so neither do the results.
 
     Args:
-        cluster: where the workers live.
-        size: how many of them.
         wait_s: most seconds without any worker.
         candidate_s: most seconds of one candidate; a worker that takes longer is replaced.
         clock: seconds; only differences count.
@@ -134,8 +132,6 @@ class Fleet:
         """Takes a task for one worker; returns its ticket.
 
         Args:
-            method: of the worker.
-            arguments: of the method.
             about: genome that the worker holds from then on; None: none that it could use again.
         """
         if not self._tasks:

@@ -107,12 +107,7 @@ class OnRay:
 
 
 class RayPool:
-    """Gives the tasks of scoring and asking to a fleet, genomes as JSON values.
-
-    Args:
-        fleet: its workers have the order of the search.
-        encode: genome to JSON values.
-    """
+    """Gives the tasks of scoring and asking to a fleet, genomes as JSON values."""
 
     def __init__(self, fleet: Fleet, encode: Callable[[Any], Any]) -> None:
         self._fleet = fleet

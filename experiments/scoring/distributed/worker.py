@@ -57,7 +57,6 @@ class Worker:
         """Returns what every genome of a batch gave.
 
         Args:
-            genomes: as JSON values.
             generation: its number from 0; read where every generation has items of its own.
         """
         assert self._space is not None
@@ -71,7 +70,6 @@ class Worker:
         """Returns what a candidate answers; its weights are not written again if they are there.
 
         Args:
-            genome: as JSON values.
             requests: which of the panel's requests, ascending.
         """
         assert self._space is not None

@@ -11,6 +11,8 @@ from typing import TextIO, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+_SHARE = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+_COUNT = "{desc} {n_fmt} {unit}s in {elapsed}{postfix}"
 
 
 class ProgressBar:
@@ -20,11 +22,12 @@ class ProgressBar:
     nothing outside a terminal; else the last line tells where it ended.
 
     Args:
-        total: how much there is to do, in units.
+        total: how much there is to do, in units; None: not known.
         what: is being done.
         unit: of the work, singular.
         shown: False: neither bar nor lines.
         leave: let a full bar stand on the terminal.
+        estimates: names the time left at the mean pace; False: the notes say it.
         every_s: seconds between two lines.
         stream: where both go; None: standard error.
         clock: seconds from any start; replaced in tests.
@@ -32,17 +35,19 @@ class ProgressBar:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         what: str,
         unit: str,
         *,
         shown: bool = True,
         leave: bool = False,
+        estimates: bool = True,
         every_s: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._unit = total, unit
+        self._estimates = estimates
         self._stream = sys.stderr if stream is None else stream
         terminal = self._stream.isatty()
         self._writes_lines = shown and not terminal
@@ -58,6 +63,7 @@ class ProgressBar:
             file=self._stream,
             disable=not (shown and terminal),
             dynamic_ncols=True,
+            bar_format=None if estimates else _COUNT if total is None else _SHARE,
         )
 
     def __enter__(self) -> ProgressBar:
@@ -91,10 +97,11 @@ class ProgressBar:
 
     def _write_line(self) -> None:
         self._last_line, self._written = self._clock(), self._done
-        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s"]
+        of = "" if self._total is None else f"/{self._total}"
+        parts = [f"{self._what}: {self._done}{of} {self._unit}s"]
         if self._note:
             parts.append(self._note)
-        if 0 < self._done < self._total:
+        if self._estimates and self._total is not None and 0 < self._done < self._total:
             pace_s = (self._last_line - self._began) / self._done
             left = tqdm.format_interval(pace_s * (self._total - self._done))
             parts.append(f"about {left} left")

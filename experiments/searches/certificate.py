@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
     inside, report = outcome.inside, outcome.report
     candidates = _candidates(outcome)
     try:
-        gram = measure(outcome.ingredients.held, _weights(outcome, candidates))
+        gram = measure(outcome.references.ingredients.held, _weights(outcome, candidates))
     except MergeError as error:  # a stack of layers has other tensors than its experts
         log.info("no certificate: %s", error)
         certificate: dict[str, Any] = {"winner": None, "reason": str(error)}
@@ -90,14 +91,14 @@ def improvements(records: Sequence[Record], most: int = PATH_POINTS) -> list[Rec
 
 def _weights(outcome: SearchOutcome, candidates: Mapping[int, Record]) -> dict[str, Weights]:
     """Returns every point's weights, computed when read; candidates first, in their order."""
-    space, pool = outcome.space, outcome.ingredients.held
+    space, pool = outcome.space, outcome.references.ingredients.held
     points: dict[str, Weights] = {
         label(number): space.decode(space.from_json(record.genome))
         for number, record in candidates.items()
     }
     references = outcome.search.models.values()
     scored = {m.name for m in references if m.kind == "static" and m.failure is None}
-    for name, method in outcome.baselines.items():
+    for name, method in outcome.references.baselines.items():
         if name in scored:
             plan = uniform_plan(method, Whole(), pool)
             points[f"static {name}"] = plan.weights(pool, dtype=torch.float32)
@@ -122,13 +123,7 @@ def _placed(
         "points": points,
         "path": path,
         "finalists": [label(finalist.id) for finalist in outcome.finalists],
-        "plane": {
-            "share": plane.share,
-            "base": plane.base,
-            "experts": dict(plane.experts),
-            "points": dict(plane.points),
-            "off": dict(plane.off),
-        },
+        "plane": asdict(plane),
     }
 
 

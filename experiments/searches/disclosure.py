@@ -15,8 +15,7 @@ from evaluators.panel import Panel
 from experiments.runs.errors import UserError, explained
 from experiments.runs.model_scores import ModelScores
 from experiments.scoring.choose import ScoringOptions, open_evaluation, open_pool
-from experiments.searches.outcome import SplitScores
-from experiments.searches.references import References
+from experiments.searches.references import References, SplitScores
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.initial import StartScores
 from experiments.setup.problem import Problem

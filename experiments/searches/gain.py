@@ -32,36 +32,31 @@ def held_out_gain(
         winner: on the held-out items.
         other: the same for the model that it is compared with.
     """
-    found: dict[str, Any] = dict.fromkeys(
+    gain: dict[str, Any] = dict.fromkeys(
         ("winner", "inside", "difference", "interval", "reason"), None
     )
-    found["unequal"] = []
+    gain["unequal"] = []
     if reporting is None or winner is None or other is None:
-        return {**found, "reason": "there are no held-out items"}
+        return {**gain, "reason": "there are no held-out items"}
     if failed := winner.failure or other.failure:
-        return {**found, "reason": failed}
+        return {**gain, "reason": failed}
     first, second = (float(reporting.fitness(r.scores).mean()) for r in (winner, other))
-    found |= {"winner": first, "inside": second, "difference": first - second}
+    gain |= {"winner": first, "inside": second, "difference": first - second}
     if not isinstance(reporting, BoundObjective):
-        return {**found, "reason": "this objective has no weights by which items could be drawn"}
+        return {**gain, "reason": "this objective has no weights by which items could be drawn"}
     items = read_item_scores(run, "report")
-    pair = [items.get((rival.kind, rival.name)) for rival in (winner, other)]
-    missing = [term.key for term in reporting.terms if not _has_cases(term, pair)]
-    if missing:
-        return {**found, "reason": f"{missing[0]} has no score per item"}
-    known = [each for each in pair if each is not None]
-    cases = [[_cases(term, each) for term in reporting.terms] for each in known]
+    pair = [items[key] for m in (winner, other) if (key := (m.kind, m.name)) in items]
+    for term in reporting.terms:
+        if len(pair) < 2 or not all(term.key in scores.cases for scores in pair):
+            return {**gain, "reason": f"{term.key} has no score per item"}
+    cases = [[_cases(term, scores) for term in reporting.terms] for scores in pair]
     for term, of_task in zip(reporting.terms, cases[0], strict=True):
         if len(of_task) < 2:
-            return {**found, "reason": f"{term.task} has a single item"}
+            return {**gain, "reason": f"{term.task} has a single item"}
     weights = reporting.weights or [1 / len(reporting.terms)] * len(reporting.terms)
-    found["interval"] = asdict(paired_bootstrap(*cases, weights=weights))
-    found["unequal"] = _unequal(reporting.terms, known, (winner.scores, other.scores))
-    return found
-
-
-def _has_cases(term: Term, pair: Sequence[ItemScores | None]) -> bool:
-    return all(each is not None and term.key in each.cases for each in pair)
+    gain["interval"] = asdict(paired_bootstrap(*cases, weights=weights))
+    gain["unequal"] = _unequal(reporting.terms, pair, (winner.scores, other.scores))
+    return gain
 
 
 def _cases(term: Term, scores: ItemScores) -> Vector:
@@ -71,15 +66,15 @@ def _cases(term: Term, scores: ItemScores) -> Vector:
 
 
 def _unequal(
-    terms: Sequence[Term], pair: Sequence[ItemScores], scores: Sequence[Mapping[str, float]]
+    terms: Sequence[Term], pair: Sequence[ItemScores], values: Sequence[Mapping[str, float]]
 ) -> list[str]:
     """Returns the tasks whose score is not the mean of their items."""
     return [
         term.task
         for term in terms
         if any(
-            abs(float(each.cases[term.key].mean()) - values[term.key])
-            > 1e-6 * max(1.0, abs(values[term.key]))
-            for each, values in zip(pair, scores, strict=True)
+            abs(float(own.cases[term.key].mean()) - value[term.key])
+            > 1e-6 * max(1.0, abs(value[term.key]))
+            for own, value in zip(pair, values, strict=True)
         )
     ]

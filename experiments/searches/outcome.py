@@ -8,28 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.model_scores import ModelScores
-from experiments.setup.ingredients import Ingredients
-from merging.method import MergeMethod
+from experiments.searches.references import References, SplitScores
 from merging.plan import Plan
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe
 from merging.spaces.space import SearchSpace
 from search.loop.session import SearchResult
-from search.objective import Objective
 from search.winners.selection import Finalist
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """What the models scored on one split.
-
-    Args:
-        models: label to scores: base, experts, static merges; the evolved one where it was read.
-        objective: normalised by base and experts on this split.
-    """
-
-    models: Mapping[str, ModelScores]
-    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -37,10 +22,8 @@ class InHull:
     """What the companion search inside the hull found.
 
     Args:
-        evaluations: that it had.
         winner: after its own second look.
         scores: of the winner on the search items, by ``task/metric``.
-        plan: of the winner.
         report: the winner on the held-out items; None: there are none.
     """
 
@@ -57,16 +40,11 @@ class SearchOutcome:
 
     Args:
         run: its directory.
-        identity: of its configuration.
         options: its configuration, resolved.
-        ingredients: what it was made of.
-        baselines: the static merges by name.
-        space: that was searched.
         search: base, experts and static merges on the search items.
         result: of the loop; its records are those that can be compared.
         item_evaluations: search items that candidates were asked, each time counted.
         finalists: the winner first.
-        recipe: of the winner.
         ledger: what the winner's private data cost.
         inside: the best point inside the hull at equal budget; None: there is none.
         report: all models on the held-out items; None: there are none.
@@ -75,8 +53,7 @@ class SearchOutcome:
     run: Path
     identity: str
     options: Mapping[str, Any]
-    ingredients: Ingredients
-    baselines: Mapping[str, MergeMethod]
+    references: References
     space: SearchSpace[Any]
     search: SplitScores
     result: SearchResult

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ from experiments.runs.errors import UserError
 from experiments.runs.model_scores import SPLITS
 from experiments.scoring.choose import local_evaluation
 from experiments.searches.disclosure import Loop, look_again, unseen_finalists
-from experiments.searches.outcome import SplitScores
 from experiments.searches.private_key import open_noise, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
-from experiments.searches.references import References
+from experiments.searches.references import References, SplitScores
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.initial import StartScores
 from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_items, sampling_rate
 from experiments.setup.problem import Problem
+from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.files import write_text
 from merging.paths.path import Path as WeightPath
@@ -50,106 +50,62 @@ from search.loop.generational import search
 from search.loop.history import Record
 from search.loop.session import SearchResult
 from search.objective import BoundObjective, Objective
-from search.privacy.privacy import SearchPrivacy
 from search.privacy.private import PrivatePool
-from search.privacy.private_budget import StepBudget
 from search.privacy.private_fitness import ClippedSum, Shares, item_differences
-from search.privacy.private_noise import SecretNoise
 from search.privacy.private_svt import AboveThreshold
 from search.winners.selection import Finalist
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class PrivateDisclosure:
     """Strategy, files and people see a search through its noisy fitness alone.
 
     Args:
-        run: directory of the search.
-        references: scores on public splits; without the panel of private selection items.
-        privacy: what may be spent, and by which mechanisms.
-        budget: counts what the generations spend.
-        noise: of the mechanisms, and of the samples.
-        selection: panel of private selection items, read by ``choose=svt`` alone; None: there
-            are none, or they are public.
-        rate: probability of an item to be in the sample of a generation.
-        poisson: whether items are sampled.
-        together: how many candidates share their passes.
-        choice: how the winner is named.
-        count: of the finalists.
+        ingredients: of the run, with every panel.
+        run: its directory.
+        begun: whether something was released already.
+
+    Raises:
+        UserError: the key of the noise is gone.
+        ValueError: an item could contribute twice.
     """
 
-    run: Path
-    references: References
-    privacy: SearchPrivacy
-    budget: StepBudget
-    noise: SecretNoise
-    selection: Panel | None
-    rate: float
-    poisson: bool
-    together: int | str | None
-    choice: str
-    count: int
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         config: DictConfig,
         parts: SearchParts,
         ingredients: Ingredients,
         run: Path,
         *,
         begun: bool,
-    ) -> PrivateDisclosure:
-        """Returns the disclosure that a run's configuration asks for.
-
-        Args:
-            config: of the run.
-            parts: built from it.
-            ingredients: of the run, with every panel.
-            run: its directory.
-            begun: whether something was released already.
-
-        Raises:
-            UserError: the key of the noise is gone.
-            ValueError: an item could contribute twice.
-        """
-        privacy = parts.privacy
-        assert privacy is not None, "privacy=none discloses all"
-        search, selection = ingredients.panels["search"], ingredients.panels.get("selection")
-        panels = [search] if selection is None else [search, selection]
+    ) -> None:
+        assert parts.privacy is not None, "privacy=none discloses all"
+        self._privacy, self._run = parts.privacy, run
+        self._selection = ingredients.panels.get("selection")
+        panels = [ingredients.panels["search"]]
+        if self._selection is not None:
+            panels.append(self._selection)
         for panel in panels:
-            check_items(panel, privacy.delta)
-        pool = ingredients.pool
-        items = [
-            f"{t} {digest(*e.items.digests)}" for p in panels for t, e in p.evaluators.items()
-        ]
-        belongs = (run_identity(config), pool.base.sha256, *pool.identities, *items)
-        if privacy.randomness == "secret":
-            noise = open_noise(run, belongs, begun=begun)
+            check_items(panel, self._privacy.delta)
+        belongs = (run_identity(config), *_contents(ingredients.pool, panels))
+        if self._privacy.randomness == "secret":
+            self._noise = open_noise(run, belongs, begun=begun)
         else:
-            noise = seeded_noise(config.seed, belongs)
-        if "selection" not in privacy.public:  # so that no other step can read these items
-            public = {**ingredients.panels}
-            public.pop("selection", None)
-            ingredients = replace(ingredients, panels=public)
-        unread = set(SPLITS) - set(privacy.public)
-        return cls(
-            run=run,
-            references=References(
-                ingredients, parts.baselines, parts.objective, run, unread=unread
-            ),
-            privacy=privacy,
-            budget=privacy.budget(config.choose, sampling_rate(config)),
-            noise=noise,
-            selection=selection,
-            rate=sampling_rate(config),
-            poisson=config.sampling == "poisson",
-            together=config.together,
-            choice=config.choose,
-            count=config.finalists,
+            self._noise = seeded_noise(config.seed, belongs)
+        unread = set(SPLITS) - set(self._privacy.public)
+        readable = dict(ingredients.panels)
+        if "selection" in unread:  # so that no other step can read these items
+            readable.pop("selection", None)
+        ingredients = replace(ingredients, panels=readable)
+        self.references = References(
+            ingredients, parts.baselines, parts.objective, run, unread=unread
         )
+        self._rate = sampling_rate(config)
+        self._budget = self._privacy.budget(config.choose, self._rate)
+        self._poisson = config.sampling == "poisson"
+        self._together = config.together
+        self._choice, self._count = config.choose, config.finalists
 
     def start_scores(self, search: SplitScores) -> StartScores:
         """Returns that nothing is known of the search items."""
@@ -162,18 +118,18 @@ class PrivateDisclosure:
 
     def loop(self, problem: Problem, objective: Objective) -> Loop:
         """Returns the search through noisy fitness, ended by its privacy budget."""
-        pool = self._pool(problem.space, objective)
+        pool = self._evaluation_pool(problem.space, objective)
         return partial(
             search,
             problem.strategy,
             pool.evaluation,
-            account=lambda new: self.budget.before(pool.releases(new)),
+            account=lambda new: self._budget.before(pool.releases(new)),
         )
 
-    def _pool(self, space: SearchSpace[Any], objective: Objective) -> PrivatePool[Any]:
+    def _evaluation_pool(self, space: SearchSpace[Any], objective: Objective) -> PrivatePool[Any]:
         ingredients = self.references.ingredients
         panel = ingredients.panels["search"]
-        items = PoissonItems(panel, self.rate, self.noise) if self.poisson else None
+        items = PoissonItems(panel, self._rate, self._noise) if self._poisson else None
 
         def of(generation: int) -> Panel | None:
             return panel if items is None else items.of(generation)
@@ -186,7 +142,7 @@ class PrivateDisclosure:
         def singly(genome: Any, generation: int) -> Mapping[str, Score]:
             return item_by_item(ingredients, sampled(generation), space.decode(genome))
 
-        inner = local_evaluation(ingredients, space, None, self.together)
+        inner = local_evaluation(ingredients, space, None, self._together)
         if items is not None:
             local = LocalPool(space.decode, lambda number: ingredients.scorer(sampled(number)))
             inner = Evaluation(local, own_items=True)
@@ -194,9 +150,9 @@ class PrivateDisclosure:
             inner=inner,
             singly=singly,
             empty=lambda generation: of(generation) is None,
-            shares=_shares(objective, panel, self.rate),
-            mechanism=ClippedSum(self.privacy.clip, self.privacy.noise_multiplier, self.noise),
-            release=self.privacy.release,
+            shares=_shares(objective, panel, self._rate),
+            mechanism=ClippedSum(self._privacy.clip, self._privacy.noise_multiplier, self._noise),
+            release=self._privacy.release,
             encode=space.to_json,
         )
 
@@ -209,13 +165,13 @@ class PrivateDisclosure:
         strategy's centre, or the one that the second look takes, with a noisy reading.
         """
         panel = self.references.ingredients.panels["search"]
-        expected = round(self.rate * panel.item_count)
+        expected = round(self._rate * panel.item_count)
         items = result.evaluations * expected
-        if self.privacy.release == "means":
+        if self._privacy.release == "means":
             return result, items
         genomes = self._centres(problem, result)
         chosen = genomes[0]
-        if self.choice == "svt":
+        if self._choice == "svt":
             chosen = genomes[self._first_above(problem.space, genomes)]
         reading = self._noisy_fitness(problem.space, objective, chosen)
         winner = Record(len(result.records), chosen, {}, reading)
@@ -225,10 +181,10 @@ class PrivateDisclosure:
         self, problem: Problem, result: SearchResult, objective: Objective
     ) -> list[Finalist]:
         """Returns the best few by their noisy fitness, the winner first."""
-        if self.choice == "second_look":
-            return look_again(self.references, problem.space, result, self.count, self.run)
-        best = unseen_finalists(result, self.count)
-        if self.choice == "svt" and self.privacy.release == "means":
+        if self._choice == "second_look":
+            return look_again(self.references, problem.space, result, self._count, self._run)
+        best = unseen_finalists(result, self._count)
+        if self._choice == "svt" and self._privacy.release == "means":
             index = self._first_above(problem.space, [finalist.genome for finalist in best])
             best.insert(0, best.pop(index))
         return best
@@ -244,17 +200,17 @@ class PrivateDisclosure:
                 centres.append(centre)
         if not centres:
             raise UserError("privacy: the search ended before its first step was told")
-        return centres[: self.count]
+        return centres[: self._count]
 
     def _noisy_fitness(self, space: SearchSpace[Any], objective: Objective, genome: Any) -> Any:
         """Returns the noisy fitness of one genome on all search items, by Laplace noise."""
-        privacy, ingredients = self.privacy, self.references.ingredients
+        privacy, ingredients = self._privacy, self.references.ingredients
         panel = ingredients.panels["search"]
         weights = space.decode(space.from_json(genome))
         shares = _shares(objective, panel, 1.0)
         (contributions,) = shares.contributions(robust_scores(ingredients, panel, weights))
-        mechanism = ClippedSum(privacy.reading_clip, 0.0, self.noise)
-        noise = self.noise.laplace("reading", json.dumps(genome))
+        mechanism = ClippedSum(privacy.reading_clip, 0.0, self._noise)
+        noise = self._noise.laplace("reading", json.dumps(genome))
         # sum_i clip(x_i) + clip / epsilon * Laplace(1), per item
         total = mechanism.sum(contributions)
         total += privacy.reading_clip / privacy.reading_epsilon * noise
@@ -265,16 +221,16 @@ class PrivateDisclosure:
 
         Asked on the private selection items, one after the other, by AboveThreshold.
         """
-        privacy, panel = self.privacy, self.selection
+        privacy, panel = self._privacy, self._selection
         assert panel is not None, "refused in the dry run"
         references = self.references.score(panel, kinds=("base", "expert"))
         shares = _shares(references.objective, panel, 1.0)
-        mechanism = ClippedSum(privacy.svt_clip, 0.0, self.noise)
+        mechanism = ClippedSum(privacy.svt_clip, 0.0, self._noise)
         svt = AboveThreshold(
             epsilon=privacy.svt_epsilon,
             sensitivity=privacy.svt_clip,
             threshold=privacy.svt_margin * panel.item_count,
-            noise=self.noise,
+            noise=self._noise,
             name=f"svt {json.dumps(list(genomes))}",
         )
 
@@ -298,7 +254,7 @@ class PrivateDisclosure:
             json.dumps({"genome": genome, "above": answer}) + "\n"
             for genome, answer in zip(genomes, answers, strict=False)
         ]
-        write_text(self.run / "svt.jsonl", "".join(lines))
+        write_text(self._run / "svt.jsonl", "".join(lines))
         if True not in answers:
             log.warning(
                 "no finalist was found to be better than the start by the margin: the first is "
@@ -307,19 +263,19 @@ class PrivateDisclosure:
 
     def charged(self, ledger: Ledger) -> Ledger:
         """Returns the ledger with what the search has spent."""
-        privacy = self.privacy
-        released = hashlib.sha256((self.run / "history.jsonl").read_bytes()).hexdigest()
+        privacy = self._privacy
+        released = hashlib.sha256((self._run / "history.jsonl").read_bytes()).hexdigest()
         spend = PrivacySpend(
             dataset=privacy.data,
-            epsilon=self.budget.spent,
+            epsilon=self._budget.spent,
             delta=privacy.delta,
             accountant="dp-accounting rdp",
             accountant_version=accounting.library_version(),
             unit=privacy.unit,
             disjoint_from=tuple(privacy.disjoint_from),
-            mechanisms=(*self.budget.mechanisms, *privacy.reserved(self.choice)),
-            what=f"search: noisy {privacy.release} of {self.budget.steps} generations; scores and "
-            "per-item scores were not kept",
+            mechanisms=(*self._budget.mechanisms, *privacy.reserved(self._choice)),
+            what=f"search: noisy {privacy.release} of {self._budget.steps} generations; "
+            "scores and per-item scores were not kept",
             release=f"search {released[:16]}",
         )
         ledger = ledger.add(spend)
@@ -327,6 +283,13 @@ class PrivateDisclosure:
             what = f"the search on {privacy.data}, whose noise follows from its public seed"
             ledger = replace(ledger, unrecorded=(*ledger.unrecorded, what), words=())
         return ledger
+
+
+def _contents(pool: ExpertPool, panels: Sequence[Panel]) -> list[str]:
+    """Returns what tells these experts and items from any others."""
+    tasks = (task for panel in panels for task in panel.evaluators.items())
+    items = [f"{name} {digest(*evaluator.items.digests)}" for name, evaluator in tasks]
+    return [pool.base.sha256, *pool.identities, *items]
 
 
 def _shares(objective: Objective, panel: Panel, rate: float) -> Shares:

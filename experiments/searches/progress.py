@@ -1,93 +1,35 @@
-"""Progress of a search: evaluations, the best fitness so far, and an honest time to the end."""
+"""Progress of a search: the best fitness so far, and an honest time to the end."""
 
 from __future__ import annotations
 
-import logging
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import TextIO
-
-from tqdm import tqdm
+from collections.abc import Sequence
 
 from experiments.reports.table import duration
 from search.loop.history import Record
 from search.loop.session import Budget
-
-logger = logging.getLogger(__name__)
 
 _TIMED = 3
 """Evaluations that must have been timed before a remaining time is named."""
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a log line every so often, and one at the end.
+    """What a search has reached so far; `names` are those of the parts of the fitness."""
 
-    Use it as a context manager around the search.
-
-    Args:
-        budget: of the search; its evaluations are the length of the bar.
-        names: of the parts of the fitness.
-        every_s: seconds between two log lines.
-        stream: where the bar is drawn, if it is a terminal; None: standard error.
-        clock: seconds from any start; replaced in tests.
-    """
-
-    def __init__(
-        self,
-        budget: Budget,
-        names: Sequence[str],
-        *,
-        every_s: float = 30.0,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, budget: Budget, names: Sequence[str]) -> None:
         self._budget, self._names = budget, names
-        self._every_s, self._clock = every_s, clock
-        stream = sys.stderr if stream is None else stream
-        self._logs = not stream.isatty()
-        self._last_line = clock()
         self._best: list[float] = []
         self._seconds: list[float] = []
         self._failures = 0
-        self._bar = tqdm(
-            total=budget.evaluations,
-            desc="search",
-            unit="evaluation",
-            file=stream,
-            disable=self._logs,
-            dynamic_ncols=True,
-            bar_format="{desc} {n_fmt} evaluations in {elapsed}{postfix}"
-            if budget.evaluations is None
-            else "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-        )
 
-    def __enter__(self) -> Progress:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Closes the bar, or says the last line."""
-        self._bar.close()
-        if self._logs and self._seconds:
-            logger.info("%s", self.line())
-
-    def update(self, record: Record, replayed: bool) -> None:
-        """Counts one candidate; a repeat of an earlier one costs nothing and is not counted."""
-        if record.same_as is not None:
-            return
+    def add(self, record: Record) -> None:
+        """Counts one candidate."""
         self._seconds.append(record.seconds)
         if record.fitness is None:
             self._failures += 1
         else:
             values = record.fitness.tolist()
             self._best = [max(pair) for pair in zip(self._best or values, values, strict=True)]
-        self._bar.set_postfix_str(self._state(), refresh=False)
-        self._bar.update()
-        if self._logs and not replayed and self._clock() - self._last_line >= self._every_s:
-            self._last_line = self._clock()
-            logger.info("%s", self.line())
 
     def remaining_s(self) -> float | None:
         """Returns the seconds to the end of the budget at the median pace so far.
@@ -105,18 +47,12 @@ class Progress:
             ends.append(self._budget.seconds - sum(self._seconds))
         return max(0.0, min(ends)) if ends else None
 
-    def line(self) -> str:
-        """Returns the state as one line, for a log."""
-        total = self._budget.evaluations
-        of = "" if total is None else f"/{total}"
-        return f"{len(self._seconds)}{of} evaluations, {self._state()}"
-
-    def _state(self) -> str:
+    def note(self) -> str:
+        """Returns best fitness, failures and time left in words."""
         parts = [f"best {self._best_text()}" if self._best else "none scored yet"]
         if self._failures:
             parts.append(f"{self._failures} failed")
-        remaining = self.remaining_s()
-        if remaining is not None:
+        if (remaining := self.remaining_s()) is not None:
             parts.append(f"about {duration(remaining)} left")
         return ", ".join(parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from experiments.runs.errors import UserError
 from experiments.runs.item_scores import SPLITS, append_item_scores, drop_unentered
 from experiments.runs.model_scores import Kind, ModelScores
 from experiments.runs.progress import ProgressBar
-from experiments.searches.outcome import SplitScores
 from experiments.setup.ingredients import Ingredients
 from merging.grouping import Whole
 from merging.method import MergeError, MergeMethod
@@ -28,6 +28,19 @@ from search.objective import Objective
 log = logging.getLogger(__name__)
 _KINDS: tuple[Kind, ...] = ("base", "expert", "static")
 _UNREAD = "not scored: these items are private"
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """What the models scored on one split.
+
+    Args:
+        models: label to scores: base, experts, static merges; the evolved one where it was read.
+        objective: normalised by base and experts on this split.
+    """
+
+    models: Mapping[str, ModelScores]
+    objective: Objective
 
 
 class References:

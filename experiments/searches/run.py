@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -28,21 +27,19 @@ from experiments.runs.files import read_json
 from experiments.runs.options import check_options
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
-from experiments.searches.outcome import InHull, SearchOutcome, SplitScores
+from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
 from experiments.searches.private_tracking import DeferredTracker
-from experiments.searches.references import References
+from experiments.searches.references import References, SplitScores
 from experiments.searches.steps import (
     compare_in_hull,
     ledger_of,
     plan_of,
     read_held_out,
     run_loop,
-    write_adapter,
-    write_model,
-    write_recipe,
     write_results,
+    write_winner,
 )
 from experiments.searches.tracking import Tracker
 from experiments.setup import in_hull
@@ -84,13 +81,12 @@ def run_check(config: DictConfig) -> None:
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        found = check(ingredients, trial, common, run, save_model=config.save_model)
-        lines = list(found.lines)
+        lines, candidate_s = check(ingredients, trial, common, run, save_model=config.save_model)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
     print("\n".join(lines))
     if config.budget.evaluations:
-        minutes = found.seconds_per_candidate * config.budget.evaluations / 60
+        minutes = candidate_s * config.budget.evaluations / 60
         print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")
         if in_hull.has_companion(config, trial.space):
             print("            and as long again inside the hull, to compare (in_hull=null: not)")
@@ -117,13 +113,16 @@ def run_search(config: DictConfig) -> float:
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        found = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines, _ = check(ingredients, trial, common, run, save_model=config.save_model)
         make_run(run, config)
     with locked(run), _ended(run, parts.execution):
         clear_drafts(run)
-        print("\n".join(found.lines))
+        print("\n".join(lines))
         with explained():
-            history, tracker = History(run), _open_tracker(config)
+            history = History(run)
+            tracker: Tracker = open_part(config.tracker)
+            if parts.privacy is not None:
+                tracker = DeferredTracker(tracker)
             disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
         tracker.start(resolved(config), run, run_identity(config))
         references = disclosure.references
@@ -132,11 +131,16 @@ def run_search(config: DictConfig) -> float:
             search = references.score(ingredients.panels["search"])
             start = parts.initial.plan(ingredients.held, disclosure.start_scores(search))
             problem = Problem.open(config, ingredients.held, start, config.seed)
-            check_ingredients(run, _contents(ingredients, problem))
+            contents = {
+                "base": ingredients.pool.base.sha256,
+                "experts": ingredients.identities(),
+                "start": problem.first.describe(),
+            }
+            check_ingredients(run, contents)
         result = run_loop(disclosure, problem, search.objective, history, budget, tracker)
         outcome = _conclude(config, parts, disclosure, problem, search, result, run)
         write_results(outcome, tracker)
-        if config.privacy:
+        if parts.privacy is not None:
             destroy(run)
     return _show(run)
 
@@ -152,11 +156,6 @@ def _ended(run: Path, execution: Execution) -> Iterator[None]:
         execution.close()
 
 
-def _open_tracker(config: DictConfig) -> Tracker:
-    tracker: Tracker = open_part(config.tracker)
-    return DeferredTracker(tracker) if config.privacy else tracker
-
-
 def _open_disclosure(
     config: DictConfig,
     parts: SearchParts,
@@ -167,7 +166,7 @@ def _open_disclosure(
 ) -> Disclosure:
     if parts.privacy is not None:
         begun = bool(history.records)
-        return PrivateDisclosure.open(config, parts, ingredients, run, begun=begun)
+        return PrivateDisclosure(config, parts, ingredients, run, begun=begun)
     return FullDisclosure(
         run=run,
         references=References(ingredients, parts.baselines, parts.objective, run),
@@ -183,15 +182,6 @@ def _open_disclosure(
         choice=config.choose,
         count=config.finalists,
     )
-
-
-def _contents(ingredients: Ingredients, problem: Problem) -> dict[str, Any]:
-    """Returns what tells the content of base, experts and start from any other."""
-    return {
-        "base": ingredients.pool.base.sha256,
-        "experts": ingredients.identities(),
-        "start": problem.first.describe(),
-    }
 
 
 def _conclude(
@@ -210,11 +200,14 @@ def _conclude(
     finalists = disclosure.choose(problem, result, search.objective)
     plan = plan_of(problem.space, finalists[0])
     ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan))
-    recipe = write_recipe(ingredients, plan, ledger, run)
-    if config.save_model:
-        write_model(ingredients, plan, ledger, run / "model")
-    if config.adapter_rank is not None:
-        write_adapter(ingredients.pool, plan, ledger, run / "adapter", config.adapter_rank)
+    recipe = write_winner(
+        ingredients,
+        plan,
+        ledger,
+        run,
+        model=config.save_model,
+        adapter_rank=config.adapter_rank,
+    )
     inside = None
     if in_hull.has_companion(config, problem.space):
         assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
@@ -223,8 +216,7 @@ def _conclude(
         run=run,
         identity=run_identity(config),
         options=resolved(config),
-        ingredients=ingredients,
-        baselines=parts.baselines,
+        references=references,
         space=problem.space,
         search=search,
         result=result,

@@ -14,11 +14,12 @@ import torch
 from experiments.reports.model_card import model_card
 from experiments.reports.report import write_report
 from experiments.runs.model_scores import IN_HULL
+from experiments.runs.progress import ProgressBar
 from experiments.searches.certificate import write_certificate
 from experiments.searches.disclosure import Disclosure, FullDisclosure
-from experiments.searches.outcome import InHull, SearchOutcome, SplitScores
+from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.progress import Progress
-from experiments.searches.references import References
+from experiments.searches.references import References, SplitScores
 from experiments.searches.summary import write_summary
 from experiments.searches.tracking import NoTracker, Tracker
 from experiments.setup.ingredients import Ingredients
@@ -50,10 +51,14 @@ def run_loop(
 ) -> SearchResult:
     """Searches until the budget is spent, and tells tracker and progress of every candidate."""
     space, loop = problem.space, disclosure.loop(problem, objective)
-    with Progress(budget, objective.names) as progress:
+    progress = Progress(budget, objective.names)
+    total = budget.evaluations
+    with ProgressBar(total, "search", "evaluation", leave=True, estimates=False) as bar:
 
         def on_record(record: Record, replayed: bool) -> None:
-            progress.update(record, replayed)
+            if record.same_as is None:  # a repeat of an earlier one costs nothing
+                progress.add(record)
+                bar.update(note=progress.note())
             tracker.log(record, replayed)
 
         return loop(
@@ -80,26 +85,33 @@ def ledger_of(pool: ExpertPool, initial: Initial, plan: Plan) -> Ledger:
     return ledger
 
 
-def write_recipe(ingredients: Ingredients, plan: Plan, ledger: Ledger, run: Path) -> Recipe:
-    """Writes a winner's recipe.json."""
-    dtype = dtype_name(ingredients.machine.save_dtype)
-    recipe = Recipe.of(ingredients.pool, plan, dtype=dtype, privacy=ledger.describe())
+def write_winner(
+    ingredients: Ingredients,
+    plan: Plan,
+    ledger: Ledger,
+    run: Path,
+    *,
+    model: bool = False,
+    adapter_rank: int | None = None,
+) -> Recipe:
+    """Writes the recipe and, from the experts on disk as `rebuild` does, the model.
+
+    Args:
+        plan: of the winner.
+        ledger: what its private data cost.
+        run: directory of the search.
+        model: whether the model is written.
+        adapter_rank: rank of an adapter that is written too; None: none is.
+    """
+    pool, dtype = ingredients.pool, ingredients.machine.save_dtype
+    recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     recipe.save(run / "recipe.json")
-    return recipe
-
-
-def write_model(ingredients: Ingredients, plan: Plan, ledger: Ledger, out: Path) -> None:
-    """Writes the winner, from the experts on disk, as a model; as `rebuild` does."""
-    if not out.exists():
-        pool, dtype = ingredients.pool, ingredients.machine.save_dtype
+    if model and not (out := run / "model").exists():
         save_model(pool, plan.weights(pool, dtype=dtype), out, dtype=dtype, ledger=ledger)
-
-
-def write_adapter(pool: ExpertPool, plan: Plan, ledger: Ledger, out: Path, rank: int) -> None:
-    """Writes the winner as an adapter of the asked rank and says what it leaves out."""
-    if not out.exists():
+    if adapter_rank is not None and not (out := run / "adapter").exists():
         weights = plan.weights(pool, dtype=torch.float32)
-        print(save_adapter(pool, weights, out, rank=rank, ledger=ledger))
+        print(save_adapter(pool, weights, out, rank=adapter_rank, ledger=ledger))
+    return recipe
 
 
 def compare_in_hull(
@@ -116,8 +128,6 @@ def compare_in_hull(
     Args:
         companion: the space inside the hull, and its strategy.
         disclosure: of the companion; what it writes goes to its directory.
-        objective: bound on the search items.
-        evaluations: of the run.
         ledger: what a plan's private data cost.
     """
     folder = disclosure.run
@@ -131,7 +141,7 @@ def compare_in_hull(
         log.warning("nothing inside the hull to compare with: %s", error)
         return None
     plan, references = plan_of(companion.space, winner), disclosure.references
-    write_recipe(references.ingredients, plan, ledger(plan), folder)
+    write_winner(references.ingredients, plan, ledger(plan), folder)
     report = None
     if (panel := references.ingredients.panels.get("report")) is not None:
         weights = partial(references.ingredients.saved, plan)

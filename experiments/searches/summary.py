@@ -29,7 +29,8 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         certificate: of the hull, see `write_certificate`.
     """
     result, winner, options = outcome.result, outcome.finalists[0], outcome.options
-    machine, panels = outcome.ingredients.machine, outcome.ingredients.panels
+    machine = outcome.references.ingredients.machine
+    panels = outcome.references.ingredients.panels
     looked = winner.selection if winner.selection is not None else winner.search
     if winner.shrunken is not None:
         looked = np.array([winner.shrunken])

@@ -25,13 +25,7 @@ _TASK = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the resident model lives.
-
-    Args:
-        device: of the resident model and the experts.
-        dtype: of the resident model's parameters.
-        save_dtype: of the saved model; None: each parameter's in the base.
-    """
+    """Where the resident model lives; `save_dtype` None: each parameter's in the base."""
 
     device: torch.device
     dtype: torch.dtype
@@ -49,7 +43,7 @@ def open_machine(config: DictConfig) -> Machine:
 
 def open_pool(config: DictConfig) -> ExpertPool:
     """Returns base and experts, checked to fit each other."""
-    source = _sources(config)
+    source: ExpertSource = open_part(config.experts)
     return ExpertPool.open(
         source.base,
         source.experts,
@@ -60,7 +54,7 @@ def open_pool(config: DictConfig) -> ExpertPool:
 
 def named_sources(config: DictConfig) -> dict[str, Any]:
     """Returns an entry of the group `experts` that names what `config` trains or finds."""
-    source = _sources(config)
+    source: ExpertSource = open_part(config.experts)
     return {
         "_target_": "experiments.runs.sources.Sources",
         "base": source.base,
@@ -68,11 +62,6 @@ def named_sources(config: DictConfig) -> dict[str, Any]:
         "base_revision": source.base_revision,
         "trust_remote_code": source.trust_remote_code,
     }
-
-
-def _sources(config: DictConfig) -> ExpertSource:
-    source: ExpertSource = open_part(config.experts)
-    return source
 
 
 def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:

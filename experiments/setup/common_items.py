@@ -17,16 +17,12 @@ from search.strategy import Strategy
 
 
 class CommonItems:
-    """The search items of every generation.
-
-    Args:
-        panel: all search items.
-        share: of every task's items, in (0, 1).
-        seed: of the run.
-    """
+    """The items of every generation: a share in (0, 1) of every task's."""
 
     def __init__(self, panel: Panel, share: float, seed: int) -> None:
-        self._panel, self._share, self._seed = panel, share, seed
+        self._panel = panel
+        self._share = share
+        self._seed = seed
         self._latest: tuple[int, Panel] | None = None
 
     @classmethod
@@ -59,33 +55,30 @@ class PoissonItems:
     while nobody knows who is in it: neither the sample nor its size may be released.
 
     Args:
-        panel: all search items.
         rate: probability of every item, in (0, 1).
-        noise: secret.
     """
 
     def __init__(self, panel: Panel, rate: float, noise: SecretNoise) -> None:
-        self._panel, self._rate, self._noise = panel, rate, noise
+        self._panel = panel
+        self._rate = rate
+        self._noise = noise
         self._latest: tuple[int, Panel | None] | None = None
 
     def of(self, generation: int) -> Panel | None:
         """Returns the tasks that have items in a generation, on these; None: no task has any."""
         if self._latest is None or self._latest[0] != generation:
             sampled = {
-                task: evaluator.subset(places)
+                task: evaluator.subset(indices)
                 for task, evaluator in self._panel.evaluators.items()
-                if (places := self._places(generation, task, len(evaluator.items)))
+                if (indices := self._sample(generation, task, len(evaluator.items)))
             }
             panel = Panel(self._panel.split, sampled) if sampled else None
             self._latest = generation, panel
         return self._latest[1]
 
-    def _places(self, generation: int, task: str, count: int) -> list[int]:
-        return [
-            place
-            for place in range(count)
-            if self._noise.uniform("item", generation, task, place) < self._rate
-        ]
+    def _sample(self, generation: int, task: str, count: int) -> list[int]:
+        drawn = (self._noise.uniform("item", generation, task, i) for i in range(count))
+        return [i for i, uniform in enumerate(drawn) if uniform < self._rate]
 
 
 def check_common_items(
@@ -94,8 +87,6 @@ def check_common_items(
     """Refuses what compares scores of different generations.
 
     Args:
-        config: of the run.
-        strategy: freshly built.
         asked: how many candidates its first generation has.
         objectives: how many numbers a fitness has.
 

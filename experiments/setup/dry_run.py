@@ -25,7 +25,7 @@ from experiments.setup.pairing import check_pair, check_used
 from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_privacy
 from experiments.setup.problem import open_space, open_strategy
-from experiments.setup.racing_checks import check_racing
+from experiments.setup.racing_checks import bound_on_made_up, check_racing
 from merging.checkpoints.experts import ExpertPool
 from merging.weights import Weights
 from search.strategy import Outcome
@@ -99,11 +99,10 @@ def _one_generation(config: DictConfig, parts: SearchParts) -> None:
     check_privacy(config, parts, len(candidates), len(names))
     check_execution(config, parts.execution, strategy)
     if candidates:
+        ids = [candidate.id for candidate in candidates]
+        fitness = [np.full(len(names), 0.5 / (1 + number)) for number in ids]
         strategy.tell(
-            [
-                Outcome(candidate.id, np.full(len(names), 0.5 / (1 + candidate.id)), np.ones(2))
-                for candidate in candidates
-            ]
+            [Outcome(i, value, np.ones(2)) for i, value in zip(ids, fitness, strict=True)]
         )
 
 
@@ -115,10 +114,7 @@ def _objective_names(config: DictConfig, objective: Any) -> tuple[str, ...]:
     directions: dict[str, Direction] = dict.fromkeys(main.values(), "maximize")
     limits: Mapping[str, Any] = getattr(objective, "limits", None) or {}
     directions.update({main.get(name, name): "minimize" for name in limits})
-    scores = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
-    bound = objective.bind(directions, main, dict.fromkeys(directions, 0.0), {"expert": scores})
-    names: tuple[str, ...] = bound.names
-    return names
+    return bound_on_made_up(objective, directions, main).names
 
 
 def check_data(entries: Mapping[str, Any] | None) -> None:
@@ -149,12 +145,5 @@ def check_panels(panels: Mapping[Split, Panel], objective: Any) -> None:
     """
     for panel, other in combinations(panels.values(), 2):
         panel.check_apart(other)
-    # Made-up scores, so that a wrong task or metric is found without asking the model.
     for panel in panels.values():
-        better = {k: 1.0 if way == "maximize" else -1.0 for k, way in panel.directions.items()}
-        objective.bind(
-            panel.directions,
-            panel.main,
-            dict.fromkeys(panel.directions, 0.0),
-            {"expert": better},
-        )
+        bound_on_made_up(objective, panel.directions, panel.main)

@@ -36,7 +36,6 @@ class Ingredients:
     """Experts, evaluators and the model of one configuration.
 
     Args:
-        machine: device and precision.
         pool: base and experts, on disk.
         held: the same pool, held on the device.
         engine: asks the resident model, the one on the device.
@@ -82,10 +81,8 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     check_merges(first, pool)
     if config.adapter_rank is not None:
         check_adapter(pool, first)
-    machine = parts.machine
-    resident = Resident.from_pool(
-        pool, device=machine.device, dtype=machine.dtype, layers=layers_of(first)
-    )
+    machine, layers = parts.machine, layers_of(first)
+    resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
     panels = assemble.open_panels(config, resident)
     check_panels(panels, parts.objective)
     check_cases(parts.racing, panels["search"], parts.objective, resident.info.classes)
@@ -97,13 +94,7 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
 
 
 def worker_spec(config: DictConfig, ingredients: Ingredients, start: Plan | None) -> WorkerSpec:
-    """Returns what `open_for_worker` makes the same ingredients and space of, elsewhere.
-
-    Args:
-        config: of the search.
-        ingredients: of this process.
-        start: that the search begins from; None: the space's own.
-    """
+    """Returns what `open_for_worker` makes the same ingredients and space of, elsewhere."""
     config = config.copy()
     config.experts = assemble.named_sources(config)
     config.device = ingredients.machine.device.type
@@ -127,10 +118,6 @@ def open_for_worker(
     Everything was checked where the search was started. On a CPU all workers of a node share
     one copy of base and experts, the system's of their files.
 
-    Args:
-        config: of a `worker_spec`.
-        start: the plan that it describes.
-
     Raises:
         ValueError: a file is missing here.
     """
@@ -138,12 +125,8 @@ def open_for_worker(
     pool = assemble.open_pool(config)
     held = pool.resident(machine.device, shared=machine.device.type == "cpu")
     space = open_space(config.space, held, start)
-    resident = Resident.from_pool(
-        pool,
-        device=machine.device,
-        dtype=machine.dtype,
-        layers=layers_of(space.decode(space.first())),
-    )
+    layers = layers_of(space.decode(space.first()))
+    resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
     panel = assemble.open_panel("search", config.search_on, resident)
     assert panel is not None, "refused where the search was started"
     engine = assemble.open_engine(config, resident)

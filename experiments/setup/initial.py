@@ -32,11 +32,26 @@ class StartScores:
     experts: Mapping[str, float | None]
     score: Callable[[str, Plan], float | None]
 
+    def scored(self) -> dict[str, float]:
+        """Returns the fitness of the experts that have one.
+
+        Raises:
+            ValueError: none has.
+        """
+        known = {name: fitness for name, fitness in self.experts.items() if fitness is not None}
+        if not known:
+            raise ValueError("initial: no expert could be scored: choose initial=average")
+        return known
+
+    def below(self, name: str) -> StartScores:
+        """Returns the same with the names of what is scored below `name`."""
+        return StartScores(self.experts, lambda inner, plan: self.score(f"{name}.{inner}", plan))
+
 
 class Initial(Protocol):
     """One way to choose the point that a search starts from."""
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan | None:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan | None:
         """Returns the point; None: the space's own start.
 
         Raises:
@@ -49,7 +64,7 @@ class Initial(Protocol):
 class Own:
     """The space's own start: the axes' starts, the base for full weights, the first founder."""
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan | None:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan | None:
         """Returns None."""
         return None
 
@@ -66,7 +81,7 @@ class Weighted:
     weights: Mapping[str, float] | None = None
     scale: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the weighted sum."""
         names = pool.expert_names
         if self.weights is None:
@@ -95,29 +110,22 @@ class Scored:
     temperature: float = 1.0
     scale: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the weighted sum."""
-        scored = {name: f for name, f in scouting.experts.items() if f is not None}
-        if not scored:
-            raise ValueError("initial: no expert could be scored: choose initial=average")
-        weights = initial_weights(list(scored.values()), temperature=self.temperature)
-        each = dict(zip(scored, weights.tolist(), strict=True))
-        return weighted_start(
-            pool, [each.get(name, 0.0) for name in pool.expert_names], scale=self.scale
-        )
+        fitness = scores.scored()
+        weights = initial_weights(list(fitness.values()), temperature=self.temperature)
+        named = dict(zip(fitness, weights.tolist(), strict=True))
+        return Weighted(named, self.scale).plan(pool, scores)
 
 
 @dataclass(frozen=True)
 class BestExpert:
     """The expert with the highest fitness on the search items, as it is; of equals the first."""
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the expert."""
-        scored = {name: f for name, f in scouting.experts.items() if f is not None}
-        if not scored:
-            raise ValueError("initial: no expert could be scored: choose initial=average")
-        best = max(scored, key=lambda name: scored[name])
-        return weighted_start(pool, [float(name == best) for name in pool.expert_names])
+        fitness = scores.scored()
+        return Weighted({max(fitness, key=lambda name: fitness[name]): 1.0}).plan(pool, scores)
 
 
 @dataclass(frozen=True)
@@ -125,14 +133,13 @@ class RandomWeights:
     """Normal weights around 0: a point without any quality, for comparison only.
 
     Args:
-        seed: of the weights.
-        spread: their standard deviation.
+        spread: standard deviation of the weights.
     """
 
     seed: int = 0
     spread: float = 1.0
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the weighted sum."""
         rng = np.random.default_rng(stable_seed("initial", self.seed))
         drawn = self.spread * rng.standard_normal(len(pool.expert_names))
@@ -141,32 +148,23 @@ class RandomWeights:
 
 @dataclass(frozen=True)
 class Static:
-    """A static merge at its published defaults.
-
-    Args:
-        method: of the merge.
-        grouping: of its coefficients.
-    """
+    """A static merge at its published defaults."""
 
     method: MergeMethod
     grouping: Grouping
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the merge."""
         return uniform_plan(self.method, self.grouping, pool)
 
 
 @dataclass(frozen=True)
 class FromRecipe:
-    """Where another run ended, or any recipe over the same base and experts.
-
-    Args:
-        path: of the recipe.json.
-    """
+    """Where another run ended, or any recipe.json over the same base and experts."""
 
     path: str
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the recipe's plan.
 
         Raises:
@@ -209,7 +207,7 @@ class BestOf:
 
     of: Mapping[str, Initial]
 
-    def plan(self, pool: ExpertPool, scouting: StartScores) -> Plan:
+    def plan(self, pool: ExpertPool, scores: StartScores) -> Plan:
         """Returns the best point's plan.
 
         Raises:
@@ -217,10 +215,10 @@ class BestOf:
         """
         best: tuple[float, Plan] | None = None
         for name, initial in self.of.items():
-            plan = initial.plan(pool, _below(name, scouting))
+            plan = initial.plan(pool, scores.below(name))
             if plan is None:
                 raise ValueError(f"initial.of.{name}: a space's own start cannot be compared")
-            fitness = scouting.score(name, plan)
+            fitness = scores.score(name, plan)
             if fitness is not None and (best is None or fitness > best[0]):
                 best = fitness, plan
         if best is None:
@@ -238,12 +236,5 @@ def recipes_of(initial: Initial) -> list[Path]:
     if isinstance(initial, FromRecipe):
         return [Path(initial.path)]
     if isinstance(initial, BestOf):
-        return [path for each in initial.of.values() for path in recipes_of(each)]
+        return [path for part in initial.of.values() for path in recipes_of(part)]
     return []
-
-
-def _below(name: str, scouting: StartScores) -> StartScores:
-    """Returns the same with the names of what is scored below `name`."""
-    return StartScores(
-        scouting.experts, lambda inner, plan: scouting.score(f"{name}.{inner}", plan)
-    )

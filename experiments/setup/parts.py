@@ -23,8 +23,6 @@ class SearchParts:
     """What is built before an expert is opened.
 
     Args:
-        machine: device and precision.
-        initial: chooses the point that the search starts from.
         objective: scores to fitness, not yet bound to base and experts.
         baselines: static merges that are scored beside the evolved one, by name.
         execution: where candidates are scored; nothing is started yet.
@@ -43,12 +41,10 @@ class SearchParts:
     @classmethod
     def open(cls, config: DictConfig) -> SearchParts:
         """Returns the parts that the configuration of a search names."""
+        baselines = (config.baselines or {}).items()
         return cls(
             machine=assemble.open_machine(config),
-            baselines={
-                str(name): assemble.open_part(entry)
-                for name, entry in (config.baselines or {}).items()
-            },
+            baselines={str(name): assemble.open_part(entry) for name, entry in baselines},
             initial=assemble.open_part(config.initial),
             objective=assemble.open_part(config.objective),
             execution=assemble.open_part(config.execution),

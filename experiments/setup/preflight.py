@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from evaluators.engine.engine import Engine
-from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
@@ -22,22 +20,8 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
 from merging.stacks.layer_stack import layers_of
-from merging.weights import Weights
 
 _SAMPLE = 16  # requests per evaluator that the time estimate is taken from
-
-
-@dataclass(frozen=True)
-class Check:
-    """What the check found.
-
-    Args:
-        lines: one finding each, for a person.
-        seconds_per_candidate: estimate, from a merge of the whole model and a few requests.
-    """
-
-    lines: tuple[str, ...]
-    seconds_per_candidate: float
 
 
 def check(
@@ -47,11 +31,13 @@ def check(
     run: Path,
     *,
     save_model: bool,
-) -> Check:
-    """Returns the findings of a search that is ready to run.
+) -> tuple[list[str], float]:
+    """Returns what is found out of a search that is ready to run, a line each for a person.
+
+    The second is an estimate of the seconds per candidate, from a merge of the whole model and a
+    few requests.
 
     Args:
-        ingredients: of the search.
         trial: the problem as it stands before anything is scored.
         common: the items of every generation; None: all search items for all.
         run: directory of the search.
@@ -64,27 +50,29 @@ def check(
     first = trial.first.weights(ingredients.held, dtype=torch.float32)
     size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if save_model else 0
     check_writable(run, "out", size)
-    merge_s = _time_merge(ingredients.engine.resident, first)
-    ask_s = _time_panel(ingredients.engine, panels["search"] if common is None else common.of(0))
-    for split in ("selection", "report"):
-        if (panel := panels.get(split)) is not None:
-            _time_panel(ingredients.engine, panel)
+    began = time.perf_counter()
+    ingredients.engine.resident.write(first)  # every shape and knob is tried once
+    merge_s = time.perf_counter() - began
     search = panels["search"]
+    ask_s = _time_panel(ingredients.engine, search if common is None else common.of(0))
+    for panel in panels.values():
+        if panel is not search:
+            _time_panel(ingredients.engine, panel)
     part = "" if common is None else f"{common.item_count} of "
     parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
+    memory_gb = _memory_bytes(pool, machine.dtype) / 1e9
     lines = [
         f"base        {pool.base.source} ({parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(pool.expert_names)}",
         f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
         f"{', '.join(search.main)}",
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
-        f"memory      about {_memory_bytes(pool, machine.dtype) / 1e9:.2f} GB for base, experts "
-        "and model",
+        f"memory      about {memory_gb:.2f} GB for base, experts and model",
         f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
         *_warnings(ingredients),
     ]
-    return Check(tuple(lines), merge_s + ask_s)
+    return lines, merge_s + ask_s
 
 
 def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
@@ -92,13 +80,6 @@ def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
     numbers = {name: base.shape(name).numel() for name in base}
     stored = sum(count * base.dtype(name).itemsize for name, count in numbers.items())
     return stored * (1 + len(pool.expert_names)) + sum(numbers.values()) * dtype.itemsize
-
-
-def _time_merge(resident: Resident, weights: Weights) -> float:
-    """Merges the start genome into the resident model: every shape and knob is tried once."""
-    began = time.perf_counter()
-    resident.write(weights)
-    return time.perf_counter() - began
 
 
 def _time_panel(engine: Engine, panel: Panel) -> float:

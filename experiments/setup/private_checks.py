@@ -26,8 +26,6 @@ def check_privacy(config: DictConfig, parts: SearchParts, asked: int, objectives
     """Refuses what reads private items un-noised, and budgets that pay for nothing.
 
     Args:
-        config: of the run.
-        parts: built from it.
         asked: how many candidates the strategy's first generation has.
         objectives: how many numbers a fitness has.
 
@@ -46,24 +44,13 @@ def check_privacy(config: DictConfig, parts: SearchParts, asked: int, objectives
             "less: set sampling=poisson, or leave common_items out"
         )
     _check_readings(config, privacy)
-    if isinstance(parts.initial, Scored | BestExpert | BestOf):
-        raise ValueError(
-            "privacy: this initial point is chosen by scores on the private search items: choose "
-            "initial=average, own, static or recipe"
-        )
-    _check_ways(config, privacy, elsewhere=parts.execution.elsewhere)
+    _check_ways(config, privacy, parts)
     _check_objective(config, privacy, parts.objective, asked, objectives)
     privacy.budget(config.choose, sampling_rate(config))
 
 
 def budget_line(config: DictConfig, privacy: SearchPrivacy, strategy: Strategy[Any]) -> str:
-    """Returns in a line what the privacy budget pays for.
-
-    Args:
-        config: of the run.
-        privacy: of its items.
-        strategy: freshly built; is asked once.
-    """
+    """Returns in a line what the privacy budget pays for; asks the fresh strategy once."""
     asked = len(strategy.ask())
     budget = privacy.budget(config.choose, sampling_rate(config))
     releases = asked if privacy.release == "means" else asked // 2
@@ -80,11 +67,8 @@ def check_items(panel: Panel, delta: float) -> None:
     """Refuses items whose part in a sum cannot be bounded by clipping it, and too large a delta.
 
     One that occurs twice contributes twice; one whose score is a comparison with the others
-    changes their scores. A delta of one in n allows to give one of n items away.
-
-    Args:
-        panel: its number of items is taken as public.
-        delta: of the guarantee.
+    changes their scores. A delta of one in n allows to give one of n items away. How many items
+    there are is taken as public.
 
     Raises:
         ValueError: names the tasks, or the option.
@@ -143,18 +127,23 @@ def _check_readings(config: DictConfig, privacy: SearchPrivacy) -> None:
             )
 
 
-def _check_ways(config: DictConfig, privacy: SearchPrivacy, *, elsewhere: bool) -> None:
+def _check_ways(config: DictConfig, privacy: SearchPrivacy, parts: SearchParts) -> None:
     """Refuses ways of searching that release more than is paid for."""
+    if isinstance(parts.initial, Scored | BestExpert | BestOf):
+        raise ValueError(
+            "privacy: this initial point is chosen by scores on the private search items: choose "
+            "initial=average, own, static or recipe"
+        )
     if config.get("in_hull"):
         raise ValueError(
             "privacy: the companion search inside the hull would read the private items too: set "
             "in_hull=null"
         )
-    if config.get("racing") or config.asynchronous:
+    if parts.racing is not None or config.asynchronous:
         raise ValueError(
             "privacy: a generation is released as a whole: leave racing= and asynchronous= out"
         )
-    if elsewhere:
+    if parts.execution.elsewhere:
         raise ValueError("privacy: secret samples stay in one process: choose execution=local")
     if config.timeout_s is not None:
         raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")

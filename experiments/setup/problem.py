@@ -24,9 +24,9 @@ class Problem:
     """What is searched; cheap to make, once it is known where to start.
 
     Args:
-        space: genomes to weights in float32.
+        space: decodes to float32.
         strategy: freshly seeded.
-        start: the plan that the search starts from; None: the space's own start.
+        start: None: the space's own.
     """
 
     space: SearchSpace[Any]

@@ -10,6 +10,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from evaluators.evaluator import Direction
 from evaluators.panel import Panel
 from evaluators.requests import (
     Classified,
@@ -23,7 +24,7 @@ from evaluators.requests import (
     Request,
     Response,
 )
-from search.objective import BoundObjective
+from search.objective import BoundObjective, Objective
 from search.racing.racing import Racing
 
 
@@ -75,10 +76,7 @@ def check_cases(
     """Refuses tasks without per-item scores, which are found by scoring made-up answers."""
     if racing is None:
         return
-    better = {key: 1.0 if way == "maximize" else -1.0 for key, way in panel.directions.items()}
-    bound = objective.bind(
-        panel.directions, panel.main, dict.fromkeys(panel.directions, 0.0), {"expert": better}
-    )
+    bound = bound_on_made_up(objective, panel.directions, panel.main)
     if not isinstance(bound, BoundObjective) or bound.weights is None:
         raise ValueError(
             f"racing {type(racing).__name__} needs an objective that is a weighted mean of tasks: "
@@ -95,6 +93,16 @@ def check_cases(
                     "has no score of a single item: choose another metric with "
                     "objective.metrics, or leave racing= out"
                 )
+
+
+def bound_on_made_up(
+    objective: Any, directions: Mapping[str, Direction], main: Mapping[str, str]
+) -> Objective:
+    """Returns the objective on made-up scores: a wrong metric is found without asking a model."""
+    better = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
+    base = dict.fromkeys(directions, 0.0)
+    bound: Objective = objective.bind(directions, main, base, {"expert": better})
+    return bound
 
 
 def _made_up(request: Request, classes: Mapping[str, int]) -> Response:

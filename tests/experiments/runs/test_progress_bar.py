@@ -65,3 +65,17 @@ def test_hidden_progress_writes_nothing_anywhere() -> None:
             clock.now = 60.0
             bar.update()
         assert stream.getvalue() == ""
+
+
+def test_work_whose_notes_tell_the_time_left_has_no_second_estimate() -> None:
+    for total, shown, line in ((4, "1/4, 9 s left", "1/4"), (None, "1 steps in", "1")):
+        screen, log, clock = Terminal(), io.StringIO(), Clock()
+        for stream in (screen, log):
+            bar = ProgressBar(
+                total, "x", "step", leave=True, estimates=False, stream=stream, clock=clock
+            )
+            with bar:
+                clock.now += 20.0
+                bar.update(note="9 s left")
+        assert shown in screen.getvalue()
+        assert log.getvalue() == f"x: {line} steps, 9 s left\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,10 +65,14 @@ def heat_map(knob: str, rows: Mapping[str, Mapping[str, float]]) -> str:
         if len(groups) >= 4 or not numbered:  # fewer rows: the numbers say it all
             bar_tall = min(row_in * len(groups), 2.2) / height
             bar_left, bar_bottom = left + wide + 0.2 / width, bottom + tall - bar_tall
-            bar = figure.add_axes((bar_left, bar_bottom, 0.13 / width, bar_tall))
-            figure.colorbar(image, cax=bar).outline.set_visible(False)
-            bar.tick_params(length=0, labelsize=8)
+            _colour_bar(figure, image, (bar_left, bar_bottom, 0.13 / width, bar_tall))
         return to_svg(figure, f"heat-{knob}", f"{knob}: {len(groups)} groups by {len(experts)}")
+
+
+def _colour_bar(figure: Figure, image: Any, box: tuple[float, float, float, float]) -> None:
+    axes = figure.add_axes(box)
+    figure.colorbar(image, cax=axes).outline.set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
 
 
 def _cell_numbers(axes: Axes, values: npt.NDArray[np.float64], bound: float, size: float) -> None:

@@ -16,13 +16,7 @@ from matplotlib.transforms import Transform
 INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee3"
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0b63b0", "#c2361f", "#1b7f5c", "#c77700", "#7a4fa3"
 MAGENTA = "#b5257e"
-COLOURS = {
-    "base": MUTED,
-    "expert": ORANGE,
-    "static": PURPLE,
-    "in_hull": MAGENTA,
-    "evolved": GREEN,
-}
+COLOURS = {"base": MUTED, "expert": ORANGE, "static": PURPLE, "in_hull": MAGENTA, "evolved": GREEN}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

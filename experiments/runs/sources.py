@@ -6,38 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class ExpertSource(Protocol):
-    """What an entry of the configuration group `experts` gives."""
-
-    @property
-    def base(self) -> str:
-        """Hugging Face id or directory of the base."""
-        ...
-
-    @property
-    def experts(self) -> Mapping[str, str]:
-        """Expert name to Hugging Face id or directory, at least one."""
-        ...
-
-    @property
-    def base_revision(self) -> str | None:
-        """Branch, tag or commit of the base on the hub; None: its default branch."""
-        ...
-
-    @property
-    def trust_remote_code(self) -> bool:
-        """Whether code from the checkpoints' repositories may run."""
-        ...
-
-
 @dataclass(frozen=True)
 class Sources:
-    """Base and experts as the user names them.
+    """Base and experts as the user names them; what an entry of the group `experts` builds.
 
     Args:
         experts: expert name to id or directory of a full checkpoint or a PEFT LoRA adapter.

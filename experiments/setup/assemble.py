@@ -15,7 +15,7 @@ from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
-from experiments.runs.sources import ExpertSource
+from experiments.runs.sources import Sources
 from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import parse_dtype
@@ -43,7 +43,7 @@ def open_machine(config: DictConfig) -> Machine:
 
 def open_pool(config: DictConfig) -> ExpertPool:
     """Returns base and experts, checked to fit each other."""
-    source: ExpertSource = open_part(config.experts)
+    source: Sources = open_part(config.experts)
     return ExpertPool.open(
         source.base,
         source.experts,
@@ -54,7 +54,7 @@ def open_pool(config: DictConfig) -> ExpertPool:
 
 def named_sources(config: DictConfig) -> dict[str, Any]:
     """Returns an entry of the group `experts` that names what `config` trains or finds."""
-    source: ExpertSource = open_part(config.experts)
+    source: Sources = open_part(config.experts)
     return {
         "_target_": "experiments.runs.sources.Sources",
         "base": source.base,

@@ -75,12 +75,9 @@ class Evaluator(Protocol):
         ...
 
     def subset(self, indices: Sequence[int]) -> Evaluator:
-        """Returns this evaluator on some of its items; nothing is tokenised again.
+        """Returns this evaluator on some of its items; see `ItemSet.subset`.
 
         A metric of all items together is computed from these alone, and so are cases that
         compare an item with the others.
-
-        Raises:
-            ValueError: as `ItemSet.subset`.
         """
         ...

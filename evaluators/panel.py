@@ -94,11 +94,7 @@ class Panel:
         )
 
     def evaluate(self, engine: Answering) -> dict[str, Score]:
-        """Returns the scores of the model that `engine` holds.
-
-        Raises:
-            EvaluationError: the model could not be asked, or a score is not finite.
-        """
+        """Returns the scores of the model that `engine` holds; raises as `run` and `scores` do."""
         return self.scores(engine.run(self._requests))
 
     def scores(self, responses: Sequence[Response]) -> dict[str, Score]:

@@ -34,7 +34,6 @@ class Generate:
 
     Args:
         prompt: token ids; a prompt too long for the model loses its left end.
-        max_new_tokens: most tokens to generate.
         stop: texts that end the answer; they are cut off.
         temperature: 0: greedy.
         top_p: nucleus; 1: off. Read only where `temperature` is above 0.

@@ -107,6 +107,8 @@ def _stack(
 ) -> dict[str, Tensor]:
     """Returns each input with a batch dimension, on the device; padded on the right, with mask."""
     pad = getattr(classifier.config, "pad_token_id", None) or 0
+    if "input_ids" in rows[0] and "attention_mask" not in rows[0]:
+        rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
     stacked: dict[str, Tensor] = {}
     for name in rows[0]:
         tensors = [row[name] for row in rows]
@@ -118,8 +120,4 @@ def _stack(
         if batch.is_floating_point():
             batch = batch.to(resident.dtype)
         stacked[name] = batch.to(resident.device)
-    if "input_ids" in rows[0] and "attention_mask" not in rows[0]:
-        ones = [torch.ones_like(row["input_ids"]) for row in rows]
-        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
-        stacked["attention_mask"] = mask.to(resident.device)
     return stacked

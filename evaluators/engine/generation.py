@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import (
-    Answers,
-    EngineRun,
-    check_causal,
-    pack,
-    padded,
-)
+from evaluators.engine.batching import Answers, EngineRun, check_causal, pack, padded
 from evaluators.engine.forward import kept_logits
 from evaluators.engine.passes import going_on
 from evaluators.engine.population import tiled

@@ -88,11 +88,7 @@ class ServedModel:
         self._count = 0
 
     def write(self, weights: Weights) -> None:
-        """Writes the candidate as an adapter and has it served.
-
-        Raises:
-            EvaluationError: no adapter of this rank holds the candidate, or the host refuses it.
-        """
+        """Has the candidate served, as an adapter; raises EvaluationError if that cannot be."""
         adapter = self._adapter(weights)
         try:
             self._host.use(adapter)

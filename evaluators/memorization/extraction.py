@@ -22,10 +22,7 @@ from merging.seeding import stable_seed
 
 @dataclass(frozen=True)
 class _Beginnings:
-    """A candidate value, and its text after each of its tokens.
-
-    `texts` are what its first 1, 2, ... tokens stand for.
-    """
+    """A candidate value, and the texts that its first 1, 2, ... tokens stand for."""
 
     value: str
     texts: tuple[str, ...]

@@ -122,11 +122,7 @@ class Membership:
         return dict(zip(self.items.digests, values, strict=True))
 
     def subset(self, indices: Sequence[int]) -> Membership:
-        """Returns the same on some of the texts; see `Evaluator`.
-
-        Raises:
-            ValueError: as `ItemSet.subset`, or they are all members, or none is.
-        """
+        """Returns the same on some of the texts; raises ValueError if all or none are members."""
         part = on_subset(self, indices)
         members = [text.member for text in part.items.targets]
         _check_both(f"a subset of {self.items.source}", members)

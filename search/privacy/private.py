@@ -72,16 +72,16 @@ class PrivatePool(TaskQueue[Batch[G]]):
             )
         question = ("generation", generation, json.dumps([self.encode(g) for g in genomes]))
         scored = self._scored(batch)
-        whole = [scores is not None for _, scores in scored]
+        complete = [scores is not None for _, scores in scored]
         parts = [self.shares.contributions(scores or {}) for _, scores in scored]
         values = self._noisy(parts, question)
         if self.release == "differences":  # one side alone says nothing
-            whole = [whole[i] and whole[i ^ 1] for i in range(len(whole))]
+            complete = [complete[i] and complete[i ^ 1] for i in range(len(complete))]
         return ticket, [
             Evaluated({}, None, seconds, FitnessEstimate(value, None, None))
             if good
             else Evaluated({}, "its weights cannot be computed", seconds)
-            for (seconds, _), value, good in zip(scored, values, whole, strict=True)
+            for (seconds, _), value, good in zip(scored, values, complete, strict=True)
         ]
 
     def _scored(self, batch: Batch[G]) -> list[tuple[float, Mapping[str, Score] | None]]:

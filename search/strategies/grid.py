@@ -91,9 +91,9 @@ class GridSearch:
                 axis, value = self._steps[point - 1]
                 genome[axis] = value
             return genome
-        places = np.unravel_index(point, [len(values) for values in self._levels])
+        levels = np.unravel_index(point, [len(values) for values in self._levels])
         return np.array(
-            [values[place] for values, place in zip(self._levels, places, strict=True)], np.float64
+            [values[level] for values, level in zip(self._levels, levels, strict=True)], np.float64
         )
 
 

@@ -22,9 +22,9 @@ _SMALLEST_SWARM = 20
 
 @dataclass(frozen=True)
 class _Particle:
-    """Where one particle is, where it goes, and the best place that it has been to."""
+    """Position and velocity of one particle, and the best position that it has been at."""
 
-    place: Vector
+    position: Vector
     velocity: Vector
     best: Vector | None = None
     highest: float = -math.inf
@@ -36,27 +36,27 @@ class ModelSwarms:
 
     ``v <- (r_v phi_v v + r_p phi_p (p - x) + r_g phi_g (g - x) - r_w phi_w (w - x)) / C`` and
     ``x <- x + lambda v``, with r four numbers from U[0, 1] per particle and step, C the sum of
-    the four ``r phi``, p the particle's best place, g and w the best and worst place of all so
+    the four ``r phi``, p the particle's best position, g and w the best and the worst of all so
     far. All r are scalars, so that every particle is an affine combination of where the swarm
     started: on coefficients of experts this is the method itself, not a projection of it.
 
     The first generation is the experts, then random points between two of them up to `popsize`.
-    A particle without a new best for `restart` steps goes back to its best place and stands
+    A particle without a new best for `restart` steps goes back to its best position and stands
     still before each further step. lambda shrinks by `step_length_factor` after every step.
 
-    Deviations from the paper: places are clipped to the axes' bounds, after which they may leave
-    the affine span. A choice moves as a real number and is rounded. A failure is neither best nor
+    Deviations from the paper: positions are clipped to the axes' bounds, and may then leave the
+    affine span. A choice moves as a real number and is rounded. A failure is neither best nor
     worst, and counts as a step without improvement; what is not known yet (p, g, w) pulls
     nowhere. Several objectives are followed by their mean, and all non-dominated genomes are
     recommended. With fewer than two corners the swarm starts as random search does.
 
     Args:
-        seed: decides first places, first velocities and all r.
+        seed: decides first positions, first velocities and all r.
         corners: the genome that is each expert, by expert; None or empty: the space has none.
         popsize: particles; None: one per corner, at least 20 as in the paper.
-        sigma: spread of the first places around the axes' starts, in units of the axes' scales;
+        sigma: spread of the first positions around the axes' starts, in units of the axes' scales;
             read only where there are no corners.
-        spread: a first place between experts a and b is ``t a + (1 - t) b``, t from
+        spread: a first position between experts a and b is ``t a + (1 - t) b``, t from
             ``U[0, spread]``; 1: between them, as in the paper; 2: as in the released code, half of
             them beyond.
         inertia: phi_v.
@@ -134,10 +134,10 @@ class ModelSwarms:
             self._swarm = self._first_swarm()
         else:
             self._swarm = [self._moved(one, step, i) for i, one in enumerate(self._swarm)]
-        return self._ask_tell.ask([self._genome(particle.place) for particle in self._swarm])
+        return self._ask_tell.ask([self._genome(particle.position) for particle in self._swarm])
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Remembers every particle's best place, and the best and the worst of all."""
+        """Remembers every particle's best position, and the best and the worst of all."""
         ordered = self._ask_tell.tell(outcomes)
         before = self._highest
         self._swarm = [
@@ -152,78 +152,78 @@ class ModelSwarms:
 
     def _first_swarm(self) -> list[_Particle]:
         rng = self._random("first")
-        places = self._first_places(rng)
-        count = len(places)
+        positions = self._first_positions(rng)
+        count = len(positions)
         # Each towards another particle: any but itself.
         towards = [(i + 1 + int(rng.integers(max(count - 1, 1)))) % count for i in range(count)]
         return [
-            _Particle(place, places[other] - place)
-            for place, other in zip(places, towards, strict=True)
+            _Particle(position, positions[other] - position)
+            for position, other in zip(positions, towards, strict=True)
         ]
 
-    def _first_places(self, rng: np.random.Generator) -> list[Vector]:
+    def _first_positions(self, rng: np.random.Generator) -> list[Vector]:
         if len(self._corners) < 2:
             random = RandomSearch(
                 axes=self._axes, seed=self._seed, popsize=self._popsize, sigma=self._sigma
             )
-            places = [*self._corners, *(candidate.genome for candidate in random.ask())]
-            return [self._clipped(place) for place in places[: self._popsize]]
-        places = list(self._corners)
-        while len(places) < self._popsize:
+            positions = [*self._corners, *(candidate.genome for candidate in random.ask())]
+            return [self._clipped(position) for position in positions[: self._popsize]]
+        positions = list(self._corners)
+        while len(positions) < self._popsize:
             one, other = rng.choice(len(self._corners), 2, replace=False)
             share = self._spread * rng.random()
-            places.append(share * self._corners[one] + (1 - share) * self._corners[other])
-        return [self._clipped(place) for place in places]
+            positions.append(share * self._corners[one] + (1 - share) * self._corners[other])
+        return [self._clipped(position) for position in positions]
 
     def _moved(self, particle: _Particle, step: int, number: int) -> _Particle:
         """Returns the particle after the step."""
-        best, place, velocity = particle.best, particle.place, particle.velocity
+        best, position, velocity = particle.best, particle.position, particle.velocity
         if best is not None and self._restart is not None and particle.stale >= self._restart:
-            place, velocity = best, np.zeros_like(velocity)
+            position, velocity = best, np.zeros_like(velocity)
         # r phi, with r_v, r_p, r_g, r_w ~ U[0, 1]
         v, p, g, w = (self._random("step", step, number).random(4) * self._phi).tolist()
         velocity = (  # v <- (r_v phi_v v + r_p phi_p (p - x) + r_g phi_g (g - x) - ...) / C
             v * velocity
-            + p * _way(place, best)
-            + g * _way(place, self._best)
-            - w * _way(place, self._worst)
+            + p * _way(position, best)
+            + g * _way(position, self._best)
+            - w * _way(position, self._worst)
         ) / (v + p + g + w)
         decayed = self._step_length * self._step_length_factor ** (step - 1)
         length = max(decayed, self._least_step_length)  # lambda
-        place = self._clipped(place + length * velocity)  # x <- x + lambda v
-        return replace(particle, place=place, velocity=velocity)
+        position = self._clipped(position + length * velocity)  # x <- x + lambda v
+        return replace(particle, position=position, velocity=velocity)
 
     def _learned(self, particle: _Particle, outcome: Outcome) -> _Particle:
         if outcome.fitness is None:
             return replace(particle, stale=particle.stale + 1)
         value = float(outcome.fitness.mean())
         if value > self._highest:
-            self._highest, self._best = value, particle.place
+            self._highest, self._best = value, particle.position
         if value < self._lowest:
-            self._lowest, self._worst = value, particle.place
+            self._lowest, self._worst = value, particle.position
         if value > particle.highest:
-            return replace(particle, best=particle.place, highest=value, stale=0)
+            return replace(particle, best=particle.position, highest=value, stale=0)
         return replace(particle, stale=particle.stale + 1)
 
-    def _clipped(self, place: Vector) -> Vector:
+    def _clipped(self, position: Vector) -> Vector:
         low = [0 if isinstance(axis, Choice) else axis.low for axis in self._axes]
         high = [
             len(axis.options) - 1 if isinstance(axis, Choice) else axis.high for axis in self._axes
         ]
-        clipped: Vector = np.clip(place, low, high)
+        clipped: Vector = np.clip(position, low, high)
         return clipped
 
-    def _genome(self, place: Vector) -> Vector:
+    def _genome(self, position: Vector) -> Vector:
         choices = [isinstance(axis, Choice) for axis in self._axes]
-        return np.where(choices, np.rint(place), place)
+        return np.where(choices, np.rint(position), position)
 
     def _random(self, *parts: str | int) -> np.random.Generator:
         return np.random.default_rng(stable_seed("model_swarms", self._seed, *parts))
 
 
-def _way(place: Vector, goal: Vector | None) -> Vector:
-    """Returns the way from `place` to `goal`; none to where is not known yet."""
-    return np.zeros_like(place) if goal is None else goal - place
+def _way(position: Vector, goal: Vector | None) -> Vector:
+    """Returns the way from `position` to `goal`; none to where is not known yet."""
+    return np.zeros_like(position) if goal is None else goal - position
 
 
 def _checked(corners: Mapping[str, Vector], axes: int) -> list[Vector]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,17 @@ class TestFailures:
         with pytest.raises(KeyError, match="a bug"):
             run(tmp_path, cma(), broken)
         assert not History(tmp_path).records
+
+
+def test_two_frames_stand_between_the_search_and_what_scores(tmp_path: Path) -> None:
+    stacks: list[list[str]] = []
+
+    def noted(genome: Vector) -> Scores:
+        stacks.append([frame.function for frame in inspect.stack(context=0)])
+        return score(genome)
+
+    run(tmp_path, Scripted([[0.1]]), noted)
+    assert stacks[0][: stacks[0].index("search") + 1] == ["noted", "next", "_generation", "search"]
 
 
 def test_several_objectives_find_the_non_dominated(tmp_path: Path) -> None:

@@ -14,11 +14,7 @@ from merging.stacks.layer_stack import LayerStackPlan
 
 
 def plan_from_description(description: Mapping[str, Any]) -> Plan:
-    """Returns the plan that any plan's `describe` wrote.
-
-    Raises:
-        ValueError: an unknown kind, a missing key, or a value that makes no sense; names it.
-    """
+    """Returns what any plan's `describe` wrote; raises ValueError, naming a wrong kind or key."""
     kind = description.get("kind", "coefficients")
     if kind == "coefficients":
         return MergePlan.from_description(description)

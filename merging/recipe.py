@@ -179,11 +179,7 @@ class Recipe:
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Returns the floating-point dtype that torch calls `name`.
-
-    Raises:
-        ValueError: no such dtype.
-    """
+    """Returns the floating-point dtype that torch calls `name`; raises ValueError for others."""
     known = {"float64", "float32", "bfloat16", "float16"}
     if name not in known:
         raise ValueError(f"dtype {name!r} is unknown: expected one of {', '.join(sorted(known))}")

@@ -100,11 +100,7 @@ def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tens
 
 
 def read_origin(path: Path) -> Origin:
-    """Returns what a statistics file was gathered from.
-
-    Raises:
-        StatisticsError: the file is missing, corrupt or holds no statistics.
-    """
+    """Returns what a file was gathered from; raises StatisticsError if it is damaged."""
     return _Opened(path).origin
 
 
@@ -128,11 +124,7 @@ def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
 
 
 def digests_of(directory: Path, kind: Kind) -> dict[str, str]:
-    """Returns file name to sha256 of every file of one kind in `directory`.
-
-    Raises:
-        StatisticsError: there is no such directory.
-    """
+    """Returns name -> sha256 of the files of a kind; raises StatisticsError if there is none."""
     if not directory.is_dir():
         raise StatisticsError(
             f"statistics directory {directory} does not exist: {_remedy(directory, kind)}"

@@ -72,11 +72,7 @@ def check_same_kind(names: Sequence[str], heads: Sequence[str]) -> None:
 
 
 def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedConfig) -> None:
-    """Compares an expert's configuration with the base's.
-
-    Raises:
-        CheckpointError: another architecture, layer count, vocabulary or size.
-    """
+    """Raises CheckpointError where architecture, layers, vocabulary or sizes differ."""
     expert = f"expert {name!r} ({source})"
     if config.model_type != base.config.model_type:
         raise CheckpointError(

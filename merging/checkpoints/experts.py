@@ -122,11 +122,7 @@ class ExpertPool:
         return {name: expert.source for name, expert in self.experts.items()}
 
     def check_finite(self) -> None:
-        """Reads every tensor of base and experts once.
-
-        Raises:
-            CheckpointError: one holds NaN or infinity; names the expert and the tensor.
-        """
+        """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity."""
         for name, tensor in self.base.items():
             _refuse_nonfinite(f"base {self.base.source}", name, tensor)
         for expert in self.experts:
@@ -204,11 +200,7 @@ class ExpertPool:
         return compute() if found is None else found
 
     def expert_weights(self, expert: str) -> Weights:
-        """Returns an expert's own tensors by `names`, read on access, for scoring it alone.
-
-        Raises:
-            CheckpointError: no expert of that name.
-        """
+        """Returns an expert's own tensors by `names`; raises CheckpointError for no expert."""
         compatibility.check_known([expert], self.expert_names)
         return _ExpertWeights(self, self.experts[expert])
 

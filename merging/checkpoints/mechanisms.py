@@ -83,11 +83,7 @@ def mechanism_to_json(mechanism: Mechanism) -> dict[str, Any]:
 
 
 def mechanism_from_json(content: Any) -> Mechanism:
-    """Returns the mechanism that `mechanism_to_json` wrote.
-
-    Raises:
-        PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
-    """
+    """Returns what `mechanism_to_json` wrote; raises PrivacyRecordError, naming a wrong key."""
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise PrivacyRecordError(

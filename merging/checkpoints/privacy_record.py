@@ -98,11 +98,7 @@ class PrivacySpend:
 
     @classmethod
     def from_json(cls, content: Any) -> PrivacySpend:
-        """Returns the spend that `to_json` wrote.
-
-        Raises:
-            PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
-        """
+        """Returns what `to_json` wrote; raises PrivacyRecordError, naming a wrong key."""
         check_keys("spend", content, [field.name for field in fields(cls)])
         values = dict(content)
         for name in ("mechanisms", "disjoint_from"):
@@ -140,11 +136,7 @@ class PrivacyRecord:
 
     @classmethod
     def from_json(cls, content: Any) -> PrivacyRecord:
-        """Returns the record that `to_json` wrote.
-
-        Raises:
-            PrivacyRecordError: a key is missing or unknown, or its value makes no sense.
-        """
+        """Returns what `to_json` wrote; raises PrivacyRecordError, naming a wrong key."""
         check_keys("record", content, ["spends", "unrecorded"])
         for name in ("spends", "unrecorded"):
             if not isinstance(content[name], list):

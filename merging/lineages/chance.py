@@ -41,11 +41,7 @@ def level(probability: float) -> int:
 
 
 def set_int(part: object, field: str) -> None:
-    """Makes a field of a frozen dataclass an int: equal numbers shall be written equally.
-
-    Raises:
-        ValueError: it is no whole number.
-    """
+    """Makes a field an int: equal numbers give equal JSON; raises ValueError where it is none."""
     value = getattr(part, field)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ValueError(f"{field} must be a whole number, got {value!r}")

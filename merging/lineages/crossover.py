@@ -65,19 +65,25 @@ class CrossoverOperator(Protocol):
 
 
 @dataclass(frozen=True)
-class UniformCrossover:
+class _Draw:
+    """What random crossovers have in common: the probability of the first parent."""
+
+    seed: int
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        set_int(self, "seed")
+        set_fraction(self, "share")
+
+
+@dataclass(frozen=True)
+class UniformCrossover(_Draw):
     """Each entry from the first parent with probability `share`, else from the second.
 
     Source: Syswerda 1989, Uniform crossover in genetic algorithms.
     """
 
-    seed: int
-    share: float = 0.5
     measures: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        set_int(self, "seed")
-        set_fraction(self, "share")
 
     @property
     def identity_parent(self) -> Side | None:
@@ -155,16 +161,10 @@ class PointCrossover:
 
 
 @dataclass(frozen=True)
-class TensorCrossover:
+class TensorCrossover(_Draw):
     """Each tensor from the first parent with probability `share`, else from the second."""
 
-    seed: int
-    share: float = 0.5
     measures: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        set_int(self, "seed")
-        set_fraction(self, "share")
 
     @property
     def identity_parent(self) -> Side | None:
@@ -182,14 +182,10 @@ class TensorCrossover:
 
 
 @dataclass(frozen=True)
-class ArithmeticCrossover:
-    """``weight * first + (1 - weight) * second``, any real weight: beyond 0 and 1 it extrapolates.
-
-    Source: Michalewicz 1992, Genetic algorithms + data structures = evolution programs, ch. 5.
-    """
+class _Blend:
+    """What blends have in common: a real weight of the first parent, and no single parent."""
 
     weight: float
-    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         set_float(self, "weight")
@@ -203,13 +199,23 @@ class ArithmeticCrossover:
         """None: parents are blended."""
         return None
 
+
+@dataclass(frozen=True)
+class ArithmeticCrossover(_Blend):
+    """``weight * first + (1 - weight) * second``, any real weight: beyond 0 and 1 it extrapolates.
+
+    Source: Michalewicz 1992, Genetic algorithms + data structures = evolution programs, ch. 5.
+    """
+
+    measures: ClassVar[bool] = False
+
     def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
         """Returns ``w first + (1 - w) second``."""
         return _blend(first, second, self.weight, 1 - self.weight)
 
 
 @dataclass(frozen=True)
-class SlerpCrossover:
+class SlerpCrossover(_Blend):
     """Spherical interpolation of the two task vectors in every tensor: weight 1 is the first.
 
     ``sin(w O)/sin(O) first + sin((1 - w) O)/sin(O) second``, O the angle between them; where they
@@ -218,20 +224,7 @@ class SlerpCrossover:
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
 
-    weight: float
     measures: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        set_float(self, "weight")
-
-    @property
-    def identity_parent(self) -> Side | None:
-        """A parent where the weight is 0 or 1."""
-        return _parent_of_weight(self.weight)
-
-    def single_parent(self, tensor: TensorSlice) -> Side | None:
-        """None: parents are blended."""
-        return None
 
     def apply(self, block: EntryRange, first: Tensor, second: Tensor, moments: Moments) -> Tensor:
         """Returns the point on the parents' great circle."""

@@ -289,11 +289,7 @@ class LineagePlan:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> LineagePlan:
-        """Returns the plan that `describe` wrote.
-
-        Raises:
-            ValueError: a key is missing or its value makes no sense; names it.
-        """
+        """Returns the plan that `describe` wrote; raises ValueError, naming a wrong key."""
         lineage = lineage_from_json(description.get("lineage"))
         if start is None and START in founders(lineage):
             raise ValueError("recipe: the lineage descends from 'start', but 'start' is null")

@@ -84,11 +84,7 @@ class FactorPlan:
         return f"{self.plan.name} of factors"
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> FactorWeights:
-        """Returns the parameters, computed when read.
-
-        Raises:
-            MergeError: as `factor_pool` and the plan raise.
-        """
+        """Returns the parameters, computed when read; errors as of `factor_pool` and the plan."""
         factors = self.plan.weights(factor_pool(pool), dtype=torch.float32)
         return FactorWeights(pool, factors, dtype)
 

@@ -89,11 +89,7 @@ class StackedFactors:
         self._noises: dict[tuple[LowRankNoise, str], _NoiseFactors] = {}
 
     def mixture(self, plan: MergePlan) -> _Deltas | None:
-        """Returns a plan's deltas from the base; None: it is more than a mixture of factors.
-
-        Raises:
-            MergeError: as the plan's weights raise.
-        """
+        """Returns a plan's deltas from the base; None: it is more than a mixture of factors."""
         method = plan.method
         if not isinstance(method, (Linear, TaskArithmetic)):
             return None

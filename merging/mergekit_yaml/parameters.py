@@ -65,11 +65,7 @@ def layer_counts(names: Sequence[str]) -> dict[str, int]:
 
 
 def check_words(settings: Settings, spelling: Spelling, name: str, where: str) -> None:
-    """Warns of parameters that mergekit ignores with this method.
-
-    Raises:
-        MergekitError: a word that no method knows.
-    """
+    """Warns of parameters that the method ignores; raises MergekitError for unknown ones."""
     for word in settings:
         if word not in WORDS:
             known = ", ".join(sorted(spelling.parameters)) or "none"
@@ -138,11 +134,7 @@ def _gradient(values: Sequence[float], depth: float) -> float | None:
 
 
 def number(parameter: str, value: Any) -> float:
-    """Returns a number; YAML reads ``1e-4`` as text, mergekit as a number.
-
-    Raises:
-        MergekitError: it is none.
-    """
+    """Returns a number, also of YAML's text ``1e-4``; raises MergekitError where it is none."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

@@ -17,10 +17,9 @@ from merging.recipe import Recipe, dtype_name
 
 
 def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
-    """Returns a coefficient recipe as mergekit YAML; random methods draw other noise there.
+    """Returns a recipe as mergekit YAML; raises MergekitError for what that cannot express.
 
-    Raises:
-        MergekitError: mergekit has no such method, knob or option.
+    Random methods draw other noise there.
     """
     plan = recipe.plan
     if not isinstance(plan, MergePlan):

@@ -228,11 +228,7 @@ class SingularNoise:
 
 
 def noise_from_description(description: Mapping[str, Any]) -> Noise:
-    """Returns the noise that `merging.described.describe` wrote.
-
-    Raises:
-        ValueError: the path does not lead to a kind of noise, or an option is wrong.
-    """
+    """Returns the noise that `describe` wrote; raises ValueError where it is none."""
     noise: Noise = described.rebuild(description, "noise", ("on",))
     return noise
 

@@ -73,11 +73,7 @@ class Path:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Path:
-        """Returns the path that `to_json` wrote.
-
-        Raises:
-            ValueError: a key is missing or its value makes no sense; names it.
-        """
+        """Returns the path that `to_json` wrote; raises ValueError, naming a wrong key."""
         for key in ("start", "steps", "blend", "own"):
             if key not in content:
                 raise ValueError(f"path: {key!r} is missing")
@@ -253,11 +249,7 @@ class PathPlan:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], start: Plan | None) -> PathPlan:
-        """Returns the plan that `describe` wrote; `start` is the plan of its start.
-
-        Raises:
-            ValueError: a key is missing or its value makes no sense; names it.
-        """
+        """Returns the plan of a path from that of its start; raises ValueError, naming a key."""
         kinds = {"noise": dict, "seed": int, "path": dict}
         for key, kind in kinds.items():
             if not isinstance(description.get(key), kind):

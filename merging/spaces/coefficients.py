@@ -70,11 +70,7 @@ class CoefficientSpace(VectorGenomes):
             )
 
     def plan(self, genome: Vector) -> MergePlan:
-        """Returns the merge that `genome`, ``(axes,)`` float64, stands for.
-
-        Raises:
-            ValueError: wrong length, or a value outside its axis; names the axis.
-        """
+        """Returns the merge of a genome; raises ValueError where a number lies off its axis."""
         check(self.axes, genome)
         coefficients = read_knobs(
             genome, self._knobs, self._searched, self.groups, self.pool.expert_names

@@ -42,11 +42,7 @@ class DisplacedPlan:
         return None if None in named else frozenset().union(*filter(None, named))
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
-        """Returns the parameters, computed when read in float32 and cast once.
-
-        Raises:
-            MergeError: as the plans raise.
-        """
+        """Returns the parameters, computed when read, cast once; errors as of the plans."""
         offset = _Offset((self.start, self.here), pool)
         return _DisplacedWeights(self.there, offset, pool, dtype)
 

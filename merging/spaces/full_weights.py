@@ -39,11 +39,7 @@ class PathGenomes(ABC):
 
     @abstractmethod
     def plan(self, genome: Path) -> Plan:
-        """Returns the plan of the point that `genome` leads to.
-
-        Raises:
-            ValueError: the path starts from a point that the space does not know.
-        """
+        """Returns the plan of a path; raises ValueError for a start that is none here."""
 
     def canonical(self, genome: Path) -> Path:
         """Returns `genome` itself."""
@@ -54,11 +50,7 @@ class PathGenomes(ABC):
         return genome.to_json()
 
     def from_json(self, value: Any) -> Path:
-        """Returns the path.
-
-        Raises:
-            ValueError: it is none, or starts from a point that the space does not know.
-        """
+        """Returns the path; raises ValueError where it is none, or starts from elsewhere."""
         if not isinstance(value, Mapping):
             raise ValueError(f"a genome of this space is a path, got {value!r}")
         genome = Path.from_json(value)

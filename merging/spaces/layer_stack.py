@@ -143,11 +143,7 @@ class LayerStackSpace(VectorGenomes):
         )
 
     def plan(self, genome: Vector) -> LayerStackPlan:
-        """Returns the stack that `genome`, ``(axes,)`` float64, stands for.
-
-        Raises:
-            ValueError: wrong length, or a value outside its axis; names the axis.
-        """
+        """Returns the stack of a genome; raises ValueError where a number lies off its axis."""
         check(self.axes, genome)
         outer = self._sources[_whole(genome, self._outer)]
         merged = self._initial

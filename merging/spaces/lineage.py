@@ -68,11 +68,7 @@ class LineageSpace:
         return Founder(self.pool.expert_names[0] if self.initial is None else START)
 
     def plan(self, genome: Lineage) -> LineagePlan:
-        """Returns the plan of the individual.
-
-        Raises:
-            MergeError: it descends from a founder that the space does not know.
-        """
+        """Returns the plan of the individual; raises MergeError for an unknown founder."""
         self._replay.check(genome)
         return LineagePlan(self.initial if START in founders(genome) else None, genome)
 
@@ -89,11 +85,7 @@ class LineageSpace:
         return lineage_to_json(genome)
 
     def from_json(self, value: Any) -> Lineage:
-        """Returns the lineage that `to_json` wrote.
-
-        Raises:
-            ValueError: it is none, or descends from a founder that the space does not know.
-        """
+        """Returns the lineage; raises ValueError where it is none, or of unknown founders."""
         genome = lineage_from_json(value)
         self._replay.check(genome)
         return genome

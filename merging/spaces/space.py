@@ -58,9 +58,5 @@ class SearchSpace(Protocol[G]):
         ...
 
     def from_json(self, value: Any) -> G:
-        """Returns the genome that `to_json` wrote.
-
-        Raises:
-            ValueError: it is none of this space's.
-        """
+        """Returns the genome that `to_json` wrote; raises ValueError where it is none."""
         ...

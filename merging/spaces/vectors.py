@@ -73,11 +73,7 @@ class VectorGenomes(ABC):
         return numbers
 
     def from_json(self, value: Any) -> Vector:
-        """Returns the numbers as a vector.
-
-        Raises:
-            ValueError: no list of numbers, or one that does not lie on the axes.
-        """
+        """Returns the numbers as a vector; raises ValueError where one lies off its axis."""
         if not isinstance(value, list):
             raise ValueError(f"a genome of this space is a list of numbers, got {value!r}")
         genome = np.array(value, np.float64)

@@ -132,11 +132,7 @@ class AdjustableDepth:
         self._configs = list(by_id.values())
 
     def set(self, layers: int | None) -> None:
-        """Leaves that many layers in the module; None: as many as the base has.
-
-        Raises:
-            ValueError: more than the module was built with.
-        """
+        """Leaves that many layers, None: the base's; raises ValueError for more than there are."""
         layers = layers or self._base_layers
         if layers > len(self._all):
             raise ValueError(

@@ -102,11 +102,7 @@ class LayerStackPlan:
     def from_description(
         cls, description: Mapping[str, Any], merged: Plan | None
     ) -> LayerStackPlan:
-        """Returns the plan that `describe` wrote; `merged` is the plan under ``merged_source``.
-
-        Raises:
-            ValueError: a key is missing or its value makes no sense; names it.
-        """
+        """Returns what `describe` wrote, from the plan of ``merged_source``; raises ValueError."""
         places, outer = description.get("places"), description.get("outer")
         if not isinstance(places, list) or not isinstance(outer, str):
             raise ValueError("recipe: a layer stack needs a list of 'places' and a name 'outer'")

@@ -42,7 +42,7 @@ def describe(part: Any) -> dict[str, Any]:
 
 
 def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...]) -> Any:
-    """Returns the part that `describe` wrote.
+    """Returns the part that `describe` wrote; raises ValueError for what is none.
 
     Only a dataclass with the given members is ever called, so that a recipe from a stranger
     cannot run something else by its name.
@@ -50,9 +50,6 @@ def rebuild(description: Mapping[str, Any], what: str, members: tuple[str, ...])
     Args:
         what: the part's name in messages, for example ``merge method``.
         members: attributes that make a class such a part.
-
-    Raises:
-        ValueError: the path does not lead to such a part, or an option is wrong.
     """
     short = what.rpartition(" ")[2]
     options = {

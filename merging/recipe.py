@@ -159,15 +159,11 @@ class Recipe:
             raise RecipeError(
                 f"source {unknown[0]!r} is no ingredient: expected base, {', '.join(self.experts)}"
             )
-        base = Checkpoint.open(
-            moved.get("base", self.base.source), trust_remote_code=trust_remote_code
-        )
+        source = moved.get("base", self.base.source)
+        base = Checkpoint.open(source, trust_remote_code=trust_remote_code)
         _compare("base", base.source, base.sha256, self.base)
-        pool = ExpertPool.open(
-            base.source,
-            {name: moved.get(name, each.source) for name, each in self.experts.items()},
-            trust_remote_code=trust_remote_code,
-        )
+        places = {name: moved.get(name, expert.source) for name, expert in self.experts.items()}
+        pool = ExpertPool.open(base.source, places, trust_remote_code=trust_remote_code)
         for name, sha256 in zip(pool.expert_names, pool.identities, strict=True):
             _compare(name, pool.sources[name], sha256, self.experts[name])
         return pool

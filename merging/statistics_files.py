@@ -77,11 +77,8 @@ def path_of(directory: Path, kind: Kind, expert: str) -> Path:
 def write_statistics(directory: Path, origin: Origin, tensors: Mapping[str, Tensor]) -> Path:
     """Writes the file of one expert in one piece; equal content gives equal bytes.
 
-    Args:
-        tensors: parameter name to Gram matrix ``(in, in)`` or Fisher ``(*shape)``, float32, CPU.
-
-    Raises:
-        StatisticsError: the file cannot be written.
+    `tensors`: parameter name to Gram matrix ``(in, in)`` or Fisher ``(*shape)``, float32, CPU.
+    Raises StatisticsError where the file cannot be written.
     """
     path = path_of(directory, origin.kind, origin.expert)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -105,22 +102,19 @@ def read_origin(path: Path) -> Origin:
 
 
 def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
-    """Returns what every file of statistics in `directory` cost, by file name.
-
-    Returns:
-        Content sha256, and the record; None: the file is no release with noise.
+    """Returns file name -> (sha256, what it cost) of all statistics; None: no release with noise.
 
     Raises:
         StatisticsError: a file is damaged.
         PrivacyRecordError: its record is.
     """
-    found: dict[str, tuple[str, PrivacyRecord | None]] = {}
+    records: dict[str, tuple[str, PrivacyRecord | None]] = {}
     paths = [path for kind in get_args(Kind) for path in directory.glob(f"{kind}-*")]
     for path in sorted(paths):
         privacy = read_origin(path).privacy
         record = None if privacy is None else PrivacyRecord((PrivacySpend.from_json(privacy),))
-        found[path.name] = file_sha256(path), record
-    return found
+        records[path.name] = file_sha256(path), record
+    return records
 
 
 def digests_of(directory: Path, kind: Kind) -> dict[str, str]:

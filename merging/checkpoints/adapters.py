@@ -67,7 +67,7 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA adapter: low-rank factors, and whole tensors where it trained modules in full.
+    """One LoRA adapter: low-rank factors, and full tensors where it trained modules in full.
 
     Attributes:
         source: as the user named it.
@@ -100,14 +100,8 @@ class Adapter:
         factors, copies = _sort(source, files, config, base)
         if not factors and not copies:
             raise CheckpointError(f"{files.files[0]} holds no adapter weights")
-        return cls(
-            source,
-            path,
-            _identity(files, config),
-            frozenset(factors) | frozenset(copies),
-            factors,
-            copies,
-        )
+        touched = frozenset(factors) | frozenset(copies)
+        return cls(source, path, _identity(files, config), touched, factors, copies)
 
     def fill(self, name: str, base: Tensor, out: Tensor) -> None:
         """Writes expert minus base into `out`; computed in float64, rounded once.
@@ -117,8 +111,8 @@ class Adapter:
             out: ``(*shape)`` float32, overwritten.
         """
         if name in self._copies and name in self._factors:
-            whole = self._copies[name].double() - base.double()
-            out.copy_(whole + self._factors[name].product())
+            copied = self._copies[name].double() - base.double()
+            out.copy_(copied + self._factors[name].product())
         elif name in self._copies:
             out.copy_(self._copies[name]).sub_(base)
         elif name in self._factors:
@@ -131,7 +125,7 @@ class Adapter:
         return self._factors.get(name)
 
     def copy(self, name: str) -> Tensor | None:
-        """Returns the whole tensor that the adapter brings (``modules_to_save``); None: none."""
+        """Returns the full tensor that the adapter brings (``modules_to_save``); None: none."""
         return self._copies.get(name)
 
     def tensor(self, name: str, base: Tensor) -> Tensor:
@@ -154,8 +148,8 @@ class Adapter:
     def to(self, device: torch.device) -> Adapter:
         """Returns the same adapter with its factors on `device`."""
         factors = {
-            name: replace(each, a=each.a.to(device), b=each.b.to(device))
-            for name, each in self._factors.items()
+            name: replace(pair, a=pair.a.to(device), b=pair.b.to(device))
+            for name, pair in self._factors.items()
         }
         copies = {name: tensor.to(device) for name, tensor in self._copies.items()}
         return replace(self, _factors=factors, _copies=copies)
@@ -199,19 +193,19 @@ def _warn_of_other_base(source: str, config: Mapping[str, Any], base: Checkpoint
 def _sort(
     source: str, files: WeightFiles, config: Mapping[str, Any], base: Checkpoint
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """Parts the adapter's tensors into factors and whole tensors, by the base's names."""
+    """Parts the adapter's tensors into factors and full tensors, by the base's names."""
     sides: dict[str, dict[str, str]] = {}
     copies: dict[str, Tensor] = {}
     unknown: dict[str, None] = {}  # in order, each once
     for key in files:
         stripped = key.removeprefix("base_model.model.")
-        found = _FACTOR.match(stripped)
-        name = f"{found['module']}.weight" if found else stripped.replace(".base_layer.", ".")
+        factor = _FACTOR.match(stripped)
+        name = f"{factor['module']}.weight" if factor else stripped.replace(".base_layer.", ".")
         name = _owned(source, name, base)
         if name not in base:
             unknown[name] = None
-        elif found:
-            sides.setdefault(name, {})[found["side"]] = key
+        elif factor:
+            sides.setdefault(name, {})[factor["side"]] = key
         else:
             copies[name] = _checked_copy(source, name, files[key], base)
     if unknown:

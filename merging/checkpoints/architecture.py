@@ -72,12 +72,7 @@ def architecture_of(
 ) -> type[PreTrainedModel]:
     """Returns the class that `config` names, or the one that AutoModel would choose.
 
-    Args:
-        path: the checkpoint's directory, for code of its own.
-        encoder: the class without a head instead.
-
-    Raises:
-        CheckpointError: transformers has no class for it.
+    `encoder`: the class without a head instead. Raises CheckpointError where there is none.
     """
     kind = type(config)
     if encoder and kind in MODEL_MAPPING:
@@ -99,6 +94,6 @@ def architecture_of(
     )
 
 
-def _single(found: Any) -> type[PreTrainedModel]:
-    chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple | list) else found
-    return chosen
+def _single(entry: Any) -> type[PreTrainedModel]:
+    cls: type[PreTrainedModel] = entry[0] if isinstance(entry, tuple | list) else entry
+    return cls

@@ -32,15 +32,13 @@ class Checkpoint(LazyWeights):
     """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
 
     Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
-    Where transformers renames tensors between file and module, this mapping has the module's
-    names; where it converts them (Mixtral fuses its experts), the weights are loaded through the
-    class and held in memory.
+    Where transformers renames tensors between file and module, names are the module's; where it
+    converts them (Mixtral fuses its experts), the weights are loaded through the class and held.
 
     Attributes:
         source: as the user named it.
         path: its directory on this machine.
-        architecture: the transformers class that `module` builds.
-        skeleton: that class without data, on the meta device.
+        skeleton: its class without data, on the meta device.
         file_names: module name -> name in the file, in the module's order; None where converted.
     """
 
@@ -87,8 +85,7 @@ class Checkpoint(LazyWeights):
             encoder: only what transformers' AutoModel takes of it: the model without its head.
 
         Raises:
-            CheckpointError: missing, truncated, corrupt, quantised or of unknown kind; names the
-                file or tensor.
+            CheckpointError: missing, damaged, quantised or of unknown kind; names file or tensor.
         """
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)

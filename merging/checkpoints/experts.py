@@ -70,7 +70,7 @@ class ExpertPool:
             base: directory or Hugging Face id.
             experts: display name -> directory or id of a checkpoint or a LoRA adapter.
             base_revision: branch, tag or commit of the base's id.
-            trust_remote_code: whether code that a repository brings may run.
+            trust_remote_code: as for `Checkpoint.open`.
 
         Raises:
             CheckpointError: no experts; one that is missing, broken, or does not fit the base.
@@ -205,13 +205,10 @@ class ExpertPool:
         return _ExpertWeights(self, self.experts[expert])
 
     def select(self, experts: Sequence[str]) -> ExpertPool:
-        """Returns the pool of fewer experts, in the given order.
+        """Returns the pool of fewer experts, in this order; raises CheckpointError for others.
 
         `names` stay, so that every merge of one pool writes the same tensors; a tensor that no
         remaining adapter touches has deltas of zero.
-
-        Raises:
-            CheckpointError: none, an unknown one, or one twice.
         """
         compatibility.check_known(experts, self.expert_names)
         if tuple(experts) == self.expert_names:

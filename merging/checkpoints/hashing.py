@@ -62,11 +62,11 @@ def _digest(path: Path) -> str:
 def _recall(entry: Path, key: str) -> str | None:
     """Returns the digest in `entry`, None unless the entry is whole and speaks of `key`."""
     try:
-        digest, _, told = entry.read_text(encoding="utf-8").rstrip("\n").partition(" ")
+        digest, _, stored_key = entry.read_text(encoding="utf-8").rstrip("\n").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
-    whole = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    return digest if whole and told == key else None
+    intact = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+    return digest if intact and stored_key == key else None
 
 
 def _remember(entry: Path, line: str) -> None:

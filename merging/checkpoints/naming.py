@@ -64,21 +64,22 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
         return None
     state = module.state_dict()
     naming = Naming()
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     aliases = tied(module)
     for file_name, name in renamed.items():
         if name in state:
-            found.setdefault(aliases.get(name, name), []).append(file_name)
+            by_name.setdefault(aliases.get(name, name), []).append(file_name)
         elif not _LEGACY.search(file_name) and not _ignored(module, name):
             naming.extra.append(file_name)
     for name in state:
         if name in aliases:
             continue
-        if name not in found:
+        if name not in by_name:
             naming.missing.append(name)
             continue
-        naming.keys[name] = found[name][0]
-        naming.twins.extend((name, found[name][0], other) for other in found[name][1:])
+        first, *others = by_name[name]
+        naming.keys[name] = first
+        naming.twins.extend((name, first, other) for other in others)
     return naming
 
 

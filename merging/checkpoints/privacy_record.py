@@ -147,17 +147,10 @@ class PrivacyRecord:
 
 
 def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str] = ()) -> Path:
-    """Writes `record` beside the weights of a model or an adapter, bound to these very weights.
+    """Writes `record` beside the weights in `directory`, bound to these very weights.
 
-    Args:
-        directory: holds the weights already.
-        words: the record in sentences, for people; not read back.
-
-    Returns:
-        The file.
-
-    Raises:
-        CheckpointError: `directory` holds no weights.
+    `words` say it in sentences, for people; they are not read back. Returns the file; raises
+    CheckpointError where there are no weights.
     """
     path = directory / RECORD_FILE
     content = {
@@ -198,12 +191,9 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(content: Any) -> dict[str, Any]:
-    """Returns what was sealed, without the digest.
+    """Returns what was sealed, without the digest; raises PrivacyRecordError where it was edited.
 
     The digest guards against mistakes, not against people who mean to deceive.
-
-    Raises:
-        PrivacyRecordError: it was not sealed, or not with this content.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("sha256"), str):
         raise PrivacyRecordError(

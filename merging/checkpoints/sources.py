@@ -17,8 +17,7 @@ _IGNORED = ("*/*", "consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_arg
 def resolve(source: str, revision: str | None = None) -> Path:
     """Returns the directory of `source`, fetched to the Hugging Face cache where needed.
 
-    Args:
-        source: a local directory or a Hugging Face id; a directory that exists wins.
+    A directory that exists wins over an id of that name.
 
     Raises:
         CheckpointError: no such directory; an id that cannot be found or fetched.

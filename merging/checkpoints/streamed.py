@@ -11,11 +11,9 @@ from merging.weights import LazyWeights, Weights
 class StreamedWeights(LazyWeights):
     """Copies on `device`, made when read; the next tensor travels while one is worked on.
 
-    Held on the device are the tensor last read and the one after it. On CUDA the host's copies
-    are pinned and travel on a stream of their own.
-
-    Args:
-        weights: copied into host memory once; read in their order, in turns.
+    `weights` are copied into host memory once, and read in their order, in turns. Held on the
+    device are the tensor last read and the one after it. On CUDA the host's copies are pinned and
+    travel on a stream of their own.
     """
 
     def __init__(self, weights: Weights, device: torch.device) -> None:

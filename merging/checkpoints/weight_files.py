@@ -64,9 +64,7 @@ class WeightFiles(LazyWeights):
     def find(cls, directory: Path, stem: str = "model") -> WeightFiles:
         """Returns the weights of `directory`; reads headers only.
 
-        Args:
-            directory: a checkpoint as ``save_pretrained`` leaves it.
-            stem: ``model``, or ``adapter_model`` for an adapter.
+        `stem` is ``model``, or ``adapter_model`` for an adapter.
 
         Raises:
             CheckpointError: no weights, a missing shard, a truncated or corrupt file, or a pickle

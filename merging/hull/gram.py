@@ -63,10 +63,6 @@ def measure(
     its dtype where that is below float32, and once in float32 for every expert and for the sum,
     as merges compute: what a point of the hull is expected to be off by.
 
-    Args:
-        block_bytes: of float64 rows at once.
-        held_bytes: of the points' tensors at once.
-
     Raises:
         MergeError: a point lacks a tensor, has one that the pool does not merge, or holds NaN or
             infinity; names both.

@@ -63,13 +63,9 @@ def position(gram: Gram, point: str) -> Position:
     """Returns the distances of `point`, exact for any number and arrangement of experts.
 
     ``outside`` is claimed for distances above 4 times the rounding of the point's own weights
-    (`measure`) plus that of the float64 sums, ``sqrt(eps)`` of the largest task vector. Rounding
-    errors of many weights are as good as independent, so that their length hardly varies around
-    its expectation; the factor leaves room for methods that round more often than once per
-    expert.
-
-    Raises:
-        KeyError: the Gram matrix has no such point.
+    (`measure`) plus that of the float64 sums, ``sqrt(eps)`` of the largest task vector. The length
+    of many independent rounding errors hardly varies around its expectation; the factor leaves
+    room for methods that round more often than once per expert.
     """
     experts, row = len(gram.experts), gram.row(point)
     inside = gram.matrix[:experts, :experts]

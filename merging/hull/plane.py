@@ -34,11 +34,8 @@ class Plane:
 def best_plane(gram: Gram, fitted: Sequence[str] | None = None) -> Plane:
     """Returns base, experts and points projected on the plane of best fit.
 
-    The plane is the first two principal components of base, experts and the points in `fitted`;
-    the others are projected on it.
-
-    Args:
-        fitted: points that the plane is fitted to; None: all.
+    The plane is the first two principal components of base, experts and the points in `fitted`
+    (None: all); the others are projected on it.
     """
     experts, names = len(gram.experts), gram.points
     kept = names if fitted is None else tuple(fitted)

@@ -35,8 +35,7 @@ def nearest_in_hull(gram: Matrix, inner: Vector, squared: float) -> Nearest:
     """Returns ``argmin |sum_i w_i v_i - p|`` over ``w_i >= 0, sum_i w_i = 1``.
 
     An active-set method on ``f(w) = w G w - 2 w c``, G the Gram matrix and c the inner products
-    with p: it moves between faces of the simplex, each solved exactly, and ends at the optimal
-    face after finitely many steps.
+    with p: from face to face of the simplex, each solved exactly, in finitely many steps.
 
     Source: Wolfe 1976, Finding the nearest point in a polytope, Mathematical Programming 11,
         with inner products in place of vectors.

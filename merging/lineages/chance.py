@@ -23,9 +23,7 @@ MASK_LEVELS = 2**16
 def mask(probability: float, block: EntryRange, kind: str, seed: int, like: Tensor) -> Tensor:
     """Returns -1 (all bits set) with the given probability, else 0; ``(entries,)`` int32, new.
 
-    Args:
-        probability: in [0, 1], rounded to 1 / `MASK_LEVELS`.
-        like: gives the device.
+    The probability is rounded to 1 / `MASK_LEVELS`; `like` gives the device.
     """
     count = block.stop - block.start
     bits = np.random.SFC64(stable_seed(kind, seed, block.tensor.name, block.number))

@@ -20,12 +20,9 @@ def _digest(*parts: str) -> bytes:
 
 
 class _Individual:
-    """Equality and hash of an individual by its `key`.
+    """Equality and hash of an individual by its `key`, a digest of founders and operators.
 
     Ancestors are shared: to compare branch by branch would take time exponential in the depth.
-
-    Attributes:
-        key: digest of founders and operators; equal keys, equal lineages.
     """
 
     key: bytes
@@ -160,12 +157,7 @@ def lineage_to_json(lineage: Lineage) -> dict[str, Any]:
 
 
 def lineage_from_json(value: Any) -> Lineage:
-    """Returns the lineage that `lineage_to_json` wrote.
-
-    Raises:
-        ValueError: a key is missing, a node makes no sense, or an operator is unknown or has wrong
-            numbers; names it.
-    """
+    """Returns what `lineage_to_json` wrote; raises ValueError, naming what makes no sense."""
     if not isinstance(value, Mapping):
         raise ValueError(f"lineage: expected an object with operators and nodes, got {value!r}")
     for key in ("operators", "nodes"):

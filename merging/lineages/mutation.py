@@ -69,11 +69,9 @@ class ScaleMutation:
 class LowRankMutation:
     """Adds ``B A``, B and A normal and of the given rank; in vectors independent normal noise.
 
-    A tensor of more than two dimensions is the matrix ``(first, all others)``.
-
-    Args:
-        size: rms of the noise by rms of the parent's task vector, in every tensor, exactly; where
-            the task vector is zero it stays zero. At least 0.
+    `size` is the rms of the noise by that of the parent's task vector, in every tensor, exactly;
+    where the task vector is zero it stays zero. A tensor of more than two dimensions is the matrix
+    ``(first, all others)``.
     """
 
     seed: int

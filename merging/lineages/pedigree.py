@@ -11,11 +11,9 @@ from merging.lineages.slices import TensorSlice
 
 @dataclass(frozen=True, eq=False)
 class Pedigree:
-    """Individuals by number, parents before their children; the last one is what is bred.
+    """Individuals by number, each once, parents before children; the last one is what is bred.
 
-    Args:
-        individuals: each once.
-        parents: of each, by their numbers.
+    `parents` are the numbers of each one's parents.
     """
 
     individuals: tuple[Lineage, ...]

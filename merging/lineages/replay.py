@@ -232,8 +232,7 @@ def _operator(
 class LineageWeights(LazyWeights):
     """An individual's parameters; every read breeds one of them.
 
-    Raises:
-        MergeError: the lineage descends from a founder that is unknown.
+    Raises MergeError where the lineage descends from a founder that is unknown.
     """
 
     def __init__(self, replay: Replay, lineage: Lineage, dtype: torch.dtype | None) -> None:
@@ -271,11 +270,8 @@ class LineagePlan:
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:
         """Returns the parameters, computed when read, in float32 and cast once.
 
-        Args:
-            pool: holds at least the experts that the individual descends from.
-
-        Raises:
-            MergeError: a founder is unknown; or as the start's plan raises.
+        `pool` holds at least the experts that the individual descends from. Raises MergeError for
+        an unknown founder, or as the start's plan raises.
         """
         return LineageWeights(Replay(pool, self.start), self.lineage, dtype)
 

@@ -63,14 +63,11 @@ def factor_pool(pool: ExpertPool) -> ExpertPool:
 
 @dataclass(frozen=True)
 class FactorPlan:
-    """A plan over the factors of LoRA experts; its products are added to the base.
+    """A plan over the factors of LoRA experts, `factor_pool`; its products are added to the base.
 
     ``base + scale (sum_i w_i B_i) (sum_i w_i A_i)`` for task arithmetic with weights w: not the
     sum of the products, which a plan over the experts themselves gives. A scale s of all task
     vectors counts twice.
-
-    Args:
-        plan: makes one A and one B of every tensor; over `factor_pool`.
 
     Source: MERGEvolve, arXiv 2606.28373, as its released code runs it.
     """
@@ -94,13 +91,9 @@ class FactorPlan:
 
 
 class FactorWeights(LazyWeights):
-    """Base plus the products of given factors; every read computes one parameter.
+    """Base plus the products of factors; every read computes one parameter.
 
-    Args:
-        factors: by the names of `factor_pool`, float32.
-
-    Raises:
-        MergeError: as `factor_pool` raises.
+    `factors` are float32, by the names of `factor_pool`; raises MergeError as that does.
     """
 
     def __init__(self, pool: ExpertPool, factors: Weights, dtype: torch.dtype | None) -> None:

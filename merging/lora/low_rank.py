@@ -170,10 +170,7 @@ def low_rank_of(
     Args:
         stacks: of the pool that the plan is for; one for all candidates.
         weights: what the space decoded for the same genome: its held centre is used where there
-            is one. None: taken from the plan.
-
-    Raises:
-        MergeError: as the plan's weights raise.
+            is one. None: taken from the plan, and with its errors.
     """
     if isinstance(plan, MergePlan):
         deltas = stacks.mixture(plan)

@@ -81,9 +81,8 @@ def _task_vectors(
 ) -> Spelling:
     """Returns the spelling of mergekit's generalised task arithmetic with one sparsifier.
 
-    Args:
-        extra: its knobs beside weight and scale.
-        rescale: likewise; None: ours never rescales.
+    `extra` are our knobs beside weight and scale; `normalize` and `rescale` are mergekit's
+    defaults, rescale None: ours never rescales.
     """
     return Spelling(
         cls,

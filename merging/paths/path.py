@@ -230,10 +230,8 @@ class PathPlan:
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> PathWeights:
         """Returns the parameters, computed when read, in float32 and cast once.
 
-        Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre.
-
-        Raises:
-            MergeError: as the start's plan raises.
+        Every read draws all noises of the path again; a `FullWeightSpace` keeps the centre. Raises
+        MergeError as the start's plan does.
         """
         return PathWeights(Walk(pool, self.start, self.noise, self.seed), self.path, dtype)
 

@@ -65,15 +65,15 @@ def epsilon(
     """
     if not mechanisms:
         return 0.0
-    gaussian = [each for each in mechanisms if isinstance(each, GaussianMechanism)]
-    pure = [each for each in mechanisms if isinstance(each, PureEpsilon)]
+    gaussian = [one for one in mechanisms if isinstance(one, GaussianMechanism)]
+    pure = [one for one in mechanisms if isinstance(one, PureEpsilon)]
     if not 0 <= delta < 1 or (gaussian and delta == 0):
         raise AccountingError(f"delta must be in (0, 1), got {delta}: Gaussian noise needs one")
-    if relation != "add_or_remove" and any(each.sampling_rate < 1 for each in gaussian):
+    if relation != "add_or_remove" and any(one.sampling_rate < 1 for one in gaussian):
         raise AccountingError(
             "Poisson sampling is accounted for under add_or_remove only, not under replace_one"
         )
-    added = math.fsum(each.epsilon * each.count for each in pure)
+    added = math.fsum(one.epsilon * one.count for one in pure)  # sum_i epsilon_i
     if delta == 0:
         return added
     if accountant == "pld":
@@ -88,8 +88,8 @@ def _by_rdp(
     rdp = _library().rdp
     orders = rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
     total = np.zeros(len(orders))
-    for each in gaussian:
-        total += each.steps * _curve(replace(each, steps=1))
+    for noise in gaussian:
+        total += noise.steps * _curve(replace(noise, steps=1))  # RDP adds up, order by order
     for one in pure:
         total += one.count * _curve(replace(one, count=1))
     return float(rdp.compute_epsilon(orders, total, delta)[0])
@@ -99,13 +99,10 @@ def _by_rdp(
 def _curve(one: Mechanism) -> Vector:
     """Returns the Renyi divergence of one step at every order: what takes the accountant long."""
     dp = _library()
-    found: Any = dp.rdp.RdpAccountant()
-    event = (
-        _gaussian_event(dp, one) if isinstance(one, GaussianMechanism) else _pure_event(dp, one)
-    )
+    accountant: Any = dp.rdp.RdpAccountant()
     with _quiet():
-        found.compose(event)
-    curve: Vector = np.array(found._rdp)
+        accountant.compose(_event(dp, one))
+    curve: Vector = np.array(accountant._rdp)
     curve.setflags(write=False)
     return curve
 
@@ -122,17 +119,14 @@ def _quiet() -> Iterator[None]:
         absl.setLevel(before)
 
 
-def _gaussian_event(dp: Any, each: GaussianMechanism) -> Any:
-    event = dp.GaussianDpEvent(each.noise_multiplier)
-    rate = each.sampling_rate
-    return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
-
-
-def _pure_event(dp: Any, each: PureEpsilon) -> Any:
-    if isinstance(each, LaplaceMechanism):
-        return dp.LaplaceDpEvent(1 / each.epsilon)
+def _event(dp: Any, one: Mechanism) -> Any:
+    if isinstance(one, GaussianMechanism):
+        event, rate = dp.GaussianDpEvent(one.noise_multiplier), one.sampling_rate
+        return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
+    if isinstance(one, LaplaceMechanism):
+        return dp.LaplaceDpEvent(1 / one.epsilon)
     # (epsilon, 0)-DP is (epsilon^2 / 2)-zCDP (Bun & Steinke 2016, proposition 1.4)
-    return dp.ZCDpEvent(rho=each.epsilon**2 / 2)
+    return dp.ZCDpEvent(rho=one.epsilon**2 / 2)
 
 
 def _by_pld(
@@ -147,11 +141,11 @@ def _by_pld(
     from dp_accounting.pld import common, privacy_loss_distribution
 
     total = privacy_loss_distribution.identity()
-    for each in gaussian:
+    for noise in gaussian:
         loss = privacy_loss_distribution.from_gaussian_mechanism(
-            each.noise_multiplier, sampling_prob=each.sampling_rate
+            noise.noise_multiplier, sampling_prob=noise.sampling_rate
         )
-        total = total.compose(loss.self_compose(each.steps))
+        total = total.compose(loss.self_compose(noise.steps))
     for one in pure:
         if isinstance(one, LaplaceMechanism):
             loss = privacy_loss_distribution.from_laplace_mechanism(1 / one.epsilon)

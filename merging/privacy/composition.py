@@ -38,9 +38,7 @@ class Guarantee:
     """What all releases together promise the units of one data set.
 
     Args:
-        relation: what neighbouring data sets differ by.
-        price: the smaller one of `added` and `rdp`.
-        how: which of the two it is.
+        price: the smaller one of `added` and `rdp`; `how` says which.
         added: the sum of all releases.
         rdp: by Renyi differential privacy at the same delta; None: mechanisms are not known, one
             release alone, or no accountant.
@@ -80,7 +78,7 @@ class Guarantee:
 
 
 def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
-    """Returns what `spends` together promise the units of `dataset`.
+    """Returns the promise of `spends` to the units of `dataset`; None: units that do not compose.
 
     Releases from one data set add up, and so do those from data sets that are not declared
     disjoint from it: a record may lie in both. Releases from disjoint data sets cost its units
@@ -88,24 +86,21 @@ def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
 
     Where spends are for both relations, those for ``add_or_remove`` count as groups of two: to
     replace a unit is to remove one and to add one.
-
-    Returns:
-        None where the spends protect different units, which do not compose.
     """
     spends = list(spends)
-    apart = {pair for each in spends for pair in _disjoint(each)}
-    counted = [each for each in spends if frozenset({each.dataset, dataset}) not in apart]
+    apart = {frozenset({s.dataset, other}) for s in spends for other in s.disjoint_from}
+    counted = [s for s in spends if frozenset({s.dataset, dataset}) not in apart]
     counted.sort(key=repr)
-    units = {each.unit for each in counted}
+    units = {spend.unit for spend in counted}
     if len(units) != 1:
         return None
-    mixed = len({each.relation for each in counted}) > 1
+    mixed = len({spend.relation for spend in counted}) > 1
     relation: Relation = "replace_one" if mixed else counted[0].relation
-    parts = [_part(each, relation) for each in counted]
+    parts = [_priced(spend, relation) for spend in counted]
     added = add(price for price, _ in parts)
     rdp, note = _by_rdp(parts, relation)
     price = added if rdp is None or added.epsilon <= rdp.epsilon else rdp
-    size = max(each.group_size for each in counted)
+    size = max(spend.group_size for spend in counted)
     return Guarantee(
         dataset=dataset,
         unit=units.pop(),
@@ -116,7 +111,7 @@ def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
         rdp=rdp,
         note=note,
         releases=len(counted),
-        overlapping=tuple(sorted({each.dataset for each in counted} - {dataset})),
+        overlapping=tuple(sorted({spend.dataset for spend in counted} - {dataset})),
         group_size=size,
         group=group(price, size) if size > 1 else None,
     )
@@ -125,14 +120,14 @@ def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
 def add(prices: Iterable[Price]) -> Price:
     """Returns ``(sum epsilon, sum delta)``: basic composition; exact sums, rounded once."""
     prices = list(prices)
-    delta = math.fsum(each.delta for each in prices)
-    return Price(math.fsum(each.epsilon for each in prices), min(1.0, delta))
+    delta = math.fsum(price.delta for price in prices)
+    return Price(math.fsum(price.epsilon for price in prices), min(1.0, delta))
 
 
 def largest(prices: Iterable[Price]) -> Price:
     """Returns ``(max epsilon, max delta)``: what holds for each of several disjoint data sets."""
     prices = list(prices)
-    return Price(max(each.epsilon for each in prices), max(each.delta for each in prices))
+    return Price(max(p.epsilon for p in prices), max(p.delta for p in prices))
 
 
 def group(price: Price, size: int) -> Price:
@@ -143,17 +138,13 @@ def group(price: Price, size: int) -> Price:
     delta = 0.0
     for i in range(size if price.delta > 0 else 0):
         exponent = math.log(price.delta) + i * price.epsilon
-        delta += math.exp(min(exponent, 0.0))
+        delta += math.exp(min(exponent, 0.0))  # delta e^(i epsilon)
         if delta >= 1:
             break
     return Price(size * price.epsilon, min(1.0, delta))
 
 
-def _disjoint(spend: PrivacySpend) -> list[frozenset[str]]:
-    return [frozenset({spend.dataset, other}) for other in spend.disjoint_from]
-
-
-def _part(spend: PrivacySpend, relation: Relation) -> tuple[Price, tuple[Mechanism, ...] | None]:
+def _priced(spend: PrivacySpend, relation: Relation) -> tuple[Price, tuple[Mechanism, ...] | None]:
     """Returns price and mechanisms of a spend under `relation`."""
     price = Price(spend.epsilon, spend.delta)
     if spend.relation == relation:
@@ -174,7 +165,7 @@ def _by_rdp(
     if not accounting.available():
         return None, "dp-accounting, which may find less, is missing: pip install 'evomerge[dp]'"
     together = add(price for price, _ in known)
-    mechanisms = sorted((each for _, some in known for each in some), key=repr)
+    mechanisms = sorted((one for _, several in known for one in several), key=repr)
     try:
         epsilon = accounting.epsilon(mechanisms, together.delta, relation=relation)
     except AccountingError as error:

@@ -72,9 +72,7 @@ class Ledger:
     def rebuilt(cls, content: Any, pool: ExpertPool, plan: Plan) -> Ledger:
         """Returns the ledger in a recipe, compared with what its experts' records say now.
 
-        Args:
-            content: of the recipe, as `describe` wrote it; None: older than ledgers, so all
-                experts count.
+        `content` is as `describe` wrote it; None: older than ledgers, so all experts count.
 
         Raises:
             PrivacyRecordError: as `from_description` and `of` raise; or a record of an expert
@@ -92,13 +90,10 @@ class Ledger:
         return ledger
 
     def read(self, record: PrivacyRecord | None, what: str, identity: str | None) -> Ledger:
-        """Returns the ledger with all that `record` lists.
+        """Returns the ledger with all that `record` lists; None: `what` has no record.
 
-        Args:
-            record: of what is read; None: it has none.
-            what: is read, in words.
-            identity: of its content, so that it counts once however often it is read; None:
-                spends without a release of their own count every time.
+        With the `identity` of its content it counts once however often it is read; without, spends
+        that have no release of their own count every time.
         """
         if record is None:
             return replace(self, unrecorded=_each_once([*self.unrecorded, what]), words=())
@@ -174,12 +169,7 @@ class Ledger:
 
     @classmethod
     def from_description(cls, content: Any) -> Ledger:
-        """Returns the ledger that `describe` wrote, in the same words.
-
-        Raises:
-            PrivacyRecordError: a key is missing or unknown, its value makes no sense, or it was
-                edited.
-        """
+        """Returns what `describe` wrote, in its words; raises PrivacyRecordError if edited."""
         inside = unsealed(content)
         check_keys("ledger", inside, ["private", "words", "data_sets", "spends", "unrecorded"])
         record = PrivacyRecord.from_json({key: inside[key] for key in ("spends", "unrecorded")})

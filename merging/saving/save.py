@@ -104,9 +104,7 @@ def write_ledger(directory: Path, ledger: Ledger | None) -> None:
 def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | None = None) -> int:
     """Returns the size of the weights that `save_model` writes, every head's encoder included.
 
-    Args:
-        dtype: of every float tensor; None: each as in the base.
-        layers: of a stack; None: as many as the base has.
+    None: the dtype of each tensor, and as many layers, as in the base.
     """
     like = _like(pool, layers)
     encoder = sum(like.shape(name).numel() * (dtype or like.dtype(name)).itemsize for name in like)

@@ -66,9 +66,6 @@ def save_adapter(
         rank: of every factor; smaller matrices are padded with zeros.
         ledger: what its private data cost, for ``privacy.json``; see `save_model`.
 
-    Returns:
-        How much of the merged model the adapter holds.
-
     Raises:
         CheckpointError: `out` holds something or cannot be written; a changed tensor is tied or
             belongs to no single layer; the merge changes no matrix, or has another depth.
@@ -102,8 +99,7 @@ def save_adapter(
 def check_adapter(pool: ExpertPool, weights: Weights) -> None:
     """Refuses experts whose merges no adapter can hold, before anything is merged.
 
-    Args:
-        weights: a merge of the kind that is to be saved; only their names are read.
+    Of `weights`, a merge of the kind that is to be saved, only names are read.
 
     Raises:
         CheckpointError: the experts change a tensor that is tied or belongs to no single layer,

@@ -24,13 +24,11 @@ class ConvexSpace(VectorGenomes):
     ``weights = base + sum_i s_i delta_i`` with ``s_i = g_i^2 / sum_j g_j^2``: every genome is a
     convex combination of the experts and every convex combination has a genome, also those with
     shares of 0 (a softmax never gets there), so that an unbounded optimizer needs no bounds. The
-    search starts at equal shares; a genome of zeros means equal shares as well.
+    search starts at equal shares; a genome of zeros means equal shares as well. With `with_base`
+    the base has a share too: the hull of experts and base.
 
     Shares are whole multiples of 2^-24 that sum to exactly 1, which float32 holds exactly: no
     rounding leads out of the hull but that of the weights themselves.
-
-    Args:
-        with_base: the base takes part with a share of its own: the hull of experts and base.
     """
 
     def __init__(

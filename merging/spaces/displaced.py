@@ -18,13 +18,7 @@ from merging.weights import LazyWeights, Weights
 
 @dataclass(frozen=True)
 class DisplacedPlan:
-    """``start + (there - here)``: the move from one merge to another, made from a third.
-
-    Args:
-        start: where the move begins.
-        here: the merge that the move leads away from.
-        there: the merge that it leads to.
-    """
+    """``start + (there - here)``: the move from one merge to another, made from a third."""
 
     start: Plan
     here: Plan
@@ -61,9 +55,6 @@ class DisplacedSpace(VectorGenomes):
 
     Genome g is ``start + inner(g) - inner(first)``. The difference of the two fixed points is
     held: as much memory as one model in float32.
-
-    Args:
-        start: the point to start from: a static merge, a recipe, an expert.
     """
 
     def __init__(

@@ -112,11 +112,9 @@ class FullWeightSpace(PathGenomes):
 
 
 def weighted_start(pool: ExpertPool, weights: Sequence[float], *, scale: float = 1.0) -> MergePlan:
-    """Returns the paper's initial point: ``base + scale sum_i w_i delta_i``.
+    """Returns the paper's initial point: ``base + scale sum_i w_i delta_i``, a weight per expert.
 
-    Args:
-        weights: one per expert.
-        scale: the paper's alpha / M is far smaller than the released code's 1.0.
+    The paper's scale, alpha / M, is far smaller than the released code's 1.0.
 
     Source: MERGEvolve, arXiv 2606.28373, step 1.
     """

@@ -25,14 +25,7 @@ SKIP = "skip"
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where one place's numbers lie in a genome; None: nothing to choose.
-
-    Args:
-        layer: of the index into `layers`.
-        source: of the index into the sources.
-        scale: of the scale.
-        layers: the layers that may stand here.
-    """
+    """One place: its columns in a genome, None: no choice; and the layers that may stand there."""
 
     layer: int | None
     source: int | None

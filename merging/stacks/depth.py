@@ -22,9 +22,7 @@ class Restacked(LazyWeights):
 
     Configuration, names and module are those that transformers gives a model of that depth. The
     values are a filling, to be written over: layer i holds the base's layer i, counted round.
-
-    Raises:
-        MergeError: no model of that depth can be described; says why.
+    Raises MergeError where no model of that depth can be described.
     """
 
     def __init__(self, base: Checkpoint, layers: int) -> None:

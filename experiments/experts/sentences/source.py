@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.experts.sentences.prepare import (
-    SentencePool,
-    SentenceSettings,
-    packaged_encoder,
-    prepare,
-)
+from experiments.experts.pool_folder import PoolFolder
+from experiments.experts.sentences.prepare import SentenceSettings, packaged_encoder, prepare
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
 from experiments.experts.sentences.training import SentenceSchedule
 from experiments.runs.device import choose_device
@@ -50,10 +46,9 @@ def experts(
         device=str(choose_device(device)),
     )
     source = str(packaged_encoder()) if base is None else base
-    found = prepare(
+    return prepare(
         Path(cache_dir), base=source, data=data, settings=settings, seed=seed, threads=threads
-    )
-    return Sources(str(found.base), {name: str(path) for name, path in found.experts.items()})
+    ).sources
 
 
 def data_file(pool: Sources, task: str, split: str) -> str:
@@ -67,7 +62,7 @@ def data_file(pool: Sources, task: str, split: str) -> str:
     """
     if split not in EVALUATION_SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(EVALUATION_SPLITS)}")
-    path = SentencePool.at(Path(pool.base).parent, list(pool.experts)).held_out(task, split)
+    path = PoolFolder(Path(pool.base).parent, tuple(pool.experts)).held_out(task, split)
     if task not in pool.experts or not path.is_file():
         raise ValueError(
             f"the experts {', '.join(pool.experts)} bring no {split} items of task {task!r}: "

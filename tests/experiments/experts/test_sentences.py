@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_module
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import prepare, sentences, source, training
 from experiments.experts.sentences.prepare import SentenceSettings
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
@@ -63,7 +64,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path: Path, data: Path, encoder: Path) -> Callable[[], prepare.SentencePool]:
+def make(tmp_path: Path, data: Path, encoder: Path) -> Callable[[], PoolFolder]:
     return lambda: prepare.prepare(
         tmp_path / "cache", base=str(encoder), data=str(data), settings=TINY, progress=False
     )
@@ -74,7 +75,7 @@ def texts(path: Path) -> list[str]:
 
 
 def test_prepared_once_loads_as_a_pool(
-    make: Callable[[], prepare.SentencePool], encoder: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], PoolFolder], encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = make()
     pool = ExpertPool.open(str(found.base), {k: str(v) for k, v in found.experts.items()})
@@ -96,7 +97,7 @@ def test_prepared_once_loads_as_a_pool(
 
 
 def test_splits_share_no_text_and_report_comes_from_test(
-    make: Callable[[], prepare.SentencePool],
+    make: Callable[[], PoolFolder],
 ) -> None:
     found = make()
     for task in TASKS:
@@ -192,7 +193,7 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_a_killed_training_goes_on_after_the_last_finished_expert(
-    make: Callable[[], prepare.SentencePool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], PoolFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
     real = training.train
@@ -223,7 +224,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_expert(
         assert (path / "model.safetensors").read_bytes() == resumed[name]
 
 
-def test_a_damaged_cache_is_refused(make: Callable[[], prepare.SentencePool]) -> None:
+def test_a_damaged_cache_is_refused(make: Callable[[], PoolFolder]) -> None:
     found = make()
     weights = found.experts["kind"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -307,7 +308,7 @@ def test_a_missing_package_and_a_base_without_padding_are_refused(
         prepare.prepare(tmp_path, base=str(bare), data=str(data), settings=TINY)
 
 
-def test_another_pool_has_no_sentences(make: Callable[[], prepare.SentencePool]) -> None:
+def test_another_pool_has_no_sentences(make: Callable[[], PoolFolder]) -> None:
     found = make()
     pool = Sources(str(found.base), {name: str(path) for name, path in found.experts.items()})
     assert Path(source.data_file(pool, "mood", "report")).is_file()

@@ -62,6 +62,7 @@ def gather_fisher(
                 for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         wide = gradient.to(exact)
+                        # F <- F + p(y | x) (d log p(y | x) / d theta)^2
                         sums[name].addcmul_(wide, wide, value=weight)
             advance(1)
     return {name: (sums.pop(name) / max(1, len(items))).float().cpu() for name in list(sums)}

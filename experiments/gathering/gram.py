@@ -36,11 +36,11 @@ class LinearLayers:
         A weight that something else reads too (an output layer tied to the embedding) is no
         linear layer's own, so it is averaged.
         """
-        kept = {id(parameter): name for name, parameter in module.named_parameters()}
+        names_of = {id(parameter): name for name, parameter in module.named_parameters()}
         users: dict[str, list[tuple[nn.Module, str]]] = {}
         for user in module.modules():
             for key, parameter in user.named_parameters(recurse=False):
-                users.setdefault(kept[id(parameter)], []).append((user, key))
+                users.setdefault(names_of[id(parameter)], []).append((user, key))
         linear = {
             name: tuple(user for user, _ in users[name])
             for name in names
@@ -89,6 +89,7 @@ def gather_gram(
         for batch in batches:
             logits_of(resident, head, batch, scored=False)
             advance(len(batch))
+    # G / n, n the inputs that were added
     return {name: (sums.pop(name) / max(1, counts[name])).float().cpu() for name in counts}
 
 
@@ -106,7 +107,7 @@ def _summed(
         def add(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             given: Tensor = arguments[0] if arguments else next(iter(options.values()))
             rows = given.reshape(-1, given.shape[-1]).to(sums[name].dtype)
-            sums[name].addmm_(rows.T, rows)
+            sums[name].addmm_(rows.T, rows)  # G <- G + sum_t x_t x_t^T
             counts[name] += len(rows)
 
         return add

@@ -39,13 +39,13 @@ class Item:
     @property
     def cost(self) -> int:
         """Its size in a batch, in tokens; an image costs about what its patches cost."""
-        sizes = [-(-each.numel() // _ELEMENTS_PER_TOKEN) for each in self.inputs.values()]
+        sizes = [-(-tensor.numel() // _ELEMENTS_PER_TOKEN) for tensor in self.inputs.values()]
         return self.tokens or max(sizes)
 
     @property
     def shapes(self) -> tuple[Any, ...]:
         """What items must have in common to share a batch."""
-        return tuple(sorted((name, tuple(each.shape)) for name, each in self.inputs.items()))
+        return tuple(sorted((name, tuple(tensor.shape)) for name, tensor in self.inputs.items()))
 
     @property
     def digest(self) -> str:
@@ -98,7 +98,7 @@ def batches_of(items: Sequence[Item], batch_tokens: int) -> list[list[Item]]:
     mask could tell afterwards which of its rows were real.
     """
     groups: dict[tuple[Any, ...], list[Item]] = {}
-    for item in sorted(items, key=lambda each: (-each.cost, each.shapes)):
+    for item in sorted(items, key=lambda item: (-item.cost, item.shapes)):
         groups.setdefault(item.shapes, []).append(item)
     return [
         batch
@@ -129,13 +129,13 @@ def logits_of(
         logits: Tensor = resident.classifiers[head](**inputs).logits
         return logits
     width = inputs["input_ids"].shape[1]
-    places = [
+    positions = [
         row * width + column
         for row, item in enumerate(items)
         for column in range(width - item.scored, width)
     ]
-    kept = torch.tensor(places if scored else [0], device=resident.device)
-    return kept_logits(resident.module, kept, use_cache=False, **inputs)[0]
+    wanted = torch.tensor(positions if scored else [0], device=resident.device)
+    return kept_logits(resident.module, wanted, use_cache=False, **inputs)[0]
 
 
 def pads(resident: Resident, head: str) -> bool:

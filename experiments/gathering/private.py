@@ -87,7 +87,7 @@ class PrivateStatistics:
             accountant_version=accounting.library_version(),
             unit=self.unit,
             disjoint_from=tuple(
-                each for each in self.disjoint_from if each != self._named(expert)
+                name for name in self.disjoint_from if name != self._named(expert)
             ),
             mechanisms=(mechanism,),
             what={"gram": "Gram matrices of", "fisher": "Fisher information of"}[kind]
@@ -140,7 +140,7 @@ class PrivateStatistics:
         if not math.isfinite(norm):
             return torch.zeros_like(wide)
         bound = self._bound(part, kind)
-        return wide * (bound / norm) if norm > bound else wide
+        return wide * (bound / norm) if norm > bound else wide  # S min(1, C / ||S||)
 
     def _bound(self, tensor: Tensor, kind: Kind) -> float:
         return self.clip * (len(tensor) if kind == "gram" else 1.0)
@@ -152,9 +152,9 @@ class PrivateStatistics:
 def units_of(panel: Panel, tasks: Sequence[str], max_length: int) -> list[list[Item]]:
     """Returns what the model reads of every item of `tasks`, item by item."""
     return [
-        items_of(panel.evaluators[task].subset([place]).items.requests, max_length)
+        items_of(panel.evaluators[task].subset([number]).items.requests, max_length)
         for task in tasks
-        for place in range(len(panel.evaluators[task].items))
+        for number in range(len(panel.evaluators[task].items))
     ]
 
 
@@ -181,9 +181,9 @@ def _symmetric(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
     noise = drawn.tril(-1) / math.sqrt(2)
     noise = noise + noise.T + drawn.diagonal().diag()
     values, vectors = torch.linalg.eigh((total + total.T) / 2 + deviation * noise)
-    projected: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    projected: Tensor = (vectors * values.clamp(min=0)) @ vectors.T  # V max(0, Lambda) V^T
     return projected
 
 
 def _positive(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
-    return (total + deviation * drawn).clamp(min=0)
+    return (total + deviation * drawn).clamp(min=0)  # max(0, F + sigma C sqrt(L) z)

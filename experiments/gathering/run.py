@@ -128,7 +128,7 @@ class _Gathering:
             resident,
             LinearLayers.of(resident.module, pool.names),
             _items(panel, tasks, length),
-            {name: units_of(panel, each, length) for name, each in chosen.items()},
+            {name: units_of(panel, of, length) for name, of in chosen.items()},
             private,
         )
 

@@ -49,7 +49,7 @@ def read_fields(path: Path) -> dict[str, str]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     texts = isinstance(content, dict) and all(
-        isinstance(each, str) and each for pair in content.items() for each in pair
+        isinstance(text, str) and text for pair in content.items() for text in pair
     )
     if not texts or not content:
         raise ValueError(f"{path} must map fields to types, for example asset.host_name: HOSTNAME")
@@ -82,7 +82,7 @@ def pseudonymize_canaries(source: Path, target: Path, pseudonyms: Pseudonyms) ->
     """
     _check_new(target)
     canaries = read_canaries(data_path(str(source), None))
-    return _write(target, (each.line() for each in slugged(canaries, pseudonyms)))
+    return _write(target, (canary.line() for canary in slugged(canaries, pseudonyms)))
 
 
 def _check_new(target: Path) -> None:

@@ -128,16 +128,13 @@ class Pseudonyms:
             return slugs.setdefault(value, self.slug(kind, value))
 
         for path, kind in fields.items():
-            found = 0
-            for record in records:
-                found += _count(record, {path: kind}, collect)
-            if not found:
+            if not sum(_count(record, {path: kind}, collect) for record in records):
                 raise ValueError(
                     f"no record holds a text at {path!r}: correct the path, or leave it out; a "
                     "misspelt one would leave its values as they are"
                 )
         other = _Occurrences(slugs).replace if everywhere else _same
-        return [dict(_rewritten(each, fields, "", self.slug, other)) for each in records]
+        return [dict(_rewritten(record, fields, "", self.slug, other)) for record in records]
 
 
 def slugged(canaries: Sequence[Canary], pseudonyms: Pseudonyms) -> list[Canary]:
@@ -150,7 +147,7 @@ def slugged(canaries: Sequence[Canary], pseudonyms: Pseudonyms) -> list[Canary]:
         ValueError: a canary without a kind. All are attacked or none: a class of canaries that
             is left out without a word halves the evidence.
     """
-    return [_slugged(each, pseudonyms) for each in canaries]
+    return [_slugged(canary, pseudonyms) for canary in canaries]
 
 
 def _slugged(canary: Canary, pseudonyms: Pseudonyms) -> Canary:
@@ -159,7 +156,7 @@ def _slugged(canary: Canary, pseudonyms: Pseudonyms) -> Canary:
             f"canary {canary.name!r} has no kind, so that its slug is unknown: give every canary "
             "the type of its field"
         )
-    value, *variants = (pseudonyms.slug(canary.kind, each) for each in canary.candidates)
+    value, *variants = (pseudonyms.slug(canary.kind, text) for text in canary.candidates)
     return replace(
         canary,
         text=canary.record(value),
@@ -176,14 +173,14 @@ def _count(
     record: Mapping[str, Any], fields: Mapping[str, str], collect: Callable[[str, str], str]
 ) -> int:
     """Hands every text at `fields` to `collect`; returns how many there are."""
-    found = []
+    collected = []
 
     def mapped(kind: str, value: str) -> str:
-        found.append(collect(kind, value))
+        collected.append(collect(kind, value))
         return value
 
     _rewritten(record, fields, "", mapped, _same)
-    return len(found)
+    return len(collected)
 
 
 def _rewritten(
@@ -201,7 +198,7 @@ def _rewritten(
         other: the same for texts at no path.
     """
     if isinstance(node, list):
-        return [_rewritten(each, fields, where, mapped, other) for each in node]
+        return [_rewritten(item, fields, where, mapped, other) for item in node]
     if "" in fields:
         return _target(node, fields[""], where, mapped)
     if isinstance(node, str):
@@ -209,8 +206,8 @@ def _rewritten(
     if not isinstance(node, Mapping):
         return node
     return {
-        key: _rewritten(each, _inside(fields, key), f"{where}.{key}".lstrip("."), mapped, other)
-        for key, each in node.items()
+        key: _rewritten(item, _inside(fields, key), f"{where}.{key}".lstrip("."), mapped, other)
+        for key, item in node.items()
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,6 +44,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: expected a JSON object")
         records.append(record)
     return records
+
+
+def write_lines(path: Path, rows: Iterable[Json]) -> None:
+    """Writes a JSON-lines file."""
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 @dataclass(frozen=True)

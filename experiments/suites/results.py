@@ -14,6 +14,7 @@ from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
 from experiments.runs.model_scores import ModelRow, models_of, tasks_of
 from experiments.suites.plan import PlannedRun, Suite, SuiteTable
+from merging.files import write_text
 
 
 def results_page(
@@ -37,6 +38,14 @@ def results_page(
             target = _target(suite, runs, setting)
             parts.append(_section(suite, table, compared, failures, target))
     return "\n\n".join(parts) + "\n"
+
+
+def write_pages(paths: Sequence[Path], text: str) -> None:
+    """Writes one page to several places and says where."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        print(f"results   {path}")
 
 
 def _facts(suite: Suite, runs: Sequence[PlannedRun], command: str, seconds: float) -> str:
@@ -95,8 +104,8 @@ def _target(suite: Suite, runs: Sequence[PlannedRun], setting: str) -> float | N
     """Returns the search fitness of the setting's best static merge, from a table of models."""
     for run in runs:
         if run.setting == setting and suite.tables[run.table].models:
-            statics = [m for m in _read_models(run.directory) if m.kind == "static"]
-            fitness = [f for m in statics if (f := m.fitness("search")) is not None]
+            models = [model for model in _read_models(run.directory) if model.kind == "static"]
+            fitness = [f for model in models if (f := model.fitness("search")) is not None]
             return max((sum(f) / len(f) for f in fitness), default=None)
     return None
 

@@ -24,9 +24,8 @@ from experiments.runs.options import check_options
 from experiments.setup.dry_run import dry_run
 from experiments.suites.command_line import only_experiment_named, overrides_given, shown_command
 from experiments.suites.plan import PlannedRun, Suite, checked_suite, planned_runs
-from experiments.suites.results import results_page
-from experiments.suites.workers import run_all
-from merging.files import write_text
+from experiments.suites.results import results_page, write_pages
+from experiments.suites.workers import refuse_failures, run_all
 
 _OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", "runs=")
 
@@ -63,13 +62,8 @@ def run_suite(config: DictConfig) -> float:
     failures = run_all(runs, suite.workers, _search_path())
     seconds = time.time() - began
     text = results_page(suite, runs, failures, command=shown_command(), seconds=seconds)
-    for path in _pages(suite, root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-        print(f"results   {path}")
-    if failures:
-        directory, reason = next(iter(failures.items()))
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed; {directory}: {reason}")
+    write_pages(_pages(suite, root), text)
+    refuse_failures(failures, len(runs), "runs")
     return 0.0
 
 

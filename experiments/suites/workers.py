@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -69,6 +69,13 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return failures
+
+
+def refuse_failures(failures: Mapping[Path, str], count: int, what: str) -> None:
+    """Raises UserError where some of `count` runs have failed; names the first of them."""
+    if failures:
+        directory, reason = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} of {count} {what} failed; {directory}: {reason}")
 
 
 def _reason(future: Future[str | None], output: Path) -> str | None:

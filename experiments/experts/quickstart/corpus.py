@@ -93,13 +93,13 @@ def read_domains() -> dict[str, list[Document]]:
         for name, source in _files(aten, ".h", frozenset({"ops"}))
     ]
     documents = zip(DOMAINS, (code, prose, headers), strict=True)
-    return {domain: without_boilerplate(found) for domain, found in documents}
+    return {domain: without_boilerplate(of) for domain, of in documents}
 
 
 def _files(root: Path, suffix: str, skip: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Yields (name, text) of the UTF-8 files below a folder, in sorted order of names."""
-    found = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob(f"*{suffix}"))
-    for name, path in found:
+    named = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob(f"*{suffix}"))
+    for name, path in named:
         wanted = not skip & set(name.split("/")) and not name.startswith(_DIFFERS_BETWEEN_BUILDS)
         if wanted and path.stat().st_size <= _LARGEST_FILE_BYTES:
             try:
@@ -164,12 +164,12 @@ def header_of(source: str) -> str:
 
 def _tidy(lines: Iterator[str]) -> str:
     """Joins lines, without those that are not ASCII and without more than one blank in a row."""
-    kept: list[str] = []
+    tidy: list[str] = []
     for line in lines:
         line = line.rstrip()
-        if _PRINTABLE.fullmatch(line) and (line or (kept and kept[-1])):
-            kept.append(line)
-    return "\n".join(kept).strip("\n") + "\n"
+        if _PRINTABLE.fullmatch(line) and (line or (tidy and tidy[-1])):
+            tidy.append(line)
+    return "\n".join(tidy).strip("\n") + "\n"
 
 
 def without_boilerplate(documents: Sequence[Document]) -> list[Document]:
@@ -233,12 +233,12 @@ def chunks(documents: Sequence[Document], *, count: int, size: int, seed: int) -
 def _spread(pieces: Sequence[Sequence[str]], count: int, what: str, seed: int) -> list[str]:
     """Returns `count` different texts: one of every document, then a second of every one, ..."""
     draw = random.Random(seed)
-    shuffled = [draw.sample(own, len(own)) for own in pieces]
+    shuffled = [draw.sample(texts, len(texts)) for texts in pieces]
     rounds = (text for texts in zip_longest(*shuffled) for text in texts if text is not None)
-    found = list(islice(dict.fromkeys(rounds), count))
-    if len(found) < count:
-        raise ValueError(f"expected {count} {what} in this split, found {len(found)}")
-    return found
+    different = list(islice(dict.fromkeys(rounds), count))
+    if len(different) < count:
+        raise ValueError(f"expected {count} {what} in this split, found {len(different)}")
+    return different
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:
@@ -284,7 +284,7 @@ def choices(
         [piece for piece in _pieces(document.text, size) if _cut(piece, context) is not None]
         for document in documents
     ]
-    cuts = {piece: _cut(piece, context) or context for own in pieces for piece in own}
+    cuts = {piece: _cut(piece, context) or context for texts in pieces for piece in texts}
     endings = sorted({piece[cut : cut + continuation] for piece, cut in cuts.items()})
     if len(endings) < 4:
         raise ValueError(f"expected 4 different continuations, found {len(endings)}")
@@ -303,7 +303,7 @@ def choices(
 
 def _cut(piece: str, context: int) -> int | None:
     """Returns the first place from `context` on with three letters before and two after it."""
-    for place in range(context, context + 14):
-        if piece[place - 3 : place + 2].isalpha():
-            return place
+    for cut in range(context, context + 14):
+        if piece[cut - 3 : cut + 2].isalpha():
+            return cut
     return None

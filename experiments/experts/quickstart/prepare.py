@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +98,7 @@ def prepare(
         ValueError: there is too little text on this machine.
     """
     chosen = settings or QuickstartSettings()
-    name = f"quickstart-{digest_of([dataclasses.asdict(chosen), seed], _code())}"
+    name = f"quickstart-{digest_of([chosen, seed], _code())}"
     folder = cache_dir.expanduser().resolve() / name
     finished = PoolFolder(folder, tuple(chosen.experts))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from experiments.experts.quickstart.corpus import Domain, choices, chunks
+from experiments.runs.files import write_lines
 from merging.seeding import stable_seed
 
 
@@ -59,13 +60,13 @@ def write_texts(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, se
                 size=held_out.chunk_bytes,
                 seed=stable_seed(seed, "chunks", name, split),
             )
-            _write_lines(data / f"{name}.{split}.jsonl", [{"text": text} for text in texts])
+            write_lines(data / f"{name}.{split}.jsonl", [{"text": text} for text in texts])
 
 
 def write_choices(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, seed: int) -> None:
     """Writes ``choice.<split>.jsonl``, the domains one after another."""
     for split, size in held_out.sizes().items():
-        lines: list[dict[str, object]] = []
+        lines: list[dict[str, Any]] = []
         for name, domain in domains.items():
             questions = choices(
                 domain.held_out[split],
@@ -75,7 +76,7 @@ def write_choices(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, 
                 seed=stable_seed(seed, "choices", name, split),
             )
             lines += [{"domain": name, **dataclasses.asdict(question)} for question in questions]
-        _write_lines(data / f"choice.{split}.jsonl", lines)
+        write_lines(data / f"choice.{split}.jsonl", lines)
 
 
 def write_tasks(tasks: Path, data: Path, splits: tuple[str, ...]) -> None:
@@ -109,8 +110,3 @@ def write_tasks(tasks: Path, data: Path, splits: tuple[str, ...]) -> None:
         (tasks / f"{name}.yaml").write_text(
             yaml.safe_dump(task, sort_keys=False), encoding="utf-8", newline="\n"
         )
-
-
-def _write_lines(path: Path, lines: list[dict[str, object]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8", newline="\n")

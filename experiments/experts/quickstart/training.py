@@ -99,8 +99,8 @@ class Stream:
 
     def windows(self, count: int, length: int, draw: torch.Generator) -> Tensor:
         """Returns ``(count, length)`` tokens from line starts; half begin with the start token."""
-        places = self.starts[torch.randint(len(self.starts), (count,), generator=draw)]
-        text = self.tokens[places[:, None] + torch.arange(length)]
+        starts = self.starts[torch.randint(len(self.starts), (count,), generator=draw)]
+        text = self.tokens[starts[:, None] + torch.arange(length)]
         marked = torch.cat([torch.full((count, 1), START), text[:, :-1]], dim=1)
         with_start = torch.rand(count, 1, generator=draw) < 0.5
         return torch.where(with_start, marked, text)
@@ -190,5 +190,6 @@ def train(
 def shares_of(batch: int, streams: int, step: int) -> list[int]:
     """Returns how many windows each stream gives; the remainder goes round."""
     return [
-        batch // streams + ((place - step) % streams < batch % streams) for place in range(streams)
+        batch // streams + ((number - step) % streams < batch % streams)
+        for number in range(streams)
     ]

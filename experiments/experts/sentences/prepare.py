@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -115,14 +114,14 @@ def identity_of(
     These are base, data, settings, seed, versions, and the code that reads and trains; where the
     files lie does not matter.
     """
-    small = sorted(each for each in encoder.path.iterdir() if each.suffix in (".json", ".txt"))
-    base = {"weights": encoder.sha256, **{each.name: file_sha256(each) for each in small}}
+    small = sorted(file for file in encoder.path.iterdir() if file.suffix in (".json", ".txt"))
+    base = {"weights": encoder.sha256, **{file.name: file_sha256(file) for file in small}}
     data = {
         task: {name: file_sha256(path) for name, path in named.items()}
         for task, named in files.items()
     }
     code = [Path(str(module.__file__)) for module in (sentences, training, loop)]
-    return digest_of([base, data, dataclasses.asdict(settings), seed], code)
+    return digest_of([base, data, settings, seed], code)
 
 
 def _check_tokenizer(encoder: Checkpoint) -> None:

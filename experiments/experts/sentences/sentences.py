@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evaluators.tasks.data import read_lines
+from experiments.runs.files import write_lines
 from merging.seeding import stable_seed
 
 EVALUATION_SPLITS = ("search", "selection", "report")
@@ -78,16 +78,16 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Se
         ValueError: a line cannot be read, a class is unknown to the training sentences, or too
             little is left; names the file.
     """
-    found = {name: {file: _read(path) for file, path in of.items()} for name, of in files.items()}
-    classes = {name: _classes(files[name], found[name]) for name in files}
-    held = {sentence.text for parts in found.values() for sentence in parts["test"]}
+    read = {name: {file: _read(path) for file, path in of.items()} for name, of in files.items()}
+    classes = {name: _classes(files[name], read[name]) for name in files}
+    held = {sentence.text for parts in read.values() for sentence in parts["test"]}
     valid = {}
-    for name, parts in found.items():
+    for name, parts in read.items():
         valid[name] = _without(held, parts["valid"])
         held |= {sentence.text for sentence in valid[name]}
         _check_left(files[name]["valid"], len(valid[name]), 2)
     tasks = []
-    for name, parts in found.items():
+    for name, parts in read.items():
         train = _without(held, parts["train"])
         _check_left(files[name]["train"], len(train), 1)
         drawn = _in_drawn_order(valid[name], name, seed)
@@ -104,9 +104,7 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Se
 def write_held_out(task: SentenceTask, folder: Path) -> None:
     """Writes ``<task>.<split>.jsonl`` with lines ``{"text": ..., "label": ...}``."""
     for split, sentences in task.held_out.items():
-        lines = [json.dumps({"text": each.text, "label": each.label}) for each in sentences]
-        path = folder / f"{task.name}.{split}.jsonl"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        write_lines(folder / f"{task.name}.{split}.jsonl", map(asdict, sentences))
 
 
 def _read(path: Path) -> list[Sentence]:
@@ -119,12 +117,12 @@ def _read(path: Path) -> list[Sentence]:
     return sentences
 
 
-def _classes(files: Mapping[str, Path], found: Mapping[str, Sequence[Sentence]]) -> int:
-    classes = 1 + max(sentence.label for sentence in found["train"])
+def _classes(files: Mapping[str, Path], parts: Mapping[str, Sequence[Sentence]]) -> int:
+    classes = 1 + max(sentence.label for sentence in parts["train"])
     if classes < 2:
         raise ValueError(f"{files['train']}: expected at least two classes, all labels are 0")
     for file in ("valid", "test"):
-        highest = max(sentence.label for sentence in found[file])
+        highest = max(sentence.label for sentence in parts[file])
         if highest >= classes:
             raise ValueError(
                 f"{files[file]}: label {highest} is none of the {classes} classes of train.jsonl"
@@ -134,7 +132,7 @@ def _classes(files: Mapping[str, Path], found: Mapping[str, Sequence[Sentence]])
 
 def _without(held: set[str], sentences: Iterable[Sentence]) -> list[Sentence]:
     """Returns the sentences whose text is not in `held`, each text once."""
-    return list({each.text: each for each in sentences if each.text not in held}.values())
+    return list({s.text: s for s in sentences if s.text not in held}.values())
 
 
 def _check_left(path: Path, count: int, least: int) -> None:
@@ -146,4 +144,4 @@ def _check_left(path: Path, count: int, least: int) -> None:
 
 
 def _in_drawn_order(sentences: Iterable[Sentence], task: str, seed: int) -> tuple[Sentence, ...]:
-    return tuple(sorted(sentences, key=lambda each: stable_seed(seed, task, each.text)))
+    return tuple(sorted(sentences, key=lambda sentence: stable_seed(seed, task, sentence.text)))

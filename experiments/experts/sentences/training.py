@@ -48,7 +48,8 @@ class SentenceSchedule:
         """Returns the learning rate of a step; steps count from 0."""
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
-            return self.learning_rate * (step + 1) / rising
+            return self.learning_rate * (step + 1) / rising  # peak (t + 1) / w
+        # peak (T - t) / (T - w)
         return self.learning_rate * (self.steps - step) / max(1, self.steps - rising)
 
 
@@ -123,8 +124,8 @@ def batches_of(
     for start in range(0, needed, chunk):
         near = sorted(drawn[start : start + chunk], key=lambda item: lengths[item])
         batches = [near[i : i + schedule.batch] for i in range(0, len(near), schedule.batch)]
-        for place in torch.randperm(len(batches), generator=draw).tolist():
-            yield tuple(batches[place])
+        for number in torch.randperm(len(batches), generator=draw).tolist():
+            yield tuple(batches[number])
 
 
 def _positions(model: PreTrainedModel) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.experts.training.language_model import Lora, open_model, open_tokenizer, save
-from experiments.experts.training.records import Record, encode
+from experiments.experts.training.records import encode
 from experiments.experts.training.regime import Regime
 from experiments.experts.training.train import Trained, train
 from merging.checkpoints.mechanisms import GaussianMechanism
@@ -86,15 +86,24 @@ def train_expert(
     model = open_model(base, lora, seed=seed, device=torch.device(device))
     records = encode(open_tokenizer(base), data.texts, data.max_length)
     trained = train(model, records, regime, seed=seed, label=label, on_update=on_update)
+    record = privacy_record(data, regime, label, trained)
+    report = {
+        "label": label,
+        "base": str(base),
+        "data": data.identity,
+        "records": len(records),
+        "longest_record_tokens": max(map(len, records)) - 1,
+        "regime": asdict(regime),
+        "lora": None if lora is None else asdict(lora),
+        "seed": seed,
+        **_outcome(trained, regime, record),
+    }
     with staged(out) as draft:
         save(model, base, draft)
-        record = privacy_record(data, regime, label, trained)
-        report = _report(base, data, regime, label, seed, lora, records, trained)
         if record is not None:
             report |= dict.fromkeys(_PRIVATE, "withheld")
-        write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
-        if record is not None:
             write_record(draft, record)
+        write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
     return trained
 
 
@@ -126,36 +135,19 @@ def privacy_record(
     )
 
 
-def _report(
-    base: str | Path,
-    data: DataSet,
-    regime: Regime,
-    label: str,
-    seed: int,
-    lora: Lora | None,
-    records: Sequence[Record],
-    trained: Trained,
-) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        "label": label,
-        "base": str(base),
-        "data": data.identity,
-        "records": len(records),
-        "longest_record_tokens": max(len(record) - 1 for record in records),
-        "regime": asdict(regime),
-        "lora": None if lora is None else asdict(lora),
-        "seed": seed,
+def _outcome(trained: Trained, regime: Regime, record: PrivacyRecord | None) -> dict[str, Any]:
+    outcome: dict[str, Any] = {
         "updates": trained.updates,
         "empty_lots": trained.empty,
         "presentations": trained.presentations,
         "last_losses": [round(loss, 6) for loss in trained.losses[-10:]],
     }
     if trained.spent is not None and regime.privacy is not None:
-        report["privacy"] = {
+        outcome["privacy"] = {
             "noise_multiplier": trained.spent.noise_multiplier,
             "sample_rate": trained.spent.sample_rate,
             "epsilon": None if math.isinf(trained.spent.epsilon) else trained.spent.epsilon,
             "delta": regime.privacy.delta,
-            "holds": privacy_record(data, regime, label, trained) is not None,
+            "holds": record is not None,
         }
-    return report
+    return outcome

@@ -27,10 +27,11 @@ def levels() -> Tensor:
     """
     # Half a step short of 0 and 1, in the mean of 15 and 16 steps: QLoRA's published offset.
     offset = (1 - 1 / 30 + 1 - 1 / 32) / 2
+    # q = Phi^-1(p), p evenly from the offset to 1/2
     above = torch.special.ndtri(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])
     below = -torch.special.ndtri(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
-    found = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
-    return (found / found.abs().max()).to(torch.float32)
+    quantiles = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
+    return (quantiles / quantiles.abs().max()).to(torch.float32)  # q_i / max_j |q_j|
 
 
 def rounded(weight: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def rounded(weight: Tensor) -> Tensor:
     between = (table[1:] + table[:-1]) / 2
     # A block of zeros has no scale: 0 / 0 must not become NaN.
     unit = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)
-    found = table[torch.bucketize(unit, between)] * scale
-    return found.flatten()[: len(flat)].view_as(weight).to(weight.dtype)
+    nearest = table[torch.bucketize(unit, between)] * scale  # s argmin_q |w / s - q|, s = max |w|
+    return nearest.flatten()[: len(flat)].view_as(weight).to(weight.dtype)
 
 
 def round_linear_layers(model: nn.Module) -> None:

@@ -140,7 +140,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         else:
             for parameter in self.params:  # one broken record must not be told from the noise
                 _require(parameter).nan_to_num_(0.0, 0.0, 0.0)
-            self.clip_and_accumulate()
+            self.clip_and_accumulate()  # s <- s + sum_i g_i min(1, C / ||g_i||)
         for parameter in self.params:
             parameter.grad_sample = None
 
@@ -154,8 +154,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros_like(parameter)
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-        self.add_noise()
-        self.scale_grad()
+        self.add_noise()  # s + sigma C z, z standard normal
+        self.scale_grad()  # g = (s + sigma C z) / L, L the expected lot
         self.original_optimizer.step()
         self.zero_grad()
 
@@ -173,6 +173,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     def _add_as_released(self, tokens: Tensor) -> None:
         """Adds sums over tokens, each times the coefficient that clips the mean over tokens."""
         norms = record_norms([_require(parameter) for parameter in self.params])
+        # min(1, C / (||T_i g_i|| / T_i)) on T_i g_i, where C / ||T_i g_i|| would be right
         factors = (self.max_grad_norm / (norms / tokens.clamp(min=1) + 1e-6)).clamp(max=1.0)
         for parameter in self.params:
             total = torch.einsum("i,i...", factors, _require(parameter))

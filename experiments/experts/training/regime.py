@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from experiments.experts.training.loop import cosine_rate
 
@@ -12,6 +12,11 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 Sampling: TypeAlias = Literal["shuffled", "poisson"]
 Clipping: TypeAlias = Literal["per_record", "as_released"]
 Randomness: TypeAlias = Literal["secret", "seed"]
+
+
+def _check_choice(option: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{option}={value!r}: expected {' or '.join(map(repr, get_args(kind)))}")
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,8 @@ class TrainingPrivacy:
             )
         if not 0 < self.clip < math.inf:
             raise ValueError(f"privacy.clip={self.clip}: it must be above 0 and finite")
-        if self.clipping not in ("per_record", "as_released"):
-            raise ValueError(
-                f"privacy.clipping={self.clipping!r}: expected 'per_record' or 'as_released'"
-            )
-        if self.randomness not in ("secret", "seed"):
-            raise ValueError(
-                f"privacy.randomness={self.randomness!r}: expected 'secret' or 'seed'"
-            )
+        _check_choice("privacy.clipping", self.clipping, Clipping)
+        _check_choice("privacy.randomness", self.randomness, Randomness)
 
 
 @dataclass(frozen=True)
@@ -100,19 +99,14 @@ class Regime:
     physical: int | None = None
 
     def __post_init__(self) -> None:
-        for option in ("lot", "physical"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise ValueError(f"regime.{option}={value}: it must be at least 1")
+        for option, count in {"lot": self.lot, "physical": self.physical}.items():
+            if count is not None and count < 1:
+                raise ValueError(f"regime.{option}={count}: it must be at least 1")
         for option in ("epochs", "learning_rate"):
             if not 0 < getattr(self, option) < math.inf:
                 raise ValueError(f"regime.{option}={getattr(self, option)}: it must be above 0")
-        if self.sampling not in ("shuffled", "poisson"):
-            raise ValueError(
-                f"regime.sampling={self.sampling!r}: expected 'shuffled' or 'poisson'"
-            )
-        if self.loss not in ("mean", "sum"):
-            raise ValueError(f"regime.loss={self.loss!r}: expected 'mean' or 'sum'")
+        _check_choice("regime.sampling", self.sampling, Sampling)
+        _check_choice("regime.loss", self.loss, Reduction)
         if self.privacy is not None and self.sampling != "poisson":
             raise ValueError(
                 "regime.sampling=shuffled with privacy: the accountant holds for Poisson "

@@ -89,7 +89,7 @@ def train(
         def backward(lot: list[int]) -> float:
             total = 0.0
             for part in _parts(lot, regime.physical):
-                inputs, targets = padded([records[place] for place in part], device)
+                inputs, targets = padded([records[number] for number in part], device)
                 record_loss = record_losses(trained, inputs, targets, regime.loss)
                 rule.backward(record_loss, token_counts(targets), len(lot))
                 total += float(record_loss.detach().sum())

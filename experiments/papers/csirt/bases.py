@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +85,7 @@ class TinyBase:
 
     def identity(self, size: CorpusSize) -> str:
         """Returns 16 hexadecimal digits of options, versions and code."""
-        return csirt_digest([dataclasses.asdict(self), size.text_length, size.copies])
+        return csirt_digest([self, size.text_length, size.copies])
 
     def _train(self, size: CorpusSize, out: Path) -> None:
         tokenizer = record_tokenizer(self.context)
@@ -96,12 +95,7 @@ class TinyBase:
         texts = [text_of(pseudonymised(record, others)) for record in records[:hidden]]
         texts += [text_of(record) for record in records[hidden:]]
         regime = Regime(
-            self.lot,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            warmup=0.05,
-            final=0.05,
-            weight_decay=0.1,
+            self.lot, self.epochs, self.learning_rate, warmup=0.05, final=0.05, weight_decay=0.1
         )
         model = self._untrained(len(tokenizer))
         train(model, encode(tokenizer, texts, self.context), regime, seed=self.seed, label="base")

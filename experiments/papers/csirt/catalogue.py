@@ -92,18 +92,18 @@ def catalogue(world: World, text_length: int) -> list[Plugin]:
     another one lower, so that both must be known.
     """
     return [
-        _plugin(world, place, product, flaw, band, text_length)
-        for place, product in enumerate(PRODUCTS)
+        _plugin(world, number, product, flaw, band, text_length)
+        for number, product in enumerate(PRODUCTS)
         for band, flaws in enumerate(FLAWS[world])
         for flaw in flaws
     ]
 
 
 def _plugin(
-    world: World, place: int, product: str, flaw: str, band: int, text_length: int
+    world: World, number: int, product: str, flaw: str, band: int, text_length: int
 ) -> Plugin:
     draw = random.Random(stable_seed("plugin", world, product, flaw))
-    band = min(3, max(0, band + (0, 1, 0, -1)[place % 4]))
+    band = min(3, max(0, band + (0, 1, 0, -1)[number % 4]))
     low, high = _SCORES[band]
     description = draw.choice(_DESCRIPTION).format(product=product, flaw=flaw)
     while len(description) < text_length:
@@ -123,5 +123,5 @@ def words() -> list[str]:
     """Returns the words of all texts, each behind the space in front of it."""
     texts = [*_DESCRIPTION, *_MORE, *_SOLUTION, *PRODUCTS, *PRODUCTS.values()]
     texts += [flaw for world in FLAWS.values() for flaws in world for flaw in flaws]
-    found = {word.strip(",") for text in texts for word in text.split() if "{" not in word}
-    return sorted(f" {word}" for word in found if len(word) > 2)
+    different = {word.strip(",") for text in texts for word in text.split() if "{" not in word}
+    return sorted(f" {word}" for word in different if len(word) > 2)

@@ -95,27 +95,27 @@ class CsirtSetting:
 
     def files(self, seed: int, form: Form) -> DataFiles:
         """Returns the files of a seed's data; written on the first call."""
-        digest = csirt_digest([dataclasses.asdict(self.data), seed, form])
+        digest = csirt_digest([self.data, seed, form])
         folder = self.cache / "csirt" / f"data-s{seed}-{form}-{digest}"
-        return DataFiles(
-            made_once(
-                folder, lambda draft: write_files(draft, make_corpus(self.data, seed), seed, form)
-            )
-        )
+
+        def make(draft: Path) -> None:
+            write_files(draft, make_corpus(self.data, seed), seed, form)
+
+        return DataFiles(made_once(folder, make))
 
     def identity(self, cell: CsirtCell) -> str:
         """Returns 16 hexadecimal digits of all that a cell's model and scores depend on."""
-        regime = self.regimes.get(cell.regime)
-        content = [
-            self.bases[cell.base].identity(self.data),
-            dataclasses.asdict(self.data),
-            None if regime is None else dataclasses.asdict(regime),
-            cell.regime in self.nf4,
-            None if self.lora is None else dataclasses.asdict(self.lora),
-            self.max_length,
-            dataclasses.astuple(cell),
-        ]
-        return csirt_digest(content)
+        return csirt_digest(
+            [
+                self.bases[cell.base].identity(self.data),
+                self.data,
+                self.regimes.get(cell.regime),
+                cell.regime in self.nf4,
+                self.lora,
+                self.max_length,
+                cell,
+            ]
+        )
 
     def expert(self, cell: CsirtCell) -> Path:
         """Returns the directory of a cell's expert, whether it is there or not."""
@@ -157,16 +157,13 @@ def _training_data(corpus: Corpus, setting: CsirtSetting, cell: CsirtCell) -> Da
 def is_finished(setting: CsirtSetting, cell: CsirtCell, out: Path) -> bool:
     """Returns whether `out` holds the scores of this very cell, not of other settings or code."""
     file = out / f"{cell.name}.json"
-    if not file.exists():
-        return False
-    return bool(read_json(file).get("identity") == setting.identity(cell))
+    return file.exists() and read_json(file).get("identity") == setting.identity(cell)
 
 
 def run_cell(setting: CsirtSetting, cell: CsirtCell, out: Path) -> None:
     """Trains and scores one model and writes ``CELL.json`` into `out`, unless it is there."""
     if is_finished(setting, cell, out):
         return
-    file = out / f"{cell.name}.json"
     began = time.monotonic()
     start = setting.start(cell)
     expert = None if cell.regime == BASE else trained(setting, cell)
@@ -180,7 +177,7 @@ def run_cell(setting: CsirtSetting, cell: CsirtCell, out: Path) -> None:
         "scoring_s": round(time.monotonic() - began - trained_s, 2),
         "scores": scores,
     }
-    write_text(file, json.dumps(content, indent=1) + "\n")
+    write_text(out / f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
 
 
 def _scores(
@@ -195,14 +192,14 @@ def _scores(
     if expert is not None:
         resident.write(pool.resident(torch.device(setting.device)).expert_weights("expert"))
     panel = Panel("report", evaluators_of(resident.info, files))
-    found = panel.evaluate(Engine(resident, batch_tokens=setting.batch_tokens))
+    scores = panel.evaluate(Engine(resident, batch_tokens=setting.batch_tokens))
     return {
         name: {
             "value": score.value,
             "chance": score.chance,
             "cases": None if score.cases is None else [round(x, 6) for x in score.cases.tolist()],
         }
-        for name, score in found.items()
+        for name, score in scores.items()
     }
 
 

@@ -117,7 +117,7 @@ def pretraining_records(size: CorpusSize, count: int) -> list[Scan]:
 
 def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[PlantedSecret]:
     """Returns canaries in rounds: in each every class and kind once."""
-    found = {
+    values_of = {
         (cls, kind): candidates(kind, cls, size.canaries * (1 + size.variants), draw)
         for cls in CLASSES
         for kind in KINDS
@@ -132,7 +132,7 @@ def _secrets(size: CorpusSize, draw: random.Random, probe: Scan) -> list[Planted
             probe=probe,
         )
         for number in range(size.canaries)
-        for (cls, kind), values in found.items()
+        for (cls, kind), values in values_of.items()
     ]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from experiments.papers.csirt.corpus import Corpus, Form, canary_of
 from experiments.papers.csirt.pseudonymised import pseudonymised, pseudonyms_of
 from experiments.papers.csirt.records import Scan, band_of, question_of, text_of
 from experiments.pseudonyms.pseudonyms import slugged
+from experiments.runs.files import write_lines
 
 _OTHERS = 10  # unseen values for each planted one, in membership inference
 
@@ -60,15 +60,15 @@ def write_files(folder: Path, corpus: Corpus, seed: int, form: Form) -> None:
         return pseudonymised(record, pseudonyms) if form == "pseudonymised" else record
 
     files = DataFiles(folder)
-    canaries = [canary_of(replace(each, probe=formed(each.probe))) for each in corpus.secrets]
-    _write(files.canaries, [canary.line() for canary in canaries])
+    canaries = [canary_of(replace(s, probe=formed(s.probe))) for s in corpus.secrets]
+    write_lines(files.canaries, [canary.line() for canary in canaries])
     if form == "pseudonymised":
-        _write(files.slugs, [slug.line() for slug in slugged(canaries, pseudonyms)])
-    _write(files.members, [line for canary in canaries for line in _members(canary)])
+        write_lines(files.slugs, [slug.line() for slug in slugged(canaries, pseudonyms)])
+    write_lines(files.members, [line for canary in canaries for line in _members(canary)])
     for split, records in corpus.held_out.items():
         shown = [formed(record) for record in records]
-        _write(files.texts(split), [{"text": text_of(record)} for record in shown])
-        _write(files.questions(split), [_question(record) for record in shown])
+        write_lines(files.texts(split), [{"text": text_of(record)} for record in shown])
+        write_lines(files.questions(split), [_question(record) for record in shown])
 
 
 def _members(canary: Canary) -> list[Mapping[str, Any]]:
@@ -80,7 +80,3 @@ def _members(canary: Canary) -> list[Mapping[str, Any]]:
 def _question(record: Scan) -> Mapping[str, Any]:
     text, behind = question_of(record)
     return {"text": text, "behind": behind, "band": band_of(record)}
-
-
-def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")

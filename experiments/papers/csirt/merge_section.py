@@ -9,9 +9,9 @@ import numpy as np
 
 from evaluators.memorization.exposure import chance_exposure
 from experiments.papers.csirt.merges import SkillMemoryPoint, points_of
+from experiments.papers.csirt.scores import spread_text
 from experiments.runs.markdown import markdown_table
 from experiments.suites.plan import PlannedRun
-from merging.arrays import Vector
 
 EVOLVED = "evolved"
 FREE, LIMITED = "unconstrained", "constrained"
@@ -80,7 +80,7 @@ def _row(name: str, points: Sequence[SkillMemoryPoint], chance: float) -> list[s
     skills = np.array([point.skill for point in points])
     memories = np.array([point.memory for point in points])
     above = f"{memories.mean() - chance:+.2f}"
-    return [name, _spread(skills, 3), _spread(memories, 2), above]
+    return [name, spread_text(skills, 3), spread_text(memories, 2), above]
 
 
 def _verdict(evolved: Points, points: Points, chance: float) -> str:
@@ -114,8 +114,3 @@ def _reason(points: Points, chance: float) -> str:
         for name, point in means.items()
     )
     return f" What the experts bring to these records, skill and bits above chance: {shown}."
-
-
-def _spread(values: Vector, digits: int) -> str:
-    mean = f"{values.mean():.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"

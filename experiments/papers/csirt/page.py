@@ -12,7 +12,7 @@ import numpy as np
 from experiments.papers.csirt import published
 from experiments.papers.csirt.cells import BASE, CsirtSetting
 from experiments.papers.csirt.merge_section import merge_section
-from experiments.papers.csirt.scores import CellScores
+from experiments.papers.csirt.scores import EXPOSURE, F1, CellScores, spread_text
 from experiments.papers.csirt.verdicts import verdicts
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
@@ -20,7 +20,14 @@ from experiments.runs.markdown import markdown_table
 from experiments.suites.plan import PlannedRun
 from merging.arrays import Vector
 
-EXPOSURE = "values/exposure"
+_ATTACKS = {  # metric to its name on the page
+    "members/loss_auc": "record loss",
+    "tokens/auc": "canary tokens",
+    "tokens/auc_of_means": "canary tokens, means",
+    "members/min_k_auc": "Min-K%",
+    "members/min_k_plus_auc": "Min-K%++",
+    "values/ranked_first": "ranked first",
+}
 _COMPARISONS = (
     ("V0fs", "V0"),
     ("V1", "V0"),
@@ -54,27 +61,31 @@ class PageNumbers:
     remarks: Sequence[str] = ()
 
 
-def page(found: CellScores, merges: Sequence[PlannedRun], facts: PageNumbers) -> str:
+def page(scores: CellScores, merges: Sequence[PlannedRun], facts: PageNumbers) -> str:
     """Returns the page."""
     sections = [
         "# What fine-tuning remembers of vulnerability scans (csirt_memorization)",
-        _facts(found, facts),
-        "## What reproduces, and what does not\n\n" + verdicts(found),
-        _exposures(found, facts.setting),
-        _recovered(found),
-        _stack(found),
-        _pairs(found),
-        _noise(found, facts.setting),
-        _pseudonyms(found),
-        _attacks(found),
-        _utility(found),
+        _facts(scores, facts),
+        "## What reproduces, and what does not\n\n" + verdicts(scores),
+        _exposures(scores, facts.setting),
+        _recovered(scores),
+        _stack(scores),
+        _pairs(scores),
+        _noise(scores, facts.setting),
+        _pseudonyms(scores),
+        _attacks(scores),
+        _utility(scores),
     ]
     if merges:
         sections.append(merge_section(merges, facts.limits, facts.setting.data.variants))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _facts(found: CellScores, facts: PageNumbers) -> str:
+def _section(title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"## {title}\n\n{text}\n\n{markdown_table(head, rows)}"
+
+
+def _facts(scores: CellScores, facts: PageNumbers) -> str:
     data = facts.setting.data
     trial = "**A trial (`fast=true`): too small to conclude anything.** " if facts.fast else ""
     return "\n".join(
@@ -85,9 +96,9 @@ def _facts(found: CellScores, facts: PageNumbers) -> str:
             "",
             f"- machine: {machine()}; {facts.workers} processes of one thread",
             f"- time: {duration(facts.seconds)} for the command, "
-            f"{duration(found.seconds())} of one process for training and scoring",
-            f"- seeds {', '.join(map(str, found.seeds))}, of data, canaries and training; bases "
-            f"{', '.join(found.bases)}",
+            f"{duration(scores.seconds())} of one process for training and scoring",
+            f"- seeds {', '.join(map(str, scores.seeds))}, of data, canaries and training; bases "
+            f"{', '.join(scores.bases)}",
             f"- {data.records} organic records and {10 * data.canaries} canaries (ten formats, "
             f"class A and B) in {data.clones} clones each; {data.variants} unseen variants of "
             f"each; {data.held_out} held-out records",
@@ -99,208 +110,194 @@ def _facts(found: CellScores, facts: PageNumbers) -> str:
     )
 
 
-def _exposures(found: CellScores, setting: CsirtSetting) -> str:
-    chance = found.chance(EXPOSURE) or math.nan
+def _exposures(scores: CellScores, setting: CsirtSetting) -> str:
     rows = []
-    for regime in found.regimes("raw"):
-        ours = [_spread(found.values(base, "raw", regime, EXPOSURE)) for base in found.bases]
-        row = published.paper_row(regime)
-        rows.append([f"{regime}: {published.REGIMES.get(regime, '')}", *ours, *row])
-    rows.append(["chance", *[f"{chance:.2f}"] * len(found.bases), *["1.40"] * 4])
-    head = ["regime", *found.bases, *published.EXPOSURE]
-    return (
-        "## Exposure by regime, raw records\n\n"
+    for regime in scores.regimes("raw"):
+        ours = [spread_text(scores.values(b, "raw", regime, EXPOSURE)) for b in scores.bases]
+        title = f"{regime}: {published.REGIMES.get(regime, '')}"
+        rows.append([title, *ours, *published.paper_row(regime)])
+    chance = scores.chance(EXPOSURE) or math.nan
+    rows.append(["chance", *[f"{chance:.2f}"] * len(scores.bases), *["1.40"] * 4])
+    return _section(
+        "Exposure by regime, raw records",
         f"Bits, mean over {10 * setting.data.canaries} canaries and ± standard deviation over "
-        f"seeds; right the paper's four models.\n\n{markdown_table(head, rows)}"
+        "seeds; right the paper's four models.",
+        ["regime", *scores.bases, *published.EXPOSURE],
+        rows,
     )
 
 
-def _recovered(found: CellScores) -> str:
+def _recovered(scores: CellScores) -> str:
     rows = []
-    for regime in [x for x in found.regimes("raw") if x[:2] in ("V1", "VA", "V2", "V3")]:
+    for regime in scores.regimes("raw"):
+        if regime[:2] not in ("V1", "VA", "V2", "V3"):
+            continue
         row = [f"V0 - {regime}"]
-        for base in found.bases:
-            whole, each = found.recovered(base, regime)
-            row.append(f"{whole:.2f} ({_range(each)})")
+        for base in scores.bases:
+            of_means, of_seeds = scores.recovered(base, regime)
+            row.append(f"{of_means:.2f} ({_range(of_seeds)})")
         paper = [published.recovered(model, regime) for model in published.EXPOSURE]
         rows.append([*row, *[f"{x:.2f}" if x is not None else "" for x in paper]])
-    head = ["denominator", *found.bases, *published.EXPOSURE]
-    return (
-        "## Recovered fraction\n\n"
+    return _section(
+        "Recovered fraction",
         "(E[V0] - E[V0fs]) / denominator: what fewer updates alone explain of the drop. From the "
         "means over seeds, in brackets the least and largest of the seeds. The paper divides by "
-        "V0 - V1; its fractions against VA are computed from its ablation."
-        f"\n\n{markdown_table(head, rows)}"
+        "V0 - V1; its fractions against VA are computed from its ablation.",
+        ["denominator", *scores.bases, *published.EXPOSURE],
+        rows,
     )
 
 
-def _stack(found: CellScores) -> str:
+def _stack(scores: CellScores) -> str:
     """Which part of V1 lowers the exposure: its lots, its weights in 4 bits, or both."""
-    parts = [name for name in ("VA", "VB", "V1") if found.has("raw", name)]
-    if "VA" not in parts or "VB" not in parts:
+    if not (scores.has("raw", "VA") and scores.has("raw", "VB")):
         return ""
     rows = []
-    for name in parts:
-        ours = [
-            found.values(base, "raw", name, EXPOSURE) - found.values(base, "raw", "V0", EXPOSURE)
-            for base in found.bases
-        ]
-        paper = [f"{row[name]:+.2f}" for row in published.STACK.values()]
-        told = f"{name} - V0: {published.REGIMES[name]}"
-        rows.append([told, *[f"{each.mean():+.2f}" for each in ours], *paper])
-    head = ["difference, bits", *found.bases, *published.STACK]
-    return (
-        "## What of V1 does it: lots or NF4\n\n"
+    for regime in ("VA", "VB", "V1"):
+        ours = [f"{scores.difference(base, regime, 'V0'):+.2f}" for base in scores.bases]
+        paper = [f"{row[regime]:+.2f}" for row in published.STACK.values()]
+        rows.append([f"{regime} - V0: {published.REGIMES[regime]}", *ours, *paper])
+    return _section(
+        "What of V1 does it: lots or NF4",
         "NF4 here: the base's linear layers are rounded to 4 bits (blocks of 64) before training; "
-        "all parameters are then trained, in the paper an adapter.\n\n"
-        + markdown_table(head, rows)
+        "all parameters are then trained, in the paper an adapter.",
+        ["difference, bits", *scores.bases, *published.STACK],
+        rows,
     )
 
 
-def _pairs(found: CellScores) -> str:
-    wanted = [pair for pair in _COMPARISONS if all(found.has("raw", each) for each in pair)]
-    paired = found.paired(wanted, found.bases)
+def _pairs(scores: CellScores) -> str:
+    shown = [pair for pair in _COMPARISONS if all(scores.has("raw", regime) for regime in pair)]
     rows = [
         [
             f"{first} - {second}",
             base,
-            f"{each.difference:+.2f}",
-            f"{each.delta:+.2f}",
-            _p(each.p),
-            _p(each.q),
-            str(each.pairs),
+            f"{test.difference:+.2f}",
+            f"{test.delta:+.2f}",
+            _p(test.p),
+            _p(test.q),
+            str(test.pairs),
         ]
-        for (base, first, second), each in paired.items()
+        for (base, first, second), test in scores.paired(shown, scores.bases).items()
     ]
-    head = ["comparison", "base", "bits", "Cliff's delta", "p", "q (BH)", "pairs"]
-    return (
-        "## Differences\n\nOver canaries and seeds, paired: Wilcoxon's signed-rank test.\n\n"
-        f"{markdown_table(head, rows)}"
+    return _section(
+        "Differences",
+        "Over canaries and seeds, paired: Wilcoxon's signed-rank test.",
+        ["comparison", "base", "bits", "Cliff's delta", "p", "q (BH)", "pairs"],
+        rows,
     )
 
 
-def _noise(found: CellScores, setting: CsirtSetting) -> str:
-    rows = []
+def _noise(scores: CellScores, setting: CsirtSetting) -> str:
+    clones, rows = setting.data.clones, []
     for name, regime in setting.regimes.items():
-        if regime.privacy is None or not found.has("raw", name):
+        if regime.privacy is None or not scores.has("raw", name):
             continue
-        told = found.training(found.bases[0], found.seeds[0], "raw", name)
-        price, clip = told["privacy"], regime.privacy.clip
-        tokens = told["longest_record_tokens"]
-        real = price["noise_multiplier"]
-        if regime.privacy.clipping == "as_released":
-            real /= tokens
-        epsilon = price["epsilon"]
-        group = setting.data.clones
+        training = scores.training(scores.bases[0], scores.seeds[0], "raw", name)
+        price = training["privacy"]
+        noise, epsilon = price["noise_multiplier"], price["epsilon"]
+        as_released = regime.privacy.clipping == "as_released"
+        longest = training["longest_record_tokens"] if as_released else 1
         rows.append(
             [
                 name,
-                f"{price['noise_multiplier']:.3f}",
-                f"{real:.5f}",
+                f"{noise:.3f}",
+                f"{noise / longest:.5f}",
                 "none" if epsilon is None else f"{epsilon:.2f}",
                 "yes" if price["holds"] else "no",
-                _group(price, group) if price["holds"] else "",
-                f"{clip:g}",
-                str(told["updates"]),
-                str(told["empty_lots"]),
+                _group(price, clones) if price["holds"] else "",
+                f"{regime.privacy.clip:g}",
+                str(training["updates"]),
+                str(training["empty_lots"]),
             ]
         )
     if not rows:
         return ""
     head = ["regime", "noise / C", "noise / real sensitivity", "epsilon stated", "holds"]
-    head += [f"group of {setting.data.clones}", "C", "updates", "empty lots"]
-    return (
-        "## What the noise protects\n\n"
+    return _section(
+        "What the noise protects",
         "As released, one clip coefficient from the mean token loss multiplies a sum over T "
         "tokens: the sensitivity is T x C, T the longest record. A canary fills "
-        f"{setting.data.clones} records: what even a correct guarantee leaves of itself for so "
-        f"many at once is in the column of the group.\n\n{markdown_table(head, rows)}"
+        f"{clones} records: what even a correct guarantee leaves of itself for so "
+        "many at once is in the column of the group.",
+        [*head, f"group of {clones}", "C", "updates", "empty lots"],
+        rows,
     )
 
 
-def _pseudonyms(found: CellScores) -> str:
-    if not found.has("pseudonymised", "V0"):
+def _pseudonyms(scores: CellScores) -> str:
+    if not scores.has("pseudonymised", "V0"):
         return ""
     rows = []
-    for regime in found.regimes("pseudonymised"):
-        for base in found.bases:
-            raw = found.mean(base, "raw", regime, EXPOSURE)
-            first = found.values(base, "pseudonymised", regime, EXPOSURE)
-            floor = found.mean(base, "pseudonymised", BASE, EXPOSURE)
-            second = found.values(base, "pseudonymised", regime, "slugs/exposure")
-            by_class = _classes(found.cases(base, "pseudonymised", regime, "slugs/exposure"))
-            cut = "" if regime == BASE else f"{100 * (1 - first.mean() / raw):.0f} %"
+    for regime in scores.regimes("pseudonymised"):
+        for base in scores.bases:
+            raw = scores.mean(base, "raw", regime, EXPOSURE)
+            values = scores.values(base, "pseudonymised", regime, EXPOSURE)
+            floor = scores.mean(base, "pseudonymised", BASE, EXPOSURE)
+            slugs = scores.values(base, "pseudonymised", regime, "slugs/exposure")
             rows.append(
                 [
                     regime,
                     base,
                     f"{raw:.2f}",
-                    _spread(first),
-                    cut,
-                    f"{first.mean() - floor:+.2f}",
-                    _spread(second),
-                    by_class,
+                    spread_text(values),
+                    "" if regime == BASE else f"{100 * (1 - values.mean() / raw):.0f} %",
+                    f"{values.mean() - floor:+.2f}",
+                    spread_text(slugs),
+                    _classes(scores.cases(base, "pseudonymised", regime, "slugs/exposure")),
                 ]
             )
     head = ["regime", "base", "raw records", "attack 1: values", "reduction", "beyond the base"]
-    head += ["attack 2: slugs", "slugs of class A / B"]
     low, high = published.HMAC_REDUCTION
-    return (
-        "## Pseudonyms (HMAC-SHA256), both attacks on all canaries\n\n"
+    return _section(
+        "Pseudonyms (HMAC-SHA256), both attacks on all canaries",
         "Attack 1 asks a model that was trained on slugs for the original values, attack 2 for "
         f"the slugs. The paper: reduction {100 * low:.0f} to {100 * high:.0f} %, attack 1 "
         f"{_of(published.FIRST_ATTACK)} bits, attack 2 {_of(published.SECOND_ATTACK)} bits on the "
-        f"ten class A canaries alone.\n\n{markdown_table(head, rows)}"
+        "ten class A canaries alone.",
+        [*head, "attack 2: slugs", "slugs of class A / B"],
+        rows,
     )
 
 
-def _attacks(found: CellScores) -> str:
-    metrics = {
-        "record loss": "members/loss_auc",
-        "canary tokens": "tokens/auc",
-        "canary tokens, means": "tokens/auc_of_means",
-        "Min-K%": "members/min_k_auc",
-        "Min-K%++": "members/min_k_plus_auc",
-        "ranked first": "values/ranked_first",
-    }
-    rows = []
-    for regime in found.regimes("raw"):
-        for base in found.bases:
-            values = [
-                _spread(found.values(base, "raw", regime, each)) for each in metrics.values()
-            ]
-            rows.append([regime, base, *values])
-    return (
-        "## Four attacks, raw records\n\n"
+def _attacks(scores: CellScores) -> str:
+    rows = [
+        [regime, base, *(spread_text(scores.values(base, "raw", regime, m)) for m in _ATTACKS)]
+        for regime in scores.regimes("raw")
+        for base in scores.bases
+    ]
+    return _section(
+        "Four attacks, raw records",
         "AUC of planted against unseen values (chance 0.50); canary tokens, means: against each "
         "canary's mean over variants, as published (V0 "
         f"{_of(published.AUC_RAW)}, others {_of(published.AUC_OTHERS)}). Min-K%++ is the real "
         "one, with the vocabulary's mean and deviation. Ranked first: share of canaries (chance "
-        f"0.01).\n\n{markdown_table(['regime', 'base', *metrics], rows)}"
+        "0.01).",
+        ["regime", "base", *_ATTACKS.values()],
+        rows,
     )
 
 
-def _utility(found: CellScores) -> str:
-    rows = []
-    for form in dict.fromkeys(cell.form for cell in found.cells):
-        for regime in found.regimes(form):
-            values = [
-                _spread(found.values(base, form, regime, "bands/macro_f1")) for base in found.bases
-            ]
-            rows.append([form, regime, *values])
-    return (
-        "## Utility: macro-F1 of the CVSS band\n\n"
+def _utility(scores: CellScores) -> str:
+    rows = [
+        [form, regime, *(spread_text(scores.values(b, form, regime, F1)) for b in scores.bases)]
+        for form in dict.fromkeys(cell.form for cell in scores.cells)
+        for regime in scores.regimes(form)
+    ]
+    return _section(
+        "Utility: macro-F1 of the CVSS band",
         f"The paper: {_of(published.MACRO_F1)} for all 96 adapters, one in four by chance. Here "
         "the flaw's name stands in front of the score and the base has not seen these flaws, so "
-        "that there is something to learn.\n\n"
-        + markdown_table(["form", "regime", *found.bases], rows)
+        "that there is something to learn.",
+        ["form", "regime", *scores.bases],
+        rows,
     )
 
 
 def _group(price: Mapping[str, Any], size: int) -> str:
     """Returns ``(size eps, delta sum_i e^(i eps))``, or that nothing is left of it."""
     epsilon = price["epsilon"]
-    delta = price["delta"] * sum(math.exp(place * epsilon) for place in range(size))
+    delta = price["delta"] * sum(math.exp(i * epsilon) for i in range(size))
     return f"({size * epsilon:.0f}, {delta:.1g})" if delta < 1 else "nothing"
 
 
@@ -308,12 +305,6 @@ def _classes(cases: Vector) -> str:
     """Returns the means of class A and B, which alternate in blocks of five kinds."""
     blocks = cases.reshape(-1, 2, 5)
     return f"{blocks[:, 0].mean():.2f} / {blocks[:, 1].mean():.2f}"
-
-
-def _spread(values: Vector) -> str:
-    if len(values) < 2:
-        return f"{values.mean():.2f}"
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
 
 
 def _range(values: Vector) -> str:

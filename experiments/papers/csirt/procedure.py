@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.experts.training.language_model import Lora
 from experiments.experts.training.regime import Regime
 from experiments.papers.csirt.bases import Base
-from experiments.papers.csirt.cells import BASE, CsirtCell, CsirtSetting, is_finished, planned
+from experiments.papers.csirt.cells import BASE, CsirtSetting, is_finished, planned
 from experiments.papers.csirt.corpus import FORMS, CorpusSize, Form
 from experiments.papers.csirt.jobs import run_cells
 from experiments.papers.csirt.merges import Merging
 from experiments.papers.csirt.page import PageNumbers, page
 from experiments.papers.csirt.scores import CellScores
-from experiments.runs.errors import UserError
-from experiments.suites.workers import run_all
+from experiments.suites.results import write_pages
+from experiments.suites.workers import refuse_failures, run_all
 from merging.files import write_text
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ _NEEDED = ("V0", "V0fs", "V1", "V2")
 _SMALL = ("seeds", "bases", "data", "forms", "merging")
 
 
+@dataclass(kw_only=True)
 class CsirtMemorization:
     """Reproduces arXiv 2606.28479 on synthetic vulnerability scans, and merges its experts.
 
@@ -47,61 +49,52 @@ class CsirtMemorization:
         results: page that the plain command writes beside its run; None: none.
     """
 
-    def __init__(
-        self,
-        *,
-        bases: Mapping[str, Base | None],
-        seeds: Sequence[int],
-        data: CorpusSize,
-        regimes: Mapping[str, Regime],
-        forms: Mapping[Form, Sequence[str]],
-        nf4: Sequence[str],
-        lora: Lora | None,
-        max_length: int,
-        merging: Merging | None,
-        fast: bool,
-        small: Mapping[str, Any],
-        cache: str,
-        workers: int,
-        device: str,
-        batch_tokens: int,
-        remarks: Sequence[str],
-        results: str | None,
-    ) -> None:
-        unknown = sorted(set(small) - set(_SMALL))
+    bases: Mapping[str, Base | None]
+    seeds: Sequence[int]
+    data: CorpusSize
+    regimes: Mapping[str, Regime]
+    forms: Mapping[Form, Sequence[str]]
+    nf4: Sequence[str]
+    lora: Lora | None
+    max_length: int
+    merging: Merging | None
+    fast: bool
+    small: Mapping[str, Any]
+    cache: str
+    workers: int
+    device: str
+    batch_tokens: int
+    remarks: Sequence[str]
+    results: str | None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.small) - set(_SMALL))
         if unknown:
             raise ValueError(
                 f"procedure.small.{unknown[0]} is unknown: expected {', '.join(_SMALL)}"
             )
-        chosen = dict(small) if fast else {}
-        named: Mapping[str, Base | None] = chosen.get("bases", bases)
-        chosen_bases = {name: base for name, base in named.items() if base is not None}
-        self._fast, self._results, self._workers = fast, results, workers
-        self._remarks = remarks
-        self._merging: Merging | None = chosen.get("merging", merging)
-        self._seeds: Sequence[int] = chosen.get("seeds", seeds)
-        self._forms: Mapping[Form, Sequence[str]] = chosen.get("forms", forms)
-        _check(self._forms, regimes, nf4)
+        if self.fast:
+            for option, value in self.small.items():
+                setattr(self, option, value)
+        _check(self.forms, self.regimes, self.nf4)
         self._setting = CsirtSetting(
-            bases=chosen_bases,
-            data=chosen.get("data", data),
-            regimes=regimes,
-            nf4=frozenset(nf4),
-            lora=lora,
-            max_length=max_length,
-            cache=Path(cache).expanduser().absolute(),
-            device="cpu" if device == "auto" else device,
-            batch_tokens=batch_tokens,
+            bases={name: base for name, base in self.bases.items() if base is not None},
+            data=self.data,
+            regimes=self.regimes,
+            nf4=frozenset(self.nf4),
+            lora=self.lora,
+            max_length=self.max_length,
+            cache=Path(self.cache).expanduser().absolute(),
+            device="cpu" if self.device == "auto" else self.device,
+            batch_tokens=self.batch_tokens,
         )
-        self._cells: list[CsirtCell] = planned(self._seeds, list(chosen_bases), self._forms)
+        self._cells = planned(self.seeds, list(self._setting.bases), self.forms)
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""
         done = sum(is_finished(self._setting, cell, out / "cells") for cell in self._cells)
         experts = sum(cell.regime != BASE for cell in self._cells)
-        merges = 0
-        if self._merging is not None:
-            merges = self._merging.count(self._seeds)
+        merges = 0 if self.merging is None else self.merging.count(self.seeds)
         return (
             f"bases        {', '.join(self._setting.bases)}\n"
             f"cells        {len(self._cells)}, {experts} of them experts to be trained; "
@@ -112,36 +105,29 @@ class CsirtMemorization:
     def run(self, out: Path, command: str, *, plain: bool) -> None:
         """Runs what is left and writes ``RESULTS.md``."""
         began = time.monotonic()
-        run_cells(self._setting, self._cells, self._workers, out / "cells")
+        run_cells(self._setting, self._cells, self.workers, out / "cells")
         merges, failures = [], {}
-        if self._merging is not None:
-            merges = self._merging.runs(self._setting, self._seeds, out / "merges")
+        if self.merging is not None:
+            merges = self.merging.runs(self._setting, self.seeds, out / "merges")
             log.info("%d merges", len(merges))
-            failures = run_all(merges, self._workers, None)
+            failures = run_all(merges, self.workers, None)
         facts = PageNumbers(
             command=command,
             seconds=_total_s(out / "seconds.txt", time.monotonic() - began),
-            workers=self._workers,
+            workers=self.workers,
             setting=self._setting,
-            fast=self._fast,
-            limits={} if self._merging is None else self._merging.limits,
-            remarks=self._remarks,
+            fast=self.fast,
+            limits={} if self.merging is None else self.merging.limits,
+            remarks=self.remarks,
         )
         done = [run for run in merges if run.directory not in failures]
         text = page(CellScores(self._cells, out / "cells"), done, facts)
         pages = [out / "RESULTS.md"]
-        if self._results is not None and plain:
-            pages.append(Path(self._results))
-        for path in pages:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
+        if self.results is not None and plain:
+            pages.append(Path(self.results))
         print(text)
-        print("\n".join(f"results   {path}" for path in pages))
-        if failures:
-            directory, reason = next(iter(failures.items()))
-            raise UserError(
-                f"{len(failures)} of {len(merges)} merges failed; {directory}: {reason}"
-            )
+        write_pages(pages, text)
+        refuse_failures(failures, len(merges), "merges")
 
 
 def _check(
@@ -150,14 +136,13 @@ def _check(
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         raise ValueError(f"procedure.forms: {unknown[0]!r} is none of {', '.join(FORMS)}")
-    named = {f"procedure.forms.{form}": names for form, names in forms.items()} | {
-        "procedure.nf4": nf4
-    }
-    for option, names in named.items():
+    options = {"nf4": nf4, **{f"forms.{form}": names for form, names in forms.items()}}
+    for option, names in options.items():
         for name in names:
             if name not in regimes:
                 raise ValueError(
-                    f"{option} names the regime {name!r}, there are only {', '.join(regimes)}"
+                    f"procedure.{option} names the regime {name!r}, there are only "
+                    f"{', '.join(regimes)}"
                 )
     lacking = [name for name in _NEEDED if name not in forms.get("raw", ())]
     if lacking:

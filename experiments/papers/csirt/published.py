@@ -53,19 +53,19 @@ REGIMES: Mapping[str, str] = {
 
 def paper_row(regime: str) -> list[str]:
     """Returns the four models' exposures of a regime; the paper's DP has the clipping fault."""
-    own = regime.removesuffix("-as-released")
-    if own in ("V2", "V3") and own == regime:
+    paper = regime.removesuffix("-as-released")
+    if paper in ("V2", "V3") and paper == regime:
         return [""] * len(EXPOSURE)
-    if own in ("VA", "VB"):
-        return [f"{row['V0'] + STACK[model][own]:.2f}" for model, row in EXPOSURE.items()]
-    return [f"{row[own]:.2f}" if own in row else "" for row in EXPOSURE.values()]
+    if paper in ("VA", "VB"):
+        return [f"{row['V0'] + STACK[model][paper]:.2f}" for model, row in EXPOSURE.items()]
+    return [f"{row[paper]:.2f}" if paper in row else "" for row in EXPOSURE.values()]
 
 
 def recovered(model: str, regime: str) -> float | None:
     """Returns a model's published recovered fraction against a regime; None: it has none."""
-    row, own = EXPOSURE[model], regime.removesuffix("-as-released")
+    row, paper = EXPOSURE[model], regime.removesuffix("-as-released")
     if regime == "VA":  # from the stack ablation
         return (row["V0"] - row["V0fs"]) / -STACK[model]["VA"]
-    if own not in row or own == regime != "V1":
+    if paper not in row or paper == regime != "V1":
         return None
-    return (row["V0"] - row["V0fs"]) / (row["V0"] - row[own])
+    return (row["V0"] - row["V0fs"]) / (row["V0"] - row[paper])

@@ -61,8 +61,8 @@ def scans(
     plugins: Sequence[Plugin], count: int, draw: random.Random, *, copies: bool
 ) -> list[Scan]:
     """Returns records with as many of each CVSS band as of any other, in random order."""
-    of_band = [[each for each in plugins if each.band == band] for band in range(len(BANDS))]
-    chosen = [draw.choice(of_band[place % len(BANDS)]) for place in range(count)]
+    of_band = [[plugin for plugin in plugins if plugin.band == b] for b in range(len(BANDS))]
+    chosen = [draw.choice(of_band[number % len(BANDS)]) for number in range(count)]
     draw.shuffle(chosen)
     return [scan(plugin, draw, copies=copies) for plugin in chosen]
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.papers.csirt.cells import CsirtCell
+from experiments.papers.csirt.cells import BASE, CsirtCell
 from experiments.papers.csirt.corpus import Form
 from merging.arrays import Vector
 
+EXPOSURE, F1 = "values/exposure", "bands/macro_f1"
 Key = tuple[str, int, Form, str]
 
 
@@ -59,8 +60,8 @@ class CellScores:
 
     def training(self, base: str, seed: int, form: Form, regime: str) -> Mapping[str, Any]:
         """Returns what a cell's training has left."""
-        told: Mapping[str, Any] = self._scores[base, seed, form, regime]["training"]
-        return told
+        training: Mapping[str, Any] = self._scores[base, seed, form, regime]["training"]
+        return training
 
     def values(self, base: str, form: Form, regime: str, metric: str) -> Vector:
         """Returns ``(seeds,)`` a metric's values."""
@@ -76,6 +77,22 @@ class CellScores:
         """Returns a metric's mean over seeds."""
         return float(self.values(base, form, regime, metric).mean())
 
+    def difference(self, base: str, first: str, second: str) -> float:
+        """Returns the mean over seeds of first minus second exposure, raw records."""
+        values = (self.values(base, "raw", regime, EXPOSURE) for regime in (first, second))
+        return float(np.subtract(*values).mean())
+
+    def beyond_base(self, form: Form, regime: str, metric: str) -> float:
+        """Returns how far a regime lies above the model that it was trained from."""
+        return float(
+            np.mean(
+                [
+                    self.mean(base, form, regime, metric) - self.mean(base, form, BASE, metric)
+                    for base in self.bases
+                ]
+            )
+        )
+
     def chance(self, metric: str) -> float | None:
         """Returns what chance gives, where the evaluator says so."""
         for cell in self._scores.values():
@@ -90,24 +107,21 @@ class CellScores:
         Source: arXiv 2606.28479, decomposition; the paper's denominator has `against` V1.
         """
         raw, control, other = (
-            self.values(base, "raw", regime, "values/exposure")
-            for regime in ("V0", "V0fs", against)
+            self.values(base, "raw", regime, EXPOSURE) for regime in ("V0", "V0fs", against)
         )
-        whole = fraction(raw.mean() - control.mean(), raw.mean() - other.mean())
-        each = [fraction(a - b, a - c) for a, b, c in zip(raw, control, other, strict=True)]
-        return whole, np.array(each)
+        of_means = fraction(raw.mean() - control.mean(), raw.mean() - other.mean())
+        of_seeds = [fraction(a - b, a - c) for a, b, c in zip(raw, control, other, strict=True)]
+        return of_means, np.array(of_seeds)
 
     def paired(
         self, comparisons: Sequence[tuple[str, str]], bases: Sequence[str]
     ) -> dict[tuple[str, str, str], Paired]:
         """Returns (base, first, second) to the difference of raw exposures, all corrected."""
-        raw: dict[tuple[str, str, str], tuple[Vector, Vector]] = {}
-        for base in bases:
-            for first, second in comparisons:
-                raw[base, first, second] = (
-                    self.cases(base, "raw", first, "values/exposure"),
-                    self.cases(base, "raw", second, "values/exposure"),
-                )
+        raw = {
+            (base, *pair): tuple(self.cases(base, "raw", regime, EXPOSURE) for regime in pair)
+            for base in bases
+            for pair in comparisons
+        }
         ps = [wilcoxon(a, b) for a, b in raw.values()]
         qs = stats.false_discovery_control(ps) if ps else []
         return {
@@ -117,7 +131,13 @@ class CellScores:
 
     def seconds(self) -> float:
         """Returns what training and scoring took, all processes together."""
-        return float(sum(each["training_s"] + each["scoring_s"] for each in self._scores.values()))
+        return float(sum(cell["training_s"] + cell["scoring_s"] for cell in self._scores.values()))
+
+
+def spread_text(values: Vector, digits: int = 2) -> str:
+    """Returns mean and standard deviation; the mean alone of one value."""
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
 def fraction(part: float, whole: float) -> float:

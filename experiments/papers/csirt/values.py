@@ -30,10 +30,10 @@ def candidates(kind: Kind, cls: Class, count: int, draw: random.Random) -> list[
         cls: ``A``: anomalous, of documentation ranges and opaque names; ``B``: realistic.
     """
     make = (_ANOMALOUS if cls == "A" else _REALISTIC)[kind]
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(make(draw))
-    return list(found)
+    different: dict[str, None] = {}
+    while len(different) < count:
+        different.setdefault(make(draw))
+    return list(different)
 
 
 def _hex(draw: random.Random, digits: int) -> str:

@@ -6,42 +6,40 @@ import numpy as np
 
 from experiments.papers.csirt import published
 from experiments.papers.csirt.cells import BASE
-from experiments.papers.csirt.corpus import Form
-from experiments.papers.csirt.scores import CellScores
+from experiments.papers.csirt.scores import EXPOSURE, F1, CellScores
 
-EXPOSURE = "values/exposure"
 _SIGNIFICANT = 0.05
 _NEAR = 0.2  # how far outside the paper's range still counts as near it
 _BITS = 0.5  # a smaller difference of exposures is called none
 
 
-def verdicts(found: CellScores) -> str:
+def verdicts(scores: CellScores) -> str:
     """Returns one line for each claim: the word first, then the numbers.
 
     Where V0 remembers (nearly) nothing there is no drop to explain, and none is claimed.
     """
-    learnt = _beyond_base(found, "raw", "V0", EXPOSURE)
+    learnt = scores.beyond_base("raw", "V0", EXPOSURE)
     if learnt < _BITS:
         return (
             f"- **Undecided**, all of it: V0 lies {learnt:+.2f} bits from a base that never saw "
             "the canaries; there is no drop to explain. More records or updates are needed."
         )
-    lines = [_updates(found), _correct_dp(found)]
-    if found.has("raw", "VA") and found.has("raw", "VB"):
-        lines.insert(1, _stack(found))
-    if found.has("raw", "V2-as-released"):
-        lines.append(_as_released(found))
-    if found.has("pseudonymised", "V0"):
-        lines += [_reduction(found), _slugs(found)]
-    lines += [_floor(found), _utility(found)]
+    lines = [_updates(scores), _correct_dp(scores)]
+    if scores.has("raw", "VA") and scores.has("raw", "VB"):
+        lines.insert(1, _stack(scores))
+    if scores.has("raw", "V2-as-released"):
+        lines.append(_as_released(scores))
+    if scores.has("pseudonymised", "V0"):
+        lines += [_reduction(scores), _slugs(scores)]
+    lines += [_floor(scores), _utility(scores)]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _updates(found: CellScores) -> str:
+def _updates(scores: CellScores) -> str:
     """Fewer updates explain the drop, if the recovered fraction is like that of the paper."""
     low, high = published.RECOVERED_V1
-    value = float(np.mean([found.recovered(base, "V1")[0] for base in found.bases]))
-    correct = float(np.mean([found.recovered(base, "V2")[0] for base in found.bases]))
+    value = float(np.mean([scores.recovered(base, "V1")[0] for base in scores.bases]))
+    correct = float(np.mean([scores.recovered(base, "V2")[0] for base in scores.bases]))
     return (
         f"{_word(value, low, high)}: fewer updates alone explain the drop from V0 to V1. "
         f"Recovered fraction {value:.2f} (mean over bases; the paper {low} to {high}, mean 1.00); "
@@ -49,14 +47,14 @@ def _updates(found: CellScores) -> str:
     )
 
 
-def _stack(found: CellScores) -> str:
+def _stack(scores: CellScores) -> str:
     """The paper: on three models of four it is the lots, not NF4."""
     lots, rounding = (
         [
-            found.mean(base, "raw", name, EXPOSURE) - found.mean(base, "raw", "V0", EXPOSURE)
-            for base in found.bases
+            scores.mean(base, "raw", regime, EXPOSURE) - scores.mean(base, "raw", "V0", EXPOSURE)
+            for base in scores.bases
         ]
-        for name in ("VA", "VB")
+        for regime in ("VA", "VB")
     )
     bits = f"large lots alone {np.mean(lots):+.2f} bits, NF4 alone {np.mean(rounding):+.2f}"
     if all(a < b for a, b in zip(lots, rounding, strict=True)):
@@ -76,9 +74,9 @@ def _share(correct: float) -> str:
     return f"{100 * (1 - correct):.0f} % of that drop is the noise's and the clipping's own"
 
 
-def _correct_dp(found: CellScores) -> str:
+def _correct_dp(scores: CellScores) -> str:
     """The paper: DP is no better than large lots. With correct clipping?"""
-    bits, share = _below_large_lot(found, "V2")
+    bits, share = _below_large_lot(scores, "V2")
     if bits <= -_BITS and share == 1:
         return (
             "**Does not reproduce**: that DP-SGD adds nothing to large lots. With correct "
@@ -92,9 +90,9 @@ def _correct_dp(found: CellScores) -> str:
     )
 
 
-def _as_released(found: CellScores) -> str:
-    bits, share = _below_large_lot(found, "V2-as-released")
-    correct, _ = _below_large_lot(found, "V2")
+def _as_released(scores: CellScores) -> str:
+    bits, share = _below_large_lot(scores, "V2-as-released")
+    correct, _ = _below_large_lot(scores, "V2")
     if bits > correct / 2 and bits > -_BITS:
         return (
             "**Reproduces**: with the published clipping fault DP-SGD adds (nearly) nothing to "
@@ -108,30 +106,30 @@ def _as_released(found: CellScores) -> str:
     )
 
 
-def _below_large_lot(found: CellScores, regime: str) -> tuple[float, float]:
+def _below_large_lot(scores: CellScores, regime: str) -> tuple[float, float]:
     """Returns the mean difference to V1 in bits, and on which share of bases it is significant."""
-    paired = found.paired([(regime, "V1")], found.bases).values()
-    below = [each.q < _SIGNIFICANT and each.difference < 0 for each in paired]
-    return float(np.mean([each.difference for each in paired])), float(np.mean(below))
+    paired = scores.paired([(regime, "V1")], scores.bases).values()
+    below = [test.q < _SIGNIFICANT and test.difference < 0 for test in paired]
+    return float(np.mean([test.difference for test in paired])), float(np.mean(below))
 
 
-def _reduction(found: CellScores) -> str:
+def _reduction(scores: CellScores) -> str:
     low, high = published.HMAC_REDUCTION
     cuts = []
-    for base in found.bases:
-        raw = found.mean(base, "raw", "V0", EXPOSURE)
-        cuts.append(1 - found.mean(base, "pseudonymised", "V0", EXPOSURE) / raw)
+    for base in scores.bases:
+        raw = scores.mean(base, "raw", "V0", EXPOSURE)
+        cuts.append(1 - scores.mean(base, "pseudonymised", "V0", EXPOSURE) / raw)
     value = float(np.mean(cuts))
-    rest = _beyond_base(found, "pseudonymised", "V0", EXPOSURE)
+    left = scores.beyond_base("pseudonymised", "V0", EXPOSURE)
     return (
         f"{_word(value, low, high)}: pseudonyms cut the exposure of original values of V0 by "
         f"{100 * value:.0f} % (the paper {100 * low:.0f} to {100 * high:.0f} %). They lie "
-        f"{rest:+.2f} bits from the base, which never saw them: what is left is its preference."
+        f"{left:+.2f} bits from the base, which never saw them: what is left is its preference."
     )
 
 
-def _slugs(found: CellScores) -> str:
-    beyond = _beyond_base(found, "pseudonymised", "V0", "slugs/exposure")
+def _slugs(scores: CellScores) -> str:
+    beyond = scores.beyond_base("pseudonymised", "V0", "slugs/exposure")
     if beyond < _BITS:
         return (
             f"**Reproduces**: slugs are not memorized (V0 {beyond:+.2f} bits from the base), here "
@@ -144,33 +142,19 @@ def _slugs(found: CellScores) -> str:
     )
 
 
-def _beyond_base(found: CellScores, form: Form, regime: str, metric: str) -> float:
-    """Returns how far a regime lies above the model that it was trained from."""
-    return float(
-        np.mean(
-            [
-                found.mean(base, form, regime, metric) - found.mean(base, form, BASE, metric)
-                for base in found.bases
-            ]
-        )
-    )
-
-
-def _floor(found: CellScores) -> str:
-    chance = found.chance(EXPOSURE) or float("nan")
-    base = float(np.mean([found.mean(each, "raw", BASE, EXPOSURE) for each in found.bases]))
+def _floor(scores: CellScores) -> str:
+    chance = scores.chance(EXPOSURE) or float("nan")
+    base = float(np.mean([scores.mean(name, "raw", BASE, EXPOSURE) for name in scores.bases]))
     return (
         f"**Corrected**: the floor is {chance:.2f} bits (mean over ranks), not the 1.0 of the "
         f"middle rank; bases that never saw the canaries have {base:.2f}."
     )
 
 
-def _utility(found: CellScores) -> str:
+def _utility(scores: CellScores) -> str:
     low, high = published.MACRO_F1
     values = {
-        regime: float(
-            np.mean([found.mean(base, "raw", regime, "bands/macro_f1") for base in found.bases])
-        )
+        regime: float(np.mean([scores.mean(base, "raw", regime, F1) for base in scores.bases]))
         for regime in (BASE, "V0", "V1", "V2")
     }
     shown = ", ".join(f"{regime} {value:.2f}" for regime, value in values.items())

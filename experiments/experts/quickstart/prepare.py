@@ -12,14 +12,17 @@ from experiments.experts.quickstart import corpus, tasks, training
 from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
 from experiments.experts.quickstart.tasks import HeldOut
 from experiments.experts.quickstart.tokenizer import byte_tokenizer
-from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
+from experiments.experts.quickstart.training import ModelSize, Stream
 from experiments.experts.training import loop
+from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import digest_of, made_once
 from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import quiet_transformers
 
 log = logging.getLogger(__name__)
+
+_BASE = Schedule(steps=400, learning_rate=4e-3, final=0.3)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Training:
 def _pool() -> dict[str, Training]:
     """Returns the quickstart's experts: of unequal strength, and two of them for one domain."""
     return {
-        "code": Training("code", Schedule(steps=200, rate=3e-4, final=0.05)),
-        "prose": Training("prose", Schedule(steps=250, rate=1e-3, final=0.05)),
-        "headers": Training("headers", Schedule(steps=250, rate=1e-3, final=0.05)),
-        "headers_hot": Training("headers", Schedule(steps=250, rate=2e-3, final=0.05)),
+        "code": Training("code", Schedule(steps=200, learning_rate=3e-4, final=0.05)),
+        "prose": Training("prose", Schedule(steps=250, learning_rate=1e-3, final=0.05)),
+        "headers": Training("headers", Schedule(steps=250, learning_rate=1e-3, final=0.05)),
+        "headers_hot": Training("headers", Schedule(steps=250, learning_rate=2e-3, final=0.05)),
     }
 
 
@@ -55,7 +58,7 @@ class QuickstartSettings:
     """
 
     size: ModelSize = field(default_factory=ModelSize)
-    base: Schedule = field(default_factory=lambda: Schedule(steps=400, rate=4e-3, final=0.3))
+    base: Schedule = _BASE
     experts: Mapping[str, Training] = field(default_factory=_pool)
     held_out: HeldOut = field(default_factory=HeldOut)
 

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from experiments.experts.quickstart.corpus import Document
 from experiments.experts.quickstart.tokenizer import SPECIAL, VOCABULARY_SIZE, byte_tokenizer
 from experiments.experts.training.loop import (
+    Schedule,
     adamw,
     clipped_step,
-    cosine_rate,
     gradient_of,
     train_on,
 )
@@ -40,29 +40,6 @@ class ModelSize:
     layers: int = 4
     heads: int = 4
     context: int = 128
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One training: AdamW with warm-up and a cosine.
-
-    Args:
-        batch: windows of text per step.
-        rate: highest learning rate.
-        final: share of `rate` at the last step.
-        warmup: share of the steps until the highest rate.
-    """
-
-    steps: int
-    batch: int = 8
-    rate: float = 3e-3
-    final: float = 0.1
-    warmup: float = 0.05
-
-    def rate_at(self, step: int) -> float:
-        """Returns the learning rate of a step; steps count from 0."""
-        rising = max(1, round(self.warmup * self.steps))
-        return cosine_rate(step, self.steps, peak=self.rate, final=self.final, rising=rising)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ import torch
 from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
-from experiments.experts.sentences.training import SentenceSchedule
+from experiments.experts.sentences.training import sentence_schedule
 from experiments.experts.training import loop
+from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import appearing, digest_of, made_once
 from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
@@ -39,7 +40,7 @@ class SentenceSettings:
     """
 
     tasks: tuple[str, ...]
-    schedule: SentenceSchedule = field(default_factory=SentenceSchedule)
+    schedule: Schedule = field(default_factory=sentence_schedule)
     device: str = "cpu"
 
 

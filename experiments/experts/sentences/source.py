@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences.prepare import SentenceSettings, packaged_encoder, prepare
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
-from experiments.experts.sentences.training import SentenceSchedule
+from experiments.experts.sentences.training import sentence_schedule
 from experiments.runs.device import choose_device
 from experiments.runs.sources import Sources
 
@@ -42,7 +42,7 @@ def experts(
     """
     settings = SentenceSettings(
         tasks=tuple(tasks),
-        schedule=SentenceSchedule(steps, batch, learning_rate),
+        schedule=sentence_schedule(steps, batch, learning_rate),
         device=str(choose_device(device)),
     )
     source = str(packaged_encoder()) if base is None else base

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +12,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from experiments.experts.sentences.sentences import Sentence
-from experiments.experts.training.loop import adamw, clipped_step, gradient_of, train_on
+from experiments.experts.training.loop import (
+    Schedule,
+    adamw,
+    clipped_step,
+    gradient_of,
+    train_on,
+)
 from merging.seeding import generator, stable_seed
 
 Encoded: TypeAlias = Mapping[str, list[int]]
@@ -22,35 +26,11 @@ Encoded: TypeAlias = Mapping[str, list[int]]
 _SORTED_TOGETHER = 16  # batches
 
 
-@dataclass(frozen=True)
-class SentenceSchedule:
-    """One training: AdamW, a linear rise of the learning rate, then a linear fall to zero.
-
-    Args:
-        batch: sentences per step.
-        learning_rate: the highest.
-        warmup: share of the steps until the highest rate.
-    """
-
-    steps: int = 200
-    batch: int = 16
-    learning_rate: float = 1e-4
-    warmup: float = 0.06
-
-    def __post_init__(self) -> None:
-        for option in ("steps", "batch"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option}={getattr(self, option)}: it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0 and finite")
-
-    def rate_at(self, step: int) -> float:
-        """Returns the learning rate of a step; steps count from 0."""
-        rising = max(1, round(self.warmup * self.steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising  # peak (t + 1) / w
-        # peak (T - t) / (T - w)
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - rising)
+def sentence_schedule(
+    steps: int = 200, batch: int = 16, learning_rate: float = 1e-4, warmup: float = 0.06
+) -> Schedule:
+    """Returns a schedule whose learning rate falls along a line to zero."""
+    return Schedule(steps, batch, learning_rate, warmup=warmup, fall="linear")
 
 
 def new_classifier(base: Path, classes: int, *, seed: int, label: str) -> PreTrainedModel:
@@ -67,7 +47,7 @@ def train(
     model: PreTrainedModel,
     tokenizer: Any,
     sentences: Sequence[Sentence],
-    schedule: SentenceSchedule,
+    schedule: Schedule,
     *,
     seed: int,
     label: str,
@@ -108,7 +88,7 @@ def train(
 
 
 def batches_of(
-    lengths: Sequence[int], schedule: SentenceSchedule, seed: int, label: str
+    lengths: Sequence[int], schedule: Schedule, seed: int, label: str
 ) -> Iterator[tuple[int, ...]]:
     """Yields the items of every step: each item once before any comes again.
 

@@ -4,12 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a training and their learning rates: a linear warm-up, then a fall.
+
+    Args:
+        batch: items per step.
+        learning_rate: the highest.
+        final: share of it that a cosine ends at.
+        warmup: share of the steps until the highest rate.
+        fall: along half a cosine down to `final`, or along a line to zero.
+    """
+
+    steps: int
+    batch: int = 8
+    learning_rate: float = 3e-3
+    final: float = 0.1
+    warmup: float = 0.05
+    fall: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        for option in ("steps", "batch"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option}={getattr(self, option)}: it must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0 and finite")
+
+    def rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step; steps count from 0."""
+        peak, rising = self.learning_rate, max(1, round(self.warmup * self.steps))
+        if self.fall == "cosine" or step < rising:
+            return cosine_rate(step, self.steps, peak=peak, final=self.final, rising=rising)
+        return peak * (self.steps - step) / max(1, self.steps - rising)  # peak (T - t) / (T - w)
 
 
 def train_on(

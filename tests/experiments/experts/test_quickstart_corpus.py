@@ -17,7 +17,8 @@ from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Do
 from experiments.experts.quickstart.prepare import QuickstartSettings, Training
 from experiments.experts.quickstart.tasks import HeldOut, SplitSize
 from experiments.experts.quickstart.tokenizer import VOCABULARY_SIZE, byte_tokenizer
-from experiments.experts.quickstart.training import ModelSize, Schedule, Stream
+from experiments.experts.quickstart.training import ModelSize, Stream
+from experiments.experts.training.loop import Schedule
 
 SOURCE = '''# A comment.
 """Module docstring."""
@@ -172,7 +173,7 @@ def test_stream_agrees_with_the_tokenizer_and_draws_lines() -> None:
 
 
 def test_schedule_rises_and_falls() -> None:
-    schedule = Schedule(steps=100, rate=1.0, final=0.1, warmup=0.1)
+    schedule = Schedule(steps=100, learning_rate=1.0, final=0.1, warmup=0.1)
     rates = [schedule.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == 1.0
@@ -187,7 +188,7 @@ def test_training_is_deterministic_lowers_the_loss_and_leaves_global_randomness_
     for _ in range(2):
         model = training.new_model(TINY.size, seed=1)
         losses.append([])
-        schedule = Schedule(steps=12, batch=4, rate=1e-2)
+        schedule = Schedule(steps=12, batch=4, learning_rate=1e-2)
         training.train(model, stream, schedule, seed=1, label="base", on_step=losses[-1].append)
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0] - 1

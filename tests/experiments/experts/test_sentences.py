@@ -18,7 +18,7 @@ from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import prepare, sentences, source, training
 from experiments.experts.sentences.prepare import SentenceSettings
 from experiments.experts.sentences.sentences import EVALUATION_SPLITS
-from experiments.experts.sentences.training import SentenceSchedule
+from experiments.experts.sentences.training import sentence_schedule
 from experiments.runs.sources import Sources
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
@@ -26,7 +26,7 @@ from tests import builders
 from tests.experiments.refusals import Shell
 
 TASKS = ("mood", "kind")
-TINY = SentenceSettings(TASKS, SentenceSchedule(steps=12, batch=4, learning_rate=3e-3))
+TINY = SentenceSettings(TASKS, sentence_schedule(steps=12, batch=4, learning_rate=3e-3))
 LETTERS = "abc"
 
 
@@ -159,7 +159,7 @@ def test_training_is_deterministic_and_lowers_the_loss(data: Path, encoder: Path
     for _ in range(2):
         model = training.new_classifier(encoder, 3, seed=1, label="kind")
         losses.append([])
-        schedule = SentenceSchedule(steps=60, batch=8, learning_rate=3e-3)
+        schedule = sentence_schedule(steps=60, batch=8, learning_rate=3e-3)
         training.train(
             model, tokenizer, task.train, schedule, seed=1, label="k", on_step=losses[-1].append
         )
@@ -172,7 +172,7 @@ def test_training_is_deterministic_and_lowers_the_loss(data: Path, encoder: Path
 
 def test_every_item_comes_once_before_any_comes_again_and_batches_are_even_in_length() -> None:
     lengths = [5 + i % 40 for i in range(200)]
-    schedule = SentenceSchedule(steps=50, batch=8)
+    schedule = sentence_schedule(steps=50, batch=8)
     batches = list(training.batches_of(lengths, schedule, 0, "a"))
     assert [len(batch) for batch in batches] == [8] * 50
     counted = [item for batch in batches for item in batch]
@@ -184,7 +184,7 @@ def test_every_item_comes_once_before_any_comes_again_and_batches_are_even_in_le
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
-    schedule = SentenceSchedule(steps=100, learning_rate=1.0, warmup=0.1)
+    schedule = sentence_schedule(steps=100, learning_rate=1.0, warmup=0.1)
     rates = [schedule.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
@@ -288,10 +288,10 @@ def test_missing_data_is_refused_by_name(data: Path) -> None:
 def test_wrong_numbers_are_refused() -> None:
     for wrong in ({"steps": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match="it must be at least 1"):
-            SentenceSchedule(**wrong)
+            sentence_schedule(**wrong)
     for rate in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"learning_rate=.* above 0 and finite"):
-            SentenceSchedule(learning_rate=rate)
+            sentence_schedule(learning_rate=rate)
 
 
 def test_a_missing_package_and_a_base_without_padding_are_refused(
@@ -369,7 +369,7 @@ def test_real_sentences_are_learnt(tmp_path: Path) -> None:
         model,
         AutoTokenizer.from_pretrained(base),
         task.train,
-        SentenceSchedule(steps=60),
+        sentence_schedule(steps=60),
         seed=0,
         label="subj",
         on_step=losses.append,

@@ -84,14 +84,11 @@ class CellScores:
 
     def beyond_base(self, form: Form, regime: str, metric: str) -> float:
         """Returns how far a regime lies above the model that it was trained from."""
-        return float(
-            np.mean(
-                [
-                    self.mean(base, form, regime, metric) - self.mean(base, form, BASE, metric)
-                    for base in self.bases
-                ]
-            )
-        )
+        return self.over_bases(form, regime, metric) - self.over_bases(form, BASE, metric)
+
+    def over_bases(self, form: Form, regime: str, metric: str) -> float:
+        """Returns a metric's mean over bases of its means over seeds."""
+        return float(np.mean([self.mean(base, form, regime, metric) for base in self.bases]))
 
     def chance(self, metric: str) -> float | None:
         """Returns what chance gives, where the evaluator says so."""

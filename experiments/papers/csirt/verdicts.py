@@ -50,11 +50,7 @@ def _updates(scores: CellScores) -> str:
 def _stack(scores: CellScores) -> str:
     """The paper: on three models of four it is the lots, not NF4."""
     lots, rounding = (
-        [
-            scores.mean(base, "raw", regime, EXPOSURE) - scores.mean(base, "raw", "V0", EXPOSURE)
-            for base in scores.bases
-        ]
-        for regime in ("VA", "VB")
+        [scores.difference(base, regime, "V0") for base in scores.bases] for regime in ("VA", "VB")
     )
     bits = f"large lots alone {np.mean(lots):+.2f} bits, NF4 alone {np.mean(rounding):+.2f}"
     if all(a < b for a, b in zip(lots, rounding, strict=True)):
@@ -115,10 +111,12 @@ def _below_large_lot(scores: CellScores, regime: str) -> tuple[float, float]:
 
 def _reduction(scores: CellScores) -> str:
     low, high = published.HMAC_REDUCTION
-    cuts = []
-    for base in scores.bases:
-        raw = scores.mean(base, "raw", "V0", EXPOSURE)
-        cuts.append(1 - scores.mean(base, "pseudonymised", "V0", EXPOSURE) / raw)
+    cuts = [
+        1
+        - scores.mean(base, "pseudonymised", "V0", EXPOSURE)
+        / scores.mean(base, "raw", "V0", EXPOSURE)
+        for base in scores.bases
+    ]
     value = float(np.mean(cuts))
     left = scores.beyond_base("pseudonymised", "V0", EXPOSURE)
     return (
@@ -144,7 +142,7 @@ def _slugs(scores: CellScores) -> str:
 
 def _floor(scores: CellScores) -> str:
     chance = scores.chance(EXPOSURE) or float("nan")
-    base = float(np.mean([scores.mean(name, "raw", BASE, EXPOSURE) for name in scores.bases]))
+    base = scores.over_bases("raw", BASE, EXPOSURE)
     return (
         f"**Corrected**: the floor is {chance:.2f} bits (mean over ranks), not the 1.0 of the "
         f"middle rank; bases that never saw the canaries have {base:.2f}."
@@ -153,10 +151,7 @@ def _floor(scores: CellScores) -> str:
 
 def _utility(scores: CellScores) -> str:
     low, high = published.MACRO_F1
-    values = {
-        regime: float(np.mean([scores.mean(base, "raw", regime, F1) for base in scores.bases]))
-        for regime in (BASE, "V0", "V1", "V2")
-    }
+    values = {regime: scores.over_bases("raw", regime, F1) for regime in (BASE, "V0", "V1", "V2")}
     shown = ", ".join(f"{regime} {value:.2f}" for regime, value in values.items())
     word = "**Reproduces**" if values["V0"] <= high + 0.05 else "**Differs by design**"
     return (

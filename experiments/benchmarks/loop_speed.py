@@ -30,8 +30,7 @@ from evaluators.tasks.perplexity import Perplexity
 from experiments.benchmarks.measured import Measured, in_turns, profile, waiting
 from experiments.benchmarks.models import RANK, random_factors, random_llama, save_experts
 from experiments.scoring.population import PopulationPool
-from experiments.setup.ingredients import Ingredients
-from experiments.setup.scorer import Scorer
+from experiments.setup.ingredients import Ingredients, Scorer
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic

@@ -79,14 +79,14 @@ def improvements(records: Sequence[Record], most: int = PATH_POINTS) -> list[Rec
 
     Several objectives: the best mean of them. Of more than `most`, evenly spread ones.
     """
-    best, found = -math.inf, []
+    best, better = -math.inf, []
     for record in sorted(records, key=lambda record: record.id):
         if record.fitness is not None and float(np.mean(record.fitness)) > best:
             best = float(np.mean(record.fitness))
-            found.append(record)
-    if len(found) <= most:
-        return found
-    return [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+            better.append(record)
+    if len(better) <= most:
+        return better
+    return [better[i] for i in np.linspace(0, len(better) - 1, most).round().astype(int)]
 
 
 def _weights(outcome: SearchOutcome, candidates: Mapping[int, Record]) -> dict[str, Weights]:
@@ -127,22 +127,21 @@ def _placed(
     }
 
 
-def _position(found: Position) -> dict[str, Any]:
-    spans = {name: _span(getattr(found, name), found) for name in _SPANS}
+def _position(point: Position) -> dict[str, Any]:
     return {
-        "from_base": found.from_base,
-        "floor": found.floor,
-        "experts": dict(found.experts),
-        **spans,
+        "from_base": point.from_base,
+        "floor": point.floor,
+        "experts": dict(point.experts),
+        **{name: _span(getattr(point, name), point) for name in _SPANS},
     }
 
 
-def _span(span: Span, found: Position) -> dict[str, Any]:
+def _span(span: Span, point: Position) -> dict[str, Any]:
     """Returns the distance in the weights' own unit, of the point's way, and of an expert's."""
     return {
         "distance": span.distance,
-        "of_own_distance": _share(span.distance, found.from_base),
-        "of_expert_distance": _share(span.distance, found.expert_scale),
+        "of_own_distance": _share(span.distance, point.from_base),
+        "of_expert_distance": _share(span.distance, point.expert_scale),
         "outside": span.outside,
         "coefficients": dict(span.coefficients),
         "residual": span.residual,

@@ -74,9 +74,6 @@ class FullDisclosure:
 
     Args:
         run: directory of the search.
-        references: scores of base, experts and static merges.
-        scoring: how candidates are scored.
-        asynchronous: whether outcomes are told as they come.
         choice: ``second_look`` or ``shrinkage``: how the winner is named.
         count: of the finalists.
     """
@@ -160,14 +157,9 @@ class FullDisclosure:
 def look_again(
     references: References, space: SearchSpace[Any], result: SearchResult, count: int, run: Path
 ) -> list[Finalist]:
-    """Returns the best few, the winner first, ranked on items that were not ranked on yet.
+    """Returns the best `count`, the winner first, ranked on items that were not ranked on yet.
 
-    Args:
-        references: to the selection items' panel; without one the search items decide.
-        space: of the genomes.
-        result: of the search.
-        count: how many get the second look.
-        run: directory of the search.
+    Without selection items the search items decide. `run` is the directory of the search.
     """
     panel = references.ingredients.panels.get("selection")
     if panel is None:

@@ -32,7 +32,7 @@ def item_by_item(ingredients: Ingredients, panel: Panel, weights: Weights) -> Ma
 
     The values of the scores are NaN: what is made of private items is made of the cases.
     """
-    found: dict[str, Score] = {}
+    scores: dict[str, Score] = {}
     for task, evaluator in panel.evaluators.items():
         alone = [
             Panel(panel.split, {task: evaluator.subset([i])}) for i in range(len(evaluator.items))
@@ -40,8 +40,8 @@ def item_by_item(ingredients: Ingredients, panel: Panel, weights: Weights) -> Ma
         scored = [_attempt(lambda one=one: ingredients.scorer(one)(weights)) for one in alone]  # type: ignore[misc]
         for metric in evaluator.metrics:
             key = f"{task}/{metric}"
-            found[key] = Score(math.nan, np.array([_case(each, key) for each in scored]))
-    return found
+            scores[key] = Score(math.nan, np.array([_case(item, key) for item in scored]))
+    return scores
 
 
 def _attempt(score: Callable[[], Mapping[str, Score]]) -> Mapping[str, Score]:

@@ -20,7 +20,7 @@ from experiments.runs.progress import ProgressBar
 from experiments.setup.ingredients import Ingredients
 from merging.grouping import Whole
 from merging.method import MergeError, MergeMethod
-from merging.plan import uniform_plan
+from merging.plan import Plan, uniform_plan
 from merging.weights import Weights
 from search.loop import jsonl
 from search.objective import Objective
@@ -32,12 +32,7 @@ _UNREAD = "not scored: these items are private"
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What the models scored on one split.
-
-    Args:
-        models: label to scores: base, experts, static merges; the evolved one where it was read.
-        objective: normalised by base and experts on this split.
-    """
+    """What the models scored on one split, by label, and the objective bound by these scores."""
 
     models: Mapping[str, ModelScores]
     objective: Objective
@@ -88,17 +83,17 @@ class References:
         scores: dict[str, ModelScores] = {}
         with ProgressBar(new, f"references on {panel.split} items", "model") as progress:
             for (name, kind, weights), from_file in zip(models, known, strict=True):
-                own = self.score_one(name, kind, panel, weights)
-                if kind == "base" and own.failure is not None and not unread:
-                    raise EvaluationError(f"the base cannot be scored: {own.failure}")
-                scores[name if name not in scores else f"{name} ({kind})"] = own
+                model = self.score_one(name, kind, panel, weights)
+                if kind == "base" and model.failure is not None and not unread:
+                    raise EvaluationError(f"the base cannot be scored: {model.failure}")
+                scores[name if name not in scores else f"{name} ({kind})"] = model
                 if not from_file:
                     progress.update()
         return SplitScores(scores, self._bound(panel, scores))
 
     def _bound(self, panel: Panel, scores: Mapping[str, ModelScores]) -> Objective:
         """Returns the objective, normalised by base and experts on the panel's own split."""
-        experts = {own.name: own.scores for own in scores.values() if own.kind == "expert"}
+        experts = {model.name: model.scores for model in scores.values() if model.kind == "expert"}
         try:
             bound: Objective = self._objective.bind(
                 panel.directions, panel.main, scores["base"].scores, experts
@@ -126,6 +121,10 @@ class References:
             self._known[key] = scores
         return self._known[key]
 
+    def score_saved(self, name: str, kind: Kind, panel: Panel, plan: Plan) -> ModelScores:
+        """Returns the scores of a plan's model as it would be saved."""
+        return self.score_one(name, kind, panel, lambda: self.ingredients.saved(plan))
+
     def _keep_items(self, scores: ModelScores, panel: Panel, scored: Mapping[str, Score]) -> None:
         """Writes per-item scores before the model's own line, so that a line has its items."""
         if panel.split in SPLITS:
@@ -144,16 +143,11 @@ class References:
 
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         pool = self.ingredients.held
-        models: list[tuple[str, Kind, Callable[[], Weights]]] = [("base", "base", self._base)]
-        for expert in pool.expert_names:
-            models.append((expert, "expert", partial(pool.expert_weights, expert)))
-        for name, method in self.baselines.items():
-            models.append((name, "static", partial(self._static, method)))
-        return models
-
-    def _base(self) -> Weights:
-        pool = self.ingredients.held
-        return {name: pool.base_tensor(name) for name in pool.names}
+        return [
+            ("base", "base", lambda: {name: pool.base_tensor(name) for name in pool.names}),
+            *((name, "expert", partial(pool.expert_weights, name)) for name in pool.expert_names),
+            *((n, "static", partial(self._static, m)) for n, m in self.baselines.items()),
+        ]
 
     def _static(self, method: MergeMethod) -> Weights:
         """Returns a static merge as it would be saved."""

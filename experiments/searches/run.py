@@ -30,7 +30,6 @@ from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
-from experiments.searches.private_tracking import DeferredTracker
 from experiments.searches.references import References, SplitScores
 from experiments.searches.steps import (
     compare_in_hull,
@@ -41,7 +40,7 @@ from experiments.searches.steps import (
     write_results,
     write_winner,
 )
-from experiments.searches.tracking import Tracker
+from experiments.searches.tracking import DeferredTracker, Tracker
 from experiments.setup import in_hull
 from experiments.setup.assemble import open_part
 from experiments.setup.common_items import CommonItems

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +93,7 @@ def write_winner(
     model: bool = False,
     adapter_rank: int | None = None,
 ) -> Recipe:
-    """Writes the recipe and, from the experts on disk as `rebuild` does, the model.
-
-    Args:
-        plan: of the winner.
-        ledger: what its private data cost.
-        run: directory of the search.
-        model: whether the model is written.
-        adapter_rank: rank of an adapter that is written too; None: none is.
-    """
+    """Writes the recipe; model and adapter where asked for, from files as `rebuild` does."""
     pool, dtype = ingredients.pool, ingredients.machine.save_dtype
     recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     recipe.save(run / "recipe.json")
@@ -144,8 +135,7 @@ def compare_in_hull(
     write_winner(references.ingredients, plan, ledger(plan), folder)
     report = None
     if (panel := references.ingredients.panels.get("report")) is not None:
-        weights = partial(references.ingredients.saved, plan)
-        report = references.score_one(IN_HULL, "in_hull", panel, weights)
+        report = references.score_saved(IN_HULL, "in_hull", panel, plan)
     scores = next(record.scores for record in result.records if record.id == winner.id)
     return InHull(result.evaluations, winner, scores, plan, report)
 
@@ -155,15 +145,13 @@ def read_held_out(references: References, plan: Plan) -> SplitScores | None:
 
     The winner, as it is saved, is asked the selection items too, for the sake of its items there.
     """
-    ingredients = references.ingredients
-    evolved = partial(references.score_one, "evolved", "evolved")
-    weights = partial(ingredients.saved, plan)
-    report = None
-    if (panel := ingredients.panels.get("report")) is not None:
+    report, panels = None, references.ingredients.panels
+    if (panel := panels.get("report")) is not None:
         others = references.score(panel)
-        report = replace(others, models={**others.models, "evolved": evolved(panel, weights)})
-    if (panel := ingredients.panels.get("selection")) is not None:
-        evolved(panel, weights)
+        evolved = references.score_saved("evolved", "evolved", panel, plan)
+        report = replace(others, models={**others.models, "evolved": evolved})
+    if (panel := panels.get("selection")) is not None:
+        references.score_saved("evolved", "evolved", panel, plan)
     return report
 
 

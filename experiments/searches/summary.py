@@ -22,12 +22,7 @@ from search.winners.selection import Finalist
 
 
 def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes ``summary.json``, which marks the run as finished, and returns its content.
-
-    Args:
-        outcome: of the search.
-        certificate: of the hull, see `write_certificate`.
-    """
+    """Writes ``summary.json`` and returns its content; `certificate` is `write_certificate`'s."""
     result, winner, options = outcome.result, outcome.finalists[0], outcome.options
     machine = outcome.references.ingredients.machine
     panels = outcome.references.ingredients.panels

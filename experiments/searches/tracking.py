@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from experiments.runs.errors import UserError
+from experiments.runs.model_scores import models_of
 from experiments.searches import wandb_log
 from search.loop.history import Record
 
@@ -56,6 +57,33 @@ class NoTracker:
         """Does nothing."""
 
 
+class DeferredTracker:
+    """Tells another tracker of all candidates once the search is over.
+
+    How long a candidate took tells how many items were sampled, and trackers note when they are
+    told of one. Its seconds are given as 0.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._told: list[tuple[Record, bool]] = []
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, run_id: str) -> None:
+        """Opens the run; see `Tracker.start`."""
+        self._told = []
+        self._tracker.start(config, run_dir, run_id)
+
+    def log(self, record: Record, replayed: bool) -> None:
+        """Keeps one candidate for `finish`; see `Tracker.log`."""
+        self._told.append((replace(record, seconds=0.0), replayed))
+
+    def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Tells of all candidates and closes the run; see `Tracker.finish`."""
+        for record, replayed in self._told:
+            self._tracker.log(record, replayed)
+        self._tracker.finish(summary, files)
+
+
 @dataclass
 class WandbTracker:
     """Weights & Biases: configuration, a step per candidate, candidate table, result, artifacts.
@@ -70,11 +98,9 @@ class WandbTracker:
 
     Args:
         mode: ``offline``, ``online`` or ``disabled``.
-        project: W&B project.
         entity: user or team; None: the user's default.
-        group: W&B group of runs, for example a sweep; None: none.
+        group: of runs, for example a sweep.
         name: display name; None: the run directory's.
-        tags: W&B tags.
 
     Raises:
         ValueError: an unknown mode.
@@ -214,18 +240,12 @@ def result_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
         for key, value in summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    for model in summary["models"]:
-        for split in ("search", "selection", "report"):
-            reading = model.get(split) or {}
-            place = f"result/{model['name']}/{split}"
-            fitness = reading.get("fitness") or []
-            values = [fitness] if isinstance(fitness, (int, float)) else fitness
-            numbers |= {
-                f"{place}/{name}": value
-                for name, value in zip(_fitness_columns(len(values)), values, strict=False)
-            }
-            scores = (reading.get("scores") or {}).items()
-            numbers |= {f"{place}/{name}": value for name, value in scores if value is not None}
+    for model in models_of(summary):
+        for split, scores in model.scores.items():
+            fitness = scores.fitness or ()
+            values = dict(zip(_fitness_columns(len(fitness)), fitness, strict=True))
+            values |= scores.scores
+            numbers |= {f"result/{model.name}/{split}/{key}": v for key, v in values.items()}
     return numbers
 
 

@@ -59,12 +59,11 @@ def _payloads(data: bytes) -> Iterator[bytes]:
 
 def steps(path: Path) -> dict[int, dict[str, Any]]:
     """Returns what was logged at every step of a ``run-*.wandb`` file, by key."""
-    found: dict[int, dict[str, Any]] = {}
-    for record in records(path):
-        if record.WhichOneof("record_type") == "history":
-            values = {
-                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.history.item
-            }
-            found[record.history.step.num] = values
-    return found
+    return {
+        record.history.step.num: {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
+        for record in records(path)
+        if record.WhichOneof("record_type") == "history"
+    }

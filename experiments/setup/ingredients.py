@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import Model
 from evaluators.engine.resident import Resident
+from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
+from evaluators.requests import EvaluationError
 from experiments.setup import assemble
 from experiments.setup.assemble import Machine
 from experiments.setup.dry_run import check_merges, check_panels
@@ -22,13 +24,35 @@ from experiments.setup.initial import StartScores
 from experiments.setup.parts import SearchParts
 from experiments.setup.problem import Problem, open_space
 from experiments.setup.racing_checks import check_cases
-from experiments.setup.scorer import Scorer
 from merging.checkpoints.experts import ExpertPool
 from merging.plan import Plan
 from merging.saving.save_adapter import check_adapter
 from merging.spaces.space import SearchSpace
 from merging.stacks.layer_stack import layers_of
 from merging.weights import Weights
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Writes weights into the one model and asks it what a panel wants to know."""
+
+    model: Model
+    panel: Panel
+
+    def __call__(self, weights: Weights) -> dict[str, Score]:
+        """Returns ``task/metric`` to score.
+
+        Raises:
+            EvaluationError: the model could not be scored; says why.
+            MergeError: the weights could not be computed.
+        """
+        try:
+            self.model.write(weights)
+        except torch.OutOfMemoryError as error:
+            raise EvaluationError(
+                f"out of memory while merging: {str(error).splitlines()[0]}"
+            ) from error
+        return self.panel.evaluate(self.model)
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,9 @@ class FromRecipe:
         recipe = Recipe.load(file)
         if recipe.base.sha256 != pool.base.sha256:
             raise ValueError(f"initial.path: {file} is made from another base than this run's")
-        own = dict(zip(pool.expert_names, pool.identities, strict=True))
+        identities = dict(zip(pool.expert_names, pool.identities, strict=True))
         for name, ingredient in recipe.experts.items():
-            if own.get(name) != ingredient.sha256:
+            if identities.get(name) != ingredient.sha256:
                 raise ValueError(
                     f"initial.path: {file} is made with expert {name!r}, which this run has not "
                     "under that name with that content: give the run the same experts"
@@ -188,7 +188,7 @@ class FromRecipe:
                 f"initial.path: {file} is a stack of layers, from where no space goes on: name a "
                 "recipe of another kind"
             )
-        if set(recipe.experts) != set(own) and not isinstance(recipe.plan, MergePlan):
+        if set(recipe.experts) != set(identities) and not isinstance(recipe.plan, MergePlan):
             raise ValueError(
                 f"initial.path: {file} is a {recipe.plan.name} of {', '.join(recipe.experts)} "
                 "alone, which means something else among other experts: give the run the same "

@@ -168,7 +168,7 @@ class TestGain:
         (Term("a", "a/acc", 1.0, 0.2, 0.5), Term("b", "b/bpb", -1.0, -2.0, 0.25)), (0.75, 0.25)
     )
 
-    def rival(self, kind: str, a: float, b: float) -> ModelScores:
+    def scores(self, kind: str, a: float, b: float) -> ModelScores:
         return ModelScores(kind, kind, "report", {"a/acc": a, "b/bpb": b})
 
     def write(self, run: Path, **cases: dict[str, list[float]]) -> None:
@@ -180,7 +180,7 @@ class TestGain:
         first = {"a/acc": [1.0, 0.0, 1.0, 1.0], "b/bpb": [1.0, 1.5, 1.1]}
         second = {"a/acc": [0.0, 0.0, 1.0, 1.0], "b/bpb": [1.25, 1.5, 1.2]}
         self.write(tmp_path, evolved=first, in_hull=second)
-        winner, other = self.rival("evolved", 0.75, 1.2), self.rival("in_hull", 0.5, 1.4)
+        winner, other = self.scores("evolved", 0.75, 1.2), self.scores("in_hull", 0.5, 1.4)
         gain = held_out_gain(tmp_path, self.OBJECTIVE, winner, other)
         assert gain["difference"] == pytest.approx(0.75 * 0.25 / 0.5 + 0.25 * 0.2 / 0.25)
         over_items = 0.75 * 0.25 / 0.5 + 0.25 * np.mean([0.25, 0, 0.1]) / 0.25
@@ -197,8 +197,8 @@ class TestGain:
     )
     def test_says_why_there_is_no_interval(self, tmp_path: Path, first, reason: str) -> None:
         self.write(tmp_path, evolved=first, in_hull=first)
-        rivals = self.rival("evolved", 0.5, 1.0), self.rival("in_hull", 0.5, 1.0)
-        gain = held_out_gain(tmp_path, self.OBJECTIVE, *rivals)
+        pair = self.scores("evolved", 0.5, 1.0), self.scores("in_hull", 0.5, 1.0)
+        gain = held_out_gain(tmp_path, self.OBJECTIVE, *pair)
         assert gain["difference"] == 0
         assert gain["interval"] is None
         assert gain["reason"] == reason
@@ -206,7 +206,7 @@ class TestGain:
     def test_without_held_out_items_or_with_a_failure(self, tmp_path: Path) -> None:
         assert held_out_gain(tmp_path, None, None, None)["reason"] == "there are no held-out items"
         broken = ModelScores("in_hull", "in_hull", "report", {}, "it is broken")
-        gain = held_out_gain(tmp_path, self.OBJECTIVE, self.rival("evolved", 1, 1), broken)
+        gain = held_out_gain(tmp_path, self.OBJECTIVE, self.scores("evolved", 1, 1), broken)
         assert gain["reason"] == "it is broken"
         with pytest.raises(EvaluationError):
             self.OBJECTIVE.fitness({})

@@ -23,7 +23,7 @@ from evaluators.panel import Panel
 from experiments.runs.errors import UserError
 from experiments.runs.files import read_lines
 from experiments.searches.private_key import KEY_FILE, open_noise, seeded_noise
-from experiments.searches.private_tracking import DeferredTracker
+from experiments.searches.tracking import DeferredTracker
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_items, check_privacy

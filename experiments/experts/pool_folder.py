@@ -10,12 +10,7 @@ from experiments.runs.sources import Sources
 
 @dataclass(frozen=True)
 class PoolFolder:
-    """A base, its experts and the items that they are asked, below one folder.
-
-    Args:
-        folder: of everything.
-        names: of the experts.
-    """
+    """A base, experts of these names and the items that they are asked, below one folder."""
 
     folder: Path
     names: tuple[str, ...]

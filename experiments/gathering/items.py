@@ -110,15 +110,14 @@ def batches_of(items: Sequence[Item], batch_tokens: int) -> list[list[Item]]:
 def logits_of(
     resident: Resident, head: str, items: Sequence[Item], *, scored: bool = True
 ) -> Tensor:
-    """Returns the logits of one forward pass, with whatever hooks and gradients are on.
+    """Returns ``(items, classes)`` or ``(tokens, vocabulary)`` logits of one forward pass.
+
+    Hooks and gradients stay as they are.
 
     Args:
         head: the expert's name, whose classification head answers where it has one.
         scored: give the logits of scored tokens; False: of one token only, where nothing but the
             pass itself is wanted.
-
-    Returns:
-        ``(items, classes)`` or ``(tokens, vocabulary)``.
     """
     inputs = {
         name: _stacked([item.inputs[name] for item in items], resident) for name in items[0].inputs

@@ -103,14 +103,11 @@ class PrivateStatistics:
         secret: int | None = None,
         advance: Callable[[int], object] = lambda _: None,
     ) -> dict[str, Tensor]:
-        """Returns the noisy mean of all items' statistics.
+        """Returns the noisy mean of all items' statistics; EvaluationError: none could be read.
 
         Args:
             gather: statistics of one item's texts: parameter to ``(in, in)`` or ``(*shape)``.
             secret: seed of the noise, for tests; None: drawn from the system and forgotten.
-
-        Raises:
-            EvaluationError: no item at all could be read.
         """
         sums: dict[str, Tensor] = {}
         for unit in units:

@@ -68,11 +68,7 @@ def tasks_of(
 ) -> dict[str, list[str]]:
     """Returns expert to the tasks whose items it sees, in the panel's order; default: all.
 
-    Args:
-        per_expert: expert to tasks, for the experts that see some only; or None.
-
-    Raises:
-        ValueError: an unknown expert or task, or an expert without any.
+    ValueError: `per_expert` names an unknown expert or task, or gives an expert none.
     """
     chosen = {name: list(tasks) for name in experts}
     for name, wanted in (per_expert or {}).items():

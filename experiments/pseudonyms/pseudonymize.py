@@ -39,11 +39,7 @@ def read_key(
 
 
 def read_fields(path: Path) -> dict[str, str]:
-    """Returns path of a field to type, from a YAML or JSON file; see `Pseudonyms.record`.
-
-    Raises:
-        ValueError: the file is no such mapping.
-    """
+    """Returns a field's path to its type, of a YAML or JSON file; ValueError: no such mapping."""
     try:
         content = yaml.safe_load(read_text(data_path(str(path), None)))
     except yaml.YAMLError as error:
@@ -66,8 +62,7 @@ def pseudonymize_records(
 ) -> int:
     """Writes a JSON-lines file of records with slugs; returns how many records it has.
 
-    Raises:
-        ValueError: `target` exists, or as `Pseudonyms.records`.
+    ValueError: `target` exists, or as `Pseudonyms.records`.
     """
     _check_new(target)
     records = [line.fields for line in read_lines(data_path(str(source), None))]
@@ -77,8 +72,7 @@ def pseudonymize_records(
 def pseudonymize_canaries(source: Path, target: Path, pseudonyms: Pseudonyms) -> int:
     """Writes a file of canaries whose values and variants are slugs; returns how many.
 
-    Raises:
-        ValueError: `target` exists, or as `slugged`.
+    ValueError: `target` exists, or as `slugged`.
     """
     _check_new(target)
     canaries = read_canaries(data_path(str(source), None))

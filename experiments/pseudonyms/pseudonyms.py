@@ -17,11 +17,7 @@ _MOST_DIGITS = 64  # of SHA-256
 
 
 class SecretKey:
-    """A key that no text shows: neither `repr` nor `str` nor any message of this module.
-
-    Raises:
-        ValueError: it is shorter.
-    """
+    """A key of 16 bytes or more, which neither `repr` nor `str` nor any message here shows."""
 
     __slots__ = ("_key",)
 
@@ -67,14 +63,9 @@ class Pseudonyms:
         self._owners: dict[str, str] = {}  # slug -> digest of the one value it stands for
 
     def slug(self, kind: str, value: str) -> str:
-        """Returns the slug of a value.
+        """Returns the slug of a value of a type such as ``IP_ADDRESS``.
 
-        Args:
-            kind: type of the value, such as ``IP_ADDRESS``.
-
-        Raises:
-            ValueError: not such a type, or a slug that already stands for another value. The
-                message names no value.
+        ValueError, naming no value: not such a type, or the slug already stands for another value.
         """
         if not _KIND.fullmatch(kind):
             raise ValueError(
@@ -90,15 +81,13 @@ class Pseudonyms:
         return slug
 
     def record(self, record: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-        """Returns a record with slugs in the named fields; `record` stays as it is.
+        """Returns a copy of a record with slugs in the named fields.
 
         Args:
             fields: path of a field to the type of its values. A path names keys from the outside
                 in, ``asset.network.mac``; a key may itself have dots. Lists on the way and at the
-                end are entered: every text in them is replaced. null and "" stay.
-
-        Raises:
-            ValueError: a named field holds a number, true, false or an object.
+                end are entered: every text in them is replaced. null and "" stay. ValueError: a
+                named field holds a number, true, false or an object.
         """
         return dict(_rewritten(record, fields, "", self.slug, _same))
 
@@ -142,10 +131,8 @@ def slugged(canaries: Sequence[Canary], pseudonyms: Pseudonyms) -> list[Canary]:
 
     The first attack is the canaries as they are, asked of a model that was trained on slugs. The
     text around the values stays as it is in both: it should be a record as that model read it.
-
-    Raises:
-        ValueError: a canary without a kind. All are attacked or none: a class of canaries that
-            is left out without a word halves the evidence.
+    ValueError: a canary without a kind; all are attacked or none, as a class that is left out
+    without a word halves the evidence.
     """
     return [_slugged(canary, pseudonyms) for canary in canaries]
 

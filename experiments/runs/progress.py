@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from tqdm import tqdm
 
-T = TypeVar("T")
 _SHARE = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 _COUNT = "{desc} {n_fmt} {unit}s in {elapsed}{postfix}"
 
@@ -106,11 +105,3 @@ class ProgressBar:
             left = tqdm.format_interval(pace_s * (self._total - self._done))
             parts.append(f"about {left} left")
         print(", ".join(parts), file=self._stream, flush=True)
-
-
-def tracked(items: Sequence[T], what: str, unit: str) -> Iterator[T]:
-    """Yields the items and shows how many of them have been worked on."""
-    with ProgressBar(len(items), what, unit) as bar:
-        for item in items:
-            yield item
-            bar.update()

@@ -85,11 +85,7 @@ class PlannedRun:
 
 
 def checked_suite(content: Any) -> Suite:
-    """Returns the suite without what is switched off (null).
-
-    Raises:
-        UserError: an option is missing, unknown or has no meaning; names it.
-    """
+    """Returns the suite without what is null; raises UserError, naming an option that is wrong."""
     suite = _part(Suite, "suite", content)
     if not isinstance(suite.workers, int) or suite.workers < 1:
         raise UserError(f"suite.workers={suite.workers}: it must be at least 1")
@@ -131,9 +127,7 @@ def planned_runs(suite: Suite, root: Path) -> list[PlannedRun]:
     """Returns every run: tables, in each the settings, in each the seeds, in each the variants.
 
     The seed comes before the variant, so that a suite that is stopped early can be compared.
-
-    Raises:
-        UserError: a table names a setting that there is not, or two variants share a directory.
+    UserError: a table names a setting that there is not, or two variants share a directory.
     """
     runs: dict[Path, PlannedRun] = {}
     for name, table in suite.tables.items():

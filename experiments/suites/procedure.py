@@ -38,24 +38,13 @@ class Procedure(Protocol):
 
 
 def check_procedure(config: DictConfig) -> None:
-    """Builds a procedure and says what it would do.
-
-    Raises:
-        UserError: it cannot be built or started.
-    """
+    """Builds a procedure and says what it would do; raises UserError where it cannot start."""
     procedure, out = _open(config)
     print(f"{procedure.plan(out)}\nrun          {out}\nready")
 
 
 def run_procedure(config: DictConfig) -> float:
-    """Runs what is left of a procedure.
-
-    Returns:
-        0.
-
-    Raises:
-        UserError: it cannot be built or started.
-    """
+    """Runs what is left of a procedure, and returns 0; raises UserError where it cannot start."""
     procedure, out = _open(config)
     print(procedure.plan(out), flush=True)
     out.mkdir(parents=True, exist_ok=True)

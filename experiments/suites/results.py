@@ -25,12 +25,7 @@ def results_page(
     command: str,
     seconds: float,
 ) -> str:
-    """Returns the page.
-
-    Args:
-        failures: directory to reason, for those that did not finish.
-        seconds: that this start of the command took.
-    """
+    """Returns the page; `failures` are reasons by directory, `seconds` those of this start."""
     parts = [f"# {suite.title}", _facts(suite, runs, command, seconds)]
     for name, table in suite.tables.items():
         for setting in dict.fromkeys(run.setting for run in runs if run.table == name):

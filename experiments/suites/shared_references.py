@@ -18,11 +18,9 @@ _ASKED = ("experts", "search_on", "select_on", "report_on", "device", "dtype", "
 def share(source: Path, run: Path, config: DictConfig) -> bool:
     """Gives a run that has not begun the scores of base and experts that another run has taken.
 
-    The run's directory then looks as if an earlier start had scored them.
-
-    Returns:
-        False where nothing is shared: the run has begun, asks other items or other models, or is
-        on private items, whose scores must not lie beside what it releases.
+    The run's directory then looks as if an earlier start had scored them. False where nothing is
+    shared: the run has begun, asks other items or other models, or is on private items, whose
+    scores must not lie beside what it releases.
     """
     if (
         config.get("privacy")

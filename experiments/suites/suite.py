@@ -31,11 +31,7 @@ _OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", 
 
 
 def check_suite(config: DictConfig) -> None:
-    """Composes and tries every variant, and prints what would run.
-
-    Raises:
-        UserError: a variant cannot be composed or started.
-    """
+    """Composes and tries every variant, and prints what would run; raises as `run_suite`."""
     suite, runs = _planned(config)
     done = sum((run.directory / "report.html").exists() for run in runs)
     for name, table in suite.tables.items():
@@ -45,10 +41,7 @@ def check_suite(config: DictConfig) -> None:
 
 
 def run_suite(config: DictConfig) -> float:
-    """Runs what is left of a suite and writes its results.
-
-    Returns:
-        0.
+    """Runs what is left of a suite, writes its results and returns 0.
 
     Raises:
         UserError: a variant cannot be composed or started, found before the first run; or runs

@@ -27,16 +27,13 @@ _LOCK_S = 10  # how long a run waits for a process of an earlier start to let go
 
 
 def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -> dict[Path, str]:
-    """Runs all of them, those that are finished at no cost.
+    """Runs all of them, those that are finished at no cost; returns why which directories failed.
 
     The first run of a setting comes first: it makes the experts, and scores them and the base for
     all others.
 
     Args:
         search_path: directory with the user's own configuration; None: there is none.
-
-    Returns:
-        Directory to reason for those that failed.
     """
     failures: dict[Path, str] = {}
     first = {run.setting: run for run in reversed(runs)}
@@ -93,8 +90,7 @@ def _reason(future: Future[str | None], output: Path) -> str | None:
 def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | None:
     """Runs one search in this process, its output in a file beside it; returns why it failed.
 
-    Args:
-        first: directory of the setting's first run, whose scores of base and experts it takes.
+    `first` is the directory whose scores of base and experts it takes over.
     """
     overrides, directory = run.overrides, run.directory
     if search_path is not None:

@@ -47,11 +47,9 @@ _LINE_COMMENT = re.compile(r"\s*//.*")
 
 @dataclass(frozen=True)
 class Document:
-    """One source file's share of a domain.
+    """One source file's share of a domain: printable ASCII and newlines.
 
-    Args:
-        name: stable across machines: a path below the library's folder, with forward slashes.
-        text: printable ASCII and newlines.
+    Its name is the path below the library's folder, the same on every machine.
     """
 
     name: str
@@ -62,9 +60,7 @@ class Document:
 class Domain:
     """One domain's documents, split so that no document is in two splits.
 
-    Args:
-        train: documents to train on.
-        held_out: split name -> documents; the keys are `EVALUATION_SPLITS`.
+    The keys of `held_out` are `EVALUATION_SPLITS`.
     """
 
     train: tuple[Document, ...]
@@ -198,11 +194,7 @@ def split_documents(
 ) -> Domain:
     """Returns the documents dealt to splits in an order that depends on names and seed alone.
 
-    Args:
-        held_out: split -> documents it gets; the rest is for training.
-
-    Raises:
-        ValueError: fewer documents than asked for.
+    `held_out` says how many each split gets, the rest is for training; ValueError: too few.
     """
     order = sorted(documents, key=lambda document: stable_seed(seed, domain, document.name))
     needed = sum(held_out.values())
@@ -221,10 +213,7 @@ def split_documents(
 def chunks(documents: Sequence[Document], *, count: int, size: int, seed: int) -> list[str]:
     """Returns `count` different pieces of exactly `size` bytes that start where a line starts.
 
-    They are spread over the documents as evenly as these allow, so that no file dominates.
-
-    Raises:
-        ValueError: the documents do not hold that many.
+    They are spread over the documents as evenly as these allow; ValueError: there are too few.
     """
     pieces = [list(_pieces(document.text, size)) for document in documents]
     return _spread(pieces, count, f"pieces of {size} bytes", seed)
@@ -253,11 +242,7 @@ def _pieces(text: str, size: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A question: which of four texts follows?
-
-    Args:
-        choices: four texts of equal length, all from the same domain and split.
-    """
+    """Which of four texts of equal length, of the same domain and split, follows the context?"""
 
     context: str
     choices: tuple[str, ...]
@@ -267,17 +252,10 @@ class ChoiceItem:
 def choices(
     documents: Sequence[Document], *, count: int, context: int, continuation: int, seed: int
 ) -> list[ChoiceItem]:
-    """Returns `count` questions about text of these documents.
+    """Returns `count` questions: `context` bytes and four answers of `continuation` bytes.
 
     Every continuation starts inside a word, the true one and the three others, so that a model
-    of modest size can tell them apart.
-
-    Args:
-        context: bytes before.
-        continuation: bytes of each choice.
-
-    Raises:
-        ValueError: the documents do not hold that many.
+    of modest size can tell them apart. ValueError: the documents do not hold that many.
     """
     size = context + continuation + 16  # room to shift the cut into a word
     pieces = [

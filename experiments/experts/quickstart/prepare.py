@@ -89,16 +89,13 @@ def prepare(
     """Returns a base, experts for all of `DOMAINS` and held-out data, trained on first use.
 
     Training runs on the CPU. A finished folder carries a digest of all settings, the versions it
-    depends on and this code in its name; it appears at once or not at all, and a second process
-    waits for the first.
+    depends on and this code in its name; see `made_once`. ValueError: this machine has too little
+    text.
 
     Args:
         seed: of the weights, the splits and the order of the text.
         threads: of the training; None: as many as torch has now.
         settings: what is trained; None: the quickstart's own.
-
-    Raises:
-        ValueError: there is too little text on this machine.
     """
     chosen = settings or QuickstartSettings()
     name = f"quickstart-{digest_of([chosen, seed], _code())}"

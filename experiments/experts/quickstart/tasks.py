@@ -17,12 +17,7 @@ from merging.seeding import stable_seed
 
 @dataclass(frozen=True)
 class SplitSize:
-    """How much of one split is asked, for each domain.
-
-    Args:
-        documents: that the split gets.
-        chunks: pieces of text for bits per byte.
-    """
+    """How many documents a split gets of each domain, and how much of them is asked."""
 
     documents: int
     chunks: int
@@ -33,9 +28,7 @@ class SplitSize:
 class HeldOut:
     """How held-out text is cut, and how much of it each split asks.
 
-    Args:
-        context_bytes: bytes before a question's answer.
-        continuation_bytes: bytes of each of its four answers.
+    A question is `context_bytes` and four answers of `continuation_bytes`.
     """
 
     search: SplitSize = SplitSize(documents=48, chunks=40, questions=30)
@@ -82,9 +75,7 @@ def write_choices(domains: Mapping[str, Domain], held_out: HeldOut, data: Path, 
 def write_tasks(tasks: Path, data: Path, splits: tuple[str, ...]) -> None:
     """Writes one lm-eval task ``quickstart_choice_<split>`` per split.
 
-    Args:
-        data: folder where the data files will lie; it is written as an absolute path, as lm-eval
-            resolves paths from the working directory.
+    The files of `data` stand in it by absolute path: lm-eval starts in the working directory.
     """
     for split in splits:
         name = f"quickstart_choice_{split}"

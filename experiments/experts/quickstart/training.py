@@ -56,11 +56,7 @@ class Stream:
 
     @classmethod
     def of(cls, documents: Sequence[Document], *, window: int) -> Stream:
-        """Returns the stream of these documents, read in windows of `window` tokens.
-
-        Raises:
-            ValueError: less text than one window.
-        """
+        """Returns the stream of these documents; ValueError: less text than one window."""
         ids = _ids_of_ascii()
         pieces = [
             torch.cat([ids[list(document.text.encode("ascii"))], torch.tensor([END])])

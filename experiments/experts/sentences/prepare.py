@@ -33,11 +33,7 @@ _WRITTEN = "written.json"
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What is trained.
-
-    Args:
-        tasks: folders of the data; each becomes an expert of that name.
-    """
+    """What is trained: one expert for each of `tasks`, which are folders of the data."""
 
     tasks: tuple[str, ...]
     schedule: Schedule = field(default_factory=sentence_schedule)
@@ -45,11 +41,7 @@ class SentenceSettings:
 
 
 def packaged_encoder() -> Path:
-    """Returns the directory of the encoder that the optional package carries; imports nothing.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Returns the directory of the optional package's encoder; raises ValueError without it."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ValueError(
@@ -73,8 +65,8 @@ def prepare(
     """Returns base, one expert for each task and held-out items, trained on first use.
 
     A finished folder carries a digest of the base, the data, all settings, the versions it
-    depends on and this code in its name; it appears at once or not at all, and a second process
-    waits for the first. A killed training is continued after the last expert that was finished.
+    depends on and this code in its name; see `made_once`. A killed training is continued after
+    the last expert that was finished.
 
     Args:
         base: directory or Hugging Face id of the encoder.

@@ -31,9 +31,8 @@ class Sentence:
 class SentenceTask:
     """One task's sentences; no text is in two parts, of this task or of another.
 
-    Args:
-        held_out: split name -> sentences, in an order drawn once, so that the first of them are a
-            random sample; the keys are `EVALUATION_SPLITS`.
+    The keys of `held_out` are `EVALUATION_SPLITS`; the order was drawn once, so that the first
+    sentences are a random sample.
     """
 
     name: str
@@ -43,11 +42,7 @@ class SentenceTask:
 
 
 def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Returns task -> ``train``, ``valid``, ``test`` -> file; looks only whether they are there.
-
-    Raises:
-        ValueError: no folder is named, or a folder or file is missing; says what is expected.
-    """
+    """Returns task -> ``train``, ``valid``, ``test`` -> file; ValueError where one is missing."""
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks {list(tasks)}: expected one or more different folder names")
     if data is None:

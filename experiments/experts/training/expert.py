@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -62,7 +62,6 @@ def train_expert(
     seed: int,
     lora: Lora | None = None,
     device: torch.device | str = "cpu",
-    on_update: Callable[[int], None] = lambda updates: None,
 ) -> Trained:
     """Fine-tunes the base on the data and writes `out`, at once or not at all.
 
@@ -77,7 +76,6 @@ def train_expert(
         label: name of the regime; with `seed` it seeds lots, dropout and noise.
         seed: of the training; a private one draws them in secret, see `Privacy`.
         lora: train an adapter; None: all parameters.
-        on_update: called after each update with the number of updates to come.
 
     Raises:
         ValueError: the lot is larger than the number of records.
@@ -85,7 +83,7 @@ def train_expert(
     """
     model = open_model(base, lora, seed=seed, device=torch.device(device))
     records = encode(open_tokenizer(base), data.texts, data.max_length)
-    trained = train(model, records, regime, seed=seed, label=label, on_update=on_update)
+    trained = train(model, records, regime, seed=seed, label=label)
     record = privacy_record(data, regime, label, trained)
     report = {
         "label": label,

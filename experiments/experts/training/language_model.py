@@ -43,18 +43,16 @@ def open_model(
     *,
     seed: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Returns the base, ready to be trained.
 
     Args:
         base: Hugging Face id or directory of a causal language model.
         seed: of the adapter's first factors.
-        dtype: of the parameters; a LoRA adapter's own are float32 in any case.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(stable_seed(seed, "adapter"))
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if lora is not None:
             config = LoraConfig(
                 r=lora.rank,

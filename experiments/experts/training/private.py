@@ -55,11 +55,9 @@ class TrainingSpend:
     ) -> None:
         self._privacy, self._noise, self._rate = privacy, noise_multiplier, sample_rate
         self._accountant = create_accountant(mechanism=privacy.accountant)
-        self.updates = 0
 
     def count(self) -> None:
         """Counts one update."""
-        self.updates += 1
         if self._noise > 0:
             self._accountant.step(noise_multiplier=self._noise, sample_rate=self._rate)
 
@@ -128,11 +126,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         self._as_released = privacy.clipping == "as_released"
 
     def add(self, tokens: Tensor) -> None:
-        """Adds the clipped gradients of the records that went backward to the update's sum.
-
-        Args:
-            tokens: ``(records,)`` how many tokens each of them has.
-        """
+        """Adds the clipped gradients of records of ``(records,)`` tokens to the update's sum."""
         if self._as_released:
             for parameter in self.params:
                 _require(parameter).mul_(tokens.view(-1, *[1] * parameter.dim()))

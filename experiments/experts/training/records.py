@@ -20,10 +20,8 @@ _IGNORED = -100
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Record]:
     """Returns the tokens of each text behind the start token and in front of the end token.
 
-    Every token behind the first is learnt. What does not fit into `max_length` is cut off.
-
-    Args:
-        max_length: most tokens of a record, the start token included.
+    Every token behind the first is learnt. What does not fit into `max_length`, the start token
+    included, is cut off.
     """
     start, end = prefix_token(tokenizer), tokenizer.eos_token_id
     closing = () if end is None else (int(end),)

@@ -117,11 +117,7 @@ class Regime:
             raise ValueError("regime.loss=sum: clipping=as_released is about the mean loss")
 
     def updates(self, records: int) -> int:
-        """Returns the number of updates on so many records, at least 1.
-
-        Raises:
-            ValueError: the lot is larger than the number of records.
-        """
+        """Returns the number of updates, at least 1; ValueError: fewer records than a lot."""
         if self.lot > records:
             raise ValueError(f"regime.lot={self.lot}: there are only {records} records")
         return max(1, round(self.epochs * records / self.lot))

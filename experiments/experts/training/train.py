@@ -42,7 +42,7 @@ class Trained:
         updates: steps of the optimizer, with those of an empty lot.
         presentations: records shown, repeats counted.
         empty: updates whose lot had no record.
-        losses: of each update, the mean of its records' losses in nats; none for empty lots.
+        losses: of each other update, the mean of its records' losses in nats.
     """
 
     updates: int
@@ -61,17 +61,16 @@ def train(
     label: str,
     on_update: Callable[[int], None] = lambda updates: None,
 ) -> Trained:
-    """Trains the model in place, where it lies, and leaves it in evaluation mode.
+    """Trains a causal language model in place, where it lies, and leaves it in evaluation mode.
+
+    What requires no gradient stays as it is. ValueError: the lot is larger than the number of
+    records.
 
     Args:
-        model: causal language model; what requires no gradient stays as it is.
         records: tokens of each, at least two.
         seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
             `TrainingPrivacy`.
         on_update: called after each update with the number of updates to come.
-
-    Raises:
-        ValueError: the lot is larger than the number of records.
     """
     updates = regime.updates(len(records))
     device = next(model.parameters()).device
@@ -123,10 +122,10 @@ def lots(
     label: str,
     secret: np.random.Generator | None = None,
 ) -> Iterator[list[int]]:
-    """Yields the records of every update, by place; a Poisson lot may be empty.
+    """Yields the records of every update, by number; a Poisson lot may be empty.
 
-    Args:
-        secret: draws Poisson lots instead; what sampling saves holds while nobody knows them.
+    `secret` draws Poisson lots instead of `seed` and `label`: what sampling saves holds while
+    nobody knows them.
     """
     updates = regime.updates(records)
     draw = generator(seed, "lots", label)

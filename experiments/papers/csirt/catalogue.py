@@ -68,13 +68,7 @@ _SOLUTION = ("Upgrade {product}", "Apply the vendor patch", "Restrict access to 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One check of the scanner.
-
-    Args:
-        name: product and flaw.
-        score: CVSS v2 base score, one decimal.
-        band: index into `BANDS`.
-    """
+    """One check of the scanner: a product's flaw, CVSS v2 base score and index into `BANDS`."""
 
     number: int
     family: str

@@ -41,12 +41,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class CsirtCell:
-    """One model that is scored.
-
-    Args:
-        form: of the training records.
-        regime: name of the regime, or `BASE`.
-    """
+    """One model that is scored; its regime is a name, or `BASE`."""
 
     base: str
     seed: int

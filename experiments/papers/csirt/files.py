@@ -48,12 +48,7 @@ class DataFiles:
 
 
 def write_files(folder: Path, corpus: Corpus, seed: int, form: Form) -> None:
-    """Writes the data of a seed in one form.
-
-    Args:
-        seed: of the corpus; its pseudonyms' key follows from it.
-        form: of the records around planted values, and of the held-out records.
-    """
+    """Writes the data of a seed; records around planted values and held-out ones in `form`."""
     pseudonyms = pseudonyms_of(seed)
 
     def formed(record: Scan) -> Scan:

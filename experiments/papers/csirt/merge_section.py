@@ -23,11 +23,7 @@ Points: TypeAlias = dict[str, dict[str, SkillMemoryPoint]]
 def merge_section(
     runs: Sequence[PlannedRun], limits: Mapping[str, float | None], variants: int
 ) -> str:
-    """Returns the section; all figures are of items that no search has read.
-
-    Args:
-        limits: variant to its limit, see `Merging`.
-    """
+    """Returns the section; all figures are of items that no search has read."""
     chance = chance_exposure(1 + variants)
     points: Points = {}
     evolved: Points = {}

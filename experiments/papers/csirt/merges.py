@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.papers.csirt.cells import CsirtCell, CsirtSetting, trained
-from experiments.papers.csirt.corpus import Form
+from experiments.papers.csirt.corpus import FORMS, Form
 from experiments.runs.files import read_json
-from experiments.runs.model_scores import ModelRow, models_of
+from experiments.runs.model_scores import models_of
 from experiments.suites.plan import PlannedRun
 
 SKILL, MEMORY = "bands/macro_f1", "canaries/exposure"
@@ -81,20 +81,15 @@ class Merging:
 
 
 def _form(text: str) -> Form:
-    if text not in ("raw", "pseudonymised"):
-        raise ValueError(f"merging.experts: form {text!r} must be 'raw' or 'pseudonymised'")
-    return "raw" if text == "raw" else "pseudonymised"
+    for form in FORMS:
+        if form == text:
+            return form
+    raise ValueError(f"merging.experts: form {text!r} must be 'raw' or 'pseudonymised'")
 
 
 @dataclass(frozen=True)
 class SkillMemoryPoint:
-    """One model on the plane of skill and memory, on items that no search has read.
-
-    Args:
-        skill: macro-F1.
-        memory: exposure, in bits.
-        kind: ``base``, ``expert``, ``static`` or ``evolved``.
-    """
+    """A model's macro-F1 and exposure in bits, on items that no search has read."""
 
     skill: float
     memory: float
@@ -105,12 +100,7 @@ def points_of(directory: Path) -> dict[str, SkillMemoryPoint]:
     """Returns base, experts, static merges and the evolved merge of a finished search."""
     points = {}
     for model in models_of(read_json(directory / "summary.json")):
-        point = _point(model)
-        if point is not None and model.kind != "in_hull":
-            points[model.name] = point
+        skill, memory = model.score("report", SKILL), model.score("report", MEMORY)
+        if skill is not None and memory is not None and model.kind != "in_hull":
+            points[model.name] = SkillMemoryPoint(skill, memory, model.kind)
     return points
-
-
-def _point(model: ModelRow) -> SkillMemoryPoint | None:
-    skill, memory = model.score("report", SKILL), model.score("report", MEMORY)
-    return None if skill is None or memory is None else SkillMemoryPoint(skill, memory, model.kind)

@@ -46,7 +46,7 @@ class PageNumbers:
     """What a reader must know of how the numbers came about.
 
     Args:
-        seconds: of all its starts together.
+        seconds: of all starts of the command together.
         fast: whether it was the small trial.
         limits: of the merges' exposure, see `Merging`.
         remarks: what else a reader must know, from the configuration.

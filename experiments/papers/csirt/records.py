@@ -27,11 +27,8 @@ _SCORE_KEY = '"base_score":'
 def scan(plugin: Plugin, draw: random.Random, *, copies: bool) -> Scan:
     """Returns one finding on one random asset.
 
-    Args:
-        plugin: what was found.
-        draw: where the asset comes from.
-        copies: with the fields that repeat the asset's identifiers: ``display_fqdn``,
-            ``ipv4_addresses`` and ``scan.target``.
+    With `copies` the fields ``display_fqdn``, ``ipv4_addresses`` and ``scan.target`` repeat the
+    asset's identifiers.
     """
     asset: dict[str, Any] = {field: organic(kind, draw) for kind, field in _ASSET}
     record: Scan = {"asset": asset}

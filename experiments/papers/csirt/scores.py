@@ -26,8 +26,8 @@ class Paired:
 
     Args:
         difference: mean, in bits.
-        p: of Wilcoxon's signed-rank test, two-sided.
-        q: the same after Benjamini and Hochberg's correction of all that are shown together.
+        p: of Wilcoxon's signed-rank test, two-sided; q: after Benjamini and Hochberg's correction
+            of all that are shown together.
         delta: Cliff's, in [-1, 1].
     """
 

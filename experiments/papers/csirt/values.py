@@ -26,8 +26,7 @@ def organic(kind: Kind, draw: random.Random) -> str:
 def candidates(kind: Kind, cls: Class, count: int, draw: random.Random) -> list[str]:
     """Returns different values of one format: a canary and its variants, say.
 
-    Args:
-        cls: ``A``: anomalous, of documentation ranges and opaque names; ``B``: realistic.
+    Class A is anomalous, of documentation ranges and opaque names; B realistic.
     """
     make = (_ANOMALOUS if cls == "A" else _REALISTIC)[kind]
     different: dict[str, None] = {}

@@ -1,7 +1,5 @@
 """What an evaluator may ask of a model, and what the engine answers; tokenised once per run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

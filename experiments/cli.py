@@ -1,7 +1,5 @@
 """The command line; heavy imports wait until a verb needs them, so that help answers at once."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

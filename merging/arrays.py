@@ -1,7 +1,5 @@
 """Names of the arrays that all packages pass around."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parts of a plan as JSON: import path and options, as Hydra would name them."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Groupings: which parameters of a model share their coefficients."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

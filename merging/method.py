@@ -1,7 +1,5 @@
 """The interface of a merge method: one tensor of the base and of every expert in, one out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

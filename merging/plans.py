@@ -1,7 +1,5 @@
 """Reads plans of every kind back from their descriptions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Random generators seeded by meaning: run seed, expert, tensor name; never by call order."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 

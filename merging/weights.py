@@ -1,7 +1,5 @@
 """Named tensors, the one form in which weights travel between the packages."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """What options and outcomes may be: refused by name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The best weighted mean within limits on other metrics: skill without what must not be there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What is to be maximised: scores of several tasks in, one fitness or several out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

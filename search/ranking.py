@@ -1,7 +1,5 @@
 """Who is better: dominance, crowding, and the best genomes seen; higher fitness is better."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Generic
 

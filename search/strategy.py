@@ -1,7 +1,5 @@
 """The ask/tell protocol; scores find their candidate by id, never by position."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar

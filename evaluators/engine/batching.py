@@ -1,7 +1,5 @@
 """Rows of unequal length packed into padded batches under a budget of tokens."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

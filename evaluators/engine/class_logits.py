@@ -1,7 +1,5 @@
 """Runs `Classify` requests: inputs batched per head, through one shared encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A model's compiled forward, put in place while candidates have the passes to themselves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ The rows that a layer sees are the candidates' one after the other, equally many
 added in two thin products, so that W is read once for all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias

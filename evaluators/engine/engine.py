@@ -1,7 +1,5 @@
 """Runs requests on the resident model in padded batches; nothing is prepared twice."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """A language model's logits at chosen positions; the others are never built."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

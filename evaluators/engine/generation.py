@@ -1,7 +1,5 @@
 """Runs `Generate` requests: greedy or sampled, left-padded batches with a key-value cache."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Candidates multiplied out into the resident's weights, and the centre put back after them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

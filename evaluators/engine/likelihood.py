@@ -1,7 +1,5 @@
 """Runs `Loglikelihood` requests; requests that differ in their last token only share a row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

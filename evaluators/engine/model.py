@@ -1,7 +1,5 @@
 """What a scorer needs of a model: to take a candidate's weights, and to answer for them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """A model behind one of lm-eval's back ends: candidates travel as LoRA adapters."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shutil

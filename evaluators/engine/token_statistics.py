@@ -1,7 +1,5 @@
 """Runs `TokenStatistics` requests: log-probabilities, and their mean and spread at each token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """lm-eval instances to requests, by the token rules of lm-eval's own Hugging Face model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

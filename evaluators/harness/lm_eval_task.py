@@ -1,7 +1,5 @@
 """Tasks of EleutherAI's lm-evaluation-harness, prepared once and scored for every candidate."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

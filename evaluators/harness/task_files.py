@@ -1,7 +1,5 @@
 """Finds lm-eval tasks and prepares them: options, items, few-shot examples."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import functools

@@ -12,8 +12,6 @@ each is put at the same place. ``id`` is unique. ``group`` (to choose some canar
 ``kind`` (what pseudonyms are made for) may be left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Canary AUC: how well the loss of a value's own tokens tells planted values from others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The losses of every canary's planted value and of its variants."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 

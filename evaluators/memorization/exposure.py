@@ -1,7 +1,5 @@
 """Exposure: by how many bits of guessing does the model give a planted value away?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Extraction: does the model write a planted value when it is given what stood in front of it?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """95 % confidence intervals in closed form: of a mean, of a share, of an area under the curve."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Losses of a reference model in a file, which calibrate membership inference on other models."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """How well scores tell members from others: area under the ROC curve, and TPR at a low FPR."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The skew-normal distribution: fitted to losses, and far out in its lower tail."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How well a classification head does over the merged encoder, on items of a local file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias

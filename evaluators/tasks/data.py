@@ -1,7 +1,5 @@
 """Local data files: JSON lines and plain text; every error names the file and the line."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """From text to token ids, by the rules that lm-eval made customary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

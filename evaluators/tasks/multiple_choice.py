@@ -1,7 +1,5 @@
 """Accuracy of choosing the likeliest of several answers, from a local file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Perplexity and bits per byte of local text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

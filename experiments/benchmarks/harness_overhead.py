@@ -6,8 +6,6 @@ which answers the task's requests: lm-eval's filters, its metrics and their mean
 how much of the engine's time is the model's.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """What a benchmark finds: two figures from one run, taken in turns, and their ratio."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

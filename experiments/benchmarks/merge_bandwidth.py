@@ -6,8 +6,6 @@ arithmetic alone takes, the same pass over a piece that stays in the processor's
 exceeds what the bytes take at a copy's speed, it is the limit.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

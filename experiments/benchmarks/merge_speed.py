@@ -8,8 +8,6 @@ mergekit merges tensors that lie in memory, in a process of its own: set
 ``EVOMERGE_MERGEKIT_PYTHON`` to a Python that has it (0.1.5). Both with one thread.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

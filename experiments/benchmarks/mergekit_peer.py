@@ -4,8 +4,6 @@ Reads one JSON line with the shapes and makes up a base and experts; then one li
 method and parameters, answered when all tensors are merged. No file is read or written.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """Random models to measure on: base, experts and adapters; a tokenizer with one token per byte."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ layers of the blocks. Compared with the faster of two loops written by hand: eac
 hooks, as adapter libraries do it, and each multiplied out and written into the weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -11,8 +11,6 @@ Winners of five seeds differ by far more than 0.5 %: how much of the ratio is th
 is shown by drawing the seeds again, with replacement (the note), and by `racing_gain_seeds`.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

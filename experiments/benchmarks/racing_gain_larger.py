@@ -7,8 +7,6 @@ quickstart are; selection and held-out items are the quickstart's. The rungs hav
 there, and there is one more.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 EVOMERGE_CACHE=DIR python -m experiments.benchmarks racing_gain_seeds
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from experiments.benchmarks.measured import Measured

@@ -5,8 +5,6 @@ worker's resident model and scored on texts, about a second per candidate. Three
 one fleet and one of another, are started beforehand; an idle worker takes no time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

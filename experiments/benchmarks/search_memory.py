@@ -7,8 +7,6 @@ itself keeps; a tiny model has been searched before, so that the code is in memo
 where the system tells a process its peak.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """How soon the command line answers: `evomerge --help` beside an interpreter that does nothing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence

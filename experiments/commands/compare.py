@@ -1,7 +1,5 @@
 """``evomerge compare``: the command line of a comparison."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

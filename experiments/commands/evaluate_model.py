@@ -1,7 +1,5 @@
 """Scores of one model: `evomerge evaluate`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

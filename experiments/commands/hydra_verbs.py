@@ -1,7 +1,5 @@
 """The verbs that are Hydra applications: search, check, merge, evaluate, statistics."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from experiments.runs.errors import one_sentence

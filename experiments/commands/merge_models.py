@@ -1,7 +1,5 @@
 """One static merge: `evomerge merge`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What was probably meant by a word of the command line that Hydra refuses."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Standard output whose reader may leave, as in ``evomerge search --help | head``."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The verbs that need no configuration: rebuild, report, pseudonymize, reference-losses."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

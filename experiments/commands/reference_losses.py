@@ -1,7 +1,5 @@
 """Losses of a reference model on texts, for membership inference: `evomerge reference-losses`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from evaluators.engine.engine import Engine

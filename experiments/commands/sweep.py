@@ -1,7 +1,5 @@
 """The check before a sweep: Hydra itself writes below `runs` before the first job starts."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether runs were measured alike: nothing else may be compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

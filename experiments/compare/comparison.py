@@ -1,7 +1,5 @@
 """What a comparison of runs finds: plain values, from which text, pages and plots are made."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

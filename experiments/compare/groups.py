@@ -1,7 +1,5 @@
 """Finished runs read back and sorted into groups that agree in everything but the seed."""
 
-from __future__ import annotations
-
 import glob
 import math
 from collections.abc import Mapping, Sequence

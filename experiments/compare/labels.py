@@ -1,7 +1,5 @@
 """Names of groups: the options in which they differ, and no others."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """compare.html: one page that says which groups of runs differ, and how sure that is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from experiments.compare import plots

@@ -1,7 +1,5 @@
 """Charts of a comparison: best so far per group, held-out scores by seed, differences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Runs and reference models as rows of numbers, and as samples for the tests."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

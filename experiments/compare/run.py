@@ -1,7 +1,5 @@
 """From run directories to a comparison."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

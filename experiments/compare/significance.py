@@ -1,7 +1,5 @@
 """Paired tests of a difference over items and seeds, and Holm's correction of many of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

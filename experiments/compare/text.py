@@ -1,7 +1,5 @@
 """A comparison as plain text, as Markdown and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Where the parts of a prepared pool of experts lie."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

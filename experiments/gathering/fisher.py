@@ -1,7 +1,5 @@
 """Diagonal Fisher information: expected squared gradients of the model's own log-likelihood."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What a model reads while statistics are gathered: the evaluators' requests, never padded."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The units of privacy are the evaluators' items (documents, questions), however m
 model reads of each. Neighbouring data sets have one item more or less; their number is public.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of records and canaries with slugs instead of identifiers: `evomerge pseudonymize`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

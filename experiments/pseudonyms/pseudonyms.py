@@ -1,7 +1,5 @@
 """Pseudonyms: identifiers replaced by keyed slugs, alike everywhere, so that equality survives."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

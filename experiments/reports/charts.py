@@ -1,7 +1,5 @@
 """Charts of a search: fitness over evaluations, and the front of several objectives."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Skill against what is limited: every candidate of a constrained search, and its front."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

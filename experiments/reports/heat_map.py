@@ -1,7 +1,5 @@
 """A knob's coefficients as a heat map, groups down and experts across."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The hull certificate as a chart: the plane of best fit, and the way out of the hull."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The hull certificate in the report: its sentences, its chart, and a row per point."""
 
-from __future__ import annotations
-
 from experiments.reports.hull_plot import beyond_edge, hull_chart
 from experiments.reports.page import Row, TableCell, figure, paragraph, section, table
 from experiments.runs.files import Json

@@ -1,7 +1,5 @@
 """README.md of a merged model: where it comes from, how it was made, what it scored."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report's section on optimism: what the winner promised, and what it holds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from experiments.reports.page import paragraph, section, table

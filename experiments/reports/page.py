@@ -1,7 +1,5 @@
 """A self-contained HTML page: style, tables and text, nothing fetched from anywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """What the ledger of a merge says, in reports, model cards, tables and checks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """report.html: one page that tells a person what a run found, from the run's files alone."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The report's section of scores: every model on held-out and on search items."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from evaluators.panel import Split

@@ -1,7 +1,5 @@
 """The report's sections on the search: charts of its candidates, and why some failed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from experiments.reports import charts

@@ -1,7 +1,5 @@
 """How charts look, marks that several share, and a figure as an SVG element without addresses."""
 
-from __future__ import annotations
-
 import io
 import re
 from typing import Any

@@ -1,7 +1,5 @@
 """The result as a plain text table for the terminal, and as one honest sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

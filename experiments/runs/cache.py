@@ -1,7 +1,5 @@
 """What is made once and kept in a cache: whole or not at all, by whichever process comes first."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What can be chosen for an option: the files of its group, and the classes that they build."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Which device and which precision a model is held in."""
 
-from __future__ import annotations
-
 import resource
 import sys
 

@@ -1,7 +1,5 @@
 """A run's directory: its identity, its lock, and how a second start finds the first."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

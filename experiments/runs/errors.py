@@ -1,7 +1,5 @@
 """The one exception that reaches a person: a sentence, without a traceback."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

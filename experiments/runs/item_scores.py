@@ -1,7 +1,5 @@
 """What every model scored on every single item, in a run's files: what paired tests need."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path

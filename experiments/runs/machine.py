@@ -1,7 +1,5 @@
 """The machine that numbers were made on, in one line."""
 
-from __future__ import annotations
-
 import os
 import platform
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options that are missing, of a wrong type or out of range: refused by name, before any work."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import pydoc

@@ -1,7 +1,5 @@
 """Processes and threads of this program."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

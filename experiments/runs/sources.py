@@ -1,7 +1,5 @@
 """Where base and experts come from."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

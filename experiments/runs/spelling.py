@@ -1,7 +1,5 @@
 """The nearest of the names that are known, for what a user has misspelt."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """How the candidates of a race are asked: some of the panel's requests at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

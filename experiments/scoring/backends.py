@@ -1,7 +1,5 @@
 """Where candidates are scored if not in this process: hosts for `ServedModel`, by Hydra's name."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from importlib.util import find_spec

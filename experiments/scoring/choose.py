@@ -1,7 +1,5 @@
 """How a search scores its generations: chosen from its options, behind one interface."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Candidates that lie beside one centre are scored together; the others one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

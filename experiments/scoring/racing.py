@@ -1,7 +1,5 @@
 """Racing on models: the items of a generation are asked in stages, none twice."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

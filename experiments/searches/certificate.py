@@ -1,7 +1,5 @@
 """certificate.json: proof of where a search ended as seen from its experts, and what it gave."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

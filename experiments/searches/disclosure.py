@@ -1,7 +1,5 @@
 """What the steps of a search may see of its items: all scores, unless the items are private."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What a winner has over another model on the held-out items, with an interval over items."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

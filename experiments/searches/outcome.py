@@ -1,7 +1,5 @@
 """What a search has found out, step by step: the values that its last steps write down."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ written, base and experts are not scored on private items at all, and the key of
 single times are destroyed at the end. The sum of times in the summary is not covered.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The secret key of a private run: drawn once, never released, destroyed at the end."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

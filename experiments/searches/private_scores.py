@@ -1,7 +1,5 @@
 """Scores of private items, in which an item that fails touches no other item."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 

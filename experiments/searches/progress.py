@@ -1,7 +1,5 @@
 """Progress of a search: the best fitness so far, and an honest time to the end."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

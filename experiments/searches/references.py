@@ -1,7 +1,5 @@
 """The models that a search is measured against: base, experts and static merges."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

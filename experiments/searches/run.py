@@ -1,7 +1,5 @@
 """One search from configuration to report: `evomerge search` and `evomerge check`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The steps of a search, in their order; each is skipped where an earlier start has done it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The summary of a finished run: every number that tables and reports show."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict

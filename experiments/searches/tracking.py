@@ -1,7 +1,5 @@
 """Trackers: who is told of every evaluation while a search runs."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reads the binary log of an offline Weights & Biases run: which steps have reached the disk."""
 
-from __future__ import annotations
-
 import json
 import logging
 import struct

@@ -1,7 +1,5 @@
 """From configuration to objects that any verb may need: machine, experts, model, evaluators."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

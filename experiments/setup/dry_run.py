@@ -1,7 +1,5 @@
 """What can be tried before checkpoints are fetched or trained, and before models are asked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations

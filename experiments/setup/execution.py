@@ -1,7 +1,5 @@
 """The interface of an execution, and the plain one: this process scores every candidate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol

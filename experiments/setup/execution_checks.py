@@ -1,7 +1,5 @@
 """What cannot be searched without generations: refused before anything is opened."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig

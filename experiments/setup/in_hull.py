@@ -3,8 +3,6 @@
 What a search beyond the hull is worth is seen only beside what an equal effort finds within it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig

@@ -1,7 +1,5 @@
 """The ingredients of a search: what takes time to open, and what scores its candidates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which strategies can search which spaces: refused by name, before anything is opened."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from functools import partial

@@ -1,7 +1,5 @@
 """The check before work: everything that can go wrong in seconds, before hours are spent."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

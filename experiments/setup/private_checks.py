@@ -1,7 +1,5 @@
 """What would release private items without noise, or without paying: refused before any work."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig

@@ -1,7 +1,5 @@
 """Racing as configured, and what cannot go together with it: refused before the search."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """What the command line overrides, for experiments that are more than one search."""
 
-from __future__ import annotations
-
 import shlex
 
 from hydra.core.hydra_config import HydraConfig

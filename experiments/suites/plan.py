@@ -1,7 +1,5 @@
 """What a benchmark suite consists of: settings, tables and variants, checked, and every run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace

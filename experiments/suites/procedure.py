@@ -1,7 +1,5 @@
 """An experiment with steps of its own, which its file names under the key ``procedure``."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

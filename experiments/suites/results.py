@@ -1,7 +1,5 @@
 """The page of a suite: what was run, on what machine, and who won, in Markdown."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Base and experts, scored once for many runs that ask the same of the same models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -6,8 +6,6 @@ search` could make by itself. Finished runs are not run again, so that the same 
 after a stop.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

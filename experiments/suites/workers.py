@@ -1,7 +1,5 @@
 """The processes of a suite: so many runs at a time, none of which can end the others."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

@@ -1,7 +1,5 @@
 """What a checkpoint's config.json says: its configuration and the class that it needs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Classifiers that share one encoder: taken apart for merging, put together for scoring."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

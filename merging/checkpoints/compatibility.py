@@ -1,7 +1,5 @@
 """Do these experts fit this base? Answered from configurations and headers, before any work."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

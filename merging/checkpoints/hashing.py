@@ -1,7 +1,5 @@
 """sha256 of large files, remembered on disk between runs."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Mechanisms: what was run on private data, as accountants need to know it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields

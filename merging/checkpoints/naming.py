@@ -1,7 +1,5 @@
 """Names: which tensor of a file is which tensor of the module, found without reading data."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """From what a user names, a directory or a Hugging Face id, to a directory on this machine."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tensors that stay in host memory and are copied to a device one after the other."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

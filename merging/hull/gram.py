@@ -1,7 +1,5 @@
 """Inner products of the task vectors of experts and other models, streamed tensor by tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Where a model lies as seen from the experts: its distances to their hull and to their spans."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

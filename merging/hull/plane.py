@@ -1,7 +1,5 @@
 """Base, experts and other models in the plane that fits them best."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

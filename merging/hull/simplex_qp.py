@@ -5,8 +5,6 @@ with the point, ``(vertices,)``, and the point's squared length, float64; vector
 never seen, so that their dimension does not matter. Vertices may coincide or lie on a line.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Masks are drawn on the CPU, seeded by (operator, its seed, tensor, block), so th
 and every order of evaluation sees the same.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 

@@ -4,8 +4,6 @@ All act on individual minus base, one tensor at a time and within it block by bl
 in `merging.lineages.mutation`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 

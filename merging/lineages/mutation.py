@@ -4,8 +4,6 @@ All act on individual minus base, one tensor at a time and within it block by bl
 in `merging.lineages.crossover`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

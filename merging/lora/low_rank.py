@@ -1,7 +1,5 @@
 """Candidates as one centre and low-rank deltas from it, which a population can share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast

@@ -1,7 +1,5 @@
 """Which models a mergekit file names, and which of them are merged."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

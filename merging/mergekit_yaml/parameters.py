@@ -6,8 +6,6 @@ Settings of one model come before those of the slice, these before those of the 
 no filter fits, the next place is asked.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A mergekit file as a merge plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

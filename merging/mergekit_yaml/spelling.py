@@ -1,7 +1,5 @@
 """How mergekit spells the merge methods, their knobs and their options."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

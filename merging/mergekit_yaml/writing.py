@@ -1,7 +1,5 @@
 """A coefficient recipe as a mergekit file."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Model breadcrumbs: sums of task vectors without outliers and noise."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Model breadcrumbs with the sign election of TIES."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

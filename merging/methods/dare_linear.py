@@ -1,7 +1,5 @@
 """DARE: random drop and rescale, then task arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """DARE with TIES: random drop and rescale, then sign election."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

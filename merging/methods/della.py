@@ -1,7 +1,5 @@
 """DELLA: magnitude-aware random drop, then sign election."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

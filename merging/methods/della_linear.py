@@ -1,7 +1,5 @@
 """DELLA without sign election: magnitude-aware drop, then task arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Fisher-weighted averaging: every expert counts most where its likelihood is most curved."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Iso-C: the sum of the task vectors with an isotropic spectrum."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """KnOTS: experts aligned in one basis before another method merges them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Weighted average of the experts (model soup)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

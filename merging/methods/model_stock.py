@@ -1,7 +1,5 @@
 """Model stock: the average of the experts, drawn back towards the base."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations

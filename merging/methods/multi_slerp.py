@@ -1,7 +1,5 @@
 """Multi-SLERP: barycentric interpolation of experts on a sphere."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

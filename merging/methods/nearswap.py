@@ -1,7 +1,5 @@
 """Nearswap: takes the expert's value where it is near the base's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

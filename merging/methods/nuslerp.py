@@ -1,7 +1,5 @@
 """NuSLERP: spherical interpolation between two task vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

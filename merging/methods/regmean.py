@@ -1,7 +1,5 @@
 """RegMean: for every linear layer the weights whose outputs are nearest to the experts' own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property

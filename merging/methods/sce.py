@@ -1,7 +1,5 @@
 """SCE: select by variance, calculate weights, erase minority signs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar

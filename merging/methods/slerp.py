@@ -1,7 +1,5 @@
 """Spherical interpolation between two experts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

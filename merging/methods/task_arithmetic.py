@@ -1,7 +1,5 @@
 """Task arithmetic: scaled sum of the task vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

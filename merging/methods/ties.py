@@ -1,7 +1,5 @@
 """TIES: trim, elect signs, merge what agrees."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """TSV-M: task singular vectors, made orthogonal between experts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -6,8 +6,6 @@ one per entry (`GaussianNoise`), ``rank (rows + columns)`` (`LowRankNoise`), or 
 every expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

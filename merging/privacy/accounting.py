@@ -1,7 +1,5 @@
 """What mechanisms cost together: Renyi differential privacy, and privacy loss distributions."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import math

@@ -1,7 +1,5 @@
 """Composition: what several releases from private data cost together, per data set."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ entry of base and experts, and on what `cache.py` keeps. Results do not depend o
 the blocks by a single bit, nor on whether `merging.rules.loops` runs the rule instead.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

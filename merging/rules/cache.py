@@ -1,7 +1,5 @@
 """One tensor of base and experts, and what is true of it whatever the genome: cached."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar

@@ -1,7 +1,5 @@
 """A rule written in numbers, so that one compiled loop can run it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

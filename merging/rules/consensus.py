@@ -1,7 +1,5 @@
 """How deltas are added up: plain sums, and sums of what agrees with the majority's sign."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ addresses: base and experts of any number and dtype are then one compiled functi
 of types, so that processes that compile it at the same time write the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What every merge method reads first: its experts and knob values, checked once for all."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

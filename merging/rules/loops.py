@@ -5,8 +5,6 @@ are the same to the last bit; tests compare them. Where torch takes a dozen oper
 them a pass over a block, a few entries here stay in the first cache until they are done.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any

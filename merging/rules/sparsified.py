@@ -1,7 +1,5 @@
 """Merge methods that sparsify every delta by itself and then combine what is left."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Singular value decompositions that leave out what is only rounding."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Means on the sphere: tensors as directions and lengths, whatever their size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

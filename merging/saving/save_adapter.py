@@ -1,7 +1,5 @@
 """A merged model as a LoRA adapter of chosen rank: what peft loads beside the unchanged base."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Axes of a vector space: what each number of a genome means and where it may lie."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Coefficient space: a number for every group, knob and expert of one merge method."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Convex space: one share per expert for the whole model, never outside the experts' hull."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Any vector space, moved so that its first genome is a given point: any start for any search."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Factor space: A and B of LoRA experts move separately, as in the released MERGEvolve."""
 
-from __future__ import annotations
-
 import torch
 
 from merging.checkpoints.experts import ExpertPool

@@ -1,7 +1,5 @@
 """Full-weight space: every parameter moves by noise of its own, beyond the experts' span."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Lineage space: individuals bred from founders by crossover and mutation of task vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Mixed space: which method, which experts, and the coefficients of the chosen method."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

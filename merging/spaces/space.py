@@ -1,7 +1,5 @@
 """The interface of a search space: a map from genomes to weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 

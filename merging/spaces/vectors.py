@@ -1,7 +1,5 @@
 """What all spaces have in common whose genomes are vectors along named axes."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol

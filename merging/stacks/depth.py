@@ -1,7 +1,5 @@
 """Depth: a model with another number of layers than its base, in memory and on disk."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

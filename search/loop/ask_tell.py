@@ -1,7 +1,5 @@
 """Order of calls of an ask/tell strategy, ids of its candidates, and the best it was told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Generic
 

@@ -1,7 +1,5 @@
 """How candidates are scored: batches of genomes in, scores or the reason of a failure out."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

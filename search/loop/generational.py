@@ -1,7 +1,5 @@
 """The search by generations: ask, evaluate, write down, tell; a restart replays the history."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Every evaluation of a run on disk, append-only: the only truth, from which a run resumes."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Append-only files of one JSON value per line that survive being killed at any moment."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Tasks in, results out in any order: one interface for this process and for workers elsewhere."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

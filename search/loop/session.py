@@ -1,7 +1,5 @@
 """What a search knows while it runs: its budget, what was written down, and its result."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """The steady state: no worker waits for a generation; every outcome is told as it comes."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Sequence

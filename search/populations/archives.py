@@ -1,7 +1,5 @@
 """MAP-Elites and CycleQD: the best of every cell of a grid over the tasks' scores."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

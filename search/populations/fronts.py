@@ -1,7 +1,5 @@
 """NSGA-II: non-dominated fronts live on, the last one thinned by crowding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

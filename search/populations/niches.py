@@ -1,7 +1,5 @@
 """Natural niches: members share what each item is worth, and mate with those who complete them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What a population is: who lives on and who mates; and the plain one, survival of the fittest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias

@@ -1,7 +1,5 @@
 """How children are made of lineages: crossings, mutations and split points that evolve."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a search on private items may cost, and what it releases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A search on private items: strategy, history and every file see noisy fitness alone."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The privacy budget of a search: what its steps cost together, known before each of them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Two data sets are neighbours where one has an item more (add or remove). An item
 one number only, by at most the clip; the number of items is taken as public.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Secret noise: random numbers that belong to a question, not to the order of questions."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from statistics import NormalDist

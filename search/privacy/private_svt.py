@@ -1,7 +1,5 @@
 """AboveThreshold: whether values lie above a threshold, for one price however many do not."""
 
-from __future__ import annotations
-
 import math
 
 from search.checks import check_at_least, check_positive

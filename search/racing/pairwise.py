@@ -1,7 +1,5 @@
 """The paired sequential test of a race, with a stated error rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

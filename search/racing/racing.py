@@ -5,8 +5,6 @@ race asks them in stages and drops candidates between two stages. What is droppe
 difference estimate; who stays to the end is asked all items and keeps its plain scores.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Genetic search over lineages: experts and their descendants, crossed on task vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

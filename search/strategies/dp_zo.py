@@ -1,7 +1,5 @@
 """DP-ZO: gradient descent by one noisy scalar per step, the difference of two fitness values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from merging.paths.path import Path

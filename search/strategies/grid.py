@@ -1,7 +1,5 @@
 """Grid search: the same levels on every axis, all combinations or one axis at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """MERGEvolve: an evolution strategy in full parameter space that starts from a merge."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Model Swarms: a particle swarm that starts at the experts and stays in their affine span."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

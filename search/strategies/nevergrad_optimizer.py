@@ -1,7 +1,5 @@
 """Any optimizer of nevergrad by its name: CMA-ES, differential evolution, NGOpt, 500 more."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Random search: independent samples, the baseline that every strategy has to beat."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """How sure a difference between two models is: paired bootstrap over items, and over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

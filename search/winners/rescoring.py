@@ -1,7 +1,5 @@
 """Who can be compared where every generation was scored on items of its own: a few, once more."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """How a winner is named: by a second look at the best few on other items, or by shrinkage."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scores shrunk towards what candidates have in common: the luck of the best taken out of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ C++ headers that come with torch, without comments. All of it is reduced to prin
 that one byte is one character is one token.
 """
 
-from __future__ import annotations
-
 import ast
 import random
 import re

@@ -1,7 +1,5 @@
 """Trains the quickstart's base and experts once and keeps them in a cache."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The quickstart as entries of the configuration: its experts, and its data files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.experts.quickstart.prepare import prepare

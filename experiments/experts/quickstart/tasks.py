@@ -1,7 +1,5 @@
 """Held-out text as data files, and the multiple-choice task on it that lm-eval runs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

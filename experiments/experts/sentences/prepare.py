@@ -1,7 +1,5 @@
 """Fine-tunes one expert for each task once and keeps them in a cache."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Labelled sentences from local files, cut into items to train on and items to be judged by."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sentence experts as entries of the configuration: the pool, and its data files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Gradient training of one expert: an encoder with a new head, all parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias

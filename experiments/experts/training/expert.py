@@ -1,7 +1,5 @@
 """One expert from base and texts to a directory with its weights and what they cost."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

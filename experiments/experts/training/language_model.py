@@ -1,7 +1,5 @@
 """What is trained: all parameters of a causal language model, or a LoRA adapter on it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training loop of all experts: AdamW on batches, its learning rate set before every step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ so do the weights: what is reproduced is the rounding, not the memory it saves. 
 used because its mere presence makes every import of peft slower and print a warning.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """DP-SGD by opacus: gradients per record, clipped and noised sums, and what they cost."""
 
-from __future__ import annotations
-
 import math
 import secrets
 import warnings

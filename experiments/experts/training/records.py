@@ -1,7 +1,5 @@
 """Records as token sequences: encoded once, padded in lots, one loss for each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 

@@ -1,7 +1,5 @@
 """How an expert is trained: lots, updates, learning rate, and what protects the records."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args

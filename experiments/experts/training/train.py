@@ -1,7 +1,5 @@
 """The training of one expert on records, the same for every regime."""
 
-from __future__ import annotations
-
 import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """How well a model knows how severe a finding is: the paper's measure of utility."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The base models: a tiny one that is trained here, or any of the Hugging Face hub."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

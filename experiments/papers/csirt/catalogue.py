@@ -1,7 +1,5 @@
 """Plugins of a scanner: which flaw of which product, how severe, and what is written about it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One cell of the experiment: an expert of one base, seed, form and regime, and its scores."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

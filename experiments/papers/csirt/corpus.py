@@ -1,7 +1,5 @@
 """The data of one seed: training records with planted canaries, held-out records, attacks."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Mapping, Sequence

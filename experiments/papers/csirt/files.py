@@ -1,7 +1,5 @@
 """A seed's data as the files that evaluators read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cells in processes of their own, a few at a time, with a word on how long the rest will take."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The page's section on merges: skill against exposure, with and without a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 

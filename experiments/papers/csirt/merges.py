@@ -1,7 +1,5 @@
 """The step that the paper lacks: experts merged by evolution, with and without a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

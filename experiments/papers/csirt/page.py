@@ -1,7 +1,5 @@
 """RESULTS.md of csirt_memorization: the paper's tables beside ours, and what reproduces."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

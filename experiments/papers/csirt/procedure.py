@@ -1,7 +1,5 @@
 """The experiment csirt_memorization: experts of all regimes, their attacks, and their merges."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Records whose identifiers are replaced by keyed slugs."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 

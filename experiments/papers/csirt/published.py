@@ -1,7 +1,5 @@
 """The paper's numbers (arXiv 2606.28479), from the authors' public repository."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # model -> regime -> mean exposure in bits

@@ -1,7 +1,5 @@
 """Vulnerability-scan records with Tenable's field names, as compact JSON."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

@@ -1,7 +1,5 @@
 """The finished cells of a run, and what follows from them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

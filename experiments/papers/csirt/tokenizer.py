@@ -1,7 +1,5 @@
 """Bytes, with one token for each key of a record and each word of its texts."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedTokenizerFast
 
 from experiments.experts.quickstart.tokenizer import byte_tokenizer

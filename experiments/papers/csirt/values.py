@@ -1,7 +1,5 @@
 """Identifiers of assets: organic ones, and canaries of two classes with unseen variants."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias

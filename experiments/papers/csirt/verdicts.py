@@ -1,7 +1,5 @@
 """What of the paper reproduces: sentences that follow from the numbers by fixed rules."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from experiments.papers.csirt import published

@@ -1,7 +1,5 @@
 """Ray, in the words of a fleet: the one file that imports it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

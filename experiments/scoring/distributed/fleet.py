@@ -1,7 +1,5 @@
 """Workers that may die at any time, and tasks that none of them may lose."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """Candidates scored by Ray's workers: many devices, many nodes, the same results."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable

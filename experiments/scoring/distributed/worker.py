@@ -1,7 +1,5 @@
 """What runs in a worker's process: ingredients of its own, made from the run's configuration."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,5 @@ def test_few_frames_lie_between_the_verb_and_the_kernel(
     searching = [chain for chain in chains if any("search/loop/" in frame for frame in chain)]
     longest = max(searching, key=len)
     assert len(longest) <= MOST, "\n".join(longest)
+    shown = re.findall(r"[\w/]+\.py:\w+", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    assert shown == longest

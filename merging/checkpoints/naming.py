@@ -24,8 +24,7 @@ class Naming:
     Args:
         keys: module name, tied aliases left out -> name in the file; in the module's order.
         twins: (module name, first file name, second file name): a tied tensor stored twice.
-        missing: module names that the file does not hold.
-        extra: file names that the module does not know.
+        missing: names of the module alone; `extra`: of the file alone.
     """
 
     keys: dict[str, str] = field(default_factory=dict)

@@ -166,9 +166,7 @@ def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str]
 def read_record(directory: Path) -> PrivacyRecord | None:
     """Returns the record beside the weights in `directory`; None: there is none.
 
-    Raises:
-        PrivacyRecordError: the file is no record, was edited after it was written, or belongs to
-            other weights; names it.
+    Raises PrivacyRecordError where the file is no record, was edited, or is of other weights.
     """
     path = directory / RECORD_FILE
     if not path.is_file():

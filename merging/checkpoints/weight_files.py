@@ -44,9 +44,8 @@ class _Entry:
 class WeightFiles(LazyWeights):
     """Tensors by the names of the files; shapes and dtypes are known, data is read on access.
 
-    Args:
-        files: the safetensors files, or the pickle files, in the order of their names.
-        weights: for pickles, the tensors (memory-mapped); None for safetensors.
+    `files` are the safetensors or pickle files in the order of their names; `weights` are the
+    tensors of pickles, memory-mapped.
     """
 
     def __init__(self, files: tuple[Path, ...], weights: Mapping[str, Tensor] | None = None):

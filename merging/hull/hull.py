@@ -35,13 +35,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a point lies.
+    """Where a point lies; all are distances or nearest points.
 
     Args:
         expert_scale: the experts' mean distance from the base: a unit to read distances by.
         floor: distance that rounding alone may cause; below it `outside` is not claimed.
-        hull: convex combinations of the experts.
-        hull_with_base: convex combinations of experts and base.
         affine_span: combinations of the experts with coefficients that sum to 1.
         linear_span: all combinations of task vectors: the affine span of experts and base.
     """

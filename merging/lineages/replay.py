@@ -261,10 +261,8 @@ class LineagePlan:
     @property
     def name(self) -> str:
         """Its founders, or their number where there are many."""
-        names = [
-            self.start.name if name == START and self.start is not None else name
-            for name in founders(self.lineage)
-        ]
+        start = START if self.start is None else self.start.name
+        names = [start if name == START else name for name in founders(self.lineage)]
         return "lineage of " + (" + ".join(names) if len(names) < 5 else f"{len(names)} founders")
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> Weights:

@@ -70,8 +70,7 @@ class MergekitSources:
 def listed(content: Mapping[str, Any]) -> MergekitSources:
     """Returns the models of a file, from ``models`` or from one slice with all layers.
 
-    Raises:
-        MergekitError: both or none, several slices, or an entry of another form.
+    Raises MergekitError for both or none, several slices, or an entry of another form.
     """
     models, slices = content.get("models"), content.get("slices")
     shared = _settings(content, "parameters")
@@ -97,8 +96,7 @@ def merged_models(
 ) -> tuple[list[MergekitInput], str]:
     """Returns the models that are merged, and the one that their deltas start from.
 
-    Raises:
-        MergekitError: no base_model where one is needed, or too few or too many models.
+    Raises MergekitError without a needed base_model, or for too few or too many models.
     """
     if base is None and spelling.base in ("origin", "first"):
         raise MergekitError(f"merge_method {name} needs a base_model")

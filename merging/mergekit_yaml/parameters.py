@@ -75,11 +75,7 @@ def check_words(settings: Settings, spelling: Spelling, name: str, where: str) -
 
 
 def check_model_words(settings: Settings, spelling: Spelling, name: str, model: str) -> None:
-    """As `check_words`, for the parameters of one model: those of the whole merge are none.
-
-    Raises:
-        MergekitError: a word that no method knows, or one that mergekit reads elsewhere only.
-    """
+    """As `check_words`, for one model: parameters of the whole merge raise MergekitError."""
     where = f"parameters of {model}"
     check_words(settings, spelling, name, where)
     for word in settings:
@@ -91,11 +87,7 @@ def check_model_words(settings: Settings, spelling: Spelling, name: str, model: 
 
 
 def resolve(parameter: str, scopes: Sequence[Settings], position: TensorPosition) -> float | None:
-    """Returns the value at `position` in the first of `scopes` that gives one; None: none does.
-
-    Raises:
-        MergekitError: a setting that is no number, list or list of filters.
-    """
+    """Returns the value in the first scope that gives one, None: none; raises MergekitError."""
     for scope in scopes:
         if parameter in scope:
             value = _evaluate(parameter, scope[parameter], position)

@@ -294,8 +294,11 @@ def _unwritable(out: Path, error: Exception) -> CheckpointError:
 
 
 def _card(pool: ExpertPool) -> str:
+    head = "---\nlibrary_name: transformers\ntags:\n- merge\n---\n# Merged model\n\n"
+    return f"{head}{ingredients(pool)}\n"
+
+
+def ingredients(pool: ExpertPool) -> str:
+    """Returns base and experts as Markdown."""
     experts = "\n".join(f"- {name}: `{source}`" for name, source in pool.sources.items())
-    return (
-        "---\nlibrary_name: transformers\ntags:\n- merge\n---\n"
-        f"# Merged model\n\nBase: `{pool.base.source}`\n\nExperts:\n{experts}\n"
-    )
+    return f"Base: `{pool.base.source}`\n\nExperts:\n{experts}"

@@ -16,7 +16,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.naming import listing
 from merging.privacy.ledger import Ledger
 from merging.rules.spectral import low_rank_svd
-from merging.saving.save import staged, write_ledger
+from merging.saving.save import ingredients, staged, write_ledger
 from merging.weights import CheckpointError, Weights
 
 _PREFIX = "base_model.model."
@@ -229,11 +229,10 @@ def _changes(pool: ExpertPool, name: str, merged: Tensor) -> bool:
 
 
 def _card(pool: ExpertPool, saved: SavedAdapter) -> str:
-    experts = "\n".join(f"- {name}: `{source}`" for name, source in pool.sources.items())
     whole = "".join(f"\n- {layer}" for layer in saved.whole)
     return (
         "---\nlibrary_name: peft\ntags:\n- merge\n- lora\n---\n"
-        f"# Merged model as an adapter\n\nBase: `{pool.base.source}`\n\nExperts:\n{experts}\n\n"
+        f"# Merged model as an adapter\n\n{ingredients(pool)}\n\n"
         f"Best approximation of rank {saved.rank} to merged minus base, matrix by matrix: "
         f"relative error {saved.error:.3g} (Frobenius), {saved.worst_error:.3g} at most "
         f"({saved.worst}).\n" + (f"\nKept whole:\n{whole}\n" if whole else "")

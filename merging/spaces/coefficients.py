@@ -159,18 +159,14 @@ def read_knobs(
 ) -> dict[str, dict[str, Mapping[str, float] | float]]:
     """Returns the coefficients that `knob_axes` laid out in `genome`, in the same order."""
     values = iter(genome.tolist())
-    coefficients: dict[str, dict[str, Mapping[str, float] | float]] = {}
-    for group in groups:
-        table = coefficients[group] = {}
-        for knob in knobs:
-            if knob.per_expert:
-                table[knob.name] = {
-                    expert: next(values) if knob.name in searched else knob.start
-                    for expert in experts
-                }
-            else:
-                table[knob.name] = next(values) if knob.name in searched else knob.start
-    return coefficients
+
+    def number(knob: Knob) -> float:
+        return next(values) if knob.name in searched else knob.start
+
+    def read(knob: Knob) -> Mapping[str, float] | float:
+        return {e: number(knob) for e in experts} if knob.per_expert else number(knob)
+
+    return {group: {knob.name: read(knob) for knob in knobs} for group in groups}
 
 
 def _refuse_unknown(

@@ -44,11 +44,7 @@ class ConvexSpace(VectorGenomes):
         return dict(zip(self.pool.expert_names, np.eye(len(self.axes)), strict=False))
 
     def shares(self, genome: Vector) -> Vector:
-        """Returns the share of every expert (and of the base, last), ``(axes,)``; sums to 1.
-
-        Raises:
-            ValueError: wrong length, or a number that is not finite; names the axis.
-        """
+        """Returns the shares of the experts (and of the base, last); errors as `check`."""
         check(self.axes, genome)
         largest = float(np.abs(genome).max())
         squares = (genome / largest) ** 2 if largest > 0 else np.ones(len(genome))

@@ -100,25 +100,23 @@ class LayerStackSpace(VectorGenomes):
 
     def _lay_out(self, reach: int | None) -> None:
         """Settles axes and where each place's numbers lie."""
-        layout = _Layout([])
-        columns = []
-        before = -1
-        for i in range(self.depth):
-            first = i * self._map.count // self.depth
-            columns.append(self._place_axes(layout, i, first, first == before, reach))
-            before = first
-        self._columns = tuple(columns)
+        axes: list[Axis] = []
+        starts = [i * self._map.count // self.depth for i in range(self.depth)]
+        self._columns = tuple(
+            self._place_axes(axes, i, start, i > 0 and start == starts[i - 1], reach)
+            for i, start in enumerate(starts)
+        )
         outer = None if self._merge is not None else Choice("outer", self._sources)
-        self._outer = layout.add(outer)
-        self._inner = slice(len(layout.axes), None)
+        self._outer = _add(axes, outer)
+        self._inner = slice(len(axes), None)
         if self._merge is not None:
-            layout.axes.extend(replace(a, name=f"{MERGED}/{a.name}") for a in self._merge.axes)
-        if not layout.axes:
+            axes.extend(replace(a, name=f"{MERGED}/{a.name}") for a in self._merge.axes)
+        if not axes:
             raise MergeError("the layer stack leaves nothing to search: allow more sources")
-        self.axes = tuple(layout.axes)
+        self.axes = tuple(axes)
 
     def _place_axes(
-        self, layout: _Layout, i: int, first: int, repeated: bool, reach: int | None
+        self, axes: list[Axis], i: int, first: int, repeated: bool, reach: int | None
     ) -> _Columns:
         """Adds the axes of place `i`, which starts with layer `first`."""
         kinds, far = self._map.kinds, self._map.count if reach is None else reach
@@ -129,16 +127,16 @@ class LayerStackSpace(VectorGenomes):
         if repeated and self._skip is None and scale is not None and scale.low <= 0:
             scale = replace(scale, start=0.0)
         return _Columns(
-            layer=layout.add(Choice(f"layer/{i}", tuple(map(str, layers)), layers.index(first))),
-            source=layout.add(Choice(f"source/{i}", options, (self._skip or 0) * repeated)),
-            scale=layout.add(None if scale is None else replace(scale, name=f"scale/{i}")),
+            layer=_add(axes, Choice(f"layer/{i}", tuple(map(str, layers)), layers.index(first))),
+            source=_add(axes, Choice(f"source/{i}", options, (self._skip or 0) * repeated)),
+            scale=_add(axes, None if scale is None else replace(scale, name=f"scale/{i}")),
             layers=layers,
         )
 
     def plan(self, genome: Vector) -> LayerStackPlan:
         """Returns the stack of a genome; raises ValueError where a number lies off its axis."""
         check(self.axes, genome)
-        outer = self._sources[_whole(genome, self._outer)]
+        outer = self._sources[_index(genome, self._outer)]
         merged = self._initial
         if self._merge is not None:
             merged, outer = self._merge.plan(genome[self._inner]), MERGED
@@ -181,27 +179,21 @@ class LayerStackSpace(VectorGenomes):
         if self._is_skipped(genome, columns):
             return StackedLayer(columns.layers[0], BASE, 0.0)
         return StackedLayer(
-            columns.layers[_whole(genome, columns.layer)],
-            self._sources[_whole(genome, columns.source)],
+            columns.layers[_index(genome, columns.layer)],
+            self._sources[_index(genome, columns.source)],
             1.0 if columns.scale is None else float(genome[columns.scale]),
         )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Axes in the making."""
-
-    axes: list[Axis]
-
-    def add(self, axis: Axis | None) -> int | None:
-        """Returns the axis' column; None: there is none, or nothing to choose."""
-        if axis is None or (isinstance(axis, Choice) and len(axis.options) < 2):
-            return None
-        self.axes.append(axis)
-        return len(self.axes) - 1
+def _add(axes: list[Axis], axis: Axis | None) -> int | None:
+    """Appends an axis and returns its column; None: there is none, or nothing to choose."""
+    if axis is None or (isinstance(axis, Choice) and len(axis.options) < 2):
+        return None
+    axes.append(axis)
+    return len(axes) - 1
 
 
-def _whole(genome: Vector, column: int | None) -> int:
+def _index(genome: Vector, column: int | None) -> int:
     return 0 if column is None else int(genome[column])
 
 

@@ -51,20 +51,12 @@ class Restacked(LazyWeights):
         return self._base.dtype(self._origin[name])
 
     def needed(self, merged: Sequence[str]) -> list[str]:
-        """Returns what a model of this depth cannot take from the base.
-
-        Args:
-            merged: the tensors that a pool merges, by their names in the base.
-        """
+        """Returns what the base cannot give: all layers, and the tensors that a pool merges."""
         outer = frozenset(merged)
         return [name for name in self if name in outer or self.layers.holds(name)]
 
     def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """Returns a new module of this depth, in evaluation mode, without gradients.
-
-        Raises:
-            CheckpointError: transformers does not find a tensor.
-        """
+        """Returns a new module of this depth; raises CheckpointError where a tensor lacks."""
         state = {self.file_names[name]: self[name].clone() for name in self}
         module, report = load(self.architecture, copy.deepcopy(self.config), dtype, state=state)
         if missing := sorted(set(report["missing_keys"]) & set(self)):
@@ -110,11 +102,7 @@ class Restacked(LazyWeights):
 
 
 class AdjustableDepth:
-    """A module whose stack of layers is shortened and given back, in place.
-
-    Args:
-        module: with as many layers as will ever be asked for.
-    """
+    """A module with as many layers as ever asked for, whose stack is shortened and given back."""
 
     def __init__(self, module: nn.Module, layers: LayerMap) -> None:
         parent, _, self._child = layers.stack.rpartition(".")

@@ -26,7 +26,13 @@ from search.loop.session import SearchResult
 from search.loop.steady_state import search_steadily
 from search.objective import BoundObjective, Objective
 from search.winners.rescoring import rescore
-from search.winners.selection import Finalist, finalists, second_look, shrunken_finalists
+from search.winners.selection import (
+    Finalist,
+    finalist_of,
+    finalists,
+    second_look,
+    shrunken_finalists,
+)
 
 Loop: TypeAlias = Callable[..., SearchResult]
 """A search, but for its objective, history, budget and the keywords that follow these."""
@@ -170,11 +176,7 @@ def look_again(
 
 def unseen_finalists(result: SearchResult, count: int) -> list[Finalist]:
     """Returns the best few by their fitness on the search items alone."""
-    return [
-        Finalist(record.id, record.genome, record.fitness, {}, None)
-        for record in finalists(result.records, count)
-        if record.fitness is not None
-    ]
+    return [finalist_of(record) for record in finalists(result.records, count)]
 
 
 def record_scorer(

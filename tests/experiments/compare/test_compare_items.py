@@ -24,7 +24,7 @@ class Panel:
         self.evaluators = {"code": SimpleNamespace(items=SimpleNamespace(digests=items))}
 
 
-class Study:
+class FakeIngredients:
     """Scores a number: two items beside it, one metric without items, one not finite."""
 
     def scorer(self, panel: Panel) -> Any:
@@ -42,8 +42,8 @@ class Study:
 
 
 def scored(run: Path, *models: tuple[str, str, str, float]) -> References:
-    study: Any = Study()
-    references = References(study, {}, None, run)
+    ingredients: Any = FakeIngredients()
+    references = References(ingredients, {}, None, run)
     for name, kind, split, weights in models:
         panel: Any = Panel(split)
         references.score_one(name, kind, panel, lambda w=weights: w)  # type: ignore[misc,arg-type]
@@ -91,8 +91,8 @@ def test_a_model_that_cannot_be_scored_has_no_items(tmp_path):
 
 
 def test_other_items_have_another_digest(tmp_path):
-    study: Any = Study()
-    references = References(study, {}, None, tmp_path)
+    ingredients: Any = FakeIngredients()
+    references = References(ingredients, {}, None, tmp_path)
     for name, items in (("a", ("x", "y")), ("b", ("y", "x")), ("c", ("x", "y"))):
         panel: Any = Panel("report", items)
         references.score_one(name, "static", panel, lambda: 1.0)  # type: ignore[arg-type,return-value]

@@ -69,13 +69,17 @@ def _sentence(error: BaseException) -> str:
 
 
 def with_options(text: str) -> str:
-    """Returns a message in which the remedy, after its last colon, says how to choose a class.
+    """Returns a message in which the remedy says how to choose a class.
+
+    The remedy follows the last colon and begins with a verb; else there is none.
 
     Example:
         >>> with_options("Ties: no rank: choose Knots or TsvM")
         'Ties: no rank: choose Knots (method=knots) or TsvM (method=tsv_m)'
     """
     problem, colon, remedy = text.rpartition(": ")
+    if not remedy[:1].islower():
+        return text
     for name in sorted(set(re.findall(rf"\b(?:[A-Z]\w+|{'|'.join(_BESIDES)})\b", remedy))):
         if options := _BESIDES.get(name) or _options_of(name):
             remedy = re.sub(rf"\b{name}\b", f"{name} ({options})", remedy)

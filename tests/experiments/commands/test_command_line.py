@@ -11,6 +11,7 @@ import pytest
 
 from experiments.cli import _VERBS
 from experiments.commands.nearest import suggestions
+from experiments.runs.errors import with_options
 from tests.experiments.local import environment
 from tests.experiments.refusals import Shell
 
@@ -52,3 +53,16 @@ def test_nothing_is_suggested_for_words_that_are_spelt_well() -> None:
     words = ["strategy=cma,random", "strategy.sigma=2", "+more=1", "~noise", "--multirun"]
     assert suggestions("search", words) == []
     assert suggestions("search", ["--config-dir", "mine", "strategy=cmaa"]) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("knobs: Ties has no knob 'a'", "knobs: Ties has no knob 'a'"),
+        ("no rank: choose Knots or another", "no rank: choose Knots (method=knots) or another"),
+        ("no fitness: use MapElites", "no fitness: use MapElites (strategy=map_elites)"),
+        ("too long: give fewer Tokens", "too long: give fewer Tokens"),
+    ],
+)
+def test_remedies_say_which_option_chooses_a_class(message: str, expected: str) -> None:
+    assert with_options(message) == expected

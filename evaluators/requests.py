@@ -6,7 +6,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class EvaluationError(RuntimeError):
@@ -123,3 +126,9 @@ def totals_of(responses: Sequence[Response]) -> npt.NDArray[np.float64]:
     """Returns the summed log-probabilities ``(requests,)`` of answers to `Loglikelihood`."""
     totals = [response.total for response in responses if isinstance(response, Likelihood)]
     return np.array(totals, dtype=np.float64)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; CPU and MPS raise a plain RuntimeError with a text."""
+    of_class = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return of_class or any(text in str(error).lower() for text in _OUT_OF_MEMORY)

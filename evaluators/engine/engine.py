@@ -22,6 +22,7 @@ from evaluators.requests import (
     Request,
     Response,
     TokenStatistics,
+    is_out_of_memory,
 )
 from merging.lora.low_rank import LowRankDeltas
 
@@ -30,8 +31,6 @@ BATCH_TOKENS = 8192
 _REMEMBERED = 8  # plans kept on the device: one per panel, and a few subsets
 _CPU_PASS = 512  # tokens of a pass that candidates share
 _FACTOR_BYTES = 1 << 30  # of a population's factors, where the device does not tell its memory
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-
 _JOBS: Mapping[type[Request], Callable[..., Job]] = {
     Loglikelihood: LikelihoodJob,
     Generate: GenerationJob,
@@ -174,12 +173,12 @@ class Engine:
                 for job in jobs:
                     job.run(run)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             alone = len(candidates) == 1 and jobs and all(job.most_rows == 1 for job in jobs)
             if batch_tokens == 1 or alone:
                 raise EvaluationError(
-                    "out of memory with one row per batch; lower max_length, or take a smaller "
+                    "out of memory with one row per batch; take shorter items, a smaller "
                     "dtype or a larger device"
                 ) from error
             return None
@@ -230,9 +229,3 @@ def _factor_budget(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return (free + reserved) // 4
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own; CPU and MPS raise a plain RuntimeError with a text."""
-    of_class = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return of_class or any(text in str(error).lower() for text in _OUT_OF_MEMORY)

@@ -9,7 +9,7 @@ from search.loop.pool import Pool
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker elsewhere makes its study of; plain values, no weights.
+    """What a worker elsewhere makes its ingredients of; plain values, no weights.
 
     Args:
         config: of the run, resolved, as YAML; base and experts by name.

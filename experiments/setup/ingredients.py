@@ -13,7 +13,7 @@ from evaluators.engine.model import Model
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, is_out_of_memory
 from experiments.setup import assemble
 from experiments.setup.assemble import Machine
 from experiments.setup.dry_run import check_merges, check_panels
@@ -46,7 +46,9 @@ class Scorer:
         """
         try:
             self.model.write(weights)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise EvaluationError(
                 f"out of memory while merging: {str(error).splitlines()[0]}"
             ) from error

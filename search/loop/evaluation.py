@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import torch
-
 from evaluators.evaluator import Score
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, is_out_of_memory
 from merging.arrays import Vector
 from merging.method import MergeError
 from search.loop.history import Record
@@ -68,7 +66,9 @@ def attempt() -> Iterator[Attempt]:
         yield tried
     except (EvaluationError, MergeError) as error:
         tried.failure = str(error) or type(error).__name__
-    except (MemoryError, torch.cuda.OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         tried.failure = "out of memory"
     tried.seconds = time.perf_counter() - began
 

@@ -1,1 +1,1 @@
-"""Ask/tell search strategies, one file each."""
+"""Ask/tell search strategies; `conf/strategy/NAME.yaml` names the class. CMA is nevergrad's."""

@@ -116,7 +116,7 @@ class Fleet:
         return {seat.number: seat.where for seat in self._seats if seat.ready}
 
     def use(self, order: WorkerSpec) -> None:
-        """Lets every worker make its study of `order`, and forgets all tasks."""
+        """Lets every worker make its ingredients of `order`, and forgets all tasks."""
         self.drop()
         self._order = order
         self._began = self._without_since = self._heard = self._clock()
@@ -143,8 +143,8 @@ class Fleet:
         """Waits for a task to be done; returns its ticket and what the method returned.
 
         Raises:
-            UserError: a worker cannot make its study, there is none for too long, or one task
-                has cost several of them; says what to do.
+            UserError: a worker cannot make its ingredients, there is none for too long, or one
+                task has cost several of them; says what to do.
         """
         assert self._tasks, "nothing was submitted"
         while True:
@@ -237,7 +237,8 @@ class Fleet:
             if task.losses >= _LOSSES:
                 raise UserError(
                     f"a candidate has cost {task.losses} workers, the last: {reason}; "
-                    "look at the memory of the nodes, or score fewer at a time"
+                    "look at the memory of the nodes, or set together=null or fewer "
+                    "execution.workers"
                 )
         if not seat.ready:
             seat.losses += 1

@@ -309,13 +309,15 @@ class TestFailures:
                 0.3: MemoryError(),
                 0.4: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
             }
+            if genome[0] == 0.6:
+                torch.empty(2**50)  # a CPU has no error of its own for this
             if genome[0] in faults:
                 raise faults[genome[0]]
             if genome[0] == 0.5:
                 return {"t/bits": Score(float("nan")), "u/acc": Score(0.5)}
             return score(genome)
 
-        strategy = Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, -0.1]])
+        strategy = Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]])
         result = run(tmp_path, strategy, fails)
         assert [record.failure for record in result.records] == [
             "timed out after 3 s",
@@ -323,15 +325,16 @@ class TestFailures:
             "out of memory",
             "out of memory",
             "t/bits is nan; the merged model is broken on this task",
+            "out of memory",
             None,
         ]
-        assert [o.fitness is None for o in strategy.told[0]] == [True] * 5 + [False]
-        assert summary(result) == ("exhausted", (5,), 6, 5, 0)
+        assert [o.fitness is None for o in strategy.told[0]] == [True] * 6 + [False]
+        assert summary(result) == ("exhausted", (6,), 7, 6, 0)
         assert result.records[4].scores["u/acc"] == 0.5
         found = History(tmp_path).records
         assert found[2].failure == "out of memory"
         assert (
-            run(tmp_path, Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, -0.1]]), Counting(0)).failures == 5
+            run(tmp_path, Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]]), Counting(0)).failures == 6
         )
 
     def test_a_generation_of_failures_stops_with_the_first_reason(self, tmp_path: Path) -> None:

@@ -72,7 +72,14 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "norm": (7,),
     "scale": (),
 }
-weights = st.floats(-0.5, 1.5)
+
+
+def thousandths(least: float, most: float) -> st.SearchStrategy[float]:
+    """Numbers whose products stay within what float32 resolves."""
+    return st.floats(least, most).map(lambda number: round(number, 3))
+
+
+weights = thousandths(-0.5, 1.5)
 shares = st.floats(0, 1)
 seeds = st.integers(0, 2**63)
 cuts = st.lists(shares, min_size=1, max_size=3).map(tuple)
@@ -85,8 +92,8 @@ crossovers = st.one_of(
     st.builds(SplitSlerpCrossover, shares, weights),
 )
 mutations = st.one_of(
-    st.builds(ScaleMutation, st.floats(-1.5, 1.5)),
-    st.builds(LowRankMutation, seeds, st.integers(1, 3), st.floats(0, 1)),
+    st.builds(ScaleMutation, thousandths(-1.5, 1.5)),
+    st.builds(LowRankMutation, seeds, st.integers(1, 3), thousandths(0, 1)),
     st.builds(SignMutation, seeds, shares),
 )
 

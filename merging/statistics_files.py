@@ -20,7 +20,7 @@ from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend
 from merging.files import apply_umask
 from merging.method import MergeError
 
-Kind: TypeAlias = Literal["gram", "fisher"]
+StatisticsKind: TypeAlias = Literal["gram", "fisher"]
 
 _KEY = "evomerge"  # all metadata under one key: safetensors writes several in random order
 
@@ -49,7 +49,7 @@ class Origin:
             the data set, and `tokens` is 0: both would tell of the items.
     """
 
-    kind: Kind
+    kind: StatisticsKind
     expert: str
     base: str
     data: str
@@ -69,7 +69,7 @@ class Origin:
         return content
 
 
-def path_of(directory: Path, kind: Kind, expert: str) -> Path:
+def path_of(directory: Path, kind: StatisticsKind, expert: str) -> Path:
     """Returns the file of an expert with content sha256 `expert`."""
     return directory / f"{kind}-{expert[:16]}.safetensors"
 
@@ -109,7 +109,7 @@ def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
         PrivacyRecordError: its record is.
     """
     records: dict[str, tuple[str, PrivacyRecord | None]] = {}
-    paths = [path for kind in get_args(Kind) for path in directory.glob(f"{kind}-*")]
+    paths = [path for kind in get_args(StatisticsKind) for path in directory.glob(f"{kind}-*")]
     for path in sorted(paths):
         privacy = read_origin(path).privacy
         record = None if privacy is None else PrivacyRecord((PrivacySpend.from_json(privacy),))
@@ -117,7 +117,7 @@ def records_of(directory: Path) -> dict[str, tuple[str, PrivacyRecord | None]]:
     return records
 
 
-def digests_of(directory: Path, kind: Kind) -> dict[str, str]:
+def digests_of(directory: Path, kind: StatisticsKind) -> dict[str, str]:
     """Returns name -> sha256 of the files of a kind; raises StatisticsError if there is none."""
     if not directory.is_dir():
         raise StatisticsError(
@@ -134,7 +134,7 @@ class Statistics:
         digests: file name to the sha256 that its content must have.
     """
 
-    def __init__(self, directory: Path, kind: Kind, digests: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, kind: StatisticsKind, digests: Mapping[str, str]) -> None:
         self._directory, self._kind, self._digests = directory, kind, digests
         self._opened: dict[str, _Opened] = {}
 
@@ -216,5 +216,5 @@ class _Opened:
             ) from error
 
 
-def _remedy(directory: Path, kind: Kind) -> str:
+def _remedy(directory: Path, kind: StatisticsKind) -> str:
     return f"gather {kind} of these experts into {directory} with write_statistics"

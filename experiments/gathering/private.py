@@ -18,7 +18,7 @@ from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy import accounting
 from merging.seeding import generator, secret_generator
-from merging.statistics_files import Kind
+from merging.statistics_files import StatisticsKind
 
 Gather = Callable[[Sequence[Item]], Mapping[str, Tensor]]
 """Statistics of the texts of one item."""
@@ -74,7 +74,7 @@ class PrivateStatistics:
                 "all, or one for each expert"
             )
 
-    def spend(self, expert: str, kind: Kind) -> PrivacySpend:
+    def spend(self, expert: str, kind: StatisticsKind) -> PrivacySpend:
         """Returns the price of one expert's file."""
         mechanism = GaussianMechanism(self.noise_multiplier)
         return PrivacySpend(
@@ -96,7 +96,7 @@ class PrivateStatistics:
         self,
         units: Sequence[Sequence[Item]],
         gather: Gather,
-        kind: Kind,
+        kind: StatisticsKind,
         *,
         secret: int | None = None,
         advance: Callable[[int], object] = lambda _: None,
@@ -125,7 +125,7 @@ class PrivateStatistics:
             for name, total in sums.items()
         }
 
-    def clipped(self, part: Tensor, kind: Kind) -> Tensor:
+    def clipped(self, part: Tensor, kind: StatisticsKind) -> Tensor:
         """Returns an item's part in one tensor, of norm C at most, float64.
 
         A part that is not finite contributes nothing, as does an item that cannot be read.
@@ -137,7 +137,7 @@ class PrivateStatistics:
         bound = self._bound(part, kind)
         return wide * (bound / norm) if norm > bound else wide  # S min(1, C / ||S||)
 
-    def _bound(self, tensor: Tensor, kind: Kind) -> float:
+    def _bound(self, tensor: Tensor, kind: StatisticsKind) -> float:
         return self.clip * (len(tensor) if kind == "gram" else 1.0)
 
     def _named(self, expert: str) -> str:

@@ -32,7 +32,7 @@ class Draw(Protocol):
         ...
 
 
-Unit: TypeAlias = Literal["one", "base", "deltas"]
+NoiseUnit: TypeAlias = Literal["one", "base", "deltas"]
 """Size of the noise in a tensor: 1, the rms of the base's entries, or that of the experts'
 deltas. A tensor that is zero in the base (in all deltas) does not move with the latter two."""
 
@@ -59,7 +59,7 @@ class GaussianNoise:
     Source: MERGEvolve, arXiv 2606.28373, step 2 (``unit: one``).
     """
 
-    unit: Unit = "one"
+    unit: NoiseUnit = "one"
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
@@ -88,7 +88,7 @@ class LowRankNoise:
     """
 
     rank: int = 4
-    unit: Unit = "one"
+    unit: NoiseUnit = "one"
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
@@ -153,7 +153,7 @@ class RowNoise:
     outside the affine span of the experts, yet each of its rows within that of their rows.
     """
 
-    unit: Unit = "deltas"
+    unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
@@ -177,7 +177,7 @@ class BlockNoise:
     """
 
     size: int = 64
-    unit: Unit = "deltas"
+    unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
@@ -209,7 +209,7 @@ class SingularNoise:
     one direction; a tensor of more dimensions is the matrix ``(first, all others)``.
     """
 
-    unit: Unit = "deltas"
+    unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
@@ -232,7 +232,7 @@ def noise_from_description(description: Mapping[str, Any]) -> Noise:
 
 
 def _sum_over_experts(
-    name: str, pool: ExpertPool, unit: Unit, shaped: Callable[[Tensor], _ShapedDraw]
+    name: str, pool: ExpertPool, unit: NoiseUnit, shaped: Callable[[Tensor], _ShapedDraw]
 ) -> Draw:
     """Returns the sampler of the sum of the experts' noises, in the order of their identities."""
     deltas = pool.deltas(name)
@@ -261,7 +261,7 @@ def _normal(count: int, rng: torch.Generator, like: Tensor) -> Tensor:
     return torch.randn(count, generator=rng).to(like.device)
 
 
-def _size(unit: Unit, name: str, pool: ExpertPool) -> float:
+def _size(unit: NoiseUnit, name: str, pool: ExpertPool) -> float:
     if unit == "one":
         return 1.0
     if unit == "base":

@@ -20,7 +20,13 @@ from experiments.gathering.items import Item
 from experiments.gathering.private import PrivateStatistics
 from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.privacy import accounting
-from merging.statistics_files import Kind, Origin, read_origin, records_of, write_statistics
+from merging.statistics_files import (
+    Origin,
+    StatisticsKind,
+    read_origin,
+    records_of,
+    write_statistics,
+)
 from tests.experiments.gathering.test_statistics import gather, pool_options
 from tests.experiments.refusals import Shell
 
@@ -49,7 +55,7 @@ def statistics(items: Sequence[Item]) -> dict[str, Tensor]:
 )
 @settings(max_examples=40, deadline=None)
 def test_one_item_more_moves_all_tensors_together_by_at_most_the_stated_bound(
-    items: list[tuple[float, int]], extra: tuple[float, int], kind: Kind
+    items: list[tuple[float, int]], extra: tuple[float, int], kind: StatisticsKind
 ) -> None:
     mechanism = private(clip=0.7)
 
@@ -78,7 +84,7 @@ def test_small_parts_stay_whole_and_what_is_not_finite_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gram", "fisher"])
-def test_the_noise_has_the_stated_scale(kind: Kind) -> None:
+def test_the_noise_has_the_stated_scale(kind: StatisticsKind) -> None:
     """Far from zero, where projection changes nothing: norms of two tensors together."""
     mechanism, units = private(clip=2.0, noise_multiplier=0.01), [unit(1.0, 0)] * 50
     whole = {name: mechanism.clipped(p, kind) for name, p in statistics(units[0]).items()}

@@ -17,9 +17,9 @@ from merging.methods.fisher import Fisher
 from merging.methods.regmean import RegMean
 from merging.plan import describe_method, method_from_description
 from merging.statistics_files import (
-    Kind,
     Origin,
     StatisticsError,
+    StatisticsKind,
     path_of,
     read_origin,
     write_statistics,
@@ -29,7 +29,7 @@ from tests.merging.methods.method_cases import SHAPES, Problem, merge, random_pr
 Method = RegMean | Fisher
 
 
-def origin(kind: Kind, expert: str, **more: Any) -> Origin:
+def origin(kind: StatisticsKind, expert: str, **more: Any) -> Origin:
     given: dict[str, Any] = {
         "base": "base", "data": "data", "dtype": "float32", "seed": 0, "items": 3, "tokens": 9
     }  # fmt: skip
@@ -38,7 +38,7 @@ def origin(kind: Kind, expert: str, **more: Any) -> Origin:
 
 def supply(
     directory: Path,
-    kind: Kind,
+    kind: StatisticsKind,
     experts: Sequence[str],
     statistics: Sequence[Tensor] | None,
     name: str = "layers.0.weight",
@@ -59,7 +59,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 class StatisticsContract:
     """What both methods promise; a subclass says how to make up statistics."""
 
-    kind: Kind
+    kind: StatisticsKind
     method: Callable[..., Method]
 
     def statistics(self, problem: Problem, seed: int) -> list[Tensor] | None:

@@ -334,7 +334,8 @@ class TestFailures:
         found = History(tmp_path).records
         assert found[2].failure == "out of memory"
         assert (
-            run(tmp_path, Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]]), Counting(0)).failures == 6
+            run(tmp_path, Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]]), Counting(0)).failures
+            == 6
         )
 
     def test_a_generation_of_failures_stops_with_the_first_reason(self, tmp_path: Path) -> None:

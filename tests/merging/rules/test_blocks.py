@@ -266,9 +266,9 @@ def test_streamed_weights_send_one_tensor_ahead() -> None:
     sent: list[str] = []
 
     class Watched(StreamedWeights):
-        def _sent(self, name: str) -> Tensor:
+        def _send(self, name: str) -> Tensor:
             sent.append(name)
-            return super()._sent(name)
+            return super()._send(name)
 
     streamed = Watched(weights, CPU)
     assert list(streamed) == ["a", "b", "c"]

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("merging", "evaluators", "search", "experiments")  # each imports only those before it
-PACKAGES = (*ROOMS, "conf")
-FILES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
+LAYERS = ("merging", "evaluators", "search", "experiments")  # each imports only those before it
+PACKAGES = (*LAYERS, "conf")
+FILES = sorted(path for layer in PACKAGES for path in (ROOT / layer).rglob("*.py"))
 IMPORT_NAMES = {"hydra-core": "hydra", "lm-eval": "lm_eval", "types-PyYAML": "yaml"}
 
 
-def room_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
@@ -44,17 +44,17 @@ def tops(path: Path) -> dict[str, int]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {room_of(path) for path in FILES} == set(PACKAGES)
+    assert {layer_of(path) for path in FILES} == set(PACKAGES)
     assert len(FILES) > 50
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
-def test_a_room_imports_only_those_before_it(path: Path) -> None:
-    room = room_of(path)
-    allowed = set(ROOMS[: ROOMS.index(room) + 1]) if room in ROOMS else set()
+def test_a_layer_imports_only_those_before_it(path: Path) -> None:
+    layer = layer_of(path)
+    allowed = set(LAYERS[: LAYERS.index(layer) + 1]) if layer in LAYERS else set()
     for top, line in tops(path).items():
         if top in (*PACKAGES, "tests"):
-            assert top in allowed, f"{label(path)}:{line}: {room} must not import {top}"
+            assert top in allowed, f"{label(path)}:{line}: {layer} must not import {top}"
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_nothing_is_unpickled() -> None:
                 assert options.get("weights_only") == "True", where
 
 
-def modules(*rooms: str) -> list[str]:
-    """Import paths of all files of some rooms."""
+def modules(*layers: str) -> list[str]:
+    """Import paths of all files of some layers."""
     return [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in FILES
-        if room_of(path) in rooms and path.name != "__main__.py"
+        if layer_of(path) in layers and path.name != "__main__.py"
     ]
 
 

@@ -38,13 +38,13 @@ class Execution(Protocol):
     elsewhere: bool
 
     def pool(
-        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+        self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns what works on tasks of scoring or asking.
 
         Args:
             local: works on them in this process.
-            order: how another process makes what `local` uses.
+            spec: how another process makes what `local` uses.
         """
         ...
 
@@ -59,7 +59,7 @@ class Local:
     elsewhere = False
 
     def pool(
-        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+        self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns `local`."""
         return local

@@ -98,7 +98,7 @@ class Fleet:
         self._clock = clock
         self._wait_s = wait_s
         self._candidate_s = candidate_s
-        self._order: WorkerSpec | None = None
+        self._spec: WorkerSpec | None = None
         self._seats = [_Seat(number, None) for number in range(size)]
         self._tasks: dict[int, _Task] = {}
         self._queue: deque[int] = deque()
@@ -115,10 +115,10 @@ class Fleet:
         """Number of every worker that is ready to ``pid PID on HOST``."""
         return {seat.number: seat.where for seat in self._seats if seat.ready}
 
-    def use(self, order: WorkerSpec) -> None:
-        """Lets every worker make its ingredients of `order`, and forgets all tasks."""
+    def use(self, spec: WorkerSpec) -> None:
+        """Lets every worker make its ingredients of `spec`, and forgets all tasks."""
         self.drop()
-        self._order = order
+        self._spec = spec
         self._began = self._without_since = self._heard = self._clock()
         for seat in self._seats:
             if seat.worker is None:
@@ -176,7 +176,7 @@ class Fleet:
         self._prepare(seat)
 
     def _prepare(self, seat: _Seat) -> None:
-        seat.reference = self._cluster.call(seat.worker, "prepare", self._order)
+        seat.reference = self._cluster.call(seat.worker, "prepare", self._spec)
         seat.ticket, seat.holds = None, None
         seat.since, seat.ready = self._clock(), False
 

@@ -67,10 +67,10 @@ class OnRay:
         self._fleet: Fleet | None = None
 
     def pool(
-        self, local: Pool[Any, Any], order: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
+        self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
         """Returns what spreads the tasks over the workers."""
-        return RayPool(self._open(order()), encode)
+        return RayPool(self._open(spec()), encode)
 
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
@@ -80,13 +80,13 @@ class OnRay:
             self._cluster.close()
         self._fleet = self._cluster = None
 
-    def _open(self, order: WorkerSpec) -> Fleet:
-        """Returns the workers, started or with a new order."""
+    def _open(self, spec: WorkerSpec) -> Fleet:
+        """Returns the workers, started or with a new spec."""
         if self._fleet is None:
             gpus = self._gpus
             if gpus is None:
-                gpus = 1.0 if order.device == "cuda" else 0.0
-            most = self._workers or max(1, (os.cpu_count() or 1) // order.threads)
+                gpus = 1.0 if spec.device == "cuda" else 0.0
+            most = self._workers or max(1, (os.cpu_count() or 1) // spec.threads)
             log.info("connecting to Ray (%s)", self._address or "a cluster of our own")
             try:
                 self._cluster = RayCluster(self._address, self._cpus, gpus, most)
@@ -100,7 +100,7 @@ class OnRay:
             self._fleet = Fleet(
                 self._cluster, size, wait_s=self._wait_s, candidate_s=self._candidate_s
             )
-        self._fleet.use(order)
+        self._fleet.use(spec)
         return self._fleet
 
 

@@ -31,8 +31,8 @@ class Worker:
         self._encoded: Any = None
         self._genome: Any = None
 
-    def prepare(self, order: WorkerSpec) -> dict[str, Any]:
-        """Makes the ingredients of `order`, in place of earlier ones.
+    def prepare(self, spec: WorkerSpec) -> dict[str, Any]:
+        """Makes the ingredients of `spec`, in place of earlier ones.
 
         Returns:
             ``host`` and ``pid`` of this process, and ``refused``: why it cannot, None: it can.
@@ -41,8 +41,8 @@ class Worker:
         state: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "refused": None}
         try:
             with explained():
-                config = _config(order)
-                ingredients, space = _opened(order, config)
+                config = _config(spec)
+                ingredients, space = _opened(spec, config)
         except UserError as error:
             return {**state, "refused": str(error)}
         common = CommonItems.open(config, ingredients.panels["search"])
@@ -77,26 +77,26 @@ class Worker:
         return run_all(self._asker, [Question(self._genome, requests)])[0]
 
 
-def _config(order: WorkerSpec) -> DictConfig:
-    """Returns the configuration of `order`, whose relative paths and threads hold from now on."""
-    if Path(order.directory).is_dir():
-        os.chdir(order.directory)  # relative paths in the configuration; this process is ours
-    torch.set_num_threads(order.threads)
-    config = OmegaConf.create(order.config)
+def _config(spec: WorkerSpec) -> DictConfig:
+    """Returns the configuration of `spec`, whose relative paths and threads hold from now on."""
+    if Path(spec.directory).is_dir():
+        os.chdir(spec.directory)  # relative paths in the configuration; this process is ours
+    torch.set_num_threads(spec.threads)
+    config = OmegaConf.create(spec.config)
     assert isinstance(config, DictConfig)
     return config
 
 
-def _opened(order: WorkerSpec, config: DictConfig) -> tuple[Ingredients, SearchSpace[Any]]:
+def _opened(spec: WorkerSpec, config: DictConfig) -> tuple[Ingredients, SearchSpace[Any]]:
     """Returns what scores; raises ValueError where it would not be that of the main process."""
-    if order.device == "cuda" and not torch.cuda.is_available():
+    if spec.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "no CUDA device is visible, but the main process computes on one: set "
             "execution.gpus_per_worker=1 (0.5 for two workers on one device), or device=cpu"
         )
-    start = None if order.start is None else plan_from_description(order.start)
+    start = None if spec.start is None else plan_from_description(spec.start)
     ingredients, space = open_for_worker(config, start)
-    expected = {"the base": order.base, **order.experts}
+    expected = {"the base": spec.base, **spec.experts}
     identities = {"the base": ingredients.pool.base.sha256, **ingredients.identities()}
     for name, sha256 in identities.items():
         if expected.get(name) != sha256:

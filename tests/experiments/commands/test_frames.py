@@ -1,4 +1,4 @@
-"""How deep the house is: our own frames from the verb to the compiled kernel of a merge."""
+"""How long the chain is: our own frames from the verb to the compiled kernel of a merge."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 from merging.rules import blocks, kernels
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
-from tests.test_layers import ROOMS, ROOT
+from tests.test_layers import LAYERS, ROOT
 
 MOST = 15
 
 
 def own_frames() -> list[str]:
     """Our functions on the stack, the verb first, as ``file:function``."""
-    rooms = [str(ROOT / room) for room in ROOMS]
+    layers = [str(ROOT / layer) for layer in LAYERS]
     names = [
         f"{Path(frame.filename).relative_to(ROOT)}:{frame.function}"
         for frame in inspect.stack(context=0)
-        if frame.filename.startswith(tuple(rooms))
+        if frame.filename.startswith(tuple(layers))
     ]
     return names[::-1]
 

@@ -30,12 +30,15 @@ class Panel:
     Args:
         split: what the scores are for: to rank candidates, to look again, or to report.
         evaluators: task name to evaluator.
+        dropped: what the tasks have lost to panels before this one, a sentence each.
     """
 
-    def __init__(self, split: Split, evaluators: Mapping[str, Evaluator]) -> None:
+    def __init__(
+        self, split: Split, evaluators: Mapping[str, Evaluator], dropped: Sequence[str] = ()
+    ) -> None:
         if not evaluators:
             raise ValueError(f"the {split} panel has no evaluator; name at least one")
-        self.split = split
+        self.split, self.dropped = split, tuple(dropped)
         self.evaluators = dict(evaluators)
         requests: list[Request] = []
         self._parts: dict[str, slice] = {}
@@ -112,7 +115,44 @@ class Panel:
         for task, evaluator in self.evaluators.items():
             for other_task, other_evaluator in other.evaluators.items():
                 pair = f"{self.split} task {task!r} and {other.split} task {other_task!r}"
-                _check_items(pair, evaluator.items, other_evaluator.items)
+                items, others = evaluator.items, other_evaluator.items
+                _check_sources(pair, items, others)
+                if shared := _shared(items, others):
+                    raise ValueError(
+                        f"{pair} share {len(shared)} of {len(items)} items, for example item "
+                        f"{shared[0]} of the first; give them different items"
+                    )
+
+    def without(self, earlier: Sequence[Panel]) -> Panel:
+        """Returns this panel without the items of others; `dropped` counts them, pair by pair.
+
+        Raises:
+            ValueError: a task reads the same data as one of the others, or would lose all items.
+        """
+        parts = {
+            task: _without(f"{self.split} task {task!r}", evaluator, earlier)
+            for task, evaluator in self.evaluators.items()
+        }
+        dropped = [line for _, lines in parts.values() for line in lines]
+        return Panel(self.split, {task: left for task, (left, _) in parts.items()}, dropped)
+
+
+def _without(
+    name: str, evaluator: Evaluator, earlier: Sequence[Panel]
+) -> tuple[Evaluator, list[str]]:
+    items, lost, lines = evaluator.items, set[int](), list[str]()
+    for panel in earlier:
+        for task, other in panel.evaluators.items():
+            _check_sources(f"{panel.split} task {task!r} and {name}", items, other.items)
+            if shared := _shared(items, other.items):
+                lost.update(shared)
+                count = f"{len(shared)} of {len(items)} items"
+                lines.append(f"{name}: {count} are {panel.split} items of {task!r} too")
+    left = [i for i in range(len(items)) if i not in lost]
+    if not left:
+        raise ValueError(f"{', '.join(lines)}, so that none is left; give them different items")
+    kept = evaluator.subset(left) if lost else evaluator
+    return kept, [f"{line}: dropped" for line in lines]
 
 
 def _drawn(count: int, share: float, seed: int, task: str) -> list[int]:
@@ -121,13 +161,12 @@ def _drawn(count: int, share: float, seed: int, task: str) -> list[int]:
     return sorted(order[:taken].tolist())
 
 
-def _check_items(pair: str, items: ItemSet[Any], others: ItemSet[Any]) -> None:
+def _check_sources(pair: str, items: ItemSet[Any], others: ItemSet[Any]) -> None:
     if items.source == others.source:
         raise ValueError(f"{pair} both read {items.source}; give them different items")
+
+
+def _shared(items: ItemSet[Any], others: ItemSet[Any]) -> list[int]:
+    """Returns which of `items` the others hold too."""
     held = set(others.digests)
-    shared = [i for i, digest in enumerate(items.digests) if digest in held]
-    if shared:
-        raise ValueError(
-            f"{pair} share {len(shared)} of {len(items)} items, for example item {shared[0]} of "
-            "the first; give them different items"
-        )
+    return [i for i, digest in enumerate(items.digests) if digest in held]

@@ -27,7 +27,8 @@ def score_section(summary: Json, models: Sequence[ModelRow]) -> str:
     )
     if any(m.evidence(split, t.metric) for m in models for split in splits for t in tasks[split]):
         note += " In brackets: the 95 % interval over items, and what chance gives."
-    return section("Scores", paragraph(note, "muted"), *parts)
+    overlap = [paragraph(f"{line}.", "muted") for line in summary.get("overlap") or ()]
+    return section("Scores", paragraph(note, "muted"), *parts, *overlap)
 
 
 def _score_table(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> str:

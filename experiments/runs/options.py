@@ -37,6 +37,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "common_items": _Plain(float | None, above=0, below=1),
     "sampling": _Plain(Literal["fixed", "poisson"] | None),
     "choose": _Plain(Literal["second_look", "shrinkage", "last", "svt"]),
+    "overlap": _Plain(Literal["drop", "refuse"]),
     "save_model": _Plain(bool),
     "adapter_rank": _Plain(int | None, 1),
     "device": _Plain(str),

@@ -42,6 +42,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "objectives": list(outcome.search.objective.names),
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
+        "overlap": [line for panel in panels.values() for line in panel.dropped],
         "terms": None if outcome.report is None else _terms(outcome.report.objective),
         "constraint": constraint_of(outcome.search.objective),
         "models": [model.to_json() for model in models],

@@ -104,14 +104,30 @@ def open_model(config: DictConfig, pool: ExpertPool, engine: Engine) -> Model:
 
 
 def open_panels(config: DictConfig, resident: Resident) -> dict[Split, Panel]:
-    """Returns the evaluators of the splits that the configuration names; see `open_panel`."""
+    """Returns the evaluators of the splits that the configuration names; see `open_panel`.
+
+    No two of them share an item. What a later panel would lose to private items tells who is among
+    these, so that with ``privacy`` an overlap is always refused.
+
+    Raises:
+        ValueError: two panels read the same data, a task's items are all those of others, or an
+            overlap is refused; names both splits and tasks.
+    """
     entries: dict[Split, DictConfig | None] = {
         "search": config.search_on,
         "selection": config.select_on,
         "report": config.report_on,
     }
     opened = {split: open_panel(split, entry, resident) for split, entry in entries.items()}
-    return {split: panel for split, panel in opened.items() if panel is not None}
+    apart: dict[Split, Panel] = {}
+    for split, panel in opened.items():
+        if panel is None:
+            continue
+        if config.overlap == "refuse" or config.privacy:
+            for earlier in apart.values():
+                earlier.check_apart(panel)
+        apart[split] = panel.without(list(apart.values()))
+    return apart
 
 
 def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> Panel | None:

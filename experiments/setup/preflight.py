@@ -68,6 +68,7 @@ def check(
         f"memory      about {memory_gb:.2f} GB for base, experts and model",
         f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
+        *(f"overlap     {line}" for panel in panels.values() for line in panel.dropped),
         *_warnings(ingredients),
     ]
     return lines, merge_s + ask_s

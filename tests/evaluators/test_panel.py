@@ -139,6 +139,43 @@ def test_ranges_of_one_file_may_stand_apart(llama: Resident, write_lines: WriteL
         panel("0:3").check_apart(panel("2:5"))
 
 
+def test_the_later_panel_loses_what_it_shares(
+    panel: Panel, llama: Resident, write_lines: WriteLines
+) -> None:
+    """No item is in two panels, all others stay in their order, and every pair is counted."""
+    rows = [TEXTS[4], {"text": sentence(50, 9)}, TEXTS[2], {"text": sentence(40, 8)}]
+    quiz = [*CHOICES[5:], {**CHOICES[0], "question": "asked nowhere else"}]
+    later = {
+        "prose": Perplexity(llama.info, data=write_lines(rows, "prose.jsonl")),
+        "exam": MultipleChoice(llama.info, data=write_lines(quiz, "exam.jsonl")),
+        "new": Perplexity(llama.info, data=write_lines([{"text": sentence(30, 7)}], "new.jsonl")),
+    }
+    before = {task: evaluator.items.digests for task, evaluator in later.items()}
+    report = Panel("report", later).without([panel])
+    held = {d for evaluator in panel.evaluators.values() for d in evaluator.items.digests}
+    for task, evaluator in report.evaluators.items():
+        assert list(evaluator.items.digests) == [d for d in before[task] if d not in held]
+    assert report.evaluators["new"] is later["new"]
+    assert report.dropped == (
+        "report task 'prose': 2 of 4 items are search items of 'code' too: dropped",
+        "report task 'exam': 2 of 3 items are search items of 'quiz' too: dropped",
+    )
+    assert report.evaluate(Engine(llama))["exam/acc"].cases.shape == (1,)  # type: ignore[union-attr]
+    assert Panel("selection", {"new": later["new"]}).without([panel]).dropped == ()
+
+
+def test_a_task_that_would_lose_all_is_refused(
+    panel: Panel, llama: Resident, write_lines: WriteLines
+) -> None:
+    again = MultipleChoice(llama.info, data=write_lines(CHOICES, "quiz.jsonl"))
+    with pytest.raises(ValueError, match="search task 'quiz' and report task 'exam' both read"):
+        Panel("report", {"exam": again}).without([panel])
+    copied = Perplexity(llama.info, data=write_lines(TEXTS[3:5], "copied.jsonl"))
+    pattern = "report task 'copied': 2 of 2 items are search items of 'code' too, so that none is"
+    with pytest.raises(ValueError, match=pattern):
+        Panel("report", {"copied": copied}).without([panel])
+
+
 def test_bad_panels_are_refused(llama: Resident, write_lines: WriteLines) -> None:
     with pytest.raises(ValueError, match="the report panel has no evaluator"):
         Panel("report", {})

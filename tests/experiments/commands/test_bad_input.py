@@ -211,7 +211,13 @@ class TestData:
         pattern = (
             "search task 'text' and report task 'text' share 2 of 4 items, .*give them differ"
         )
-        shell.refuse(pattern, "search", *overrides(world), f"report_on.text.data={data}")
+        line = [*overrides(world), f"report_on.text.data={data}"]
+        shell.refuse(pattern, "search", *line, "overlap=refuse")
+        private = ["privacy=means", "privacy.data=d", "privacy.public=[selection,report]"]
+        private += ["in_hull=null", "strategy=random"]  # who is dropped would tell who is private
+        shell.refuse(pattern, "search", *line, *private)
+        pattern = "overlap=drip: expected 'drop' or 'refuse'"
+        shell.refuse(pattern, "search", *line, "overlap=drip")
 
     @pytest.mark.parametrize(
         ("content", "pattern"),
@@ -280,6 +286,6 @@ class TestHarnessTasks:
         kept = [o for o in line if not o.startswith(("evaluator@report_on", "report_on.text"))]
         pattern = "search task 'task' and report task 'task' both read .*; give them different it"
         shell.refuse(pattern, "search", *kept, *twice)
-        parts = ["search_on.task.take='0:4'", "report_on.task.take='3:6'"]
+        parts = ["search_on.task.take='0:4'", "report_on.task.take='3:6'", "overlap=refuse"]
         pattern = "search task 'task' and report task 'task' share 1 of 4 items, .*; give them dif"
         shell.refuse(pattern, "search", *kept, *twice, *parts)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.experiments.local import environment, evomerge, overrides
+from tests.experiments.local import environment, evomerge, overrides, write_texts
 
 KEPT = ("history.jsonl", "cases.jsonl", "references.jsonl", "finalists.jsonl", "recipe.json")
 
@@ -124,6 +124,26 @@ def test_killed_at_any_moment_ends_the_same(run: Path, world: Path, tmp_path: Pa
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_shared_items_are_dropped_and_said(world: Path, tmp_path: Path) -> None:
+    selection = write_texts(tmp_path / "selection.jsonl", first=2)  # the search has 0 to 3
+    report = write_texts(tmp_path / "report.jsonl", first=3)
+    panels = [f"select_on.text.data={selection}", f"report_on.text.data={report}"]
+    few = ["baselines=none", "in_hull=null", "save_model=false", "budget.evaluations=1"]
+    printed = finished(world, tmp_path, *panels, *few, f"out={tmp_path}/out")
+    expected = [
+        "selection task 'text': 2 of 4 items are search items of 'text' too: dropped",
+        "report task 'text': 1 of 4 items are search items of 'text' too: dropped",
+        "report task 'text': 2 of 4 items are selection items of 'text' too: dropped",
+    ]
+    assert [line for line in printed.splitlines() if line.startswith("overlap")] == [
+        f"overlap     {line}" for line in expected
+    ]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["overlap"] == expected
+    assert "1 of 4 items are search items" in (tmp_path / "out" / "report.html").read_text()
+    cases = (tmp_path / "out" / "report_cases.jsonl").read_text().splitlines()
+    assert len(json.loads(cases[0])["cases"]["text/bits_per_byte"]) == 1
 
 
 def test_two_processes_do_not_share_a_run(world: Path, tmp_path: Path) -> None:

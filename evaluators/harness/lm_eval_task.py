@@ -37,7 +37,10 @@ class _Document:
 
 
 class LmEvalTask:
-    """One lm-eval task; its scores equal those of lm-eval's own `evaluate`.
+    """One lm-eval task; its scores equal those of lm-eval's own command with its defaults.
+
+    On purpose they differ where lm-eval would show an item its own answer as a few-shot example,
+    or draws examples from items that are not taken; see `choose_docs`.
 
     Metrics are named as in the task; where it has several answer filters, ``metric@filter``.
     Directions are the task's (``higher_is_better``).
@@ -49,7 +52,7 @@ class LmEvalTask:
         split: of the data set; None: the task's own (test, else validation).
         limit: most items, the first ones; None: all.
         num_fewshot: examples in every prompt; None: the task's own number.
-        fewshot_as_multiturn: give examples as turns of the chat.
+        fewshot_as_multiturn: give examples as turns of the chat; None: if there is a template.
         gen_kwargs: replaces the task's generation options (``max_gen_toks``, ``until``, ...).
     """
 
@@ -68,7 +71,7 @@ class LmEvalTask:
         num_fewshot: int | None = None,
         apply_chat_template: bool = False,
         system_instruction: str | None = None,
-        fewshot_as_multiturn: bool = False,
+        fewshot_as_multiturn: bool | None = None,
         gen_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         name = task if isinstance(task, str) else str(task.get("task"))
@@ -91,7 +94,9 @@ class LmEvalTask:
         chat = {
             "system_instruction": system_instruction,
             "apply_chat_template": apply_chat_template,
-            "fewshot_as_multiturn": fewshot_as_multiturn,
+            "fewshot_as_multiturn": (
+                apply_chat_template if fewshot_as_multiturn is None else fewshot_as_multiturn
+            ),
             "chat_template": encoder.apply_chat_template if apply_chat_template else None,
         }
         by_doc = [_instances(self._task, doc, i, chat) for i, doc in enumerate(docs)]

@@ -5,6 +5,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from random import Random
 from typing import Any
 
 import datasets
@@ -78,8 +79,9 @@ def choose_docs(
 ) -> tuple[list[Any], str]:
     """Returns the items to evaluate and the identity of their data.
 
-    Few-shot examples that come from the same split are drawn from these items only, so that the
-    items of another panel do not leak into the prompts.
+    Where few-shot examples come from the split that is evaluated, a prompt never shows the item
+    itself: in lm-eval's draw, which may hold it, another one takes its place. Of a part of the
+    split they are drawn from this part alone, so that no other panel's items stand in prompts.
     """
     name = task.task_name
     if limit is not None and limit < 1:
@@ -95,10 +97,10 @@ def choose_docs(
     if not docs:
         raise ValueError(f"lm-eval task {name!r} has no items in its split")
     chosen = take_range(take, len(docs), f"lm-eval task {name!r}")[:limit]
+    whole = len(chosen) == len(docs)
     docs = [docs[i] for i in chosen]
     evaluated = task.config.test_split or task.config.validation_split
-    if split is not None or take is not None:
-        _keep_shots_inside(task, docs, evaluated)
+    _hide_own_answers(task, docs, evaluated, whole=whole)
     return docs, f"{_data_identity(task)}/{evaluated}[{chosen.start}:{chosen.stop}]"
 
 
@@ -124,7 +126,22 @@ def _remembered(render: Callable[..., Any], docs: list[Any]) -> Callable[..., An
     return recall
 
 
-def _keep_shots_inside(task: Any, docs: list[Any], evaluated: str | None) -> None:
+class _OthersAnswers:
+    """The draws of lm-eval's sampler, but for the item that is asked: another one replaces it."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._random = Random(_SHOT_SEED)
+
+    def sample(self, n: int, eval_doc: Any = None) -> list[Any]:
+        drawn = [doc for doc in self._sampler.sample(n) if doc != eval_doc]
+        if len(drawn) < n:
+            others = [doc for doc in self._sampler.df if doc != eval_doc and doc not in drawn]
+            drawn += self._random.sample(others, n - len(drawn))
+        return drawn
+
+
+def _hide_own_answers(task: Any, docs: list[Any], evaluated: str | None, *, whole: bool) -> None:
     shots, config = task.config.num_fewshot, task.config
     source = getattr(task, "fewshot_cfg", None)
     if not shots or source is None or (source.split is None and source.samples is not None):
@@ -137,8 +154,12 @@ def _keep_shots_inside(task: Any, docs: list[Any], evaluated: str | None) -> Non
             f"lm-eval task {task.task_name!r} draws its {shots} few-shot examples from the split "
             f"it is evaluated on, of which only {len(docs)} items are taken"
         )
-    source.split = config.test_split = evaluated  # lm-eval then leaves out the item itself
-    task.sampler.replace_df(docs)
+    leaves_out = source.split == config.test_split
+    source.split = config.test_split = evaluated  # lm-eval then says which item is asked
+    if not whole:
+        task.sampler.replace_df(docs)
+    elif not leaves_out:
+        task.sampler = _OthersAnswers(task.sampler)
 
 
 def _data_identity(task: Any) -> str:

@@ -18,7 +18,7 @@ from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, placements, true_positives_at
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
-from evaluators.tasks.encoding import language_tokenizer, prefix_token
+from evaluators.tasks.encoding import encode_text, language_tokenizer, prefix_token
 from merging.arrays import Vector
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -89,18 +89,17 @@ class Membership:
             for attack in attacks
             for metric in ("auc", "tpr_1", "tpr_10", "advantage")
         }
-        texts = [line.text(text_field) for line in lines]
         members = [_member(line, member_field) for line in lines]
-        digests = [digest(text) for text in texts]
+        digests = [digest(line.text(text_field)) for line in lines]
         _check_digests(path, digests)
         _check_both(str(path), members)
-        losses: Sequence[float] = [math.nan] * len(texts)
+        losses: Sequence[float] = [math.nan] * len(lines)
         if reference is not None:
             losses = read_reference(Path(reference), digests).tolist()
         prefix = prefix_token(tokenizer)
         items = []
-        for text, content, member, loss in zip(texts, digests, members, losses, strict=True):
-            tokens = tokenizer.encode(text, add_special_tokens=False)[: model.max_length]
+        for line, content, member, loss in zip(lines, digests, members, losses, strict=True):
+            tokens = encode_text(tokenizer, line.text(text_field), line)[: model.max_length]
             request = TokenStatistics((prefix, *tokens))
             items.append(TaskItem(content, (request,), _Text(member, loss)))
         self.items = ItemSet(source, tuple(items))

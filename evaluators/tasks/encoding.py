@@ -27,6 +27,14 @@ def prefix_token(tokenizer: Any) -> int:
     )
 
 
+def encode_text(tokenizer: Any, text: str, place: object) -> list[int]:
+    """Returns a text's tokens; raises ValueError with its `place` where none is left of it."""
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if not tokens:
+        raise ValueError(f"{place}: the tokenizer leaves no token of this text: remove it")
+    return tokens
+
+
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> Loglikelihood:
     """Returns a request for `continuation` after `context`.
 

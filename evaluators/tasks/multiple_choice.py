@@ -16,17 +16,18 @@ from merging.arrays import Vector
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """The right answer's index, and the length of every answer, ``(answers,)``."""
+    """The right answer's index, and the lengths of every answer, ``(answers,)``."""
 
     label: int
+    characters: Vector
     bytes: Vector
 
 
 class MultipleChoice:
     """Which answer does the model find likeliest after the question?
 
-    acc compares log-likelihoods, acc_norm log-likelihoods per byte of the answer. Cases are 1
-    for a right item and 0 for a wrong one.
+    acc compares log-likelihoods, acc_norm log-likelihoods per character of the answer, acc_bytes
+    per byte, as lm-eval names them. Cases are 1 for a right item and 0 for a wrong one.
 
     Args:
         data: JSON-lines file, one item in each line.
@@ -34,7 +35,7 @@ class MultipleChoice:
         delimiter: text between question and answer.
     """
 
-    metrics: Mapping[str, Direction] = {"acc": "maximize", "acc_norm": "maximize"}
+    metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
     subset = on_subset
 
     def __init__(
@@ -57,26 +58,29 @@ class MultipleChoice:
             question: str = line.field(question_field, str)
             choices = _choices(line, choices_field)
             label = _label(line, label_field, len(choices))
-            sizes = np.array([len(choice.encode()) for choice in choices], float)
+            answers = _Answers(
+                label,
+                np.array([len(choice) for choice in choices], float),
+                np.array([len(choice.encode()) for choice in choices], float),
+            )
             requests = tuple(_ask(tokenizer, question, delimiter + choice) for choice in choices)
-            items.append(TaskItem(digest(question, choices), requests, _Answers(label, sizes)))
+            check_fits(requests, model.max_length, str(line))
+            items.append(TaskItem(digest(question, choices), requests, answers))
         self.items = ItemSet(source, tuple(items))
-        check_fits(self.items.requests, model.max_length, f"multiple choice on {path.name}")
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns both accuracies in [0, 1]."""
+        """Returns the three accuracies in [0, 1]."""
         totals = totals_of(responses)
-        right, right_norm = [], []
+        right = []
         for item, span in zip(self.items, self.items.spans, strict=True):
             log_probs, answers = totals[span], item.target
-            right.append(float(np.argmax(log_probs) == answers.label))
-            right_norm.append(float(np.argmax(log_probs / answers.bytes) == answers.label))
-        return {"acc": _mean(right), "acc_norm": _mean(right_norm)}
-
-
-def _mean(cases: Sequence[float]) -> Score:
-    values = np.array(cases, dtype=np.float64)
-    return Score(float(values.mean()), values)
+            ranked = (log_probs, log_probs / answers.characters, log_probs / answers.bytes)
+            right.append([float(np.argmax(values) == answers.label) for values in ranked])
+        cases = np.array(right, dtype=np.float64).T
+        return {
+            metric: Score(float(values.mean()), values)
+            for metric, values in zip(self.metrics, cases, strict=True)
+        }
 
 
 def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:

@@ -11,7 +11,12 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Response, totals_of
 from evaluators.tasks.data import data_path, digest, read_lines, read_text, take_items
-from evaluators.tasks.encoding import language_tokenizer, prefix_token, rolling_windows
+from evaluators.tasks.encoding import (
+    encode_text,
+    language_tokenizer,
+    prefix_token,
+    rolling_windows,
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Perplexity:
         texts, source = take_items(_documents(path, field), take, path, max_items)
         prefix = prefix_token(tokenizer)
         items = []
-        for text in texts:
-            tokens = tokenizer.encode(text, add_special_tokens=False)
+        for place, text in texts:
+            tokens = encode_text(tokenizer, text, place)
             windows = rolling_windows(tokens, prefix=prefix, window=width, context=context)
             length = _Length(len(text.encode()), len(tokens))
             items.append(TaskItem(digest(text), tuple(windows), length))
@@ -75,10 +80,11 @@ class Perplexity:
         return {"bits_per_byte": Score(bits, cases), "perplexity": Score(perplexity)}
 
 
-def _documents(path: Path, field: str) -> list[str]:
+def _documents(path: Path, field: str) -> list[tuple[str, str]]:
+    """Returns where each document stands, and its text."""
     if path.suffix == ".txt":
-        return [read_text(path)]
-    return [line.text(field) for line in read_lines(path)]
+        return [(str(path), read_text(path))]
+    return [(str(line), line.text(field)) for line in read_lines(path)]
 
 
 def _check(name: str, window: int, context: int, max_items: int | None, longest: int) -> None:

@@ -54,6 +54,7 @@ def test_names_directions_and_counts(panel: Panel, llama: Resident) -> None:
         "code/perplexity": "minimize",
         "quiz/acc": "maximize",
         "quiz/acc_norm": "maximize",
+        "quiz/acc_bytes": "maximize",
     }
     assert panel.main == {"code": "code/bits_per_byte", "quiz": "quiz/acc"}
     assert panel.item_count == len(TEXTS) + len(CHOICES)

@@ -40,6 +40,9 @@ ROWS = [
 ]
 
 
+SHOTS = [{**row, "question": f"example {i}"} for i, row in enumerate(ROWS[:5])]
+
+
 def config(data: str, **changes: Any) -> dict[str, Any]:
     return {
         "task": "toy",
@@ -68,7 +71,7 @@ def kinds(data: str) -> dict[str, dict[str, Any]]:
         "multiple_choice": config(
             data, metric_list=[{"metric": m, **both} for m in ("acc", "acc_norm", "acc_bytes")]
         ),
-        "few_shot": config(data, num_fewshot=2),
+        "few_shot": config(data, num_fewshot=2, fewshot_config={"samples": SHOTS}),
         "empty_context": config(data, doc_to_text=""),
         "mutual_information": config(data, metric_list=[{"metric": "acc_mutual_info", **both}]),
         "f1": config(
@@ -317,6 +320,53 @@ def test_few_shot_examples_come_from_the_panels_own_items(
         ValueError, match=r"draws its 2 few-shot examples .* only 2 items are taken"
     ):
         LmEvalTask(llama.info, task=task, take="4:6")
+
+
+@pytest.mark.parametrize("options", [{}, {"limit": 12}, {"limit": 7}, {"split": "test"}])
+def test_no_prompt_shows_its_own_answer(
+    llama: Resident, write_lines: WriteLines, options: dict[str, Any]
+) -> None:
+    """Of a whole split the draws are lm-eval's, but for those that hold the item itself."""
+    rows = [{**row, "question": f"number {i:02d}"} for i, row in enumerate(ROWS)]
+    task = config(write_lines(rows), num_fewshot=2)
+    evaluator = LmEvalTask(llama.info, task=task, **options)
+    prompts = [str(document.instances[0].args[0]) for document in evaluator.items.targets]
+    for i, prompt in enumerate(prompts):
+        assert prompt.count("number") == 3
+        assert prompt.count(f"number {i:02d}") == 1
+    if len(prompts) == len(ROWS):
+        own = TaskManager(include_defaults=False).load([copy.deepcopy(task)])["tasks"]["toy"]
+        own.set_fewshot_seed(seed=1234)
+        drawn = [str(own.fewshot_context(doc, num_fewshot=2)) for doc in own.eval_docs]
+        itself = [drawn[i].count(f"number {i:02d}") > 1 for i in range(len(drawn))]
+        assert [one == other for one, other in zip(prompts, drawn, strict=True)] == [
+            not shown for shown in itself
+        ]
+        assert any(itself)
+
+
+def test_a_chat_template_has_lm_evals_default_turns(
+    llama: Resident, write_lines: WriteLines
+) -> None:
+    task = kinds(write_lines(ROWS[:3]))["few_shot"]
+    tokenizer = copy.deepcopy(llama.info.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    info = ModelInfo(tokenizer, None, 512)
+    evaluator = LmEvalTask(info, task=task, apply_chat_template=True)
+    lm = HFLM(pretrained=llama.module, tokenizer=tokenizer, max_length=512, device="cpu")
+    results: Any = lm_eval.simple_evaluate(
+        lm,
+        tasks=[copy.deepcopy(task)],
+        task_manager=TaskManager(include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )
+    for document, sample in zip(evaluator.items.targets, results["samples"]["toy"], strict=True):
+        assert document.instances[0].args[0] == sample["arguments"][0][0]
+        assert str(document.instances[0].args[0]).count("[user]") == 3
 
 
 def test_another_split_of_the_data(llama: Resident, write_lines: WriteLines) -> None:

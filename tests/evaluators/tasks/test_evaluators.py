@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from tokenizers import normalizers
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
@@ -265,12 +268,52 @@ def test_multiple_choice_known_answer(llama: Resident, write_lines: WriteLines) 
     answers = [Likelihood(total, False) for total in (-2.0, -4.0, -1.0, -2.0, -3.0)]
     scores = evaluator.score(answers)
     assert scores["acc"].value == 0.0
-    assert scores["acc_norm"].value == 0.5  # -4 / 4 bytes beats -2 / 1 byte
+    assert scores["acc_norm"].value == 0.5  # -4 / 4 characters beats -2 / 1 character
     assert scores["acc_norm"].cases == pytest.approx([1, 0])
     first = evaluator.items.requests[0]
     assert first == Loglikelihood(
         tuple(llama.info.tokenizer.encode("q1")), tuple(llama.info.tokenizer.encode(" a"))
     )
+
+
+def test_multiple_choice_is_lm_evals_on_every_alphabet(
+    llama: Resident, write_lines: WriteLines
+) -> None:
+    """Answers of one to three bytes a character, whose order by either length differs."""
+    rows = [
+        {
+            "question": sentence(i, 3),
+            "choices": ["é" * (1 + i % 5), "ox" * 3, "語語"],
+            "label": i % 3,
+        }
+        for i in range(9)
+    ]
+    data, kinds = write_lines(rows), ("acc", "acc_norm", "acc_bytes")
+    listed = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in kinds]
+    theirs = LmEvalTask(llama.info, task={**harness_task(data), "metric_list": listed})
+    ours = MultipleChoice(llama.info, data=data)
+    draw, differ = np.random.default_rng(0), False
+    for _ in range(9):
+        answers = [Likelihood(float(-draw.exponential(9)), False) for _ in range(27)]
+        expected, scores = theirs.score(answers), ours.score(answers)
+        assert list(scores) == list(kinds)
+        for metric in kinds:
+            assert scores[metric].cases == pytest.approx(expected[metric].cases)
+        differ |= scores["acc_norm"].value != scores["acc_bytes"].value
+    assert differ
+
+
+def test_a_text_that_leaves_no_token_is_named(llama: Resident, write_lines: WriteLines) -> None:
+    tokenizer = copy.deepcopy(llama.info.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    info = dataclasses.replace(llama.info, tokenizer=tokenizer)
+    data = write_lines([{"text": "a", "member": True}, {"text": "\u200b", "member": False}])
+    for build in (Perplexity, Membership):
+        with pytest.raises(ValueError, match=r"data\.jsonl line 2: the tokenizer leaves no token"):
+            build(info, data=data)
+    quiz = write_lines([{"question": "q", "choices": ["a", "\u200b"], "label": 0}], "quiz.jsonl")
+    with pytest.raises(ValueError, match=r"quiz\.jsonl line 1: an answer has no token"):
+        MultipleChoice(info, data=quiz, delimiter="")
 
 
 def test_accuracy_reads_each_tasks_own_head(bert: Resident, write_lines: WriteLines) -> None:

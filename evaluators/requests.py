@@ -13,7 +13,15 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class EvaluationError(RuntimeError):
-    """A model that could not be scored; the loop records the message as the failure."""
+    """A model that cannot be scored, now and ever; the loop records the message as the failure."""
+
+
+class TransientFailure(RuntimeError):  # noqa: N818
+    """A model that could not be scored for a reason outside of it: memory, server, time, files.
+
+    It says nothing of the model, so nobody writes it down: who waits for a score asks again, see
+    `evaluators.tries`.
+    """
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from evaluators.engine.population import PopulationForward
 from evaluators.engine.resident import Resident
-from evaluators.requests import EvaluationError, Response
+from evaluators.requests import EvaluationError, Response, TransientFailure
 
 T = TypeVar("T")
 _MOST_TOKENS = 1 << 18  # a batch larger than this is no faster on any device
 
 
 class Deadline:
-    """Raises EvaluationError from `check` once `timeout_s` seconds have passed; None: never."""
+    """Raises TransientFailure from `check` once `timeout_s` seconds have passed; None: never."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._start = time.monotonic()
         self._timeout_s = timeout_s
 
     def check(self) -> None:
-        """Raises EvaluationError if the time is up."""
+        """Raises TransientFailure if the time is up."""
         seconds = time.monotonic() - self._start
         if self._timeout_s is not None and seconds > self._timeout_s:
-            raise EvaluationError(
+            raise TransientFailure(
                 f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s"
             )
 

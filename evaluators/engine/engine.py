@@ -22,6 +22,7 @@ from evaluators.requests import (
     Request,
     Response,
     TokenStatistics,
+    TransientFailure,
     is_out_of_memory,
 )
 from merging.lora.low_rank import LowRankDeltas
@@ -81,8 +82,8 @@ class Engine:
         """Returns the answers of the model as it is to `requests`, in order.
 
         Raises:
-            EvaluationError: memory runs out with one row per batch, the time is up, or the
-                logits are not finite.
+            EvaluationError: the logits are not finite.
+            TransientFailure: memory runs out with one row per batch, or the time is up.
             ValueError: a request that this model cannot answer whatever its weights are.
         """
         (answers,) = self.run_population(requests, (PLAIN,))
@@ -102,6 +103,7 @@ class Engine:
             candidates: each one's differences from the weights that the resident holds.
 
         Raises:
+            TransientFailure: as `run`, of any candidate.
             ValueError: as `run`, or as `PopulationForward`.
         """
         asked = requests if isinstance(requests, tuple) else tuple(requests)
@@ -177,7 +179,7 @@ class Engine:
                 raise
             alone = len(candidates) == 1 and jobs and all(job.most_rows == 1 for job in jobs)
             if batch_tokens == 1 or alone:
-                raise EvaluationError(
+                raise TransientFailure(
                     "out of memory with one row per batch; take shorter items, a smaller "
                     "dtype or a larger device"
                 ) from error

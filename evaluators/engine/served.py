@@ -19,6 +19,7 @@ from evaluators.requests import (
     Loglikelihood,
     Request,
     Response,
+    TransientFailure,
 )
 from merging.checkpoints.experts import ExpertPool
 from merging.saving.save_adapter import save_adapter
@@ -86,12 +87,17 @@ class ServedModel:
         self._count = 0
 
     def write(self, weights: Weights) -> None:
-        """Has the candidate served, as an adapter; raises EvaluationError if that cannot be."""
+        """Has the candidate served, as an adapter.
+
+        Raises:
+            EvaluationError: no adapter carries it.
+            TransientFailure: the host cannot be reached or refuses.
+        """
         adapter = self._adapter(weights)
         try:
             self._host.use(adapter)
         except self._host.failures as error:
-            raise EvaluationError(
+            raise TransientFailure(
                 f"the served model does not take the adapter: {error}"
             ) from error
         finally:
@@ -106,7 +112,7 @@ class ServedModel:
         the resident engine does not need.
 
         Raises:
-            EvaluationError: the host cannot be reached, refuses, or answers without numbers.
+            TransientFailure: the host cannot be reached, refuses, or answers without numbers.
             ValueError: a request that only a resident model can answer.
         """
         answers: dict[int, Response] = {}
@@ -122,7 +128,7 @@ class ServedModel:
                 answers |= self._likelihoods(likelihoods)
                 answers |= self._generations(generations)
         except self._host.failures as error:
-            raise EvaluationError(f"the served model does not answer: {error}") from error
+            raise TransientFailure(f"the served model does not answer: {error}") from error
         return [answers[i] for i in range(len(requests))]
 
     def _adapter(self, weights: Weights) -> Path | None:

@@ -99,7 +99,7 @@ class _World:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        return Scorer(ResidentModel(self.resident, self.engine), panel)
+        return Scorer(ResidentModel(self.resident, self.engine), panel, self.pool.base_weights())
 
     @property
     def held(self) -> ExpertPool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from evaluators.engine.resident import Resident
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, TransientFailure
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.model_scores import evidence, stated
@@ -44,7 +44,7 @@ def run_evaluate(config: DictConfig) -> float:
         resident.write(pool.resident(machine.device).expert_weights("model"))
     try:
         scores = panel.evaluate(assemble.open_engine(config, resident))
-    except EvaluationError as error:
+    except (EvaluationError, TransientFailure) as error:
         raise UserError(f"{config.model} cannot be scored: {error}") from error
     width = max(len(key) for key in scores)
     for key, score in scores.items():

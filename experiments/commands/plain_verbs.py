@@ -154,12 +154,12 @@ def reference_losses(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args(arguments)
-    from evaluators.requests import EvaluationError
+    from evaluators.requests import EvaluationError, TransientFailure
     from experiments.commands.reference_losses import write_losses
 
     with one_sentence("evomerge reference-losses"), explained():
         try:
             count = write_losses(**vars(options))
-        except EvaluationError as error:
+        except (EvaluationError, TransientFailure) as error:
             raise UserError(str(error)) from error
     print(f"{options.out}: {count} texts")

@@ -16,7 +16,7 @@ from torch import Tensor
 from evaluators.engine.engine import BATCH_TOKENS
 from evaluators.engine.resident import Resident
 from evaluators.panel import Panel
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, TransientFailure
 from experiments.gathering.fisher import gather_fisher
 from experiments.gathering.gram import LinearLayers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
@@ -54,7 +54,7 @@ def run_statistics(config: DictConfig) -> None:
         try:
             for name in gathering.pool.expert_names:
                 print(f"{name:<11} {gathering.file(name, out)}")
-        except (EvaluationError, CheckpointError, ValueError, OSError) as error:
+        except (EvaluationError, TransientFailure, CheckpointError, ValueError, OSError) as error:
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise UserError(

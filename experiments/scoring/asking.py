@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluators.engine.model import Model
 from evaluators.requests import Request, Response
+from evaluators.tries import tries
 from merging.weights import Weights
 from search.loop.evaluation import attempt
 from search.loop.pool import TaskQueue
@@ -49,14 +50,20 @@ class LocalAsker(TaskQueue[Question]):
 
     Args:
         model: holds one candidate at a time.
+        base: weights that can be scored if anything can; see `tries`.
     """
 
     def __init__(
-        self, decode: Callable[[Any], Weights], model: Model, requests: Sequence[Request]
+        self,
+        decode: Callable[[Any], Weights],
+        model: Model,
+        requests: Sequence[Request],
+        base: Weights,
     ) -> None:
         super().__init__()
         self._decode = decode
         self._model = model
+        self._base = base
         # one that was asked lately is the same object, which an engine plans once
         self._part = lru_cache(_REMEMBERED)(lambda some: tuple(requests[i] for i in some))
         self._written: Any = None
@@ -71,11 +78,18 @@ class LocalAsker(TaskQueue[Question]):
         held = (i for i, one in self._tasks.items() if one.genome is self._written)
         ticket = next(held, next(iter(self._tasks)))
         question = self._tasks.pop(ticket)
+        requests = self._part(question.requests)
         responses: Sequence[Response] = ()
         with attempt() as tried:
-            if question.genome is not self._written:
-                self._written = None
-                self._model.write(self._decode(question.genome))
-                self._written = question.genome
-            responses = self._model.run(self._part(question.requests))
+            for one in tries(lambda: self._ask(self._base, requests)):
+                with one:
+                    responses = self._ask(question.genome, requests)
         return ticket, Answer(responses, tried.failure, tried.seconds)
+
+    def _ask(self, genome: Any, requests: Sequence[Request]) -> list[Response]:
+        """Writes a candidate, or the base's weights themselves, unless they are there; asks."""
+        if genome is not self._written:
+            self._written = None
+            self._model.write(genome if genome is self._base else self._decode(genome))
+            self._written = genome
+        return self._model.run(requests)

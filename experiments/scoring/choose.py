@@ -72,7 +72,8 @@ def open_pool(
 
 def local_asker(ingredients: Ingredients, space: SearchSpace[Any]) -> LocalAsker:
     """Returns what asks the candidates of races in this process."""
-    return LocalAsker(space.decode, ingredients.model, ingredients.panels["search"].requests)
+    requests, base = ingredients.panels["search"].requests, ingredients.held.base_weights()
+    return LocalAsker(space.decode, ingredients.model, requests, base)
 
 
 def local_evaluation(

@@ -18,6 +18,7 @@ from evaluators.requests import (
     Request,
     TokenStatistics,
 )
+from evaluators.tries import tries
 from experiments.setup.ingredients import Ingredients
 from merging.lora.low_rank import CentredCandidate, StackedFactors, low_rank_of
 from merging.method import MergeError
@@ -87,8 +88,10 @@ class PopulationPool(TaskQueue[Batch[Any]]):
         engine = self._ingredients.engine
         results: list[Evaluated] = []
         with attempt() as tried:
-            engine.resident.write(group[0].centre)
-            results = _scored(engine, panel, group)
+            for one in tries(self._ingredients.scorer(panel).ask_base):
+                with one:
+                    engine.resident.write(group[0].centre)
+                    results = _scored(engine, panel, group)
         if tried.failure is not None:
             results = [Evaluated(failure=tried.failure) for _ in group]
         share = tried.seconds / len(group)

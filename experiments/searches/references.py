@@ -71,7 +71,9 @@ class References:
         A model whose name is taken by another kind is labelled ``name (kind)``.
 
         Raises:
-            EvaluationError: the base itself cannot be scored, so that nothing can.
+            EvaluationError: base or an expert cannot be scored on the search items, by which
+                every candidate is judged.
+            TransientFailure: nothing can be scored now; what was scored is kept.
             UserError: the objective cannot be bound to these scores.
         """
         models = [entry for entry in self._models() if entry[1] in kinds]
@@ -82,8 +84,8 @@ class References:
         with ProgressBar(new, f"references on {panel.split} items", "model") as progress:
             for (name, kind, weights), from_file in zip(models, known, strict=True):
                 model = self.score_one(name, kind, panel, weights)
-                if kind == "base" and model.failure is not None and not unread:
-                    raise EvaluationError(f"the base cannot be scored: {model.failure}")
+                if panel.split == "search" and model.failure is not None and not unread:
+                    _refuse_unscored(model)
                 scores[name if name not in scores else f"{name} ({kind})"] = model
                 if not from_file:
                     progress.update()
@@ -103,7 +105,10 @@ class References:
     def score_one(
         self, name: str, kind: Kind, panel: Panel, weights: Callable[[], Weights]
     ) -> ModelScores:
-        """Returns one model's scores on a panel, computed at most once per run."""
+        """Returns one model's scores on a panel, computed at most once per run.
+
+        A failure that is not its own is not kept: it raises TransientFailure.
+        """
         if panel.split in self._unread:
             return ModelScores(name, kind, panel.split, {}, _UNREAD)
         key = (kind, name, panel.split)
@@ -142,7 +147,7 @@ class References:
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         pool = self.ingredients.held
         return [
-            ("base", "base", lambda: {name: pool.base_tensor(name) for name in pool.names}),
+            ("base", "base", pool.base_weights),
             *((name, "expert", partial(pool.expert_weights, name)) for name in pool.expert_names),
             *((n, "static", partial(self._static, m)) for n, m in self.baselines.items()),
         ]
@@ -150,3 +155,14 @@ class References:
     def _static(self, method: MergeMethod) -> Weights:
         """Returns a static merge as it would be saved."""
         return self.ingredients.saved(uniform_plan(method, Whole(), self.ingredients.held))
+
+
+def _refuse_unscored(model: ModelScores) -> None:
+    """Raises EvaluationError for a model that the objective is made of."""
+    if model.kind == "base":
+        raise EvaluationError(f"the base cannot be scored: {model.failure}")
+    if model.kind == "expert":
+        raise EvaluationError(
+            f"expert {model.name!r} cannot be scored on the search items: {model.failure}; leave "
+            "it out of experts.experts, or take items that it can answer"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, TransientFailure
 from experiments.reports.table import table
 from experiments.runs.directory import (
     check_ingredients,
@@ -63,6 +63,7 @@ _EXPLAINED = (
     HistoryError,
     DamagedFileError,
     EvaluationError,
+    TransientFailure,
     MergeError,
     CheckpointError,
     OSError,

@@ -13,7 +13,7 @@ from evaluators.engine.model import Model
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
-from evaluators.requests import EvaluationError, is_out_of_memory
+from evaluators.tries import tries
 from experiments.setup import assemble
 from experiments.setup.assemble import Machine
 from experiments.setup.dry_run import check_merges, check_panels
@@ -32,27 +32,35 @@ from merging.weights import Weights
 
 @dataclass(frozen=True)
 class Scorer:
-    """Writes weights into the one model and asks it what a panel wants to know."""
+    """Writes weights into the one model and asks it what a panel wants to know.
+
+    Args:
+        base: weights that can be scored if anything can.
+    """
 
     model: Model
     panel: Panel
+    base: Weights
 
     def __call__(self, weights: Weights) -> dict[str, Score]:
         """Returns ``task/metric`` to score.
 
         Raises:
-            EvaluationError: the model could not be scored; says why.
-            MergeError: the weights could not be computed.
+            EvaluationError: the model cannot be scored; says why.
+            MergeError: the weights cannot be computed.
+            TransientFailure: nothing can be scored now; says why.
         """
-        try:
-            self.model.write(weights)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise EvaluationError(
-                f"out of memory while merging: {str(error).splitlines()[0]}"
-            ) from error
-        return self.panel.evaluate(self.model)
+        scores: dict[str, Score] = {}
+        for one in tries(self.ask_base):
+            with one:
+                self.model.write(weights)
+                scores = self.panel.evaluate(self.model)
+        return scores
+
+    def ask_base(self) -> None:
+        """Leaves the base in the model; raises what says that nothing can be scored now."""
+        self.model.write(self.base)
+        self.model.run(self.panel.requests)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Ingredients:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        return Scorer(self.model, panel)
+        return Scorer(self.model, panel, self.held.base_weights())
 
     def saved(self, plan: Plan) -> Weights:
         """Returns the weights of `plan` as they would be saved."""

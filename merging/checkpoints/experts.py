@@ -133,6 +133,10 @@ class ExpertPool:
         """Returns the base's tensor in its own dtype on `device`; not to be changed."""
         return self._base_weights[name].to(self.device)
 
+    def base_weights(self) -> Weights:
+        """Returns the base's own tensors by `names`."""
+        return _BaseWeights(self)
+
     def deltas(self, name: str) -> Tensor:
         """Returns expert minus base for every expert, ``(experts, *shape)`` float32 on `device`.
 
@@ -282,6 +286,17 @@ class ExpertPool:
         experts = _checkpoints(self.experts).items()
         own = {name: expert.checkpoint for name, expert in experts if name in self.heads}
         return classifiers.assemble(self.base, own, dtype=dtype, device=device)
+
+
+class _BaseWeights(LazyWeights):
+    """The base's tensors by the names of a pool."""
+
+    def __init__(self, pool: ExpertPool) -> None:
+        super().__init__(pool.names)
+        self._pool = pool
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._pool.base_tensor(name)
 
 
 class _ExpertWeights(LazyWeights):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from evaluators.evaluator import Score
-from evaluators.requests import EvaluationError, is_out_of_memory
+from evaluators.requests import EvaluationError, TransientFailure, is_out_of_memory
 from merging.arrays import Vector
 from merging.method import MergeError
 from search.loop.history import Record
@@ -60,16 +60,23 @@ class Attempt:
 
 @contextmanager
 def attempt() -> Iterator[Attempt]:
-    """Takes the time of a block; a model that cannot be scored is a failure, not an error."""
+    """Takes the time of a block; a model that cannot be scored is a failure, not an error.
+
+    What is not the model's own fault goes through and ends the search: a failure is written down
+    for good and told to the strategy, so that it has to be true whenever it is read.
+
+    Raises:
+        TransientFailure: for a reason outside of the model, such as memory that is taken.
+    """
     began, tried = time.perf_counter(), Attempt()
     try:
         yield tried
     except (EvaluationError, MergeError) as error:
         tried.failure = str(error) or type(error).__name__
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if isinstance(error, TransientFailure) or not is_out_of_memory(error):
             raise
-        tried.failure = "out of memory"
+        raise TransientFailure("out of memory") from error
     tried.seconds = time.perf_counter() - began
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from evaluators.requests import TransientFailure
 from experiments.runs.errors import UserError
 from experiments.setup.execution import WorkerSpec
 
@@ -59,6 +60,7 @@ class _Seat:
     ticket: int | None = None
     holds: Any = None
     since: float = 0.0
+    limit_s: float = 0.0
     ready: bool = False
     replaced: bool = False
     losses: int = 0
@@ -70,18 +72,20 @@ class _Task:
     method: str
     arguments: tuple[Any, ...]
     about: Any
+    candidates: int
     losses: int = 0
 
 
 class Fleet:
     """Hands tasks to free workers, puts new workers in the place of dead ones.
 
-    A task whose worker dies is handed to another. What a genome gives does not depend on who
-    scores it, so neither do the results.
+    A task whose worker dies, or finds that it can score nothing now, is handed to another. What
+    a genome gives does not depend on who scores it, so neither do the results.
 
     Args:
         wait_s: most seconds without any worker.
-        candidate_s: most seconds of one candidate; a worker that takes longer is replaced.
+        candidate_s: most seconds of one candidate; a worker that takes longer for each of those
+            that it was handed together is replaced.
         clock: seconds; only differences count.
     """
 
@@ -126,16 +130,17 @@ class Fleet:
             else:
                 self._prepare(seat)
 
-    def submit(self, method: str, *arguments: Any, about: Any = None) -> int:
+    def submit(self, method: str, *arguments: Any, about: Any = None, candidates: int = 1) -> int:
         """Takes a task for one worker; returns its ticket.
 
         Args:
             about: genome that the worker holds from then on; None: none that it could use again.
+            candidates: how many the task scores.
         """
         if not self._tasks:
             self._heard = self._clock()  # nobody was waited for until now
         self._tickets += 1
-        self._tasks[self._tickets] = _Task(method, arguments, about)
+        self._tasks[self._tickets] = _Task(method, arguments, about, candidates)
         self._queue.append(self._tickets)
         return self._tickets
 
@@ -191,13 +196,14 @@ class Fleet:
             seat = min(free, key=lambda seat: seat.holds != task.about)
             free.remove(seat)
             seat.ticket, seat.since, seat.holds = ticket, self._clock(), task.about
+            seat.limit_s = self._candidate_s * task.candidates
             seat.reference = self._cluster.call(seat.worker, task.method, *task.arguments)
 
     def _answered(self, seat: _Seat) -> tuple[int, Any] | None:
         """Takes a worker's answer; returns what it says of a task that is still wanted."""
         try:
             answer = self._cluster.result(seat.reference)
-        except WorkerLost as lost:
+        except (WorkerLost, TransientFailure) as lost:  # a new process has its memory back
             self._replace(seat, str(lost))
             return None
         ticket, seat.reference, seat.ticket = seat.ticket, None, None
@@ -256,8 +262,8 @@ class Fleet:
     def _look_at_limits(self) -> None:
         now = self._clock()
         for seat in self._seats:
-            if seat.ticket is not None and now - seat.since > self._candidate_s:
-                self._replace(seat, f"no answer for {self._candidate_s:.0f} s")
+            if seat.ticket is not None and now - seat.since > seat.limit_s:
+                self._replace(seat, f"no answer for {seat.limit_s:.0f} s")
         ready = sum(seat.ready for seat in self._seats)
         if not ready and now - self._without_since > self._wait_s:
             raise UserError(

@@ -122,7 +122,7 @@ class RayPool:
             genome = self._encode(task.genome)
             return self._fleet.submit("ask", genome, task.requests, about=genome)
         genomes = [self._encode(genome) for genome in task.genomes]
-        return self._fleet.submit("score", genomes, task.generation)
+        return self._fleet.submit("score", genomes, task.generation, candidates=len(genomes))
 
     def next(self) -> tuple[int, Any]:
         """Waits for a task to be done; see `Fleet.next`."""

@@ -20,7 +20,13 @@ from evaluators.engine.batching import grown
 from evaluators.engine.engine import Engine
 from evaluators.engine.forward import token_log_probs
 from evaluators.engine.resident import Resident
-from evaluators.requests import Classify, EvaluationError, Generate, Loglikelihood
+from evaluators.requests import (
+    Classify,
+    EvaluationError,
+    Generate,
+    Loglikelihood,
+    TransientFailure,
+)
 from tests.evaluators.conftest import kick, language_resident
 from tests.evaluators.engine.test_likelihood import random_requests
 
@@ -109,7 +115,7 @@ def test_out_of_memory_with_one_row_is_a_failure(llama: Resident) -> None:
     engine = Engine(llama, batch_tokens=4096)
     with (
         _Memory(rows=0),
-        pytest.raises(EvaluationError, match="out of memory with one row per batch; take short"),
+        pytest.raises(TransientFailure, match="out of memory with one row per batch; take short"),
     ):
         engine.run(random_requests(1, 16, 30))
     assert engine.batch_tokens == 4096  # the next candidate gets the whole budget again
@@ -129,7 +135,7 @@ def test_other_errors_are_not_swallowed(llama: Resident) -> None:
 def test_time_limit(llama: Resident, request_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 7))
     monkeypatch.setattr("evaluators.engine.batching.time.monotonic", lambda: float(next(clock)))
-    with pytest.raises(EvaluationError, match=r"timed out after 7\.0 s; the limit is 5 s"):
+    with pytest.raises(TransientFailure, match=r"timed out after 7\.0 s; the limit is 5 s"):
         Engine(llama, timeout_s=5).run([request_])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from evaluators.evaluator import Score
+from evaluators.requests import TransientFailure
 from experiments.runs.errors import UserError
 from experiments.scoring.distributed.fleet import Fleet, WorkerLost
 from experiments.scoring.distributed.on_ray import RayPool
@@ -57,6 +58,8 @@ class Scripted:
         fate = self.fate(call)
         if fate == "dies":
             raise WorkerLost("the process was killed")
+        if fate == "has no memory":
+            raise TransientFailure("out of memory")
         if call.method == "prepare":
             refused = None if fate == "well" else fate
             return {"host": f"node{call.worker}", "pid": 100 + call.worker, "refused": refused}
@@ -71,6 +74,28 @@ class Scripted:
 
     def describe(self) -> str:
         return "each asks for 1 CPUs; nodes with 1 CPUs"
+
+
+@dataclass
+class Slow(Scripted):
+    """Calls that take time, by the number of their genomes."""
+
+    seconds_each: float = 0.0
+    begun: dict[int, float] = field(default_factory=dict)
+
+    def call(self, worker: int, method: str, *arguments: Any) -> Call:
+        call = super().call(worker, method, *arguments)
+        self.begun[call.number] = self.seconds
+        return call
+
+    def wait(self, references: Sequence[Call], seconds: float) -> list[Call]:
+        done = [call for call in references if self._ends(call) <= self.seconds]
+        self.seconds += 0.0 if done else seconds
+        return done
+
+    def _ends(self, call: Call) -> float:
+        genomes = len(call.arguments[0]) if call.method == "score" else 0
+        return self.begun[call.number] + self.seconds_each * genomes
 
 
 def scored_alone(genome: float, generation: int) -> Evaluated:
@@ -210,6 +235,27 @@ def test_a_worker_that_hangs_is_replaced(caplog: pytest.LogCaptureFixture) -> No
     assert spread(fleet_of(cluster, 1)) == EXPECTED
     assert "worker 0 (pid 100 on node0) is lost: no answer for 100 s" in caplog.text
     assert "1 of 1 workers are ready (each asks" in caplog.text
+    assert cluster.stopped == [0]
+
+
+def test_the_limit_is_a_candidates_own_however_many_are_scored_together() -> None:
+    """Units of 16 that take 90 s a candidate, under a limit of 100 s a candidate."""
+    cluster = Slow(seconds_each=90.0)
+    tasks = [Batch([float(i) for i in range(first, first + 16)], 2) for first in (0, 16)]
+    found = run_all(RayPool(fleet_of(cluster, 2), lambda genome: genome), tasks)
+    assert scores([*found[0], *found[1]]) == [(i / 3 + 2.0) / 2 for i in range(32)]
+    assert not cluster.stopped
+    cluster = Slow(seconds_each=110.0)
+    with pytest.raises(UserError, match="cost 5 workers, the last: no answer for 1600 s"):
+        run_all(RayPool(fleet_of(cluster, 2), lambda genome: genome), tasks)
+
+
+def test_a_worker_that_can_score_nothing_now_is_replaced() -> None:
+    def fate(call: Call) -> str:
+        return "has no memory" if call.worker == 0 and call.method == "score" else "well"
+
+    cluster = Scripted(fate=fate)
+    assert spread(fleet_of(cluster, 2)) == EXPECTED
     assert cluster.stopped == [0]
 
 

@@ -19,6 +19,7 @@ from evaluators.requests import (
     Generated,
     Likelihood,
     Loglikelihood,
+    TransientFailure,
 )
 from experiments.runs.errors import UserError, explained
 from experiments.scoring.backends import completions
@@ -143,9 +144,9 @@ def test_a_server_that_has_died_is_a_failure(
 ) -> None:
     with serving(world / "base") as (url, _):
         remote = served(pool, resident, url, tmp_path)
-    with pytest.raises(EvaluationError, match="does not take the adapter"):
+    with pytest.raises(TransientFailure, match="does not take the adapter"):
         remote.write(mixture(pool, 1.0, 0.0, 0.0))
-    with pytest.raises(EvaluationError, match="does not answer"):
+    with pytest.raises(TransientFailure, match="does not answer"):
         remote.run(REQUESTS)
     with pytest.raises(ValueError, match=r"backend\.url=.*no OpenAI-compatible server"):
         served(pool, resident, url, tmp_path)

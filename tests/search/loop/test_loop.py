@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from evaluators.evaluator import Score
-from evaluators.requests import EvaluationError
+from evaluators.requests import EvaluationError, TransientFailure
 from merging.arrays import Vector
 from merging.method import MergeError
 from merging.spaces.axes import Choice, Real
@@ -60,6 +61,35 @@ class Counting:
             raise Killed
         self.genomes.append(tuple(genome.tolist()))
         return self.inner(genome)
+
+
+class Faulty:
+    """Fails for reasons outside of the model, from a random call of each early session on."""
+
+    def __init__(self, seed: int, inner: Callable[[Vector], Scores] = score) -> None:
+        self.chance, self.inner, self.sessions, self.left = random.Random(seed), inner, 0, 0
+
+    def __call__(self, genome: Vector) -> Scores:
+        self.left -= 1
+        if self.left < 0 and self.sessions < 5:
+            if (kind := self.chance.randrange(4)) == 0:
+                torch.empty(2**50)  # a CPU has no error of its own for this
+            raise (
+                MemoryError(),
+                TransientFailure("the served model does not answer"),
+                torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+                OSError("stale file handle"),
+            )[kind]
+        return self.inner(genome)
+
+    def survived(self, session: Callable[[], SearchResult]) -> bool:
+        """Runs a session; returns whether it came to its end."""
+        try:
+            session()
+        except (TransientFailure, OSError):
+            self.sessions, self.left = self.sessions + 1, self.chance.randint(0, 4)
+            return False
+        return True
 
 
 def cma() -> NevergradStrategy:
@@ -306,37 +336,37 @@ class TestFailures:
             faults: dict[float, BaseException] = {
                 0.1: EvaluationError("timed out after 3 s"),
                 0.2: MergeError("weights sum to zero"),
-                0.3: MemoryError(),
-                0.4: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
             }
-            if genome[0] == 0.6:
-                torch.empty(2**50)  # a CPU has no error of its own for this
             if genome[0] in faults:
                 raise faults[genome[0]]
             if genome[0] == 0.5:
                 return {"t/bits": Score(float("nan")), "u/acc": Score(0.5)}
             return score(genome)
 
-        strategy = Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]])
+        strategy = Scripted([[0.1, 0.2, 0.5, -0.1]])
         result = run(tmp_path, strategy, fails)
         assert [record.failure for record in result.records] == [
             "timed out after 3 s",
             "weights sum to zero",
-            "out of memory",
-            "out of memory",
             "t/bits is nan; the merged model is broken on this task",
-            "out of memory",
             None,
         ]
-        assert [o.fitness is None for o in strategy.told[0]] == [True] * 6 + [False]
-        assert summary(result) == ("exhausted", (6,), 7, 6, 0)
-        assert result.records[4].scores["u/acc"] == 0.5
-        found = History(tmp_path).records
-        assert found[2].failure == "out of memory"
-        assert (
-            run(tmp_path, Scripted([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.1]]), Counting(0)).failures
-            == 6
-        )
+        assert [o.fitness is None for o in strategy.told[0]] == [True] * 3 + [False]
+        assert summary(result) == ("exhausted", (3,), 4, 3, 0)
+        assert result.records[2].scores["u/acc"] == 0.5
+        assert History(tmp_path).records[1].failure == "weights sum to zero"
+        assert run(tmp_path, Scripted([[0.1, 0.2, 0.5, -0.1]]), Counting(0)).failures == 3
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_what_fails_from_outside_is_asked_again_and_leaves_no_trace(
+        self, tmp_path: Path, seed: int
+    ) -> None:
+        run(tmp_path / "whole", cma(), Counting())
+        faulty = Faulty(seed)
+        while not faulty.survived(lambda: run(tmp_path / "faulty", cma(), faulty)):
+            pass
+        assert faulty.sessions == 5
+        assert content(tmp_path / "faulty") == content(tmp_path / "whole")
 
     def test_a_generation_of_failures_stops_with_the_first_reason(self, tmp_path: Path) -> None:
         script = [[0.1, 0.2], [0.41, 0.42, 0.43, 0.44], [0.0]]

@@ -29,6 +29,7 @@ from search.strategy import Candidate, Outcome
 from tests.search.loop.test_loop import (
     AXES,
     OBJECTIVE,
+    Faulty,
     Killed,
     cma,
     content,
@@ -236,6 +237,18 @@ def test_failures_alone_end_the_search(tmp_path: Path) -> None:
 
     with pytest.raises(SearchFailed, match=r"the last 16 candidates failed.*not finite"):
         go(tmp_path, RandomSearch(axes=AXES, seed=0), Shuffled(3, inner=fails))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_fails_from_outside_is_asked_again_and_leaves_no_trace(
+    tmp_path: Path, seed: int
+) -> None:
+    go(tmp_path / "whole", cma(), Shuffled(1))
+    faulty = Faulty(seed)
+    while not faulty.survived(lambda: go(tmp_path / "faulty", cma(), Shuffled(1, inner=faulty))):
+        pass
+    assert faulty.sessions == 5
+    assert content(tmp_path / "faulty") == content(tmp_path / "whole")
 
 
 def test_histories_of_the_other_way_are_refused(tmp_path: Path) -> None:

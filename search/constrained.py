@@ -9,7 +9,8 @@ import numpy as np
 from evaluators.evaluator import Direction, Score
 from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-from search.objective import BoundObjective, Normalize, WeightedMean
+from search.normalisation import Normalize, Term
+from search.objective import BoundObjective, WeightedMean
 
 FLOOR = -1000.0
 """Least fitness of a candidate within all limits; one that breaks a limit lies below."""
@@ -55,6 +56,16 @@ class BoundConstrained:
         """One: the mean within its limits."""
         return ("mean within limits",)
 
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The skills."""
+        return self.skill.terms
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every ``task/metric`` that a fitness is made of."""
+        return (*self.skill.keys, *(limit.key for limit in self.limits))
+
     def violation(self, values: Mapping[str, float]) -> float:
         """Returns the sum of all excesses; 0 within all limits."""
         for limit in self.limits:
@@ -94,6 +105,7 @@ class Constrained:
     weights: Mapping[str, float] | None = None
     normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
+    cap: float | Mapping[str, float] | None = None
 
     def bind(
         self,
@@ -122,7 +134,7 @@ class Constrained:
             key = keys[name]
             values = [scores[key] for scores in expert_scores.values() if key in scores]
             limits.append(_limit(name, key, spec, directions[key], values))
-        skill = WeightedMean(weights, self.normalize, self.metrics).bind(
+        skill = WeightedMean(weights, self.normalize, self.metrics, self.cap).bind(
             directions, main, base_scores, expert_scores
         )
         return BoundConstrained(skill, tuple(limits))

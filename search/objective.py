@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from evaluators.evaluator import Direction, Score
 from evaluators.requests import EvaluationError
 from merging.arrays import Vector
-
-Normalize: TypeAlias = Literal["expert", "raw"]
-"""How scores become gains; a mapping says it task by task, ``expert`` for those it leaves out."""
+from search.normalisation import Normalize, TaskReferences, Term, check_tasks
 
 
 class Objective(Protocol):
@@ -21,6 +19,16 @@ class Objective(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """What each number of a fitness measures."""
+        ...
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The tasks that are to be maximised."""
+        ...
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every ``task/metric`` that a fitness is made of."""
         ...
 
     def fitness(self, values: Mapping[str, float]) -> Vector:
@@ -34,29 +42,6 @@ class Objective(Protocol):
     def __call__(self, scores: Mapping[str, Score]) -> tuple[Vector, Vector | None]:
         """Returns fitness ``(objectives,)`` and, where all tasks give them, cases ``(cases,)``."""
         ...
-
-
-@dataclass(frozen=True)
-class Term:
-    """One task's part: ``gain = (sign * score - base) / span``.
-
-    Args:
-        task: name of the task.
-        key: ``task/metric`` of the score.
-        sign: 1 where the metric is to be maximised, -1 where minimised.
-        base: ``sign * score`` of the base; 0 where scores are taken as they are.
-        span: how much the best expert is better than the base; 1 where scores are taken raw.
-    """
-
-    task: str
-    key: str
-    sign: float
-    base: float = 0.0
-    span: float = 1.0
-
-    def gain(self, value: float) -> float:
-        """Returns the task's normalised score: 0 like the base, 1 like the best expert."""
-        return (self.sign * value - self.base) / self.span
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,19 @@ class BoundObjective:
     def names(self) -> tuple[str, ...]:
         """The tasks, or ``mean``."""
         return ("mean",) if self.weights else tuple(term.task for term in self.terms)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every ``task/metric`` that a fitness is made of."""
+        return tuple(term.key for term in self.terms)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a fitness is the weighted mean of cases, where each score is that of its own.
+
+        A cap bends that: what rests on the cases alone then says nothing of the fitness.
+        """
+        return all(term.cap is None for term in self.terms)
 
     def fitness(self, values: Mapping[str, float]) -> Vector:
         """Returns ``(objectives,)``; see `Objective`."""
@@ -94,8 +92,8 @@ class BoundObjective:
             if not np.isfinite(cases).all():
                 item = int(np.flatnonzero(~np.isfinite(cases))[0])
                 raise EvaluationError(f"{term.key} of item {item} is {cases[item]}")
-            parts.append((term.sign * cases - term.base) / term.span)
-        return fitness, np.concatenate(parts).astype(np.float64)
+            parts.append(term.case_gains(cases))
+        return fitness, np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,21 @@ class WeightedMean:
     Args:
         weights: task to weight, one for every task; 0 leaves a task out. None: all equal.
         normalize: ``expert``: ``(score - base) / (best expert - base)``, signed so that higher is
-            better: 0 is the base and 1 the best expert of each task. ``raw``: the score itself,
-            negated where it is to be minimised. A mapping says it for each task: what no expert
-            is to be better at than the base, such as how much a model remembers, is raw.
+            better: 0 is the base and 1 the best expert of each task. ``spread``: ``(score - base)
+            / (best - worst)`` of base and experts, defined also where none beats the base.
+            ``raw``: the score itself, negated where it is to be minimised. A mapping says it for
+            each task: what no expert is to be better at than the base, such as how much a model
+            remembers, is raw.
         metrics: task to metric, for the tasks that are not to be judged by their main metric.
+        cap: most that a task may gain, or task to that; more of it counts no further, so that no
+            task makes up for the others. It bends the mean: a fitness is then no mean over items,
+            and racing, ``choose=shrinkage`` and paired intervals are not to be had.
     """
 
     weights: Mapping[str, float] | None = None
     normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
+    cap: float | Mapping[str, float] | None = None
 
     def bind(
         self,
@@ -131,13 +135,13 @@ class WeightedMean:
             expert_scores: the same per expert; an expert may lack the tasks it cannot do.
 
         Raises:
-            ValueError: an unknown task or metric, weights without meaning, or a task at which no
-                expert is better than the base.
+            ValueError: an unknown task or metric, weights or a cap without meaning, or a task
+                whose span is none: no expert is better than the base, or all are equal.
         """
         weights = self._weights(tuple(main))
         tasks = [task for task in main if weights[task] > 0]
-        known = _References(directions, main, base_scores, expert_scores)
-        terms = known.terms(tasks, self.normalize, self.metrics)
+        known = TaskReferences(directions, main, base_scores, expert_scores)
+        terms = known.terms(tasks, self.normalize, self.metrics, self.cap)
         total = math.fsum(weights[task] for task in tasks)
         return BoundObjective(terms, tuple(weights[task] / total for task in tasks))
 
@@ -146,7 +150,7 @@ class WeightedMean:
             raise ValueError("there is no task to search on; name at least one evaluator")
         if self.weights is None:
             return dict.fromkeys(tasks, 1.0)
-        _check_tasks("objective.weights", self.weights, tasks)
+        check_tasks("objective.weights", self.weights, tasks)
         left_out = [task for task in tasks if task not in self.weights]
         if left_out:
             raise ValueError(
@@ -172,6 +176,7 @@ class Pareto:
     tasks: Sequence[str] | None = None
     normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
+    cap: float | Mapping[str, float] | None = None
 
     def bind(
         self,
@@ -182,90 +187,69 @@ class Pareto:
     ) -> BoundObjective:
         """Returns the objective for these tasks; arguments and errors as in `WeightedMean`."""
         tasks = tuple(main) if self.tasks is None else tuple(self.tasks)
-        _check_tasks("objective.tasks", tasks, tuple(main))
+        check_tasks("objective.tasks", tasks, tuple(main))
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"objective.tasks must name each task once, got {list(tasks)}")
-        known = _References(directions, main, base_scores, expert_scores)
-        return BoundObjective(known.terms(tasks, self.normalize, self.metrics), None)
+        known = TaskReferences(directions, main, base_scores, expert_scores)
+        return BoundObjective(known.terms(tasks, self.normalize, self.metrics, self.cap), None)
 
 
 @dataclass(frozen=True)
-class _References:
-    """The tasks, and what base and experts scored on them; arguments as in `WeightedMean`."""
+class BoundWorst:
+    """The least gain of all tasks."""
 
-    directions: Mapping[str, Direction]
-    main: Mapping[str, str]
-    base: Mapping[str, float]
-    experts: Mapping[str, Mapping[str, float]]
+    gains: BoundObjective
 
-    def terms(
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One: the worst task."""
+        return ("worst task",)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The tasks."""
+        return self.gains.terms
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every ``task/metric`` that a fitness is made of."""
+        return self.gains.keys
+
+    def fitness(self, values: Mapping[str, float]) -> Vector:
+        """Returns ``(1,)``: ``min_t gain_t``; see `Objective`."""
+        return np.array([self.gains.fitness(values).min()])
+
+    def __call__(self, scores: Mapping[str, Score]) -> tuple[Vector, Vector | None]:
+        """Returns fitness, and the cases of all tasks; see `Objective`."""
+        gains, cases = self.gains(scores)
+        return np.array([gains.min()]), cases
+
+
+@dataclass(frozen=True)
+class WorstTask:
+    """One objective: the gain of the task that gained least, each normalised as by `WeightedMean`.
+
+    No task can be paid for by another. A minimum is no mean over items: racing,
+    ``choose=shrinkage`` and paired intervals are not to be had.
+
+    Args:
+        tasks: which count; None: all.
+    """
+
+    tasks: Sequence[str] | None = None
+    normalize: Normalize | Mapping[str, Normalize] = "expert"
+    metrics: Mapping[str, str] | None = None
+
+    def bind(
         self,
-        tasks: Sequence[str],
-        normalize: Normalize | Mapping[str, Normalize],
-        metrics: Mapping[str, str] | None,
-    ) -> tuple[Term, ...]:
-        ways = normalize if isinstance(normalize, Mapping) else dict.fromkeys(self.main, normalize)
-        _check_tasks("objective.normalize", ways, tuple(self.main))
-        for way in ways.values():
-            if way not in ("expert", "raw"):
-                raise ValueError(f"objective.normalize must be 'expert' or 'raw', got {way!r}")
-        _check_tasks("objective.metrics", metrics or (), tuple(self.main))
-        terms = []
-        for task in tasks:
-            key = self._key(task, metrics or {})
-            term = Term(task, key, 1.0 if self.directions[key] == "maximize" else -1.0)
-            terms.append(self._normalised(term) if ways.get(task, "expert") == "expert" else term)
-        return tuple(terms)
-
-    def _key(self, task: str, metrics: Mapping[str, str]) -> str:
-        if task not in metrics:
-            return self.main[task]
-        key = f"{task}/{metrics[task]}"
-        if key not in self.directions:
-            known = [
-                name.partition("/")[2] for name in self.directions if name.startswith(f"{task}/")
-            ]
-            raise ValueError(
-                f"objective.metrics: {task} has no metric {metrics[task]!r}, only "
-                f"{', '.join(known)}"
-            )
-        return key
-
-    def _normalised(self, term: Term) -> Term:
-        base = self.base.get(term.key, math.nan)
-        if not math.isfinite(base):
-            raise ValueError(
-                f"task {term.task!r}: the base's {term.key} is {base}, so that nothing can be "
-                "normalised by it; use objective.normalize 'raw'"
-            )
-        values = {
-            name: scores[term.key]
-            for name, scores in self.experts.items()
-            if math.isfinite(scores.get(term.key, math.nan))
-        }
-        best = max(values, key=lambda name: term.sign * values[name], default=None)
-        if best is None:
-            raise ValueError(
-                f"task {term.task!r}: no expert has a finite {term.key} to normalise by; use "
-                "objective.normalize 'raw'"
-            )
-        span = term.sign * values[best] - term.sign * base
-        if span <= 0:
-            raise ValueError(
-                f"task {term.task!r}: no expert is better than the base ({term.key}, to "
-                f"{self.directions[term.key]}: base {base:.6g}, best expert {best} "
-                f"{values[best]:.6g}); add an expert for it, give it weight 0, or use "
-                "objective.normalize 'raw'"
-            )
-        return replace(term, base=term.sign * base, span=span)
-
-
-def _check_tasks(
-    option: str, named: Mapping[str, object] | Sequence[str], known: Sequence[str]
-) -> None:
-    unknown = [task for task in named if task not in known]
-    if unknown:
-        raise ValueError(f"{option} names unknown tasks {unknown}; known are {', '.join(known)}")
+        directions: Mapping[str, Direction],
+        main: Mapping[str, str],
+        base_scores: Mapping[str, float],
+        expert_scores: Mapping[str, Mapping[str, float]],
+    ) -> BoundWorst:
+        """Returns the objective for these tasks; arguments and errors as in `WeightedMean`."""
+        each = Pareto(self.tasks, self.normalize, self.metrics)
+        return BoundWorst(each.bind(directions, main, base_scores, expert_scores))
 
 
 def _finite(values: Mapping[str, float], key: str) -> float:

@@ -118,11 +118,8 @@ class _World:
         self._ingredients, trial = open_ingredients(config, parts)
         self._space = Problem.open(config, self._ingredients.held, trial.start, 0).space
         with tempfile.TemporaryDirectory() as folder:
-            references = References(self._ingredients, {}, parts.objective, Path(folder))
-            self._objectives = {
-                split: references.score(panel, kinds=("base", "expert")).objective
-                for split, panel in self._ingredients.panels.items()
-            }
+            references = References(self._ingredients, {}, Path(folder))
+            self._objective = references.bound(parts.objective)
         self._known: dict[tuple[str, str], float] = {}
 
     def _config(self, seed: int, options: Sequence[str]) -> DictConfig:
@@ -144,7 +141,7 @@ class _World:
             seed=seed,
         )
         problem = Problem(space, strategy, None)
-        objective = self._objectives["search"]
+        objective = self._objective
         generations: list[int] = []  # candidates asked by the end of each
         with tempfile.TemporaryDirectory() as folder:
             result = search(
@@ -175,7 +172,7 @@ class _World:
             weights = self._space.decode(self._space.from_json(record.genome))
             scores = self._ingredients.scorer(self._ingredients.panels[split])(weights)
             values = {name: score.value for name, score in scores.items()}
-            self._known[key] = float(self._objectives[split].fitness(values)[0])
+            self._known[key] = float(self._objective.fitness(values)[0])
         return self._known[key]
 
 

@@ -15,7 +15,8 @@ from experiments.reports.svg import FAINT, RED, STYLE, candidates_and_front, mod
 from experiments.runs.files import Json
 from experiments.runs.model_scores import ModelRow
 from search.constrained import FLOOR, BoundConstrained
-from search.objective import Objective, Term
+from search.normalisation import Term
+from search.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,12 @@ def points_of(
 def _skill(scores: Mapping[str, float], skills: Sequence[Json]) -> float:
     """Returns the weighted mean that the search maximised, without looking at the limits."""
     names = ("task", "key", "sign", "base", "span")
+    terms = (
+        Term(**{name: skill[name] for name in names}, cap=skill.get("cap")) for skill in skills
+    )
     return math.fsum(
-        skill["weight"] * Term(**{name: skill[name] for name in names}).gain(scores[skill["key"]])
-        for skill in skills
+        skill["weight"] * term.gain(scores[term.key])
+        for skill, term in zip(skills, terms, strict=True)
     )
 
 

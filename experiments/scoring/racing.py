@@ -11,7 +11,6 @@ import numpy as np
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
-from experiments.runs.errors import UserError
 from experiments.scoring.asking import Answer, Question
 from merging.arrays import Vector
 from search.loop.evaluation import Batch, Evaluated, FitnessEstimate, attempt
@@ -77,8 +76,8 @@ class ItemTable:
             if term.key in scores:
                 cases = scores[term.key].cases
                 assert cases is not None, "refused before the search"
-                parts.append((term.sign * cases - term.base) / term.span)
-        gains = np.concatenate(parts).astype(np.float64)
+                parts.append(term.case_gains(cases))
+        gains = np.concatenate(parts)
         if not np.isfinite(gains).all():
             raise EvaluationError("the score of a single item is not finite")
         return gains
@@ -117,8 +116,7 @@ class RacingPool(TaskQueue[Batch[Any]]):
         seed: int,
     ) -> None:
         super().__init__()
-        if not isinstance(objective, BoundObjective) or objective.weights is None:
-            raise UserError("racing needs an objective with one number that is a weighted mean")
+        assert isinstance(objective, BoundObjective), "refused in the dry run"
         self._racing = racing
         self._table = ItemTable(panel, objective)
         self._objective = objective

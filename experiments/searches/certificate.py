@@ -47,9 +47,8 @@ def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
         certificate["winner"] = label(outcome.finalists[0].id)
     certificate["gain"] = None
     if inside is not None:
-        objective = None if report is None else report.objective
-        evolved = None if report is None else report.models["evolved"]
-        certificate["gain"] = held_out_gain(outcome.run, objective, evolved, inside.report)
+        evolved = None if report is None else report["evolved"]
+        certificate["gain"] = held_out_gain(outcome.run, outcome.objective, evolved, inside.report)
         certificate["in_hull"] = {
             "evaluations": inside.evaluations,
             "search": inside.winner.search.tolist(),
@@ -94,8 +93,7 @@ def _weights(outcome: SearchOutcome, candidates: Mapping[int, Record]) -> dict[s
         label(number): space.decode(space.from_json(record.genome))
         for number, record in candidates.items()
     }
-    references = outcome.search.models.values()
-    scored = {m.name for m in references if m.kind == "static" and m.failure is None}
+    scored = {m.name for m in outcome.search.values() if m.kind == "static" and m.failure is None}
     for name, method in outcome.references.baselines.items():
         if name in scored:
             plan = uniform_plan(method, Whole(), pool)

@@ -1,6 +1,6 @@
 """What the steps of a search may see of its items: all scores, unless the items are private."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,10 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
-from experiments.runs.errors import UserError, explained
+from experiments.runs.errors import explained
 from experiments.runs.model_scores import ModelScores
 from experiments.scoring.choose import ScoringOptions, open_evaluation, open_pool
-from experiments.searches.references import References, SplitScores
+from experiments.searches.references import References
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.initial import StartScores
 from experiments.setup.problem import Problem
@@ -47,7 +47,7 @@ class Disclosure(Protocol):
 
     references: References
 
-    def start_scores(self, search: SplitScores) -> StartScores:
+    def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns what the choice of a start may know, given the references' scores."""
         ...
 
@@ -89,13 +89,13 @@ class FullDisclosure:
     choice: str
     count: int
 
-    def start_scores(self, search: SplitScores) -> StartScores:
+    def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns the experts' fitness on the search items, and that of any plan when asked."""
 
         def fitness(scores: ModelScores) -> float | None:
             if scores.failure is not None:
                 return None
-            return float(np.mean(search.objective.fitness(scores.scores)))
+            return float(np.mean(objective.fitness(scores.scores)))
 
         def score(name: str, plan: Plan) -> float | None:
             ingredients = self.references.ingredients
@@ -103,7 +103,7 @@ class FullDisclosure:
             panel = ingredients.panels["search"]
             return fitness(self.references.score_one(name, "start", panel, weights))
 
-        experts = {m.name: fitness(m) for m in search.models.values() if m.kind == "expert"}
+        experts = {m.name: fitness(m) for m in search.values() if m.kind == "expert"}
         return StartScores(experts, score)
 
     def loop(self, problem: Problem, objective: Objective) -> Loop:
@@ -142,9 +142,11 @@ class FullDisclosure:
     ) -> list[Finalist]:
         """Returns the best few by a second look, or by their shrunken fitness."""
         if self.choice == "second_look":
-            return look_again(self.references, problem.space, result, self.count, self.run)
-        if not isinstance(objective, BoundObjective) or objective.weights is None:
-            raise UserError("choose=shrinkage needs an objective with one number, not several")
+            return look_again(
+                self.references, problem.space, result, objective, self.count, self.run
+            )
+        assert isinstance(objective, BoundObjective), "refused before the search"
+        assert objective.weights is not None, "refused before the search"
         evaluators = self.references.ingredients.panels["search"].evaluators
         strata = [
             (len(evaluators[term.task].items), weight)
@@ -159,7 +161,12 @@ class FullDisclosure:
 
 
 def look_again(
-    references: References, space: SearchSpace[Any], result: SearchResult, count: int, run: Path
+    references: References,
+    space: SearchSpace[Any],
+    result: SearchResult,
+    objective: Objective,
+    count: int,
+    run: Path,
 ) -> list[Finalist]:
     """Returns the best `count`, the winner first, ranked on items that were not ranked on yet.
 
@@ -169,7 +176,6 @@ def look_again(
     if panel is None:
         unseen = unseen_finalists(result, count)
         return sorted(unseen, key=lambda finalist: (-float(np.mean(finalist.search)), finalist.id))
-    objective = references.score(panel, kinds=("base", "expert")).objective
     evaluate = record_scorer(references.ingredients, space, panel)
     return second_look(result.records, count, evaluate, objective, run / "finalists.jsonl")
 

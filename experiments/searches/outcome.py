@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.model_scores import ModelScores
-from experiments.searches.references import References, SplitScores
+from experiments.searches.references import References
 from merging.plan import Plan
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe
 from merging.spaces.space import SearchSpace
 from search.loop.session import SearchResult
+from search.objective import Objective
 from search.winners.selection import Finalist
 
 
@@ -39,7 +40,8 @@ class SearchOutcome:
     Args:
         run: its directory.
         options: its configuration, resolved.
-        search: base, experts and static merges on the search items.
+        objective: in units of base and experts on the search items; for every split.
+        search: base, experts and static merges on the search items, by label.
         result: of the loop; its records are those that can be compared.
         item_evaluations: search items that candidates were asked, each time counted.
         finalists: the winner first.
@@ -53,11 +55,12 @@ class SearchOutcome:
     options: Mapping[str, Any]
     references: References
     space: SearchSpace[Any]
-    search: SplitScores
+    objective: Objective
+    search: Mapping[str, ModelScores]
     result: SearchResult
     item_evaluations: int
     finalists: Sequence[Finalist]
     recipe: Recipe
     ledger: Ledger
     inside: InHull | None
-    report: SplitScores | None
+    report: Mapping[str, ModelScores] | None

@@ -23,12 +23,12 @@ from evaluators.panel import Panel
 from evaluators.tasks.data import digest
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
-from experiments.runs.model_scores import SPLITS
+from experiments.runs.model_scores import SPLITS, ModelScores
 from experiments.scoring.choose import local_evaluation
 from experiments.searches.disclosure import Loop, look_again, unseen_finalists
 from experiments.searches.private_key import open_noise, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
-from experiments.searches.references import References, SplitScores
+from experiments.searches.references import References
 from experiments.setup.common_items import PoissonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.initial import StartScores
@@ -96,16 +96,14 @@ class PrivateDisclosure:
         if "selection" in unread:  # so that no other step can read these items
             readable.pop("selection", None)
         ingredients = replace(ingredients, panels=readable)
-        self.references = References(
-            ingredients, parts.baselines, parts.objective, run, unread=unread
-        )
+        self.references = References(ingredients, parts.baselines, run, unread=unread)
         self._rate = sampling_rate(config)
         self._budget = self._privacy.budget(config.choose, self._rate)
         self._poisson = config.sampling == "poisson"
         self._together = config.together
         self._choice, self._count = config.choose, config.finalists
 
-    def start_scores(self, search: SplitScores) -> StartScores:
+    def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns that nothing is known of the search items."""
 
         def refuse(name: str, plan: Plan) -> float | None:
@@ -170,7 +168,7 @@ class PrivateDisclosure:
         genomes = self._centres(problem, result)
         chosen = genomes[0]
         if self._choice == "svt":
-            chosen = genomes[self._first_above(problem.space, genomes)]
+            chosen = genomes[self._first_above(problem.space, objective, genomes)]
         reading = self._noisy_fitness(problem.space, objective, chosen)
         winner = Record(len(result.records), chosen, {}, reading)
         return replace(result, records=(winner,), best=(winner.id,)), items
@@ -180,10 +178,13 @@ class PrivateDisclosure:
     ) -> list[Finalist]:
         """Returns the best few by their noisy fitness, the winner first."""
         if self._choice == "second_look":
-            return look_again(self.references, problem.space, result, self._count, self._run)
+            return look_again(
+                self.references, problem.space, result, objective, self._count, self._run
+            )
         best = unseen_finalists(result, self._count)
         if self._choice == "svt" and self._privacy.release == "means":
-            index = self._first_above(problem.space, [finalist.genome for finalist in best])
+            genomes = [finalist.genome for finalist in best]
+            index = self._first_above(problem.space, objective, genomes)
             best.insert(0, best.pop(index))
         return best
 
@@ -214,15 +215,16 @@ class PrivateDisclosure:
         total += privacy.reading_clip / privacy.reading_epsilon * noise
         return np.array([total / shares.divisors[0]])
 
-    def _first_above(self, space: SearchSpace[Any], genomes: Sequence[Any]) -> int:
+    def _first_above(
+        self, space: SearchSpace[Any], objective: Objective, genomes: Sequence[Any]
+    ) -> int:
         """Returns the first genome that is better than the start by the margin; none: 0.
 
         Asked on the private selection items, one after the other, by AboveThreshold.
         """
         privacy, panel = self._privacy, self._selection
         assert panel is not None, "refused in the dry run"
-        references = self.references.score(panel, kinds=("base", "expert"))
-        shares = _shares(references.objective, panel, 1.0)
+        shares = _shares(objective, panel, 1.0)
         mechanism = ClippedSum(privacy.svt_clip, 0.0, self._noise)
         svt = AboveThreshold(
             epsilon=privacy.svt_epsilon,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ _KINDS: tuple[Kind, ...] = ("base", "expert", "static")
 _UNREAD = "not scored: these items are private"
 
 
-@dataclass(frozen=True)
-class SplitScores:
-    """What the models scored on one split, by label, and the objective bound by these scores."""
-
-    models: Mapping[str, ModelScores]
-    objective: Objective
-
-
 class References:
     """Scores of all models but the candidates, kept in an append-only ``references.jsonl``.
 
@@ -44,7 +35,6 @@ class References:
     Args:
         ingredients: the experts, and the model that scores.
         baselines: the static merges by name.
-        objective: not yet bound.
         run: directory of the search; what an earlier start has written there is not scored again.
         unread: splits whose items are private: nothing is asked, every model has a failure.
     """
@@ -53,20 +43,19 @@ class References:
         self,
         ingredients: Ingredients,
         baselines: Mapping[str, MergeMethod],
-        objective: Any,
         run: Path,
         *,
         unread: Collection[Split] = (),
     ) -> None:
         self.ingredients, self.baselines = ingredients, baselines
-        self._objective, self._unread = objective, unread
+        self._unread = unread
         self._path = path = run / "references.jsonl"
         known = map(ModelScores.from_json, jsonl.read(path))
         self._known = {(scores.kind, scores.name, scores.split): scores for scores in known}
         drop_unentered(path.parent, range(len(self._known)))
 
-    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> SplitScores:
-        """Returns the scores on a panel: base first, then experts, then static merges.
+    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, ModelScores]:
+        """Returns the scores on a panel by label: base, then experts, then static merges.
 
         A model whose name is taken by another kind is labelled ``name (kind)``.
 
@@ -74,7 +63,6 @@ class References:
             EvaluationError: base or an expert cannot be scored on the search items, by which
                 every candidate is judged.
             TransientFailure: nothing can be scored now; what was scored is kept.
-            UserError: the objective cannot be bound to these scores.
         """
         models = [entry for entry in self._models() if entry[1] in kinds]
         unread = panel.split in self._unread
@@ -89,17 +77,24 @@ class References:
                 scores[name if name not in scores else f"{name} ({kind})"] = model
                 if not from_file:
                     progress.update()
-        return SplitScores(scores, self._bound(panel, scores))
+        return scores
 
-    def _bound(self, panel: Panel, scores: Mapping[str, ModelScores]) -> Objective:
-        """Returns the objective, normalised by base and experts on the panel's own split."""
-        experts = {model.name: model.scores for model in scores.values() if model.kind == "expert"}
+    def bound(self, objective: Any) -> Objective:
+        """Returns an objective in the run's units: what base and experts score on search items.
+
+        Raises:
+            EvaluationError: the base cannot be scored.
+            UserError: a task has no span to normalise by.
+        """
+        panel = self.ingredients.panels["search"]
+        models = self.score(panel, kinds=("base", "expert"))
+        experts = {model.name: model.scores for model in models.values() if model.kind == "expert"}
         try:
-            bound: Objective = self._objective.bind(
-                panel.directions, panel.main, scores["base"].scores, experts
+            bound: Objective = objective.bind(
+                panel.directions, panel.main, models["base"].scores, experts
             )
         except ValueError as error:
-            raise UserError(f"{panel.split} items: {error}") from error
+            raise UserError(f"search items: {error}") from error
         return bound
 
     def score_one(

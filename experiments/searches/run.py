@@ -1,6 +1,6 @@
 """One search from configuration to report: `evomerge search` and `evomerge check`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,13 +22,14 @@ from experiments.runs.directory import (
 )
 from experiments.runs.errors import UserError, explained
 from experiments.runs.files import read_json
+from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
-from experiments.searches.references import References, SplitScores
+from experiments.searches.references import References
 from experiments.searches.steps import (
     compare_in_hull,
     ledger_of,
@@ -126,8 +127,10 @@ def run_search(config: DictConfig) -> float:
         references = disclosure.references
         ingredients = references.ingredients  # without what no step may read
         with explained():  # the first whole panel: an evaluator that cannot score says so here
+            objective = references.bound(parts.objective)
             search = references.score(ingredients.panels["search"])
-            start = parts.initial.plan(ingredients.held, disclosure.start_scores(search))
+            known = disclosure.start_scores(search, objective)
+            start = parts.initial.plan(ingredients.held, known)
             problem = Problem.open(config, ingredients.held, start, config.seed)
             contents = {
                 "base": ingredients.pool.base.sha256,
@@ -135,8 +138,8 @@ def run_search(config: DictConfig) -> float:
                 "start": problem.first.describe(),
             }
             check_ingredients(run, contents)
-        result = run_loop(disclosure, problem, search.objective, history, budget, tracker)
-        outcome = _conclude(config, parts, disclosure, problem, search, result, run)
+        result = run_loop(disclosure, problem, objective, history, budget, tracker)
+        outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
         write_results(outcome, tracker)
         if parts.privacy is not None:
             destroy(run)
@@ -167,7 +170,7 @@ def _open_disclosure(
         return PrivateDisclosure(config, parts, ingredients, run, begun=begun)
     return FullDisclosure(
         run=run,
-        references=References(ingredients, parts.baselines, parts.objective, run),
+        references=References(ingredients, parts.baselines, run),
         scoring=ScoringOptions(
             execution=parts.execution,
             worker_spec=partial(worker_spec, config, ingredients),
@@ -187,15 +190,16 @@ def _conclude(
     parts: SearchParts,
     disclosure: Disclosure,
     problem: Problem,
-    search: SplitScores,
+    objective: Objective,
+    search: Mapping[str, ModelScores],
     result: SearchResult,
     run: Path,
 ) -> SearchOutcome:
     """Chooses and writes the winner, and returns it beside all that it is measured against."""
     references = disclosure.references
     ingredients = references.ingredients
-    result, items = disclosure.comparable(problem, result, search.objective)
-    finalists = disclosure.choose(problem, result, search.objective)
+    result, items = disclosure.comparable(problem, result, objective)
+    finalists = disclosure.choose(problem, result, objective)
     plan = plan_of(problem.space, finalists[0])
     ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan))
     recipe = write_winner(
@@ -209,13 +213,14 @@ def _conclude(
     inside = None
     if in_hull.has_companion(config, problem.space):
         assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
-        inside = _inside(config, parts.initial, disclosure, search.objective, result.evaluations)
+        inside = _inside(config, parts.initial, disclosure, objective, result.evaluations)
     return SearchOutcome(
         run=run,
         identity=run_identity(config),
         options=resolved(config),
         references=references,
         space=problem.space,
+        objective=objective,
         search=search,
         result=result,
         item_evaluations=items,

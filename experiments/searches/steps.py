@@ -1,8 +1,7 @@
 """The steps of a search, in their order; each is skipped where an earlier start has done it."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 
 from experiments.reports.model_card import model_card
 from experiments.reports.report import write_report
-from experiments.runs.model_scores import IN_HULL
+from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.runs.progress import ProgressBar
 from experiments.searches.certificate import write_certificate
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.progress import Progress
-from experiments.searches.references import References, SplitScores
+from experiments.searches.references import References
 from experiments.searches.summary import write_summary
 from experiments.searches.tracking import NoTracker, Tracker
 from experiments.setup.ingredients import Ingredients
@@ -138,16 +137,15 @@ def compare_in_hull(
     return InHull(result.evaluations, winner, scores, plan, report)
 
 
-def read_held_out(references: References, plan: Plan) -> SplitScores | None:
+def read_held_out(references: References, plan: Plan) -> Mapping[str, ModelScores] | None:
     """Reads the held-out items, once and for all models; None: there are none.
 
     The winner, as it is saved, is asked the selection items too, for the sake of its items there.
     """
     report, panels = None, references.ingredients.panels
     if (panel := panels.get("report")) is not None:
-        others = references.score(panel)
-        evolved = references.score_saved("evolved", "evolved", panel, plan)
-        report = replace(others, models={**others.models, "evolved": evolved})
+        report = references.score(panel)
+        report["evolved"] = references.score_saved("evolved", "evolved", panel, plan)
     if (panel := panels.get("selection")) is not None:
         references.score_saved("evolved", "evolved", panel, plan)
     return report

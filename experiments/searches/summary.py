@@ -39,12 +39,12 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "strategy": _label(options["strategy"]),
         "method": outcome.recipe.plan.name,
         "space": f"{_space_name(outcome.space)}, {outcome.space.dimensions:,} dimensions",
-        "objectives": list(outcome.search.objective.names),
+        "objectives": list(outcome.objective.names),
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
         "overlap": [line for panel in panels.values() for line in panel.dropped],
-        "terms": None if outcome.report is None else _terms(outcome.report.objective),
-        "constraint": constraint_of(outcome.search.objective),
+        "terms": _terms(outcome.objective),
+        "constraint": constraint_of(outcome.objective),
         "models": [model.to_json() for model in models],
         "finalists": [
             {
@@ -90,12 +90,12 @@ def _space_name(space: Any) -> str:
 
 
 def _terms(objective: Objective) -> list[dict[str, Any]] | None:
-    """Returns how held-out scores make a fitness: ``sum weight * (sign * score - base) / span``.
+    """Returns how scores make a fitness: ``sum weight * (sign * score - base) / span``.
 
-    Several objectives: equal weights, as their mean is what models are ranked by. None: the
-    objective is not made of terms.
+    Several objectives: equal weights, as their mean is what models are ranked by. None: they make
+    it in another way.
     """
-    if not isinstance(objective, BoundObjective):
+    if not isinstance(objective, BoundObjective) or not objective.linear:
         return None
     weights = objective.weights or [1 / len(objective.terms)] * len(objective.terms)
     return [
@@ -112,26 +112,18 @@ def _label(strategy: Mapping[str, Any]) -> str:
 
 def _models(outcome: SearchOutcome) -> list[ModelRow]:
     """Returns a row per model, last the companion's inside the hull and the evolved one."""
-    search, report, inside = outcome.search, outcome.report, outcome.inside
-    judged = (
-        {}
-        if report is None
-        else {label: scores.judged(report.objective) for label, scores in report.models.items()}
-    )
+    objective, inside = outcome.objective, outcome.inside
+    report = {label: m.judged(objective) for label, m in (outcome.report or {}).items()}
     rows = []
-    for label, scores in search.models.items():
-        cells = [scores.judged(search.objective)]
-        if report is not None:
-            cells.append(judged[label])
+    for label, scores in outcome.search.items():
+        cells = [scores.judged(objective), *([report[label]] if label in report else [])]
         rows.append(ModelRow(label, scores.kind, {cell.split: cell for cell in cells}))
     if inside is not None:
-        held_out = inside.report
-        if held_out is not None and report is not None:
-            held_out = held_out.judged(report.objective)
+        held_out = None if inside.report is None else inside.report.judged(objective)
         rows.append(_winner(IN_HULL, "in_hull", inside.winner, inside.scores, held_out))
     winner = outcome.finalists[0]
     record = next(r for r in outcome.result.records if r.id == winner.id)
-    rows.append(_winner("evolved", "evolved", winner, record.scores, judged.get("evolved")))
+    rows.append(_winner("evolved", "evolved", winner, record.scores, report.get("evolved")))
     return rows
 
 

@@ -135,6 +135,13 @@ def check_merges(weights: Weights, pool: ExpertPool) -> None:
 
 
 def check_panels(panels: Mapping[Split, Panel], objective: Any) -> None:
-    """Raises ValueError for tasks and metrics that the objective cannot find; names them."""
+    """Raises ValueError where a panel lacks a metric that the objective is made of; names it."""
+    search = panels["search"]
+    keys = bound_on_made_up(objective, search.directions, search.main).keys
     for panel in panels.values():
-        bound_on_made_up(objective, panel.directions, panel.main)
+        if missing := [key for key in keys if key not in panel.directions]:
+            raise ValueError(
+                f"{panel.split} items: no task there gives {', '.join(missing)}, which the "
+                "objective is made of: name the tasks of search_on there too, or leave them out "
+                "of the objective"
+            )

@@ -117,7 +117,7 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
     panels = assemble.open_panels(config, resident)
     check_panels(panels, parts.objective)
-    check_cases(parts.racing, panels["search"], parts.objective, resident.info.classes)
+    check_cases(config, parts.racing, panels["search"], parts.objective, resident.info.classes)
     pool.check_finite()
     held = assemble.hold(config, pool, machine)
     engine = assemble.open_engine(config, resident)

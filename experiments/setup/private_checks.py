@@ -168,6 +168,11 @@ def _check_objective(
             "private items enters: choose objective=raw, or objective=pareto with "
             "objective.normalize=raw"
         )
+    if objective.cap is not None:
+        raise ValueError(
+            "privacy: objective.cap is on a mean of private items, whose sum is released as it "
+            "is: leave it out"
+        )
     if privacy.release != "differences":
         return
     if objectives > 1:

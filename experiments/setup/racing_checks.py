@@ -69,16 +69,29 @@ def check_racing(
 
 
 def check_cases(
-    racing: Racing | None, panel: Panel, objective: Any, classes: Mapping[str, int]
+    config: DictConfig,
+    racing: Racing | None,
+    panel: Panel,
+    objective: Any,
+    classes: Mapping[str, int],
+) -> None:
+    """Refuses what rests on single items where an objective or its tasks are not made of them."""
+    if racing is not None:
+        given = f"racing {type(racing).__name__}"
+        _check_cases(given, "leave racing= out", panel, objective, classes)
+    if config.choose == "shrinkage":
+        _check_cases("choose=shrinkage", "choose=second_look", panel, objective, classes)
+
+
+def _check_cases(
+    given: str, remedy: str, panel: Panel, objective: Any, classes: Mapping[str, int]
 ) -> None:
     """Refuses tasks without per-item scores, which are found by scoring made-up answers."""
-    if racing is None:
-        return
     bound = bound_on_made_up(objective, panel.directions, panel.main)
-    if not isinstance(bound, BoundObjective) or bound.weights is None:
+    if not isinstance(bound, BoundObjective) or bound.weights is None or not bound.linear:
         raise ValueError(
-            f"racing {type(racing).__name__} needs an objective that is a weighted mean of tasks: "
-            "choose objective=normalized or raw, or leave racing= out"
+            f"{given} needs an objective that is a weighted mean of tasks, none of them capped: "
+            f"choose objective=normalized or raw with objective.cap=null, or {remedy}"
         )
     for term in bound.terms:
         evaluator = panel.evaluators[term.task]
@@ -87,9 +100,8 @@ def check_cases(
             cases = evaluator.score(answers)[term.key.partition("/")[2]].cases
             if cases is None or len(cases) != len(evaluator.items):
                 raise ValueError(
-                    f"racing {type(racing).__name__} compares candidates item by item, {term.key} "
-                    "has no score of a single item: choose another metric with "
-                    "objective.metrics, or leave racing= out"
+                    f"{given} compares candidates item by item, {term.key} has no score of a "
+                    f"single item: choose another metric with objective.metrics, or {remedy}"
                 )
 
 

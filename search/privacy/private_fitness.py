@@ -64,7 +64,7 @@ class Shares:
                     f"{term.key} has no score per item, so that no item's part in it can be "
                     "bounded: choose another metric with objective.metrics"
                 )
-            gains = factor * (term.sign * cases - term.base) / term.span
+            gains = factor * term.case_gains(cases)
             parts.append(np.where(np.isfinite(gains), gains, -math.inf))
         return parts if self.objective.weights is None else [np.concatenate(parts)]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from search.constrained import Constrained
-from search.objective import Pareto, WeightedMean
+from search.objective import Pareto, WeightedMean, WorstTask
 from tests.search.strategies.contract import AXES
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -58,10 +58,10 @@ def test_objectives_are_built_by_their_files(path: Path) -> None:
     build, options, partial = read(path)
     assert not partial
     assert set(options) == set(inspect.signature(build).parameters)
-    assert isinstance(build(**options), WeightedMean | Pareto | Constrained)
+    assert isinstance(build(**options), WeightedMean | Pareto | WorstTask | Constrained)
 
 
 def test_there_is_a_file_for_every_name_that_is_promised() -> None:
     names = {path.stem for path in files("strategy")}
     assert {"cma", "de", "pso", "oneplusone", "ngopt", "random", "grid"} <= names
-    assert {"normalized", "raw", "pareto"} <= {path.stem for path in files("objective")}
+    assert {"normalized", "raw", "pareto", "worst"} <= {path.stem for path in files("objective")}

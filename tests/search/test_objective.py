@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from evaluators.evaluator import Direction, Score
 from evaluators.requests import EvaluationError
-from search.objective import BoundObjective, Pareto, WeightedMean
+from search.normalisation import Term
+from search.objective import Pareto, WeightedMean, WorstTask
 
 DIRECTIONS: dict[str, Direction] = {
     "code/bits": "minimize",
@@ -28,7 +29,7 @@ EXPERTS = {
 }
 
 
-def bind(objective: WeightedMean | Pareto, **changes: Any) -> BoundObjective:
+def bind(objective: WeightedMean | Pareto | WorstTask, **changes: Any) -> Any:
     given_ = {
         "directions": DIRECTIONS,
         "main": MAIN,
@@ -125,7 +126,7 @@ def test_scores_that_cannot_be_used_are_evaluation_errors() -> None:
             "objective.metrics: code has no metric 'f1', only bits, accuracy",
         ),
         (WeightedMean(metrics={"cod": "f1"}), r"objective.metrics names unknown tasks \['cod'\]"),
-        (WeightedMean(normalize="both"), "must be 'expert' or 'raw', got 'both'"),  # type: ignore[arg-type]
+        (WeightedMean(normalize="both"), "must be one of .*, got 'both'"),  # type: ignore[arg-type]
         (Pareto(tasks=["art"]), r"objective.tasks names unknown tasks \['art'\]"),
         (Pareto(tasks=["code", "code"]), "must name each task once"),
         (Pareto(tasks=[]), "must name each task once"),
@@ -141,7 +142,7 @@ def test_references_that_cannot_normalise_are_refused_with_the_remedy() -> None:
     with pytest.raises(
         ValueError,
         match=r"task 'quiz': no expert is better than the base \(quiz/accuracy, to maximize: base "
-        r"0.5, best expert coder 0.4\); .*objective.normalize 'raw'",
+        r"0.5, best expert coder 0.4\); .*objective.normalize 'spread' or 'raw'",
     ):
         bind(WeightedMean(), expert_scores=weak)
     with pytest.raises(
@@ -166,3 +167,113 @@ def test_an_expert_may_lack_tasks() -> None:
 def test_objectives_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         WeightedMean().normalize = "raw"  # type: ignore[misc]
+
+
+def test_spread_is_the_way_from_the_worst_model_to_the_best_and_needs_no_better_expert() -> None:
+    experts = {"coder": {"code/bits": 2.0}, "broken": {"code/bits": 7.0, "quiz/accuracy": 0.4}}
+    objective = bind(Pareto(normalize="spread"), expert_scores=experts)
+    gains = objective.fitness({"code/bits": 2.0, "quiz/accuracy": 0.55})
+    np.testing.assert_allclose(gains, [(3.0 - 2.0) / (7.0 - 2.0), 0.05 / (0.5 - 0.4)])
+    assert [term.ends for term in objective.terms] == [("broken", "coder"), ("broken", None)]
+    bind(WeightedMean(normalize={"quiz": "spread"}), expert_scores={"coder": EXPERTS["coder"]})
+    alike = {"coder": {"code/bits": 2.0, "quiz/accuracy": 0.5 * (1 + 1e-9)}}
+    with pytest.raises(ValueError, match=r"'quiz': base and experts are all equal .* weight 0"):
+        bind(WeightedMean(normalize="spread"), expert_scores=alike)
+
+
+def test_a_span_that_is_rounding_is_none() -> None:
+    experts = {"coder": {"code/bits": 3.0 - 1e-7, "quiz/accuracy": 0.9}}
+    with pytest.raises(ValueError, match="'code': no expert is better than the base"):
+        bind(WeightedMean(), expert_scores=experts)
+
+
+@given(st.floats(0, 10), st.floats(0, 1), st.floats(0.1, 3.0))
+def test_a_cap_is_on_what_a_task_gains_and_a_worst_task_is_paid_for_by_none(
+    bits: float, accuracy: float, cap: float
+) -> None:
+    values = {"code/bits": bits, "quiz/accuracy": accuracy}
+    gains = bind(Pareto()).fitness(values)
+    capped = np.minimum(gains, cap)
+    assert bind(Pareto(cap=cap)).fitness(values).tolist() == capped.tolist()
+    np.testing.assert_allclose(bind(WeightedMean(cap=cap)).fitness(values), [capped.mean()])
+    code = bind(WeightedMean(cap={"code": cap})).fitness(values)
+    np.testing.assert_allclose(code, [(capped[0] + gains[1]) / 2])
+    assert bind(WorstTask()).fitness(values).tolist() == [gains.min()]
+    assert bind(WorstTask(tasks=["quiz"])).fitness(values).tolist() == [gains[1]]
+
+
+def test_caps_and_minima_keep_items_but_say_that_they_do_not_add_up() -> None:
+    scores = {
+        "code/bits": Score(1.0, np.array([1.0, 1.0])),
+        "quiz/accuracy": Score(0.5, np.array([1.0, 0.0])),
+    }
+    plain, capped = bind(WeightedMean()), bind(WeightedMean(cap=1.0))
+    assert plain.linear
+    assert not capped.linear
+    for objective in (plain, capped, bind(WorstTask())):
+        fitness, cases = objective(scores)
+        assert (
+            fitness.tobytes()
+            == objective.fitness({k: s.value for k, s in scores.items()}).tobytes()
+        )
+        assert cases is not None
+        np.testing.assert_allclose(cases, [2.0, 2.0, 1.25, -1.25])
+    assert (plain(scores)[0].item(), capped(scores)[0].item()) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cap", "message"),
+    [
+        (0.0, "cap of code is 0.0: the base gains 0"),
+        (math.inf, "cap of code must be finite or null, got inf"),
+        ({"cod": 1.0}, r"objective.cap names unknown tasks \['cod'\]"),
+    ],
+)
+def test_caps_without_meaning_are_refused(cap: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bind(WeightedMean(cap=cap))
+    bind(WeightedMean(cap=-2.0, normalize="raw"))
+
+
+def answers(rng: np.random.Generator, n: int, truth: float) -> tuple[Any, Any]:
+    """Right and wrong of a base that is right at 60 %, and of an expert `truth` above it.
+
+    Both get most of the items that are easy for one of them.
+    """
+    luck = rng.random((2, n))
+    luck[1] = np.where(rng.random(n) < 0.5, luck[0], luck[1])
+    return (luck[0] < 0.6).astype(float), (luck[1] < 0.6 + truth).astype(float)
+
+
+def spans(n: int, truth: float, runs: int = 4000) -> list[int | None]:
+    """Returns what is said of the spans of so many runs: items that would do, None: clear.
+
+    One that no normaliser takes counts as infinitely many.
+    """
+    rng, said = np.random.default_rng(0), []
+    for _ in range(runs):
+        base, expert = answers(rng, n, truth)
+        span = float(expert.mean() - base.mean())
+        term = Term("quiz", "quiz/accuracy", 1.0, float(base.mean()), span)
+        said.append(10**9 if span <= 0 else term.needed_items(base, expert))
+    return said
+
+
+def test_a_span_of_luck_passes_for_clear_as_seldom_as_two_standard_errors_say() -> None:
+    for n in (100, 500):
+        silent = np.mean([needed is None for needed in spans(n, truth=0.0)])
+        assert 0.01 < silent < 0.035  # P(z > 2) = 0.023
+    few, many = spans(100, truth=0.05), spans(2000, truth=0.05)
+    assert np.mean([needed == 10**9 for needed in few]) > 0.1  # no normaliser at all
+    assert np.mean([needed is None for needed in few]) < 0.3
+    assert np.mean([needed is None for needed in many]) > 0.95
+
+
+def test_the_items_that_would_do_are_those_at_which_the_true_span_is_clear() -> None:
+    truth = 0.1
+    base, expert = answers(np.random.default_rng(1), 200_000, truth)
+    right = 4 * float((expert - base).var()) / truth**2  # n at which 2 SE is the true span
+    said = [needed or 0 for needed in spans(40, truth)]
+    assert float(np.median(said)) == pytest.approx(right, rel=0.15)
+    there = [needed is None for needed in spans(math.ceil(right), truth)]
+    assert 0.4 < np.mean(there) < 0.65

@@ -111,7 +111,10 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("strategy.optimizer=CMAA", "nevergrad has no optimizer 'CMAA'; close are CMA"),
     ("strategy.sigma=wide", "strategy.sigma=wide: expected a number"),
     ("grouping=layers && grouping.every=0", "every is 0, it must be a whole number of layers"),
-    ("objective.normalize=best", "objective.normalize=best: expected 'expert' or 'raw'"),
+    (
+        "objective.normalize=best",
+        "objective.normalize=best: expected 'expert' or 'spread' or 'raw'",
+    ),
     ("budget.evaluations=null", "the budget is unlimited; set evaluations, seconds or target"),
     ("budget.evaluations=-1", "budget.evaluations must be at least 1, got -1"),
     ("budget.evaluations=1.5", "budget.evaluations=1.5: expected a whole number or null"),
@@ -131,6 +134,14 @@ LATER = [  # needs the experts or the evaluators, but no weights
     ("objective.metrics={text: acc}", "objective.metrics: text has no metric 'acc', only bits_"),
     ("objective.metrics={txt: acc}", r"objective.metrics names unknown tasks \['txt'\]; known"),
     ("objective.weights={txt: 1}", r"objective.weights names unknown tasks \['txt'\]; known ar"),
+    ("objective.cap=1 && racing=halving", "racing Halving needs an objective that is a weighted"),
+    ("objective.cap=1 && choose=shrinkage", "choose=shrinkage needs an objective .* none of them"),
+    ("objective=worst && choose=shrinkage", "or choose=second_look"),
+    (
+        "+search_on.more={_target_:evaluators.tasks.perplexity.Perplexity,_partial_:true,"
+        "data:$WORLD/selection.jsonl} && evaluator@select_on=none",
+        "report items: no task there gives more/bits_per_byte, which the objective is made of",
+    ),
 ]
 
 
@@ -159,7 +170,11 @@ def test_option_is_refused_before_experts_are_opened(
 def test_option_is_refused_before_weights_are_read(
     shell: Shell, world: Path, option: str, pattern: str
 ) -> None:
-    shell.refuse(pattern, "search", *overrides(world), option)
+    options = option.replace("$WORLD", str(world)).split(" && ")
+    line = overrides(world)
+    if "evaluator@select_on=none" in options:
+        line = [each for each in line if "select_on" not in each]
+    shell.refuse(pattern, "search", *line, *options)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps"])

@@ -43,7 +43,7 @@ class FakeIngredients:
 
 def scored(run: Path, *models: tuple[str, str, str, float]) -> References:
     ingredients: Any = FakeIngredients()
-    references = References(ingredients, {}, None, run)
+    references = References(ingredients, {}, run)
     for name, kind, split, weights in models:
         panel: Any = Panel(split)
         references.score_one(name, kind, panel, lambda w=weights: w)  # type: ignore[misc,arg-type]
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_scored_has_no_items(tmp_path):
 
 def test_other_items_have_another_digest(tmp_path):
     ingredients: Any = FakeIngredients()
-    references = References(ingredients, {}, None, tmp_path)
+    references = References(ingredients, {}, tmp_path)
     for name, items in (("a", ("x", "y")), ("b", ("y", "x")), ("c", ("x", "y"))):
         panel: Any = Panel("report", items)
         references.score_one(name, "static", panel, lambda: 1.0)  # type: ignore[arg-type,return-value]

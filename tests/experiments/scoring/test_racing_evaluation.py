@@ -21,7 +21,8 @@ from search.loop.generational import search
 from search.loop.history import History
 from search.loop.pool import Pool, TaskQueue, run_all
 from search.loop.session import Budget, SearchFailed, SearchResult
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.racing.item_response import ItemResponse
 from search.racing.pairwise import PairedTest
 from search.racing.racing import Halving, Prefixed, Racing

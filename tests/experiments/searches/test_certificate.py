@@ -21,7 +21,8 @@ from merging.checkpoints.experts import ExpertPool
 from merging.recipe import Recipe
 from search.loop import jsonl
 from search.loop.history import Record
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.winners.bootstrap import paired_bootstrap
 from tests.experiments.local import EXPERTS, overrides
 from tests.experiments.refusals import Shell

@@ -21,6 +21,6 @@ def test_references_and_search_tell_how_far_they_are(
     assert ended.code == 0, ended.stderr
     assert "\r" not in ended.stderr
     assert "search: 2/2 evaluations, best " in ended.stderr
-    for split, models in (("search", 7), ("selection", 4), ("report", 7)):
+    for split, models in (("search", 4), ("search", 3), ("report", 7)):
         assert f"references on {split} items: 2/{models} models, about " in ended.stderr
         assert f"references on {split} items: {models}/{models} models" in ended.stderr

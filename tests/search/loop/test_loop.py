@@ -21,7 +21,8 @@ from search.loop.evaluation import Evaluation, LocalPool
 from search.loop.generational import search
 from search.loop.history import History, Record
 from search.loop.session import Budget, SearchFailed, SearchResult
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.strategies.grid import GridSearch
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategies.random_search import RandomSearch

@@ -25,7 +25,8 @@ from search.loop.generational import search
 from search.loop.history import History
 from search.loop.pool import run_all
 from search.loop.session import Budget, SearchResult
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.privacy.private import PrivatePool, Release
 from search.privacy.private_budget import STOP, StepBudget
 from search.privacy.private_fitness import ClippedSum, Shares, noisy_differences, noisy_means

@@ -29,7 +29,8 @@ from search.loop.evaluation import Evaluation
 from search.loop.generational import search
 from search.loop.history import History
 from search.loop.session import Budget, SearchFailed
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.strategies.mergevolve import (
     MergEvolve,
     initial_weights,

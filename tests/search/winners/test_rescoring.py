@@ -12,7 +12,8 @@ from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from search.loop.history import HistoryError, Record
 from search.loop.session import SearchFailed
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.winners.rescoring import pooled, rescore
 from search.winners.selection import finalists
 

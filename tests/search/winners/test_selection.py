@@ -12,7 +12,8 @@ from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
 from search.loop.history import Record
 from search.loop.session import SearchFailed
-from search.objective import BoundObjective, Term
+from search.normalisation import Term
+from search.objective import BoundObjective
 from search.winners.selection import finalists, second_look
 
 ONE = BoundObjective((Term("t", "t/acc", 1.0),), (1.0,))

@@ -1,0 +1,69 @@
+"""One normaliser for a whole run: no search is lost to what its other items say of the experts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.runs.item_scores import read_item_scores
+from tests.experiments.local import overrides
+from tests.experiments.refusals import Shell
+
+SHORT = ("baselines=none", "in_hull=null", "save_model=false", "strategy=random")
+
+
+@pytest.fixture
+def sorted_items(shell: Shell, world: Path) -> Path:
+    """Folder of ``search.jsonl``, on which an expert is best, and of others where the base is."""
+    rng, texts = np.random.default_rng(0), shell.cwd / "texts.jsonl"
+    alphabets = [rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 3) for _ in range(80)]
+    words = ["".join(rng.choice(letters, 60)) for letters in alphabets]
+    texts.write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
+    line = overrides(world, *SHORT, "budget.evaluations=1", "out=first")
+    assert shell.run("search", *line, f"report_on.text.data={texts}").code == 0
+    bits = {
+        name: scores.cases["text/bits_per_byte"]
+        for (_, name), scores in read_item_scores(shell.cwd / "first", "report").items()
+    }
+    best_expert = np.min([bits[name] for name in ("code", "prose", "maths")], axis=0)
+    order = np.argsort(best_expert - bits["base"])
+    assert best_expert[order[-8]] > bits["base"][order[-8]], "no expert is better on 8 items"
+    lines = np.array(texts.read_text(encoding="utf-8").splitlines())
+    kept = {"search": order[:8], "selection": order[-8:-4], "report": order[-4:]}
+    for split, chosen in kept.items():
+        text = "\n".join(lines[chosen]) + "\n"
+        (shell.cwd / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return shell.cwd
+
+
+def test_items_on_which_no_expert_is_better_do_not_cost_the_search(
+    shell: Shell, world: Path, sorted_items: Path
+) -> None:
+    line = overrides(world, *SHORT[1:], "objective.normalize=expert", "out=run")
+    names = {"search_on": "search", "select_on": "selection", "report_on": "report"}
+    data = [f"{key}.text.data={sorted_items / name}.jsonl" for key, name in names.items()]
+    ended = shell.run("search", *line, *data)
+    assert ended.code == 0, ended.stderr
+    assert (sorted_items / "run" / "report.html").exists()
+    summary = json.loads((sorted_items / "run" / "summary.json").read_text())
+    (term,) = summary["terms"]
+    models = {model["name"]: model for model in summary["models"]}
+    best = max(models[name]["search"]["fitness"][0] for name in ("code", "prose", "maths"))
+    assert best == pytest.approx(1.0)
+    assert models["base"]["search"]["fitness"] == [0.0]
+    for split in ("search", "report"):  # the search items' units on every split
+        for model in models.values():
+            bits = model[split]["scores"]["text/bits_per_byte"]
+            gain = (-bits - term["base"]) / term["span"]
+            assert model[split]["fitness"][0] == pytest.approx(gain)
+    assert (
+        max(models[name]["report"]["fitness"][0] for name in ("code", "prose", "maths"))
+        < (models["base"]["report"]["fitness"][0])
+    ), "the case that was meant"
+    evolved = models["evolved"]
+    assert summary["optimism"] == pytest.approx(
+        evolved["search"]["fitness"][0] - evolved["report"]["fitness"][0]
+    )

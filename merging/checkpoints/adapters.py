@@ -21,6 +21,7 @@ from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.naming import listing
 from merging.checkpoints.privacy_record import PrivacyRecord, read_record
 from merging.checkpoints.weight_files import WeightFiles
+from merging.rules.threads import one_thread
 from merging.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Factors:
     scale: float
     transposed: bool
 
+    @one_thread()
     def product(self) -> Tensor:
         """Returns the difference, ``(*shape of the weight)`` float64."""
         product = self.scale * (self.b.double() @ self.a.double())

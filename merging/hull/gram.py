@@ -10,6 +10,7 @@ from torch import Tensor
 from merging.arrays import Matrix
 from merging.checkpoints.experts import ExpertPool
 from merging.method import MergeError
+from merging.rules.float64 import float64_device
 from merging.weights import Weights
 
 _BLOCK_BYTES = 64_000_000
@@ -76,7 +77,8 @@ def measure(
     rounding = np.zeros(len(names))
     for name in pool.names:
         base = _flat(pool.base_tensor(name))
-        deltas = _Vectors(range(experts), list(_double_device(pool.deltas(name)).flatten(1)), None)
+        of_experts = pool.deltas(name).to(base.device).flatten(1)
+        deltas = _Vectors(range(experts), list(of_experts), None)
         _add(matrix, deltas, deltas, block_bytes)
         groups = _groups(len(names), base.numel() * 4, held_bytes)
         for number, group in enumerate(groups):
@@ -156,12 +158,7 @@ def _point(weights: Weights, point: str, name: str, base: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    return _double_device(tensor).flatten()
-
-
-def _double_device(tensor: Tensor) -> Tensor:
-    """Returns `tensor` where float64 exists: Apple's GPUs have none."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
+    return tensor.to(float64_device(tensor.device)).flatten()
 
 
 def _rounding(weights: Tensor, experts: int) -> float:

@@ -39,7 +39,7 @@ class Position:
 
     Args:
         expert_scale: the experts' mean distance from the base: a unit to read distances by.
-        floor: distance that rounding alone may cause; below it `outside` is not claimed.
+        floor: distance from the hull that rounding alone may cause.
         affine_span: combinations of the experts with coefficients that sum to 1.
         linear_span: all combinations of task vectors: the affine span of experts and base.
     """
@@ -58,21 +58,23 @@ class Position:
 def position(gram: Gram, point: str) -> Position:
     """Returns the distances of `point`, exact for any number and arrangement of experts.
 
-    ``outside`` is claimed for distances above 4 times the rounding of the point's own weights
-    (`measure`) plus that of the float64 sums, ``sqrt(eps)`` of the largest task vector. The length
-    of many independent rounding errors hardly varies around its expectation; the factor leaves
-    room for methods that round more often than once per expert.
+    ``outside`` is claimed for distances above 4 times the sum of two roundings: that of the
+    point's own weights (`measure`), and that of the float64 sums, ``sqrt(eps) (1 + sum_i |c_i|)``
+    of the largest task vector, c the coefficients of the nearest point, whose sizes sum to 1 in a
+    hull. The length of many independent rounding errors hardly varies around its expectation; the
+    factor leaves room for methods that round more often than once per expert.
     """
     experts, row = len(gram.experts), gram.row(point)
     inside = gram.matrix[:experts, :experts]
     inner, squared = gram.matrix[row, :experts], float(gram.matrix[row, row])
     sums = math.sqrt(np.finfo(np.float64).eps * max(squared, float(np.diag(inside).max())))
-    floor = _TIMES_FLOOR * float(gram.rounding[row - experts]) + sums
+    rounding = float(gram.rounding[row - experts])
     with_base = nearest_in_hull(np.pad(inside, (0, 1)), np.pad(inner, (0, 1)), squared)
     to_experts = np.sqrt(np.maximum(np.diag(inside) - 2 * inner + squared, 0.0))
 
     def span(nearest: Nearest) -> Span:
         distance = math.sqrt(nearest.squared)
+        floor = _TIMES_FLOOR * (rounding + sums * (1 + float(np.abs(nearest.weights).sum())))
         weights = dict(zip(gram.experts, nearest.weights[:experts].tolist(), strict=True))
         return Span(distance, weights, math.sqrt(nearest.residual), distance > floor)
 
@@ -80,7 +82,7 @@ def position(gram: Gram, point: str) -> Position:
         name=point,
         from_base=math.sqrt(squared),
         expert_scale=gram.expert_scale,
-        floor=floor,
+        floor=_TIMES_FLOOR * (rounding + 2 * sums),
         experts=dict(zip(gram.experts, to_experts.tolist(), strict=True)),
         hull=span(nearest_in_hull(inside, inner, squared)),
         hull_with_base=span(with_base),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merging.lineages.chance import level, mask, set_float, set_fraction, set_int
 from merging.lineages.slices import EntryRange, TensorSlice
+from merging.rules.threads import one_thread
 from merging.seeding import generator
 
 Change: TypeAlias = Callable[[EntryRange, Tensor], Tensor]
@@ -97,6 +98,7 @@ class LowRankMutation:
         left, right = self._factors(tensor)
         length = self.size * math.sqrt(square)
 
+        @one_thread()
         def add_noise(block: EntryRange, parent: Tensor) -> Tensor:
             rows = left[block.start // columns : block.stop // columns].to(parent.device)
             if right is None:
@@ -106,6 +108,7 @@ class LowRankMutation:
 
         return add_noise
 
+    @one_thread()
     def _factors(self, tensor: TensorSlice) -> tuple[Tensor, Tensor | None]:
         """Returns B and A, or a vector and None: the noise has length 1 over the tensor."""
         rng = generator("low rank", self.seed, tensor.name)

@@ -17,6 +17,7 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.paths.noise import LowRankNoise
 from merging.paths.path import PathPlan, PathWeights
 from merging.plan import MergePlan, Plan
+from merging.rules.threads import one_thread
 from merging.seeding import stable_seed
 from merging.weights import LazyWeights, Weights
 
@@ -37,6 +38,7 @@ class LowRankProduct:
     b: Tensor
     mix: Tensor | None = None
 
+    @one_thread()
     def product(self) -> Tensor:
         """Returns ``b diag(mix) a``, ``(rows, columns)`` float32: in float64, rounded once."""
         b = self.b.double() if self.mix is None else self.b.double() * self.mix.double()
@@ -157,6 +159,7 @@ def as_stored(factors: Factors) -> LowRankProduct:
     return LowRankProduct(b.T, a.T) if factors.transposed else LowRankProduct(a, b)
 
 
+@one_thread()
 def low_rank_of(
     plan: Plan, stacks: StackedFactors, weights: Weights | None = None
 ) -> CentredCandidate | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from merging.method import Knob, Slot
 from merging.rules.consensus import weighted_sum
 from merging.rules.knobs import WEIGHT, read
+from merging.rules.threads import one_thread
 from merging.statistics_files import Statistics, digests_of
 
 
@@ -46,6 +47,7 @@ class Fisher:
         if self.digests is None:
             object.__setattr__(self, "digests", digests_of(Path(self.statistics), "fisher"))
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

@@ -10,6 +10,7 @@ from merging.method import Knob, Slot
 from merging.rules.consensus import weighted_sum
 from merging.rules.knobs import SCALE, read
 from merging.rules.spectral import thin_svd
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class IsoC:
 
     knobs: ClassVar[tuple[Knob, ...]] = (SCALE,)
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

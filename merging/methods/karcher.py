@@ -9,6 +9,7 @@ from torch import Tensor
 from merging.method import Knob, Slot
 from merging.rules.knobs import WEIGHT, read
 from merging.rules.spherical import mean
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Karcher:
     tolerance: float = 1e-6
     max_iterations: int = 50
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

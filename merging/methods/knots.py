@@ -11,6 +11,7 @@ from merging.method import Knob, MergeMethod, Slot
 from merging.methods.ties import Ties
 from merging.rules.knobs import read
 from merging.rules.spectral import low_rank_svd
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Knots:
         """Those of `inner`."""
         return self.inner.knobs
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

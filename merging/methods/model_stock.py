@@ -11,6 +11,7 @@ from merging.method import Knob, Slot
 from merging.rules.consensus import weighted_sum
 from merging.rules.knobs import SCALE, read
 from merging.rules.spherical import cosine, direction_and_length
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ModelStock:
 
     knobs: ClassVar[tuple[Knob, ...]] = (SCALE,)
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

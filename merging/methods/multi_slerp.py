@@ -9,6 +9,7 @@ from torch import Tensor
 from merging.method import Knob, Slot
 from merging.rules.knobs import WEIGHT, read
 from merging.rules.spherical import mean
+from merging.rules.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MultiSlerp:
     knobs: ClassVar[tuple[Knob, ...]] = (WEIGHT,)
     task_vectors: bool = False
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:

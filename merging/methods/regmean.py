@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merging.method import Knob, MergeError, Slot
 from merging.rules.consensus import weighted_sum
+from merging.rules.float64 import float64_device
 from merging.rules.knobs import WEIGHT, Inputs, read
 from merging.rules.threads import one_thread
 from merging.statistics_files import Statistics, StatisticsError, digests_of
@@ -55,6 +56,7 @@ class RegMean:
         if self.digests is None:
             object.__setattr__(self, "digests", digests_of(Path(self.statistics), "gram"))
 
+    @one_thread()
     def merge(
         self, slot: Slot, base: Tensor, deltas: Tensor, knobs: Mapping[str, Tensor]
     ) -> Tensor:
@@ -96,7 +98,7 @@ class RegMean:
         """Returns the merged delta, ``(*shape)``; solved in float64, for G squares the inputs."""
         deltas = [delta.T if transposed else delta for delta in inputs.deltas]  # (out, in)
         first = deltas[0]
-        width, device = first.shape[-1], _float64_device(first.device)
+        width, device = first.shape[-1], float64_device(first.device)
         total = torch.zeros((width, width), dtype=torch.float64, device=device)
         product = torch.zeros(first.shape, dtype=torch.float64, device=device)
         average = torch.zeros_like(product)
@@ -121,8 +123,7 @@ class RegMean:
 
     def _divided(self, product: Tensor, gram: Tensor, inputs: Inputs) -> Tensor:
         """Returns ``product gram^-1`` by Cholesky."""
-        with one_thread():
-            factor, failed = torch.linalg.cholesky_ex(gram)
+        factor, failed = torch.linalg.cholesky_ex(gram)
         # squared pivot over diagonal entry: the part of an input that the others do not explain
         pivots = factor.diagonal().square() / gram.diagonal()
         # without a ridge, what float32 on disk rounded away must not decide
@@ -133,10 +134,4 @@ class RegMean:
                 f"regmean: the Gram matrices of tensor {inputs.tensor!r} are singular: set "
                 "ridge above 0, for example 1e-6, or gather them from more data"
             )
-        with one_thread():
-            return torch.cholesky_solve(product.T, factor).T
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    """Returns `device`, or the CPU for one that has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
+        return torch.cholesky_solve(product.T, factor).T

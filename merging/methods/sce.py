@@ -10,7 +10,7 @@ from torch import Tensor
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
 from merging.rules.cache import ParameterStack, cached
-from merging.rules.consensus import disjoint_mean, elect_signs, unchanged, weighted_sum
+from merging.rules.consensus import disjoint_mean, elect_signs, unchanged
 from merging.rules.knobs import DENSITY, SCALE, Inputs, read_rows
 from merging.rules.sparsify import Masked, kept_count
 from merging.rules.spherical import direction_and_length
@@ -21,16 +21,18 @@ from merging.rules.threads import one_thread
 class Sce(RuledMethod):
     """Selects entries by variance, weighs experts by squared deltas, erases minority signs.
 
-    Select: the ``round(density n)`` entries of largest variance over the experts. Calculate:
-    ``w_i = |d_i|^2 / sum_j |d_j|^2`` over these, so the scale of the deltas does not matter.
+    Select: of the n entries in which experts differ the ``round(density n)`` of largest variance
+    over the experts, and what equals the smallest of them; every entry for a density of 1.
+    Calculate: ``w_i = |d_i|^2 / sum_j |d_j|^2`` over these, so the scale of the deltas does not
+    matter.
     Erase: entries whose sign is not that of ``sum_i d_i``. Needs at least two experts. In plain
     numpy: tests/merging/methods/test_method_references.py::sce.
 
     Args:
         normalize: divide by the sum of ``w_i`` over the experts that agree; otherwise a plain sum.
 
-    Source: Wan et al. 2024, FuseChat (SCE), arXiv:2408.07990, where the density is
-    the threshold tau; normalised as in mergekit's ``sce``.
+    Source: Wan et al. 2024, FuseChat (SCE), arXiv:2408.07990, where the density is the threshold
+    tau; counted and normalised as in mergekit's ``sce``, which is by the same authors.
     """
 
     knobs: ClassVar[tuple[Knob, ...]] = (replace(DENSITY, per_expert=False), SCALE)
@@ -55,13 +57,18 @@ class Sce(RuledMethod):
 def _select(inputs: Inputs, size: int) -> Masked:
     """Returns the mask of the entries of largest variance."""
     variance = cached(inputs.rows, "variance", 4 * size, lambda: _variance(inputs.deltas))
-    count = kept_count(inputs.shared["density"], size)
-    return Masked.largest(inputs.rows, "order of variance", variance.reshape(-1), count)
+    density, rows = inputs.shared["density"], inputs.rows
+    varying = cached(rows, "varying", 0, lambda: int(torch.count_nonzero(variance)))
+    count = kept_count(density, varying) if density < 1 else size
+    return Masked.largest(rows, "order of variance", variance.reshape(-1), count)
 
 
 def _variance(deltas: Sequence[Tensor]) -> Tensor:
     """Returns the variance over experts at every position, ``(*shape)``, in arbitrary units."""
-    centre = weighted_sum(deltas, [1 / len(deltas)] * len(deltas))
+    first, count = deltas[0], len(deltas)
+    centre = first.clone()
+    for delta in deltas[1:]:
+        centre.add_(delta - first, alpha=1 / count)  # exact where all are equal: variance 0
     peak = max(float(delta.abs().max()) for delta in deltas)  # squares of small deltas vanish
     variance = torch.zeros_like(centre)
     for delta in deltas:

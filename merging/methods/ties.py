@@ -16,8 +16,10 @@ class Ties(Sparsified):
     """Trims every delta to its largest magnitudes, elects a sign per entry, averages what has it.
 
     ``base + scale mean_{i: sign(w_i d_i) = s} w_i d_i``, ``s = sign(sum_i w_i d_i)``, after
-    trimming to ``round(density n)`` entries. The paper keeps 20 % (density 0.2), scale 1. Entries
-    whose signs balance exactly stay at the base. In plain numpy:
+    trimming to ``round(density n)`` entries and, as in the authors' code, whatever equals the
+    smallest of them: of experts in bfloat16 that moved by a few steps of its grid far more may
+    stay. The paper keeps 20 % (density 0.2), scale 1. Entries whose signs balance exactly stay at
+    the base. In plain numpy:
     tests/merging/methods/test_method_references.py::trimmed and ::consensus.
 
     Args:

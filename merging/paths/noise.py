@@ -17,6 +17,7 @@ from torch import Tensor
 from merging import described
 from merging.checkpoints.experts import ExpertPool
 from merging.rules.spectral import thin_svd
+from merging.rules.threads import one_thread
 from merging.seeding import generator
 
 
@@ -106,7 +107,8 @@ class LowRankNoise:
             left, right = draw(seed)
             if out is None:
                 out = torch.empty(shape, device=left.device)
-            torch.mm(left, right, out=out.view(len(left), right.shape[1]))
+            with one_thread():
+                torch.mm(left, right, out=out.view(len(left), right.shape[1]))
             return out.mul_(size)  # size / sqrt(rank) * B A
 
         return product
@@ -219,8 +221,12 @@ class SingularNoise:
 
         def shaped(delta: Tensor) -> _ShapedDraw:
             left, values, right = thin_svd(_as_matrix(delta))
-            # U diag(g S) V
-            return lambda rng: (left * (values * _normal(len(values), rng, values))) @ right
+
+            @one_thread()
+            def draw(rng: torch.Generator) -> Tensor:
+                return (left * (values * _normal(len(values), rng, values))) @ right
+
+            return draw  # U diag(g S) V
 
         return _sum_over_experts(name, pool, self.unit, shaped)
 
@@ -270,6 +276,7 @@ def _size(unit: NoiseUnit, name: str, pool: ExpertPool) -> float:
     return pool.cached(name, "rms of the deltas", lambda: _rms(one.deltas(name) for one in alone))
 
 
+@one_thread()
 def _rms(tensors: Iterable[Tensor]) -> float:
     """Returns the root mean square of all entries, 0 where there are none; summed in float64."""
     squares, count = 0.0, 0

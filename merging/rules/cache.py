@@ -6,12 +6,16 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.seeding import generator
 
 LARGE = 2**17
 """Entries of a parameter from which on compiled loops are worth their start."""
+
+_PACKED = 2**16
+"""Entries of rows that are ranked at a time, which stay in a cache."""
 
 T = TypeVar("T")
 
@@ -46,17 +50,6 @@ class TensorCache:
             self._values[key] = compute()
         value: T = self._values[key]
         return value
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a selection by magnitude ends.
-
-    Kept is what is larger than `threshold`, and what equals it at a position up to `last`.
-    """
-
-    threshold: float
-    last: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,31 +91,18 @@ class ExpertTensor:
         """Whether any entry differs from the base's."""
         return bool(cached((self,), "moved", 0, self._moved))
 
-    def threshold(self, count: int) -> Threshold:
-        """Returns where the `count` largest magnitudes end; of equal ones the earlier are kept.
-
-        Args:
-            count: from 1 to one less than the number of entries.
-        """
-        return threshold_of((self,), "order", count, self.delta, self._delta_at)
-
-    def _delta_at(self, position: int) -> float:
-        stored = self.stored.reshape(-1)[position].item()
-        if not self.is_full_checkpoint:
-            return stored
-        base = self.base.reshape(-1)[position].item()
-        if self.dtype == torch.float64:
-            return stored - base
-        return float(np.float32(stored) - np.float32(base))
+    def threshold(self, count: int) -> float:
+        """Returns the `count`-th largest magnitude, `count` from 1 to the number of entries."""
+        return kth_magnitude((self,), "magnitudes", count, self.delta)
 
     def ranks(self) -> Tensor:
-        """Returns the rank of every magnitude in its row, ``(entries,)`` of int16 or int32.
+        """Returns twice the rank of every magnitude in its row, ``(entries,)`` int16 or int32.
 
-        0 is the smallest, equal ones rank in their order; a row is what one index of the first
-        dimension holds, a tensor of less than two dimensions is one row.
+        Rank 0 is the smallest; equal ones share the mean of their ranks, which may be a half. A
+        row is what one index of the first dimension holds, a tensor of less than two dimensions
+        is one row.
         """
-        wide = 2 if self.row_length <= 2**15 else 4
-        size = wide * self.stored.numel()
+        size = _rank_type(self.row_length).itemsize * self.stored.numel()
         return cached((self,), "ranks", size, lambda: rank_in_rows(self.delta()))
 
     @property
@@ -163,29 +143,24 @@ def _key(rows: ExpertTensors, kind: Hashable) -> Hashable:
     return rows[0].tensor, tuple(row.expert for row in rows), kind
 
 
-def threshold_of(
-    rows: ExpertTensors,
-    kind: Hashable,
-    count: int,
-    values: Callable[[], Tensor],
-    read: Callable[[int], float],
-) -> Threshold:
-    """Returns where the `count` largest magnitudes of what depends on `rows` alone end.
+def kth_magnitude(
+    rows: ExpertTensors, kind: Hashable, count: int, values: Callable[[], Tensor]
+) -> float:
+    """Returns the `count`-th largest magnitude of what depends on `rows` alone.
 
     Args:
-        rows: their cache keeps the order of the magnitudes where it fits.
+        rows: their cache keeps the magnitudes in order where they fit.
         kind: of the values, for the cache.
-        count: from 1 to one less than the number of values.
-        values: returns all of them.
-        read: returns one of them, by its position.
+        count: from 1 to the number of values.
+        values: returns all of them, in the dtype of the arithmetic.
     """
-    cache, size = rows[0].cache, rows[0].stored.numel()
-    if cache is not None and rows[0].dtype == torch.float32 and size < 2**31:
-        order = cache.get(_key(rows, kind), 4 * size, lambda: by_magnitude(values()))
-        if order is not None:
-            last = int(order[count - 1])
-            return Threshold(abs(read(last)), last)
-    return select_threshold(values().abs().reshape(-1), count)
+    cache, entries = rows[0].cache, rows[0].stored.numel()
+    if cache is not None:
+        size = rows[0].dtype.itemsize * entries
+        rising = cache.get(_key(rows, kind), size, lambda: _rising(values()))
+        if rising is not None:
+            return float(rising[entries - count])
+    return select_magnitude(values(), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,55 +181,54 @@ class ParameterStack:
     large: bool = False
 
 
-def select_threshold(magnitudes: Tensor, count: int) -> Threshold:
-    """Returns where the `count` largest of the flat `magnitudes` end."""
-    size = magnitudes.numel()
+def select_magnitude(values: Tensor, count: int) -> float:
+    """Returns the `count`-th largest magnitude; puts nothing in order but what it must."""
+    magnitudes, place = values.abs().reshape(-1), values.numel() - count
     if magnitudes.device.type == "cpu":  # 2 to 3 times as fast as kthvalue there
-        threshold = float(np.partition(magnitudes.numpy(), size - count)[size - count])
-    else:
-        threshold = float(magnitudes.kthvalue(size - count + 1).values)
-    equal = (magnitudes == threshold).nonzero().flatten()
-    larger = int((magnitudes > threshold).sum())
-    return Threshold(threshold, int(equal[count - larger - 1]))
+        return float(np.partition(magnitudes.numpy(), place)[place])
+    return float(magnitudes.kthvalue(place + 1).values)
 
 
-def by_magnitude(values: Tensor) -> Tensor:
-    """Returns the positions of less than 2^31 float32 numbers, ``(entries,)`` int32.
-
-    Largest magnitude first, and earlier first among equals. On a CPU two counting sorts, the
-    second by the leading 16 of the 31 bits (exponent and seven bits of the fraction); of
-    bfloat16 numbers there are no others.
-    """
-    flat = values.abs().reshape(-1)
-    if flat.device.type != "cpu":
-        return flat.sort(descending=True, stable=True).indices.to(torch.int32)
-    keys = 0x7FFFFFFF - flat.numpy().view(np.int32)  # larger magnitudes first
-    leading = (keys >> 16).astype(np.uint16)
-    trailing = keys.astype(np.uint16)
-    if trailing.min(initial=0xFFFF) == 0xFFFF:
-        return torch.from_numpy(leading.argsort(kind="stable").astype(np.int32))
-    order = trailing.argsort(kind="stable").astype(np.int32)
-    return torch.from_numpy(order[leading[order].argsort(kind="stable")])
+def _rising(values: Tensor) -> Tensor:
+    """Returns the magnitudes, ``(entries,)``, smallest first."""
+    magnitudes = values.abs().reshape(-1)
+    if magnitudes.device.type != "cpu":
+        return magnitudes.sort().values
+    magnitudes.numpy().sort()  # several times as fast as torch's, which keeps positions too
+    return magnitudes
 
 
 def rank_in_rows(delta: Tensor) -> Tensor:
-    """Returns every magnitude's rank in its row, flat; see `ExpertTensor.ranks`."""
+    """Returns twice every magnitude's rank in its row, flat; see `ExpertTensor.ranks`."""
     rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1).abs()
     length = rows.shape[1]
-    kind = torch.int16 if length <= 2**15 else torch.int32
-    if not _packs(rows, length):
-        order = rows.argsort(dim=1, stable=True)
+    kind = _rank_type(length)
+    if rows.device.type == "cpu" and rows.dtype == torch.float32 and length < 2**31:
+        step = max(1, _PACKED // max(1, length))
+        parts = [rows[at : at + step].numpy() for at in range(0, len(rows), step)]
+        ranks = torch.cat([torch.from_numpy(_packed_ranks(part)).to(kind) for part in parts])
     else:
-        keys = rows.contiguous().numpy().view(np.uint32).astype(np.uint64)
-        np.left_shift(keys, 32, out=keys)
-        np.bitwise_or(keys, np.arange(length, dtype=np.uint32), out=keys)
-        keys.sort(axis=1)
-        order = torch.from_numpy((keys & 0xFFFFFFFF).astype(np.int64))
-    ranks = torch.arange(length, dtype=kind, device=rows.device).expand_as(order)
-    out = torch.empty(order.shape, dtype=kind, device=rows.device)
-    return out.scatter_(1, order, ranks).view(-1)
+        rising = rows.sort(dim=1).values
+        ranks = torch.searchsorted(rising, rows, out_int32=True)  # how many are smaller
+        ranks.add_(torch.searchsorted(rising, rows, out_int32=True, right=True)).sub_(1)
+    return ranks.to(kind).view(-1)
 
 
-def _packs(values: Tensor, size: int) -> bool:
-    """Whether magnitude and position fit into one number of numpy's."""
-    return values.device.type == "cpu" and values.dtype == torch.float32 and size < 2**31
+def _packed_ranks(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Returns the same, ``(rows, entries)``: magnitude and position are sorted as one number."""
+    index = np.arange(rows.shape[1])
+    keys = rows.view(np.uint32).astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
+    keys.sort(axis=1)
+    magnitudes, places = keys >> np.uint64(32), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    grows = np.diff(magnitudes, axis=1, prepend=np.uint64(2**32)) != 0
+    first = np.maximum.accumulate(np.where(grows, index, 0), axis=1)
+    ends = np.roll(grows, -1, axis=1)
+    last = np.minimum.accumulate(np.where(ends, index, rows.size)[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty_like(places)
+    np.put_along_axis(ranks, places, first + last, axis=1)  # equal ones: from first to last
+    return ranks
+
+
+def _rank_type(length: int) -> torch.dtype:
+    """Returns what holds twice the ranks of a row."""
+    return torch.int16 if length <= 2**14 else torch.int32

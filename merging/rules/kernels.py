@@ -212,31 +212,20 @@ def _scale_and_add(x: Any, factor: float, total: Any) -> None:
 
 
 @_inner
-def _keep_beyond(x: Any, base: Any, threshold: float, out: Any) -> None:
-    # out = x - base where |x - base| > threshold, else 0
+def _keep_largest(x: Any, base: Any, below: float, out: Any) -> None:
+    # out = x - base where |x - base| > below, else 0
     for j in range(len(x)):
         v = x[j] - base[j]
-        out[j] = _ZERO if (v >= -threshold) & (v <= threshold) else v
+        out[j] = _ZERO if (v >= -below) & (v <= below) else v
 
 
 @_inner
-def _keep_largest(
-    x: int, base: int, out: int, n: int, at: int, last: int, threshold: float, below: float
-) -> None:
-    """Keeps what exceeds the threshold, and up to the last position what equals it."""
-    until = min(max(last + 1 - at, 0), n)
-    if until:
-        _keep_beyond(_view(x, until), _view(base, until), below, _view(out, until))
-    if until < n:
-        x, base, out, n = x + 4 * until, base + 4 * until, out + 4 * until, n - until
-        _keep_beyond(_view(x, n), _view(base, n), threshold, _view(out, n))
-
-
-@_inner
-def _without(x: Any, less: Any) -> None:
-    # x <- x - less
+def _keep_between(x: Any, base: Any, below: float, highest: float, out: Any) -> None:
+    # out = x - base where below < |x - base| <= highest, else 0
     for j in range(len(x)):
-        x[j] -= less[j]
+        v = x[j] - base[j]
+        drops = ((v >= -below) & (v <= below)) | (v > highest) | (v < -highest)
+        out[j] = _ZERO if drops else v
 
 
 @_inner
@@ -423,11 +412,12 @@ def _sparsify(
     All arrays are addresses: handing over arrays would take as long as the work.
     """
     number, integer = _view(columns[0], 4), carray(_longs(columns[1]), 4)
-    if selection == LARGEST:
-        _keep_largest(x, base, out, n, at, integer[0], number[0], number[1])
-        return
     kept, values, centre = _view(out, n), _view(x, n), _view(base, n)
-    if selection == MASKED:
+    if selection == LARGEST:
+        _keep_largest(values, centre, number[0], kept)
+    elif selection == BAND:
+        _keep_between(values, centre, number[0], number[1], kept)
+    elif selection == MASKED:
         _keep_masked(values, centre, _view(integer[0] + 4 * at, n), kept)
     elif selection == DRAWN:
         _keep_drawn(values, centre, _view(integer[0] + 4 * at, n), number[0], kept)
@@ -437,11 +427,6 @@ def _sparsify(
         _keep_pruned(values, centre, draws, ranks, number[0], number[1], kept)
         if number[2] != 0:
             _divide_by(kept, ranks)
-    elif selection == BAND:
-        outliers = scratch + _RANKS * _STRIDE
-        _keep_largest(x, base, outliers, n, at, integer[1], number[2], number[3])
-        _keep_largest(x, base, out, n, at, integer[0], number[0], number[1])
-        _without(kept, _view(outliers, n))
     else:
         _subtract(values, centre, kept)
 
@@ -526,13 +511,13 @@ def run_rule(
 
     What the columns mean, by selection (`packed` of the classes in `merging.rules.sparsify`)::
 
-        selection  numbers                                      integers
+        selection  numbers                            integers
         ALL
-        LARGEST    threshold, next number below it              last position of what equals it
-        BAND       both of the outer selection, of the inner    last of the outer, of the inner
-        MASKED                                                  address of the mask
-        DRAWN      density                                      address of the draws
-        PRUNED     step, lowest, 1 to rescale                   of draws, of ranks, ranks' dtype
+        LARGEST    next number below the threshold
+        BAND       next number below it, the highest
+        MASKED                                        address of the mask
+        DRAWN      density                            address of the draws
+        PRUNED     step, lowest, 1 to rescale         of draws, of ranks, ranks' dtype
     """
     experts = len(coefficients)
     scratch = memory.ctypes.data

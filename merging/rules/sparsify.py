@@ -1,4 +1,9 @@
-"""Which entries of a delta are kept: by magnitude, by chance, or by both."""
+"""Which entries of a delta are kept: by magnitude, by chance, or by both.
+
+Entries of equal magnitude are treated alike, wherever they stand. Experts in bfloat16 that moved
+by a few steps of its grid have a few magnitudes only, each of them on many entries: whatever cut
+one of them would choose by position.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import torch
 from torch import Tensor
 
 from merging.rules.blocks import Scratch
-from merging.rules.cache import ExpertTensor, ExpertTensors, threshold_of
+from merging.rules.cache import ExpertTensor, ExpertTensors, kth_magnitude
 from merging.rules.compiled_rule import ENTRY_TYPES, Packable, PackedSelection, SelectionKind
 
 BUFFERS = "probability", "mask"
@@ -19,8 +24,6 @@ BUFFERS = "probability", "mask"
 
 _FINEST = 2.0**-24
 """Draws are multiples of it: what is kept with a smaller chance is kept with this one."""
-
-_ZERO = np.float32(0)
 
 _pass_within = torch.ops.aten.hardtanh_backward.grad_input
 """The derivative of hardtanh: compares and selects in one pass, where torch.where is slow."""
@@ -58,7 +61,10 @@ def kept_count(density: float, size: int) -> int:
 
 
 def trim(row: ExpertTensor, density: float) -> Sparsifier:
-    """Returns the sparsifier that keeps the ``kept_count(density, n)`` largest magnitudes."""
+    """Returns the sparsifier that keeps the ``kept_count(density, n)`` largest magnitudes.
+
+    What equals the smallest of them is kept as well.
+    """
     return Largest.of(row, kept_count(density, row.stored.numel()))
 
 
@@ -66,12 +72,15 @@ def band(row: ExpertTensor, density: float, gamma: float) -> Sparsifier:
     """Returns the sparsifier that drops both the largest magnitudes and the smallest.
 
     The ``round(gamma * n)`` largest go first, fewer where the density leaves no room for that;
-    of the rest the ``kept_count(density, n)`` largest stay.
+    of the rest the ``kept_count(density, n)`` largest stay. What equals the largest or the
+    smallest of these stays as well.
     """
     size = row.stored.numel()
     count = kept_count(density, size)
     outliers = min(round(gamma * size), size - count)
-    return Band(Largest.of(row, outliers + count), Largest.of(row, outliers))
+    if not (count and outliers):
+        return Largest.of(row, count)
+    return Band(row.threshold(outliers + count), row.threshold(outliers + 1))
 
 
 def drop(row: ExpertTensor, density: float, seed: int, *, rescale: bool) -> Sparsifier:
@@ -99,7 +108,7 @@ def magprune(
     ``p = density - e + 2 e rank / (n - 1)``, rank from 0 (smallest magnitude) within each row of
     n entries; ``e = min(epsilon, density, 1 - density)``, so that every p is a probability and
     their mean is `density`. A row is what one index of the first dimension holds; a tensor of
-    less than two dimensions is one row. Equal magnitudes rank in their order in the row.
+    less than two dimensions is one row. Equal magnitudes share the mean of their ranks.
 
     Args:
         row: the expert.
@@ -116,16 +125,15 @@ def magprune(
     width = min(epsilon, density, 1 - density)
     steps = row.row_length - 1
     lowest = density - width if steps else density
-    # p = lowest + step rank
-    return Pruned(row.draws(seed), row.ranks(), lowest, 2 * width / max(steps, 1), rescale)
+    # p = lowest + step (2 rank)
+    return Pruned(row.draws(seed), row.ranks(), lowest, width / max(steps, 1), rescale)
 
 
 @dataclass(frozen=True)
 class Largest:
-    """Keeps ``|d| > threshold``, and up to position `last` ``|d| = threshold`` too."""
+    """Keeps ``|d| >= threshold``: all where that is 0."""
 
     threshold: float
-    last: int
     scale: float = 1.0
 
     @classmethod
@@ -133,66 +141,51 @@ class Largest:
         """Returns the sparsifier that keeps the `count` largest magnitudes of a delta."""
         if not 0 < count < row.stored.numel():
             return KEEP_ALL if count > 0 else KEEP_NONE
-        largest = row.threshold(count)
-        return cls(largest.threshold, largest.last)
-
-    def below(self, dtype: torch.dtype) -> float:
-        """Returns the next smaller number of `dtype`, not below 0."""
-        if dtype == torch.float64:
-            return math.nextafter(self.threshold, 0.0)
-        return float(np.nextafter(np.float32(self.threshold), _ZERO))
+        return cls(row.threshold(count))
 
     def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
         """Zeroes the others."""
-        self.write(start, delta, delta)
-
-    def write(self, start: int, delta: Tensor, out: Tensor) -> None:
-        """Writes what is kept of `delta` into `out`, which may be the same."""
-        if self.threshold < 0:  # no magnitude is small enough to be dropped
-            if out is not delta:
-                out.copy_(delta)
-            return
-        until = min(max(self.last + 1 - start, 0), len(delta))
-        if until:  # d where |d| >= threshold, else 0
-            torch.hardshrink(delta[:until], self.below(delta.dtype), out=out[:until])
-        if until < len(delta):  # d where |d| > threshold, else 0
-            torch.hardshrink(delta[until:], self.threshold, out=out[until:])
+        if self.threshold > 0:  # d where |d| >= threshold, else 0
+            torch.hardshrink(delta, _below(self.threshold, delta.dtype), out=delta)
 
     def packed(self) -> PackedSelection:
-        """Returns threshold, the number below it, and the position."""
-        if self.threshold < 0:
+        """Returns the number below the threshold."""
+        if self.threshold <= 0:
             return PackedSelection(SelectionKind.ALL)
-        return PackedSelection(SelectionKind.LARGEST, self.bounds, (self.last,))
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The threshold and the number below it in float32."""
-        return self.threshold, self.below(torch.float32)
+        return PackedSelection(SelectionKind.LARGEST, (_below(self.threshold, torch.float32),))
 
 
-KEEP_ALL = Largest(-1.0, -1)
-KEEP_NONE = Largest(math.inf, -1)
+KEEP_ALL = Largest(0.0)
+KEEP_NONE = Largest(math.inf)
+
+
+def _below(threshold: float, dtype: torch.dtype) -> float:
+    """Returns the next smaller number of `dtype`; -1, which no magnitude is below, for 0."""
+    if threshold <= 0:
+        return -1.0
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return float(np.nextafter(kind(threshold), kind(0)))
 
 
 @dataclass(frozen=True)
 class Band:
-    """Keeps what `outer` keeps and `inner`, the outliers, does not."""
+    """Keeps ``lowest <= |d| <= highest``."""
 
-    outer: Largest
-    inner: Largest
+    lowest: float
+    highest: float
     scale: float = 1.0
 
     def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
         """Zeroes the others."""
-        outliers = scratch["probability"]
-        self.inner.write(start, delta, outliers)
-        self.outer(start, delta, scratch)
-        delta.sub_(outliers)  # outer(d) - inner(d)
+        outliers = torch.hardshrink(delta, self.highest, out=scratch["probability"])
+        torch.hardshrink(delta, _below(self.lowest, delta.dtype), out=delta)
+        delta.sub_(outliers)
 
     def packed(self) -> PackedSelection:
-        """Returns thresholds and positions, those of `outer` first."""
-        numbers = self.outer.bounds + self.inner.bounds
-        return PackedSelection(SelectionKind.BAND, numbers, (self.outer.last, self.inner.last))
+        """Returns the number below the lowest, and the highest."""
+        return PackedSelection(
+            SelectionKind.BAND, (_below(self.lowest, torch.float32), self.highest)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +197,7 @@ class Masked:
 
     @classmethod
     def largest(cls, rows: ExpertTensors, kind: str, values: Tensor, count: int) -> Masked:
-        """Returns the mask of the `count` largest values, the earlier of equal ones.
+        """Returns the mask of the `count` largest values, and of what equals the smallest.
 
         Args:
             rows: what the values depend on.
@@ -214,11 +207,8 @@ class Masked:
         """
         if not 0 < count < len(values):
             return cls(torch.full_like(values, float(count > 0)))
-        largest = threshold_of(rows, kind, count, lambda: values, lambda i: values[i].item())
-        mask = torch.gt(values, largest.threshold, out=torch.empty_like(values))
-        until = slice(0, largest.last + 1)
-        torch.ge(values[until], largest.threshold, out=mask[until])
-        return cls(mask)
+        least = kth_magnitude(rows, kind, count, lambda: values)
+        return cls(torch.ge(values, least, out=torch.empty_like(values)))
 
     def __call__(self, start: int, delta: Tensor, scratch: Scratch) -> None:
         """Multiplies by the mask."""
@@ -250,7 +240,7 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """Keeps entries whose draw lies below ``p = lowest + step rank``."""
+    """Keeps entries whose draw lies below ``p = lowest + step rank``, ranks as stored: twice."""
 
     draws: Tensor
     ranks: Tensor

@@ -319,6 +319,24 @@ class TestPosition:
         assert found.expert_scale == 0
         assert found.hull.distance == pytest.approx(2.0)
 
+    @given(st.integers(2, 5), st.floats(0, 3), st.integers(0, 10**6))
+    @SETTINGS
+    def test_large_coefficients_do_not_make_rounding_of_sums_a_distance(self, count, size, seed):
+        """A point of the span, by steep coefficients of nearly parallel experts."""
+        rng = np.random.default_rng(seed)
+        experts = rng.normal(size=300) + 10**-size * rng.normal(size=(count, 300))
+        steep = rng.normal(size=count) * 10**size
+        point = (steep - steep.mean() + 1 / count) @ experts  # in the affine span
+        rows = np.vstack([experts, point])
+        names = tuple(f"e{i}" for i in range(count))
+        found = position(Gram(names, ("it",), rows @ rows.T, np.zeros(1)), "it")
+        assert not found.affine_span.outside
+        assert not found.linear_span.outside
+        beside = np.vstack([experts, point + 1e-3 * rng.normal(size=300)])
+        found = position(Gram(names, ("it",), beside @ beside.T, np.zeros(1)), "it")
+        assert found.affine_span.outside
+        assert found.linear_span.outside
+
     def test_unknown_point(self):
         with pytest.raises(KeyError, match="no point 'x' was measured, only y"):
             position(Gram(("e",), ("y",), np.eye(2), np.zeros(1)), "x")

@@ -183,11 +183,18 @@ def test_breadcrumbs_removes_both_ends() -> None:
 
 
 def test_sce() -> None:
-    given = problem([[3.0, 1.0, 2.0], [-1.0, 1.0, 4.0]], density=2 / 3, scale=1.0)
-    # variances 4, 0, 1: positions 0 and 2; weights (9 + 4) / 30 and (1 + 16) / 30
+    given = problem([[3.0, 1.0, 2.0], [-1.0, 1.0, 4.0]], density=0.9, scale=1.0)
+    # variances 4, 0, 1: both of the two that vary; weights (9 + 4) / 30 and (1 + 16) / 30
     expected = [3.0, 0.0, (13 * 2 + 17 * 4) / 30]
     assert merge(Sce(), given).tolist() == pytest.approx(expected, rel=1e-12)
     assert merge(Sce(normalize=False), given)[0].item() == pytest.approx(3 * 13 / 30, rel=1e-12)
+
+
+def test_sce_has_nothing_to_select_among_equal_experts() -> None:
+    given = problem([[0.1, -0.7, 0.3]] * 3, base=[1.0, 2.0, 3.0], density=0.9, scale=1.0)
+    assert torch.equal(merge(Sce(), given), given.base)
+    whole = merge(Sce(), given.but(density=1.0))
+    torch.testing.assert_close(whole, given.base + given.deltas[0])
 
 
 def test_model_stock() -> None:

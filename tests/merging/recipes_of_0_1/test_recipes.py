@@ -1,7 +1,8 @@
 """Every kind of recipe from before merging had folders gives the model that it gave then.
 
 ``recipes.json`` holds, by a name, the plan of a recipe, the pool that it is for, and the sum over
-``w[i] cos(i)`` of every tensor, in float64, as the code of that time computed them.
+``w[i] cos(i)`` of every tensor, in float64, as the code of that time computed them: but for four
+tensors of TIES and DELLA with equal magnitudes, which were kept by their place then.
 """
 
 from __future__ import annotations

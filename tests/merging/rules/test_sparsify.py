@@ -7,17 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from torch import Tensor
 
-from merging.rules.cache import (
-    ExpertTensor,
-    TensorCache,
-    by_magnitude,
-    rank_in_rows,
-    select_threshold,
-)
-from merging.rules.sparsify import BUFFERS, Sparsifier, band, kept_count, trim
+from merging.method import MergeMethod, Slot
+from merging.methods.breadcrumbs import Breadcrumbs
+from merging.methods.breadcrumbs_ties import BreadcrumbsTies
+from merging.methods.sce import Sce
+from merging.methods.ties import Ties
+from merging.rules.cache import ExpertTensor, TensorCache, rank_in_rows
+from merging.rules.sparsify import BUFFERS, Sparsifier, band, kept_count, magprune, trim
 from merging.rules.spherical import direction_and_length
+from tests.merging.methods.method_cases import start_knobs
 
 
 def row_of(delta: Tensor, cache: TensorCache | None = None) -> ExpertTensor:
@@ -53,55 +54,61 @@ def test_kept_count(density: float, size: int, expected: int) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(values=few_values, density=st.floats(0, 1))
-def test_trim_keeps_the_exact_number_and_the_earlier_of_equals(
-    values: list[float], density: float
+@given(values=few_values, density=st.floats(0, 1), gamma=st.floats(0, 1))
+def test_cuts_keep_their_number_and_all_that_equals_the_last(
+    values: list[float], density: float, gamma: float
 ) -> None:
     delta = torch.tensor(values, dtype=torch.float32)
-    count = min(len(values), kept_count(density, len(values)))
-    order = np.argsort([-abs(v) for v in values], kind="stable")[:count]
-    expected = [v if i in order else 0.0 for i, v in enumerate(values)]
-    for cache in (None, TensorCache(1000)):
-        assert applied(trim(row_of(delta, cache), density), delta).tolist() == expected
+    size, falling = len(values), sorted(map(abs, values), reverse=True)
+    count = kept_count(density, size)
+    outliers = min(round(gamma * size), size - count)
+    for first, kind in ((0, trim), (outliers, lambda row, share: band(row, share, gamma))):
+        inside = falling[first : first + count] or [np.inf]
+        most = inside[0] if first else np.inf
+        expected = [v if inside[-1] <= abs(v) <= most else 0.0 for v in values]
+        for exact in (delta, delta.double()):
+            for cache in (None, TensorCache(1000)):
+                assert applied(kind(row_of(exact, cache), density), exact).tolist() == expected
 
 
 @settings(max_examples=100, deadline=None)
-@given(values=few_values, density=st.floats(0, 1), gamma=st.floats(0, 1))
-def test_band_keeps_the_exact_number(values: list[float], density: float, gamma: float) -> None:
-    delta = torch.tensor([v + 0.5 for v in values], dtype=torch.float32)  # no zeros
-    found = applied(band(row_of(delta), density, gamma), delta)
-    assert int((found != 0).sum()) == kept_count(density, len(values))
-
-
-@settings(max_examples=100, deadline=None)
-@given(values=few_values.filter(bool), rows=st.integers(1, 3), data=st.data())
-def test_cuts_and_ranks_are_those_of_stable_sorts(
-    values: list[float], rows: int, data: st.DataObject
-) -> None:
-    """Packed into one number (float32) or sorted by torch (float64)."""
+@given(values=few_values.filter(bool), rows=st.integers(1, 3))
+def test_equal_magnitudes_share_the_mean_of_their_ranks(values: list[float], rows: int) -> None:
     delta = torch.tensor([values[i:] + values[:i] for i in range(rows)])
     for exact in (delta, delta.double()):
-        flat = exact.numpy().reshape(-1)
-        order = np.argsort(-np.abs(flat), kind="stable")
-        by_row = np.argsort(np.abs(exact.numpy()), axis=1, kind="stable")
-        ranks = np.argsort(by_row, axis=1).reshape(-1)
-        assert rank_in_rows(exact).tolist() == ranks.tolist()
-        count = data.draw(st.integers(1, len(flat)))
-        cut = select_threshold(exact.abs().reshape(-1), count)
-        assert (cut.threshold, cut.last) == (abs(flat[order[count - 1]]), order[count - 1])
+        ranks = rankdata(np.abs(exact.numpy()), axis=1) - 1
+        assert rank_in_rows(exact).tolist() == (2 * ranks).reshape(-1).tolist()
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    values=st.lists(st.floats(-1, 1, width=32) | st.sampled_from([0.5, -0.5]), max_size=50),
-    coarse=st.booleans(),
-)
-def test_order_of_magnitudes_is_a_stable_sort(values: list[float], coarse: bool) -> None:
-    """With and without bits that bfloat16 does not have."""
-    delta = torch.tensor(values, dtype=torch.float32)
-    delta = delta.bfloat16().float() if coarse else delta
-    order = np.argsort(-np.abs(delta.numpy()), kind="stable")
-    assert by_magnitude(delta).tolist() == order.tolist()
+def bfloat16_experts(count: int) -> tuple[Tensor, Tensor]:
+    """Weights of 0.02 that moved by 1e-4: nearly all deltas are 0, one step, or two."""
+    noise = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn((64, 48), generator=noise)
+    moved = [base + 1e-4 * torch.randn(base.shape, generator=noise) for _ in range(count)]
+    base = base.bfloat16().float()
+    return base, torch.stack([own.bfloat16().float() - base for own in moved])
+
+
+@pytest.mark.parametrize("method", [Ties(), Breadcrumbs(), BreadcrumbsTies(), Sce()], ids=repr)
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.9])
+def test_no_entry_is_favoured_for_its_place(method: MergeMethod, density: float) -> None:
+    base, deltas = bfloat16_experts(3)
+    knobs = start_knobs(method, 3, torch.float32)
+    knobs["density"] = torch.full_like(knobs["density"], density)
+    slot = Slot("w", ("a", "b", "c"))
+    turned = method.merge(slot, base.flip(0, 1), deltas.flip(1, 2), knobs).flip(0, 1)
+    merged = method.merge(slot, base, deltas, knobs)
+    torch.testing.assert_close(merged, turned, rtol=0, atol=1e-8)  # of steps of 1e-4
+
+
+def test_chances_follow_the_magnitude_alone() -> None:
+    _, deltas = bfloat16_experts(1)
+    pruned = magprune(row_of(deltas[0]), 0.5, 0.4, 0, rescale=True)
+    turned = magprune(row_of(deltas[0].flip(1)), 0.5, 0.4, 0, rescale=True)
+    ranks, of_turned = (found.ranks.view(deltas[0].shape) for found in (pruned, turned))
+    assert torch.equal(ranks, of_turned.flip(1))
+    chances = pruned.lowest + pruned.step * ranks.double()
+    assert chances.mean(1).numpy() == pytest.approx(0.5)
 
 
 def test_tensors_are_cached_up_to_their_bytes() -> None:

@@ -1,5 +1,6 @@
 """Runs and reference models as rows of numbers, and as samples for the tests."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,22 +47,26 @@ class Reference:
 
 
 def references(runs: Sequence[Run], split: Split) -> dict[str, Reference]:
-    """Returns kind to the best model of it: base, expert, static merge."""
+    """Returns kind to the best model of it on the search items: base, expert, static merge.
+
+    Of those that most runs have scored on `split`; where search items are private, it decides.
+    """
     by_seed = {run.seed: run for run in reversed(runs)}
     ordered = [by_seed[seed] for seed in sorted(by_seed)]
     best = {}
     for kind in _REFERENCES:
         names = dict.fromkeys(m.name for run in ordered for m in run.models if m.kind == kind)
-        means = {}
-        for name in names:
-            reference = _reference(name, kind, ordered)
-            row = reference.row
-            mean = (row.report if split == "report" else row.search).mean
-            if mean is not None:
-                means[reference] = mean
-        if means:
-            best[kind] = max(means, key=lambda reference: means[reference])
+        found = [_reference(name, kind, ordered) for name in names]
+        ranks = {reference: _rank(reference.row, split) for reference in found}
+        if scored := [reference for reference in found if ranks[reference][0]]:
+            best[kind] = max(scored, key=lambda reference: ranks[reference])
     return best
+
+
+def _rank(row: ComparisonRow, split: Split) -> tuple[int, float, float]:
+    shown = row.report if split == "report" else row.search
+    means = [-math.inf if mean is None else mean for mean in (row.search.mean, shown.mean)]
+    return len(shown.known), means[0], means[1]
 
 
 def _model(run: Run, kind: str, name: str) -> ModelRow | None:

@@ -46,19 +46,35 @@ def best_value(models: Sequence[ModelRow], task: TaskColumn, split: Split) -> fl
 
 
 def by_fitness(models: Sequence[ModelRow], split: Split) -> list[ModelRow]:
-    """Returns `models` from worst to best; those without a fitness first, equals as they came."""
+    """Returns `models` from worst to best; those without a fitness first, by their search fitness.
 
-    def rank(model: ModelRow) -> float:
-        fitness = model.fitness(split)
-        return float("-inf") if fitness is None else sum(fitness)
+    Equals stay as they came.
+    """
+    return sorted(models, key=lambda model: (_total(model, split), _total(model, "search")))
 
-    return sorted(models, key=rank)
+
+def _total(model: ModelRow, split: Split) -> float:
+    fitness = model.fitness(split)
+    return float("-inf") if fitness is None else sum(fitness)
 
 
 def best_of(models: Sequence[ModelRow], kind: str, split: Split) -> ModelRow | None:
-    """Returns the fittest model of a kind; None where no model of that kind has a fitness."""
+    """Returns the model of a kind that is fittest on the search items; None: there is none.
+
+    Of those with a fitness on `split`, which is not what they are chosen by: the best of many
+    readings there would be better than it is. Where search items are private, `split` decides.
+    """
     scored = [model for model in models if model.kind == kind and model.fitness(split) is not None]
-    return by_fitness(scored, split)[-1] if scored else None
+    return max(scored, key=lambda m: (_total(m, "search"), _total(m, split)), default=None)
+
+
+def unread_statics(models: Sequence[ModelRow], split: Split) -> list[ModelRow]:
+    """Returns the static merges with search scores that were not asked the items of `split`."""
+    return [
+        model
+        for model in models
+        if model.kind == "static" and split not in model.scores and model.failure("search") is None
+    ]
 
 
 @dataclass(frozen=True)
@@ -88,26 +104,44 @@ def verdict(summary: Json) -> Verdict:
         return Verdict(f"The evolved merge has no score on {data.rstrip(',')}: {reason}.")
     statics = {m.name: m.fitness(split) for m in models if m.kind == "static"}
     scored = {name: static for name, static in statics.items() if static is not None}
-    missing = len(statics) - len(scored)
-    note = f"; {missing} of {len(statics)} static merges failed" if missing else ""
-    if not scored:
+    note = _missing(models, split, len(statics), len(scored))
+    best = best_of(models, "static", split)
+    if best is None:
         return Verdict(f"The evolved merge has no static merge to be compared with{note}.")
-    compare = _one_objective if len(fitness) == 1 else _many_objectives
     wins = all(dominates(fitness, static) for static in scored.values())
-    return Verdict(f"The evolved merge {compare(fitness, scored, data)}{note}.", wins)
+    if len(fitness) == 1:
+        text = _one_objective(fitness, scored, best, data)
+    else:
+        text = _many_objectives(fitness, scored, data)
+    return Verdict(f"The evolved merge {text}{note}.", wins)
 
 
-def _one_objective(winner: Fitness, statics: Mapping[str, Fitness], data: str) -> str:
-    name = max(statics, key=lambda static: statics[static])
-    fitness, best = winner[0], statics[name][0]
-    relation = "beats every static merge"
-    if fitness <= best:
-        equal = fitness == best
-        relation = "only equals the best static merge" if equal else "loses to a static one"
-    return (
-        f"{relation} on {data} with fitness {number(fitness)} against {number(best)} of {name} "
-        f"({fitness - best:+.4f})"
+def _missing(models: Sequence[ModelRow], split: Split, statics: int, scored: int) -> str:
+    """Returns how many static merges have no fitness, and why, to be added to a sentence."""
+    unread = len(unread_statics(models, split))
+    failed = statics - scored - unread
+    note = f"; {failed} of {statics} static merges failed" if failed else ""
+    if unread:
+        note += f"; {unread} of {statics} were not read there (baselines.report=all reads them)"
+    return note
+
+
+def _one_objective(
+    winner: Fitness, statics: Mapping[str, Fitness], best: ModelRow, data: str
+) -> str:
+    """Returns how a winner compares with `best`, which was so before `data` was read."""
+    name, fitness, level = best.name, winner[0], statics[best.name][0]
+    others = [each for each, (value,) in statics.items() if each != name and value >= fitness]
+    where = "there" if best.fitness("search") is None else "on the search items"
+    verb = "beats" if fitness > level else "only equals" if fitness == level else "loses to"
+    relation, of_best = f"{verb} {name}, the best static merge {where},", ""
+    if fitness > level and not others:
+        relation, of_best = "beats every static merge", f" of {name}"
+    text = (
+        f"{relation} on {data} with fitness {number(fitness)} against {number(level)}{of_best} "
+        f"({fitness - level:+.4f})"
     )
+    return f"{text}, but does not beat {', '.join(others)}" if others else text
 
 
 def _many_objectives(winner: Fitness, statics: Mapping[str, Fitness], data: str) -> str:
@@ -127,10 +161,11 @@ def table(summary: Json) -> str:
 
     Rows: the base, the experts, the static merges from worst to best, the best point inside the
     hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
-    fitness (higher is better). ``*``
-    marks the best value of a column. Below stand `verdict` and what the hull certificate says. A
-    run without held-out items shows its search scores and says so. Scores that state a chance or a
-    95 % interval (memorization) have a line of their own with them, model by model.
+    fitness (higher is better), and where static merges were not asked these items, their fitness
+    on the search items too. ``*`` marks the best value of a column. Below stand `verdict` and what
+    the hull certificate says. A run without held-out items shows its search scores and says so.
+    Scores that state a chance or a 95 % interval (memorization) have a line of their own with
+    them, model by model.
     """
     models = models_of(summary)
     split = shown_split(models)
@@ -142,6 +177,8 @@ def table(summary: Json) -> str:
         *(_score_column(rows, task, split) for task in tasks),
         ["fitness ", "higher ", *_fitness_column(rows, split)],
     ]
+    if unread_statics(models, split):
+        columns.append(["on search items ", "higher ", *_fitness_column(rows, "search")])
     title = "held-out items" if split == "report" else "search items (there are no held-out items)"
     rules = (2, 2 + len(rows) - len(shown[-1]))
     certificate = (summary.get("certificate") or {}).get("sentences") or []

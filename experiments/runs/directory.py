@@ -41,7 +41,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """Returns the resolved configuration without what does not change the result."""
-    return {k: value for k, value in resolved(config).items() if k not in _NOT_IDENTITY}
+    options = {k: value for k, value in resolved(config).items() if k not in _NOT_IDENTITY}
+    if baselines := options.get("baselines"):  # more may be read of a run that is finished
+        baselines.pop("report", None)
+    return options
 
 
 def run_identity(config: DictConfig) -> str:

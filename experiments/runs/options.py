@@ -79,6 +79,8 @@ def check_options(config: DictConfig) -> None:
     for key, plain in _PLAIN.items():
         if key in resolved:
             _check_plain(key, resolved[key], plain)
+    if isinstance(baselines := resolved.get("baselines"), dict):
+        _check_plain("baselines.report", baselines.get("report"), _Plain(int | Literal["all"], 0))
     if "budget" in resolved:
         _check_arguments("budget", Budget, resolved["budget"])
     for key, split in _PANELS.items():

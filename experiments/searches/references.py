@@ -54,17 +54,30 @@ class References:
         self._known = {(scores.kind, scores.name, scores.split): scores for scores in known}
         drop_unentered(path.parent, range(len(self._known)))
 
-    def score(self, panel: Panel, *, kinds: Sequence[Kind] = _KINDS) -> dict[str, ModelScores]:
+    def score(
+        self,
+        panel: Panel,
+        *,
+        kinds: Sequence[Kind] = _KINDS,
+        statics: Collection[str] | None = None,
+    ) -> dict[str, ModelScores]:
         """Returns the scores on a panel by label: base, then experts, then static merges.
 
         A model whose name is taken by another kind is labelled ``name (kind)``.
+
+        Args:
+            statics: which static merges are asked; None: all.
 
         Raises:
             EvaluationError: base or an expert cannot be scored on the search items, by which
                 every candidate is judged.
             TransientFailure: nothing can be scored now; what was scored is kept.
         """
-        models = [entry for entry in self._models() if entry[1] in kinds]
+        models = [
+            (name, kind, weights)
+            for name, kind, weights in self._models()
+            if kind in kinds and (kind != "static" or statics is None or name in statics)
+        ]
         unread = panel.split in self._unread
         known = [unread or (kind, name, panel.split) in self._known for name, kind, _ in models]
         new = known.count(False)

@@ -31,6 +31,7 @@ from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
 from experiments.searches.references import References
 from experiments.searches.steps import (
+    best_statics,
     compare_in_hull,
     ledger_of,
     plan_of,
@@ -104,7 +105,7 @@ def run_search(config: DictConfig) -> float:
         check_options(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
-    if _is_finished(run):
+    if _is_finished(run, config):
         if config.privacy:  # a crash may have come between the report and this
             destroy(run)
         return _show(run)
@@ -214,6 +215,7 @@ def _conclude(
     if in_hull.has_companion(config, problem.space):
         assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
         inside = _inside(config, parts.initial, disclosure, objective, result.evaluations)
+    statics = best_statics(search.values(), objective, parts.held_out)
     return SearchOutcome(
         run=run,
         identity=run_identity(config),
@@ -228,7 +230,7 @@ def _conclude(
         recipe=recipe,
         ledger=ledger,
         inside=inside,
-        report=read_held_out(references, plan),
+        report=read_held_out(references, plan, statics),
     )
 
 
@@ -262,8 +264,15 @@ def _strategy_name() -> str:
     return str(HydraConfig.get().runtime.choices.get("strategy", "search"))
 
 
-def _is_finished(run: Path) -> bool:
-    return (run / "summary.json").exists() and (run / "report.html").exists()
+def _is_finished(run: Path, config: DictConfig) -> bool:
+    """Whether all is written, and as many static merges are read as `config` asks for.
+
+    A private search can't be taken up again: its key is gone.
+    """
+    if not ((run / "summary.json").exists() and (run / "report.html").exists()):
+        return False
+    read, asked = read_json(run / "summary.json").get("held_out", "all"), config.baselines.report
+    return bool(config.privacy) or read == "all" or (asked != "all" and asked <= read)
 
 
 def _show(run: Path) -> float:

@@ -1,10 +1,11 @@
 """The steps of a search, in their order; each is skipped where an earlier start has done it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from experiments.reports.model_card import model_card
@@ -137,14 +138,36 @@ def compare_in_hull(
     return InHull(result.evaluations, winner, scores, plan, report)
 
 
-def read_held_out(references: References, plan: Plan) -> Mapping[str, ModelScores] | None:
+def best_statics(
+    models: Iterable[ModelScores], objective: Objective, count: int | None
+) -> list[str]:
+    """Returns the static merges with the best fitness on the search items, of equals the first.
+
+    Where none has one (these items are private) nothing tells which are best, and it is all.
+
+    Args:
+        models: on the search items.
+        count: how many; None: all that have a fitness.
+    """
+    statics = [model for model in models if model.kind == "static"]
+    judged = [model.judged(objective) for model in statics]
+    scored = [(float(np.mean(m.fitness)), m.name) for m in judged if m.fitness is not None]
+    best = sorted(scored, key=lambda pair: -pair[0])[:count]
+    return [name for _, name in best] if scored else [model.name for model in statics]
+
+
+def read_held_out(
+    references: References, plan: Plan, statics: Collection[str]
+) -> Mapping[str, ModelScores] | None:
     """Reads the held-out items, once and for all models; None: there are none.
+
+    Of the static merges it asks `statics` alone.
 
     The winner, as it is saved, is asked the selection items too, for the sake of its items there.
     """
     report, panels = None, references.ingredients.panels
     if (panel := panels.get("report")) is not None:
-        report = references.score(panel)
+        report = references.score(panel, statics=statics)
         report["evolved"] = references.score_saved("evolved", "evolved", panel, plan)
     if (panel := panels.get("selection")) is not None:
         references.score_saved("evolved", "evolved", panel, plan)

@@ -42,6 +42,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "objectives": list(outcome.objective.names),
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
+        "held_out": options["baselines"]["report"],
         "overlap": [line for panel in panels.values() for line in panel.dropped],
         "terms": _terms(outcome.objective),
         "constraint": constraint_of(outcome.objective),

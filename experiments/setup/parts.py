@@ -25,6 +25,7 @@ class SearchParts:
     Args:
         objective: scores to fitness, not yet bound to base and experts.
         baselines: static merges that are scored beside the evolved one, by name.
+        held_out: how many of these are read on the held-out items; None: all.
         execution: where candidates are scored; nothing is started yet.
         racing: rule by which candidates are dropped early; None: none is.
         privacy: what the search may spend; None: its items are not private.
@@ -34,6 +35,7 @@ class SearchParts:
     initial: Initial
     objective: Any
     baselines: Mapping[str, MergeMethod]
+    held_out: int | None
     execution: Execution
     racing: Racing | None
     privacy: SearchPrivacy | None
@@ -41,10 +43,12 @@ class SearchParts:
     @classmethod
     def open(cls, config: DictConfig) -> SearchParts:
         """Returns the parts that the configuration of a search names."""
-        baselines = (config.baselines or {}).items()
+        baselines = dict(config.baselines)
+        held_out = baselines.pop("report")
         return cls(
             machine=assemble.open_machine(config),
-            baselines={str(name): assemble.open_part(entry) for name, entry in baselines},
+            baselines={str(name): assemble.open_part(entry) for name, entry in baselines.items()},
+            held_out=None if held_out == "all" else held_out,
             initial=assemble.open_part(config.initial),
             objective=assemble.open_part(config.objective),
             execution=assemble.open_part(config.execution),

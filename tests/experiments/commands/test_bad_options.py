@@ -124,6 +124,8 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("seed=-1", "seed=-1: it must be at least 0"),
     ("seed=4294967296", "seed=4294967296: it must be at most 4294967295"),
     ("finalists=0", "finalists=0: it must be at least 1"),
+    ("baselines.report=-1", "baselines.report=-1: it must be at least 0"),
+    ("baselines.report=some", "baselines.report=some: expected a whole number or 'all'"),
     ("stream=perhaps", "stream=perhaps: expected "),
     ("compile=1", "compile=1: expected true or false"),
     ("timeout_s=0", "timeout_s=0: it must be above 0"),

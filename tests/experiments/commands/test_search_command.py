@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.experiments.local import environment, evomerge, overrides, write_texts
+from tests.experiments.refusals import Shell
 
 KEPT = ("history.jsonl", "cases.jsonl", "references.jsonl", "finalists.jsonl", "recipe.json")
 
@@ -126,24 +128,51 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_shared_items_are_dropped_and_said(world: Path, tmp_path: Path) -> None:
+def test_shared_items_are_dropped_and_said(shell: Shell, world: Path, tmp_path: Path) -> None:
     selection = write_texts(tmp_path / "selection.jsonl", first=2)  # the search has 0 to 3
     report = write_texts(tmp_path / "report.jsonl", first=3)
     panels = [f"select_on.text.data={selection}", f"report_on.text.data={report}"]
     few = ["baselines=none", "in_hull=null", "save_model=false", "budget.evaluations=1"]
-    printed = finished(world, tmp_path, *panels, *few, f"out={tmp_path}/out")
+    ended = shell.run("search", *overrides(world, *panels, *few), f"out={tmp_path}/out")
+    assert ended.code == 0, ended.stderr
     expected = [
         "selection task 'text': 2 of 4 items are search items of 'text' too: dropped",
         "report task 'text': 1 of 4 items are search items of 'text' too: dropped",
         "report task 'text': 2 of 4 items are selection items of 'text' too: dropped",
     ]
-    assert [line for line in printed.splitlines() if line.startswith("overlap")] == [
+    assert [line for line in ended.stdout.splitlines() if line.startswith("overlap")] == [
         f"overlap     {line}" for line in expected
     ]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["overlap"] == expected
     assert "1 of 4 items are search items" in (tmp_path / "out" / "report.html").read_text()
     cases = (tmp_path / "out" / "report_cases.jsonl").read_text().splitlines()
     assert len(json.loads(cases[0])["cases"]["text/bits_per_byte"]) == 1
+
+
+def test_more_static_merges_are_read_of_a_finished_run(
+    shell: Shell, world: Path, tmp_path: Path
+) -> None:
+    """One static merge, the best on the search items, is read; all are when asked for later."""
+    out = tmp_path / "out"
+    line = [f"out={out}", "in_hull=null", "save_model=false", "evaluator@select_on=none"]
+    line = [o for o in overrides(world, *line) if not o.startswith("select_on")]
+
+    def started(*more: str) -> dict[str, dict[str, Any]]:
+        ended = shell.run("search", *line, *more)
+        assert ended.code == 0, ended.stderr
+        models = json.loads((out / "summary.json").read_text())["models"]
+        return {model["name"]: model for model in models if model["kind"] == "static"}
+
+    few = started("baselines.report=1")
+    best = max(few, key=lambda name: few[name]["search"]["fitness"])
+    assert [name for name, model in few.items() if model["report"] is not None] == [best]
+    read = [json.loads(each)["name"] for each in (out / "report_cases.jsonl").open()]
+    assert read == ["base", "code", "prose", "maths", best, "evolved"]
+    history = (out / "history.jsonl").read_bytes()
+    every = started("baselines.report=all")
+    assert all(model["report"]["fitness"] is not None for model in every.values())
+    assert (out / "history.jsonl").read_bytes() == history
+    assert every == started("baselines.report=0")  # shown, and nothing is forgotten
 
 
 def test_two_processes_do_not_share_a_run(world: Path, tmp_path: Path) -> None:

@@ -248,6 +248,19 @@ def test_against_a_group_a_kind_or_the_best_of_several(runs, against, chosen):
     assert len(found.tests) == 3 - any(row.label == chosen for row in found.groups)
 
 
+def test_the_best_static_merge_is_named_by_search_scores_of_those_that_were_read(tmp_path):
+    path = write_finished(tmp_path / "run")
+    summary = json.loads((path / "summary.json").read_text())
+    ties = next(model for model in summary["models"] if model["name"] == "ties")
+    better, worse = ({**ties["report"], "fitness": [STATIC + d]} for d in (0.2, -0.2))
+    summary["models"] += [
+        {**ties, "name": "lucky", "search": worse, "report": better},
+        {**ties, "name": "unread", "search": better, "report": None},
+    ]
+    (path / "summary.json").write_text(json.dumps(summary))
+    assert compare([path], against="static").against == "static ties"
+
+
 def test_exact_label_goes_before_a_longer_one(tmp_path):
     for level, name in ((0.6, "in-hull CMA"), (0.7, "in-hull CMA with base"), (0.8, "other")):
         write_finished(tmp_path / name, level=level, options={"name": name})

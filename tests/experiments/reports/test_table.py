@@ -52,13 +52,42 @@ def test_order_of_the_summary_does_not_matter_for_the_last_rows():
     assert table(summary) == GOLDEN
 
 
+def test_what_was_not_read_has_a_dash_its_search_score_and_a_remedy():
+    summary = build_summary(experts=("code", "prose"))
+    for name in ("uniform average", "ties"):
+        model(summary, name)["report"] = None
+    assert verdict(summary).text.endswith(
+        "; 1 of 4 static merges failed; 2 of 4 were not read there (baselines.report=all reads "
+        "them)."
+    )
+    assert verdict(summary).wins
+    rows = {line[:19].strip(): line.split() for line in table(summary).splitlines()}
+    assert rows["static ties"][2:] == ["-", "-", "-", "-", "0.7000"]
+    assert rows["static slerp"][2:] == ["-", "-", "-", "-", "-"]
+    assert rows["static task arithme"][-2:] == ["0.7200", "0.7400"]
+    assert "on search items" not in table(build_summary())
+
+
+def test_the_best_static_merge_is_not_chosen_by_what_it_is_compared_on():
+    summary = build_summary()
+    model(summary, "ties")["report"]["fitness"] = [0.9]  # lucky on the held-out items
+    found = verdict(summary)
+    assert found.wins is False
+    assert "beats task arithmetic 0.4, the best static merge on the search items" in found.text
+    assert "0.8800 against 0.7200 (+0.1600), but does not beat ties" in found.text
+    for name in ("uniform average", "ties", "task arithmetic 0.4"):  # search items are private
+        model(summary, name)["search"] = {"fitness": None, "scores": {}, "failure": "private"}
+    assert "loses to ties, the best static merge there, on held-out" in verdict(summary).text
+
+
 def test_a_loss_is_said_as_plainly_as_a_win():
     summary = build_summary()
     model(summary, "evolved")["report"]["fitness"] = [0.7]
     found = verdict(summary)
     assert found.wins is False
     assert (
-        "loses to a static one on held-out data with fitness 0.7000 against 0.7200" in found.text
+        "loses to task arithmetic 0.4, the best static merge on the search items, on held-out "
+        "data with fitness 0.7000 against 0.7200" in found.text
     )
     assert "(-0.0200)" in found.text
 
@@ -69,7 +98,7 @@ def test_a_draw_is_not_a_win():
     model(summary, "task arithmetic 0.4")["report"]["fitness"] = [0.72]
     found = verdict(summary)
     assert found.wins is False
-    assert "only equals the best static merge" in found.text
+    assert "only equals task arithmetic 0.4, the best static merge on" in found.text
 
 
 def test_negative_fitness_is_compared_rightly():

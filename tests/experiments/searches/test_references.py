@@ -1,14 +1,41 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from experiments.runs.model_scores import ModelScores
 from experiments.runs.progress import ProgressBar
 from experiments.searches import references, steps
+from merging.arrays import Vector
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
+
+
+class Total:
+    """An objective that is one task's score."""
+
+    def fitness(self, scores: Mapping[str, float]) -> Vector:
+        return np.array([scores["text/acc"]])
+
+
+def test_the_best_static_merges_are_chosen_by_search_score() -> None:
+    levels = {"a": 0.2, "b": 0.5, "failed": None, "c": 0.5, "d": 0.9}
+    models = [ModelScores("base", "base", "search", {"text/acc": 1.0})]
+    for name, level in levels.items():
+        scores, failure = ({}, "no") if level is None else ({"text/acc": level}, None)
+        models.append(ModelScores(name, "static", "search", scores, failure))
+    objective: Any = Total()
+    assert steps.best_statics(models, objective, 2) == ["d", "b"]  # of equals the first
+    assert steps.best_statics(models, objective, 3) == ["d", "b", "c"]
+    assert steps.best_statics(models, objective, 0) == []
+    assert steps.best_statics(models, objective, None) == ["d", "b", "c", "a"]
+    private = [ModelScores(name, "static", "search", {}, "private") for name in levels]
+    assert steps.best_statics(private, objective, 2) == list(levels)
 
 
 def test_references_and_search_tell_how_far_they_are(

@@ -100,6 +100,7 @@ class ExpertPool:
             compatibility.check_config(root, name, experts[name], config)
         opened: dict[str, Expert] = {}
         for name, source in experts.items():
+            compatibility.warn_of_inputs(root, name, source, paths[name])
             if name in configs:
                 expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
                 compatibility.check_tensors(root, name, expert)

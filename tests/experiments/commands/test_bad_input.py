@@ -114,11 +114,21 @@ class TestCheckpoints:
         pattern = "bad/model.safetensors has a corrupt header .*; download or copy it again"
         shell.refuse(pattern, "search", *overrides(world), code(expert))
 
-    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-    def test_pickle(self, shell: Shell, world: Path, expert: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "pattern"),
+        [
+            (
+                "pytorch_model.bin",
+                "_model.bin is a pickle .* may run code; convert .* safetensors",
+            ),
+            ("model.pt", "bad holds no weights; expected model.safetensors, .*pytorch_model.bin"),
+        ],
+    )
+    def test_pickle(
+        self, shell: Shell, world: Path, expert: Path, name: str, pattern: str
+    ) -> None:
         (expert / "model.safetensors").unlink()
         torch.save({"weight": Trap()}, expert / name)
-        pattern = f"bad/{name} is a pickle .* may run code; convert the checkpoint to safetensors"
         shell.refuse(pattern, "search", *overrides(world), code(expert))
 
     def test_old_pickle(self, shell: Shell, world: Path, expert: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.experts import ExpertPool
-from merging.saving import save
+from merging.saving import shards
 from search.loop import generational
 from tests import builders
 from tests.experiments.local import overrides, write_texts
@@ -188,7 +188,7 @@ class TestWeights:
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(save, "save_file", full)
+        monkeypatch.setattr(shards, "save_file", full)
         experts = f"experts.experts={{code:{world}/base-code,prose:{world}/base-prose}}"
         line = ["experts=local", f"experts.base={world}/base", experts, "device=cpu", "out=merged"]
         pattern = r"cannot write the model to .*merged \(No space left on device\); free space th"

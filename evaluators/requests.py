@@ -45,8 +45,10 @@ class Generate:
         prompt: token ids; a prompt too long for the model loses its left end.
         stop: texts that end the answer; they are cut off.
         temperature: 0: greedy.
-        top_p: nucleus; 1: off. Read only where `temperature` is above 0.
+        top_p: nucleus; 1: off. Read only where `temperature` is above 0 and `options` are None.
         seed: of the sampling; read only where `temperature` is above 0.
+        options: of transformers' generate, by name, on top of the generation config that comes
+            with the model, which then holds as well. None: neither, but for the tokens that end.
     """
 
     prompt: tuple[int, ...]
@@ -55,6 +57,7 @@ class Generate:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    options: tuple[tuple[str, bool | int | float | str | None], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

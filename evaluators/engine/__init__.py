@@ -2,5 +2,7 @@
 
 Batches are planned once; one job per kind of request. Candidates near one centre share passes:
 the plain model is a population of one without differences, so that there is one engine. Beginnings
-that rows share are computed once. `served.py` stands in where another program holds the base.
+that rows share are computed once. What a model can do with several rows is measured, not told by
+its kind; what batches cannot do, transformers' generate does one prompt at a time. `served.py`
+stands in where another program holds the base.
 """

@@ -86,11 +86,17 @@ class Job(Protocol):
 
 
 def check_causal(resident: Resident, what: str) -> None:
-    """Raises ValueError if the model is no causal language model."""
+    """Raises ValueError if the model is no causal language model, by its kind or its numbers."""
+    name = type(resident.module).__name__
     if not resident.info.causal:
         raise ValueError(
-            f"{type(resident.module).__name__} is no causal language model; {what} need one, so "
-            "use a classification evaluator with it"
+            f"{name} is no causal language model; {what} need one, so use a classification "
+            "evaluator with it"
+        )
+    if not resident.capabilities.causal:
+        raise ValueError(
+            f"{name} lets a token change the logits before it; {what} need a causal language "
+            "model, so use another base"
         )
 
 

@@ -1,41 +1,13 @@
-"""A language model's logits at chosen positions; the others are never built."""
-
-from typing import Any
+"""Log-probabilities from logits, in chunks, and a check that they are numbers."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluators.engine.batching import Answers
 
 _CHUNK_ELEMENTS = 1 << 26  # float32 logits held at once: 256 MiB
-
-
-def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
-    """Returns the logits at `kept`, ``(kept, vocabulary)`` in the model's dtype, and the output.
-
-    A hook in front of the output layer drops every other position. What the model does behind
-    that layer (scaling, soft caps) still applies, as it works on each position alone.
-
-    Args:
-        module: a Hugging Face causal language model, which takes `inputs`.
-        kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
-    """
-    head = module.get_output_embeddings()
-    if head is None:
-        output = module(**inputs)
-        return output.logits.flatten(0, 1)[kept], output
-
-    def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0].flatten(0, 1)[kept].unsqueeze(0), *arguments[1:])
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        output = module(**inputs)
-    finally:
-        handle.remove()
-    return output.logits.squeeze(0), output
 
 
 def token_log_probs(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

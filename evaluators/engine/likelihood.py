@@ -61,7 +61,7 @@ class LikelihoodJob:
         answers = [max(len(request.continuation) for _, request in row) for row in sharers]
         ends = [len(row) - most for row, most in zip(rows, answers, strict=True)]
         branches = grow(list(rows), ends)
-        if any(branch.branches for branch in branches) and not resident.takes_cache:
+        if any(branch.branches for branch in branches) and not resident.capabilities.shares:
             branches = grow(list(rows), [0] * len(ends))
         self._passes = passes_of([(branch, 0) for branch in branches], resident, batch_tokens)
         self._scored = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import EngineRun, padded
-from evaluators.engine.forward import kept_logits
+from evaluators.engine.cached_rows import going_on, kept_logits, positions_of
 from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import Branch, packed
 from evaluators.engine.resident import Resident
@@ -66,9 +64,8 @@ class Pass:
             options["past_key_values"] = going_on(past, tiled(self.parents, count, self.lines))
         if self.mask is not None:
             options["attention_mask"] = self.mask.repeat(count, 1)
-            positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.input_ids.shape[1] :]
-            if "position_ids" in inspect.signature(module.forward).parameters:
-                options["position_ids"] = positions.repeat(count, 1)
+            width = self.input_ids.shape[1]
+            options |= positions_of(module, options["attention_mask"], width)
         wanted = self.input_ids.new_empty(0) if self.following else kept(self)
         logits, output = kept_logits(
             module,
@@ -80,19 +77,6 @@ class Pass:
             yield self, logits
         for one in self.following:
             yield from one.run(run, candidates, kept, output.past_key_values)
-
-
-def going_on(past: Any, parents: Tensor) -> Any:
-    """Returns a cache of its own with rows of `past`, which stays as it is.
-
-    Args:
-        past: of a model that `Resident.takes_cache`.
-        parents: ``(rows,)`` which rows, any of them any number of times.
-    """
-    cache = copy.copy(past)
-    cache.layers = [copy.copy(layer) for layer in past.layers]
-    cache.batch_select_indices(parents)
-    return cache
 
 
 def passes_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
 
+from evaluators.engine.capabilities import Capabilities, measured
 from evaluators.evaluator import ModelInfo
 from merging.checkpoints.experts import ExpertPool
 from merging.stacks.depth import AdjustableDepth, Restacked
@@ -129,6 +128,8 @@ class Resident:
         for name in weights:
             if name not in self._targets:
                 raise ValueError(self._unknown(name))
+        if self.info.causal:
+            _ = self.capabilities
         if self._depth is not None:
             self._depth.set(layers_of(weights))
         with torch.no_grad():
@@ -145,16 +146,12 @@ class Resident:
                     target.copy_(tensor)
 
     @cached_property
-    def takes_cache(self) -> bool:
-        """Whether rows may go on from keys and values of others: no layer drops or mixes any."""
-        if "past_key_values" not in inspect.signature(self.module.forward).parameters:
-            return False
-        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
-        with torch.inference_mode():
-            cache = self.module(input_ids=tokens, use_cache=True).past_key_values
-        return isinstance(cache, Cache) and all(
-            type(layer) is DynamicLayer for layer in cache.layers
-        )
+    def capabilities(self) -> Capabilities:
+        """What a language model can do with several rows at once.
+
+        Measured before the first candidate is written, so that it does not depend on any.
+        """
+        return measured(self.module, self.info.max_length)
 
     def tensor(self, name: str) -> Tensor:
         """Returns a parameter or buffer itself; raises ValueError for a name there is not."""
@@ -263,7 +260,7 @@ def _config_length(config: Any, tokenizer: Any, *, causal: bool) -> int:
     lengths = [
         int(length)
         for key in ("n_positions", "max_position_embeddings", "n_ctx")
-        if (length := getattr(text, key, None)) is not None
+        if (length := getattr(text, key, None)) is not None and length > 0  # XLNet has -1
     ][:1]
     if tokenizer is not None and not (causal and lengths):
         lengths.append(int(min(tokenizer.model_max_length, 10**9)))

@@ -176,11 +176,11 @@ class ServedModel:
 
 def _options(request: Generate) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "until": list(request.stop),
+        "until": [text for text in request.stop if text],
         "max_gen_toks": request.max_new_tokens,
         "temperature": request.temperature,
         "do_sample": request.temperature > 0,
     }
     if request.temperature > 0:
         options |= {"top_p": request.top_p, "seed": request.seed}
-    return options
+    return options | dict(request.options or ())

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import EngineRun, check_causal, pack, padded
-from evaluators.engine.forward import check_finite, kept_logits, token_log_probs
+from evaluators.engine.cached_rows import kept_logits
+from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.population import tiled
 from evaluators.engine.resident import Resident
 from evaluators.requests import PerToken, TokenStatistics

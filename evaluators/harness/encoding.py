@@ -7,20 +7,16 @@ from typing import Any
 import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from transformers import GenerationConfig
 
 from evaluators.requests import Generate, Loglikelihood
 from evaluators.tasks.encoding import prefix_token, rolling_windows
 from merging.seeding import stable_seed
 
 _DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names no limit
-_READ = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
-_NEUTRAL: Mapping[str, object] = {  # options that change nothing at these values
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "num_return_sequences": 1,
-    "top_k": 0,
-}
+_KNOWN = vars(GenerationConfig())  # type: ignore[no-untyped-call]
+_OPTIONS = frozenset(_KNOWN) - {"max_length", "max_new_tokens"}
 
 
 class RequestEncoder(TemplateLM):  # type: ignore[misc]
@@ -89,21 +85,38 @@ class RequestEncoder(TemplateLM):  # type: ignore[misc]
 
     def _generate(self, prompt: str, options: Mapping[str, Any], seed: int) -> Generate:
         known = dict(normalize_gen_kwargs(dict(options), _DEFAULT_NEW_TOKENS))
-        unknown = {k: v for k, v in known.items() if k not in _READ and _NEUTRAL.get(k) != v}
+        eos = self.tokenizer.decode(self.eot_token_id)
+        until = handle_stop_sequences(list(known.pop("until")), eos=eos)
+        more, sampled = int(known.pop("max_gen_toks")), known.pop("do_sample")
+        temperature = float(known.pop("temperature", 1.0)) if sampled else 0.0
+        unknown = {
+            name: value
+            for name, value in known.items()
+            if name not in _OPTIONS or not isinstance(value, bool | int | float | str | None)
+        }
         if unknown:
             raise ValueError(
-                f"generation options {unknown} are not supported; there are "
-                f"{', '.join(sorted(_READ))}"
+                f"generation options {unknown} are not supported; there are until, max_gen_toks, "
+                "and the numbers and texts of transformers' GenerationConfig"
             )
-        temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
         return Generate(
-            prompt=tuple(self.tok_encode(prompt)) or (self._prefix,),  # never an empty one
-            max_new_tokens=int(known["max_gen_toks"]),
-            stop=tuple(text for text in known["until"] if text),
+            prompt=tuple(self._encode_prompt(prompt)) or (self._prefix,),  # never an empty one
+            max_new_tokens=more,
+            stop=tuple(until),
             temperature=temperature,
             top_p=float(known.get("top_p", 1.0)),
             seed=seed,
+            options=tuple(sorted(known.items())),
         )
+
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        """As lm-eval's `tok_batch_encode`, which looks for a beginning of text alone."""
+        bos = self.tokenizer.bos_token
+        own = bos is not None and prompt.startswith(bos)
+        ids: list[int] = self.tokenizer(prompt, **({"add_special_tokens": False} if own else {}))[
+            "input_ids"
+        ]
+        return ids
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evaluators.engine.cached_rows import kept_logits
 from evaluators.engine.engine import Engine
-from evaluators.engine.forward import kept_logits, token_log_probs
+from evaluators.engine.forward import token_log_probs
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Loglikelihood, Request
 from experiments.benchmarks.measured import Measured, Timing, in_turns, profile, skipped, waiting

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import pack
-from evaluators.engine.forward import kept_logits
+from evaluators.engine.cached_rows import kept_logits
 from evaluators.engine.resident import Resident
 from evaluators.requests import Classify, Loglikelihood, Request, TokenStatistics
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from evaluators.engine.engine import Engine
-from evaluators.engine.generation import _sample
 from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError, Generate
 from tests.evaluators.conftest import kick, language_resident, sentence
@@ -98,7 +95,9 @@ def test_end_token_ends_the_answer(llama: Resident) -> None:
     with torch.no_grad():
         first = int(llama.module(torch.tensor([ask])).logits[0, -1].argmax())
     llama.module.generation_config.eos_token_id = [2, first]
-    assert Engine(llama).run([Generate(ask, 20)])[0].text == ""
+    request = Generate(ask, 20)
+    text = Engine(llama).run([request])[0].text
+    assert text == reference(llama, request) == llama.info.tokenizer.decode([first])
 
 
 def test_equal_requests_run_once(llama: Resident) -> None:
@@ -123,17 +122,48 @@ def test_sampling_depends_on_its_seed_alone(llama: Resident) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sampled_frequencies_follow_temperature_and_nucleus() -> None:
-    probs = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
-    logits = torch.tensor(np.log(probs))
-    noise = torch.Generator().manual_seed(0)
-    drawn = Counter(_sample(logits, 1.0, 1.0, noise) for _ in range(4000))
-    np.testing.assert_allclose([drawn[i] / 4000 for i in range(5)], probs, atol=0.03)
-    nucleus = Counter(_sample(logits, 1.0, 0.7, noise) for _ in range(2000))
-    assert set(nucleus) == {0, 1}
-    np.testing.assert_allclose(nucleus[0] / 2000, 5 / 7, atol=0.04)
-    cold = Counter(_sample(logits, 0.05, 1.0, noise) for _ in range(200))
-    assert set(cold) == {0}
+@pytest.mark.parametrize(
+    ("top_p", "options"),
+    [
+        (0.7, None),
+        (1.0, ()),
+        (1.0, (("top_p", 0.6), ("typical_p", 0.9), ("repetition_penalty", 1.2))),
+    ],
+)
+def test_samples_are_generates_own(
+    llama: Resident, top_p: float, options: tuple[tuple[str, float], ...] | None
+) -> None:
+    """In a batch the tokens that each prompt alone gets behind `torch.manual_seed`."""
+    llama.module.generation_config.min_p = 0.01
+    requests = [
+        Generate(prompt(llama, sentence(i, 1 + i)), 9, (), 0.8, top_p, seed=i, options=options)
+        for i in range(5)
+    ]
+    plain = {"top_p": top_p, "top_k": 0, "min_p": 0.0}  # transformers has a top_k of its own
+    expected = []
+    for request in requests:
+        ids = torch.tensor([request.prompt])
+        torch.manual_seed(request.seed)
+        out = llama.module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=9,
+            do_sample=True,
+            temperature=0.8,
+            pad_token_id=0,
+            **(plain if options is None else dict(options)),
+        )
+        expected.append(
+            llama.info.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        )
+    assert [answer.text for answer in Engine(llama).run(requests)] == expected
+
+
+def test_a_search_that_transformers_does_not_bring_is_refused(llama: Resident) -> None:
+    llama.module.generation_config.penalty_alpha = 0.6
+    with pytest.raises(ValueError, match="ask for contrastive_search, which is not supported"):
+        Engine(llama).run([Generate((5, 6), 4, options=(("top_k", 4),))])
+    Engine(llama).run([Generate((5, 6), 4)])  # reads nothing of it
 
 
 def test_nan_weights_are_a_failure_with_its_reason(llama: Resident) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +152,9 @@ def test_beginnings_do_not_change_answers(
 def test_models_without_a_plain_cache_compute_whole_rows(
     llama: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert llama.takes_cache
-    monkeypatch.setitem(vars(llama), "takes_cache", False)
+    assert llama.capabilities.shares
+    unable = dataclasses.replace(llama.capabilities, shares=False)
+    monkeypatch.setitem(vars(llama), "capabilities", unable)
     requests = few_shot(0, 60, 6)
     options: list[dict] = []
     llama.module.register_forward_pre_hook(

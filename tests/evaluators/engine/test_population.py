@@ -210,7 +210,7 @@ def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     whole = Engine(llama).run([Generate(ask, 30)])[0].text
     requests = [Generate(ask, 30, stop=(whole[2],)), Generate((*ask, 70), 2)]
     candidates: list[Deltas] = [{}, *(random_deltas(llama, seed) for seed in range(3))]
-    assert llama.takes_cache
+    assert llama.capabilities.shares
     rows: list[int] = []
     handle = llama.module.register_forward_pre_hook(
         lambda _, __, options: rows.append(len(options["input_ids"])), with_kwargs=True

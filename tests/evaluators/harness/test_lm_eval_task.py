@@ -6,16 +6,23 @@ import builtins
 import copy
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import numpy as np
 import pytest
+import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
@@ -204,6 +211,109 @@ def test_answers_equal_lm_evals_text_by_text(llama: Resident, write_lines: Write
     instances = [each for document in evaluator.items.targets for each in document.instances]
     expected = lm.generate_until(instances, disable_tqdm=True)
     assert [each.text for each in answers if isinstance(each, Generated)] == expected
+
+
+def says(*tokens: int) -> Resident:
+    """A model that says one token behind the other, whatever stood before."""
+    tokenizer = builders.byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    size = 264  # one dimension for each token
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    module = LlamaForCausalLM(config)
+    layer = module.model.layers[0]
+    with torch.no_grad():
+        module.model.embed_tokens.weight.copy_(torch.eye(size))
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+        module.lm_head.weight.zero_()
+        for before, after in pairwise(tokens):
+            module.lm_head.weight[after, before] = 1
+    return Resident(module, tokenizer=tokenizer)
+
+
+def texts_of_both(resident: Resident, task: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The engine's answers in a batch, and those of lm-eval's model one by one."""
+    evaluator = LmEvalTask(resident.info, task=task)
+    answers = Engine(resident).run(evaluator.items.requests)
+    lm = HFLM(
+        pretrained=resident.module,
+        tokenizer=resident.info.tokenizer,
+        max_length=resident.info.max_length,
+        device="cpu",
+    )
+    instances = [each for document in evaluator.items.targets for each in document.instances]
+    return [each.text for each in answers if isinstance(each, Generated)], lm.generate_until(
+        instances, disable_tqdm=True
+    )
+
+
+def test_a_special_token_is_a_stop_text(write_lines: WriteLines) -> None:
+    resident = says(*(resident_ids := builders.byte_tokenizer().encode("=42")), 259, 70, 71, 72)
+    task = kinds(write_lines(ROWS[:2]))["generate"] | {"doc_to_text": "="}
+    task["generation_kwargs"] = {"until": ["Question:", "<|im_end|>"], "max_gen_toks": 6}
+    assert len(resident_ids) == 3
+    ours, theirs = texts_of_both(resident, task)
+    assert ours == theirs == ["42", "42"]
+
+
+GENERATION_CONFIGS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 2, "suppress_tokens": [104, 72]},
+    {"bad_words_ids": [[i] for i in range(3, 259, 3)], "begin_suppress_tokens": [72, 104]},
+    {"min_new_tokens": 4, "eos_token_id": list(range(60, 120))},
+    {"forced_eos_token_id": 5, "min_length": 30, "eos_token_id": list(range(60, 120))},
+    {"exponential_decay_length_penalty": [2, 1.5], "encoder_repetition_penalty": 1.5},
+    {"sequence_bias": [[[70], 3.0]], "renormalize_logits": True, "max_new_tokens": 7},
+    {"num_beams": 3, "length_penalty": 0.3, "no_repeat_ngram_size": 2},
+    {"do_sample": True, "temperature": 0.7, "top_k": 3},  # greedy where the task says so
+    {"guidance_scale": 1.5},
+    {"stop_strings": ["e"]},
+]
+
+
+@pytest.mark.parametrize("own", GENERATION_CONFIGS, ids=lambda own: next(iter(own)))
+def test_the_models_generation_config_holds_as_in_lm_eval(
+    llama: Resident, write_lines: WriteLines, own: dict[str, Any]
+) -> None:
+    """Rows of many lengths, padded together, against lm-eval's model one by one."""
+    kick(llama, seed=3, scale=0.05)
+    task = kinds(write_lines(ROWS[:8]))["generate"]
+    task["generation_kwargs"] = {"until": ["\n\n", "qq"], "max_gen_toks": 12}
+    plain, _ = texts_of_both(llama, task)
+    llama.module.generation_config.update(**own)
+    if "stop_strings" in own:  # lm-eval hands no tokenizer to transformers, which asks for one
+        ours = [
+            each.text
+            for each in Engine(llama).run(LmEvalTask(llama.info, task=task).items.requests)
+        ]
+        assert ours == [text[: text.index("e") + 1] if "e" in text else text for text in plain]
+        return
+    ours, theirs = texts_of_both(llama, task)
+    assert ours == theirs
+    assert ("do_sample" in own) == (ours == plain)
+
+
+def test_options_of_the_task_go_before_the_models(
+    llama: Resident, write_lines: WriteLines
+) -> None:
+    task = kinds(write_lines(ROWS[:5]))["generate"]
+    more = {"repetition_penalty": 1.4, "num_beams": 2}
+    task["generation_kwargs"] = {"until": [""], "max_gen_toks": 5}
+    ours, theirs = texts_of_both(llama, task)
+    assert ours == theirs
+    assert all(len(text) <= 1 for text in ours)  # an empty text stops at once
+    task["generation_kwargs"] = {"until": [], "max_gen_toks": 9, **more}
+    llama.module.generation_config.repetition_penalty = 0.8
+    ours, theirs = texts_of_both(llama, task)
+    assert ours == theirs
 
 
 def test_nothing_is_prepared_again_for_the_second_candidate(
@@ -419,7 +529,8 @@ def test_options_reach_the_prompt(llama: Resident, write_lines: WriteLines) -> N
     assert prompt.startswith("[system]Be brief.")
     assert prompt.count("[user]") == 2
     assert prompt.endswith("[assistant]")
-    assert (request.max_new_tokens, request.stop, request.temperature) == (9, (".",), 0.5)
+    assert (request.max_new_tokens, request.stop) == (9, (".", "</s>"))
+    assert (request.temperature, request.options) == (0.5, ())
     seeds = {each.seed for each in evaluator.items.requests if isinstance(each, Generate)}
     assert len(seeds) == len(ROWS)
 
@@ -499,10 +610,8 @@ def test_bad_options_are_named(llama: Resident, write_lines: WriteLines) -> None
         ValueError, match="gen_kwargs given, but lm-eval task 'toy' generates noth"
     ):
         build(mc, gen_kwargs={"max_gen_toks": 3})
-    with pytest.raises(
-        ValueError, match=r"generation options \{'num_beams': 4\} are not supported"
-    ):
-        build(generate, gen_kwargs={"num_beams": 4})
+    with pytest.raises(ValueError, match=r"generation options \{'best_of': 4\} are not supported"):
+        build(generate, gen_kwargs={"best_of": 4})
     with pytest.raises(ValueError, match="512 new tokens leave no room for a prompt"):
         build(generate, gen_kwargs={"max_gen_toks": 512})
     with pytest.raises(ValueError, match="apply_chat_template is set, and the tokenizer has none"):

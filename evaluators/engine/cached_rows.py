@@ -1,0 +1,118 @@
+"""Forward passes behind a cache: logits at chosen positions, rows that grow by single tokens."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+_CACHES = ("past_key_values", "cache_params")  # what models call it
+
+
+def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+    """Returns the logits at `kept`, ``(kept, vocabulary)`` in the model's dtype, and the output.
+
+    A hook in front of the output layer drops every other position. What the model does behind
+    that layer (scaling, soft caps) still applies, as it works on each position alone.
+
+    Args:
+        module: a Hugging Face causal language model, which takes `inputs`.
+        kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
+    """
+    head = module.get_output_embeddings()
+    if head is None:
+        output = module(**inputs)
+        return output.logits.flatten(0, 1)[kept], output
+
+    def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0].flatten(0, 1)[kept].unsqueeze(0), *arguments[1:])
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        output = module(**inputs)
+    finally:
+        handle.remove()
+    return output.logits.squeeze(0), output
+
+
+def going_on(past: Any, parents: Tensor) -> Any:
+    """Returns a cache of its own with rows of `past`, which stays as it is.
+
+    Args:
+        past: of a model whose rows may go on from others; see `Capabilities`.
+        parents: ``(rows,)`` which rows, any of them any number of times.
+    """
+    cache = copy.copy(past)
+    cache.layers = [copy.copy(layer) for layer in past.layers]
+    cache.reorder_cache(parents)
+    return cache
+
+
+def positions_of(module: Any, mask: Tensor, width: int) -> dict[str, Tensor]:
+    """Returns the last `width` tokens' positions, padding not counted, where the model takes any.
+
+    Args:
+        mask: ``(rows, held + width)`` 0 where a row has padding.
+    """
+    if "position_ids" not in inspect.signature(module.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]}
+
+
+def cache_name(module: Any) -> str | None:
+    """Returns the argument in which a model takes the cache that transformers' generate gives it.
+
+    None: it takes no such cache.
+    """
+    taken = inspect.signature(module.forward).parameters
+    if not module._supports_default_dynamic_cache():
+        return None
+    return next((name for name in _CACHES if name in taken), None)
+
+
+class CachedRows:
+    """Rows that grow by a token at a time.
+
+    Args:
+        module: a model that has a `cache_name`.
+        ids: ``(rows, width)`` int64 tokens, padded on the left.
+        mask: ``(rows, held + width)`` int64, 0 where a row has padding.
+        past: cache of the `held` tokens before; None: there are none.
+    """
+
+    def __init__(self, module: Any, ids: Tensor, mask: Tensor, past: Any = None) -> None:
+        self._module = module
+        self._ids = ids
+        self._mask = mask
+        self._name = str(cache_name(module))
+        config = module.config.get_text_config(decoder=True)
+        self._past = DynamicCache(config=config) if past is None else past
+
+    def logits(self) -> Tensor:
+        """Returns the logits of what follows every row, ``(rows, vocabulary)``."""
+        rows, width = self._ids.shape
+        last = torch.arange(1, rows + 1, device=self._ids.device) * width - 1
+        logits, _ = kept_logits(
+            self._module,
+            last,
+            input_ids=self._ids,
+            attention_mask=self._mask,
+            use_cache=True,
+            **{self._name: self._past},
+            **positions_of(self._module, self._mask, width),
+        )
+        return logits
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds a token to each row, to be computed next."""
+        self._ids = torch.tensor(tokens, device=self._ids.device).unsqueeze(1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+
+    def keep(self, lines: Sequence[int]) -> None:
+        """Drops all rows but those."""
+        kept: Any = torch.tensor(lines, device=self._ids.device)
+        self._past.reorder_cache(kept)
+        self._ids, self._mask = self._ids[kept], self._mask[kept]

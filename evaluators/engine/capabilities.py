@@ -1,0 +1,145 @@
+"""What a model can do with several rows at once, told by its numbers and not by its kind."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from evaluators.engine.cached_rows import CachedRows, cache_name, going_on, kept_logits
+
+_TRUNK = 8  # tokens that rows share
+_TAIL = 4  # tokens behind them
+_HOLE = 64  # cache slots between both that hold padding
+_LONGEST_HOLE = 1024
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Each is whether logits are those of every row alone, without padding.
+
+    Args:
+        causal: tokens that follow leave the logits before them as they are; padding on the right
+            does, too.
+        grows: rows that are padded on the left grow by a token at a time behind a cache.
+        shares: rows go on from keys and values of a row that they begin with, padding in between.
+    """
+
+    causal: bool
+    grows: bool
+    shares: bool
+
+
+@torch.inference_mode()
+def measured(module: Any, max_length: int) -> Capabilities:
+    """Returns what a causal language model can do with the weights that it has.
+
+    A few tokens go through it in both ways; the difference that counts is that of most rows, as
+    rounding may send a single token to another expert.
+    """
+    draw = _Tokens(module)
+    causal = _is_causal(module, draw, max_length)
+    cached = causal and cache_name(module) is not None and max_length > 2 * _TAIL
+    grows = cached and _grows(module, draw)
+    return Capabilities(causal, grows, grows and _shares(module, draw, max_length))
+
+
+class _Tokens:
+    """Rows of tokens that differ from each other, the same in every run."""
+
+    def __init__(self, module: Any) -> None:
+        self.device = module.get_input_embeddings().weight.device
+        self._size = int(module.get_input_embeddings().weight.shape[0])
+        self._noise = torch.Generator().manual_seed(0)
+
+    def row(self, length: int) -> list[int]:
+        """Returns tokens of the vocabulary's middle: special ones stand at either end."""
+        low, high = self._size // 4, max(self._size // 2, 2)
+        return torch.randint(low, high, (length,), generator=self._noise).tolist()
+
+    def tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+
+def _is_causal(module: Any, draw: _Tokens, max_length: int) -> bool:
+    """Whether rows that differ at their ends alone have the same logits before."""
+    width = min(_TRUNK, max_length - 1)
+    shared = draw.row(width)
+    ids = draw.tensor([shared + draw.row(1), shared + draw.row(1)])
+    logits = module(input_ids=ids, use_cache=False).logits[:, :width]
+    return _equal(logits[1], logits[0])
+
+
+def _grows(module: Any, draw: _Tokens) -> bool:
+    rows = [draw.row(length) for length in (_TAIL, 2, _TAIL - 1)]
+    return _as_alone(module, draw, CachedRows(module, *_left_padded(rows, draw)), rows)
+
+
+def _shares(module: Any, draw: _Tokens, max_length: int) -> bool:
+    hole = _hole(module.config.get_text_config(decoder=True), max_length)
+    if hole is None:
+        return False
+    trunk = draw.row(_TRUNK)
+    no_logits = torch.empty(0, dtype=torch.int64, device=draw.device)
+    _, output = kept_logits(module, no_logits, input_ids=draw.tensor([trunk]), use_cache=True)
+    past = getattr(output, "past_key_values", None)
+    if not isinstance(past, Cache) or any(type(one) is not DynamicLayer for one in past.layers):
+        return False
+    tails = [draw.row(length) for length in (_TAIL + hole, _TAIL, 2, _TAIL - 1)]
+    ids, mask = _left_padded(tails, draw)
+    mask = torch.cat([mask.new_ones(len(tails), _TRUNK), mask], dim=1)
+    past = going_on(past, torch.zeros(len(tails), dtype=torch.int64, device=draw.device))
+    rows = [trunk + tail for tail in tails]
+    return _as_alone(module, draw, CachedRows(module, ids, mask, past), rows)
+
+
+def _hole(config: Any, max_length: int) -> int | None:
+    """Returns how much padding shows whether slots or positions count; None: more than is cheap.
+
+    Where layers look back through a window, padding of its length pushes all tokens out of it.
+    """
+    window = getattr(config, "window_size", None) or 0
+    hole = min(max(_HOLE, window), max_length - _TRUNK - _TAIL - 3)
+    return hole if 1 <= hole <= _LONGEST_HOLE else None
+
+
+def _as_alone(module: Any, draw: _Tokens, together: CachedRows, rows: Sequence[list[int]]) -> bool:
+    """Whether rows give the logits that each has alone, also once they grow and are dropped."""
+    more = [draw.row(2) for _ in rows]
+    alone = torch.stack(
+        [
+            module(input_ids=draw.tensor([row + tokens]), use_cache=False).logits[0, -3:]
+            for row, tokens in zip(rows, more, strict=True)
+        ]
+    )
+    found = [together.logits()]
+    for place in range(2):
+        together.append([tokens[place] for tokens in more])
+        if place == 1:
+            together.keep(range(len(rows))[:0:-1])  # all but the first, turned round
+        found.append(together.logits())
+    expected = (alone[:, 0], alone[:, 1], alone[1:, 2].flip(0))
+    return all(map(_equal, found, expected))
+
+
+def _left_padded(rows: Sequence[list[int]], draw: _Tokens) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = draw.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = draw.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether most of the rows ``(rows, vocabulary)`` are equal but for rounding.
+
+    ``|found - expected| <= sqrt(eps) |expected - mean(expected)|``: rounding is some ``eps``.
+    Weights that give NaN tell nothing, nor do they give answers.
+    """
+    tolerance = math.sqrt(torch.finfo(found.dtype).eps)
+    found, expected = found.float(), expected.float()
+    spread = (expected - expected.mean(dim=-1, keepdim=True)).norm(dim=-1)
+    far = (found - expected).norm(dim=-1) > tolerance * spread
+    return bool(far.float().mean() < 0.5)

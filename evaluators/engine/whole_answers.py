@@ -1,0 +1,64 @@
+"""Answers by transformers' own generate, one prompt at a time: for all that batches cannot do."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from evaluators.engine.batching import EngineRun
+from evaluators.engine.decoding import Rules
+
+
+class NoFiniteScoresError(Exception):
+    """A token without a finite score."""
+
+
+def generated(run: EngineRun, rules: Rules) -> list[int]:
+    """Returns the tokens of the answer by the model as it is.
+
+    Raises:
+        NoFiniteScoresError: the weights give NaN or infinite logits.
+        EvaluationError: the time is up.
+    """
+    resident, count = run.resident, len(rules.prompt)
+
+    def look(_: Tensor, scores: Tensor) -> Tensor:
+        run.deadline.check()
+        if not bool(scores.max(dim=-1).values.isfinite().all()):
+            raise NoFiniteScoresError
+        return scores
+
+    def ended(tokens: Tensor, _: Any, **__: Any) -> Tensor:
+        over = rules.ended(tokens[0, count:].tolist())
+        return torch.full((len(tokens),), over, dtype=torch.bool, device=tokens.device)
+
+    ids = torch.tensor([rules.prompt], device=resident.device)
+    if count == 1:  # some layers hold a state, which they drop in longer prompts alone
+        resident.module(input_ids=ids, use_cache=False)
+    devices = [resident.device] if resident.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _own_config_left_out(resident.module):
+        torch.manual_seed(rules.request.seed)
+        rows = resident.module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=copy.deepcopy(rules.config),
+            logits_processor=[look],
+            stopping_criteria=[ended],
+            tokenizer=resident.info.tokenizer,
+            return_dict_in_generate=False,
+        )
+    return [int(token) for token in rows[0, count:]]
+
+
+@contextmanager
+def _own_config_left_out(module: Any) -> Iterator[None]:
+    """Keeps generate from filling up `Rules.config`, which is complete."""
+    own, module.generation_config = module.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        module.generation_config = own

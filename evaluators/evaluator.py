@@ -40,8 +40,9 @@ class Score:
 
     Args:
         value: in the metric's own units.
-        cases: ``(items,)`` per-item scores in the metric's own units and direction, same length
-            and order on every call; None where the metric does not decompose.
+        cases: ``(items,)`` per-item scores in the metric's own units and direction, of the same
+            length and order on every call. Their mean is `value` where the evaluator holds all
+            its items; see `Evaluator.subset`. None where the metric is no mean over items.
         chance: what a model gets on average that has nothing to go by; None: not stated.
         interval: ends of the 95 % confidence interval of `value` over items; None: not stated.
     """
@@ -77,7 +78,9 @@ class Evaluator(Protocol):
     def subset(self, indices: Sequence[int]) -> Evaluator:
         """Returns this evaluator on some of its items; see `ItemSet.subset`.
 
-        A metric of all items together is computed from these alone, and so are cases that
-        compare an item with the others.
+        Values are the metric's on these items alone. An item's case is the same as in the whole,
+        so that the mean over random items estimates the whole's value without bias; where items
+        weigh by their size (bits per byte) it is not the subset's own value. Cases that compare
+        an item with the others are computed from these alone.
         """
         ...

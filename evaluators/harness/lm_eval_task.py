@@ -1,5 +1,6 @@
 """Tasks of EleutherAI's lm-evaluation-harness, prepared once and scored for every candidate."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
+from lm_eval.api.metrics import bits_per_byte, mean
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.harness.encoding import RequestEncoder
@@ -23,8 +24,6 @@ from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import check_fits, language_tokenizer
-
-_BY_ITEM = (mean, bits_per_byte, weighted_perplexity, perplexity)  # make sense for one item
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +107,10 @@ class LmEvalTask:
             items.append(TaskItem(_digest(self._task, doc), tuple(chain(*requests)), target))
         self.items = ItemSet(source, tuple(items))
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
+        self._mean_bytes = _mean_bytes(self._task, docs)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns every metric; cases where the metric means something for a single item.
+        """Returns every metric; cases where it is a mean over items, or bits per byte.
 
         Raises:
             EvaluationError: a metric has no value for these answers, or overflows.
@@ -146,17 +146,23 @@ class LmEvalTask:
                 f"{', '.join(values)}; correct its metric_list"
             )
         by_doc = values[metric]
-        aggregate = self._task.aggregation().get(metric.partition("@")[0], mean)
+        plain = metric.partition("@")[0]
+        aggregate = self._task.aggregation().get(plain, mean)
+        cases = None
         try:
             value = float(aggregate(by_doc))
-            decomposes = aggregate in _BY_ITEM and len(by_doc) == len(self.items)
-            cases = [float(aggregate([one])) for one in by_doc] if decomposes else None
+            if aggregate is mean and len(by_doc) == len(self.items):
+                cases = np.array(by_doc, dtype=np.float64)
+            elif plain in self._mean_bytes:
+                # -ll / (ln 2 * mean bytes)
+                bits = np.array([-log_prob for log_prob, _ in by_doc]) / math.log(2)
+                cases = bits / self._mean_bytes[plain]
         except (OverflowError, ValueError, ZeroDivisionError) as error:
             raise EvaluationError(
                 f"metric {metric!r} of lm-eval task {self._task.task_name!r} has no value for "
                 f"these answers ({type(error).__name__}: {error})"
             ) from error
-        return Score(value, None if cases is None else np.array(cases, dtype=np.float64))
+        return Score(value, cases)
 
 
 def _name(metric: str, key: str, filters: Sequence[str]) -> str:
@@ -175,6 +181,18 @@ def _metrics(task: Any) -> dict[str, Direction]:
                 )
             directions[_name(metric, key, filters)] = "maximize" if higher else "minimize"
     return directions
+
+
+def _mean_bytes(task: Any, docs: Sequence[Any]) -> dict[str, float]:
+    """Returns the mean bytes of all documents, by metric that is bits per byte.
+
+    They do not depend on a model's answers, and are asked for with made-up ones.
+    """
+    metrics = [metric for metric, how in task.aggregation().items() if how is bits_per_byte]
+    if not metrics or task.OUTPUT_TYPE != "loglikelihood_rolling":
+        return {}
+    made_up = [task.process_results(doc, [0.0]) for doc in docs]
+    return {metric: float(np.mean([one[metric][1] for one in made_up])) for metric in metrics}
 
 
 def _ordered(

@@ -47,8 +47,9 @@ class Membership:
 
     Metrics of each attack: ``_auc``; ``_tpr_1`` and ``_tpr_10``, the share of members that is
     found where at most 1 % or 10 % of the others are taken for members; ``_advantage``, the
-    largest difference between both shares over all thresholds. The cases of an area are the
-    items' placements on the other side: their mean over members, over others and over all is the
+    largest difference between both shares over all thresholds. The cases of an area are its
+    pseudo-values: ``A + N / n (V - A)`` with V an item's placement on the other side, n the items
+    on its own and N all; their mean is the area A, and their variance over N DeLong's of the
     area. An interval of a share takes its threshold as given; an advantage has none.
 
     A text longer than the model is cut at its end.
@@ -156,7 +157,8 @@ def _scores(values: Vector, members: Flags) -> dict[str, Score]:
     inside, outside = values[members], values[~members]
     area = auc(inside, outside)
     cases = np.empty(len(values))
-    cases[members], cases[~members] = placements(inside, outside)
+    for side, placed in zip((members, ~members), placements(inside, outside), strict=True):
+        cases[side] = area + len(values) / len(placed) * (placed - area)  # A + N / n (V - A)
     scores = {"auc": Score(area, cases, 0.5, auc_interval(area, len(inside), len(outside)))}
     for percent in (1, 10):
         hits, chance = true_positives_at(inside, outside, percent / 100)

@@ -28,8 +28,9 @@ class _Length:
 class Perplexity:
     """How well a language model predicts text; every token is scored exactly once.
 
-    bits_per_byte = -sum ll / (ln 2 * bytes), the same unit for every tokenizer; its cases are
-    the documents'. perplexity = exp(-sum ll / tokens), over all tokens, not a mean of documents.
+    bits_per_byte = -sum ll / (ln 2 * bytes), the same unit for every tokenizer; the cases are
+    each document's bits over the mean bytes of all documents, so that long ones count for more.
+    perplexity = exp(-sum ll / tokens), over all tokens, not a mean of documents.
 
     Args:
         data: JSON-lines file, one document in each line; or a ``.txt`` file, one document.
@@ -66,15 +67,17 @@ class Perplexity:
             length = _Length(len(text.encode()), len(tokens))
             items.append(TaskItem(digest(text), tuple(windows), length))
         self.items = ItemSet(source, tuple(items))
+        # of all documents, also on a subset
+        self._mean_bytes = float(np.mean([item.target.bytes for item in items]))
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns bits per byte, with each document's as cases, and perplexity."""
+        """Returns bits per byte, with each document's part as cases, and perplexity."""
         starts = [span.start for span in self.items.spans]
         log_probs = np.add.reduceat(totals_of(responses), starts)  # (documents,)
-        sizes = np.array([length.bytes for length in self.items.targets], dtype=np.float64)
+        size = sum(length.bytes for length in self.items.targets)
         tokens = sum(length.tokens for length in self.items.targets)
-        cases = -log_probs / (math.log(2) * sizes)  # -ll / (ln 2 * bytes)
-        bits = float(-log_probs.sum() / (math.log(2) * sizes.sum()))
+        cases = -log_probs / (math.log(2) * self._mean_bytes)  # -ll / (ln 2 * mean bytes)
+        bits = float(-log_probs.sum() / (math.log(2) * size))  # -sum ll / (ln 2 * bytes)
         with np.errstate(over="ignore"):  # infinity is refused where the scores are gathered
             perplexity = float(np.exp(-log_probs.sum() / tokens))  # exp(-sum ll / tokens)
         return {"bits_per_byte": Score(bits, cases), "perplexity": Score(perplexity)}

@@ -167,14 +167,12 @@ def fitness_on(model: ModelRow, split: Split) -> float | None:
 def gains_of(run: Run, model: tuple[str, str]) -> list[Vector] | None:
     """Returns per task ``(items,)`` a model's held-out scores in units of fitness.
 
-    Where a score is not the mean of its items (bits per byte counts every document by its bytes)
-    all its items are moved by the same amount, so that their mean is the score's.
-
     Args:
         model: kind and name.
 
     Returns:
-        None where the run does not keep per-item scores of every task.
+        None where the run does not keep per-item scores of every task whose mean is the score:
+        a run of an older version has bits per byte of every document by itself.
     """
     items, terms = run.items.get(model), run.summary.get("terms")
     kind, name = model
@@ -185,8 +183,7 @@ def gains_of(run: Run, model: tuple[str, str]) -> list[Vector] | None:
     gains = []
     for term in terms:
         cases, value = items.cases.get(term["key"]), row.score("report", term["key"])
-        if cases is None or value is None:
+        if cases is None or value is None or not math.isclose(cases.mean(), value, rel_tol=1e-6):
             return None
-        moved = cases + (value - cases.mean())
-        gains.append((term["sign"] * moved - term["base"]) / term["span"])
+        gains.append((term["sign"] * cases - term["base"]) / term["span"])
     return gains

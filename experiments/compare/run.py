@@ -20,13 +20,12 @@ from experiments.compare.rows import (
     reference_sample,
     references,
 )
-from experiments.compare.significance import GroupSample, ItemDraws, difference, holm
+from experiments.compare.significance import GroupSample, difference, holm
 from merging.seeding import stable_seed
 
 Samples = Mapping[str, GroupSample | None]
 """Of groups by label, best first; None where a run has no held-out fitness."""
 
-DRAWS = 10_000
 _UNEQUAL = 0.02  # budgets that differ by less are called equal
 
 
@@ -141,26 +140,16 @@ def _paired_tests(
     pairs = list(combinations(samples.items(), 2))
     if opponent is not None:
         pairs = [(entry, opponent) for entry in samples.items() if entry[0] != opponent[0]]
-    draws = _item_draws([sample for pair in pairs for _, sample in pair])
     tests = []
     for (first, sample), (second, other) in pairs:
         if sample is not None and other is not None:
             seed = stable_seed("compare", first, second)
-            gap = difference(sample, other, draws, draws=DRAWS, seed=seed)
+            gap = difference(sample, other, seed=seed)
             tests.append(ComparedPair(first, second, gap, None))
     tested = [i for i, test in enumerate(tests) if test.difference.p is not None]
     for i, p in zip(tested, holm([tests[i].difference.p or 0.0 for i in tested]), strict=True):
         tests[i] = replace(tests[i], corrected=p)
     return tuple(tests)
-
-
-def _item_draws(samples: Sequence[GroupSample | None]) -> ItemDraws | None:
-    """Returns the draws of items that all tests share; None: nobody keeps per-item scores."""
-    gains = next((s.gains for s in samples if s is not None and s.gains is not None), None)
-    if gains is None:
-        return None
-    items = [of_task.shape[1] for of_task in gains]
-    return ItemDraws(items, DRAWS, stable_seed("compare", "items", *items))
 
 
 def _budget_notes(groups: Sequence[Group]) -> list[str]:

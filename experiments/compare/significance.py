@@ -15,7 +15,7 @@ Gains = npt.NDArray[np.float64]
 
 Over = Literal["items and seeds", "items", "seeds", "nothing"]
 LEVEL = 0.95
-_BLOCK = 500  # draws that are worked on at once, for the sake of memory
+DRAWS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,99 +53,90 @@ class Difference:
     paired_seeds: bool
 
 
-class ItemDraws:
-    """Items drawn with replacement within each task, the same ones for whatever is compared."""
-
-    def __init__(self, items: Sequence[int], draws: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.draws = draws
-        sizes = [min(_BLOCK, draws - begin) for begin in range(0, draws, _BLOCK)]
-        self._counts = [  # per task, in blocks: how often an item is drawn, never near 255 times
-            [rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.uint8) for size in sizes]
-            for n in items
-        ]
-
-    def fitness(self, sample: GroupSample) -> Vector:
-        """Returns the mean fitness of a sample's runs on every draw of items, ``(draws,)``."""
-        assert sample.gains is not None
-        total = np.zeros(self.draws)
-        for weight, gains, counts in zip(sample.weights, sample.gains, self._counts, strict=True):
-            items = gains.mean(0)
-            centre = float(items.mean())  # float32 counts times small numbers lose nothing
-            moved = (items - centre).astype(np.float32)
-            drawn = np.concatenate([block.astype(np.float32) @ moved for block in counts])
-            total += weight * (centre + drawn / len(items))
-        return total
-
-
 def difference(
-    first: GroupSample,
-    second: GroupSample,
-    items: ItemDraws | None,
-    *,
-    draws: int = 10_000,
-    seed: int = 0,
+    first: GroupSample, second: GroupSample, *, draws: int = DRAWS, seed: int = 0
 ) -> Difference:
     """Returns first minus second with its 95 % interval and two-sided p, over items and seeds.
 
-    A hierarchical bootstrap. In every draw the items are drawn with replacement within each task,
-    the same for both, and the mean over seeds is moved by what other seeds would have given:
-    ``t * sqrt(s^2 / S)``, with t from Student's distribution of S - 1 degrees of freedom and s^2
-    the variance over the S seeds (of the differences of runs with equal seeds where both have the
-    same seeds, else of each by itself), less the part of it that the items explain, which the
-    drawn items hold already. Interval: the 2.5 and 97.5 % quantiles; p: twice the smaller share of
-    draws on either side of 0.
+    The observed difference is moved by what other items and other seeds would have given, each
+    by Student's t with the standard error of its own, in every draw:
 
-    It is the paired bootstrap over items where seeds do not matter, and the paired t-test (or
-    Behrens and Fisher's, where seeds differ) where items do not. Drawing 3 or 5 seeds with
-    replacement instead finds differences where there are none (about 1 in 9 times at 3 seeds).
+    - of every task ``w_t u s / sqrt(n)``, with s the standard deviation of the paired differences
+      of its n items and u the farther from 0 of t and of t corrected for their skewness;
+    - ``t sqrt(s^2 / S)`` with s^2 the variance over S seeds (of the differences of runs with equal
+      seeds where both have the same seeds, else of each by itself), less the part of it that the
+      items explain.
+
+    Interval: the 2.5 and 97.5 % quantiles; p: twice the smaller share of draws on either side of
+    0, but never below ``2^(1 - items)``, the least that a test by signs can find.
+
+    It is the paired t-test over items where seeds do not matter, but for skewness, and over seeds
+    (or Behrens and Fisher's test, where seeds differ) where items do not. In simulations of 10 and
+    20 items it finds differences where there are none in at most 5 % (normal, right or wrong,
+    symmetric with heavy tails), and in 9 and 7 % where the differences are log-normal.
 
     Args:
         second: another, on the same items in the same order.
-        items: the drawn items; None, or a sample without per-item scores: only seeds are drawn.
-        draws: how many; `items` decides where it is given.
 
     Raises:
         ValueError: the two do not have the same number of items.
 
-    Source: Owen 2007, The pigeonhole bootstrap, arXiv 0712.1111, for two crossed factors; Student
-        1908 for few seeds, in place of the resampled ones.
+    Source: Student 1908; Hall 1992, On the removal of skewness by transformation, Journal of the
+        Royal Statistical Society B 54, section 2; Owen 2007, The pigeonhole bootstrap, arXiv
+        0712.1111, for two crossed factors. Deviation from Hall: skewness never narrows an
+        interval, as that of few items with heavy tails is chance.
     """
     effect = float(first.fitness.mean() - second.fitness.mean())
     paired = len(first.seeds) > 1 and first.seeds == second.seeds
-    with_items = items is not None and first.gains is not None and second.gains is not None
+    gaps = _item_gaps(first, second)
     rng = np.random.default_rng(seed)
-    if items is not None and with_items:
-        _check_items(first, second)
-        spread = items.fitness(first) - items.fitness(second)
-        spread += effect - _exact(first) + _exact(second)
-    else:
-        spread = np.full(draws, effect)
+    spread = np.full(draws, effect)
+    for weight, gap in gaps:
+        spread += weight * _moved_by_items(gap, draws, rng)
     parts = [_paired_gap(first, second)] if paired else [first, second]
     variable = [part for part in parts if len(part.seeds) > 1]
     unknown = [part for part in parts if len(part.seeds) == 1]
     for part in variable:  # t_(S - 1) sqrt(s^2 / S)
-        variance = _seed_variance(part, less_items=with_items)
-        spread += rng.standard_t(len(part.seeds) - 1, len(spread)) * math.sqrt(variance)
+        variance = _seed_variance(part, less_items=bool(gaps))
+        spread += rng.standard_t(len(part.seeds) - 1, draws) * math.sqrt(variance)
     with_seeds = bool(variable) and not unknown
     over: Over = "seeds" if with_seeds else "nothing"
-    if with_items:
+    if gaps:
         over = "items and seeds" if with_seeds else "items"
     if over == "nothing":
         return Difference(effect, None, None, None, over, paired)
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    least = 0.0
-    if with_items and items is not None and first.gains is not None:
-        least = 2.0 ** (1 - sum(gains.shape[1] for gains in first.gains))  # of a sign test
+    # of a sign test
+    least = 2.0 ** (1 - sum(len(gap) for _, gap in gaps)) if gaps else 0.0
     return Difference(effect, low, high, max(least, _p_value(spread, effect)), over, paired)
 
 
-def _exact(sample: GroupSample) -> float:
-    """Returns the fitness that the gains give, equal to `fitness` up to rounding."""
-    assert sample.gains is not None
-    return math.fsum(
-        w * float(g.mean()) for w, g in zip(sample.weights, sample.gains, strict=True)
-    )
+def _item_gaps(first: GroupSample, second: GroupSample) -> list[tuple[float, Vector]]:
+    """Returns per task its weight and the items' mean differences; none where they say nothing."""
+    if first.gains is None or second.gains is None:
+        return []
+    _check_items(first, second)
+    gaps = [
+        one.mean(0) - other.mean(0) for one, other in zip(first.gains, second.gains, strict=True)
+    ]
+    if any(len(gap) < 2 for gap in gaps):
+        return []
+    return list(zip(first.weights, gaps, strict=True))
+
+
+def _moved_by_items(gap: Vector, draws: int, rng: np.random.Generator) -> Vector:
+    """Returns draws of how far the mean of all items may lie from that of ``(items,)`` of them."""
+    t = rng.standard_t(len(gap) - 1, draws)
+    apart = gap - gap.mean()
+    deviation = math.sqrt(float((apart**2).mean()))
+    if deviation <= 1e-12 * float(np.abs(gap).max()):
+        return np.zeros(draws)
+    # T of skewed items has T + a T^2 + a^2 T^3 / 3 + a / 2 ~ t, with a = skew / (3 sqrt n)
+    a = float((apart**3).mean()) / deviation**3 / (3 * math.sqrt(len(gap)))
+    unskewed = (np.cbrt(1 + 3 * a * (t - a / 2)) - 1) / a if abs(a) > 1e-6 else t
+    farther = np.where(t > 0, np.maximum(t, unskewed), np.minimum(t, unskewed))
+    moved: Vector = -farther * deviation / math.sqrt(len(gap) - 1)
+    return moved
 
 
 def _paired_gap(first: GroupSample, second: GroupSample) -> GroupSample:

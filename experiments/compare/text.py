@@ -9,15 +9,14 @@ from experiments.reports.table import duration, number
 from experiments.runs.markdown import markdown_table
 
 METHOD = (
-    "Each test is a hierarchical paired bootstrap of the difference in mean held-out fitness, "
-    "10,000 draws: in every draw the held-out items are drawn anew with replacement within each "
-    "task, the same ones for both sides, and the mean over seeds is moved by a draw from "
-    "Student's t times the seeds' own standard error (without the part of it that the items "
-    "explain), so that few seeds count as few. Runs of equal seed are paired where both sides "
-    "have the same seeds. p is two-sided, twice the smaller share of draws on either side of 0; "
-    "it is corrected for the number of tests in this table by Holm's method. Intervals are 95 % "
-    "and not corrected. Items count as independent and, within a task, alike: where a score "
-    "weighs them (bits per byte) all are moved together until their mean is the score."
+    "Each test is of the difference in mean held-out fitness, over items and seeds together, by "
+    "10,000 draws: in every draw the difference is moved, for each task, by a draw from Student's "
+    "t times the standard error of the items' paired differences (corrected for their skewness "
+    "as by Hall), and by one times the seeds' own standard error (without the part of it that "
+    "the items explain), so that few items and few seeds count as few. Runs of equal seed are "
+    "paired where both sides have the same seeds. p is two-sided, twice the smaller share of "
+    "draws on either side of 0; it is corrected for the number of tests in this table by Holm's "
+    "method. Intervals are 95 % and not corrected. Items count as independent."
 )
 
 

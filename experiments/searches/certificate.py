@@ -203,11 +203,6 @@ def _gain(certificate: Mapping[str, Any]) -> list[str]:
         return [f"{text}, without an interval: {gain['reason']}."]
     text += (
         f", {interval['level']:.0%} interval {interval['low']:+.4f} to {interval['high']:+.4f} "
-        f"(paired bootstrap over {interval['items']} items, p = {interval['p']:.2g})."
+        f"(paired over {interval['items']} items, p = {interval['p']:.2g})."
     )
-    if gain["unequal"]:
-        text += (
-            f" The interval is that of the mean over items ({interval['difference']:+.4f}), where "
-            f"{', '.join(gain['unequal'])} weigh long items more."
-        )
     return [text]

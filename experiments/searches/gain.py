@@ -1,27 +1,25 @@
 """What a winner has over another model on the held-out items, with an interval over items."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from experiments.compare.significance import LEVEL, GroupSample, difference
 from experiments.runs.item_scores import ItemScores, read_item_scores
 from experiments.runs.model_scores import ModelScores
 from search.normalisation import Term
 from search.objective import BoundObjective, Objective
-from search.winners.bootstrap import paired_bootstrap
 
 
 def held_out_gain(
     run: Path, objective: Objective, winner: ModelScores | None, other: ModelScores | None
 ) -> dict[str, Any]:
-    """Returns the difference of held-out fitness as JSON, with its paired bootstrap interval.
+    """Returns the difference of held-out fitness as JSON, with its paired interval over items.
 
-    Items are drawn within tasks and weighted as the objective weights and normalises them. The
-    interval is that of ``sum_t weight_t * mean_i (sign * gap_ti) / span_t``, over the mean of a
-    task's items. Most scores are that mean; one that is a ratio over all items (bits per byte
-    weighs documents by their length) is named in ``unequal``, and its interval says what a mean
-    of the documents would gain. Several objectives count alike.
+    Items are weighted as the objective weights and normalises them. Several objectives count
+    alike.
 
     Args:
         run: holds the items' scores.
@@ -32,7 +30,6 @@ def held_out_gain(
     gain: dict[str, Any] = dict.fromkeys(
         ("winner", "inside", "difference", "interval", "reason"), None
     )
-    gain["unequal"] = []
     if winner is None or other is None:
         return {**gain, "reason": "there are no held-out items"}
     if failed := winner.failure or other.failure:
@@ -41,31 +38,28 @@ def held_out_gain(
     gain |= {"winner": first, "inside": second, "difference": first - second}
     if not isinstance(objective, BoundObjective) or not objective.linear:
         return {**gain, "reason": "this objective is no weighted mean over items"}
-    items = read_item_scores(run, "report")
-    pair = [items[key] for m in (winner, other) if (key := (m.kind, m.name)) in items]
+    kept = read_item_scores(run, "report")
+    pair = [kept[key] for m in (winner, other) if (key := (m.kind, m.name)) in kept]
+    items = 0
     for term in objective.terms:
         if len(pair) < 2 or not all(term.key in scores.cases for scores in pair):
             return {**gain, "reason": f"{term.key} has no score per item"}
-    cases = [[t.case_gains(scores.cases[t.key]) for t in objective.terms] for scores in pair]
-    for term, of_task in zip(objective.terms, cases[0], strict=True):
-        if len(of_task) < 2:
+        if len(pair[0].cases[term.key]) < 2:
             return {**gain, "reason": f"{term.task} has a single item"}
+        items += len(pair[0].cases[term.key])
     weights = objective.weights or [1 / len(objective.terms)] * len(objective.terms)
-    gain["interval"] = asdict(paired_bootstrap(*cases, weights=weights))
-    gain["unequal"] = _unequal(objective.terms, pair, (winner.scores, other.scores))
-    return gain
-
-
-def _unequal(
-    terms: Sequence[Term], pair: Sequence[ItemScores], values: Sequence[Mapping[str, float]]
-) -> list[str]:
-    """Returns the tasks whose score is not the mean of their items."""
-    return [
-        term.task
-        for term in terms
-        if any(
-            abs(float(own.cases[term.key].mean()) - value[term.key])
-            > 1e-6 * max(1.0, abs(value[term.key]))
-            for own, value in zip(pair, values, strict=True)
-        )
+    samples = [
+        _sample(fitness, scores, objective.terms, weights)
+        for fitness, scores in zip((first, second), pair, strict=True)
     ]
+    found = difference(*samples)
+    ends = {"low": found.low, "high": found.high, "p": found.p}
+    return {**gain, "interval": {**ends, "level": LEVEL, "items": items}}
+
+
+def _sample(
+    fitness: float, scores: ItemScores, terms: Sequence[Term], weights: Sequence[float]
+) -> GroupSample:
+    """Returns one model's items in the objective's units, higher is better."""
+    rows = tuple(term.case_gains(scores.cases[term.key])[None] for term in terms)  # of one run
+    return GroupSample((), np.array([fitness]), rows, tuple(weights))

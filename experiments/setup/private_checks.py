@@ -66,7 +66,7 @@ def check_items(panel: Panel, delta: float) -> None:
 
     One that occurs twice contributes twice; one whose score is a comparison with the others
     changes their scores. A delta of one in n allows to give one of n items away. How many items
-    there are is taken as public.
+    there are is taken as public, and so are the mean bytes of texts that are scored per byte.
 
     Raises:
         ValueError: names the tasks, or the option.

@@ -8,7 +8,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from evaluators.evaluator import Direction
+from evaluators.evaluator import Direction, Evaluator
 from evaluators.panel import Panel
 from evaluators.requests import (
     Classified,
@@ -78,15 +78,26 @@ def check_cases(
     """Refuses what rests on single items where an objective or its tasks are not made of them."""
     if racing is not None:
         given = f"racing {type(racing).__name__}"
-        _check_cases(given, "leave racing= out", panel, objective, classes)
+        _check_cases(given, "leave racing= out", panel, objective, classes, some=True)
     if config.choose == "shrinkage":
-        _check_cases("choose=shrinkage", "choose=second_look", panel, objective, classes)
+        remedy = "choose=second_look"
+        _check_cases("choose=shrinkage", remedy, panel, objective, classes, some=False)
 
 
 def _check_cases(
-    given: str, remedy: str, panel: Panel, objective: Any, classes: Mapping[str, int]
+    given: str,
+    remedy: str,
+    panel: Panel,
+    objective: Any,
+    classes: Mapping[str, int],
+    *,
+    some: bool,
 ) -> None:
-    """Refuses tasks without per-item scores, which are found by scoring made-up answers."""
+    """Refuses tasks without per-item scores, which are found by scoring made-up answers.
+
+    Args:
+        some: they must be the same where only some items are asked.
+    """
     bound = bound_on_made_up(objective, panel.directions, panel.main)
     if not isinstance(bound, BoundObjective) or bound.weights is None or not bound.linear:
         raise ValueError(
@@ -94,15 +105,33 @@ def _check_cases(
             f"choose objective=normalized or raw with objective.cap=null, or {remedy}"
         )
     for term in bound.terms:
-        evaluator = panel.evaluators[term.task]
-        answers = [_made_up(request, classes) for request in evaluator.items.requests]
         with suppress(EvaluationError):  # these answers cannot be scored, a model's may
-            cases = evaluator.score(answers)[term.key.partition("/")[2]].cases
-            if cases is None or len(cases) != len(evaluator.items):
+            if not _item_by_item(panel.evaluators[term.task], term.key, classes, some=some):
                 raise ValueError(
-                    f"{given} compares candidates item by item, {term.key} has no score of a "
-                    f"single item: choose another metric with objective.metrics, or {remedy}"
+                    f"{given} compares candidates item by item, {term.key} is no mean over scores "
+                    f"of single items: choose another metric with objective.metrics, or {remedy}"
                 )
+
+
+def _item_by_item(
+    evaluator: Evaluator, key: str, classes: Mapping[str, int], *, some: bool
+) -> bool:
+    """Returns whether a score is the mean of its cases, and these are the same on a subset."""
+    metric = key.partition("/")[2]
+    answers = [_made_up(r, classes, n) for n, r in enumerate(evaluator.items.requests)]
+    whole = evaluator.score(answers)[metric]
+    if whole.cases is None or len(whole.cases) != len(evaluator.items):
+        return False
+    if not np.isclose(whole.cases.mean(), whole.value, rtol=1e-6):
+        return False
+    if not some:
+        return True
+    try:
+        first = evaluator.subset([0])
+    except ValueError:  # an item means nothing without others
+        return False
+    alone = first.score(answers[evaluator.items.spans[0]])[metric].cases
+    return alone is not None and np.allclose(alone, whole.cases[:1], rtol=1e-6)
 
 
 def bound_on_made_up(
@@ -115,12 +144,13 @@ def bound_on_made_up(
     return bound
 
 
-def _made_up(request: Request, classes: Mapping[str, int]) -> Response:
+def _made_up(request: Request, classes: Mapping[str, int], number: int) -> Response:
+    worse = number % 7  # so that answers differ
     if isinstance(request, Loglikelihood):
-        return Likelihood(-1.0, False)
+        return Likelihood(-1.0 - worse, False)
     if isinstance(request, Generate):
         return Generated("1")
     if isinstance(request, Classify):
         return Classified(np.zeros(classes[request.head]))
     zeros = np.zeros(len(request.tokens) - 1)
-    return PerToken(zeros - 1.0, zeros - 1.0, zeros + 1.0)
+    return PerToken(zeros - 1.0 - worse, zeros - 1.0, zeros + 1.0)

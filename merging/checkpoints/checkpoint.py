@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from merging.checkpoints import naming
@@ -30,9 +31,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tok
 class Checkpoint(LazyWeights):
     """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
 
-    Tied tensors appear once, under the first of their names; as in transformers, tensors are tied
-    that the configuration ties and the file does not hold with different values. Tensors keep the
-    dtype of the file.
+    Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
     Where transformers renames tensors between file and module, names are the module's; where it
     converts them (Mixtral fuses its experts), the weights are loaded through the class and held.
 
@@ -40,11 +39,7 @@ class Checkpoint(LazyWeights):
         source: as the user named it.
         path: its directory on this machine.
         skeleton: its class without data, on the meta device.
-        stored: the tensors by the names of the files.
         file_names: module name -> name in the file, in the module's order; None where converted.
-        unused: names in the file that the class is known not to read: heads of multi-token
-            prediction, towers that another class has.
-        trusted: whether code that the repository brings may run.
     """
 
     def __init__(
@@ -54,22 +49,17 @@ class Checkpoint(LazyWeights):
         config: PreTrainedConfig,
         architecture: type[PreTrainedModel],
         *,
-        encoder: bool = False,
-        trusted: bool = False,
+        encoder: bool,
     ):
         self.source, self.path = source, path
         self.config, self.architecture = config, architecture
         self.skeleton = naming.skeleton(architecture, config)
-        self.trusted = trusted
         self._encoder = encoder
-        self.stored = WeightFiles.find(path)
+        self._files = WeightFiles.find(path)
         self._absent: tuple[str, ...] = ()
-        names = naming.match(self.skeleton, self.stored)
-        self.unused = tuple(
-            naming.unused(self.skeleton, self.stored) if names is None else names.unused
-        )
+        names = naming.match(self.skeleton, self._files)
         self.file_names = None if names is None else self._settle(names)
-        self._weights: Mapping[str, Tensor] = self.stored
+        self._weights: Mapping[str, Tensor] = self._files
         if self.file_names is None:
             logger.info("%s: transformers converts its tensors, so all are loaded", source)
             self._weights = self._load_all()
@@ -100,7 +90,7 @@ class Checkpoint(LazyWeights):
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)
         architecture = architecture_of(path, config, encoder=encoder)
-        return cls(source, path, config, architecture, encoder=encoder, trusted=trust_remote_code)
+        return cls(source, path, config, architecture, encoder=encoder)
 
     @cached_property
     def sha256(self) -> str:
@@ -110,7 +100,7 @@ class Checkpoint(LazyWeights):
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files."""
-        return self.stored.files
+        return self._files.files
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -132,13 +122,13 @@ class Checkpoint(LazyWeights):
         """Returns a tensor's shape without reading it."""
         if self.file_names is None:
             return self._weights[name].shape
-        return self.stored.shape(self._keys[name])
+        return self._files.shape(self._keys[name])
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns a tensor's dtype in the file without reading it."""
         if self.file_names is None:
             return self._weights[name].dtype
-        return self.stored.dtype(self._keys[name])
+        return self._files.dtype(self._keys[name])
 
     def _tensor(self, name: str) -> Tensor:
         return self._weights[self._keys[name]]
@@ -168,25 +158,20 @@ class Checkpoint(LazyWeights):
         missing, extra = names.missing, names.extra
         if self._encoder:
             inside = f"{self.architecture.base_model_prefix}."
-            if any(name.startswith(inside) for name in self.stored):
+            if any(name.startswith(inside) for name in self._files):
                 extra = [name for name in extra if name.startswith(inside)]
             if not any(name.startswith(POOLER) for name in names.keys):
                 self._absent = tuple({POOLER[:-1] for n in missing if n.startswith(POOLER)})
                 missing = [name for name in missing if not name.startswith(POOLER)]
         self._refuse_names(missing, extra)
-        own = {}
         for name, first, second in names.twins:
-            if same_bytes(self.stored[first], self.stored[second]):
-                continue
-            if not naming.untie(self.skeleton, name):
+            if not same_bytes(self._files[first], self._files[second]):
                 raise CheckpointError(
-                    f"{self.source} holds {first} and {second} with different values, which are "
-                    f"one tensor of {self.architecture.__name__} ({name}); "
-                    "leave out the one that is not meant"
+                    f"{self.source} unties {second} from {first}: its configuration says that "
+                    f"both are one tensor ({name}), but the values differ; "
+                    "set tie_word_embeddings to false in its config.json if they should"
                 )
-            own[name] = second
-        keys = names.keys | own
-        return {name: keys[name] for name in self.skeleton.state_dict() if name in keys}
+        return names.keys
 
     def _refuse_names(self, missing: list[str], extra: list[str]) -> None:
         kind = self.architecture.__name__
@@ -220,65 +205,47 @@ class Checkpoint(LazyWeights):
     def _load_all(self) -> dict[str, Tensor]:
         dtype = self.config.dtype
         if not isinstance(dtype, torch.dtype):
-            dtype = self.stored.dtype(next(iter(self.stored)))
+            dtype = self._files.dtype(next(iter(self._files)))
         module, report = self._load(dtype)
-        aliases = naming.tied(module)
-        for alias in set(naming.tied(self.skeleton)) - set(aliases):
-            naming.untie(self.skeleton, alias)
-        missing = sorted(name for name in report["missing_keys"] if name not in aliases)
+        missing = sorted(name for name in report["missing_keys"] if name not in self.aliases)
         mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
         self._refuse_names(missing + mismatched, sorted(report["unexpected_keys"]))
-        return {n: t for n, t in module.state_dict().items() if n not in aliases}
+        return {n: t for n, t in module.state_dict().items() if n not in self.aliases}
 
     def _load(self, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
-        """Loads the tensors of `stored` through the class.
+        """Loads through the class; the global random state is left alone.
 
-        By name and value, not by path: transformers would choose among the files by itself, and
-        attach an adapter that lies beside them. Opened anew: the module's parameters lie in the
-        file's pages where dtypes agree, and what is written there must not be read as the base's.
+        Quietly: `_settle` has compared the names already, and refused more than a report would.
         """
-        files = WeightFiles.find(self.path)
-        state = {name: files[name] for name in files if name not in self.unused}
-        return load(self.architecture, self.config, dtype, self.path, state)
+        pickled = self._files.pickled
+        return load(
+            self.architecture,
+            copy.deepcopy(self.config),
+            dtype,
+            path=self.path if pickled is None else None,
+            state=None if pickled is None else dict(pickled),
+        )
 
 
 def load(
     architecture: Any,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    path: Path,
-    state: dict[str, Tensor],
+    *,
+    path: Path | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns a new module, and transformers' report of what it found; says nothing itself.
 
-    Quietly: names are compared before, and more refused than a report would. The global random
-    state is left alone.
-
-    Args:
-        path: directory of its generation settings.
-        state: its weights by the names that a file would have.
+    Its weights are those of the files in `path`, or `state`, by the names that a file would have.
     """
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if state is not None:
+        options["state_dict"] = state
     with torch.random.fork_rng(devices=[]), quiet_transformers():
-        loaded = architecture.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            generation_config=_generation_config(path),
-            output_loading_info=True,
-        )
+        loaded = architecture.from_pretrained(path, output_loading_info=True, **options)
     module, report = loaded
     return module, report
-
-
-def _generation_config(path: Path) -> GenerationConfig:
-    """Returns the settings beside a model, as transformers finds them: BART's in config.json."""
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:
-        return GenerationConfig.from_pretrained(
-            path, config_file_name="config.json", _from_model_config=True
-        )
 
 
 @contextmanager

@@ -67,8 +67,7 @@ def paired_variances(cases: npt.NDArray[np.float64], strata: Strata) -> Vector:
         cases: ``(candidates, items)``, the tasks' items one after the other.
 
     Returns:
-        ``(candidates,)``: ``sum_t w_t^2 var_t / n_t``, 0 for a task of one item. Where a score is
-        no plain mean of its items (bits per byte weighs them), that is an approximation.
+        ``(candidates,)``: ``sum_t w_t^2 var_t / n_t``, 0 for a task of one item.
     """
     count = len(cases)
     apart = cases - cases.mean(axis=0) if count > 1 else cases

@@ -171,7 +171,7 @@ def test_scores_equal_lm_evals_also_after_a_change(
             assert scores[metric].value == pytest.approx(value, rel=1e-5), metric
         seen.append([score.value for score in scores.values()])
         for score in scores.values():
-            if score.cases is not None and kind != "rolling" and "perplexity" not in expected:
+            if score.cases is not None:
                 assert score.cases.mean() == pytest.approx(score.value)
     if kind in ("rolling", "loglikelihood"):
         assert seen[0] != seen[1]
@@ -380,14 +380,17 @@ def test_directions_and_main_metric(llama: Resident, write_lines: WriteLines) ->
         LmEvalTask(llama.info, task=kinds(data)["rolling"], metric="bpb")
 
 
-def test_rolling_cases_are_bits_per_byte_of_each_text(
-    llama: Resident, write_lines: WriteLines
-) -> None:
+def test_rolling_cases_are_bits_over_mean_bytes(llama: Resident, write_lines: WriteLines) -> None:
     task = kinds(write_lines([{"text": "ab"}, {"text": "cdé"}]))["rolling"]
     evaluator = LmEvalTask(llama.info, task=task, metric="bits_per_byte")
-    score = evaluator.score([Likelihood(-2.0, False), Likelihood(-8.0, False)])["bits_per_byte"]
-    assert score.cases == pytest.approx(np.array([1.0, 2.0]) / np.log(2))
+    scores = evaluator.score([Likelihood(-2.0, False), Likelihood(-8.0, False)])
+    score = scores["bits_per_byte"]
+    assert score.cases == pytest.approx(np.array([2, 8]) / 3 / np.log(2))
     assert score.value == pytest.approx(10 / 6 / np.log(2))
+    assert scores["word_perplexity"].cases is None  # exp of a mean
+    part = evaluator.subset([1]).score([Likelihood(-8.0, False)])["bits_per_byte"]
+    assert part.cases == pytest.approx(score.cases[1:])
+    assert part.value == pytest.approx(2 / np.log(2))
 
 
 def test_a_metric_that_overflows_is_a_failure(llama: Resident, write_lines: WriteLines) -> None:

@@ -55,12 +55,25 @@ def test_known_answer(fresh: Resident, write_lines: WriteLines) -> None:
     scores = evaluator.score(answers)
     assert list(scores) == list(evaluator.metrics)
     assert scores["loss_auc"].value == 0.75  # -1 beats -3 and -2; -2.5 beats -3 only
-    assert scores["loss_auc"].cases == pytest.approx([1, 1, 0.5, 0.5])
+    assert scores["loss_auc"].cases == pytest.approx([1.25, 1.25, 0.25, 0.25])
     assert scores["min_k_auc"].value == 0.5  # -1 and -4.5 against -4 and -3
     assert scores["min_k_plus_auc"].value == 0.5
     assert scores["loss_tpr_1"].value == 0.5
     assert scores["loss_tpr_1"].chance == pytest.approx(1 / 3)
     assert scores["loss_advantage"].value == 0.5
+
+
+def test_cases_spread_as_the_area_does(fresh: Resident, write_lines: WriteLines) -> None:
+    """Their variance over N is that of DeLong, DeLong and Clarke-Pearson: V10 / m + V01 / n."""
+    texts = [{"text": chr(97 + i), "member": i < 5} for i in range(20)]
+    evaluator = Membership(fresh.info, data=write_lines(texts), attacks=("loss",))
+    values = np.random.default_rng(0).normal(-2, 1, 20)
+    score = evaluator.score([answered([value]) for value in values])["loss_auc"]
+    assert score.cases is not None
+    below = (values[:5, None] > values[5:]).mean(axis=1)
+    above = (values[:5, None] > values[5:]).mean(axis=0)
+    assert score.cases.mean() == pytest.approx(below.mean())
+    assert score.cases.var() / 20 == pytest.approx(below.var() / 5 + above.var() / 15)
 
 
 def test_what_was_trained_on_is_found(

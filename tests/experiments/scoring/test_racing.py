@@ -110,7 +110,7 @@ def test_a_metric_without_items_is_refused(shell: Shell, world: Path, tmp_path: 
     given = overrides(world, "in_hull=null", "out=out")
     common = [each for each in given if each.partition("=")[0] not in own]
     shell.refuse(
-        "racing PairedTest compares candidates item by item, text/perplexity has no score of a",
+        "racing PairedTest compares candidates item by item, text/perplexity is no mean over",
         *("search", *common, *more),
     )
 

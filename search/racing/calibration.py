@@ -24,7 +24,7 @@ _MEMORY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class FullAnswers:
     """Candidates that were asked all items, in their order.
 
     Args:

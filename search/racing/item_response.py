@@ -12,7 +12,7 @@ import numpy as np
 from merging.arrays import Vector
 from search.checks import check_at_least, check_not_negative
 from search.loop.history import Record
-from search.racing.calibration import Answers
+from search.racing.calibration import FullAnswers
 from search.racing.item_model import ItemModel
 from search.racing.racing import Full, Places, Race, best_full
 from search.winners.shrinkage import Strata
@@ -27,7 +27,7 @@ class ItemResponse:
     The first generations answer all items. From then on, the same few are asked of everyone:
     those that tell most of the fitness by a model of item responses, which is fitted anew to all
     complete answers before every generation. What is estimated has a stated standard error, see
-    `Answers.calibrated`. One candidate of a generation, the most promising, answers all whatever
+    `FullAnswers.calibrated`. One candidate of a generation, the most promising, answers all whatever
     its estimate: a search that gets better moves away from what the model was fitted to, and that
     has to be seen.
 
@@ -69,7 +69,7 @@ class ItemResponse:
         # generations are alike in size
         numbers = np.array(complete, np.int64) * generation // len(records)
         count_asked = math.ceil(self.share * items)
-        answers = Answers(cases, numbers, warmed, strata, self.factors, count_asked)
+        answers = FullAnswers(cases, numbers, warmed, strata, self.factors, count_asked)
         model, places, error = answers.calibrated()
         asked = f"{len(places)} of {items} items"
         logger.info("racing: %s, standard error of the fitness %.3g", asked, error)

@@ -28,7 +28,8 @@ class Deadline:
         seconds = time.monotonic() - self._start
         if self._timeout_s is not None and seconds > self._timeout_s:
             raise TransientFailure(
-                f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s"
+                f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s: raise "
+                "timeout_s"
             )
 
 

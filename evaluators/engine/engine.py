@@ -180,8 +180,8 @@ class Engine:
             alone = len(candidates) == 1 and jobs and all(job.most_rows == 1 for job in jobs)
             if batch_tokens == 1 or alone:
                 raise TransientFailure(
-                    "out of memory with one row per batch; take shorter items, a smaller "
-                    "dtype or a larger device"
+                    "out of memory with one row per batch: free some of the device's, or begin "
+                    "another run with shorter items, a smaller dtype or a larger device"
                 ) from error
             return None
         return answers

@@ -23,12 +23,14 @@ def score_section(summary: Json, models: Sequence[ModelRow]) -> str:
     parts = [f"<h3>{_TITLES[s]}</h3>" + _score_table(rows, tasks[s], s) for s in splits]
     note = (
         "Main metric of every task in its own units; arrows say which way is better, bold is the "
-        "best of a column. Fitness is what the search maximised, computed on each split by itself."
+        "best of a column. Fitness is what the search maximised, on every split in the units that "
+        "base and experts gave it on the search items."
     )
     if any(m.evidence(split, t.metric) for m in models for split in splits for t in tasks[split]):
         note += " In brackets: the 95 % interval over items, and what chance gives."
-    overlap = [paragraph(f"{line}.", "muted") for line in summary.get("overlap") or ()]
-    return section("Scores", paragraph(note, "muted"), *parts, *overlap)
+    said = [*(summary.get("overlap") or ()), *(summary.get("notes") or ())]
+    notes = [paragraph(f"{line[:1].upper()}{line[1:]}.", "muted") for line in said]
+    return section("Scores", paragraph(note, "muted"), *parts, *notes)
 
 
 def _score_table(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> str:

@@ -162,10 +162,10 @@ def table(summary: Json) -> str:
     Rows: the base, the experts, the static merges from worst to best, the best point inside the
     hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
     fitness (higher is better), and where static merges were not asked these items, their fitness
-    on the search items too. ``*`` marks the best value of a column. Below stand `verdict` and what
-    the hull certificate says. A run without held-out items shows its search scores and says so.
-    Scores that state a chance or a 95 % interval (memorization) have a line of their own with
-    them, model by model.
+    on the search items too. ``*`` marks the best value of a column. Below stand `verdict`, what
+    the hull certificate says, and the run's notes. A run without held-out items shows its search
+    scores and says so. Scores that state a chance or a 95 % interval (memorization) have a line of
+    their own with them, model by model.
     """
     models = models_of(summary)
     split = shown_split(models)
@@ -192,6 +192,7 @@ def table(summary: Json) -> str:
             verdict(summary).text,
             *certificate,
             *privacy_lines(summary.get("privacy")),
+            *(f"note: {line}" for line in summary.get("notes") or ()),
         ]
     )
 

@@ -28,8 +28,12 @@ class RunLocked(UserError):  # noqa: N818
 
 _LOGS_BYTES = 50e6  # room for logs and reports
 
-# What may differ between two starts of the same run: where files go and who watches.
-_NOT_IDENTITY = ("out", "runs", "tracker", "cache", "threads", "execution")
+# What may differ between two starts of the same run: where files go, who watches, what is written
+# of the winner, and what a run that was stopped by memory or time goes on with.
+_NOT_IDENTITY = (
+    *("out", "runs", "tracker", "cache", "save_model", "adapter_rank"),
+    *("threads", "execution", "stream", "timeout_s"),
+)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
     if free < needed_bytes:
         raise UserError(
             f"{option}={path}: {free / 1e9:.2f} GB free on its disk, {needed_bytes / 1e9:.2f} GB "
-            "are needed: free some space or name a directory elsewhere"
+            "are needed: free some space or name a directory elsewhere (what has begun: move it "
+            "there first)"
         )
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.runs.files import read_lines
+from experiments.runs.model_scores import SPLITS
 from merging.arrays import Vector
 from search.loop import jsonl
-
-SPLITS = ("selection", "report")  # those that are kept: cases.jsonl holds the search items'
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,10 @@ class ItemScores:
 
 
 def cases_path(run: Path, split: str) -> Path:
-    """Returns the file of a split, ``report_cases.jsonl`` or ``selection_cases.jsonl``."""
+    """Returns the file of a split, for example ``report_cases.jsonl``.
+
+    Of the search items it holds the references alone: candidates' are in ``cases.jsonl``.
+    """
     return run / f"{split}_cases.jsonl"
 
 

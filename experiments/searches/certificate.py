@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluators.requests import is_out_of_memory
 from experiments.runs.model_scores import IN_HULL
 from experiments.searches.gain import held_out_gain
 from experiments.searches.outcome import SearchOutcome
@@ -39,7 +40,10 @@ def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
     candidates = _candidates(outcome)
     try:
         gram = measure(outcome.references.ingredients.held, _weights(outcome, candidates))
-    except MergeError as error:  # a stack of layers has other tensors than its experts
+    except (MergeError, RuntimeError, MemoryError) as error:
+        # a stack of layers has other tensors than its experts; all points may be too much to hold
+        if not isinstance(error, MergeError) and not is_out_of_memory(error):
+            raise
         log.info("no certificate: %s", error)
         certificate: dict[str, Any] = {"winner": None, "reason": str(error)}
     else:

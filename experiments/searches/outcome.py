@@ -47,6 +47,7 @@ class SearchOutcome:
         finalists: the winner first.
         ledger: what the winner's private data cost.
         inside: the best point inside the hull at equal budget; None: there is none.
+        notes: what a reader has to know of how all this came about, a sentence each.
         report: all models on the held-out items; None: there are none.
     """
 
@@ -64,3 +65,4 @@ class SearchOutcome:
     ledger: Ledger
     inside: InHull | None
     report: Mapping[str, ModelScores] | None
+    notes: Sequence[str]

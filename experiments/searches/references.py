@@ -11,7 +11,7 @@ from evaluators.panel import Panel, Split
 from evaluators.requests import EvaluationError
 from evaluators.tasks.data import digest
 from experiments.runs.errors import UserError
-from experiments.runs.item_scores import SPLITS, append_item_scores, drop_unentered
+from experiments.runs.item_scores import append_item_scores, drop_unentered
 from experiments.runs.model_scores import Kind, ModelScores
 from experiments.runs.progress import ProgressBar
 from experiments.setup.ingredients import Ingredients
@@ -30,7 +30,7 @@ _UNREAD = "not scored: these items are private"
 class References:
     """Scores of all models but the candidates, kept in an append-only ``references.jsonl``.
 
-    Their per-item scores on selection and held-out items lie beside it (`item_scores`).
+    Their per-item scores lie beside it (`item_scores`).
 
     Args:
         ingredients: the experts, and the model that scores.
@@ -138,19 +138,16 @@ class References:
 
     def _keep_items(self, scores: ModelScores, panel: Panel, scored: Mapping[str, Score]) -> None:
         """Writes per-item scores before the model's own line, so that a line has its items."""
-        if panel.split in SPLITS:
-            append_item_scores(
-                self._path.parent,
-                panel.split,
-                len(self._known),
-                name=scores.name,
-                kind=scores.kind,
-                items={
-                    task: digest(*evaluator.items.digests)
-                    for task, evaluator in panel.evaluators.items()
-                },
-                cases={key: score.cases for key, score in scored.items()},
-            )
+        items = {task: digest(*e.items.digests) for task, e in panel.evaluators.items()}
+        append_item_scores(
+            self._path.parent,
+            panel.split,
+            len(self._known),
+            name=scores.name,
+            kind=scores.kind,
+            items=items,
+            cases={key: score.cases for key, score in scored.items()},
+        )
 
     def _models(self) -> list[tuple[str, Kind, Callable[[], Weights]]]:
         pool = self.ingredients.held

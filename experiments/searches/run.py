@@ -26,6 +26,7 @@ from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
+from experiments.searches.notes import span_warnings, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
@@ -108,7 +109,7 @@ def run_search(config: DictConfig) -> float:
     if _is_finished(run, config):
         if config.privacy:  # a crash may have come between the report and this
             destroy(run)
-        return _show(run)
+        return _show(run, config)
     with explained():
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
@@ -129,6 +130,8 @@ def run_search(config: DictConfig) -> float:
         ingredients = references.ingredients  # without what no step may read
         with explained():  # the first whole panel: an evaluator that cannot score says so here
             objective = references.bound(parts.objective)
+            for line in span_warnings(run, objective):
+                print(f"warning     {line}")
             search = references.score(ingredients.panels["search"])
             known = disclosure.start_scores(search, objective)
             start = parts.initial.plan(ingredients.held, known)
@@ -144,7 +147,7 @@ def run_search(config: DictConfig) -> float:
         write_results(outcome, tracker)
         if parts.privacy is not None:
             destroy(run)
-    return _show(run)
+    return _show(run, config)
 
 
 @contextmanager
@@ -203,7 +206,7 @@ def _conclude(
     finalists = disclosure.choose(problem, result, objective)
     plan = plan_of(problem.space, finalists[0])
     ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan))
-    recipe = write_winner(
+    recipe, notes = write_winner(
         ingredients,
         plan,
         ledger,
@@ -231,6 +234,7 @@ def _conclude(
         ledger=ledger,
         inside=inside,
         report=read_held_out(references, plan, statics),
+        notes=[*span_warnings(run, objective), *unseen_winner(finalists[0]), *notes],
     )
 
 
@@ -275,11 +279,13 @@ def _is_finished(run: Path, config: DictConfig) -> bool:
     return bool(config.privacy) or read == "all" or (asked != "all" and asked <= read)
 
 
-def _show(run: Path) -> float:
+def _show(run: Path, config: DictConfig) -> float:
     """Prints a finished run's table; returns the winner's fitness."""
     summary = read_json(run / "summary.json")
     print(table(summary))
     print(f"\nrun       {run}\nreport    {run / 'report.html'}")
     if (run / "model").exists():
         print(f"model     {run / 'model'}")
+    elif config.save_model:
+        print(f"model     not there: evomerge rebuild {run / 'recipe.json'} --out DIR writes it")
     return float(summary["fitness"])

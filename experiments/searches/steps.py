@@ -28,8 +28,9 @@ from merging.plan import Plan
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.saving.save import save_model
-from merging.saving.save_adapter import save_adapter
+from merging.saving.save_adapter import AdapterError, save_adapter
 from merging.spaces.space import SearchSpace
+from merging.weights import CheckpointError
 from search.loop.history import History, Record
 from search.loop.session import Budget, SearchFailed, SearchResult
 from search.objective import Objective
@@ -90,17 +91,32 @@ def write_winner(
     *,
     model: bool = False,
     adapter_rank: int | None = None,
-) -> Recipe:
-    """Writes the recipe; model and adapter where asked for, from files as `rebuild` does."""
+) -> tuple[Recipe, list[str]]:
+    """Writes the recipe; model and adapter where asked for, from files as `rebuild` does.
+
+    The second is what a reader has to know: why there is no adapter.
+
+    Raises:
+        CheckpointError: model or adapter cannot be written, says how the run goes on.
+    """
     pool, dtype = ingredients.pool, ingredients.machine.save_dtype
     recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     recipe.save(run / "recipe.json")
-    if model and not (out := run / "model").exists():
-        save_model(pool, plan.weights(pool, dtype=dtype), out, dtype=dtype, ledger=ledger)
-    if adapter_rank is not None and not (out := run / "adapter").exists():
-        weights = plan.weights(pool, dtype=torch.float32)
-        print(save_adapter(pool, weights, out, rank=adapter_rank, ledger=ledger))
-    return recipe
+    notes = []
+    try:
+        if model and not (out := run / "model").exists():
+            save_model(pool, plan.weights(pool, dtype=dtype), out, dtype=dtype, ledger=ledger)
+        if adapter_rank is not None and not (out := run / "adapter").exists():
+            weights = plan.weights(pool, dtype=torch.float32)
+            print(save_adapter(pool, weights, out, rank=adapter_rank, ledger=ledger))
+    except AdapterError as error:
+        notes.append(f"no adapter was written: {error}")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; the search is done and kept: the same line goes on from here, also with "
+            "save_model=false adapter_rank=null"
+        ) from error
+    return recipe, notes
 
 
 def compare_in_hull(
@@ -182,5 +198,8 @@ def write_results(outcome: SearchOutcome, tracker: Tracker) -> None:
     if (run / "model").exists():
         card = model_card(summary, outcome.recipe.to_json())
         write_text(run / "model" / "README.md", card)
-    tracker.finish(summary, [run / "recipe.json"])
+    try:
+        tracker.finish(summary, [run / "recipe.json"])
+    except Exception as error:  # whatever it was: who only watches does not keep the report back
+        log.warning("tracker: %s: %s", type(error).__name__, error)
     write_report(run)

@@ -44,6 +44,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
         "held_out": options["baselines"]["report"],
         "overlap": [line for panel in panels.values() for line in panel.dropped],
+        "notes": list(outcome.notes),
         "terms": _terms(outcome.objective),
         "constraint": constraint_of(outcome.objective),
         "models": [model.to_json() for model in models],

@@ -14,7 +14,7 @@ from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
 from evaluators.tries import tries
-from experiments.setup import assemble
+from experiments.setup import assemble, in_hull
 from experiments.setup.assemble import Machine
 from experiments.setup.dry_run import check_merges, check_panels
 from experiments.setup.execution import WorkerSpec
@@ -109,6 +109,8 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     # their weights are read. Where to start is known only once experts have been scored.
     all_alike = StartScores(dict.fromkeys(pool.expert_names, 0.0), lambda name, plan: 0.0)
     trial = Problem.open(config, pool, parts.initial.plan(pool, all_alike), config.seed)
+    if in_hull.has_companion(config, trial.space):
+        in_hull.open_companion(config, pool)
     first = trial.space.decode(trial.space.first())
     check_merges(first, pool)
     if config.adapter_rank is not None:

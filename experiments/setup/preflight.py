@@ -8,6 +8,7 @@ import torch
 
 from evaluators.engine.engine import Engine
 from evaluators.panel import Panel
+from evaluators.requests import EvaluationError, TransientFailure
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.setup.common_items import CommonItems
@@ -89,7 +90,10 @@ def _time_panel(engine: Engine, panel: Panel) -> float:
         spread = np.linspace(0, len(requests) - 1, min(_SAMPLE, len(requests)))
         sample = [requests[int(i)] for i in spread]
         began = time.perf_counter()
-        engine.run(sample)
+        try:
+            engine.run(sample)
+        except (EvaluationError, TransientFailure) as error:
+            raise ValueError(f"{panel.split} items: {error}") from error
         total += (time.perf_counter() - began) * len(requests) / len(sample)
     return total
 

@@ -182,6 +182,11 @@ def _check_objective(
             f"privacy=differences releases differences of pairs, the strategy asks for {asked}: "
             "choose strategy=dp_zo, or privacy=means"
         )
+    if (config.budget.evaluations or asked) < asked:
+        raise ValueError(
+            f"privacy=differences: budget.evaluations={config.budget.evaluations} ends before the "
+            f"first step of {asked} candidates is told: raise it to {asked}"
+        )
     if config.choose == "second_look":
         raise ValueError(
             "privacy=differences: no candidate has a fitness of its own to be chosen by: choose="

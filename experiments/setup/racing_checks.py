@@ -61,6 +61,12 @@ def check_racing(
             f"{given}: {strategy} asks for {least} candidate at a time, which has none to race "
             f"with: set racing.against_best=true, or {remedy}"
         )
+    if (config.budget.evaluations or asked) < asked:
+        raise ValueError(
+            f"{given}: budget.evaluations={config.budget.evaluations} ends within the first "
+            f"generation of {asked}, perhaps before anyone was asked all items: raise it to "
+            f"{asked}, or {remedy}"
+        )
     if config.get("asynchronous"):
         raise ValueError(
             f"{given}: asynchronous=true tells every outcome as it comes, a race is decided by "

@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.directory import make_run
-from experiments.runs.item_scores import SPLITS, cases_path
+from experiments.runs.item_scores import cases_path
+from experiments.runs.model_scores import SPLITS
 from search.loop import jsonl
 
 _KINDS = ("base", "expert")

@@ -23,6 +23,10 @@ _PREFIX = "base_model.model."
 _REMEDY = "save the full model instead, with save_model"
 
 
+class AdapterError(CheckpointError):
+    """A merge that no adapter can hold, whatever there is room for."""
+
+
 @dataclass(frozen=True)
 class SavedAdapter:
     """What an adapter keeps of a merged model.
@@ -65,8 +69,9 @@ def save_adapter(
         ledger: what its private data cost, for ``privacy.json``; see `save_model`.
 
     Raises:
-        CheckpointError: `out` holds something or cannot be written; a changed tensor is tied or
-            belongs to no single layer; the merge changes no matrix, or has another depth.
+        AdapterError: a changed tensor is tied or belongs to no single layer; the merge changes no
+            matrix, or has another depth.
+        CheckpointError: `out` holds something or cannot be written.
         ValueError: the rank is below 1.
     """
     if rank < 1:
@@ -100,19 +105,19 @@ def check_adapter(pool: ExpertPool, weights: Weights) -> None:
     Of `weights`, a merge of the kind that is to be saved, only names are read.
 
     Raises:
-        CheckpointError: the experts change a tensor that is tied or belongs to no single layer,
+        AdapterError: the experts change a tensor that is tied or belongs to no single layer,
             or the merge has other tensors than the experts change.
     """
     _check_names(pool, weights)
     for name in pool.names:
         reason = _refusal(pool, name)
         if reason and bool(pool.deltas(name).any()):
-            raise CheckpointError(f"no adapter can hold {name}, {reason}: {_REMEDY}")
+            raise AdapterError(f"no adapter can hold {name}, {reason}: {_REMEDY}")
 
 
 def _check_names(pool: ExpertPool, weights: Weights) -> None:
     if odd := sorted(set(weights) ^ set(pool.names)):
-        raise CheckpointError(
+        raise AdapterError(
             f"the merged model has other tensors than the experts change ({listing(odd)}), which "
             f"no adapter of {pool.base.source} can hold: {_REMEDY}"
         )
@@ -159,9 +164,9 @@ class _Draft:
             self.tensors[form.format(f"{_PREFIX}{layer}.", side)] = factor.cpu().contiguous()
 
     def saved(self) -> SavedAdapter:
-        """Returns what the adapter keeps; raises CheckpointError where it has no factors."""
+        """Returns what the adapter keeps; raises AdapterError where it has no factors."""
         if not self._squares:
-            raise CheckpointError(
+            raise AdapterError(
                 "the merged model changes no matrix of the base, so there is nothing for an "
                 f"adapter of rank {self._rank} to hold: {_REMEDY}"
             )
@@ -224,7 +229,7 @@ def _changes(pool: ExpertPool, name: str, merged: Tensor) -> bool:
     if torch.equal(merged.to(base.dtype), base):
         return False
     if reason := _refusal(pool, name):
-        raise CheckpointError(f"no adapter can hold {name}, {reason}: {_REMEDY}")
+        raise AdapterError(f"no adapter can hold {name}, {reason}: {_REMEDY}")
     return True
 
 

@@ -277,8 +277,8 @@ class Session(Generic[G]):
         if not self._best.ids and self._records:
             if len(failed) < len(self._originals):
                 raise SearchFailed(
-                    "the budget ended before a candidate was asked all items: raise "
-                    "budget.evaluations or budget.seconds to a whole generation at least"
+                    "the budget ended before a candidate was asked all items: begin another run "
+                    "with budget.evaluations or budget.seconds for a whole generation at least"
                 )
             raise SearchFailed(
                 f"no candidate could be scored; candidate {failed[0].id}: {failed[0].failure}"

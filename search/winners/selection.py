@@ -100,7 +100,7 @@ def second_look(
 
     The winner has the best fitness on selection items (several objectives: the best mean of
     them); of equals the one with the better fitness on search items, then the lower id. Failed
-    finalists come last.
+    finalists come last, so that where all have failed the search items decide.
 
     Args:
         objective: the search's, bound to the references on selection items.
@@ -108,17 +108,12 @@ def second_look(
 
     Raises:
         HistoryError: the file belongs to another search.
-        SearchFailed: there is no finalist that could be scored.
+        SearchFailed: no record has a fitness.
     """
     looked = look(finalists(records, k), evaluate, objective, path)
     ranked = sorted(looked, key=_rank)
     if not ranked:
         raise SearchFailed("the search has no candidate with a fitness; there is no winner")
-    if ranked[0].selection is None:
-        raise SearchFailed(
-            f"all {len(ranked)} finalists failed on the selection items; candidate "
-            f"{ranked[0].id}: {ranked[0].failure}"
-        )
     return ranked
 
 

@@ -243,8 +243,8 @@ class Fleet:
             if task.losses >= _LOSSES:
                 raise UserError(
                     f"a candidate has cost {task.losses} workers, the last: {reason}; "
-                    "look at the memory of the nodes, or set together=null or fewer "
-                    "execution.workers"
+                    "look at the memory of the nodes, set fewer execution.workers, or begin "
+                    "another run with together=null"
                 )
         if not seat.ready:
             seat.losses += 1

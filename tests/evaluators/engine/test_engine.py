@@ -115,7 +115,7 @@ def test_out_of_memory_with_one_row_is_a_failure(llama: Resident) -> None:
     engine = Engine(llama, batch_tokens=4096)
     with (
         _Memory(rows=0),
-        pytest.raises(TransientFailure, match="out of memory with one row per batch; take short"),
+        pytest.raises(TransientFailure, match="out of memory with one row per batch: free some"),
     ):
         engine.run(random_requests(1, 16, 30))
     assert engine.batch_tokens == 4096  # the next candidate gets the whole budget again

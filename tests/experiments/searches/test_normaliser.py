@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -66,4 +67,35 @@ def test_items_on_which_no_expert_is_better_do_not_cost_the_search(
     evolved = models["evolved"]
     assert summary["optimism"] == pytest.approx(
         evolved["search"]["fitness"][0] - evolved["report"]["fitness"][0]
+    )
+
+
+def test_a_span_that_may_be_luck_is_said_before_the_search_and_after_it(
+    shell: Shell, world: Path
+) -> None:
+    rng = np.random.default_rng(6)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    words = ["".join(rng.choice(rng.choice(letters, 3), 60)) for _ in range(30)]
+    data = Path("noise.jsonl").resolve()
+    data.write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
+    line = overrides(world, *SHORT[1:], "objective.normalize=expert", "out=run", "baselines=none")
+    line.append(f"search_on.text.data={data}")
+    first = shell.run("search", *line)
+    assert first.code == 0, first.stderr
+    warning = next(each for each in first.stdout.splitlines() if "not clearly better" in each)
+    items = read_item_scores(Path("run"), "search")
+    summary = json.loads(Path("run/summary.json").read_text())
+    (term,) = summary["terms"]
+    base, best = (
+        items[key].cases[term["key"]] for key in (("base", "base"), ("expert", term["ends"][1]))
+    )
+    error = float(np.std(best - base, ddof=1)) / 30**0.5
+    assert term["span"] < 2 * error
+    assert f"{math.ceil(30 * (2 * error / term['span']) ** 2)} such items would do" in warning
+    (note,) = summary["notes"]
+    assert warning == f"warning     {note}"
+    Path("run/report.html").unlink()
+    assert warning in shell.run("search", *line).stdout.splitlines(), "from an earlier start"
+    assert (
+        shell.run("search", *line, "objective.normalize=raw", "out=raw").stdout.count("luck") == 0
     )

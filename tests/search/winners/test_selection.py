@@ -91,12 +91,13 @@ def test_failed_finalists_come_last(tmp_path: Path) -> None:
     assert [(f.id, f.failure) for f in again] == [(f.id, f.failure) for f in ranked]
 
 
-def test_no_finalist_that_can_be_scored_is_an_error(tmp_path: Path) -> None:
+def test_where_all_finalists_fail_the_search_items_decide(tmp_path: Path) -> None:
     def evaluate(candidate: Record) -> Scores:
-        raise EvaluationError("out of memory")
+        raise EvaluationError("no finite score")
 
-    with pytest.raises(SearchFailed, match=r"all 2 finalists failed .* 1: out of memory"):
-        second_look(RECORDS, 2, evaluate, ONE, tmp_path / "finalists.jsonl")
+    ranked = second_look(RECORDS, 3, evaluate, ONE, tmp_path / "finalists.jsonl")
+    assert [f.id for f in ranked] == [record.id for record in finalists(RECORDS, 3)]
+    assert {(f.failure, f.selection) for f in ranked} == {("no finite score", None)}
     with pytest.raises(SearchFailed, match="no candidate with a fitness; there is no winner"):
         second_look([record(0)], 2, evaluate, ONE, tmp_path / "none.jsonl")
 

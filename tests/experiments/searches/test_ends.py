@@ -1,0 +1,87 @@
+"""A search that is done ends with winner and report; what a message advises keeps the run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluators import tries
+from experiments.searches import certificate
+from experiments.searches.tracking import NoTracker
+from merging.saving import save
+from tests import builders
+from tests.experiments.local import EXPERTS, overrides, write_texts
+from tests.experiments.refusals import Shell
+
+SHORT = ("baselines=none", "in_hull=null", "strategy=random", "out=run", "budget.evaluations=3")
+
+
+class Offended(NoTracker):
+    """A tracker that fails when all is done."""
+
+    def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
+        raise LookupError("the server has forgotten this run")
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    """A base with LoRA experts, whose merges an adapter can hold, and texts."""
+    root = tmp_path / "adapters"
+    base = builders.llama(root / "base")
+    for seed, name in enumerate(EXPERTS):
+        builders.lora_adapter(root / f"base-{name}", base, rank=2, seed=seed)
+    for i, split in enumerate(("search", "selection", "report")):
+        write_texts(root / f"{split}.jsonl", first=100 * i)
+    return root
+
+
+def test_what_fails_after_the_search_is_a_sentence(
+    shell: Shell, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(certificate, "measure", full)
+    nothing = ("space.bounds={weight: [-1e-30, 1e-30]}", "space.start={weight: 0}")
+    tracker = f"tracker._target_={__name__}.Offended"
+    line = overrides(adapters, *SHORT, *nothing, tracker, "adapter_rank=4", "save_model=false")
+    ended = shell.run("search", *line)
+    assert ended.code == 0, ended.stderr
+    assert "tracker: LookupError: the server has forgotten this run" in ended.stderr
+    summary = json.loads(Path("run/summary.json").read_text())
+    (note,) = summary["notes"]
+    assert note.startswith("no adapter was written: the merged model changes no matrix of the ba")
+    assert f"note: {note}" in ended.stdout
+    assert note[3:] in Path("run/report.html").read_text()
+    assert "CUDA out of memory" in summary["certificate"]["sentences"][0]
+
+
+def test_remedies_go_on_with_the_same_run(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "PAUSES_S", (0.0,))
+    line = overrides(world, *SHORT)
+    stopped = shell.run("search", *line, "timeout_s=1e-9")
+    assert stopped.code == 2
+    assert "the limit is 1e-09 s: raise timeout_s" in stopped.messages[-1]
+    with monkeypatch.context() as disk:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        disk.setattr(save, "save_file", lambda *_, **__: (_ for _ in ()).throw(full))
+        stopped = shell.run("search", *line)
+    assert stopped.code == 2
+    assert "No space left on device" in stopped.messages[-1]
+    assert "also with save_model=false adapter_rank=null" in stopped.messages[-1]
+    history = Path("run/history.jsonl").read_bytes()
+    assert not Path("run/summary.json").exists()
+    assert shell.run("search", *line, "save_model=false", "adapter_rank=null").code == 0
+    assert Path("run/history.jsonl").read_bytes() == history
+    shown = shell.run("search", *line)
+    assert shown.code == 0
+    assert "evomerge rebuild run/recipe.json --out DIR writes it" in shown.stdout

@@ -61,7 +61,7 @@ def test_items_are_read_back_by_kind_and_name(tmp_path):
     assert list(found["static", "ties"].cases) == ["code/acc"]
     assert found["static", "ties"].cases["code/acc"].tolist() == [0.25, 1.25]
     assert list(read_item_scores(tmp_path, "selection")) == [("evolved", "evolved")]
-    assert not cases_path(tmp_path, "search").exists()
+    assert list(read_item_scores(tmp_path, "search")) == [("base", "base")]
 
 
 def test_equal_runs_have_equal_bytes_and_a_second_start_adds_nothing(tmp_path):
@@ -69,7 +69,7 @@ def test_equal_runs_have_equal_bytes_and_a_second_start_adds_nothing(tmp_path):
         (tmp_path / name).mkdir()
         scored(tmp_path / name, *MODELS)
     scored(tmp_path / "b", *MODELS)
-    for split in ("report", "selection"):
+    for split in ("search", "report", "selection"):
         first, second = (cases_path(tmp_path / name, split).read_bytes() for name in ("a", "b"))
         assert first == second
 

@@ -200,6 +200,5 @@ def write_results(outcome: SearchOutcome, tracker: Tracker) -> None:
         write_text(run / "model" / "README.md", card)
     try:
         tracker.finish(summary, [run / "recipe.json"])
-    except Exception as error:  # whatever it was: who only watches does not keep the report back
-        log.warning("tracker: %s: %s", type(error).__name__, error)
-    write_report(run)
+    finally:  # who only watches does not keep the report back
+        write_report(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evaluators.requests import EvaluationError, TransientFailure
+from evaluators.requests import EvaluationError, TransientFailure, is_out_of_memory
 from experiments.reports.table import table
 from experiments.runs.directory import (
     check_ingredients,
@@ -157,6 +157,13 @@ def _ended(run: Path, execution: Execution) -> Iterator[None]:
         yield
     except _EXPLAINED as error:
         raise UserError(f"{error} (run directory {run})") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0]}): free some, then run the same command "
+            f"again (run directory {run})"
+        ) from error
     finally:
         execution.close()
 

@@ -98,7 +98,7 @@ class Adapter:
         """
         config = _read_config(path)
         _warn_of_other_base(source, config, base)
-        files = WeightFiles.find(path, "adapter_model")
+        files = WeightFiles.find(path, adapter=True)
         factors, copies = _sort(source, files, config, base)
         if not factors and not copies:
             raise CheckpointError(f"{files.files[0]} holds no adapter weights")

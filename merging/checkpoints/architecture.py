@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
+from merging.checkpoints.weight_files import is_adapter, models_inside
 from merging.weights import CheckpointError
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
@@ -27,12 +28,14 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
             the repository's own is wanted and not trusted; quantised weights.
     """
     file = path / "config.json"
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path} is a PEFT adapter, no whole checkpoint; use it as an expert of its base"
+        )
     if not file.is_file():
-        if (path / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{path} is a PEFT adapter, no whole checkpoint; use it as an expert of its base"
-            )
-        raise CheckpointError(f"{path} has no config.json; expected a Hugging Face checkpoint")
+        raise CheckpointError(
+            f"{path} has no config.json; expected a Hugging Face checkpoint{models_inside(path)}"
+        )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         kind = raw.get("model_type")
@@ -43,11 +46,11 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
             f"{path} wants to run code of its own (auto_map in config.json); "
             "read that code, then set trust_remote_code to true"
         )
-    if "quantization_config" in raw:
-        raise CheckpointError(
-            f"{path} is quantised (quantization_config in config.json); "
-            "use the checkpoint in full precision"
-        )
+    for key in ("quantization_config", "quantization"):  # the second is MLX's
+        if key in raw:
+            raise CheckpointError(
+                f"{path} is quantised ({key} in config.json); use the checkpoint in full precision"
+            )
     try:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code

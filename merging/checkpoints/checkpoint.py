@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from merging.checkpoints import naming
@@ -31,7 +30,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tok
 class Checkpoint(LazyWeights):
     """Weights of one checkpoint by the names of its module's ``state_dict``; data read on access.
 
-    Tied tensors appear once, under the first of their names. Tensors keep the dtype of the file.
+    Tied tensors appear once, under the first of their names; as in transformers, tensors are tied
+    that the configuration ties and the file does not hold with different values. Tensors keep the
+    dtype of the file.
     Where transformers renames tensors between file and module, names are the module's; where it
     converts them (Mixtral fuses its experts), the weights are loaded through the class and held.
 
@@ -39,7 +40,11 @@ class Checkpoint(LazyWeights):
         source: as the user named it.
         path: its directory on this machine.
         skeleton: its class without data, on the meta device.
+        stored: the tensors by the names of the files.
         file_names: module name -> name in the file, in the module's order; None where converted.
+        unused: names in the file that the class is known not to read: heads of multi-token
+            prediction, towers that another class has.
+        trusted: whether code that the repository brings may run.
     """
 
     def __init__(
@@ -49,17 +54,22 @@ class Checkpoint(LazyWeights):
         config: PreTrainedConfig,
         architecture: type[PreTrainedModel],
         *,
-        encoder: bool,
+        encoder: bool = False,
+        trusted: bool = False,
     ):
         self.source, self.path = source, path
         self.config, self.architecture = config, architecture
         self.skeleton = naming.skeleton(architecture, config)
+        self.trusted = trusted
         self._encoder = encoder
-        self._files = WeightFiles.find(path)
+        self.stored = WeightFiles.find(path)
         self._absent: tuple[str, ...] = ()
-        names = naming.match(self.skeleton, self._files)
+        names = naming.match(self.skeleton, self.stored)
+        self.unused = tuple(
+            naming.unused(self.skeleton, self.stored) if names is None else names.unused
+        )
         self.file_names = None if names is None else self._settle(names)
-        self._weights: Mapping[str, Tensor] = self._files
+        self._weights: Mapping[str, Tensor] = self.stored
         if self.file_names is None:
             logger.info("%s: transformers converts its tensors, so all are loaded", source)
             self._weights = self._load_all()
@@ -90,7 +100,7 @@ class Checkpoint(LazyWeights):
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)
         architecture = architecture_of(path, config, encoder=encoder)
-        return cls(source, path, config, architecture, encoder=encoder)
+        return cls(source, path, config, architecture, encoder=encoder, trusted=trust_remote_code)
 
     @cached_property
     def sha256(self) -> str:
@@ -100,7 +110,7 @@ class Checkpoint(LazyWeights):
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files."""
-        return self._files.files
+        return self.stored.files
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -122,13 +132,13 @@ class Checkpoint(LazyWeights):
         """Returns a tensor's shape without reading it."""
         if self.file_names is None:
             return self._weights[name].shape
-        return self._files.shape(self._keys[name])
+        return self.stored.shape(self._keys[name])
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns a tensor's dtype in the file without reading it."""
         if self.file_names is None:
             return self._weights[name].dtype
-        return self._files.dtype(self._keys[name])
+        return self.stored.dtype(self._keys[name])
 
     def _tensor(self, name: str) -> Tensor:
         return self._weights[self._keys[name]]
@@ -158,20 +168,25 @@ class Checkpoint(LazyWeights):
         missing, extra = names.missing, names.extra
         if self._encoder:
             inside = f"{self.architecture.base_model_prefix}."
-            if any(name.startswith(inside) for name in self._files):
+            if any(name.startswith(inside) for name in self.stored):
                 extra = [name for name in extra if name.startswith(inside)]
             if not any(name.startswith(POOLER) for name in names.keys):
                 self._absent = tuple({POOLER[:-1] for n in missing if n.startswith(POOLER)})
                 missing = [name for name in missing if not name.startswith(POOLER)]
         self._refuse_names(missing, extra)
+        own = {}
         for name, first, second in names.twins:
-            if not same_bytes(self._files[first], self._files[second]):
+            if same_bytes(self.stored[first], self.stored[second]):
+                continue
+            if not naming.untie(self.skeleton, name):
                 raise CheckpointError(
-                    f"{self.source} unties {second} from {first}: its configuration says that "
-                    f"both are one tensor ({name}), but the values differ; "
-                    "set tie_word_embeddings to false in its config.json if they should"
+                    f"{self.source} holds {first} and {second} with different values, which are "
+                    f"one tensor of {self.architecture.__name__} ({name}); "
+                    "leave out the one that is not meant"
                 )
-        return names.keys
+            own[name] = second
+        keys = names.keys | own
+        return {name: keys[name] for name in self.skeleton.state_dict() if name in keys}
 
     def _refuse_names(self, missing: list[str], extra: list[str]) -> None:
         kind = self.architecture.__name__
@@ -205,47 +220,65 @@ class Checkpoint(LazyWeights):
     def _load_all(self) -> dict[str, Tensor]:
         dtype = self.config.dtype
         if not isinstance(dtype, torch.dtype):
-            dtype = self._files.dtype(next(iter(self._files)))
+            dtype = self.stored.dtype(next(iter(self.stored)))
         module, report = self._load(dtype)
-        missing = sorted(name for name in report["missing_keys"] if name not in self.aliases)
+        aliases = naming.tied(module)
+        for alias in set(naming.tied(self.skeleton)) - set(aliases):
+            naming.untie(self.skeleton, alias)
+        missing = sorted(name for name in report["missing_keys"] if name not in aliases)
         mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
         self._refuse_names(missing + mismatched, sorted(report["unexpected_keys"]))
-        return {n: t for n, t in module.state_dict().items() if n not in self.aliases}
+        return {n: t for n, t in module.state_dict().items() if n not in aliases}
 
     def _load(self, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
-        """Loads through the class; the global random state is left alone.
+        """Loads the tensors of `stored` through the class.
 
-        Quietly: `_settle` has compared the names already, and refused more than a report would.
+        By name and value, not by path: transformers would choose among the files by itself, and
+        attach an adapter that lies beside them. Opened anew: the module's parameters lie in the
+        file's pages where dtypes agree, and what is written there must not be read as the base's.
         """
-        pickled = self._files.pickled
-        return load(
-            self.architecture,
-            copy.deepcopy(self.config),
-            dtype,
-            path=self.path if pickled is None else None,
-            state=None if pickled is None else dict(pickled),
-        )
+        files = WeightFiles.find(self.path)
+        state = {name: files[name] for name in files if name not in self.unused}
+        return load(self.architecture, self.config, dtype, self.path, state)
 
 
 def load(
     architecture: Any,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    *,
-    path: Path | None = None,
-    state: dict[str, Tensor] | None = None,
+    path: Path,
+    state: dict[str, Tensor],
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns a new module, and transformers' report of what it found; says nothing itself.
 
-    Its weights are those of the files in `path`, or `state`, by the names that a file would have.
+    Quietly: names are compared before, and more refused than a report would. The global random
+    state is left alone.
+
+    Args:
+        path: directory of its generation settings.
+        state: its weights by the names that a file would have.
     """
-    options: dict[str, Any] = {"config": config, "dtype": dtype}
-    if state is not None:
-        options["state_dict"] = state
     with torch.random.fork_rng(devices=[]), quiet_transformers():
-        loaded = architecture.from_pretrained(path, output_loading_info=True, **options)
+        loaded = architecture.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            generation_config=_generation_config(path),
+            output_loading_info=True,
+        )
     module, report = loaded
     return module, report
+
+
+def _generation_config(path: Path) -> GenerationConfig:
+    """Returns the settings beside a model, as transformers finds them: BART's in config.json."""
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            path, config_file_name="config.json", _from_model_config=True
+        )
 
 
 @contextmanager

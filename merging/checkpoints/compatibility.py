@@ -3,11 +3,13 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
 from merging.checkpoints.architecture import POOLER
 from merging.checkpoints.checkpoint import Checkpoint, same_bytes
+from merging.checkpoints.inputs import differences
 from merging.checkpoints.naming import listing
 from merging.weights import CheckpointError, Weights
 
@@ -90,6 +92,22 @@ def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedCon
             logger.warning(
                 "%s has %s=%s, the merged model keeps the base's %s", expert, field, own, wanted
             )
+
+
+def warn_of_inputs(base: Checkpoint, name: str, source: str, path: Path) -> None:
+    """Warns where an expert reads other tokens or images than the base, whose files are kept."""
+    try:
+        found = list(differences(base.path, path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = [f"files of its tokenizer in an unknown form ({error!r})"]
+    if found:
+        logger.warning(
+            "expert %r (%s) has %s; tokenizer, template and preprocessing of the merged model are "
+            "the base's: use experts that were trained with these",
+            name,
+            source,
+            "; ".join(found),
+        )
 
 
 def check_tensors(base: Checkpoint, name: str, expert: Checkpoint) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -93,3 +93,14 @@ class CheckpointExpert:
 def held(weights: Weights, device: torch.device) -> dict[str, Tensor]:
     """Returns copies on `device`: a memory-mapped file may change or vanish under a long run."""
     return {name: weights[name].to(device, copy=True) for name in weights}
+
+
+def task_vector(
+    expert: Expert, base: Weights, names: Iterable[str], device: torch.device
+) -> Iterator[Tensor]:
+    """Yields expert minus base of one tensor after the other, ``(*shape)`` float32."""
+    for name in names:
+        origin = base[name].to(device).float()
+        delta = torch.empty(origin.shape, device=device)
+        expert.fill(name, origin, delta)
+        yield delta

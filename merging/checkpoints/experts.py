@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,17 @@ from merging.checkpoints import classifiers, compatibility
 from merging.checkpoints.adapters import Adapter
 from merging.checkpoints.architecture import is_classifier_config, read_config
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.expert import CheckpointExpert, Expert, held
+from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vector
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
 from merging.checkpoints.weight_files import is_adapter
-from merging.rules.cache import LARGE, ExpertTensor, ParameterStack, TensorCache
+from merging.rules.cache import (
+    LARGE,
+    ExpertTensor,
+    ModelMagnitudes,
+    ParameterStack,
+    TensorCache,
+)
 from merging.weights import CheckpointError, LazyWeights, Weights
 
 logger = logging.getLogger(__name__)
@@ -94,6 +100,7 @@ class ExpertPool:
             compatibility.check_config(root, name, experts[name], config)
         opened: dict[str, Expert] = {}
         for name, source in experts.items():
+            compatibility.warn_of_inputs(root, name, source, paths[name])
             if name in configs:
                 expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
                 compatibility.check_tensors(root, name, expert)
@@ -177,10 +184,22 @@ class ExpertPool:
     def _large(self) -> bool:
         return any(self.base.shape(name).numel() >= LARGE for name in self.names)
 
+    @cached_property
+    def _whole(self) -> dict[str, ModelMagnitudes]:
+        """The experts' whole task vectors by their identity."""
+        given = self._base_weights, self.names, self.device  # not the pool: that would be a cycle
+        experts = {expert.sha256: expert for expert in self.experts.values()}
+        return {
+            identity: ModelMagnitudes(identity, partial(task_vector, expert, *given), self._cache)
+            for identity, expert in experts.items()
+        }
+
     def _expert_tensor(self, name: str, base: Tensor, expert: Expert) -> ExpertTensor:
+        whole = (self._all or self)._whole[expert.sha256]
+        shared = base, torch.float32, self._cache, whole
         if isinstance(expert, CheckpointExpert):
             own = expert.tensor(name, base)
-            return ExpertTensor(name, expert.sha256, own, True, base, torch.float32, self._cache)
+            return ExpertTensor(name, expert.sha256, own, True, *shared)
 
         def delta() -> Tensor:
             out = torch.empty(base.shape, dtype=torch.float32, device=self.device)
@@ -190,7 +209,7 @@ class ExpertPool:
         key = (name, expert.sha256, "delta")
         kept = self._cache.get(key, 4 * base.numel(), delta) if self._cache else None
         stored = delta() if kept is None else kept
-        return ExpertTensor(name, expert.sha256, stored, False, base, torch.float32, self._cache)
+        return ExpertTensor(name, expert.sha256, stored, False, *shared)
 
     def cached(self, name: str, kind: str, compute: Callable[[], float]) -> float:
         """Returns a number that follows from a parameter of base and experts.

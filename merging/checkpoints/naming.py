@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from merging.grouping import layer_of
+
 # Buffers that older releases saved and today's modules compute.
 _LEGACY = re.compile(
     r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|embeddings\.position_ids"
@@ -23,14 +25,17 @@ class Naming:
 
     Args:
         keys: module name, tied aliases left out -> name in the file; in the module's order.
-        twins: (module name, first file name, second file name): a tied tensor stored twice.
+        twins: (module name, first file name, second file name): what should be one tensor, stored
+            twice; the second is that of a tied alias, or an older name beside today's.
         missing: names of the module alone; `extra`: of the file alone.
+        unused: of the file alone, and meant to be: the class is known not to read them.
     """
 
     keys: dict[str, str] = field(default_factory=dict)
     twins: list[tuple[str, str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
 
 def skeleton(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -50,6 +55,17 @@ def tied(module: nn.Module) -> dict[str, str]:
     return aliases
 
 
+def untie(module: nn.Module, alias: str) -> bool:
+    """Gives a tied parameter a tensor of its own; returns whether the class can hold both."""
+    if alias not in tied(module):
+        return False
+    owner, _, name = alias.rpartition(".")
+    parent = module.get_submodule(owner)
+    own = nn.Parameter(torch.empty_like(module.get_parameter(alias)), requires_grad=False)
+    setattr(parent, name, own)
+    return alias not in tied(module)  # two names of one layer stay one
+
+
 def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
     """Returns the naming, or None where transformers converts tensors and not only their names.
 
@@ -61,23 +77,44 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
         return None
     state = module.state_dict()
     naming = Naming()
-    by_name: dict[str, list[str]] = {}
-    aliases = tied(module)
+    stored: dict[str, str] = {}  # module name, aliases included -> file name
     for file_name, name in renamed.items():
-        if name in state:
-            by_name.setdefault(aliases.get(name, name), []).append(file_name)
-        elif not _LEGACY.search(file_name) and not _ignored(module, name):
-            naming.extra.append(file_name)
+        if name not in state:
+            _place_unknown(module, file_name, name, naming)
+        elif name in stored:
+            naming.twins.append((name, stored[name], file_name))
+        else:
+            stored[name] = file_name
+    aliases = tied(module)
     for name in state:
         if name in aliases:
             continue
-        if name not in by_name:
+        group = [name, *(alias for alias, kept in aliases.items() if kept == name)]
+        held = [each for each in group if each in stored]
+        if not held:
             naming.missing.append(name)
             continue
-        first, *others = by_name[name]
-        naming.keys[name] = first
-        naming.twins.extend((name, first, other) for other in others)
+        first, *others = held
+        naming.keys[name] = stored[first]
+        naming.twins.extend((other, stored[first], stored[other]) for other in others)
     return naming
+
+
+def unused(module: PreTrainedModel, file_names: Iterable[str]) -> list[str]:
+    """Returns the names of a file that the class is known not to read, found by these names."""
+    naming = Naming()
+    state = module.state_dict()
+    for name in file_names:
+        if name not in state:
+            _place_unknown(module, name, name, naming)
+    return naming.unused
+
+
+def _place_unknown(module: PreTrainedModel, file_name: str, name: str, naming: Naming) -> None:
+    if _LEGACY.search(file_name):
+        return
+    known = _ignored(module, name) or _ignored(module, file_name) or _predicts(module, name)
+    (naming.unused if known else naming.extra).append(file_name)
 
 
 def listing(names: Sequence[str]) -> str:
@@ -89,6 +126,14 @@ def listing(names: Sequence[str]) -> str:
 def _ignored(module: PreTrainedModel, name: str) -> bool:
     patterns: Iterable[str] = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _predicts(module: PreTrainedModel, name: str) -> bool:
+    """Whether it lies in a layer behind the last, as configurations count those of MTP heads."""
+    config, position = module.config.get_text_config(), layer_of(name)
+    layers = getattr(config, "num_hidden_layers", None)
+    promised = getattr(config, "num_nextn_predict_layers", None)
+    return bool(position and layers and promised and position[1] >= layers)
 
 
 def _renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] | None:

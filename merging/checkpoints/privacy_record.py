@@ -231,5 +231,4 @@ def _weights_sha256(directory: Path) -> str:
     """Returns the identity of the weight files of a checkpoint or an adapter, or of statistics."""
     if not any((directory / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
         return files_sha256(sorted(directory.glob("*.safetensors")))
-    stem = "adapter_model" if is_adapter(directory) else "model"
-    return files_sha256(WeightFiles.find(directory, stem).files)
+    return files_sha256(WeightFiles.find(directory, adapter=is_adapter(directory)).files)

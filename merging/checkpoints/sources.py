@@ -1,15 +1,30 @@
 """From what a user names, a directory or a Hugging Face id, to a directory on this machine."""
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from merging.checkpoints.weight_files import holds_weights
 from merging.weights import CheckpointError
 
-_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.py", "LICENSE*")
-_IGNORED = ("*/*", "consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin")
+_SMALL = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.bpe",
+    "*.vocab",
+    "*.jinja",
+    "*.md",
+    "*.py",
+    "LICENSE*",
+)
+_IGNORED = ("consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin", "optimizer*")
 
 
 def resolve(source: str, revision: str | None = None) -> Path:
@@ -36,20 +51,31 @@ def resolve(source: str, revision: str | None = None) -> Path:
     return _fetch(source, revision)
 
 
+def modules(directory: Path) -> list[str]:
+    """Returns the folders that sentence-transformers' ``modules.json`` makes part of the model."""
+    try:
+        listed = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+        return [Path(module["path"]).parts[0] for module in listed if module["path"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _fetch(source: str, revision: str | None) -> Path:
     """Downloads safetensors; pickles only where a repository has nothing else."""
+
+    def download(*patterns: str, ignored: Sequence[str] = _IGNORED) -> Path:
+        found = snapshot_download(
+            source, revision=revision, allow_patterns=[*patterns], ignore_patterns=[*ignored]
+        )
+        return Path(found)
+
     try:
         for weights in ("*.safetensors", "*.bin"):
-            path = Path(
-                snapshot_download(
-                    source,
-                    revision=revision,
-                    allow_patterns=[*_SMALL, weights],
-                    ignore_patterns=list(_IGNORED),
-                )
-            )
-            if any(path.glob(weights)):
+            path = download(*_SMALL, weights, ignored=("*/*", *_IGNORED))
+            if holds_weights(path):
                 break
+        if folders := modules(path):
+            download(*(f"{folder}/*" for folder in folders))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         offline = " while HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         at = f" at revision {revision}" if revision else ""

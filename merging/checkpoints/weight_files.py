@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from torch import Tensor
 
 from merging.weights import CheckpointError, LazyWeights
 
+# What a checkpoint in full precision is made of: no float8, no integers that hold several numbers.
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -30,8 +32,14 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin"}
+# Names in the order in which transformers and peft look for them; nothing else is ever opened.
+_WHOLE = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -56,40 +64,34 @@ class WeightFiles(LazyWeights):
         for file in files if weights is None else ():
             self._entries.update(_read_header(file))
         for name, tensor in (weights or {}).items():
+            if tensor.dtype not in _DTYPES.values():
+                raise _quantised(files[0], name, str(tensor.dtype))
             self._entries[name] = _Entry(files[0], tensor.shape, tensor.dtype)
         super().__init__(self._entries)
 
     @classmethod
-    def find(cls, directory: Path, stem: str = "model") -> WeightFiles:
-        """Returns the weights of `directory`; reads headers only.
+    def find(cls, directory: Path, *, adapter: bool = False) -> WeightFiles:
+        """Returns the weights of `directory`, or of the adapter there; reads headers only.
 
-        `stem` is ``model``, or ``adapter_model`` for an adapter.
+        Of several sets it is the one that transformers, or peft, loads; what else lies there is
+        left alone.
 
         Raises:
-            CheckpointError: no weights, a missing shard, a truncated or corrupt file, or a pickle
-                that needs more than ``weights_only``.
+            CheckpointError: no weights, a missing shard, a truncated or corrupt file, a pickle
+                that needs more than ``weights_only``, or numbers of too few bits to merge.
         """
-        index = directory / f"{stem}.safetensors.index.json"
-        single = directory / f"{stem}.safetensors"
-        if index.is_file():
-            listed = _read_index(index)
-            return cls(_shards(index, listed))._holding(index, listed)
-        if single.is_file():
-            return cls((single,))
-        odd = sorted(directory.glob("*.safetensors"))
-        if odd:
-            raise CheckpointError(
-                f"{odd[0]} is not named as transformers expects; rename it to {single.name}"
-            )
-        index = directory / "pytorch_model.bin.index.json"
-        if index.is_file():
-            files = _shards(index, _read_index(index))
-            return cls(files, _unpickle_all(files))
-        pickles = {path for pattern in _PICKLES for path in directory.glob(pattern)}
-        files = tuple(sorted(path for path in pickles if path.name not in _NOT_WEIGHTS))
-        if not files:
-            raise CheckpointError(f"{directory} holds no weights; expected {single.name}")
-        return cls(files, _unpickle_all(files))
+        file = _first(directory, _ADAPTER if adapter else _named(directory) or _WHOLE)
+        if file is None:
+            raise CheckpointError(_none_found(directory, adapter))
+        if file.suffix != ".json":
+            return cls._open((file,))
+        listed = _read_index(file)
+        return cls._open(_shards(file, listed))._holding(file, listed)
+
+    @classmethod
+    def _open(cls, files: tuple[Path, ...]) -> WeightFiles:
+        pickled = files[0].suffix != ".safetensors"
+        return cls(files, _unpickle_all(files) if pickled else None)
 
     def _holding(self, index: Path, listed: Mapping[str, str]) -> WeightFiles:
         for name, file in listed.items():
@@ -108,6 +110,10 @@ class WeightFiles(LazyWeights):
         """Returns a tensor's dtype without reading the tensor."""
         return self._entries[name].dtype
 
+    def file(self, name: str) -> Path:
+        """Returns the safetensors file that holds a tensor."""
+        return self._entries[name].file
+
     def _tensor(self, name: str) -> Tensor:
         entry = self._entries[name]
         if self.pickled is not None:
@@ -119,10 +125,61 @@ class WeightFiles(LazyWeights):
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether `path` is a PEFT adapter and not a full checkpoint."""
-    full = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return (path / "adapter_config.json").is_file() and not any(
-        (path / name).is_file() for name in full
+    """Whether `path` is a PEFT adapter; a whole model that has one beside it is none."""
+    whole = (path / "config.json").is_file() and holds_weights(path)
+    return (path / "adapter_config.json").is_file() and not whole
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether the weights of the model, or of the adapter, that `path` describes are there."""
+    whole = (path / "config.json").is_file()
+    return _first(path, (*_named(path), *_WHOLE) if whole else _ADAPTER) is not None
+
+
+def models_inside(directory: Path) -> str:
+    """Returns a hint that names models or adapters in folders below; empty: there are none."""
+    below = chain(directory.glob("*"), directory.glob("*/*"))
+    described = ("config.json", "adapter_config.json")
+    found = [
+        folder
+        for folder in sorted(below, key=_by_number)
+        if any((folder / file).is_file() for file in described) and holds_weights(folder)
+    ]
+    return f"; name the folder {' or '.join(map(str, found[-3:]))}" if found else ""
+
+
+def _by_number(path: Path) -> list[str | int]:
+    """Orders checkpoint-900 before checkpoint-1000."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def _first(directory: Path, names: Iterable[str]) -> Path | None:
+    return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def _named(directory: Path) -> tuple[str, ...]:
+    """Returns the file that config.json names as transformers' ``transformers_weights``."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        name = config.get("transformers_weights")
+    except (OSError, ValueError, AttributeError):  # `read_config` says what is wrong with it
+        return ()
+    return (Path(str(name)).name,) if name else ()
+
+
+def _none_found(directory: Path, adapter: bool) -> str:
+    names = _ADAPTER if adapter else _named(directory) or _WHOLE
+    odd = [path for path in sorted(directory.glob("*.safetensors")) if path.name not in _ADAPTER]
+    if odd:
+        return f"{odd[0]} is not named as transformers expects; rename it to {names[0]}"
+    expected = f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
+    return f"{directory} holds no weights; expected {expected}{models_inside(directory)}"
+
+
+def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {name} is stored as {dtype}, so it seems quantised; "
+        "use the checkpoint in full precision"
     )
 
 
@@ -164,10 +221,8 @@ def _read_header(file: Path) -> dict[str, _Entry]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         promised = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
-        entries = {
-            name: _Entry(file, torch.Size(entry["shape"]), _DTYPES[entry["dtype"]])
-            for name, entry in header.items()
-        }
+        shapes = {name: torch.Size(entry["shape"]) for name, entry in header.items()}
+        dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{file} has a corrupt header ({error!r}); download or copy it again"
@@ -177,9 +232,12 @@ def _read_header(file: Path) -> dict[str, _Entry]:
             f"{file} is truncated or corrupt: its header promises {promised} bytes, not {size}; "
             "download or copy it again"
         )
+    packed = next((name for name, dtype in dtypes.items() if dtype not in _DTYPES), None)
+    if packed is not None:
+        raise _quantised(file, packed, dtypes[packed])
     try:  # the library's own checks (overlaps, dtype against length), still without data
         with safe_open(str(file), framework="pt"):
-            return entries
+            return {n: _Entry(file, shape, _DTYPES[dtypes[n]]) for n, shape in shapes.items()}
     except SafetensorError as error:
         raise CheckpointError(f"{file} is corrupt ({error}); download or copy it again") from error
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from merging.method import Knob
-from merging.methods.ties import Ties
 from merging.rules.cache import ExpertTensor
 from merging.rules.knobs import DENSITY, GAMMA, WEIGHT
+from merging.rules.sparsified import SparsifiedConsensus
 from merging.rules.sparsify import Sparsifier, band
 
 
 @dataclass(frozen=True)
-class BreadcrumbsTies(Ties):
+class BreadcrumbsTies(SparsifiedConsensus):
     """TIES of deltas that lose their largest entries too; `majority`, `normalize` as there.
 
     In plain numpy: tests/merging/methods/test_method_references.py::banded and ::consensus.

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from merging.methods.ties import Ties
 from merging.rules.cache import ExpertTensor
+from merging.rules.sparsified import SparsifiedConsensus
 from merging.rules.sparsify import Sparsifier, drop
 
 
 @dataclass(frozen=True)
-class DareTies(Ties):
+class DareTies(SparsifiedConsensus):
     """TIES of deltas that are not trimmed but dropped and rescaled at random.
 
     The mean over experts is taken where an entry survived, so it is unbiased for one expert only;

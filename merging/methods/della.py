@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from merging.method import Knob
-from merging.methods.ties import Ties
 from merging.rules.cache import ExpertTensor
 from merging.rules.knobs import DENSITY, EPSILON, WEIGHT
+from merging.rules.sparsified import SparsifiedConsensus
 from merging.rules.sparsify import Sparsifier, magprune
 
 
 @dataclass(frozen=True)
-class Della(Ties):
+class Della(SparsifiedConsensus):
     """TIES of deltas whose entries are dropped and rescaled by the rank of their magnitude.
 
     `merging.rules.sparsify.magprune` has the probabilities. In plain numpy:

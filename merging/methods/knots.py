@@ -33,6 +33,13 @@ class Knots:
 
     inner: MergeMethod = field(default_factory=Ties)
 
+    def __post_init__(self) -> None:
+        if getattr(self.inner, "trim", "tensor") != "tensor":
+            raise ValueError(
+                "knots: inner trims over the whole model, but coordinates are those of one "
+                "tensor: set inner.trim=tensor"
+            )
+
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """Those of `inner`."""

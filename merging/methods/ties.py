@@ -1,18 +1,18 @@
 """TIES: trim, elect signs, merge what agrees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
-from merging.rules.blocks import Rule
 from merging.rules.cache import ExpertTensor
-from merging.rules.consensus import Majority, check_majority, disjoint_mean, elect_signs
-from merging.rules.knobs import Inputs
-from merging.rules.sparsified import Sparsified
-from merging.rules.sparsify import Sparsifier, trim
+from merging.rules.sparsified import SparsifiedConsensus
+from merging.rules.sparsify import Sparsifier, trim, trim_model
+
+Trim: TypeAlias = Literal["tensor", "model"]
 
 
 @dataclass(frozen=True)
-class Ties(Sparsified):
+class Ties(SparsifiedConsensus):
     """Trims every delta to its largest magnitudes, elects a sign per entry, averages what has it.
 
     ``base + scale mean_{i: sign(w_i d_i) = s} w_i d_i``, ``s = sign(sum_i w_i d_i)``, after
@@ -25,22 +25,21 @@ class Ties(Sparsified):
     Args:
         majority: ``mass`` elects the sign of the sum, ``count`` the sign of most experts.
         normalize: divide by ``sum |w_i|`` over the experts that agree; otherwise a plain sum.
+        trim: ``tensor`` keeps the density of every tensor, as mergekit does; ``model`` that of all
+            merged tensors as one vector, as the paper and its code do: tensors that moved more
+            keep more. It takes two passes over the experts before the first tensor is merged.
 
     Source: Yadav et al. 2023, TIES-Merging, algorithm 1, arXiv:2306.01708.
     """
 
-    majority: Majority = "mass"
-    normalize: bool = True
+    trim: Trim = "tensor"
 
     def __post_init__(self) -> None:
-        check_majority(self.majority)
+        super().__post_init__()
+        if self.trim not in get_args(Trim):
+            raise ValueError(f"trim is {self.trim!r}, expected one of {get_args(Trim)}")
 
     def sparsifier(self, row: ExpertTensor, knobs: Mapping[str, float]) -> Sparsifier:
-        """Returns step 1 of the algorithm: trim."""
-        return trim(row, knobs["density"])  # d_i <- d_i where |d_i| is of its largest, else 0
-
-    def combine(self, inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> Rule:
-        """Returns steps 2 and 3: elect signs, and the disjoint mean."""
-        signs = elect_signs(inputs, sparsifiers, self.majority)  # s = sign(sum_i w_i d_i)
-        # base + scale mean_{i: sign(w_i d_i) = s} w_i d_i
-        return disjoint_mean(inputs, signs, normalize=self.normalize)
+        """Returns step 1 of the algorithm: trim; steps 2 and 3 are inherited."""
+        cut = trim if self.trim == "tensor" else trim_model
+        return cut(row, knobs["density"])  # d_i <- d_i where |d_i| is of its largest, else 0

@@ -1,21 +1,26 @@
 """One tensor of base and experts, and what is true of it whatever the genome: cached."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from merging.rules.magnitudes import (
+    LEADING,
+    leading_counts,
+    magnitudes_in_order,
+    rank_in_rows,
+    rank_type,
+    select_magnitude,
+    with_leading,
+)
 from merging.seeding import generator
 
 LARGE = 2**17
 """Entries of a parameter from which on compiled loops are worth their start."""
-
-_PACKED = 2**16
-"""Entries of rows that are ranked at a time, which stay in a cache."""
 
 T = TypeVar("T")
 
@@ -52,6 +57,56 @@ class TensorCache:
         return value
 
 
+class ModelMagnitudes:
+    """The magnitudes of one expert's whole task vector: cuts that go through all tensors at once.
+
+    Nothing is put in order but the magnitudes whose leading bits are those of the cut: two passes
+    over the task vector, of which what the first found is kept for all cuts.
+
+    Args:
+        expert: its identity.
+        deltas: returns all tensors of the task vector, ``(*shape)`` float32 each, one by one.
+        cache: keeps what the second pass found.
+    """
+
+    def __init__(
+        self, expert: str, deltas: Callable[[], Iterator[Tensor]], cache: TensorCache | None
+    ) -> None:
+        self._expert, self._deltas, self._cache = expert, deltas, cache
+        self._cuts: dict[int, float] = {}
+
+    @cached_property
+    def _at_least(self) -> Tensor:
+        """How many magnitudes have these leading bits or larger ones, ``(LEADING + 1,)``."""
+        counts = torch.zeros(LEADING + 1, dtype=torch.int64)
+        for delta in self._deltas():
+            counts[:LEADING] += leading_counts(delta).cpu()
+        return counts.flip(0).cumsum(0).flip(0)
+
+    @property
+    def entries(self) -> int:
+        """How many entries the task vector has."""
+        return int(self._at_least[0])
+
+    def threshold(self, count: int) -> float:
+        """Returns the `count`-th largest magnitude, `count` from 1 to the number of entries."""
+        if count not in self._cuts:
+            self._cuts[count] = self._find(count)
+        return self._cuts[count]
+
+    def _find(self, count: int) -> float:
+        leading = int((self._at_least >= count).sum()) - 1
+        larger, entries = int(self._at_least[leading + 1]), int(self._at_least[leading])
+
+        def near() -> Tensor:
+            found = [with_leading(delta, leading) for delta in self._deltas()]
+            return torch.cat(found).sort(descending=True).values
+
+        key, size = ("near", self._expert, leading), 4 * (entries - larger)
+        kept = None if self._cache is None else self._cache.get(key, size, near)
+        return float((near() if kept is None else kept)[count - larger - 1])
+
+
 @dataclass(frozen=True, eq=False)
 class ExpertTensor:
     """One expert's tensor.
@@ -64,6 +119,7 @@ class ExpertTensor:
         base: ``(*shape)``, the base's, in its own dtype.
         dtype: of the arithmetic.
         cache: keeps what is computed here; None: nothing is kept.
+        whole: magnitudes of all tensors of the expert; None: the tensor stands alone.
     """
 
     tensor: str
@@ -73,6 +129,7 @@ class ExpertTensor:
     base: Tensor
     dtype: torch.dtype
     cache: TensorCache | None = None
+    whole: ModelMagnitudes | None = None
 
     def delta(self) -> Tensor:
         """Returns expert minus base, ``(*shape)`` in `dtype`; not to be changed."""
@@ -102,7 +159,7 @@ class ExpertTensor:
         row is what one index of the first dimension holds, a tensor of less than two dimensions
         is one row.
         """
-        size = _rank_type(self.row_length).itemsize * self.stored.numel()
+        size = rank_type(self.row_length).itemsize * self.stored.numel()
         return cached((self,), "ranks", size, lambda: rank_in_rows(self.delta()))
 
     @property
@@ -157,7 +214,7 @@ def kth_magnitude(
     cache, entries = rows[0].cache, rows[0].stored.numel()
     if cache is not None:
         size = rows[0].dtype.itemsize * entries
-        rising = cache.get(_key(rows, kind), size, lambda: _rising(values()))
+        rising = cache.get(_key(rows, kind), size, lambda: magnitudes_in_order(values()))
         if rising is not None:
             return float(rising[entries - count])
     return select_magnitude(values(), count)
@@ -179,56 +236,3 @@ class ParameterStack:
     rows: ExpertTensors
     dtype: torch.dtype
     large: bool = False
-
-
-def select_magnitude(values: Tensor, count: int) -> float:
-    """Returns the `count`-th largest magnitude; puts nothing in order but what it must."""
-    magnitudes, place = values.abs().reshape(-1), values.numel() - count
-    if magnitudes.device.type == "cpu":  # 2 to 3 times as fast as kthvalue there
-        return float(np.partition(magnitudes.numpy(), place)[place])
-    return float(magnitudes.kthvalue(place + 1).values)
-
-
-def _rising(values: Tensor) -> Tensor:
-    """Returns the magnitudes, ``(entries,)``, smallest first."""
-    magnitudes = values.abs().reshape(-1)
-    if magnitudes.device.type != "cpu":
-        return magnitudes.sort().values
-    magnitudes.numpy().sort()  # several times as fast as torch's, which keeps positions too
-    return magnitudes
-
-
-def rank_in_rows(delta: Tensor) -> Tensor:
-    """Returns twice every magnitude's rank in its row, flat; see `ExpertTensor.ranks`."""
-    rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1).abs()
-    length = rows.shape[1]
-    kind = _rank_type(length)
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and length < 2**31:
-        step = max(1, _PACKED // max(1, length))
-        parts = [rows[at : at + step].numpy() for at in range(0, len(rows), step)]
-        ranks = torch.cat([torch.from_numpy(_packed_ranks(part)).to(kind) for part in parts])
-    else:
-        rising = rows.sort(dim=1).values
-        ranks = torch.searchsorted(rising, rows, out_int32=True)  # how many are smaller
-        ranks.add_(torch.searchsorted(rising, rows, out_int32=True, right=True)).sub_(1)
-    return ranks.to(kind).view(-1)
-
-
-def _packed_ranks(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the same, ``(rows, entries)``: magnitude and position are sorted as one number."""
-    index = np.arange(rows.shape[1])
-    keys = rows.view(np.uint32).astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
-    keys.sort(axis=1)
-    magnitudes, places = keys >> np.uint64(32), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    grows = np.diff(magnitudes, axis=1, prepend=np.uint64(2**32)) != 0
-    first = np.maximum.accumulate(np.where(grows, index, 0), axis=1)
-    ends = np.roll(grows, -1, axis=1)
-    last = np.minimum.accumulate(np.where(ends, index, rows.size)[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty_like(places)
-    np.put_along_axis(ranks, places, first + last, axis=1)  # equal ones: from first to last
-    return ranks
-
-
-def _rank_type(length: int) -> torch.dtype:
-    """Returns what holds twice the ranks of a row."""
-    return torch.int16 if length <= 2**14 else torch.int32

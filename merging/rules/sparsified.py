@@ -10,7 +10,13 @@ from torch import Tensor
 from merging.method import Knob
 from merging.rules.blocks import Rule, RuledMethod
 from merging.rules.cache import ExpertTensor, ParameterStack
-from merging.rules.consensus import sparse_sum
+from merging.rules.consensus import (
+    Majority,
+    check_majority,
+    disjoint_mean,
+    elect_signs,
+    sparse_sum,
+)
 from merging.rules.knobs import DENSITY, WEIGHT, Inputs, read_rows, scale_knob
 from merging.rules.sparsify import Sparsifier
 
@@ -64,3 +70,25 @@ class SparsifiedSum(Sparsified):
     def combine(self, inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> Rule:
         """Returns the sum; see `merging.rules.consensus.sparse_sum`."""
         return sparse_sum(inputs, sparsifiers, normalize=self.normalize)
+
+
+@dataclass(frozen=True)
+class SparsifiedConsensus(Sparsified):
+    """The sign election and disjoint mean of TIES, of sparsified deltas.
+
+    Args:
+        majority: ``mass`` elects the sign of the sum, ``count`` the sign of most experts.
+        normalize: divide by ``sum |w_i|`` over the experts that agree; otherwise a plain sum.
+    """
+
+    majority: Majority = "mass"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        check_majority(self.majority)
+
+    def combine(self, inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> Rule:
+        """Returns the rule that elects signs and takes the mean of what has them."""
+        signs = elect_signs(inputs, sparsifiers, self.majority)  # s = sign(sum_i w_i d_i)
+        # base + scale mean_{i: sign(w_i d_i) = s} w_i d_i
+        return disjoint_mean(inputs, signs, normalize=self.normalize)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merging.method import MergeError
 from merging.rules.blocks import Scratch
 from merging.rules.cache import ExpertTensor, ExpertTensors, kth_magnitude
 from merging.rules.compiled_rule import ENTRY_TYPES, Packable, PackedSelection, SelectionKind
@@ -66,6 +67,26 @@ def trim(row: ExpertTensor, density: float) -> Sparsifier:
     What equals the smallest of them is kept as well.
     """
     return Largest.of(row, kept_count(density, row.stored.numel()))
+
+
+def trim_model(row: ExpertTensor, density: float) -> Sparsifier:
+    """Returns the sparsifier that keeps what is of the largest magnitudes of the whole model.
+
+    That is `trim` of all the expert's merged tensors as one vector. Where groups of tensors have
+    densities of their own, each is cut where its density would cut the whole model.
+
+    Raises:
+        MergeError: the tensor stands alone, without the model that it is of.
+    """
+    if row.whole is None:
+        raise MergeError(
+            f"tensor {row.tensor!r} cannot be trimmed over the whole model, of which nothing "
+            "else is given: set trim=tensor"
+        )
+    count = kept_count(density, row.whole.entries)
+    if not 0 < count < row.whole.entries:
+        return KEEP_ALL if count > 0 else KEEP_NONE
+    return Largest(row.whole.threshold(count))
 
 
 def band(row: ExpertTensor, density: float, gamma: float) -> Sparsifier:

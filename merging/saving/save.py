@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import CheckpointExpert
@@ -23,27 +20,16 @@ from merging.checkpoints.naming import listing
 from merging.checkpoints.privacy_record import write_record
 from merging.files import apply_umask
 from merging.privacy.ledger import Ledger
+from merging.saving.configuration import write_config
+from merging.saving.shards import MergedWeights, TypedWeights, write_weights
+from merging.saving.side_files import copy_side_files
 from merging.stacks.depth import Restacked
 from merging.stacks.layer_stack import layers_of
-from merging.weights import CheckpointError, LazyWeights, Weights
+from merging.weights import CheckpointError, Weights
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 10**9
-
-_COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "*.py",
-)
 
 
 def save_model(
@@ -57,9 +43,10 @@ def save_model(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes the merged model: configuration, tokenizer, weights in safetensors, README.md.
+    """Writes the merged model: weights in safetensors, README.md, and what lies beside the base's.
 
-    What `weights` does not hold keeps the base's value. Classifiers: `out` is the merged encoder
+    What `weights` does not hold keeps the base's value; so do tensors in the base's file that its
+    class does not use. Classifiers: `out` is the merged encoder
     (AutoModel), ``out/heads/<expert>`` the whole classifier of each expert around it.
 
     Args:
@@ -80,8 +67,9 @@ def save_model(
     _check_target(out, overwrite)
     like = _like(pool, layers_of(weights))
     _check_names(pool, weights, like)
+    _tell_unused(pool.base, like)
     with staged(out, overwrite) as draft:
-        _write(like, _Merged(like, weights, ""), draft, dtype, shard_bytes)
+        _write(like, MergedWeights(like, weights, ""), draft, dtype, shard_bytes)
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
         for name in pool.heads:
             expert = pool.experts[name]
@@ -89,7 +77,7 @@ def save_model(
             classifier = expert.checkpoint
             head = draft / "heads" / name
             head.mkdir(parents=True)
-            merged = _Merged(classifier, weights, classifier.prefix)
+            merged = MergedWeights(classifier, weights, classifier.prefix)
             _write(classifier, merged, head, dtype, shard_bytes)
             write_ledger(head, ledger)
         write_ledger(draft, ledger)
@@ -107,8 +95,24 @@ def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | No
     None: the dtype of each tensor, and as many layers, as in the base.
     """
     like = _like(pool, layers)
-    encoder = sum(like.shape(name).numel() * (dtype or like.dtype(name)).itemsize for name in like)
-    return encoder * (1 + len(pool.heads))
+    encoder = TypedWeights(like, like, dtype)
+    return sum(map(encoder.nbytes, encoder)) * (1 + len(pool.heads))
+
+
+def _tell_unused(base: Checkpoint, like: Checkpoint | Restacked) -> None:
+    """Says what becomes of tensors that no merge can read through the class."""
+    lost = [name for name in base.unused if name not in like.unused]
+    fates = {"the merged model has them unchanged": like.unused, "they are left out": lost}
+    for fate, names in fates.items():
+        if names:
+            logger.warning(
+                "%s holds %d tensors that %s does not use (%s): %s",
+                base.source,
+                len(names),
+                base.architecture.__name__,
+                listing(names),
+                fate,
+            )
 
 
 def _like(pool: ExpertPool, layers: int | None) -> Checkpoint | Restacked:
@@ -126,107 +130,18 @@ def _write(
     limit: int,
 ) -> None:
     """Writes `weights` as a checkpoint of the kind of `like`."""
-    for pattern in _COPIED:
-        for path in sorted(like.path.glob(pattern)):
-            copy_path = shutil.copytree if path.is_dir() else shutil.copyfile
-            copy_path(path, directory / path.name)
-    tensors = _Typed(like, weights, dtype)
-    if like.file_names is None:
-        module = like.module(dtype=tensors.main_dtype(), device=torch.device("cpu"))
-        state = module.state_dict()
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-        module.save_pretrained(directory, max_shard_size=limit)  # type: ignore[operator]
-        return
-    config = copy.deepcopy(like.config)
-    config.architectures = [like.architecture.__name__]
-    config.dtype = tensors.main_dtype()
-    config.save_pretrained(directory)
-    _write_shards(tensors, like.file_names, directory, limit)
-
-
-def _write_shards(weights: _Typed, names: Mapping[str, str], directory: Path, limit: int) -> None:
-    """Writes tensors under the names of the base's own files; holds one shard at a time."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in weights:
-        if shards[-1] and size + weights.nbytes(name) > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += weights.nbytes(name)
-    index: dict[str, str] = {}
-    for i, shard in enumerate(shards):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = _apart({names[name]: weights[name] for name in shard})
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, file))
-    if len(shards) > 1:
-        total = sum(weights.nbytes(name) for name in weights)
-        content = {"metadata": {"total_size": total}, "weight_map": index}
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors, copied where two share memory: a stack may repeat a layer."""
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return tensors
-
-
-class _Merged(LazyWeights):
-    """A checkpoint with merged tensors in place of its own; `prefix` leads to where they sit."""
-
-    def __init__(self, own: Checkpoint | Restacked, merged: Weights, prefix: str) -> None:
-        super().__init__(own)
-        self._own, self._merged = own, merged
-        self._merged_names = {prefix + name: name for name in merged}
-
-    def _tensor(self, name: str) -> Tensor:
-        if name not in self._merged_names:
-            return self._own[name]
-        tensor = self._merged[self._merged_names[name]]
-        if tensor.shape != self._own.shape(name):
-            raise CheckpointError(
-                f"merged tensor {name} has shape {tuple(tensor.shape)}, "
-                f"{self._own.source} has {tuple(self._own.shape(name))}"
-            )
-        return tensor
-
-
-class _Typed(LazyWeights):
-    """Tensors as they will lie in the file: dtype settled, on the CPU, contiguous."""
-
-    def __init__(
-        self, like: Checkpoint | Restacked, weights: Weights, dtype: torch.dtype | None
-    ) -> None:
-        super().__init__(weights)
-        self._like, self._weights, self._dtype = like, weights, dtype
-
-    def dtype(self, name: str) -> torch.dtype:
-        stored = self._like.dtype(name)
-        return self._dtype if self._dtype is not None and stored.is_floating_point else stored
-
-    def nbytes(self, name: str) -> int:
-        return self._like.shape(name).numel() * self.dtype(name).itemsize
-
-    def main_dtype(self) -> torch.dtype:
-        """Returns the float dtype that most values have, which the configuration names."""
-        counts: dict[torch.dtype, int] = {}
-        for name in self:
-            if self.dtype(name).is_floating_point:
-                counts[self.dtype(name)] = counts.get(self.dtype(name), 0) + self.nbytes(name)
-        return max(counts, key=lambda dtype: (counts[dtype], str(dtype)))
-
-    def _tensor(self, name: str) -> Tensor:
-        tensor = self._weights[name].detach()
-        return tensor.to(device="cpu", dtype=self.dtype(name)).contiguous()
+    tensors = TypedWeights(like, weights, dtype)
+    write_weights(like, tensors, directory, limit)
+    own, saved = TypedWeights(like, weights, None).main_dtype(), tensors.main_dtype()
+    write_config(
+        like.path,
+        directory,
+        architecture=like.architecture.__name__,
+        dtype=None if saved == own else saved,
+        changed=like.changed if isinstance(like, Restacked) else {},
+        kind=type(like.config),
+    )
+    copy_side_files(like.path, directory, code=like.trusted)
 
 
 def _check_names(pool: ExpertPool, weights: Weights, like: Checkpoint | Restacked) -> None:

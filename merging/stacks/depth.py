@@ -1,6 +1,5 @@
 """Depth: a model with another number of layers than its base, in memory and on disk."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,11 @@ class Restacked(LazyWeights):
 
     Configuration, names and module are those that transformers gives a model of that depth. The
     values are a filling, to be written over: layer i holds the base's layer i, counted round.
+    Tensors of the base's file that its class does not use are kept where they lie in no layer.
     Raises MergeError where no model of that depth can be described.
+
+    Attributes:
+        changed: entries of the configuration that are not the base's.
     """
 
     def __init__(self, base: Checkpoint, layers: int) -> None:
@@ -32,7 +35,10 @@ class Restacked(LazyWeights):
                 f"and module, so its depth cannot be changed: leave depth at {self.layers.count}"
             )
         self.source, self.path, self.architecture = base.source, base.path, base.architecture
+        self.stored, self.trusted = base.stored, base.trusted
         self.config = _described(base, layers)
+        own, before = self.config.to_dict(), base.config.to_dict()
+        self.changed = {key: value for key, value in own.items() if before.get(key) != value}
         self._base = base
         self._origin = {name: self._filling(name) for name in self.layers.names(base, layers)}
         super().__init__(self._origin)
@@ -40,6 +46,8 @@ class Restacked(LazyWeights):
             name: self._renumbered(base.file_names[origin], name)
             for name, origin in self._origin.items()
         }
+        stacks = {_stack(base.file_names[name]) for name in base if self.layers.holds(name)}
+        self.unused = tuple(name for name in base.unused if _stack(name) not in stacks)
         self._check_skeleton(layers)
 
     def shape(self, name: str) -> torch.Size:
@@ -58,7 +66,7 @@ class Restacked(LazyWeights):
     def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Returns a new module of this depth; raises CheckpointError where a tensor lacks."""
         state = {self.file_names[name]: self[name].clone() for name in self}
-        module, report = load(self.architecture, copy.deepcopy(self.config), dtype, state=state)
+        module, report = load(self.architecture, self.config, dtype, self.path, state)
         if missing := sorted(set(report["missing_keys"]) & set(self)):
             raise CheckpointError(
                 f"{self.source}: transformers finds no place for {naming.listing(missing)} at "
@@ -89,7 +97,7 @@ class Restacked(LazyWeights):
     def _check_skeleton(self, layers: int) -> None:
         """Compares names and shapes with what transformers builds at that depth."""
         module = naming.skeleton(self.architecture, self.config)
-        aliases = naming.tied(module)
+        aliases = set(naming.tied(module)) - set(self)  # the base's file may untie them
         built = {n: t.shape for n, t in module.state_dict().items() if n not in aliases}
         wrong = sorted(
             n for n in {*built, *self} if n not in self or built.get(n) != self.shape(n)
@@ -126,6 +134,11 @@ class AdjustableDepth:
         setattr(self._parent, self._child, nn.ModuleList(self._all[:layers]))
         for config in self._configs:
             set_depth(config, layers)
+
+
+def _stack(file_name: str) -> str | None:
+    position = layer_of(file_name)
+    return None if position is None else position[0]
 
 
 def _described(base: Checkpoint, layers: int) -> Any:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.experts import ExpertPool
-from merging.saving import save
+from merging.saving import shards
 from search.loop import generational
 from tests import builders
 from tests.experiments.local import overrides, write_texts
@@ -114,11 +114,21 @@ class TestCheckpoints:
         pattern = "bad/model.safetensors has a corrupt header .*; download or copy it again"
         shell.refuse(pattern, "search", *overrides(world), code(expert))
 
-    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-    def test_pickle(self, shell: Shell, world: Path, expert: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "pattern"),
+        [
+            (
+                "pytorch_model.bin",
+                "_model.bin is a pickle .* may run code; convert .* safetensors",
+            ),
+            ("model.pt", "bad holds no weights; expected model.safetensors, .*pytorch_model.bin"),
+        ],
+    )
+    def test_pickle(
+        self, shell: Shell, world: Path, expert: Path, name: str, pattern: str
+    ) -> None:
         (expert / "model.safetensors").unlink()
         torch.save({"weight": Trap()}, expert / name)
-        pattern = f"bad/{name} is a pickle .* may run code; convert the checkpoint to safetensors"
         shell.refuse(pattern, "search", *overrides(world), code(expert))
 
     def test_old_pickle(self, shell: Shell, world: Path, expert: Path) -> None:
@@ -178,7 +188,7 @@ class TestWeights:
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(save, "save_file", full)
+        monkeypatch.setattr(shards, "save_file", full)
         experts = f"experts.experts={{code:{world}/base-code,prose:{world}/base-prose}}"
         line = ["experts=local", f"experts.base={world}/base", experts, "device=cpu", "out=merged"]
         pattern = r"cannot write the model to .*merged \(No space left on device\); free space th"

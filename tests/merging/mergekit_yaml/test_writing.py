@@ -164,6 +164,11 @@ class TestWriting:
                 "mergekit's ties has no majority='count'",
             ),
             (
+                Ties(trim="model"),
+                {"weight": 1.0, "density": 1.0, "scale": 1.0},
+                "mergekit's ties has no trim='model'",
+            ),
+            (
                 Sce(normalize=False),
                 {"density": 1.0, "scale": 1.0},
                 "mergekit's sce has no normalize=False",

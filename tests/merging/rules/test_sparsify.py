@@ -15,7 +15,8 @@ from merging.methods.breadcrumbs import Breadcrumbs
 from merging.methods.breadcrumbs_ties import BreadcrumbsTies
 from merging.methods.sce import Sce
 from merging.methods.ties import Ties
-from merging.rules.cache import ExpertTensor, TensorCache, rank_in_rows
+from merging.rules.cache import ExpertTensor, TensorCache
+from merging.rules.magnitudes import rank_in_rows
 from merging.rules.sparsify import BUFFERS, Sparsifier, band, kept_count, magprune, trim
 from merging.rules.spherical import direction_and_length
 from tests.merging.methods.method_cases import start_knobs

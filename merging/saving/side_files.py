@@ -1,0 +1,100 @@
+"""What lies beside weights: copied as it is, so that what reads the base reads the merge."""
+
+import logging
+import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from merging.checkpoints.sources import modules
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BYTES = 100 * 2**20
+"""100 MiB: three times the largest tokenizer."""
+
+# Of the base's weights, training and publication: left out without a word.
+_BASES_OWN = (
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-*.bin",
+    "*.index.json",
+    "adapter*",
+    "checkpoint-*",
+    "global_step*",
+    "optimizer*",
+    "scheduler*",
+    "scaler.pt",
+    "rng_state*",
+    "train*_args.*",
+    "trainer_*",
+    "*_results.json",
+    "runs",
+    "wandb",
+    "events.out.*",
+    "zero_to_fp32.py",
+    "README*",
+    "privacy.json",
+    "recipe.json",
+    ".*",
+    "__pycache__",
+)
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx*",
+    "*.tflite",
+    "*.ot",
+    "*.npz",
+)
+
+
+def copy_side_files(source: Path, target: Path, *, code: bool) -> None:
+    """Copies all that lies in the folder `source` but weights and what is the base's own.
+
+    A folder with weights is copied only where sentence-transformers' ``modules.json`` makes it a
+    part of the model (a dense layer behind the pooling). One warning names what may be missed:
+    other weights, Python files, files above `LARGEST_BYTES`, links to somewhere else.
+
+    Args:
+        code: whether Python files are copied: where the code of this repository is trusted.
+    """
+    parts = modules(source)
+    left_out: list[str] = []
+    for entry in sorted(source.iterdir()):
+        if _matches(entry, _BASES_OWN):
+            continue
+        files = [entry] if entry.is_file() else sorted(entry.rglob("*"))
+        if entry.name not in parts and any(_matches(file, _WEIGHTS) for file in files):
+            left_out.append(entry.name)
+            continue
+        if entry.name in parts:
+            (target / entry.name).mkdir()  # even an empty one: a normalisation has no settings
+        for file in filter(Path.is_file, files):
+            name = file.relative_to(source)
+            if _may_be_copied(file, source, code=code):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / name)
+            else:
+                left_out.append(str(name))
+    if left_out:
+        logger.warning("not copied from %s: %s", source, ", ".join(left_out))
+
+
+def _matches(path: Path, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def _may_be_copied(file: Path, source: Path, *, code: bool) -> bool:
+    real = file.resolve()
+    hub = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    inside = hub or real.is_relative_to(source.resolve())  # the hub's cache holds files by hash
+    return inside and real.stat().st_size <= LARGEST_BYTES and (code or file.suffix != ".py")

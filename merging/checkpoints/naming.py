@@ -130,7 +130,7 @@ def _ignored(module: PreTrainedModel, name: str) -> bool:
 
 def _predicts(module: PreTrainedModel, name: str) -> bool:
     """Whether it lies in a layer behind the last, as configurations count those of MTP heads."""
-    config, position = module.config.get_text_config(), layer_of(name)
+    config, position = getattr(module.config, "text_config", module.config), layer_of(name)
     layers = getattr(config, "num_hidden_layers", None)
     promised = getattr(config, "num_nextn_predict_layers", None)
     return bool(position and layers and promised and position[1] >= layers)

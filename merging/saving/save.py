@@ -67,7 +67,7 @@ def save_model(
     _check_target(out, overwrite)
     like = _like(pool, layers_of(weights))
     _check_names(pool, weights, like)
-    _tell_unused(pool.base, like)
+    _tell_unused(pool, like)
     with staged(out, overwrite) as draft:
         _write(like, MergedWeights(like, weights, ""), draft, dtype, shard_bytes)
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
@@ -99,20 +99,19 @@ def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | No
     return sum(map(encoder.nbytes, encoder)) * (1 + len(pool.heads))
 
 
-def _tell_unused(base: Checkpoint, like: Checkpoint | Restacked) -> None:
+def _tell_unused(pool: ExpertPool, like: Checkpoint | Restacked) -> None:
     """Says what becomes of tensors that no merge can read through the class."""
-    lost = [name for name in base.unused if name not in like.unused]
-    fates = {"the merged model has them unchanged": like.unused, "they are left out": lost}
-    for fate, names in fates.items():
-        if names:
-            logger.warning(
-                "%s holds %d tensors that %s does not use (%s): %s",
-                base.source,
-                len(names),
-                base.architecture.__name__,
-                listing(names),
-                fate,
-            )
+    base, full = pool.base, [e for e in pool.experts.values() if isinstance(e, CheckpointExpert)]
+    lost = {base.source: set(base.unused) - set(like.unused)}
+    lost |= {e.source: set(e.checkpoint.unused) - set(base.unused) for e in full}
+    told = "%s holds %d tensors that %s does not use (%s): %s"
+    kind = base.architecture.__name__
+    if names := like.unused:
+        fate = "the merged model has the base's, unchanged"
+        logger.warning(told, base.source, len(names), kind, listing(names), fate)
+    for source, others in lost.items():
+        if others:
+            logger.warning(told, source, len(others), kind, listing(sorted(others)), "left out")
 
 
 def _like(pool: ExpertPool, layers: int | None) -> Checkpoint | Restacked:

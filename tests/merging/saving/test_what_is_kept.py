@@ -183,6 +183,32 @@ def test_tensors_that_the_class_does_not_use_stay_bit_for_bit(
     assert saved_bytes(pool, torch.float16) == pytest.approx(written, rel=0.2)
 
 
+def test_what_only_an_expert_has_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = opened(qwen_next_layer(tmp_path / "base"), 1)
+    expert = Path(pool.sources["code"])
+    add_tensors(expert, **BEHIND)
+    pool = ExpertPool.open(str(tmp_path / "base"), {"code": str(expert)})
+    save_model(pool, mean(pool), tmp_path / "out")
+    assert f"{expert} holds 1 tensors that Qwen2ForCausalLM does not use" in caplog.text
+    assert "left out" in caplog.text
+
+
+def test_a_base_that_holds_apart_what_its_configuration_ties_changes_its_depth(
+    tmp_path: Path,
+) -> None:
+    base = builders.llama(tmp_path / "base", tie=True)
+    embedding = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    add_tensors(base, **{"lm_head.weight": embedding + 1})
+    pool = ExpertPool.open(str(base), {"same": str(base)})
+    weights = LayerStackPlan(tuple(StackedLayer(i, BASE) for i in (0, 1, 1)), BASE, None)
+    save_model(pool, weights.weights(pool), tmp_path / "out")
+    state = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert torch.equal(state["lm_head.weight"], embedding + 1)
+    assert torch.equal(state["model.embed_tokens.weight"], embedding)
+
+
 def test_tensors_of_layers_are_left_out_where_layers_are_stacked_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,7 +217,7 @@ def test_tensors_of_layers_are_left_out_where_layers_are_stacked_anew(
     pool = opened(base, 1)
     places = tuple(StackedLayer(i, BASE) for i in (0, 1, 1))
     save_model(pool, LayerStackPlan(places, BASE, None).weights(pool), tmp_path / "out")
-    assert "they are left out" in caplog.text
+    assert "left out" in caplog.text
     assert not set(BEHIND) & set(load_file(tmp_path / "out/model.safetensors"))
 
 
@@ -249,12 +275,14 @@ class TestSideFiles:
         secret.write_text("not the base's")
         (base / "link.txt").symlink_to(secret)
         (base / "inside.txt").symlink_to(base / "source.spm")
-        (base / "large.txt").write_bytes(bytes(10**6 + 1))
+        (base / "data").mkdir()
+        for part in "ab":
+            (base / f"data/{part}.txt").write_bytes(bytes(6 * 10**5))
         (base / "modeling_own.py").write_text("raise SystemExit")
         (base / "model.Q4.gguf").write_bytes(b"GGUF")
         (base / "onnx").mkdir()
         (base / "onnx/model.onnx").write_bytes(b"")
-        left = {"link.txt", "large.txt", "modeling_own.py", "model.Q4.gguf", "onnx"}
+        left = {"link.txt", "data", "modeling_own.py", "model.Q4.gguf", "onnx"}
         written = self.merge(base, tmp_path / "out")
         assert not written & left
         assert all(name in caplog.text for name in left)

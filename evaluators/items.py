@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
-from evaluators.requests import Request
+from evaluators.requests import Classify, Request
 
 T = TypeVar("T")
 
@@ -56,6 +58,19 @@ class ItemSet(Generic[T]):
     def digests(self) -> tuple[str, ...]:
         """Digest of every item."""
         return tuple(item.digest for item in self.items)
+
+    @property
+    def content(self) -> str:
+        """Digest of all that scores rest on: the items, what they ask, what the answers should be.
+
+        `digests` leave out what the answers should be: two items may differ in it alone.
+        """
+        whole = hashlib.blake2b(digest_size=16)
+        for item in self.items:
+            asked = [request for request in item.requests if not isinstance(request, Classify)]
+            text = repr((item.digest, asked, item.target))  # inputs to classify have their digest
+            whole.update(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
+        return whole.hexdigest()
 
     @property
     def targets(self) -> tuple[T, ...]:

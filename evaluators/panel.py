@@ -79,6 +79,11 @@ class Panel:
         """Items of all tasks together."""
         return sum(len(evaluator.items) for evaluator in self.evaluators.values())
 
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """Task to the digest of its items; see `ItemSet.content`."""
+        return {task: evaluator.items.content for task, evaluator in self.evaluators.items()}
+
     def subset(self, share: float, seed: int) -> Panel:
         """Returns the same tasks on some of their items, drawn without replacement.
 

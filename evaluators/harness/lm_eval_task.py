@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -31,7 +31,7 @@ class _Document:
     """One of lm-eval's documents, its instances, and how many requests each of these makes."""
 
     doc: Any
-    instances: Sequence[Instance]
+    instances: Sequence[Instance] = field(repr=False)  # hold the last answers
     counts: Sequence[int]
 
 

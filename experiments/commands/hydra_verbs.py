@@ -1,29 +1,34 @@
 """The verbs that are Hydra applications: search, check, merge, evaluate, statistics."""
 
+import math
+
 from omegaconf import DictConfig
 
-from experiments.runs.errors import one_sentence
+from experiments.commands.sweep import job
 
 
 def search(config: DictConfig) -> float:
     """Runs a search, or the many of a suite; returns the winner's fitness to the sweeper."""
-    with one_sentence("evomerge search"):
+    fitness = math.nan  # what a sweeper is told of a job that was refused
+    with job("evomerge search"):
         if config.suite is not None:
             from experiments.suites.suite import run_suite
 
-            return run_suite(config)
-        if config.procedure is not None:
+            fitness = run_suite(config)
+        elif config.procedure is not None:
             from experiments.suites.procedure import run_procedure
 
-            return run_procedure(config)
-        from experiments.searches.run import run_search
+            fitness = run_procedure(config)
+        else:
+            from experiments.searches.run import run_search
 
-        return run_search(config)
+            fitness = run_search(config)
+    return fitness
 
 
 def check(config: DictConfig) -> None:
     """Assembles and checks a search without running it."""
-    with one_sentence("evomerge check"):
+    with job("evomerge check"):
         if config.suite is not None:
             from experiments.suites.suite import check_suite
 
@@ -39,7 +44,7 @@ def check(config: DictConfig) -> None:
 
 def merge(config: DictConfig) -> None:
     """Writes one static merge."""
-    with one_sentence("evomerge merge"):
+    with job("evomerge merge"):
         from experiments.commands.merge_models import run_merge
 
         run_merge(config)
@@ -47,7 +52,7 @@ def merge(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Scores one model."""
-    with one_sentence("evomerge evaluate"):
+    with job("evomerge evaluate"):
         from experiments.commands.evaluate_model import run_evaluate
 
         run_evaluate(config)
@@ -55,7 +60,7 @@ def evaluate(config: DictConfig) -> None:
 
 def statistics(config: DictConfig) -> None:
     """Gathers statistics of the experts' data, for merge methods that need them."""
-    with one_sentence("evomerge statistics"):
+    with job("evomerge statistics"):
         from experiments.gathering.run import run_statistics
 
         run_statistics(config)

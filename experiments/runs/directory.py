@@ -1,5 +1,6 @@
 """A run's directory: its identity, its lock, and how a second start finds the first."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,15 +11,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.errors import UserError
+from experiments.runs.files import read_json
 from merging.files import write_text
 
 
@@ -26,6 +28,8 @@ class RunLocked(UserError):  # noqa: N818
     """Another process is at work in the run's directory."""
 
 
+_OWNER = "run.owner"
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre's, NFS's
 _LOGS_BYTES = 50e6  # room for logs and reports
 
 # What may differ between two starts of the same run: where files go, who watches, what is written
@@ -81,7 +85,7 @@ def plan_run(config: DictConfig, strategy: str) -> Path:
 
 def _is_ours(name: str) -> bool:
     """Whether a start that was killed before it wrote config.yaml may have left a file."""
-    return name == "run.lock" or (name.startswith(".") and name.endswith(".tmp"))
+    return name in ("run.lock", _OWNER) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
@@ -125,23 +129,33 @@ def check_ingredients(path: Path, ingredients: Mapping[str, Any]) -> None:
     A configuration names files; this tells whether they still hold the same.
 
     Args:
-        ingredients: name to JSON values that tell one content from another.
+        ingredients: kind (what another call may add) to JSON values that tell one content from
+            another.
 
     Raises:
         UserError: something else lies there now; names it.
     """
     file = path / "ingredients.json"
+    before = read_json(file) if file.exists() else {}
     now = json.loads(json.dumps(ingredients))
-    if not file.exists():
-        write_text(file, json.dumps(now, indent=2) + "\n")
-        return
-    before = flatten(json.loads(file.read_text(encoding="utf-8")))
-    changed = [key for key, value in flatten(now).items() if before.get(key) != value]
+    known = flatten({kind: before[kind] for kind in now if kind in before})
+    again = flatten({kind: now[kind] for kind in now if kind in before})
+    changed = [key for key, value in again.items() if known.get(key) != value]
     if changed:
         raise UserError(
-            f"{path} was begun with another {changed[0]}: what lies there now has other content; "
-            "put the old content back, or choose another out="
+            f"{path} was begun with another {_in_words(changed[0])}: what lies there now has "
+            "other content; put the old content back, or choose another out="
         )
+    if now.keys() - before.keys():
+        write_text(file, json.dumps(before | now, indent=2) + "\n")
+
+
+def _in_words(ingredient: str) -> str:
+    kind, _, rest = ingredient.partition(".")
+    split, _, task = rest.partition(".")
+    if kind != "items":
+        return ingredient
+    return f"set of {split} items" + (f" for task {task!r}" if task else "")
 
 
 def _refuse_other(path: Path, saved: Any, config: DictConfig) -> None:
@@ -170,17 +184,88 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def locked(path: Path) -> Iterator[None]:
     """Holds the run's lock; the system frees it when the process dies, however it dies.
 
+    The directory is made where it is missing, so that a second start is refused before anything
+    else is done; if nothing was added to it in the end, it is gone again.
+
     Raises:
         RunLocked: another process is at work in the directory.
     """
-    with (path / "run.lock").open("w") as lock:
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    with _held(path / "run.lock"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunLocked(
-                f"{path}: another process is at work on this run: wait for it or stop it"
-            ) from None
+            yield
+        finally:
+            left = list(path.iterdir())
+            if missing and all(_is_ours(entry.name) for entry in left):
+                for entry in left:
+                    entry.unlink()
+                with suppress(OSError):  # another run may have come into a folder above
+                    for folder in missing:
+                        folder.rmdir()
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    with file.open("a") as lock:
+        if not _has_flock(lock):
+            with _owned(file.with_name(_OWNER)):
+                yield
+        elif file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+            yield
+        else:  # a start that was refused took the file away before it was locked here
+            raise _locked(file)
+
+
+def _has_flock(lock: TextIO) -> bool:
+    """Locks a file; returns False where its file system cannot, raises RunLocked if it is."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise _locked(Path(lock.name)) from None
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return False
+    return True
+
+
+def _locked(file: Path, who: str = "another process", more: str = "") -> RunLocked:
+    return RunLocked(f"{file.parent}: {who} is at work on this run: wait for it or stop it{more}")
+
+
+@contextmanager
+def _owned(file: Path) -> Iterator[None]:
+    """Holds a file that names this process, for file systems without locks.
+
+    One that is left of a process of this machine that is gone is taken over.
+    """
+    mine = f"process {os.getpid()} on {platform.node()}"
+    if file.exists() and _is_gone(file.read_text(encoding="utf-8")):
+        file.unlink(missing_ok=True)
+    try:
+        with file.open("x", encoding="utf-8") as marker:
+            marker.write(mine)
+    except FileExistsError:
+        owner = file.read_text(encoding="utf-8")
+        raise _locked(file, owner, f"; if it is gone, remove {file}") from None
+    try:
         yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _is_gone(owner: str) -> bool:
+    match = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if match is None or match[2] != platform.node():
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # another user's
+    return False
 
 
 def clear_drafts(path: Path) -> None:

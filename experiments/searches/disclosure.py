@@ -47,6 +47,10 @@ class Disclosure(Protocol):
 
     references: References
 
+    def items(self) -> Mapping[str, Any]:
+        """Returns what tells the items from others, a split each, as JSON values."""
+        ...
+
     def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns what the choice of a start may know, given the references' scores."""
         ...
@@ -88,6 +92,11 @@ class FullDisclosure:
     asynchronous: bool
     choice: str
     count: int
+
+    def items(self) -> Mapping[str, Any]:
+        """Returns the digest of every task's items."""
+        panels = self.references.ingredients.panels
+        return {split: panel.contents for split, panel in panels.items()}
 
     def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns the experts' fitness on the search items, and that of any plan when asked."""

@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
-from evaluators.tasks.data import digest
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
 from experiments.runs.model_scores import SPLITS, ModelScores
@@ -102,6 +101,17 @@ class PrivateDisclosure:
         self._poisson = config.sampling == "poisson"
         self._together = config.together
         self._choice, self._count = config.choose, config.finalists
+
+    def items(self) -> Mapping[str, Any]:
+        """Returns digests of public items; of the private ones a number that needs the key.
+
+        A plain digest would tell whoever guesses the whole set that the guess is right.
+        """
+        panels, public = self.references.ingredients.panels, self._privacy.public
+        items: dict[str, Any] = {s: panels[s].contents for s in panels if s in public}
+        if self._privacy.randomness == "secret":
+            items["private"] = self._noise.uniform("items")
+        return items
 
     def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
         """Returns that nothing is known of the search items."""
@@ -288,7 +298,7 @@ class PrivateDisclosure:
 def _contents(pool: ExpertPool, panels: Sequence[Panel]) -> list[str]:
     """Returns what tells these experts and items from any others."""
     tasks = (task for panel in panels for task in panel.evaluators.items())
-    items = [f"{name} {digest(*evaluator.items.digests)}" for name, evaluator in tasks]
+    items = [f"{name} {evaluator.items.content}" for name, evaluator in tasks]
     return [pool.base.sha256, *pool.identities, *items]
 
 

@@ -1,7 +1,7 @@
 """One search from configuration to report: `evomerge search` and `evomerge check`."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,6 @@ from experiments.setup import in_hull
 from experiments.setup.assemble import open_part
 from experiments.setup.common_items import CommonItems
 from experiments.setup.dry_run import dry_run
-from experiments.setup.execution import Execution
 from experiments.setup.ingredients import Ingredients, open_ingredients, worker_spec
 from experiments.setup.initial import Initial
 from experiments.setup.parts import SearchParts
@@ -79,6 +78,7 @@ def run_check(config: DictConfig) -> None:
         check_options(config)
         run = plan_run(config, _strategy_name())
         Budget(**config.budget)
+    with _ended(run), explained():
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
@@ -110,49 +110,62 @@ def run_search(config: DictConfig) -> float:
         if config.privacy:  # a crash may have come between the report and this
             destroy(run)
         return _show(run, config)
+    with _ended(run), locked(run):
+        parts, ingredients, common = _checked(config, run)
+        with closing(parts.execution):
+            with explained():
+                history = History(run)
+                tracker: Tracker = open_part(config.tracker)
+                if parts.privacy is not None:
+                    tracker = DeferredTracker(tracker)
+                disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
+                check_ingredients(run, {"items": disclosure.items()})
+            tracker.start(resolved(config), run, run_identity(config))
+            objective, search, problem = _begun(config, parts, disclosure, run)
+            result = run_loop(disclosure, problem, objective, history, budget, tracker)
+            outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
+            write_results(outcome, tracker)
+        if parts.privacy is not None:
+            destroy(run)
+    return _show(run, config)
+
+
+def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, CommonItems | None]:
+    """Returns what a run is made of, once all is checked and its directory is there."""
     with explained():
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
         lines, _ = check(ingredients, trial, common, run, save_model=config.save_model)
         make_run(run, config)
-    with locked(run), _ended(run, parts.execution):
-        clear_drafts(run)
-        print("\n".join(lines))
-        with explained():
-            history = History(run)
-            tracker: Tracker = open_part(config.tracker)
-            if parts.privacy is not None:
-                tracker = DeferredTracker(tracker)
-            disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
-        tracker.start(resolved(config), run, run_identity(config))
-        references = disclosure.references
-        ingredients = references.ingredients  # without what no step may read
-        with explained():  # the first whole panel: an evaluator that cannot score says so here
-            objective = references.bound(parts.objective)
-            for line in span_warnings(run, objective):
-                print(f"warning     {line}")
-            search = references.score(ingredients.panels["search"])
-            known = disclosure.start_scores(search, objective)
-            start = parts.initial.plan(ingredients.held, known)
-            problem = Problem.open(config, ingredients.held, start, config.seed)
-            contents = {
-                "base": ingredients.pool.base.sha256,
-                "experts": ingredients.identities(),
-                "start": problem.first.describe(),
-            }
-            check_ingredients(run, contents)
-        result = run_loop(disclosure, problem, objective, history, budget, tracker)
-        outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
-        write_results(outcome, tracker)
-        if parts.privacy is not None:
-            destroy(run)
-    return _show(run, config)
+        base, experts = ingredients.pool.base.sha256, ingredients.identities()
+        check_ingredients(run, {"base": base, "experts": experts})
+    clear_drafts(run)
+    print("\n".join(lines))
+    return parts, ingredients, common
+
+
+def _begun(
+    config: DictConfig, parts: SearchParts, disclosure: Disclosure, run: Path
+) -> tuple[Objective, Mapping[str, ModelScores], Problem]:
+    """Returns the objective, the references on the search items, the problem from its start."""
+    references = disclosure.references
+    ingredients = references.ingredients  # without what no step may read
+    with explained():  # the first whole panel: an evaluator that cannot score says so here
+        objective = references.bound(parts.objective)
+        for line in span_warnings(run, objective):
+            print(f"warning     {line}")
+        search = references.score(ingredients.panels["search"])
+        known = disclosure.start_scores(search, objective)
+        start = parts.initial.plan(ingredients.held, known)
+        problem = Problem.open(config, ingredients.held, start, config.seed)
+        check_ingredients(run, {"start": problem.first.describe()})
+    return objective, search, problem
 
 
 @contextmanager
-def _ended(run: Path, execution: Execution) -> Iterator[None]:
-    """Explains what ends a run early, and lets go of other processes however it ends."""
+def _ended(run: Path) -> Iterator[None]:
+    """Explains what ends a run early."""
     try:
         yield
     except _EXPLAINED as error:
@@ -164,8 +177,6 @@ def _ended(run: Path, execution: Execution) -> Iterator[None]:
             f"out of memory ({str(error).splitlines()[0]}): free some, then run the same command "
             f"again (run directory {run})"
         ) from error
-    finally:
-        execution.close()
 
 
 def _open_disclosure(

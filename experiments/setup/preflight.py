@@ -9,6 +9,7 @@ import torch
 from evaluators.engine.engine import Engine
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, TransientFailure
+from evaluators.tries import tries
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.setup.common_items import CommonItems
@@ -19,6 +20,7 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
 from merging.stacks.layer_stack import layers_of
+from merging.weights import Weights
 
 _SAMPLE = 16  # requests per evaluator that the time estimate is taken from
 
@@ -44,19 +46,17 @@ def check(
 
     Raises:
         ValueError: the search cannot run; one sentence with the remedy.
+        EvaluationError: the first candidate cannot be scored.
     """
     pool, machine, panels = ingredients.pool, ingredients.machine, ingredients.panels
     first = trial.first.weights(ingredients.held, dtype=torch.float32)
     size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if save_model else 0
     check_writable(run, "out", size)
-    began = time.perf_counter()
-    ingredients.engine.resident.write(first)  # every shape and knob is tried once
-    merge_s = time.perf_counter() - began
+    merge_s = ask_s = 0.0
+    for one in tries(lambda: None):
+        with one:
+            merge_s, ask_s = _measured(ingredients, first, common)
     search = panels["search"]
-    ask_s = _time_panel(ingredients.engine, search if common is None else common.of(0))
-    for panel in panels.values():
-        if panel is not search:
-            _time_panel(ingredients.engine, panel)
     part = "" if common is None else f"{common.item_count} of "
     parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
     memory_gb = _memory_bytes(pool, machine.dtype) / 1e9
@@ -73,6 +73,21 @@ def check(
         *_warnings(ingredients),
     ]
     return lines, merge_s + ask_s
+
+
+def _measured(
+    ingredients: Ingredients, first: Weights, common: CommonItems | None
+) -> tuple[float, float]:
+    """Returns the seconds of merging and asking one candidate; every panel is asked a little."""
+    engine, panels = ingredients.engine, dict(ingredients.panels)
+    began = time.perf_counter()
+    engine.resident.write(first)  # every shape and knob is tried once
+    merge_s = time.perf_counter() - began
+    search = panels.pop("search")
+    ask_s = _time_panel(engine, search if common is None else common.of(0))
+    for panel in panels.values():
+        _time_panel(engine, panel)
+    return merge_s, ask_s
 
 
 def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
@@ -92,8 +107,10 @@ def _time_panel(engine: Engine, panel: Panel) -> float:
         began = time.perf_counter()
         try:
             engine.run(sample)
-        except (EvaluationError, TransientFailure) as error:
+        except EvaluationError as error:
             raise ValueError(f"{panel.split} items: {error}") from error
+        except TransientFailure as error:
+            raise TransientFailure(f"{panel.split} items: {error}") from error
         total += (time.perf_counter() - began) * len(requests) / len(sample)
     return total
 

@@ -1,0 +1,93 @@
+"""One process in a run's directory, whatever its file system can."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from experiments.runs.directory import RunLocked, check_ingredients, locked
+from experiments.runs.errors import UserError
+
+
+@pytest.fixture(params=[None, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """File systems with locks, and without: the error that they raise then."""
+    if request.param is not None:
+
+        def refuse(*_: object) -> None:
+            raise OSError(request.param, os.strerror(request.param))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    return request.param
+
+
+def test_a_second_start_is_refused_and_leaves_nothing(tmp_path: Path, locks: int | None) -> None:
+    run = tmp_path / "runs" / "one"
+    for _ in range(2):
+        with locked(run):
+            refused = pytest.raises(
+                RunLocked, match=r"runs/one: .*at work on this run: wait for it"
+            )
+            with refused, locked(run):
+                pytest.fail("two processes share a run")
+            assert run.is_dir()
+        assert not (tmp_path / "runs").exists()
+
+
+def test_what_was_made_stays(tmp_path: Path, locks: int | None) -> None:
+    (tmp_path / "own").mkdir()
+    with locked(tmp_path / "own"):
+        pass
+    assert (tmp_path / "own").is_dir()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").touch()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.yaml", "run.lock"}
+
+
+def _die_at_work(run: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    fcntl.flock = refuse  # type: ignore[assignment]
+    with locked(run):
+        os._exit(9)
+
+
+def test_without_locks_a_dead_process_does_not_keep_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(tmp_path,))
+    dead.start()
+    dead.join()
+    assert (tmp_path / "run.owner").read_text() == f"process {dead.pid} on {platform.node()}"
+    monkeypatch.setattr(fcntl, "flock", _no_flock)
+    with locked(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / "run.owner").read_text()
+    assert not (tmp_path / "run.owner").exists()
+    (tmp_path / "run.owner").write_text("process 1 on another-machine")
+    refused = pytest.raises(RunLocked, match=r"1 on another-machine is at .* gone, remove /")
+    with refused, locked(tmp_path):
+        pytest.fail("a process of another machine may live")
+
+
+def _no_flock(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_ingredients_are_compared_kind_by_kind(tmp_path: Path) -> None:
+    check_ingredients(tmp_path, {"base": "b", "items": {"search": {"text.a": "1"}}})
+    check_ingredients(tmp_path, {"start": {"plan": 1}})
+    check_ingredients(tmp_path, {"base": "b", "items": {"search": {"text.a": "1"}}})
+    with pytest.raises(UserError, match=r"begun with another start\.plan: what lies there now"):
+        check_ingredients(tmp_path, {"start": {"plan": 2}})
+    with pytest.raises(UserError, match=r"another set of search items for task 'text\.a': what"):
+        check_ingredients(tmp_path, {"base": "b", "items": {"search": {"text.a": "2"}}})
+    with pytest.raises(UserError, match=r"another set of private items: what"):
+        check_ingredients(tmp_path, {"items": {"search": {"text.a": "1"}, "private": 0.5}})

@@ -1,0 +1,157 @@
+"""Faults that pass, and files that change: a run ends as if nothing had been, or says what is."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluators.engine.engine import Engine
+from experiments.runs.directory import locked
+from experiments.searches import run as search_run
+from tests.experiments.commands.test_beyond_hull import KEPT
+from tests.experiments.local import make_world, overrides, write_texts
+from tests.experiments.refusals import Shell
+
+QUICK = ("baselines=few", "budget.evaluations=6", "finalists=2", "save_model=false", "threads=1")
+READ = ("summary.json", "in_hull/history.jsonl", *KEPT)
+OWN = re.compile(rb'"(\w*seconds|run|peak_memory_bytes)": [^,}\n]*')  # a start's own
+
+
+class Faults:
+    """Lets the engine fail, for reasons outside of any model, where `fails` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.fails = 0, lambda call: False
+        answer = Engine.run_population
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+        def faulty(engine: Engine, *arguments: Any) -> Any:
+            self.calls += 1
+            if self.fails(self.calls):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+            return answer(engine, *arguments)
+
+        monkeypatch.setattr(Engine, "run_population", faulty)
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {name: OWN.sub(b"", (run / name).read_bytes()) for name in READ}
+
+
+def test_faults_that_pass_change_nothing(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single ones in one start; then ones that last until the start ends, at growing moments."""
+    faults = Faults(monkeypatch)
+    line = ["search", *overrides(world, *QUICK)]
+    assert shell.run(*line, "out=whole").code == 0
+    calls, whole = faults.calls, content(shell.cwd / "whole")
+
+    chance = random.Random(20261130)
+    single = set(chance.sample(range(1, calls), calls // 5))
+    faults.calls, faults.fails = 0, single.__contains__
+    ended = shell.run(*line, "out=single")
+    assert ended.code == 0, ended.stderr
+    assert content(shell.cwd / "single") == whole
+
+    for moment in sorted(chance.sample(range(1, calls), 5)):
+        faults.calls = 0
+        faults.fails = lambda call, last=moment: call > last  # type: ignore[misc]
+        ended = shell.run(*line, "out=stopped")
+        if ended.code == 0:  # little was left to be asked
+            break
+        assert ended.code == 2
+        assert "the base cannot be scored now either" in ended.messages[-1]
+        assert "Traceback" not in ended.stderr
+    faults.fails = lambda call: False
+    ended = shell.run(*line, "out=stopped")
+    assert ended.code == 0, ended.stderr
+    assert content(shell.cwd / "stopped") == whole
+
+
+def test_an_expert_that_cannot_be_scored_ends_the_run_before_the_search(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    make_world(own)
+    _break(own / "base-prose")
+    ended = shell.run("search", *overrides(own, *QUICK), "out=run")
+    assert ended.code == 2
+    assert re.search(r"expert 'prose' cannot be scored on the search .* leave it", ended.stderr)
+    assert not (shell.cwd / "run" / "history.jsonl").exists()
+
+
+def _break(model: Path) -> None:
+    """Makes a model's weights finite, and its logits not."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("split", "change"),
+    [
+        ("search", lambda path: write_texts(path, first=900)),
+        ("selection", lambda path: path.write_text(path.read_text().replace("brown", "white"))),
+        ("report", lambda path: path.write_text(path.read_text().rpartition("{")[0])),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_items(
+    shell: Shell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    split: str,
+    change: Callable[[Path], object],
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    make_world(own)
+    line = ["search", *overrides(own, *QUICK), "out=run", "in_hull=null"]
+    with monkeypatch.context() as patch:
+        patch.setattr(search_run, "run_loop", _interrupt)
+        assert shell.run(*line).code == 130
+    shutil.copy(own / f"{split}.jsonl", own / "before.jsonl")
+    change(own / f"{split}.jsonl")
+    before = _files(shell.cwd)
+    ended = shell.run(*line)
+    assert ended.code == 2
+    wanted = rf"begun with another set of {split} items for task 'text': .* put the old"
+    assert re.search(wanted, ended.messages[-1])
+    assert _files(shell.cwd) == before
+    shutil.move(own / "before.jsonl", own / f"{split}.jsonl")
+    assert shell.run(*line).code == 0
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_second_start_is_refused_before_anything_is_opened(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        pytest.fail("a second start opened what the first one works with")
+
+    monkeypatch.setattr(search_run, "dry_run", forbidden)
+    line = ["search", *overrides(world, "out=run")]
+    with locked(shell.cwd / "run"):  # the first start has not written anything yet
+        ended = shell.run(*line)
+    assert ended.code == 2
+    assert ended.messages == [
+        "evomerge search: run: another process is at work on this run: wait for it or stop it"
+    ]

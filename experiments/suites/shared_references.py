@@ -5,13 +5,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runs.directory import make_run
+from experiments.runs.directory import check_ingredients, make_run
+from experiments.runs.files import read_json
 from experiments.runs.item_scores import cases_path
 from experiments.runs.model_scores import SPLITS
 from search.loop import jsonl
 
 _KINDS = ("base", "expert")
-_ASKED = ("experts", "search_on", "select_on", "report_on", "device", "dtype", "batch_tokens")
+_ASKED = (
+    "experts",
+    "search_on",
+    "select_on",
+    "report_on",
+    "overlap",
+    "device",
+    "dtype",
+    "batch_tokens",
+)
 
 
 def share(source: Path, run: Path, config: DictConfig) -> bool:
@@ -24,12 +34,15 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
     if (
         config.get("privacy")
         or (run / "references.jsonl").exists()
-        or not (source / "config.yaml").exists()
+        or not (source / "ingredients.json").exists()
     ):
         return False
     if _asked(OmegaConf.load(source / "config.yaml")) != _asked(config):
         return False
     make_run(run, config)
+    ingredients = read_json(source / "ingredients.json")
+    ingredients.pop("start", None)
+    check_ingredients(run, ingredients)  # the run compares its own with them before it goes on
     lines = [line for line in jsonl.read(source / "references.jsonl") if line["kind"] in _KINDS]
     numbers = {line["id"]: number for number, line in enumerate(lines)}
     for split in SPLITS:  # before the lines that they belong to, as a run writes them

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from evaluators.engine.engine import Engine
 from experiments.runs.directory import locked
 from experiments.searches import run as search_run
+from experiments.suites.shared_references import share
 from tests.experiments.commands.test_beyond_hull import KEPT
 from tests.experiments.local import make_world, overrides, write_texts
 from tests.experiments.refusals import Shell
@@ -69,7 +71,7 @@ def test_faults_that_pass_change_nothing(
         if ended.code == 0:  # little was left to be asked
             break
         assert ended.code == 2
-        assert "the base cannot be scored now either" in ended.messages[-1]
+        assert re.match("evomerge search: .*out of memory.*run dir", ended.messages[-1])
         assert "Traceback" not in ended.stderr
     faults.fails = lambda call: False
     ended = shell.run(*line, "out=stopped")
@@ -131,6 +133,21 @@ def test_a_run_does_not_go_on_with_other_items(
     assert _files(shell.cwd) == before
     shutil.move(own / "before.jsonl", own / f"{split}.jsonl")
     assert shell.run(*line).code == 0
+
+
+def test_runs_share_scores_of_the_same_items_alone(shell: Shell, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    make_world(own)
+    line = ["search", *overrides(own, *QUICK), "in_hull=null"]
+    assert shell.run(*line, "out=first").code == 0
+    config = OmegaConf.merge(OmegaConf.load(shell.cwd / "first" / "config.yaml"), {"seed": 1})
+    assert isinstance(config, DictConfig)
+    write_texts(own / "report.jsonl", first=900)
+    assert share(shell.cwd / "first", shell.cwd / "second", config)
+    ended = shell.run(*line, "seed=1", "out=second")
+    assert ended.code == 2
+    assert re.search("begun with another set of report items", ended.messages[-1])
 
 
 def _files(folder: Path) -> dict[Path, bytes]:

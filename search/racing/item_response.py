@@ -27,9 +27,9 @@ class ItemResponse:
     The first generations answer all items. From then on, the same few are asked of everyone:
     those that tell most of the fitness by a model of item responses, which is fitted anew to all
     complete answers before every generation. What is estimated has a stated standard error, see
-    `FullAnswers.calibrated`. One candidate of a generation, the most promising, answers all whatever
-    its estimate: a search that gets better moves away from what the model was fitted to, and that
-    has to be seen.
+    `FullAnswers.calibrated`. One candidate of a generation, the most promising, answers all
+    whatever its estimate: a search that gets better moves away from what the model was fitted to,
+    and that has to be seen.
 
     Args:
         share: of all items that everyone is asked.

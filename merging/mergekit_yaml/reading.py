@@ -46,7 +46,8 @@ def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob
     """Returns the merge that a mergekit YAML file describes.
 
     Sums and defaults are those of mergekit 0.1.5; all arithmetic is float32, whatever the
-    file's ``dtype``, which here names the saved one only. Random methods draw other noise.
+    file's ``dtype``, which here names the saved one only. Random methods draw other noise, and of
+    equal magnitudes at a cut all stay, where mergekit keeps some by their place.
 
     Raises:
         MergekitError: not such a file, or it asks for what cannot be done here; names the key.

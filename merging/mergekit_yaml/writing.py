@@ -17,7 +17,8 @@ from merging.recipe import Recipe, dtype_name
 def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     """Returns a recipe as mergekit YAML; raises MergekitError for what that cannot express.
 
-    Random methods draw other noise there.
+    Random methods draw other noise there, and of equal magnitudes at a cut it keeps some by their
+    place, where here all stay.
     """
     plan = recipe.plan
     if not isinstance(plan, MergePlan):

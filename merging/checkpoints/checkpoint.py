@@ -24,7 +24,15 @@ from merging.weights import CheckpointError, LazyWeights
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 class Checkpoint(LazyWeights):
@@ -221,7 +229,15 @@ class Checkpoint(LazyWeights):
         dtype = self.config.dtype
         if not isinstance(dtype, torch.dtype):
             dtype = self.stored.dtype(next(iter(self.stored)))
-        module, report = self._load(dtype)
+        try:
+            module, report = self._load(dtype)
+        except RuntimeError as error:
+            if "report" not in str(error):  # that of shapes, which `load` keeps quiet
+                raise
+            raise CheckpointError(
+                f"{self.source}: transformers cannot make a {self.architecture.__name__} of these "
+                "tensors; its config.json and weights do not belong together"
+            ) from error
         aliases = naming.tied(module)
         for alias in set(naming.tied(self.skeleton)) - set(aliases):
             naming.untie(self.skeleton, alias)

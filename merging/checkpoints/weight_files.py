@@ -64,9 +64,11 @@ class WeightFiles(LazyWeights):
         for file in files if weights is None else ():
             self._entries.update(_read_header(file))
         for name, tensor in (weights or {}).items():
-            if tensor.dtype not in _DTYPES.values():
-                raise _quantised(files[0], name, str(tensor.dtype))
             self._entries[name] = _Entry(files[0], tensor.shape, tensor.dtype)
+        for name, entry in self._entries.items():
+            packed = name.endswith("weight") and not entry.dtype.is_floating_point
+            if packed or entry.dtype not in _DTYPES.values():
+                raise _quantised(entry.file, name, str(entry.dtype))
         super().__init__(self._entries)
 
     @classmethod

@@ -95,6 +95,22 @@ def test_fused_experts_are_loaded_through_the_class(tmp_path: Path) -> None:
         assert torch.equal(checkpoint[name], tensor)
 
 
+@pytest.mark.parametrize("shape", [(65, 32), (32, 8)])
+def test_tensors_that_cannot_be_fused_are_a_sentence(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(
+        vocab_size=64, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, **sizes
+    )
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    name = "lm_head.weight" if shape[0] == 65 else "block_sparse_moe.experts.0.w1.weight"
+    name = next(key for key in load_file(tmp_path / "model.safetensors") if key.endswith(name))
+    rewrite(tmp_path, lambda t: t.update({name: torch.zeros(shape)}))
+    with pytest.raises(CheckpointError, match="cannot make a MixtralForCausalLM of these"):
+        Checkpoint.open(str(tmp_path))
+
+
 def test_tied_tensors_appear_once(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(builders.llama(tmp_path / "tied", tie=True)))
     assert "lm_head.weight" not in checkpoint

@@ -163,7 +163,7 @@ def test_a_folder_of_folders_is_refused_with_the_name_of_the_last(
         ExpertPool.open(str(base), {"e": str(tmp_path / "run")})
 
 
-@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, np.uint32])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, np.uint8, np.uint32])
 @pytest.mark.parametrize("pickled", [False, True])
 def test_numbers_of_few_bits_are_called_so(
     base: Path, tmp_path: Path, kind: Any, pickled: bool
@@ -171,8 +171,9 @@ def test_numbers_of_few_bits_are_called_so(
     path = shutil.copytree(base, tmp_path / "packed")
     file = path / "model.safetensors"
     tensors = load_file(file)
-    if kind is np.uint32:  # MLX: eight numbers of 4 bits in one
+    if kind in (np.uint8, np.uint32):  # several numbers in one: bitsandbytes, MLX
         packed = {k: np.zeros((len(v), 4), kind) for k, v in tensors.items() if "proj" in k}
+        packed["model.layers.0.mlp.up_proj.scales"] = np.zeros((64, 1), np.float16)
         save_numpy(packed, file, metadata={"format": "mlx"})
     else:
         save_safetensors({k: v.to(kind) for k, v in tensors.items()}, file)

@@ -222,6 +222,32 @@ def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     assert set(rows[3:]) <= {3, 4, 2, 1}
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_candidates_keep_to_a_generation_config_and_search_beams(
+    checkpoints: Path, name: str
+) -> None:
+    """Beams take transformers' generate, a candidate and a prompt at a time."""
+    resident = language_resident(checkpoints / name)
+    kick(resident, scale=0.1)
+    resident.module.generation_config.repetition_penalty = 1.2
+    tokens = resident.info.tokenizer.encode
+    requests = [
+        Generate(tuple(tokens(sentence(i, 2 + i))), 6, options=options, temperature=temperature)
+        for i, (options, temperature) in enumerate(
+            [((), 0.0), ((), 1.0), ((("num_beams", 2),), 0.0), ((("num_beams", 3),), 0.9)]
+        )
+    ]
+    candidates = [random_deltas(resident, seed) for seed in range(3)]
+    expected = one_by_one(resident, requests, candidates)
+    state = torch.get_rng_state()
+    assert_close(Engine(resident).run_population(requests, candidates), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+    bad: Deltas = {resident_norm(resident): torch.full((32,), float("nan"))}
+    first, second = Engine(resident).run_population(requests[2:], [candidates[0], bad])
+    assert_close([first], [expected[0][2:]])
+    assert "a generated token has no finite logits" in str(second)
+
+
 def test_one_bad_candidate_fails_alone(llama: Resident) -> None:
     requests = (*random_requests(1, 5, 20), Generate((40, 50), 6))
     bad: Deltas = {"model.norm.weight": torch.full((32,), float("nan"))}

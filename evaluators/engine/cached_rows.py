@@ -51,15 +51,23 @@ def going_on(past: Any, parents: Tensor) -> Any:
     return cache
 
 
-def positions_of(module: Any, mask: Tensor, width: int) -> dict[str, Tensor]:
-    """Returns the last `width` tokens' positions, padding not counted, where the model takes any.
+def takes_positions(module: Any) -> bool:
+    """Whether the model is told its tokens' positions."""
+    return "position_ids" in inspect.signature(module.forward).parameters
+
+
+def positions_of(mask: Tensor, width: int) -> Tensor:
+    """Returns the last `width` tokens' positions, ``(rows, width)``; padding does not count.
 
     Args:
         mask: ``(rows, held + width)`` 0 where a row has padding.
     """
-    if "position_ids" not in inspect.signature(module.forward).parameters:
-        return {}
-    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]}
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
+
+
+def forget(module: Any, input_ids: Tensor) -> None:
+    """Has layers drop what they keep of earlier rows: a state, frequencies for their length."""
+    module(input_ids=input_ids[:, :1], use_cache=False)
 
 
 def cache_name(module: Any) -> str | None:
@@ -88,6 +96,7 @@ class CachedRows:
         self._ids = ids
         self._mask = mask
         self._name = str(cache_name(module))
+        self._takes_positions = takes_positions(module)
         config = module.config.get_text_config(decoder=True)
         self._past = DynamicCache(config=config) if past is None else past
 
@@ -95,14 +104,16 @@ class CachedRows:
         """Returns the logits of what follows every row, ``(rows, vocabulary)``."""
         rows, width = self._ids.shape
         last = torch.arange(1, rows + 1, device=self._ids.device) * width - 1
+        options: dict[str, Any] = {self._name: self._past}
+        if self._takes_positions:
+            options["position_ids"] = positions_of(self._mask, width)
         logits, _ = kept_logits(
             self._module,
             last,
             input_ids=self._ids,
             attention_mask=self._mask,
             use_cache=True,
-            **{self._name: self._past},
-            **positions_of(self._module, self._mask, width),
+            **options,
         )
         return logits
 

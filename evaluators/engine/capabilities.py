@@ -1,6 +1,7 @@
 """What a model can do with several rows at once, told by its numbers and not by its kind."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,14 @@ class Capabilities:
             does, too.
         grows: rows that are padded on the left grow by a token at a time behind a cache.
         shares: rows go on from keys and values of a row that they begin with, padding in between.
+        length: of the longest rows for which this holds. Beyond it RoPE's frequencies depend on
+            the longest row of a pass, by the model's configuration.
     """
 
     causal: bool
     grows: bool
     shares: bool
+    length: int
 
 
 @torch.inference_mode()
@@ -44,7 +48,8 @@ def measured(module: Any, max_length: int) -> Capabilities:
     causal = _is_causal(module, draw, max_length)
     cached = causal and cache_name(module) is not None and max_length > 2 * _TAIL
     grows = cached and _grows(module, draw)
-    return Capabilities(causal, grows, grows and _shares(module, draw, max_length))
+    length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
+    return Capabilities(causal, grows, grows and _shares(module, draw, max_length), length)
 
 
 class _Tokens:
@@ -104,6 +109,18 @@ def _hole(config: Any, max_length: int) -> int | None:
     window = getattr(config, "window_size", None) or 0
     hole = min(max(_HOLE, window), max_length - _TRUNK - _TAIL - 3)
     return hole if 1 <= hole <= _LONGEST_HOLE else None
+
+
+def _steady_length(config: Any) -> int:
+    """Returns up to how many tokens the frequencies of RoPE are the same for all lengths."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    lengths = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(lengths, default=sys.maxsize + 1) - 1  # at that length itself old ones may stay
 
 
 def _as_alone(module: Any, draw: _Tokens, together: CachedRows, rows: Sequence[list[int]]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evaluators.engine.batching import Answers, EngineRun, check_causal, pack, padded
 from evaluators.engine.cached_rows import CachedRows, going_on, kept_logits
+from evaluators.engine.capabilities import Capabilities
 from evaluators.engine.decoding import Decoding, Rules, rules_of
 from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import groups
@@ -54,9 +55,10 @@ class GenerationJob:
         for index, request in requests:
             self._indices.setdefault(request, []).append(index)
         rules = rules_of(list(self._indices), resident)
-        grows = resident.capabilities.grows
-        together = [one for one in rules.values() if grows and one.stepwise]
-        self._alone = [one for one in rules.values() if not (grows and one.stepwise)]
+        together: list[Rules] = []
+        self._alone: list[Rules] = []
+        for one in rules.values():
+            (together if _batched(one, resident.capabilities) else self._alone).append(one)
         self._batches = list(_batches(together, resident, batch_tokens))
         self.most_rows = max((len(batch.rules) for batch in self._batches), default=1)
 
@@ -84,6 +86,10 @@ class GenerationJob:
         answer = Generated(rules.text(written))
         for index in self._indices[rules.request]:
             run.answers.put(candidate, index, answer)
+
+
+def _batched(rules: Rules, able: Capabilities) -> bool:
+    return able.grows and rules.stepwise and len(rules.prompt) + rules.most <= able.length
 
 
 def _batches(rules: Sequence[Rules], resident: Resident, batch_tokens: int) -> Iterator[_Batch]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import Answers, EngineRun, check_causal
+from evaluators.engine.cached_rows import forget
 from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.passes import Pass, passes_of
 from evaluators.engine.population import tiled
-from evaluators.engine.prefix_tree import grow
+from evaluators.engine.prefix_tree import Branch, grow
 from evaluators.engine.resident import Resident
 from evaluators.requests import Likelihood, Loglikelihood
 
@@ -59,11 +60,18 @@ class LikelihoodJob:
             rows.setdefault(_row(request, length), []).append((index, request))
         sharers = list(rows.values())
         answers = [max(len(request.continuation) for _, request in row) for row in sharers]
-        ends = [len(row) - most for row, most in zip(rows, answers, strict=True)]
-        branches = grow(list(rows), ends)
-        if any(branch.branches for branch in branches) and not resident.capabilities.shares:
-            branches = grow(list(rows), [0] * len(ends))
-        self._passes = passes_of([(branch, 0) for branch in branches], resident, batch_tokens)
+        able = resident.capabilities
+        ends = [
+            len(row) - most if able.shares and len(row) <= able.length else 0
+            for row, most in zip(rows, answers, strict=True)
+        ]
+        together: list[tuple[Branch, int]] = []
+        alone: list[tuple[Branch, int]] = []
+        for branch in grow(list(rows), ends):
+            long = branch.row is not None and len(branch.tokens) > able.length
+            (alone if long else together).append((branch, 0))
+        self._alone = passes_of(alone, resident, 1)
+        self._passes = (*passes_of(together, resident, batch_tokens), *self._alone)
         self._scored = {
             one: _read_off(one, sharers, resident.device)
             for first in self._passes
@@ -78,6 +86,9 @@ class LikelihoodJob:
         for first in self._passes:
             most = max(one.input_ids.numel() for one in first.all())
             for part in run.population.parts(most):
+                if first in self._alone:
+                    run.population.choose(part, 1)
+                    forget(run.resident.module, first.input_ids.repeat(len(part), 1))
                 for one, logits in first.run(run, part, kept.__getitem__):
                     _answer(self._scored[one], logits, part, run.answers)
 

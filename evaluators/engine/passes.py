@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import EngineRun, padded
-from evaluators.engine.cached_rows import going_on, kept_logits, positions_of
+from evaluators.engine.cached_rows import going_on, kept_logits, positions_of, takes_positions
 from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import Branch, packed
 from evaluators.engine.resident import Resident
@@ -64,8 +64,9 @@ class Pass:
             options["past_key_values"] = going_on(past, tiled(self.parents, count, self.lines))
         if self.mask is not None:
             options["attention_mask"] = self.mask.repeat(count, 1)
-            width = self.input_ids.shape[1]
-            options |= positions_of(module, options["attention_mask"], width)
+            if takes_positions(module):
+                positions = positions_of(self.mask, self.input_ids.shape[1])
+                options["position_ids"] = positions.repeat(count, 1)
         wanted = self.input_ids.new_empty(0) if self.following else kept(self)
         logits, output = kept_logits(
             module,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import EngineRun, check_causal, pack, padded
-from evaluators.engine.cached_rows import kept_logits
+from evaluators.engine.cached_rows import forget, kept_logits
 from evaluators.engine.forward import check_finite, token_log_probs
 from evaluators.engine.population import tiled
 from evaluators.engine.resident import Resident
@@ -53,7 +53,10 @@ class TokenStatisticsJob:
             _check(request, resident.info.max_length)
             indices.setdefault(request.tokens, []).append(index)
         ordered = sorted(indices, key=lambda row: (-len(row), row))
-        packed = list(pack(ordered, [len(row) - 1 for row in ordered], batch_tokens))
+        lengths = [len(row) - 1 for row in ordered]
+        long = sum(length > resident.capabilities.length for length in lengths)
+        packed = [[row] for row in ordered[:long]]
+        packed += pack(ordered[long:], lengths[long:], batch_tokens)
         self.most_rows = max(len(batch) for batch in packed)
         self._batches = [
             _tensorise(batch, [tuple(indices[row]) for row in batch], resident) for batch in packed
@@ -65,6 +68,8 @@ class TokenStatisticsJob:
             for part in run.population.parts(batch.input_ids.numel()):
                 run.deadline.check()
                 run.population.choose(part, len(batch.input_ids))
+                if batch.input_ids.shape[1] > run.resident.capabilities.length:
+                    forget(run.resident.module, batch.input_ids.repeat(len(part), 1))
                 statistics = _statistics(run.resident.module, batch, len(part))
                 for candidate, rows in zip(part, statistics, strict=True):
                     check_finite(rows[0].numpy(), candidate, run.answers)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from evaluators.engine.batching import EngineRun
+from evaluators.engine.cached_rows import forget
 from evaluators.engine.decoding import Rules
 
 
@@ -37,8 +38,7 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
         return torch.full((len(tokens),), over, dtype=torch.bool, device=tokens.device)
 
     ids = torch.tensor([rules.prompt], device=resident.device)
-    if count == 1:  # some layers hold a state, which they drop in longer prompts alone
-        resident.module(input_ids=ids, use_cache=False)
+    forget(resident.module, ids)
     devices = [resident.device] if resident.device.type == "cuda" else []
     with torch.random.fork_rng(devices), _own_config_left_out(resident.module):
         torch.manual_seed(rules.request.seed)

@@ -46,6 +46,22 @@ KINDS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("granite", "nemotron", "persimmon", "smollm3", "diffllama"), _TEXT),
     **dict.fromkeys(("qwen3", "gemma", "glm4", "helium"), _HEADS),
     **dict.fromkeys(("mistral", "starcoder2", "phi3"), _SLIDING),
+    "llama dynamic": {
+        **_TEXT,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+        "max_position_embeddings": 20,
+    },
+    "phi3 longrope": {
+        **_TEXT,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.5, 2.0, 3.0, 4.0],
+            "original_max_position_embeddings": 20,
+        },
+        "original_max_position_embeddings": 20,
+    },
     "gemma2": {**_HEADS, "sliding_window": _WINDOW},
     "gemma3_text": {**_HEADS, "sliding_window": _WINDOW, "num_hidden_layers": 7},
     "mixtral": _LOCAL_EXPERTS,
@@ -157,7 +173,7 @@ def resident(kind: str, config: dict[str, Any]) -> Resident:
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split()[0], **config))
     builders.perturb(model, seed=0, scale=0.15)
     model.generation_config.update(eos_token_id=2, pad_token_id=0)
-    return Resident(model, tokenizer=builders.byte_tokenizer())
+    return Resident(model, tokenizer=builders.byte_tokenizer(), max_length=128)
 
 
 def draw(count: int, noise: torch.Generator) -> tuple[int, ...]:
@@ -192,7 +208,8 @@ def generated(model: Resident, request: Generate) -> str:
 def log_likelihood(model: Resident, request: Loglikelihood) -> float:
     tokens, start = torch.tensor([request.context + request.continuation]), len(request.context)
     with torch.no_grad():
-        log_probs = model.module(input_ids=tokens).logits[0, start - 1 : -1].log_softmax(dim=-1)
+        logits = copy.deepcopy(model.module)(input_ids=tokens[:, :-1]).logits
+    log_probs = logits[0, start - 1 :].log_softmax(dim=-1)
     return float(log_probs.gather(1, tokens[0, start:, None]).sum())
 
 
@@ -218,8 +235,9 @@ def test_rows_behind_padding_in_a_cache_are_wrong_where_slots_count(
     """What the measurement guards against: these answers are off once it is overruled."""
     model, (asked, written) = resident(kind, KINDS[kind]), requests()
     right = Engine(model).run([*asked, *written])
-    assert model.capabilities == Capabilities(causal=True, grows=True, shares=False)
-    monkeypatch.setitem(vars(model), "capabilities", Capabilities(True, True, True))
+    assert model.capabilities == Capabilities(causal=True, grows=True, shares=False, length=128)
+    unguarded = Capabilities(causal=True, grows=True, shares=True, length=128)
+    monkeypatch.setitem(vars(model), "capabilities", unguarded)
     wrong = Engine(model).run([*asked, *written])
     one, other = ([a.total for a in answers[: len(asked)]] for answers in (right, wrong))
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01

@@ -206,7 +206,8 @@ def sphere(g: Given, steps: int, task_vectors: bool = False) -> Array:
 
 def sce(g: Given, normalize: bool = True) -> Array:
     stack = np.stack(g.deltas)
-    chosen = by_magnitude(np.var(stack, axis=0))[: count(float(g.density), g.base.size)]
+    variance = np.var(stack, axis=0)
+    chosen = by_magnitude(variance)[: count(float(g.density), np.count_nonzero(variance))]
     kept = [keep_at(d, chosen) for d in g.deltas]
     energy = [float((d**2).sum()) for d in kept]
     weights = [e / sum(energy) if sum(energy) else 0.0 for e in energy]

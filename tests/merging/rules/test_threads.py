@@ -34,8 +34,8 @@ from tests.merging.methods.statistics_cases import supply
 SHAPES = [(70001,), (1901, 37), (31, 2203)]
 OPTIONS = {
     Karcher(task_vectors=True): SHAPES[:1],
-    NuSlerp(flatten=False): [(2, 40001)],
-    NuSlerp(flatten=False, row_wise=True): [(40001, 2)],
+    NuSlerp(flatten=False): SHAPES[:1],
+    NuSlerp(flatten=False, row_wise=True): [(70001, 2), (31, 2203)],
 }
 NOISES = [GaussianNoise("deltas"), LowRankNoise(4, "base"), RowNoise(), BlockNoise()]
 

@@ -58,7 +58,7 @@ def _other_units(one: Run, other: Run) -> str | None:
                 return (
                     f"their fitness has other units: {term['key']} enters with {name} "
                     f"{term[name]:.6g} and {other_term[name]:.6g}; compare runs with the same "
-                    "base, experts and objective"
+                    "base, experts, search items and objective"
                 )
     return None
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from evaluators import tries
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError, Response
 from experiments.searches import certificate
 from experiments.searches.tracking import NoTracker
 from merging.saving import save
@@ -87,3 +90,28 @@ def test_remedies_go_on_with_the_same_run(
     shown = shell.run("search", *line)
     assert shown.code == 0
     assert "evomerge rebuild run/recipe.json --out DIR writes it" in shown.stdout
+
+
+@pytest.mark.parametrize("broken", ["selection", "report"])
+def test_items_on_which_nobody_can_be_scored_cost_their_scores_alone(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def scores(panel: Panel, responses: Sequence[Response]) -> dict[str, Score]:
+        if panel.split == broken:
+            raise EvaluationError("bits_per_byte is nan, no finite score")
+        return whole(panel, responses)
+
+    whole = Panel.scores
+    monkeypatch.setattr(Panel, "scores", scores)
+    line = overrides(world, *SHORT, "objective=worst", "objective.normalize=spread")
+    ended = shell.run("search", *line, "save_model=false")
+    assert ended.code == 0, ended.stderr
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert Path("run/report.html").exists()
+    evolved = summary["models"][-1]
+    if broken == "report":
+        assert evolved["report"]["failure"] == "bits_per_byte is nan, no finite score"
+        assert summary["optimism"] is None
+    else:
+        assert summary["notes"][0].startswith("all finalists failed on the selection items, so th")
+        assert summary["fitness"] == evolved["search"]["fitness"][0]

@@ -85,7 +85,8 @@ def test_remedies_go_on_with_the_same_run(
     assert "also with save_model=false adapter_rank=null" in stopped.messages[-1]
     history = Path("run/history.jsonl").read_bytes()
     assert not Path("run/summary.json").exists()
-    assert shell.run("search", *line, "save_model=false", "adapter_rank=null").code == 0
+    less = ("save_model=false", "adapter_rank=null", "timeout_s=1000", "stream=true")
+    assert shell.run("search", *line, *less).code == 0
     assert Path("run/history.jsonl").read_bytes() == history
     shown = shell.run("search", *line)
     assert shown.code == 0

@@ -18,7 +18,7 @@ from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
 from experiments.searches import certificate
 from experiments.searches.tracking import NoTracker
-from merging.saving import save
+from merging.saving import shards
 from tests import builders
 from tests.experiments.local import EXPERTS, overrides, write_texts
 from tests.experiments.refusals import Shell
@@ -78,7 +78,7 @@ def test_remedies_go_on_with_the_same_run(
     assert "the limit is 1e-09 s: raise timeout_s" in stopped.messages[-1]
     with monkeypatch.context() as disk:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        disk.setattr(save, "save_file", lambda *_, **__: (_ for _ in ()).throw(full))
+        disk.setattr(shards, "save_file", lambda *_, **__: (_ for _ in ()).throw(full))
         stopped = shell.run("search", *line)
     assert stopped.code == 2
     assert "No space left on device" in stopped.messages[-1]

@@ -71,9 +71,10 @@ class _Tokens:
 
 def _is_causal(module: Any, draw: _Tokens, max_length: int) -> bool:
     """Whether rows that differ at their ends alone have the same logits before."""
-    width = min(_TRUNK, max_length - 1)
+    end = min(_TRUNK, max_length - 1)
+    width = min(_TRUNK, max_length - end)
     shared = draw.row(width)
-    ids = draw.tensor([shared + draw.row(1), shared + draw.row(1)])
+    ids = draw.tensor([shared + draw.row(end), shared + draw.row(end)])
     logits = module(input_ids=ids, use_cache=False).logits[:, :width]
     return _equal(logits[1], logits[0])
 

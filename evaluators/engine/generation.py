@@ -1,5 +1,6 @@
 """Runs `Generate` requests: left-padded batches with a cache, or one by one where need be."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from evaluators.engine.resident import Resident
 from evaluators.engine.whole_answers import NoFiniteScoresError, generated
 from evaluators.requests import Generate, Generated
 
+_log = logging.getLogger(__name__)
 _NOT_FINITE = (
     "a generated token has no finite logits: the candidate's weights give NaN or infinite logits"
 )
@@ -55,6 +57,11 @@ class GenerationJob:
         for index, request in requests:
             self._indices.setdefault(request, []).append(index)
         rules = rules_of(list(self._indices), resident)
+        if not resident.capabilities.grows:
+            _log.warning(
+                "padded rows of %s differ from rows alone: generating one by one",
+                type(resident.module).__name__,
+            )
         together: list[Rules] = []
         self._alone: list[Rules] = []
         for one in rules.values():

@@ -41,6 +41,9 @@ class LmEvalTask:
     On purpose they differ where lm-eval would show an item its own answer as a few-shot example,
     or draws examples from items that are not taken; see `choose_docs`.
 
+    Generated texts are those of lm-eval's Hugging Face model for one prompt at a time, with the
+    base's generation config; what is sampled has a seed for every item and repeat.
+
     Metrics are named as in the task; where it has several answer filters, ``metric@filter``.
     Directions are the task's (``higher_is_better``).
 

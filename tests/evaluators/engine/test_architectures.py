@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evaluators.engine.capabilities import Capabilities
+from evaluators.engine.capabilities import Capabilities, measured
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Generated, Likelihood, Loglikelihood
@@ -242,6 +242,13 @@ def test_rows_behind_padding_in_a_cache_are_wrong_where_slots_count(
     one, other = ([a.total for a in answers[: len(asked)]] for answers in (right, wrong))
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 0.01
     assert right[len(asked) :] != wrong[len(asked) :]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2", "mpt", "gpt_neo", "mamba", "bart"])
+def test_coarse_numbers_tell_the_same(kind: str, dtype: torch.dtype) -> None:
+    module = resident(kind, KINDS[kind]).module
+    assert measured(module.to(dtype), 128) == measured(module.float(), 128)
 
 
 NOT_CAUSAL: dict[str, dict[str, Any]] = {

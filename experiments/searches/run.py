@@ -31,6 +31,7 @@ from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy
 from experiments.searches.references import References
+from experiments.searches.run_time import time_lines
 from experiments.searches.steps import (
     best_statics,
     compare_in_hull,
@@ -82,15 +83,11 @@ def run_check(config: DictConfig) -> None:
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        lines, candidate_s = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines += time_lines(config, parts, ingredients, trial)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
     print("\n".join(lines))
-    if config.budget.evaluations:
-        minutes = candidate_s * config.budget.evaluations / 60
-        print(f"search time about {minutes:.1f} min for {config.budget.evaluations} evaluations")
-        if in_hull.has_companion(config, trial.space):
-            print("            and as long again inside the hull, to compare (in_hull=null: not)")
     print(f"run         {run}\nready")
 
 
@@ -136,7 +133,8 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        lines, _ = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines = check(ingredients, trial, common, run, save_model=config.save_model)
+        lines += time_lines(config, parts, ingredients, trial)
         make_run(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()
         check_ingredients(run, {"base": base, "experts": experts})

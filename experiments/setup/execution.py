@@ -37,6 +37,11 @@ class Execution(Protocol):
 
     elsewhere: bool
 
+    @property
+    def parallel(self) -> int:
+        """How many candidates are expected to be scored at a time."""
+        ...
+
     def pool(
         self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]
     ) -> Pool[Any, Any]:
@@ -57,6 +62,7 @@ class Local:
     """This process scores every candidate with its own resident model."""
 
     elsewhere = False
+    parallel = 1
 
     def pool(
         self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]

@@ -1,6 +1,5 @@
 """The check before work: everything that can go wrong in seconds, before hours are spent."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,8 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
 from merging.stacks.layer_stack import layers_of
-from merging.weights import Weights
 
-_SAMPLE = 16  # requests per evaluator that the time estimate is taken from
+_SAMPLE = 16  # requests of every evaluator that are tried
 
 
 def check(
@@ -32,11 +30,10 @@ def check(
     run: Path,
     *,
     save_model: bool,
-) -> tuple[list[str], float]:
+) -> list[str]:
     """Returns what is found out of a search that is ready to run, a line each for a person.
 
-    The second is an estimate of the seconds per candidate, from a merge of the whole model and a
-    few requests.
+    It has merged a whole model, and every evaluator has asked it a few requests.
 
     Args:
         trial: the problem as it stands before anything is scored.
@@ -52,42 +49,26 @@ def check(
     first = trial.first.weights(ingredients.held, dtype=torch.float32)
     size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if save_model else 0
     check_writable(run, "out", size)
-    merge_s = ask_s = 0.0
     for one in tries(lambda: None):
         with one:
-            merge_s, ask_s = _measured(ingredients, first, common)
+            ingredients.engine.resident.write(first)  # every shape and knob is tried once
+            for panel in panels.values():
+                _try(ingredients.engine, panel)
     search = panels["search"]
     part = "" if common is None else f"{common.item_count} of "
     parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
     memory_gb = _memory_bytes(pool, machine.dtype) / 1e9
-    lines = [
+    return [
         f"base        {pool.base.source} ({parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(pool.expert_names)}",
         f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
         f"{', '.join(search.main)}",
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
         f"memory      about {memory_gb:.2f} GB for base, experts and model",
-        f"candidate   about {merge_s + ask_s:.2f} s ({merge_s:.2f} s merging)",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
         *(f"overlap     {line}" for panel in panels.values() for line in panel.dropped),
         *_warnings(ingredients),
     ]
-    return lines, merge_s + ask_s
-
-
-def _measured(
-    ingredients: Ingredients, first: Weights, common: CommonItems | None
-) -> tuple[float, float]:
-    """Returns the seconds of merging and asking one candidate; every panel is asked a little."""
-    engine, panels = ingredients.engine, dict(ingredients.panels)
-    began = time.perf_counter()
-    engine.resident.write(first)  # every shape and knob is tried once
-    merge_s = time.perf_counter() - began
-    search = panels.pop("search")
-    ask_s = _time_panel(engine, search if common is None else common.of(0))
-    for panel in panels.values():
-        _time_panel(engine, panel)
-    return merge_s, ask_s
 
 
 def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
@@ -97,22 +78,17 @@ def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
     return stored * (1 + len(pool.expert_names)) + sum(numbers.values()) * dtype.itemsize
 
 
-def _time_panel(engine: Engine, panel: Panel) -> float:
-    """Asks a few requests of every evaluator; returns the estimate for all of them."""
-    total = 0.0
+def _try(engine: Engine, panel: Panel) -> None:
+    """Asks a few requests of every evaluator."""
     for evaluator in panel.evaluators.values():
         requests = list(evaluator.items.requests)
         spread = np.linspace(0, len(requests) - 1, min(_SAMPLE, len(requests)))
-        sample = [requests[int(i)] for i in spread]
-        began = time.perf_counter()
         try:
-            engine.run(sample)
+            engine.run([requests[int(i)] for i in spread])
         except EvaluationError as error:
             raise ValueError(f"{panel.split} items: {error}") from error
         except TransientFailure as error:
             raise TransientFailure(f"{panel.split} items: {error}") from error
-        total += (time.perf_counter() - began) * len(requests) / len(sample)
-    return total
 
 
 def _warnings(ingredients: Ingredients) -> list[str]:

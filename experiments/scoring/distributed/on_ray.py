@@ -1,9 +1,12 @@
 """Candidates scored by Ray's workers: many devices, many nodes, the same results."""
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from experiments.runs.errors import UserError
 from experiments.scoring.asking import Question
@@ -65,6 +68,15 @@ class OnRay:
         self._candidate_s = candidate_s
         self._cluster: RayCluster | None = None
         self._fleet: Fleet | None = None
+
+    @property
+    def parallel(self) -> int:
+        """The workers that are asked for, or for which this machine has cores and devices."""
+        if self._workers is not None:
+            return self._workers
+        cores = (os.cpu_count() or 1) // max(torch.get_num_threads(), self._cpus)
+        gpus = torch.cuda.device_count() if self._gpus is None else math.inf
+        return int(max(1, min(cores, gpus or math.inf)))
 
     def pool(
         self, local: Pool[Any, Any], spec: Callable[[], WorkerSpec], encode: Callable[[Any], Any]

@@ -5,6 +5,7 @@ model reads of each. Neighbouring data sets have one item more or less; their nu
 """
 
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
 from experiments.gathering.items import Item, items_of
-from merging.checkpoints.mechanisms import GaussianMechanism
+from merging.checkpoints.mechanisms import DiscreteGaussianMechanism
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy import accounting
-from merging.seeding import generator, secret_generator
 from merging.statistics_files import StatisticsKind
+from search.privacy.private_noise import SecretNoise, largest_part
 
 Gather = Callable[[Sequence[Item]], Mapping[str, Tensor]]
 """Statistics of the texts of one item."""
@@ -26,13 +27,16 @@ Gather = Callable[[Sequence[Item]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class PrivateStatistics:
-    """The Gaussian mechanism on the sum of all items' statistics.
+    """The discrete Gaussian mechanism on the sum of all items' statistics.
 
     An item's part in each of the L tensors is clipped to Frobenius norm C, so that one item moves
     all tensors together by at most ``C sqrt(L)``; every tensor has noise of ``sigma C sqrt(L)``
-    (Gram matrices: per entry of the diagonal, off it ``1 / sqrt(2)`` of that, symmetric). The sum
-    is divided by the number of items, and what noise made impossible is projected away:
-    negative eigenvalues of Gram matrices, negative Fisher information. That is free.
+    (Gram matrices: per entry of the diagonal, off it ``1 / sqrt(2)`` of that, symmetric). All of
+    it is in whole units of a grid, a 2^24th of the noise, to which every item's entries are
+    rounded, towards zero, so that none of its norms grows: sums are exact and low bits tell
+    nothing. The sum is divided by the number of items, and what noise made impossible is
+    projected away: negative eigenvalues of Gram matrices, negative Fisher information. That is
+    free.
 
     Args:
         data: identity of the private data set in the ledger, one for all experts or one for each.
@@ -45,9 +49,10 @@ class PrivateStatistics:
     Raises:
         ValueError: an option has no meaning; names it.
 
-    Source: Gaussian mechanism, Dwork & Roth 2014, appendix A; symmetric noise as in Dwork,
-        Talwar, Thakurta, Zhang 2014, Analyze Gauss, with entries off the diagonal counted twice
-        in the norm. Deviation from RegMean: the mean is over items of the mean over positions.
+    Source: discrete Gaussian mechanism, Canonne, Kamath, Steinke 2020, arXiv 2004.00010;
+        symmetric noise as in Dwork, Talwar, Thakurta, Zhang 2014, Analyze Gauss, with entries off
+        the diagonal counted twice in the norm. Deviation from RegMean: the mean is over items of
+        the mean over positions.
     """
 
     data: str | Mapping[str, str]
@@ -76,7 +81,7 @@ class PrivateStatistics:
 
     def spend(self, expert: str, kind: StatisticsKind) -> PrivacySpend:
         """Returns the price of one expert's file."""
-        mechanism = GaussianMechanism(self.noise_multiplier)
+        mechanism = DiscreteGaussianMechanism(self.noise_multiplier)
         return PrivacySpend(
             dataset=self._named(expert),
             epsilon=accounting.epsilon([mechanism], self.delta),
@@ -109,33 +114,44 @@ class PrivateStatistics:
         """
         sums: dict[str, Tensor] = {}
         for unit in units:
-            for name, part in _attempt(gather, unit).items():
-                clipped = self.clipped(part, kind)
-                sums[name] = sums[name] + clipped if name in sums else clipped
+            parts = _attempt(gather, unit)
+            assert not (sums and parts) or parts.keys() == sums.keys(), "L is the same for all"
+            for name, part in parts.items():
+                whole = self.whole(part, kind, len(parts))
+                sums[name] = sums[name] + whole if name in sums else whole
             advance(1)
         if not sums:
             raise EvaluationError("no item could be read, so there is nothing to be released")
-        draw = _draw(secret)
-        finish = _symmetric if kind == "gram" else _positive
-        deviation = self.noise_multiplier * math.sqrt(len(sums))
-        return {
-            name: finish(total, deviation * self._bound(total, kind), draw(total, name))
-            .div_(max(1, len(units)))
-            .float()
-            for name, total in sums.items()
-        }
+        key = secrets.token_bytes(32) if secret is None else secret.to_bytes(32, "big")
+        noise, released = SecretNoise(key), {}
+        for name, total in sums.items():
+            free = torch.ones_like(total, dtype=torch.bool)
+            free = free.tril() if kind == "gram" else free
+            total[free] += torch.from_numpy(noise.gaussian(int(free.sum()), name))
+            mean = total.double() * self._unit(total, kind, len(sums)) / len(units)
+            released[name] = _projected(mean, kind).float()
+        return released
 
-    def clipped(self, part: Tensor, kind: StatisticsKind) -> Tensor:
-        """Returns an item's part in one tensor, of norm C at most, float64.
+    def whole(self, part: Tensor, kind: StatisticsKind, tensors: int) -> Tensor:
+        """Returns an item's part in one of so many tensors, in whole units of the grid, int64.
 
-        A part that is not finite contributes nothing, as does an item that cannot be read.
+        Its norm is at most `largest_part`, that of a Gram matrix over the diagonal and the lower
+        triangle times ``sqrt(2)``, above which are zeros. A part that is not finite contributes
+        nothing, as does an item that cannot be read.
         """
-        wide = part.double()
-        norm = float(torch.linalg.vector_norm(wide))
+        entries = part.double()
+        if kind == "gram":
+            entries = entries.tril(-1) * math.sqrt(2) + entries.diagonal().diag()
+        norm = float(torch.linalg.vector_norm(entries))
         if not math.isfinite(norm):
-            return torch.zeros_like(wide)
-        bound = self._bound(part, kind)
-        return wide * (bound / norm) if norm > bound else wide  # S min(1, C / ||S||)
+            return torch.zeros_like(entries, dtype=torch.int64)
+        bound = self._bound(part, kind) * (1 - 2**-20)  # float64 rounds norms by less than that
+        # S min(1, C / ||S||) / unit
+        return (entries * (bound / max(bound, norm) / self._unit(part, kind, tensors))).long()
+
+    def _unit(self, tensor: Tensor, kind: StatisticsKind, tensors: int) -> float:
+        """Returns the unit of a tensor's grid."""
+        return self._bound(tensor, kind) / largest_part(self.noise_multiplier, tensors)
 
     def _bound(self, tensor: Tensor, kind: StatisticsKind) -> float:
         return self.clip * (len(tensor) if kind == "gram" else 1.0)
@@ -161,24 +177,11 @@ def _attempt(gather: Gather, unit: Sequence[Item]) -> Mapping[str, Tensor]:
         return {}
 
 
-def _draw(secret: int | None) -> Callable[[Tensor, str], Tensor]:
-    """Returns what draws standard normal noise of a tensor's shape, float64, under its name."""
-    if secret is not None:
-        return lambda like, name: torch.randn(
-            like.shape, generator=generator(secret, name), dtype=torch.float64
-        )
-    source = secret_generator()
-    return lambda like, name: torch.from_numpy(source.standard_normal(tuple(like.shape)))
-
-
-def _symmetric(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
-    """Returns `total` with symmetric noise, without its negative eigenvalues."""
-    noise = drawn.tril(-1) / math.sqrt(2)
-    noise = noise + noise.T + drawn.diagonal().diag()
-    values, vectors = torch.linalg.eigh((total + total.T) / 2 + deviation * noise)
+def _projected(mean: Tensor, kind: StatisticsKind) -> Tensor:
+    """Returns the nearest statistics that can be: without negative eigenvalues or entries."""
+    if kind == "fisher":
+        return mean.clamp(min=0)
+    lower = mean.tril(-1) / math.sqrt(2)
+    values, vectors = torch.linalg.eigh(lower + lower.T + mean.diagonal().diag())
     projected: Tensor = (vectors * values.clamp(min=0)) @ vectors.T  # V max(0, Lambda) V^T
     return projected
-
-
-def _positive(total: Tensor, deviation: float, drawn: Tensor) -> Tensor:
-    return (total + deviation * drawn).clamp(min=0)  # max(0, F + sigma C sqrt(L) z)

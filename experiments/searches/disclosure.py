@@ -71,7 +71,7 @@ class Disclosure(Protocol):
         """Returns the best few, the winner first."""
         ...
 
-    def charged(self, ledger: Ledger) -> Ledger:
+    def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
         """Returns the ledger with what the search itself has spent."""
         ...
 
@@ -164,7 +164,7 @@ class FullDisclosure:
         with explained():
             return shrunken_finalists(result.records, self.count, strata)
 
-    def charged(self, ledger: Ledger) -> Ledger:
+    def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
         """Returns the ledger itself: these items are not private."""
         return ledger
 

@@ -48,6 +48,7 @@ from search.loop.history import Record
 from search.loop.session import SearchResult
 from search.objective import BoundObjective, Objective
 from search.privacy.private import PrivatePool
+from search.privacy.private_budget import STOP
 from search.privacy.private_fitness import ClippedSum, Shares, item_differences
 from search.privacy.private_svt import AboveThreshold
 from search.winners.selection import Finalist
@@ -146,7 +147,10 @@ class PrivateDisclosure:
             return sample
 
         def singly(genome: Any, generation: int) -> Mapping[str, Score]:
-            return item_by_item(ingredients, sampled(generation), space.decode(genome))
+            if (sample := of(generation)) is None:
+                ingredients.model.write(space.decode(genome))
+                return {}
+            return item_by_item(ingredients, sample, space.decode(genome))
 
         inner = local_evaluation(ingredients, space, None, self._together)
         if items is not None:
@@ -218,11 +222,8 @@ class PrivateDisclosure:
         weights = space.decode(space.from_json(genome))
         shares = _shares(objective, panel, 1.0)
         (contributions,) = shares.contributions(robust_scores(ingredients, panel, weights))
-        mechanism = ClippedSum(privacy.reading_clip, 0.0, self._noise)
-        noise = self._noise.laplace("reading", json.dumps(genome))
-        # sum_i clip(x_i) + clip / epsilon * Laplace(1), per item
-        total = mechanism.sum(contributions)
-        total += privacy.reading_clip / privacy.reading_epsilon * noise
+        mechanism = ClippedSum(privacy.reading_clip, 1.0, self._noise)
+        total = mechanism.reading(contributions, privacy.reading_epsilon, json.dumps(genome))
         return np.array([total / shares.divisors[0]])
 
     def _first_above(
@@ -235,11 +236,11 @@ class PrivateDisclosure:
         privacy, panel = self._privacy, self._selection
         assert panel is not None, "refused in the dry run"
         shares = _shares(objective, panel, 1.0)
-        mechanism = ClippedSum(privacy.svt_clip, 0.0, self._noise)
+        mechanism = ClippedSum(privacy.svt_clip, 1.0, self._noise)
         svt = AboveThreshold(
             epsilon=privacy.svt_epsilon,
-            sensitivity=privacy.svt_clip,
-            threshold=privacy.svt_margin * panel.item_count,
+            sensitivity=mechanism.part,
+            threshold=round(privacy.svt_margin * panel.item_count / mechanism.unit),
             noise=self._noise,
             name=f"svt {json.dumps(list(genomes))}",
         )
@@ -271,20 +272,25 @@ class PrivateDisclosure:
                 "taken, as a search that is not private takes its best"
             )
 
-    def charged(self, ledger: Ledger) -> Ledger:
-        """Returns the ledger with what the search has spent."""
-        privacy = self._privacy
+    def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
+        """Returns the ledger with what the search has spent.
+
+        That is its whole budget where what was released has decided how much would be: composition
+        knows a price for what is fixed beforehand, and a bound that is never exceeded.
+        """
+        privacy, budget = self._privacy, self._budget
+        fixed = result.stop in ("evaluations", STOP) and not result.repeats
         released = hashlib.sha256((self._run / "history.jsonl").read_bytes()).hexdigest()
         spend = PrivacySpend(
             dataset=privacy.data,
-            epsilon=self._budget.spent,
+            epsilon=budget.spent if fixed else privacy.epsilon,
             delta=privacy.delta,
             accountant="dp-accounting rdp",
             accountant_version=accounting.library_version(),
             unit=privacy.unit,
             disjoint_from=tuple(privacy.disjoint_from),
-            mechanisms=(*self._budget.mechanisms, *privacy.reserved(self._choice)),
-            what=f"search: noisy {privacy.release} of {self._budget.steps} generations; "
+            mechanisms=(*budget.mechanisms, *privacy.reserved(self._choice)) if fixed else None,
+            what=f"search: noisy {privacy.release} of {budget.steps} generations; "
             "scores and per-item scores were not kept",
             release=f"search {released[:16]}",
         )

@@ -221,7 +221,7 @@ def _conclude(
     result, items = disclosure.comparable(problem, result, objective)
     finalists = disclosure.choose(problem, result, objective)
     plan = plan_of(problem.space, finalists[0])
-    ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan))
+    ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan), result)
     recipe, notes = write_winner(
         ingredients,
         plan,

@@ -36,6 +36,15 @@ class GaussianMechanism:
 
 
 @dataclass(frozen=True)
+class DiscreteGaussianMechanism(GaussianMechanism):
+    """Discrete Gaussian noise on a sum of whole numbers, so that no rounding tells of a unit.
+
+    Gaussian noise of other kinds is drawn and added in floating point: it promises what its
+    formula says of exact arithmetic, not what an attack on the last bits of a result finds.
+    """
+
+
+@dataclass(frozen=True)
 class PureEpsilon:
     """Mechanisms with delta 0 of which no more is known."""
 
@@ -64,10 +73,11 @@ class SparseVector(PureEpsilon):
 
 
 Mechanism: TypeAlias = GaussianMechanism | PureEpsilon
-"""One of the four."""
+"""One of the five."""
 
 _KINDS: Mapping[str, type[Mechanism]] = {
     "gaussian": GaussianMechanism,
+    "discrete_gaussian": DiscreteGaussianMechanism,
     "pure": PureEpsilon,
     "laplace": LaplaceMechanism,
     "sparse_vector": SparseVector,

@@ -14,6 +14,7 @@ import numpy as np
 
 from merging.arrays import Vector
 from merging.checkpoints.mechanisms import (
+    DiscreteGaussianMechanism,
     GaussianMechanism,
     LaplaceMechanism,
     Mechanism,
@@ -50,11 +51,18 @@ def epsilon(
 
     They may be chosen adaptively, but each with parameters fixed before the first has run.
 
+    Discrete Gaussian noise under whole-number shifts d has the Renyi divergence of the continuous
+    one at most, ``alpha |d|^2 / (2 sigma^2)`` (Canonne, Kamath, Steinke 2020, arXiv 2004.00010,
+    proposition 5). With Poisson sampling the moments of whole orders are a binomial sum of these
+    divergences, so they are bounded by the continuous ones too; adding a unit costs no more than
+    removing one, by the reflection of Mironov, Talwar, Zhang 2019, arXiv 1908.10530, theorem 5,
+    which maps whole numbers to whole numbers. Other orders follow from whole ones by convexity.
+
     Args:
         mechanisms: in any order; none: 0.
         delta: above 0 and below 1; 0 where no mechanism is Gaussian.
         accountant: ``rdp`` (Mironov 2017, arXiv 1702.07476), fast; ``pld`` (Koskela et al. 2020,
-            arXiv 1906.03049), tighter, seconds.
+            arXiv 1906.03049), tighter, seconds; takes discrete noise for continuous.
         relation: that the mechanisms' sensitivities are for.
 
     Raises:
@@ -101,8 +109,21 @@ def _curve(one: Mechanism) -> Vector:
     with _quiet():
         accountant.compose(_event(dp, one))
     curve: Vector = np.array(accountant._rdp)
+    if isinstance(one, DiscreteGaussianMechanism) and one.sampling_rate < 1:
+        curve = _by_whole_orders(np.array(accountant._orders), curve)
     curve.setflags(write=False)
     return curve
+
+
+def _by_whole_orders(orders: Vector, curve: Vector) -> Vector:
+    """Bounds other orders by whole ones: ``(a - 1) D_a`` is convex in a, and 0 where a is 1.
+
+    Source: Wang, Balle, Kasiviswanathan 2019, arXiv 1808.00087, corollary 10.
+    """
+    whole = orders == np.floor(orders)
+    moments = np.append(0.0, (orders[whole] - 1) * curve[whole])
+    bound: Vector = np.interp(orders, np.append(1.0, orders[whole]), moments) / (orders - 1)
+    return bound
 
 
 @contextmanager

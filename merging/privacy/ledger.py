@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys
+from merging.checkpoints.mechanisms import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    PrivacyRecordError,
+    check_keys,
+)
 from merging.checkpoints.privacy_record import (
     PrivacyRecord,
     PrivacySpend,
@@ -219,6 +224,7 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
         yield f"{_in_words(promise)}{where}."
     if ledger.everywhere is not None and len(ledger.guarantees) > 1:
         yield f"{_pair(ledger.everywhere)} at most for any record of these data sets."
+    yield from _rounding(ledger.spends)
     if ledger.spends:
         yield (
             "This holds for the data sets named here and says nothing of any other data, such as "
@@ -226,6 +232,20 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
         )
     elif not ledger.unrecorded:
         yield "No private data went into it, by the records of its experts."
+
+
+def _rounding(spends: Iterable[PrivacySpend]) -> Iterator[str]:
+    """Yields what floating-point noise does not guard against, where there is any."""
+    continuous = (GaussianMechanism, LaplaceMechanism)
+    names = sorted(
+        {s.dataset for s in spends if any(type(one) in continuous for one in s.mechanisms or ())}
+    )
+    if names:
+        yield (
+            f"Noise on {', '.join(names)} was drawn and added in floating point, as DP-SGD does: "
+            "the numbers hold for exact arithmetic, and guard against whoever knows all records "
+            "but one, but not against an attack on the last bits of what was noised."
+        )
 
 
 def _in_words(promise: Guarantee) -> str:

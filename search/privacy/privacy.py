@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from merging.checkpoints.mechanisms import LaplaceMechanism, PureEpsilon, SparseVector
+from merging.checkpoints.mechanisms import PureEpsilon, SparseVector
 from search.checks import check_positive
 from search.privacy.private import Release
 from search.privacy.private_budget import StepBudget
+from search.privacy.private_noise import largest_part
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class SearchPrivacy:
                 raise ValueError(f"privacy.{name} must be text that is not empty")
         check_positive("privacy.", epsilon=self.epsilon, clip=self.clip)
         check_positive("privacy.", noise_multiplier=self.noise_multiplier)
+        largest_part(self.noise_multiplier)
         check_positive("privacy.", reading_epsilon=self.reading_epsilon)
         check_positive("privacy.", reading_clip=self.reading_clip)
         check_positive("privacy.", svt_epsilon=self.svt_epsilon, svt_clip=self.svt_clip)
@@ -91,7 +93,8 @@ class SearchPrivacy:
         if choose == "svt":
             mechanisms.append(SparseVector(self.svt_epsilon))
         if choose in ("svt", "last") and self.release == "differences":
-            mechanisms.append(LaplaceMechanism(self.reading_epsilon))
+            # Discrete Laplace noise is no continuous one, whose divergences are a little smaller.
+            mechanisms.append(PureEpsilon(self.reading_epsilon))
         return tuple(mechanisms)
 
     def budget(self, choose: str, rate: float) -> StepBudget:

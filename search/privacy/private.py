@@ -35,8 +35,9 @@ class PrivatePool(TaskQueue[Batch[G]]):
     Args:
         inner: scores the generation's own sample of the private items.
         singly: scores a genome on every item of a generation's sample by itself; an item that
-            cannot be scored is NaN. Called where `inner` fails.
-        empty: whether a generation's sample has no item at all; it is not asked then.
+            cannot be scored is NaN. Called where `inner` fails, or the sample is empty: then it
+            only computes the weights, as whether they can be must not tell of the sample.
+        empty: whether a generation's sample has no item at all; `inner` is not asked then.
         shares: how items add up to a fitness.
         release: what is released.
     """
@@ -85,7 +86,7 @@ class PrivatePool(TaskQueue[Batch[G]]):
     def _scored(self, batch: Batch[G]) -> list[tuple[float, Mapping[str, Score] | None]]:
         """Returns seconds and un-noised scores of every genome; None: no weights."""
         if self.empty(batch.generation):
-            return [(0.0, {}) for _ in batch.genomes]
+            return [self._singly(genome, batch.generation) for genome in batch.genomes]
         tasks = [
             replace(batch, genomes=batch.genomes[positions.start : positions.stop])
             for positions in batches(len(batch.genomes), self.inner.batch_size)
@@ -93,15 +94,19 @@ class PrivatePool(TaskQueue[Batch[G]]):
         results = [one for several in run_all(self.inner.pool, tasks) for one in several]
         scored: list[tuple[float, Mapping[str, Score] | None]] = []
         for genome, evaluated in zip(batch.genomes, results, strict=True):
-            scores: Mapping[str, Score] | None = evaluated.scores
-            seconds = evaluated.seconds
+            seconds, scores = evaluated.seconds, evaluated.scores
             if evaluated.failure is not None:
-                scores = None
-                with attempt() as tried:
-                    scores = self.singly(genome, batch.generation)
-                seconds += tried.seconds
-            scored.append((seconds, scores))
+                more, alone = self._singly(genome, batch.generation)
+                scored.append((seconds + more, alone))
+            else:
+                scored.append((seconds, scores))
         return scored
+
+    def _singly(self, genome: G, generation: int) -> tuple[float, Mapping[str, Score] | None]:
+        scores: Mapping[str, Score] | None = None
+        with attempt() as tried:
+            scores = self.singly(genome, generation)
+        return tried.seconds, scores
 
     def _noisy(
         self, parts: Sequence[Sequence[Vector]], question: tuple[str | int, ...]

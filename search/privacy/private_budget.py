@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from merging.checkpoints.mechanisms import GaussianMechanism, PureEpsilon
+from merging.checkpoints.mechanisms import DiscreteGaussianMechanism, PureEpsilon
 from merging.privacy import accounting
 
 STOP = "privacy budget"
@@ -84,7 +84,7 @@ class StepBudget:
         return affordable
 
     @property
-    def mechanisms(self) -> tuple[GaussianMechanism, ...]:
+    def mechanisms(self) -> tuple[DiscreteGaussianMechanism, ...]:
         """What has been counted."""
         return self._gaussians(self._steps)
 
@@ -98,9 +98,11 @@ class StepBudget:
         """Epsilon of what has been counted, together with what is reserved."""
         return self._cost(self._steps)
 
-    def _gaussians(self, steps: Counter[int]) -> tuple[GaussianMechanism, ...]:
+    def _gaussians(self, steps: Counter[int]) -> tuple[DiscreteGaussianMechanism, ...]:
         return tuple(  # sigma / sqrt(r): one item changes r numbers by at most C each
-            GaussianMechanism(self._noise_multiplier / math.sqrt(releases), self._rate, count)
+            DiscreteGaussianMechanism(
+                self._noise_multiplier / math.sqrt(releases), self._rate, count
+            )
             for releases, count in sorted(steps.items())
         )
 

@@ -8,14 +8,15 @@ size of texts where a score is per byte.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from evaluators.evaluator import Score
 from merging.arrays import Vector
-from search.checks import check_not_negative, check_positive
+from search.checks import check_positive
 from search.objective import BoundObjective
-from search.privacy.private_noise import SecretNoise
+from search.privacy.private_noise import SecretNoise, laplace_scale, largest_part
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,14 @@ class Shares:
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """The one mechanism: ``sum_i clip(x_i, -C, C) + N(0, sigma^2 C^2)``.
+    """The one mechanism: ``sum_i clip(x_i, -C, C)`` in whole units of a grid, and noise.
 
-    An item more or less changes the sum by at most C.
+    Every contribution is rounded to the grid by itself, so that sums are exact and an item more
+    or less changes them by at most `part` units. The discrete Gaussian noise has a standard
+    deviation of SCALE units, at least sigma times as much.
 
     Args:
-        noise_multiplier: sigma; 0: no noise, for tests.
+        noise_multiplier: sigma.
         noise: secret.
     """
 
@@ -86,22 +89,37 @@ class ClippedSum:
     noise: SecretNoise
 
     def __post_init__(self) -> None:
-        check_positive(clip=self.clip)
-        check_not_negative(noise_multiplier=self.noise_multiplier)
+        check_positive(clip=self.clip, noise_multiplier=self.noise_multiplier)
 
-    def sum(self, contributions: Vector) -> float:
-        """Returns the clipped sum itself, which is private: ``sum_i clip(x_i, -C, C)``."""
-        return math.fsum(np.clip(contributions, -self.clip, self.clip).tolist())
+    @cached_property
+    def part(self) -> int:
+        """Most that an item contributes, in units of the grid."""
+        return largest_part(self.noise_multiplier)
+
+    @property
+    def unit(self) -> float:
+        """The grid's unit, in that of the contributions."""
+        return self.clip / self.part
+
+    def sum(self, contributions: Vector) -> int:
+        """Returns the clipped sum itself, which is private, in units of the grid."""
+        clipped = np.clip(contributions / self.unit, -self.part, self.part)
+        return int(np.rint(clipped).astype(np.int64).sum())  # sum_i clip(x_i, -C, C) / unit
 
     def release(self, contributions: Vector, *question: str | int) -> float:
-        """Returns the noisy sum; the same question always has the same noise.
+        """Returns the noisy sum, a whole number of units; a question always has the same noise.
 
         Args:
             contributions: ``(items,)`` of the sampled items; may be empty.
             question: what the sum answers, different for every other one.
         """
-        noise = self.noise_multiplier * self.clip * self.noise.normal(*question)  # N(0, s^2 C^2)
-        return self.sum(contributions) + noise
+        (noise,) = self.noise.gaussian(1, *question)
+        return (self.sum(contributions) + int(noise)) * self.unit
+
+    def reading(self, contributions: Vector, epsilon: float, *question: str | int) -> float:
+        """Returns the sum with discrete Laplace noise instead, epsilon-private by itself."""
+        noise = self.noise.laplace(laplace_scale(self.part, epsilon), "reading", *question)
+        return (self.sum(contributions) + noise) * self.unit
 
 
 def noisy_means(
@@ -139,8 +157,9 @@ def noisy_differences(
 ) -> list[tuple[float, float]]:
     """Returns fitness ``s / 2`` and ``-s / 2`` of every pair: only their difference s is known.
 
-    ``s = (sum_i clip(x_i+ - x_i-, -C, C) + N(0, sigma^2 C^2)) / divisor``: one scalar mechanism
-    per pair. A generation of p pairs has the multiplier ``noise_multiplier / sqrt(p)``.
+    ``s = (sum_i clip(x_i+ - x_i-, -C, C) + N(0, sigma^2 C^2)) / divisor``, on the grid of
+    `ClippedSum`: one scalar mechanism per pair. A generation of p pairs has the multiplier
+    ``noise_multiplier / sqrt(p)``.
 
     Args:
         divisor: expected number of items.

@@ -1,9 +1,9 @@
 """AboveThreshold: whether values lie above a threshold, for one price however many do not."""
 
-import math
+from fractions import Fraction
 
 from search.checks import check_at_least, check_positive
-from search.privacy.private_noise import SecretNoise
+from search.privacy.private_noise import SecretNoise, laplace_scale
 
 
 class AboveThreshold:
@@ -13,10 +13,13 @@ class AboveThreshold:
     ``nu_i ~ Lap(2 c D / eps_2)`` (``c D / eps_2`` where monotone) for each. All answers together
     cost exactly ``eps_1 + eps_2``, any number of noes included; no value is ever shown.
 
+    All are whole numbers of one unit, and the noise is discrete Laplace: ``P(k + D) >=
+    e^(-eps) P(k)`` for its scale ``D / eps`` and whole D, which is all that the proof needs.
+
     Args:
         epsilon: price of all answers together; split 1 : (2c)^(2/3), or 1 : c^(2/3).
         sensitivity: D, how much one item more or less can change a value.
-        threshold: in the values' unit; must not depend on the data.
+        threshold: must not depend on the data.
         noise: secret; what it is asked for begins with `name`.
         name: of this use, different for every other use of the same noise.
         aboves: c, after how many yeses it is at its end.
@@ -30,44 +33,44 @@ class AboveThreshold:
         self,
         *,
         epsilon: float,
-        sensitivity: float,
-        threshold: float,
+        sensitivity: int,
+        threshold: int,
         noise: SecretNoise,
         name: str,
         aboves: int = 1,
         monotone: bool = False,
     ) -> None:
-        check_positive(epsilon=epsilon, sensitivity=sensitivity)
-        if not math.isfinite(threshold):
-            raise ValueError(f"threshold must be finite, got {threshold}")
-        check_at_least(1, aboves=aboves)
+        check_positive(epsilon=epsilon)
+        check_at_least(1, aboves=aboves, sensitivity=sensitivity)
         factor = aboves if monotone else 2 * aboves
         first = epsilon / (1 + factor ** (2 / 3))  # eps_1 : eps_2 = 1 : (2c)^(2/3)
         self.epsilons = (first, epsilon - first)
         """eps_1 of the threshold and eps_2 of the values."""
-        self.scales = (sensitivity / first, factor * sensitivity / (epsilon - first))
-        """Scale of rho, and of every nu."""
+        second = Fraction(epsilon) - Fraction(first)
+        self.scales = (
+            laplace_scale(sensitivity, first),
+            laplace_scale(factor * sensitivity, second),
+        )
+        """Scale of rho, and of every nu, rounded up."""
         self._noise = noise
         self._name = name
         self._left = aboves
         self._asked = 0
         # threshold + rho, rho ~ Lap(D / eps_1)
-        self._threshold = threshold + self.scales[0] * noise.laplace(name, "rho")
+        self._threshold = threshold + noise.laplace(self.scales[0], name, "rho")
 
     @property
     def ended(self) -> bool:
         """Whether it has said yes as often as it may."""
         return self._left == 0
 
-    def above(self, value: float) -> bool:
+    def above(self, value: int) -> bool:
         """Returns whether the noisy value is at least the noisy threshold."""
         if self.ended:
             raise RuntimeError(
                 f"{self._name}: all its yeses are spent; another question needs another budget"
             )
-        if not math.isfinite(value):
-            raise ValueError(f"{self._name}: question {self._asked} has value {value}")
-        nu = self.scales[1] * self._noise.laplace(self._name, "nu", self._asked)
+        nu = self._noise.laplace(self.scales[1], self._name, "nu", self._asked)
         self._asked += 1
         answer = bool(value + nu >= self._threshold)  # value + nu >= threshold + rho
         self._left -= answer

@@ -1,4 +1,9 @@
-"""DP-SGD by opacus: gradients per record, clipped and noised sums, and what they cost."""
+"""DP-SGD by opacus: gradients per record, clipped and noised sums, and what they cost.
+
+Noise and gradients are float32, as in all of DP-SGD: what it costs is stated for exact arithmetic,
+and the ledger says so. Nobody sees the noised sums, only weights that all of them have moved, but
+an attack on their last bits (Mironov 2012) is not guarded against.
+"""
 
 import math
 import secrets

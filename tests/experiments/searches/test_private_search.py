@@ -29,15 +29,15 @@ from experiments.setup.parts import SearchParts
 from experiments.setup.private_checks import check_items, check_privacy
 from experiments.suites.shared_references import share
 from merging.checkpoints.mechanisms import (
-    GaussianMechanism,
-    LaplaceMechanism,
+    DiscreteGaussianMechanism,
     Mechanism,
+    PureEpsilon,
     SparseVector,
 )
 from merging.privacy import accounting
 from search.loop.history import Record
 from search.privacy.private_budget import STOP
-from search.privacy.private_noise import SecretNoise
+from search.privacy.private_noise import SCALE, SecretNoise
 from tests.experiments.local import environment, evomerge, overrides, write_texts
 from tests.experiments.refusals import Shell
 
@@ -135,10 +135,10 @@ def test_a_run_leaves_noisy_fitness_and_one_spend_and_stops_in_time(
     assert steps[4 / 2] == (summary["evaluations"] - 5) / 4  # generations of four
     assert steps[4 / np.sqrt(5)] == 1  # the first one scores the centre too
     paid: list[Mechanism] = [
-        GaussianMechanism(sigma, 1.0, count) for sigma, count in steps.items()
+        DiscreteGaussianMechanism(sigma, 1.0, count) for sigma, count in steps.items()
     ]
     assert spend["epsilon"] == accounting.epsilon(paid, 1e-5)
-    assert accounting.epsilon([*paid, GaussianMechanism(2.0)], 1e-5) > 6
+    assert accounting.epsilon([*paid, DiscreteGaussianMechanism(2.0)], 1e-5) > 6
 
     names = {path.name for path in run.iterdir()}
     assert not names & {KEY_FILE, "timing.jsonl", "cases.jsonl", "references.jsonl"}
@@ -188,10 +188,10 @@ def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
     assert pairs[::2] == [-value for value in pairs[1::2]]
     spend, recipe = spend_of(run), json.loads((run / "recipe.json").read_text())
     assert spend["mechanisms"] == [
-        {"kind": "gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.5, "steps": 4},
-        {"kind": "laplace", "epsilon": 0.5, "count": 1},
+        {"kind": "discrete_gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.5, "steps": 4},
+        {"kind": "pure", "epsilon": 0.5, "count": 1},
     ]
-    paid: list[Mechanism] = [GaussianMechanism(2.0, 0.5, 4), LaplaceMechanism(0.5)]
+    paid: list[Mechanism] = [DiscreteGaussianMechanism(2.0, 0.5, 4), PureEpsilon(0.5)]
     assert spend["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
     centre = recipe["path"]
     assert centre["own"] is None
@@ -205,6 +205,15 @@ def test_dp_zo_with_a_poisson_sample_reads_its_last_centre_once(
             assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
     first, again = (json.loads((d / "summary.json").read_text()) for d in (run, resumed))
     assert first["fitness"] == again["fitness"]
+
+
+def test_a_run_that_stops_by_what_it_saw_states_its_whole_budget(
+    shell: Shell, world: Path, items: Path
+) -> None:
+    line = options(world, items, *MEANS, "evaluator@select_on=none", "budget.target=-1000")
+    run = search(shell, "run", line)
+    assert json.loads((run / "summary.json").read_text())["stop"] == "target"
+    assert (spend_of(run)["epsilon"], spend_of(run)["mechanisms"]) == (10, None)
 
 
 def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nobody(
@@ -221,8 +230,8 @@ def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nob
     assert not (run / "selection_cases.jsonl").exists()
     assert not (run / "finalists.jsonl").exists()
     paid: list[Mechanism] = [
-        GaussianMechanism(4 / np.sqrt(5)),
-        GaussianMechanism(2.0),
+        DiscreteGaussianMechanism(4 / np.sqrt(5)),
+        DiscreteGaussianMechanism(2.0),
         SparseVector(2.0),
     ]
     assert spend_of(run)["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
@@ -397,9 +406,13 @@ def test_every_item_is_sampled_on_its_own_with_the_stated_probability() -> None:
 
 def test_noise_belongs_to_configuration_and_items(tmp_path: Path) -> None:
     one = open_noise(tmp_path, ["run", "items"], begun=False)
-    assert one.normal(1) == open_noise(tmp_path, ["run", "items"], begun=True).normal(1)
-    assert one.normal(1) != open_noise(tmp_path, ["run", "other items"], begun=True).normal(1)
-    assert seeded_noise(1, ["a"]).normal(1) != seeded_noise(2, ["a"]).normal(1)
+    assert one.laplace(SCALE, 1) == open_noise(tmp_path, ["run", "items"], begun=True).laplace(
+        SCALE, 1
+    )
+    assert one.laplace(SCALE, 1) != open_noise(
+        tmp_path, ["run", "other items"], begun=True
+    ).laplace(SCALE, 1)
+    assert seeded_noise(1, ["a"]).laplace(SCALE, 1) != seeded_noise(2, ["a"]).laplace(SCALE, 1)
     (tmp_path / KEY_FILE).write_text("no key")
     with pytest.raises(UserError, match=r"secret\.key is damaged .*: restore it"):
         open_noise(tmp_path, [], begun=False)

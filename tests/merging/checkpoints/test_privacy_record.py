@@ -173,7 +173,10 @@ class TestRefusals:
             ({"disjoint_from": [3]}, "disjoint_from holds something of another kind"),
             ({"disjoint_from": ["tickets"]}, "'tickets' is declared disjoint from itself"),
             ({"mechanisms": {}}, "mechanisms must be a list"),
-            ({"mechanisms": [{"kind": "magic"}]}, "must have a kind of gaussian, pure, laplace"),
+            (
+                {"mechanisms": [{"kind": "magic"}]},
+                "must have a kind of gaussian, discrete_gaussian, pure",
+            ),
             ({"mechanisms": [{"kind": ["a"]}]}, "must have a kind of"),
             ({"mechanisms": [{"kind": "pure", "epsilon": 1}]}, "mechanism pure: 'count' is miss"),
         ],

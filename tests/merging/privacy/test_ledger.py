@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.checkpoints.mechanisms import (
+    DiscreteGaussianMechanism,
     GaussianMechanism,
     LaplaceMechanism,
     Mechanism,
@@ -124,6 +125,14 @@ class TestGroups:
     def test_no_overflow(self) -> None:
         assert group(Price(1000.0, 1e-5), 10).vacuous
         assert group(Price(8.0, 0.0), 10) == Price(80, 0.0)
+
+    def test_what_floating_point_noise_does_not_guard_against_is_in_the_words(self) -> None:
+        discrete = spend(2, "letters", mechanisms=(DiscreteGaussianMechanism(4.0),))
+        assert "floating point" not in " ".join(Ledger().add(discrete).sentences())
+        trained = spend(2, mechanisms=(GaussianMechanism(4.0),))
+        words = " ".join(Ledger().add(discrete, trained).sentences())
+        assert "Noise on tickets was drawn and added in floating point" in words
+        assert "not against an attack on the last bits" in words
 
     def test_a_repeated_canary_is_in_the_words(self) -> None:
         found = promised(spend(0.1, group_size=3))

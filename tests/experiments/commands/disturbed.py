@@ -38,6 +38,7 @@ SAME = (
     "history.jsonl",
     "cases.jsonl",
     "references.jsonl",
+    "search_cases.jsonl",
     "selection_cases.jsonl",
     "report_cases.jsonl",
     "finalists.jsonl",

@@ -89,6 +89,10 @@ def test_survivors_score_as_without_racing(shell: Shell, world: Path, tmp_path: 
     [
         ("common_items=0.5", "racing Halving: common_items=0.5 gives every generation items of"),
         ("objective=pareto && ~objective.weights", "racing Halving: .* the objective has 4: choo"),
+        (
+            "budget.evaluations=3",
+            r"budget.evaluations=3 ends within the first generation of \d+, p",
+        ),
         ("racing.eta=1", "racing.eta must be above 1, got 1"),
         ("racing.rungs=[0.5,0.2]", r"racing.rungs must ascend between 0 and 1, got \[0.5, 0.2\]"),
         (

@@ -186,7 +186,9 @@ def test_a_budget_that_ends_before_anyone_was_asked_everything(tmp_path: Path) -
     go(tmp_path / "whole", rule, Asking())
     first = min(r.id for r in History(tmp_path / "whole").records.values() if r.asked is None)
     assert first > 0
-    with pytest.raises(SearchFailed, match="ended before a candidate was asked all items: raise"):
+    with pytest.raises(
+        SearchFailed, match="ended before a candidate was asked all items: begin another run"
+    ):
         go(tmp_path / "cut", rule, Asking(), first)
     go(tmp_path / "cut", rule, Asking())
     assert content(tmp_path / "cut") == content(tmp_path / "whole")

@@ -19,7 +19,7 @@ class ItemScores:
     Args:
         items: task to the digest of its items in their order; equal digests, equal items.
         cases: ``task/metric`` to ``(items,)``, in the metric's own units and direction; only
-            metrics that mean something for a single item.
+            metrics that are the mean of their items.
     """
 
     items: Mapping[str, str]

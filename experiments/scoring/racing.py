@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.evaluator import Score
+from evaluators.evaluator import Evaluator, Score
 from evaluators.panel import Panel
-from evaluators.requests import EvaluationError, Response
+from evaluators.requests import EvaluationError, Loglikelihood, Response
 from experiments.scoring.asking import Answer, Question
 from merging.arrays import Vector
 from search.loop.evaluation import Batch, Evaluated, FitnessEstimate, attempt
@@ -35,6 +35,7 @@ class ItemTable:
         counts = [len(panel.evaluators[task].items) for task in tasks]
         self.strata = list(zip(counts[: len(counting)], objective.weights, strict=True))
         self.count = sum(counts)
+        self.sizes = np.concatenate([_sizes(panel.evaluators[task]) for task in counting])
         self._begins = dict(zip(tasks, accumulate([0, *counts]), strict=False))
         requests: dict[str, list[range]] = {}
         asked = 0
@@ -83,6 +84,15 @@ class ItemTable:
         return gains
 
 
+def _sizes(evaluator: Evaluator) -> Vector:
+    """Returns ``(items,)`` how many tokens are scored of each; 1 where answers are no tokens."""
+    scored = [
+        sum(len(r.continuation) for r in item.requests if isinstance(r, Loglikelihood))
+        for item in evaluator.items
+    ]
+    return np.maximum(np.array(scored, np.float64), 1.0)
+
+
 @dataclass(eq=False)
 class _Runner:
     """A candidate in its race."""
@@ -127,7 +137,9 @@ class RacingPool(TaskQueue[Batch[Any]]):
         """Races the first generation in the line."""
         ticket, batch = self._take()
         strata, count = self._table.strata, len(batch.genomes)
-        race = self._racing.race(count, batch.generation, batch.records, strata, self._seed)
+        race = self._racing.race(
+            count, batch.generation, batch.records, strata, self._seed, self._table.sizes
+        )
         runners = [_Runner(genome) for genome in batch.genomes]
         best = best_full(batch.records)
         try:

@@ -19,7 +19,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 _FOLDS = 10
 _LEAST = 4
 """Candidates that a fit needs in order to be judged on a later generation."""
-_MEMORY = 0.5
+_MEMORY = 0.25
 """What a generation counts for beside the next one."""
 
 

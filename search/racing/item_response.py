@@ -56,7 +56,13 @@ class ItemResponse:
         check_not_negative("racing.", doubt=self.doubt)
 
     def race(
-        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
+        self,
+        count: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+        sizes: Vector | None = None,
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         items = sum(count for count, _ in strata)

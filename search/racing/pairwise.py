@@ -11,7 +11,8 @@ from merging.arrays import Matrix, Vector
 from merging.seeding import stable_seed
 from search.checks import check_not_negative
 from search.loop.history import Record
-from search.racing.racing import ItemSample, Prefixed, Race, best_full, check_shares, prefixes
+from search.racing.racing import ItemSample, Prefixed, Race, best_full, check_shares
+from search.racing.size_classes import SizeClasses
 from search.winners.shrinkage import Strata
 
 _LEAST_ITEMS = 4
@@ -35,7 +36,8 @@ class PairedTest:
     correlated, or how often one looks.
 
     What must hold: the items' order is random and was not known when the candidates were made
-    (every generation has a new one), and weighted means of differences, by task, are close
+    (every generation has a new one), and weighted means of differences, by task (of documents of
+    very unequal length: by class of like length, see `SizeClasses`), are close
     enough to normal for Student's t with the Welch-Satterthwaite degrees of freedom. Items are
     drawn without replacement, so that variances are those of a finite population. Tasks whose
     scores are few different values (right or wrong) show no spread by luck on few items: there
@@ -44,7 +46,8 @@ class PairedTest:
 
     Args:
         alpha: the error rate of one generation's race.
-        looks: share of every task's items after which candidates are compared, ascending.
+        looks: share of every task's items after which candidates are compared, ascending; four
+            at least of every task and class.
         tolerance: in units of the fitness; see above.
         against_best: whether the best of earlier generations takes part.
 
@@ -71,15 +74,22 @@ class PairedTest:
         return 1 if self.against_best else 2
 
     def race(
-        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
+        self,
+        count: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+        sizes: Vector | None = None,
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         order = stable_seed("generation", seed, generation)
         best = best_full(records) if self.against_best else None
-        stages = prefixes(strata, self.looks, _LEAST_ITEMS, order)
+        classes = SizeClasses.of(strata, sizes)
+        stages = classes.prefixes(self.looks, _LEAST_ITEMS, order)
         comparisons = (count - 1 + (best is not None)) * (len(stages) - 1)  # J K
         level = self.alpha / max(comparisons, 1)
-        return _TestedRace(stages, strata, best, level, self.tolerance)
+        return _TestedRace(stages, classes.strata, classes.labels, best, level, self.tolerance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +114,11 @@ class _TestedRace(Prefixed):
         return [number for number, out in zip(cases, worse, strict=True) if not out]
 
     def _steps(self, rows: Matrix, sample: ItemSample) -> list[float | None]:
-        """Returns the largest step of every task's scores; what the best so far got is known."""
-        steps, begin = [], 0
-        for part, _, items, _ in sample.parts():
-            known = None if self.best is None else self.best.cases[begin : begin + items]
+        """Returns the largest step of each stratum's scores; what the best so far got is known."""
+        steps = []
+        for number, (part, _, _, _) in enumerate(sample.parts()):
+            known = None if self.best is None else self.best.cases[self.labels == number]
             steps.append(_step(rows[:, part], known))
-            begin += items
         return steps
 
 

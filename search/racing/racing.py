@@ -68,7 +68,13 @@ class Racing(Protocol):
         ...
 
     def race(
-        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
+        self,
+        count: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+        sizes: Vector | None = None,
     ) -> Race:
         """Returns the race of a generation of `count` candidates.
 
@@ -76,6 +82,7 @@ class Racing(Protocol):
             generation: its number from 0.
             records: of earlier generations.
             strata: items and weight of every task.
+            sizes: ``(items,)`` by which items may count for more or less; None: not known.
         """
         ...
 
@@ -89,20 +96,6 @@ def best_full(records: Sequence[Record]) -> Full | None:
         if best is None or float(record.fitness[0]) > best.fitness:
             best = Full(float(record.fitness[0]), record.cases)
     return best
-
-
-def prefixes(strata: Strata, shares: Sequence[float], least: int, seed: int) -> list[Places]:
-    """Returns stages that are prefixes of one random order of every task's items, then all items.
-
-    Args:
-        shares: of every task's items, for every stage but the last.
-        least: items of every task, where it has so many.
-    """
-    counts = [
-        [max(min(least, items), math.ceil(share * items)) for items, _ in strata]
-        for share in shares
-    ]
-    return _stages(strata, counts, seed)
 
 
 def weighed_prefixes(
@@ -125,16 +118,22 @@ def weighed_prefixes(
     for share in shares:
         asked = max(share * total, fewest)
         counts.append([min(n, math.floor(weight * asked + 1e-9)) for n, weight in strata])
-    return _stages(strata, counts, seed)
+    return ordered_stages(strata, counts, seed, task_labels(strata))
 
 
-def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[Places]:
-    """Returns stages with so many items of every task, from one random order, then all items."""
-    orders, begin = [], 0
-    for number, (items, _) in enumerate(strata):
+def task_labels(strata: Strata) -> Places:
+    """Returns ``(items,)`` the task of every item."""
+    return np.repeat(np.arange(len(strata)), [items for items, _ in strata])
+
+
+def ordered_stages(
+    strata: Strata, counts: Sequence[Sequence[int]], seed: int, labels: Places
+) -> list[Places]:
+    """Returns stages with so many items of every stratum, in one random order, then all items."""
+    orders = []
+    for number in range(len(strata)):
         rng = np.random.default_rng(stable_seed("racing", seed, number))
-        orders.append(begin + rng.permutation(items))
-        begin += items
+        orders.append(rng.permutation(np.flatnonzero(labels == number)))
     stages: list[Places] = []
     for stage in (*counts, [items for items, _ in strata]):
         taken = [order[:count] for order, count in zip(orders, stage, strict=True)]
@@ -146,18 +145,26 @@ def _stages(strata: Strata, counts: Sequence[Sequence[int]], seed: int) -> list[
 
 @dataclass(frozen=True, eq=False)
 class ItemSample:
-    """Some of the items, and what they say of all."""
+    """Some of the items, and what they say of all.
+
+    Args:
+        labels: ``(items,)`` stratum of every item; None: they stand one stratum after the other.
+    """
 
     places: Places
     strata: Strata
+    labels: Places | None = None
 
-    def parts(self) -> list[tuple[slice, int, int, float]]:
-        """Returns of every task: where its asked items stand, how many, of how many, weight."""
-        bounds = np.cumsum([0, *(items for items, _ in self.strata)])
-        cuts = np.searchsorted(self.places, bounds)
+    def parts(self) -> list[tuple[Places, int, int, float]]:
+        """Returns of every stratum: which asked items are its, how many, of how many, weight."""
+        ends = np.cumsum([items for items, _ in self.strata])
+        asked = np.searchsorted(ends, self.places, side="right")
+        if self.labels is not None:
+            asked = self.labels[self.places]
+        found = [np.flatnonzero(asked == number) for number in range(len(self.strata))]
         return [
-            (slice(int(a), int(b)), int(b - a), items, weight)
-            for a, b, (items, weight) in zip(cuts[:-1], cuts[1:], self.strata, strict=True)
+            (part, len(part), items, weight)
+            for part, (items, weight) in zip(found, self.strata, strict=True)
         ]
 
     def means(self, cases: Matrix) -> Vector:
@@ -169,19 +176,19 @@ class ItemSample:
         return means
 
     def difference_estimate(self, cases: Vector, reference: Full) -> Full:
-        """Returns the reference's numbers plus the paired mean differences of the tasks.
+        """Returns the reference's numbers plus the paired mean differences of the strata.
 
         Without bias over the random order of the items. Cases that were asked stay as they are,
-        the others are the reference's, moved by their task's mean difference.
+        the others are the reference's, moved by their stratum's mean difference.
 
         Source: Särndal, Swensson and Wretman 1992, Model assisted survey sampling, section 6.3.
         """
-        estimated, begin = reference.cases.copy(), 0
+        estimated = reference.cases.copy()
+        labels = task_labels(self.strata) if self.labels is None else self.labels
         apart = cases - reference.cases[self.places]
-        for part, asked, items, _ in self.parts():
+        for number, (part, asked, _, _) in enumerate(self.parts()):
             if asked:
-                estimated[begin : begin + items] += apart[part].mean()
-            begin += items
+                estimated[labels == number] += apart[part].mean()
         estimated[self.places] = cases
         # f_reference + sum_t w_t mean_i(y_ti - reference_ti)
         return Full(reference.fitness + float(self.means(apart[None])[0]), estimated)
@@ -193,16 +200,18 @@ class Prefixed:
 
     Args:
         stages: see `Race`.
+        labels: ``(items,)`` stratum of every item.
         best: of earlier generations; None: there is none, or it does not take part.
     """
 
     stages: Sequence[Places]
     strata: Strata
+    labels: Places
     best: Full | None
 
     def sample(self, stage: int) -> ItemSample:
         """Returns the items asked by the end of a stage."""
-        return ItemSample(self.stages[stage], self.strata)
+        return ItemSample(self.stages[stage], self.strata, self.labels)
 
     def estimate(self, stage: int, cases: Vector, reference: Full) -> Full:
         """Returns the difference estimate; see `Race`."""
@@ -246,13 +255,19 @@ class Halving:
         return 1 if self.against_best else 2
 
     def race(
-        self, count: int, generation: int, records: Sequence[Record], strata: Strata, seed: int
+        self,
+        count: int,
+        generation: int,
+        records: Sequence[Record],
+        strata: Strata,
+        seed: int,
+        sizes: Vector | None = None,
     ) -> Race:
         """Returns the race of a generation; see `Racing`."""
         best = best_full(records) if self.against_best else None
         order = stable_seed("generation", seed, generation)
         stages = weighed_prefixes(strata, self.rungs, self.least, order)
-        return _HalvingRace(stages, strata, best, self.eta)
+        return _HalvingRace(stages, strata, task_labels(strata), best, self.eta)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.memorization.membership import Membership, min_k, min_k_plus
 from evaluators.memorization.reference_losses import write_reference
+from evaluators.panel import Panel
 from evaluators.requests import PerToken, TokenStatistics
+from experiments.setup.racing_checks import check_cases
+from search.objective import WeightedMean
+from search.racing.racing import Halving
 from tests.evaluators.conftest import sentence
 from tests.evaluators.memorization.conftest import TEXTS
 
@@ -74,6 +79,17 @@ def test_cases_spread_as_the_area_does(fresh: Resident, write_lines: WriteLines)
     above = (values[:5, None] > values[5:]).mean(axis=0)
     assert score.cases.mean() == pytest.approx(below.mean())
     assert score.cases.var() / 20 == pytest.approx(below.var() / 5 + above.var() / 15)
+
+
+def test_a_race_refuses_items_that_are_compared_with_each_other(
+    fresh: Resident, write_lines: WriteLines
+) -> None:
+    """An interval of all of them can be had: shrinkage reads that."""
+    panel = Panel("search", {"m": Membership(fresh.info, data=write_lines(TEXTS))})
+    objective = WeightedMean(normalize="raw")
+    check_cases(OmegaConf.create({"choose": "shrinkage"}), None, panel, objective, {})
+    with pytest.raises(ValueError, match="m/loss_auc is no mean over scores of single items"):
+        check_cases(OmegaConf.create({"choose": "svt"}), Halving(), panel, objective, {})
 
 
 def test_what_was_trained_on_is_found(

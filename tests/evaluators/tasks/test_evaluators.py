@@ -23,10 +23,15 @@ from evaluators.memorization.canary_auc import CanaryAuc
 from evaluators.memorization.exposure import Exposure
 from evaluators.memorization.extraction import Extraction
 from evaluators.memorization.membership import Membership
+from evaluators.panel import Panel
 from evaluators.requests import Classified, Classify, Likelihood, Loglikelihood
 from evaluators.tasks.classification import Accuracy, log_likelihoods, macro_f1
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
+from experiments.scoring.racing import ItemTable
+from search.normalisation import Term
+from search.objective import BoundObjective
+from search.racing.pairwise import PairedTest
 from tests.evaluators.conftest import sentence
 from tests.evaluators.memorization import conftest as memorization
 
@@ -139,7 +144,7 @@ class TestContract:
         for metric, score in scores.items():
             assert asked[metric].value == pytest.approx(score.value, rel=1e-5)
             cases = whole[metric].cases
-            if cases is not None and not isinstance(evaluator, Membership):  # its cases compare
+            if cases is not None and not isinstance(evaluator, Membership):  # refused by racing
                 assert score.cases is not None
                 assert np.array_equal(score.cases, cases[places])
         for metric, score in evaluator.score(responses).items():
@@ -186,6 +191,38 @@ def test_perplexity_is_weighted_by_tokens(llama: Resident, write_lines: WriteLin
     assert scores["bits_per_byte"].value == pytest.approx(12 / 7 / math.log(2))
     parts = np.array([2, 10]) / 3.5 / math.log(2)  # bits over the mean bytes
     assert scores["bits_per_byte"].cases == pytest.approx(parts)
+
+
+def test_a_race_keeps_the_best_where_gains_vary_with_length(
+    llama: Resident, write_lines: WriteLines
+) -> None:
+    """Candidates that are better on long or on short documents, and equal on all their bytes."""
+    rng = np.random.default_rng(5)
+    sizes = np.exp(rng.normal(4, 1, 200)).round().clip(4, 500).astype(int)
+    texts = [{"text": "".join(map(chr, rng.integers(97, 123, size)))} for size in sizes]
+    evaluator = Perplexity(llama.info, data=write_lines(texts))
+    term = Term("text", "text/bits_per_byte", -1.0)
+    table = ItemTable(Panel("search", {"text": evaluator}), BoundObjective((term,), (1.0,)))
+    assert len(evaluator.items.requests) == 200
+    far = np.log(sizes) - np.average(np.log(sizes), weights=sizes)
+    races, lost, asked = 120, 0, 0
+    for seed in range(races):
+        rates = 2 + rng.normal(0, 0.3, 200) + rng.normal(0, 0.1, (4, 1)) * far
+        rates = rates + 0.1 * rng.normal(size=(4, 200))  # bits per byte of each document
+        scores = [
+            evaluator.score([Likelihood(-bits * math.log(2), False) for bits in of_one * sizes])
+            for of_one in rates
+        ]
+        values = [score["bits_per_byte"].value for score in scores]
+        cases = np.stack([-c for s in scores if (c := s["bits_per_byte"].cases) is not None])
+        race = PairedTest().race(4, seed, [], table.strata, 0, table.sizes)
+        staying = [0, 1, 2, 3]
+        for stage, places in enumerate(race.stages[:-1]):
+            staying = race.staying(stage, {n: cases[n][places] for n in staying})
+        lost += int(np.argmin(values)) not in staying
+        asked += len(staying)
+    assert lost / races <= 0.05
+    assert asked < 0.8 * 4 * races  # it drops others
 
 
 @pytest.mark.parametrize(("window", "context"), [(None, 1), (20, 1), (20, 10), (7, 6)])

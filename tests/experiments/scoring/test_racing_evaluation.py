@@ -217,7 +217,7 @@ class Perverse(Halving):
 
     def race(self, *args: Any, **options: Any) -> Any:
         race: Any = super().race(*args, **options)
-        return Reversed(race.stages, race.strata, race.best)
+        return Reversed(race.stages, race.strata, race.labels, race.best)
 
 
 class Reversed(Prefixed):

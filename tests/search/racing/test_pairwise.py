@@ -12,7 +12,8 @@ from scipy import stats
 from merging.arrays import Matrix, Vector
 from search.loop.history import Record
 from search.racing.pairwise import PairedTest, upper_limits
-from search.racing.racing import ItemSample, prefixes
+from search.racing.racing import ItemSample
+from search.racing.size_classes import SizeClasses
 from search.winners.shrinkage import Strata
 
 STRATA = [(40, 0.6), (20, 0.4)]
@@ -144,7 +145,7 @@ def test_tolerance_drops_who_cannot_be_much_better_than_the_best_so_far() -> Non
 
 def test_four_wrong_answers_by_luck_drop_nobody() -> None:
     """Equal answers have no variance; that says nothing of the items that were not asked."""
-    places = prefixes([(100, 1.0)], (0.04,), 1, 0)[0]
+    places = SizeClasses.of([(100, 1.0)], None).prefixes((0.04,), 1, 0)[0]
     best = np.zeros(100)
     best[places[:3]] = 1.0
     race = PairedTest(looks=(0.04,)).race(1, 0, full(best, [(100, 1.0)]), [(100, 1.0)], 0)

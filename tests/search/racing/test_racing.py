@@ -10,9 +10,45 @@ import pytest
 
 from merging.arrays import Vector
 from search.loop.history import Record
-from search.racing.racing import Full, Halving, ItemSample, best_full, prefixes, weighed_prefixes
+from search.racing.racing import (
+    Full,
+    Halving,
+    ItemSample,
+    Places,
+    best_full,
+    weighed_prefixes,
+)
+from search.racing.size_classes import SizeClasses
+from search.winners.shrinkage import Strata
 
 STRATA = [(40, 0.75), (10, 0.25)]
+
+
+def prefixes(strata: Strata, shares: tuple[float, ...], least: int, seed: int) -> list[Places]:
+    return SizeClasses.of(strata, None).prefixes(shares, least, seed)
+
+
+def test_documents_of_like_length_are_a_class() -> None:
+    sizes = np.array([1.0, 900, 460, 220, 120, 2, 3, 500, 100, 3, 1, 1, *[50] * 12])
+    tasks = [(24, 0.5), (10, 0.5)]
+    found = SizeClasses.of(tasks, np.concatenate([sizes, np.full(10, 7.0)]))
+    longest, second = (sizes[found.labels[:24] == k].tolist() for k in range(2))
+    assert (longest, second) == ([900, 460, 500], [220, 120])
+    largest = [sizes[found.labels[:24] == k].max() for k in range(found.labels[:24].max() + 1)]
+    assert (found.labels[24:] == found.labels[:24].max() + 1).all()  # one class: all are alike
+    assert largest == sorted(largest, reverse=True)
+    assert sum(weight for _, weight in found.strata) == pytest.approx(1)
+    assert sum(n for n, _ in found.strata) == 34
+    assert sum(found.amounts) == pytest.approx(34)
+    cases = np.random.default_rng(0).normal(size=(1, 34))
+    everything = ItemSample(np.arange(34), found.strata, found.labels)
+    plain = ItemSample(np.arange(34), tasks)
+    assert everything.means(cases) == pytest.approx(plain.means(cases))
+    stage = found.prefixes((0.1,), 4, 0)[0]
+    for part, asked, items, _ in ItemSample(stage, found.strata, found.labels).parts():
+        assert len(part) == asked >= min(4, items)
+
+
 SHARES = np.concatenate([np.full(n, weight / n) for n, weight in STRATA])
 
 

@@ -4,7 +4,8 @@ import math
 
 from omegaconf import DictConfig
 
-from evaluators.requests import EvaluationError, TransientFailure
+from evaluators.requests import EvaluationError
+from evaluators.tries import Try
 from experiments.reports.table import duration
 from experiments.searches.paces import CandidatePace, Paces
 from experiments.setup.ingredients import Ingredients
@@ -26,9 +27,12 @@ def time_lines(
         trial: the problem as it stands before anything is scored; neither asked nor told.
     """
     try:
-        paces = Paces.take(config, parts, ingredients, trial.start)
-    except (EvaluationError, TransientFailure) as error:
-        return [f"time        not known: {error}"]
+        with Try() as tried:
+            paces = Paces.take(config, parts, ingredients, trial.start)
+    except EvaluationError as error:
+        tried.failure = str(error)
+    if tried.failure is not None:  # no reason not to search: what has to work is tried by `check`
+        return [f"time        not known: {tried.failure}"]
     steps = run_times(config, parts, paces)
     ends = {"racing": parts.racing, "budget.target": config.budget.target}
     sooner = " and ".join(name for name, given in ends.items() if given is not None)

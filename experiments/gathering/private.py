@@ -1,7 +1,8 @@
 """Statistics released with noise: every item's part is clipped, the sum is noised and projected.
 
 The units of privacy are the evaluators' items (documents, questions), however many texts the
-model reads of each. Neighbouring data sets have one item more or less; their number is public.
+model reads of each. In neighbouring data sets one item is replaced by one that contributes
+nothing; their number is public.
 """
 
 import math
@@ -39,11 +40,12 @@ class PrivateStatistics:
     free.
 
     Args:
-        data: identity of the private data set in the ledger, one for all experts or one for each.
+        data: name of the private data set in the ledger, one for all experts or one for each.
         clip: C; for Gram matrices in units of the layer's width: 1 keeps the mean of ``x x^T``
             over an item's positions whole where the inputs' root mean square is at most 1. For
             Fisher information the norm itself.
         noise_multiplier: sigma.
+        delta: of each file, below 1 / items.
         disjoint_from: data sets of the ledger that share no unit with these.
 
     Raises:
@@ -108,10 +110,13 @@ class PrivateStatistics:
     ) -> dict[str, Tensor]:
         """Returns the noisy mean of all items' statistics; EvaluationError: none could be read.
 
+        Raises ValueError where delta allows to give one of the items away.
+
         Args:
             gather: statistics of one item's texts: parameter to ``(in, in)`` or ``(*shape)``.
             secret: seed of the noise, for tests; None: drawn from the system and forgotten.
         """
+        accounting.check_delta(self.delta, len(units), "items")
         sums: dict[str, Tensor] = {}
         for unit in units:
             parts = _attempt(gather, unit)

@@ -28,6 +28,7 @@ from experiments.runs.progress import ProgressBar
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
+from merging.privacy.accounting import check_delta
 from merging.recipe import dtype_name
 from merging.statistics_files import Origin, path_of, read_origin, write_statistics
 from merging.weights import CheckpointError
@@ -115,7 +116,11 @@ class _Gathering:
         tasks = tasks_of(wanted, pool.expert_names, list(panel.evaluators))
         private = _open_private(config, pool.expert_names)
         length = resident.info.max_length
-        chosen = {} if private is None else tasks
+        units = {}
+        if private is not None:
+            units = {name: units_of(panel, of, length) for name, of in tasks.items()}
+            for several in units.values():
+                check_delta(private.delta, len(several), "items")
         return cls(
             config.kind,
             config.seed if config.kind == "fisher" else 0,
@@ -124,7 +129,7 @@ class _Gathering:
             resident,
             LinearLayers.of(resident.module, pool.names),
             _items(panel, tasks, length),
-            {name: units_of(panel, of, length) for name, of in chosen.items()},
+            units,
             private,
         )
 

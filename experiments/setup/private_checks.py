@@ -8,6 +8,7 @@ from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from experiments.setup.initial import BestExpert, BestOf, Scored
 from experiments.setup.parts import SearchParts
+from merging.privacy.accounting import check_delta
 from search.objective import Pareto, WeightedMean
 from search.privacy.privacy import SearchPrivacy
 from search.strategy import Strategy
@@ -86,11 +87,7 @@ def check_items(panel: Panel, delta: float) -> None:
                     "would contribute twice to what is released: take it out of the data"
                 )
             seen[item] = task
-    if delta * len(seen) >= 1:
-        raise ValueError(
-            f"privacy.delta={delta:g} would allow to give one of the {len(seen)} {panel.split} "
-            f"items away whole: choose one well below {1 / len(seen):.1g}"
-        )
+    check_delta(delta, len(seen), f"{panel.split} items")
 
 
 def _check_not_private(config: DictConfig) -> None:

@@ -29,7 +29,11 @@ RECORD_FILE = "privacy.json"
 FORMAT = 1
 
 Relation: TypeAlias = Literal["add_or_remove", "replace_one"]
-"""What two neighbouring data sets differ by: one unit more or less, or one unit replaced."""
+"""What two neighbouring data sets differ by: their sizes are equal and public.
+
+``add_or_remove``: in place of one unit stands one that contributes nothing; ``replace_one``: any
+other unit.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class PrivacySpend:
     """One release from one private data set, and its price.
 
     Args:
-        dataset: identity of the data, a name or a digest; equal identities, the same data.
+        dataset: name of the data; equal names, the same data. No digest of the records: whoever
+            knows all but one could try the last.
         accountant: who computed them, for example ``dp-accounting rdp``.
         unit: what is protected, for example ``record``.
         relation: what neighbouring data sets differ by.
-        mechanisms: all that was run on the data, in order; None: not known.
+        mechanisms: all that was run on the data, in order; None: not known; empty: only where
+            epsilon is 0.
         group_size: how many units one secret may fill, where that is known to be more than one
             (a canary repeated ten times: 10).
         what: what was released, in words.
@@ -87,6 +93,11 @@ class PrivacySpend:
             raise PrivacyRecordError(f"data set {self.dataset!r} is declared disjoint from itself")
         if self.mechanisms is not None:
             check_tuple(self, "mechanisms", Mechanism)
+            if not self.mechanisms and self.epsilon > 0:
+                raise PrivacyRecordError(
+                    f"mechanisms is empty though epsilon is {self.epsilon:g}: list them, or write "
+                    "null where they are not known"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the spend as JSON, readable by `from_json`."""
@@ -155,7 +166,7 @@ def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str]
     path = directory / RECORD_FILE
     content = {
         "format": FORMAT,
-        "weights": _weights_sha256(directory),
+        "weights": weights_sha256(directory),
         "words": list(words),
         **record.to_json(),
     }
@@ -173,7 +184,7 @@ def read_record(directory: Path) -> PrivacyRecord | None:
         return None
     try:
         content = unsealed(json.loads(path.read_text(encoding="utf-8")))
-        record = _record_of(content, _weights_sha256(directory))
+        record = _record_of(content, weights_sha256(directory))
     except PrivacyRecordError as error:
         raise PrivacyRecordError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
@@ -227,7 +238,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _weights_sha256(directory: Path) -> str:
+def weights_sha256(directory: Path) -> str:
     """Returns the identity of the weight files of a checkpoint or an adapter, or of statistics."""
     if not any((directory / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
         return files_sha256(sorted(directory.glob("*.safetensors")))

@@ -40,6 +40,15 @@ def library_version() -> str:
     return version("dp-accounting")
 
 
+def check_delta(delta: float, units: int, what: str = "records") -> None:
+    """Raises ValueError where delta allows to give one of so many units away whole."""
+    if delta * units >= 1:  # to publish a unit drawn at random is (0, 1 / units)-DP
+        raise ValueError(
+            f"privacy.delta={delta:g} would allow to give one of the {units} {what} away whole: "
+            f"choose one well below {1 / units:.1g}"
+        )
+
+
 def epsilon(
     mechanisms: Sequence[Mechanism],
     delta: float,

@@ -38,7 +38,8 @@ class Guarantee:
     Args:
         price: the smaller one of `added` and `rdp`; `how` says which.
         added: the sum of all releases.
-        rdp: by Renyi differential privacy at the same delta; None: mechanisms are not known, one
+        rdp: by Renyi differential privacy at the same delta, but never below its largest part,
+            whose list of mechanisms may be wrong; None: mechanisms are not known, one
             release alone, or no accountant.
         note: why `rdp` is missing, where more could be known.
         overlapping: other data sets counted in, as nobody declared them disjoint.
@@ -83,7 +84,7 @@ def guarantee(dataset: str, spends: Iterable[PrivacySpend]) -> Guarantee | None:
     nothing (parallel composition). The order of the spends changes nothing.
 
     Where spends are for both relations, those for ``add_or_remove`` count as groups of two: to
-    replace a unit is to remove one and to add one.
+    replace a unit by another is to do so by way of one that contributes nothing.
     """
     spends = list(spends)
     apart = {frozenset({s.dataset, other}) for s in spends for other in s.disjoint_from}
@@ -168,4 +169,5 @@ def _by_rdp(
         epsilon = accounting.epsilon(mechanisms, together.delta, relation=relation)
     except AccountingError as error:
         return None, str(error)
+    epsilon = max(epsilon, largest(price for price, _ in known).epsilon)
     return add([Price(epsilon, together.delta), *unknown]), None

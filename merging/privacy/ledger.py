@@ -22,12 +22,18 @@ from merging.checkpoints.privacy_record import (
     read_record,
     sealed,
     unsealed,
+    weights_sha256,
 )
+from merging.checkpoints.weight_files import is_adapter
 from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
 from merging.statistics_files import records_of
 
-_NEIGHBOURS = {"add_or_remove": "adding or removing one", "replace_one": "replacing one"}
+_NEIGHBOURS = {
+    "add_or_remove": "one replaced by one that contributes nothing",
+    "replace_one": "one replaced by any other",
+}
+_MADE_HERE = ("training.json", "recipe.json")
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,45 @@ class Ledger:
         spends: every release that went in, each once.
         unrecorded: what went in without a record; where there is any, the model is not private.
         words: sentences as an earlier ledger of the same model put them; empty: as composed now.
+        notes: sentences on what is taken for granted, or lies beside the promise.
     """
 
     spends: tuple[PrivacySpend, ...] = ()
     unrecorded: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_base(cls, directory: Path, what: str = "the base") -> Ledger:
+        """Returns the ledger of a model that others are merged, trained or copied from.
+
+        Without a record it is taken to be public, which the notes say, unless a training or a
+        merge of evomerge wrote it: then it is unrecorded, as `what`.
+
+        Raises:
+            PrivacyRecordError: its record is malformed, edited, or of other weights; it is an
+                adapter, which inherits from a base of its own.
+        """
+        if is_adapter(directory):
+            raise PrivacyRecordError(
+                f"{directory} is an adapter, nothing to start from: merge it into its base first"
+            )
+        if (record := read_record(directory)) is not None:
+            return cls().read(record, what, weights_sha256(directory))
+        # a search writes RUN/recipe.json beside RUN/model
+        places = [directory, *([directory.parent] if directory.name == "model" else [])]
+        if any((place / name).is_file() for place in places for name in _MADE_HERE):
+            return cls().read(None, what, None)
+        return cls(notes=(f"{what[0].upper()}{what[1:]} is taken to be public.",))
+
+    @classmethod
+    def of_experts(cls, pool: ExpertPool, names: Iterable[str]) -> Ledger:
+        """Returns the ledger of a pool's base and some of its experts; raises as `of`."""
+        ledger = cls.of_base(pool.base.path)
+        for name in names:
+            expert = pool.experts[name]
+            ledger = ledger.read(expert.privacy(), f"expert {name!r}", expert.sha256)
+        return ledger
 
     @classmethod
     def of(cls, pool: ExpertPool, plan: Plan, *, searched: bool) -> Ledger:
@@ -58,12 +98,8 @@ class Ledger:
         Raises:
             PrivacyRecordError: a record is malformed, edited, or of other weights; names it.
         """
-        ledger = cls()
-        if (shared := read_record(pool.base.path)) is not None:  # without one it is public
-            ledger = ledger.read(shared, "the base", pool.base.sha256)
-        for name in pool.expert_names if searched else experts_of(plan, pool.expert_names):
-            expert = pool.experts[name]
-            ledger = ledger.read(expert.privacy(), f"expert {name!r}", expert.sha256)
+        counted = pool.expert_names if searched else experts_of(plan, pool.expert_names)
+        ledger = cls.of_experts(pool, counted)
         for directory in statistics_of(plan):
             files = records_of(directory)
             if not files or any(record is None for _, record in files.values()):
@@ -123,18 +159,14 @@ class Ledger:
     def joined(self, other: Ledger) -> Ledger:
         """Returns the ledger of what both went into; a release that both list counts once."""
         unrecorded = _each_once([*self.unrecorded, *other.unrecorded])
-        return replace(self, unrecorded=unrecorded, words=()).add(*other.spends)
+        notes = _each_once([*self.notes, *other.notes])
+        return replace(self, unrecorded=unrecorded, words=(), notes=notes).add(*other.spends)
 
     @property
     def private(self) -> bool:
         """Whether all that went in has a record, and all records compose to a promise."""
         known = self.guarantees.values()
         return not self.unrecorded and all(g is not None and not g.price.vacuous for g in known)
-
-    @property
-    def recorded(self) -> bool:
-        """Whether anything that went in has a record: else there is nothing to write down."""
-        return bool(self.spends) or not self.unrecorded
 
     @cached_property
     def guarantees(self) -> Mapping[str, Guarantee | None]:
@@ -227,11 +259,13 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
     yield from _rounding(ledger.spends)
     if ledger.spends:
         yield (
-            "This holds for the data sets named here and says nothing of any other data, such as "
-            "items that models were scored on."
+            "This holds for the data sets named here, whose sizes are public, and says nothing of "
+            "any other data, such as items that models were scored on."
         )
     elif not ledger.unrecorded:
         yield "No private data went into it, by the records of its experts."
+    if ledger.spends or not ledger.unrecorded:
+        yield from ledger.notes
 
 
 def _rounding(spends: Iterable[PrivacySpend]) -> Iterator[str]:

@@ -55,8 +55,7 @@ def save_model(
         out: directory to create; its parents are created too.
         dtype: of every float tensor; None: each as in the base.
         card: text of README.md; None: a short one that names base and experts.
-        ledger: what its private data cost, for ``privacy.json``; None, or none of the experts
-            has a record: no such file.
+        ledger: what its private data cost, for ``privacy.json``; None: what every expert's has.
         overwrite: replace `out` where it holds a model.
         shard_bytes: largest size of a weight file; the most that is held in memory.
 
@@ -65,6 +64,7 @@ def save_model(
             lacks a tensor, has an unknown one or one of another shape.
     """
     _check_target(out, overwrite)
+    ledger = Ledger.of_experts(pool, pool.expert_names) if ledger is None else ledger
     like = _like(pool, layers_of(weights))
     _check_names(pool, weights, like)
     _tell_unused(pool, like)
@@ -79,14 +79,23 @@ def save_model(
             head.mkdir(parents=True)
             merged = MergedWeights(classifier, weights, classifier.prefix)
             _write(classifier, merged, head, dtype, shard_bytes)
-            write_ledger(head, ledger)
+            write_ledger(head, ledger.joined(Ledger.of_experts(pool, [name])))
         write_ledger(draft, ledger)
 
 
-def write_ledger(directory: Path, ledger: Ledger | None) -> None:
-    """Writes ``privacy.json`` beside the weights in `directory`, where there is a record."""
-    if ledger is not None and ledger.recorded:
-        write_record(directory, ledger.record(), words=ledger.sentences())
+def write_ledger(directory: Path, ledger: Ledger) -> None:
+    """Writes ``privacy.json`` beside the weights in `directory`, unrecorded experts and all."""
+    write_record(directory, ledger.record(), words=ledger.sentences())
+
+
+def carry_record(source: Path, copy: Path) -> None:
+    """Writes what a copy of a model inherits, however its weights were rounded; if anything.
+
+    Raises PrivacyRecordError: the record in `source` is broken.
+    """
+    ledger = Ledger.of_base(source, "the model it was copied from")
+    if ledger.spends or ledger.unrecorded:
+        write_ledger(copy, ledger)
 
 
 def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | None = None) -> int:

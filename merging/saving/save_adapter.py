@@ -66,7 +66,8 @@ def save_adapter(
         weights: every tensor of ``pool.names``, best in float32: each is read once or twice.
         out: directory to create; its parents are created too.
         rank: of every factor; smaller matrices are padded with zeros.
-        ledger: what its private data cost, for ``privacy.json``; see `save_model`.
+        ledger: what its private data cost, for ``privacy.json``; None: no such file, so that it
+            counts as not private.
 
     Raises:
         AdapterError: a changed tensor is tied or belongs to no single layer; the merge changes no
@@ -95,7 +96,8 @@ def save_adapter(
         text = json.dumps(draft.config(), indent=2, sort_keys=True) + "\n"
         (directory / "adapter_config.json").write_text(text, encoding="utf-8")
         (directory / "README.md").write_text(_card(pool, saved), encoding="utf-8")
-        write_ledger(directory, ledger)
+        if ledger is not None:
+            write_ledger(directory, ledger)
     return saved
 
 

@@ -16,12 +16,12 @@ from search.privacy.private_noise import largest_part
 class SearchPrivacy:
     """The budget of a search on private items, and its mechanisms.
 
-    Neighbouring data sets differ by one item (add or remove); how many items there are is taken
-    as public, and so is what the configuration says. An item that stands for several people, or
-    one person who fills several items, is protected as a group.
+    In neighbouring data sets one item is replaced by one that contributes nothing; how many there
+    are is public, and so is what the configuration says. An item that stands for several people,
+    or one person who fills several items, is protected as a group.
 
     Args:
-        data: identity of the private data set, for the ledger.
+        data: name of the private data set, for the ledger.
         epsilon: what the whole run may cost, all mechanisms together.
         delta: of the whole, below 1 / items.
         clip: C, most that an item contributes to a sum: to a mean with ``release=means``, to the

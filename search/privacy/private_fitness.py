@@ -1,8 +1,8 @@
 """Fitness of private items: clipped contributions, summed, with secret Gaussian noise.
 
-Two data sets are neighbours where one has an item more (add or remove). An item contributes to
-one number only, by at most the clip; the number of items is taken as public, and so is the mean
-size of texts where a score is per byte.
+In neighbouring data sets one item is replaced by one that contributes nothing. An item contributes
+to one number only, by at most the clip; the number of items is public, and so is the mean size of
+texts where a score is per byte.
 """
 
 import math

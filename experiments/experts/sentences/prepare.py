@@ -21,6 +21,7 @@ from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
+from merging.saving.save import carry_record
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ def _make(
     if not draft.base.is_dir():
         with appearing(draft.base) as out:
             _save(encoder.module(dtype=torch.float32, device=torch.device("cpu")), encoder, out)
+            carry_record(encoder.path, out)
     total = settings.schedule.steps * len(tasks)
     with ProgressBar(total, "sentences", "step", shown=progress, leave=True) as bar:
         for task in tasks:

@@ -15,9 +15,11 @@ from experiments.experts.training.records import encode
 from experiments.experts.training.regime import Regime
 from experiments.experts.training.train import Trained, train
 from merging.checkpoints.mechanisms import GaussianMechanism
-from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
+from merging.checkpoints.privacy_record import PrivacySpend
+from merging.checkpoints.sources import resolve
 from merging.files import write_text
-from merging.saving.save import staged
+from merging.privacy.ledger import Ledger
+from merging.saving.save import staged, write_ledger
 
 TRAINING_FILE = "training.json"
 
@@ -30,7 +32,8 @@ class DataSet:
     """The records that an expert is trained on.
 
     Args:
-        identity: name or digest; equal identities, the same data.
+        identity: name of the data; equal names, the same data. No digest of the records: whoever
+            knows all but one could try the last.
         group_size: how many records one secret may fill.
         max_length: most tokens of a record; the rest is cut off.
         disjoint_from: identities of data sets that share no record with this one, for the
@@ -64,10 +67,11 @@ def train_expert(
     """Fine-tunes the base on the data and writes `out`, at once or not at all.
 
     Beside the weights lie ``training.json`` and, where the training was private, ``privacy.json``.
-    An expert without the latter counts as not private; that of ``clipping=as_released`` has none,
-    because what was accounted for does not hold, nor has that of ``randomness=seed``. What is
-    written of a private training beside its price says nothing of the records: their losses,
-    lengths and lots are withheld.
+    The latter lists what the base cost too; a base that was trained without a record makes the
+    expert not private. So does a missing file: that of ``clipping=as_released`` has none, because
+    what was accounted for does not hold, nor has that of ``randomness=seed``. What is written of
+    a private training beside its price says nothing of the records: their losses, lengths and
+    lots are withheld.
 
     Args:
         base: Hugging Face id or directory of a causal language model.
@@ -76,13 +80,15 @@ def train_expert(
         lora: train an adapter; None: all parameters.
 
     Raises:
-        ValueError: the lot is larger than the number of records.
-        CheckpointError: `out` cannot be written.
+        ValueError: the lot is larger than the number of records, or delta allows to give one of
+            them away.
+        CheckpointError: `out` cannot be written; the base is an adapter, or its record is broken.
     """
+    start = Ledger.of_base(resolve(str(base)), "the model it started from")
     model = open_model(base, lora, seed=seed, device=torch.device(device))
     records = encode(open_tokenizer(base), data.texts, data.max_length)
     trained = train(model, records, regime, seed=seed, label=label)
-    record = privacy_record(data, regime, label, trained)
+    ledger = charged(start, data, regime, label, trained)
     report = {
         "label": label,
         "base": str(base),
@@ -92,46 +98,44 @@ def train_expert(
         "regime": asdict(regime),
         "lora": None if lora is None else asdict(lora),
         "seed": seed,
-        **_outcome(trained, regime, record),
+        **_outcome(trained, regime, holds=ledger is not None),
     }
     with staged(out) as draft:
         save(model, base, draft)
-        if record is not None:
+        if ledger is not None:
             report |= dict.fromkeys(_PRIVATE, "withheld")
-            write_record(draft, record)
+            write_ledger(draft, ledger)
         write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
     return trained
 
 
-def privacy_record(
-    data: DataSet, regime: Regime, label: str, trained: Trained
-) -> PrivacyRecord | None:
-    """Returns what a training has cost; None: it was not private."""
+def charged(
+    start: Ledger, data: DataSet, regime: Regime, label: str, trained: Trained
+) -> Ledger | None:
+    """Returns the ledger of the base with what a training has cost; None: it was not private."""
     spent, privacy = trained.spent, regime.privacy
     if spent is None or privacy is None or math.isinf(spent.epsilon):
         return None
     if privacy.clipping != "per_record" or privacy.randomness != "secret":
         return None
-    return PrivacyRecord(
-        (
-            PrivacySpend(
-                dataset=data.identity,
-                epsilon=spent.epsilon,
-                delta=privacy.delta,
-                accountant=f"opacus {privacy.accountant}",
-                accountant_version=version("opacus"),
-                mechanisms=(
-                    GaussianMechanism(spent.noise_multiplier, spent.sample_rate, trained.updates),
-                ),
-                group_size=data.group_size,
-                disjoint_from=tuple(data.disjoint_from),
-                what=f"DP-SGD training, {label}",
+    return start.add(
+        PrivacySpend(
+            dataset=data.identity,
+            epsilon=spent.epsilon,
+            delta=privacy.delta,
+            accountant=f"opacus {privacy.accountant}",
+            accountant_version=version("opacus"),
+            mechanisms=(
+                GaussianMechanism(spent.noise_multiplier, spent.sample_rate, trained.updates),
             ),
+            group_size=data.group_size,
+            disjoint_from=tuple(data.disjoint_from),
+            what=f"DP-SGD training, {label}",
         )
     )
 
 
-def _outcome(trained: Trained, regime: Regime, record: PrivacyRecord | None) -> dict[str, Any]:
+def _outcome(trained: Trained, regime: Regime, *, holds: bool) -> dict[str, Any]:
     outcome: dict[str, Any] = {
         "updates": trained.updates,
         "empty_lots": trained.empty,
@@ -144,6 +148,6 @@ def _outcome(trained: Trained, regime: Regime, record: PrivacyRecord | None) -> 
             "sample_rate": trained.spent.sample_rate,
             "epsilon": None if math.isinf(trained.spent.epsilon) else trained.spent.epsilon,
             "delta": regime.privacy.delta,
-            "holds": record is not None,
+            "holds": holds,
         }
     return outcome

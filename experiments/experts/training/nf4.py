@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from experiments.experts.training.language_model import open_model, open_tokenizer
 from merging.checkpoints.checkpoint import quiet_transformers
+from merging.checkpoints.sources import resolve
+from merging.saving.save import carry_record
 
 BLOCK = 64
 """Entries that share a scale."""
@@ -58,9 +60,14 @@ def round_linear_layers(model: nn.Module) -> None:
 
 
 def write_rounded(base: str | Path, out: Path) -> None:
-    """Writes a copy of a causal language model with its linear layers on NF4, in float32."""
+    """Writes a copy of a causal language model with its linear layers on NF4, in float32.
+
+    What the model's private data cost, the copy's did.
+    """
+    source = resolve(str(base))
     model = open_model(base, None, seed=0, device=torch.device("cpu"))
     round_linear_layers(model)
     with quiet_transformers():
         model.save_pretrained(out)
         open_tokenizer(base).save_pretrained(out)
+    carry_record(source, out)

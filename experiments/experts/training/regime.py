@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from experiments.experts.training.loop import cosine_rate
+from merging.privacy.accounting import check_delta
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 Sampling: TypeAlias = Literal["shuffled", "poisson"]
@@ -22,7 +23,7 @@ class TrainingPrivacy:
     """DP-SGD on records: Abadi et al. 2016, Deep Learning with Differential Privacy, Algorithm 1.
 
     Args:
-        delta: probability that the guarantee may fail, in (0, 1).
+        delta: probability that the guarantee may fail, above 0 and below 1 / records.
         epsilon: guarantee to reach; the noise follows from it. None: `noise_multiplier` is given.
         noise_multiplier: standard deviation of the noise over `clip`; 0: no noise, hence no
             privacy (an ablation). None: as `epsilon` needs.
@@ -115,9 +116,14 @@ class Regime:
             raise ValueError("regime.loss=sum: clipping=as_released is about the mean loss")
 
     def updates(self, records: int) -> int:
-        """Returns the number of updates, at least 1; ValueError: fewer records than a lot."""
+        """Returns the number of updates, at least 1.
+
+        Raises ValueError: fewer records than a lot, or delta allows to give one of them away.
+        """
         if self.lot > records:
             raise ValueError(f"regime.lot={self.lot}: there are only {records} records")
+        if self.privacy is not None:
+            check_delta(self.privacy.delta, records)
         return max(1, round(self.epochs * records / self.lot))
 
     def rate_at(self, update: int, updates: int) -> float:

@@ -140,7 +140,7 @@ def _training_data(corpus: Corpus, setting: CsirtSetting, cell: CsirtCell) -> Da
         pseudonyms = pseudonyms_of(cell.seed)
         records = [pseudonymised(record, pseudonyms) for record in records]
     return DataSet(
-        identity=f"csirt-{corpus.identity()}",
+        identity=f"csirt-s{cell.seed}-{csirt_digest(setting.data)}",
         texts=[text_of(record) for record in records],
         group_size=setting.data.clones,
         max_length=setting.max_length,

@@ -1,6 +1,5 @@
 """The data of one seed: training records with planted canaries, held-out records, attacks."""
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,11 +75,6 @@ class Corpus:
     training: Sequence[Scan]
     held_out: Mapping[str, Sequence[Scan]]
     secrets: Sequence[PlantedSecret]
-
-    def identity(self) -> str:
-        """Returns 16 hexadecimal digits that name the training records' content."""
-        texts = "\n".join(text_of(record) for record in self.training)
-        return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 def make_corpus(size: CorpusSize, seed: int) -> Corpus:

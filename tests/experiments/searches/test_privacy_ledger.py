@@ -99,7 +99,7 @@ def test_an_expert_without_record(shell: Shell, experts: Path, tmp_path: Path) -
     none = tmp_path / "none"
     merge(shell, experts, none, "maths")
     assert NOT_PRIVATE in (none / "README.md").read_text()
-    assert not (none / "privacy.json").exists()
+    assert read_record(none) == PrivacyRecord(unrecorded=("expert 'maths'",))
 
 
 def test_an_edited_record_is_refused(shell: Shell, experts: Path, tmp_path: Path) -> None:
@@ -131,13 +131,11 @@ def test_rebuild_compares_with_the_experts(shell: Shell, experts: Path, tmp_path
 def test_a_search_counts_the_whole_pool(shell: Shell, world: Path, tmp_path: Path) -> None:
     """In recipe, model card, report, summary and table; the check says it before."""
     root = tmp_path / "own"
-    names = ("code", "prose", "maths")
+    names, known = ("code", "prose", "maths"), {"mechanisms": (GaussianMechanism(20.0, steps=2),)}
     for name in ("base", *(f"base-{each}" for each in names)):
         shutil.copytree(world / name, root / name)
     for name, epsilon in EPSILONS.items():
-        write_record(
-            root / f"base-{name}", record(epsilon, mechanisms=(GaussianMechanism(20.0, steps=2),))
-        )
+        write_record(root / f"base-{name}", record(epsilon, **known))
     run = tmp_path / "run"
     options = [*overrides(world), *pool(root, names), "budget.evaluations=3", "in_hull=null"]
     ended = shell.run("search", *options, f"out={run}", "strategy=random", "finalists=1")
@@ -147,9 +145,12 @@ def test_a_search_counts_the_whole_pool(shell: Shell, world: Path, tmp_path: Pat
     stated = recipe["data_sets"]["tickets-2025"]
     assert stated["how"] == "rdp"
     assert stated["sum"]["epsilon"] == 10
-    assert stated["epsilon"] == stated["rdp"]["epsilon"] < 1
+    assert stated["epsilon"] == stated["rdp"]["epsilon"] == 8  # never below the largest part
     sentence = recipe["words"][1]
-    assert "per record of data set tickets-2025 (adding or removing one); 2 releases" in sentence
+    assert (
+        "per record of data set tickets-2025 (one replaced by one that contributes nothing); 2"
+        in sentence
+    )
     assert "where their sum is (ε, δ) = (10, 1.1e-05)" in sentence
     for text in (
         *((run / name).read_text() for name in ("report.html", "model/README.md")),

@@ -165,7 +165,7 @@ class TestRdp:
         assert found.rdp is not None
 
     def test_unknown_mechanisms_are_added_to_it(self) -> None:
-        known = [spend(9.0, mechanisms=(GaussianMechanism(2.0),)) for _ in range(3)]
+        known = [spend(2.5, mechanisms=(GaussianMechanism(2.0),)) for _ in range(3)]
         found = promised(*known, spend(1.5, delta=1e-6))
         together = gaussian_rdp([2.0] * 3, 3e-5)
         assert found.price.epsilon == pytest.approx(together + 1.5, rel=0.01)
@@ -183,7 +183,7 @@ class TestRdp:
         import dp_accounting.rdp
 
         parts = [(2.0, 0.02, 50), (1.5, 1.0, 2)]
-        spends = [spend(99.0, mechanisms=(GaussianMechanism(*part),)) for part in parts]
+        spends = [spend(3.9, mechanisms=(GaussianMechanism(*part),)) for part in parts]
         witness = dp_accounting.rdp.RdpAccountant()
         for sigma, rate, steps in parts:
             event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
@@ -260,6 +260,13 @@ PARTS: st.SearchStrategy[PrivacySpend] = st.builds(
     disjoint_from=st.sampled_from([(), ("archive",)]),
 )
 
+# what was run may be listed in part only, or be worth less than what is stated
+LISTED: st.SearchStrategy[PrivacySpend] = st.builds(
+    spend,
+    epsilon=st.floats(0.1, 50),
+    mechanisms=st.sampled_from([(GaussianMechanism(4.0),), (PureEpsilon(0.1),)]),
+)
+
 
 class TestProperties:
     @given(st.lists(PARTS, min_size=1, max_size=5), st.randoms(use_true_random=False))
@@ -269,7 +276,8 @@ class TestProperties:
         assert one.guarantees == other.guarantees
         assert one.sentences() == other.sentences()
 
-    @given(st.lists(PARTS, min_size=1, max_size=5))
+    @given(st.lists(PARTS | LISTED, min_size=1, max_size=5))
+    @settings(deadline=None)
     def test_never_below_the_largest_part(self, parts: list[PrivacySpend]) -> None:
         for name, each in Ledger().add(*parts).guarantees.items():
             assert each is not None
@@ -297,7 +305,7 @@ class TestProperties:
             GaussianMechanism(1.7),
             LaplaceMechanism(0.3, 2),
         ]
-        spends = [spend(90.0, mechanisms=(each,)) for each in parts]
+        spends = [spend(3.0, mechanisms=(each,)) for each in parts]
         assert len({promised(*order).price for order in permutations(spends)}) == 1
 
 
@@ -349,7 +357,6 @@ class TestLedger:
     def test_records_of_nothing_private(self) -> None:
         ledger = Ledger().read(PrivacyRecord(), "expert 'a'", "sha")
         assert ledger.private
-        assert ledger.recorded
         assert ledger.sentences() == [
             "No private data went into it, by the records of its experts."
         ]

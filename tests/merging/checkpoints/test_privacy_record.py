@@ -42,7 +42,7 @@ SPENDS = st.builds(
     accountant_version=WORDS,
     unit=WORDS,
     relation=st.sampled_from(["add_or_remove", "replace_one"]),
-    mechanisms=st.none() | st.lists(MECHANISMS, max_size=3).map(tuple),
+    mechanisms=st.none() | st.lists(MECHANISMS, min_size=1, max_size=3).map(tuple),
     group_size=st.integers(1, 100),
     disjoint_from=st.lists(st.just("\x00other"), max_size=1).map(tuple),
     release=st.none() | st.text(),

@@ -252,7 +252,7 @@ class TestSideFiles:
                 ).read_bytes() == path.read_bytes()
 
     def test_what_is_the_bases_own_stays_behind(self, base: Path, tmp_path: Path) -> None:
-        left = {"optimizer.pt", "training_args.bin", "trainer_state.json", "privacy.json"}
+        left = {"optimizer.pt", "training_args.bin", "trainer_state.json", "training.json"}
         left |= {"pytorch_model.bin", "adapter_config.json", "adapter_model.bin", "recipe.json"}
         for name in left:
             (base / name).write_text("{}")

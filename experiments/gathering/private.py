@@ -104,29 +104,30 @@ class PrivateStatistics:
         units: Sequence[Sequence[Item]],
         gather: Gather,
         kind: StatisticsKind,
+        shapes: Mapping[str, Sequence[int]],
         *,
         secret: int | None = None,
         advance: Callable[[int], object] = lambda _: None,
     ) -> dict[str, Tensor]:
-        """Returns the noisy mean of all items' statistics; EvaluationError: none could be read.
+        """Returns the noisy mean of all items' statistics, float32, CPU.
+
+        Items that cannot be read count nothing, and are not named: that they fail is private too.
 
         Raises ValueError where delta allows to give one of the items away.
 
         Args:
             gather: statistics of one item's texts: parameter to ``(in, in)`` or ``(*shape)``.
+            shapes: of all that `gather` returns.
             secret: seed of the noise, for tests; None: drawn from the system and forgotten.
         """
         accounting.check_delta(self.delta, len(units), "items")
-        sums: dict[str, Tensor] = {}
+        sums = {
+            name: torch.zeros(tuple(shape), dtype=torch.int64) for name, shape in shapes.items()
+        }
         for unit in units:
-            parts = _attempt(gather, unit)
-            assert not (sums and parts) or parts.keys() == sums.keys(), "L is the same for all"
-            for name, part in parts.items():
-                whole = self.whole(part, kind, len(parts))
-                sums[name] = sums[name] + whole if name in sums else whole
+            for name, part in _attempt(gather, unit).items():
+                sums[name] += self.whole(part, kind, len(sums))
             advance(1)
-        if not sums:
-            raise EvaluationError("no item could be read, so there is nothing to be released")
         key = secrets.token_bytes(32) if secret is None else secret.to_bytes(32, "big")
         noise, released = SecretNoise(key), {}
         for name, total in sums.items():

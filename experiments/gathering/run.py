@@ -136,9 +136,14 @@ class _Gathering:
     @property
     def file_bytes(self) -> int:
         """Size of one expert's file."""
+        return 4 * sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every statistic of an expert."""
         if self.kind == "gram":
-            return 4 * sum(self.layers.width(name) ** 2 for name in self.layers.modules)
-        return 4 * sum(math.prod(self.pool.base.shape(name)) for name in self.pool.names)
+            return {name: (self.layers.width(name),) * 2 for name in self.layers.modules}
+        return {name: tuple(self.pool.base.shape(name)) for name in self.pool.names}
 
     @property
     def summary(self) -> str:
@@ -199,7 +204,7 @@ class _Gathering:
             if self.private is not None:
                 gather = partial(self._statistics, name, origin, advance=lambda _: None)
                 return self.private.release(
-                    self.units[name], gather, origin.kind, advance=bar.update
+                    self.units[name], gather, origin.kind, self.shapes, advance=bar.update
                 )
             return self._statistics(name, origin, self.items[name], advance=bar.update)
 

@@ -48,8 +48,8 @@ class Engine:
     the same answers to the bit.
 
     Args:
-        batch_tokens: most padded tokens of one forward pass; halved where memory runs out. None:
-            8192, and on CUDA as many more as fit into the memory that a first run leaves free.
+        batch_tokens: most padded tokens of one forward pass; halved where memory runs out twice.
+            None: 8192, and on CUDA as many more as fit into the memory that a first run leaves.
         timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
         pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
             a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
@@ -133,7 +133,7 @@ class Engine:
         self, requests: tuple[Request, ...], candidates: Sequence[LowRankDeltas], *, keep: bool
     ) -> list[list[Response] | EvaluationError]:
         deadline = Deadline(self._timeout_s and self._timeout_s * len(candidates))
-        batch_tokens = self.batch_tokens
+        batch_tokens, failed = self.batch_tokens, False
         while True:
             answers = self._attempt(requests, candidates, batch_tokens, deadline, keep=keep)
             if answers is not None:
@@ -143,7 +143,9 @@ class Engine:
             self._plans.pop(id(requests), None)
             if self.resident.device.type == "cuda":
                 torch.cuda.empty_cache()
-            batch_tokens = max(1, batch_tokens // 2)
+            if failed:  # more than a moment's want: smaller batches, which round otherwise
+                batch_tokens = max(1, batch_tokens // 2)
+            failed = True
             _log.warning("out of memory; going on with batch_tokens=%d", batch_tokens)
 
     def _attempt(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -36,17 +37,21 @@ class SweepCheck(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with status 2 and a sentence for each job that was refused, if there is one."""
-        del config, kwargs
+        del kwargs
         file = Path(os.environ.pop(_REFUSED))
         refused = sorted(jsonl.read(file), key=lambda line: int(line["id"]))
         file.unlink(missing_ok=True)
+        given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        fixed = {_name(str(o.input_line)) for o in given if not o.is_sweep_override()}
         for line in refused:
-            print(
-                f"{sys.argv[0]}: job #{line['id']} ({line['what']}): {line['why']}",
-                file=sys.stderr,
-            )
+            own = " ".join(each for each in line["options"] if _name(each) not in fixed)
+            print(f"{sys.argv[0]}: job #{line['id']} ({own}): {line['why']}", file=sys.stderr)
         if refused:
             sys.exit(2)
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0]
 
 
 @contextmanager
@@ -56,9 +61,9 @@ def job(command: str) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+            file = os.environ.get(_REFUSED)
+            if file is None or (own := HydraConfig.get()).mode != RunMode.MULTIRUN:
                 raise
             print(f"{command}: {error}", file=sys.stderr)
-            own = HydraConfig.get()
-            line = {"id": own.job.num, "what": " ".join(own.overrides.task), "why": str(error)}
-            jsonl.append(Path(os.environ[_REFUSED]), line)
+            line = {"id": own.job.num, "options": list(own.overrides.task), "why": str(error)}
+            jsonl.append(Path(file), line)

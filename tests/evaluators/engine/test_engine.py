@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,17 @@ def test_weights_mode_and_global_noise_are_left_alone(llama: Resident) -> None:
 
 
 class _Memory(TorchDispatchMode):
-    """A device whose matrix products fail above some number of rows of hidden states."""
+    """A device on which so many passes fail that have more than some rows of hidden states."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, times: float = math.inf) -> None:
         super().__init__()
-        self._rows = rows
+        self._rows, self._left = rows, times
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.embedding.default and out.shape[0] > self._rows:
+        large = func is torch.ops.aten.embedding.default and out.shape[0] > self._rows
+        if large and self._left > 0:
+            self._left -= 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return out
 
@@ -109,6 +112,15 @@ def test_out_of_memory_halves_the_budget_and_remembers(llama: Resident) -> None:
     np.testing.assert_allclose(
         [each.total for each in answers], [each.total for each in expected], rtol=1e-5
     )
+
+
+def test_want_of_memory_that_passes_changes_no_bit(llama: Resident) -> None:
+    requests = random_requests(1, 16, 30)
+    engine = Engine(llama, batch_tokens=256)
+    expected = engine.run(requests)
+    with _Memory(rows=0, times=1):
+        assert engine.run(requests) == expected
+    assert engine.batch_tokens == 256
 
 
 def test_out_of_memory_with_one_row_is_a_failure(llama: Resident) -> None:

@@ -54,8 +54,9 @@ def _check_refused(code: object, stderr: str, runs: Path) -> None:
     assert code == 2
     assert len(list(runs.glob("*/report.html"))) == 2
     last = stderr.strip().splitlines()[-1]
-    assert last.startswith("evomerge search: job #1 (")
-    assert "gone:not/here/now" in last
+    assert last.startswith("evomerge search: job #1 (experts.experts={code:")
+    assert last.count("=") == 1
+    assert "gone:not/here/now}): " in last
     assert "Traceback" not in stderr
     assert not list(runs.glob(".*"))
 

@@ -465,3 +465,25 @@ def test_killed_at_any_moment_it_releases_the_same_once(world: Path, tmp_path: P
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_private_items_are_told_from_others_by_a_number_that_needs_the_key(
+    shell: Shell, world: Path, items: Path, keep_key: list[str]
+) -> None:
+    line = options(world, items, *MEANS, "evaluator@select_on=none", "budget.evaluations=6")
+    whole = search(shell, "whole", line)
+    ingredients = whole / "ingredients.json"
+    known = json.loads(ingredients.read_text())["items"]
+    assert list(known) == ["private"]
+    assert 0 < known["private"] < 1
+    interrupted(whole, keep_key[0], shell.cwd / "stopped", 5)
+    shutil.copy(ingredients, shell.cwd / "stopped")
+    text = items.read_text()
+    items.write_text(text.replace("brown", "white", 1))
+    ended = shell.run("search", *line, "out=stopped")
+    assert ended.code == 2
+    assert "begun with another set of private items: what lies there" in ended.messages[-1]
+    items.write_text(text)
+    assert search(shell, "stopped", line) == shell.cwd / "stopped"
+    again = search(shell, "again", line) / "ingredients.json"  # with a key of its own
+    assert json.loads(again.read_text())["items"] != known

@@ -48,12 +48,33 @@ def content(run: Path) -> dict[str, bytes]:
     return {name: OWN.sub(b"", (run / name).read_bytes()) for name in READ}
 
 
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param([], id="alone"),
+        pytest.param(
+            ["racing=halving", "space=weights", "strategy.popsize=3"],
+            id="raced",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["space=full_weights", "strategy=mergevolve", "noise=low_rank", "together=2"],
+            id="together",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["asynchronous=true", "strategy=crossover", "strategy.popsize=3"],
+            id="steady",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_faults_that_pass_change_nothing(
-    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch, ways: list[str]
 ) -> None:
     """Single ones in one start; then ones that last until the start ends, at growing moments."""
     faults = Faults(monkeypatch)
-    line = ["search", *overrides(world, *QUICK)]
+    line = ["search", *overrides(world, *QUICK, *ways)]
     assert shell.run(*line, "out=whole").code == 0
     calls, whole = faults.calls, content(shell.cwd / "whole")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,7 +124,12 @@ def test_a_disk_that_is_full_at_any_moment(world: Path, small_disk: Path) -> Non
     for event in range(1, last, 3):
         process = start(arguments, out)
         wait_for(process, out, event)
+        assert process.pid is not None
+        with suppress(ProcessLookupError):  # it stands still while the disk is filled
+            os.kill(process.pid, signal.SIGSTOP)
         fill(small_disk)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
         process.join()
         hit[phase_of(out)] += process.exitcode != 0
         assert process.exitcode in (0, 2), printed(out)

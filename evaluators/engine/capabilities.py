@@ -2,15 +2,16 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from evaluators.engine.cached_rows import CachedRows, cache_name, going_on, kept_logits
+from evaluators.requests import is_out_of_memory
 
 _TRUNK = 8  # tokens that rows share
 _TAIL = 4  # tokens behind them
@@ -47,9 +48,20 @@ def measured(module: Any, max_length: int) -> Capabilities:
     draw = _Tokens(module)
     causal = _is_causal(module, draw, max_length)
     cached = causal and cache_name(module) is not None and max_length > 2 * _TAIL
-    grows = cached and _grows(module, draw)
+    grows = cached and _holds(lambda: _grows(module, draw))
+    shares = grows and _holds(lambda: _shares(module, draw, max_length))
     length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
-    return Capabilities(causal, grows, grows and _shares(module, draw, max_length), length)
+    return Capabilities(causal, grows, shares, length)
+
+
+def _holds(able: Callable[[], bool]) -> bool:
+    """Whether a model is able; one that raises errors is not, unless memory runs out."""
+    try:
+        return able()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
 
 
 class _Tokens:
@@ -91,8 +103,8 @@ def _shares(module: Any, draw: _Tokens, max_length: int) -> bool:
     trunk = draw.row(_TRUNK)
     no_logits = torch.empty(0, dtype=torch.int64, device=draw.device)
     _, output = kept_logits(module, no_logits, input_ids=draw.tensor([trunk]), use_cache=True)
-    past = getattr(output, "past_key_values", None)
-    if not isinstance(past, Cache) or any(type(one) is not DynamicLayer for one in past.layers):
+    past = output.past_key_values
+    if any(type(layer) is not DynamicLayer for layer in past.layers):
         return False
     tails = [draw.row(length) for length in (_TAIL + hole, _TAIL, 2, _TAIL - 1)]
     ids, mask = _left_padded(tails, draw)

@@ -111,6 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "xglm": {**_WIDTH, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
     "biogpt": {**_SIZE, "intermediate_size": 48},
     "bert decoder": {**_SIZE, "intermediate_size": 48, "is_decoder": True},
+    "roc_bert": {**_SIZE, "intermediate_size": 48, "is_decoder": True},
     "roberta": {**_SIZE, "intermediate_size": 48, "is_decoder": True, "pad_token_id": 0},
     "bart": {
         **_WIDTH,

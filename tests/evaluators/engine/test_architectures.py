@@ -164,7 +164,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {**_TEXT, **_MAMBA, "mamba_d_ssm": 64},
     "nemotron_h": _TEXT,
 }
-_LONG = ("falcon_h1", "nemotron_h", "llama4_text")  # take a second and more
+_SLOW = {  # take long, or are near of kin to others
+    *("bamba", "codegen", "ctrl", "deepseek_v3", "diffllama", "falcon_h1", "falcon_mamba"),
+    *("glm4", "gpt_bigcode", "granitemoe", "helium", "lfm2", "llama4_text", "mamba2"),
+    *("minimax", "modernbert-decoder", "nemotron_h", "olmo2", "qwen3_next"),
+    *("roc_bert", "smollm3", "starcoder2"),
+}
 _CONFIGS = ((), (("no_repeat_ngram_size", 2), ("repetition_penalty", 1.3)))
 
 
@@ -216,7 +221,7 @@ def log_likelihood(model: Resident, request: Loglikelihood) -> float:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in _LONG else k for k in KINDS]
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in _SLOW else k for k in KINDS]
 )
 def test_batches_answer_as_transformers_one_by_one(kind: str) -> None:
     model, (asked, written) = resident(kind, KINDS[kind]), requests()

@@ -58,7 +58,7 @@ def _holds(able: Callable[[], bool]) -> bool:
     """Whether a model is able; one that raises errors is not, unless memory runs out."""
     try:
         return able()
-    except Exception as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         return False

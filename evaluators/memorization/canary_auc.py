@@ -68,7 +68,7 @@ class CanaryAuc:
         of_means = auc(planted, means)
         interval = auc_interval(of_means, len(planted), len(means))
         return {
-            "auc": Score(float(areas.mean()), areas, 0.5, mean_interval(areas)),
+            "auc": Score(float(areas.mean()), areas, 0.5, mean_interval(areas, 0.0, 1.0)),
             "auc_pooled": Score(auc(planted, others), None, 0.5),
             "auc_of_means": Score(of_means, None, 0.5, interval),
         }

@@ -73,11 +73,12 @@ class Exposure:
         sizes = [len(row) for row in losses]
         floor = sum(chance_exposure(size) for size in sizes) / len(sizes)
         by_luck = sum(1 / size for size in sizes) / len(sizes)
+        bits = mean_interval(exposures, 0.0, math.log2(max(sizes)))
         hits = share_interval(int(first.sum()), len(first))
         return {
-            "exposure": Score(float(exposures.mean()), exposures, floor, mean_interval(exposures)),
+            "exposure": Score(float(exposures.mean()), exposures, floor, bits),
             "exposure_extrapolated": Score(
-                float(beyond.mean()), beyond, 1 / math.log(2), mean_interval(beyond)
+                float(beyond.mean()), beyond, 1 / math.log(2), mean_interval(beyond, 0.0)
             ),
             "ranked_first": Score(float(first.mean()), first, by_luck, hits),
         }

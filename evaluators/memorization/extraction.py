@@ -110,7 +110,7 @@ class Extraction:
             sampled.append([candidate.appears(others) for candidate in item.target])
             common.append([candidate.shared(first) for candidate in item.target])
         cases, chance = _split(common)
-        prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases))
+        prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases, 0.0, 1.0))
         drawn = {"extracted_sampled": _hits(sampled)} if self._samples else {}
         return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix}
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 from scipy import special
 
 from merging.arrays import Vector
@@ -12,15 +13,47 @@ _NORMAL = float(special.ndtri((1 + _LEVEL) / 2))
 _HALVINGS = 60
 
 
-def mean_interval(cases: Vector) -> tuple[float, float] | None:
-    """Returns Student's interval of the mean of ``(items,)``; None for fewer than 2 items."""
+def mean_interval(cases: Vector, low: float, high: float = math.inf) -> tuple[float, float] | None:
+    """Returns an interval of the mean of ``(items,)``, skewed as the items are.
+
+    Where all items are equal it is as wide as the exact interval of a share that was seen in none
+    of them, beyond which a mean within the bounds could not have gone unnoticed.
+
+    Args:
+        low: least that an item can be; `high` likewise. The ends lie between the two.
+
+    Returns:
+        None for fewer than 2 items, or equal ones without an upper bound: nothing is known.
+
+    Source: Hall 1992, On the removal of skewness by transformation, JRSS B 54:221, section 2: of
+        ``T = (mean - truth) / se`` it is ``g(T) = T + k T^2 / 3 + k^2 T^3 / 27 + k / 6`` that is
+        distributed as Student's, ``k = skewness / sqrt(n)``. The skewness of few items is partly
+        noise: it is shrunk by ``skewness^2 / (skewness^2 + 6 / n)``.
+    """
     count = len(cases)
     if count < 2:
         return None
-    half = float(special.stdtrit(count - 1, (1 + _LEVEL) / 2))  # t_{n - 1, 0.975}
-    half *= float(cases.std(ddof=1)) / math.sqrt(count)  # t s / sqrt(n)
-    mean = float(cases.mean())
-    return mean - half, mean + half
+    mean, deviation = float(cases.mean()), float(cases.std())
+    if deviation <= 1e-12 * (1 + abs(mean)):
+        unseen = share_interval(0, count)[1]
+        ends = mean - unseen * (mean - low), mean + unseen * (high - mean)
+        return ends if math.isfinite(high) else None
+    error = deviation / math.sqrt(count - 1)  # s / sqrt(n)
+    skewness = float(((cases - mean) ** 3).mean()) / deviation**3
+    skewness *= skewness**2 / (skewness**2 + 6 / count)
+    quantile = float(special.stdtrit(count - 1, (1 + _LEVEL) / 2))  # t_{n - 1, 0.975}
+    most, least = unskewed(np.array([quantile, -quantile]), skewness / math.sqrt(count))
+    return max(low, mean - error * float(most)), min(high, mean - error * float(least))
+
+
+def unskewed(quantiles: Vector, k: float) -> Vector:
+    """Returns the T of skewed items with ``g(T)`` the quantiles of Student's T; see above.
+
+    ``T = 3 / k (cbrt(1 + k (q - k / 6)) - 1)``, where k is the skewness over sqrt(n).
+    """
+    shifted = quantiles - k / 6
+    bent: Vector = 3 / k * (np.cbrt(1 + k * shifted) - 1) if abs(k) > 1e-6 else shifted
+    return bent
 
 
 def share_interval(hits: int, count: int) -> tuple[float, float]:

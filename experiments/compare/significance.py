@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from evaluators.memorization.intervals import unskewed
 from merging.arrays import Vector
 
 Gains = npt.NDArray[np.float64]
@@ -131,10 +132,8 @@ def _moved_by_items(gap: Vector, draws: int, rng: np.random.Generator) -> Vector
     deviation = math.sqrt(float((apart**2).mean()))
     if deviation <= 1e-12 * float(np.abs(gap).max()):
         return np.zeros(draws)
-    # T of skewed items has T + a T^2 + a^2 T^3 / 3 + a / 2 ~ t, with a = skew / (3 sqrt n)
-    a = float((apart**3).mean()) / deviation**3 / (3 * math.sqrt(len(gap)))
-    unskewed = (np.cbrt(1 + 3 * a * (t - a / 2)) - 1) / a if abs(a) > 1e-6 else t
-    farther = np.where(t > 0, np.maximum(t, unskewed), np.minimum(t, unskewed))
+    corrected = unskewed(t, float((apart**3).mean()) / deviation**3 / math.sqrt(len(gap)))
+    farther = np.where(t > 0, np.maximum(t, corrected), np.minimum(t, corrected))
     moved: Vector = -farther * deviation / math.sqrt(len(gap) - 1)
     return moved
 

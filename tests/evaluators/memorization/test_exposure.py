@@ -75,9 +75,7 @@ def test_known_answer(fresh: Resident, write_canaries: WriteCanaries) -> None:
     assert scores["exposure"].chance == pytest.approx(chance_exposure(4))
     assert scores["ranked_first"].cases == pytest.approx([1, 0])
     assert scores["ranked_first"].chance == 0.25
-    half = (2 - math.log2(1.6)) / 2  # the standard error of a mean of two
-    expected = stats.t.interval(0.95, 1, scores["exposure"].value, half)
-    assert scores["exposure"].interval == pytest.approx(expected)
+    assert scores["exposure"].interval == (0.0, 2.0)  # two canaries tell nothing
     assert scores["exposure_extrapolated"].chance == pytest.approx(1.4427, abs=1e-4)
 
 

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from evaluators.memorization.exposure import chance_exposure
 from evaluators.memorization.intervals import auc_interval, mean_interval, share_interval
 
+Scores: TypeAlias = Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, float]]
 
-def test_mean_is_students() -> None:
-    cases = np.array([1.0, 2.0, 4.0, 4.5])
+
+def test_mean_of_symmetric_items_is_students() -> None:
+    cases = np.array([1.0, 2.0, 4.0, 5.0])
     expected = stats.t.interval(0.95, 3, cases.mean(), stats.sem(cases))
-    assert mean_interval(cases) == pytest.approx(expected)
-    assert mean_interval(cases[:1]) is None
+    assert mean_interval(cases, -math.inf) == pytest.approx(expected)
+    assert mean_interval(cases, 2.0, 3.5) == (2.0, 3.5)
+    assert mean_interval(cases[:1], 0.0, 9.0) is None
+
+
+def test_mean_of_equal_items_has_a_width() -> None:
+    assert mean_interval(np.full(20, 1.0), 0.0, 1.0) == pytest.approx(share_interval(20, 20))
+    low, high = mean_interval(np.full(20, 0.5), 0.0, 1.0) or (0.5, 0.5)
+    assert low < 0.5 < high
+    assert mean_interval(np.full(20, 1.0), 0.0) is None
+
+
+CANDIDATES = 101
+
+
+def exposures(draw: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Exposures of values that the model knows nothing of, and their mean."""
+    ranks = draw.integers(1, CANDIDATES + 1, shape)
+    return math.log2(CANDIDATES) - np.log2(ranks), chance_exposure(CANDIDATES)
+
+
+def areas(draw: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Canary AUC of the same."""
+    return draw.integers(0, CANDIDATES, shape) / (CANDIDATES - 1), 0.5
+
+
+def remembered(draw: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """One in ten values is remembered to the letter."""
+    found, chance = exposures(draw, shape)
+    most = math.log2(CANDIDATES)
+    return np.where(draw.random(shape) < 0.1, most, found), 0.1 * most + 0.9 * chance
+
+
+@pytest.mark.parametrize(("scores", "most"), [(exposures, 6.7), (areas, 1.0), (remembered, 6.7)])
+def test_mean_of_twenty_canaries_is_held_in_95_of_100(scores: Scores, most: float) -> None:
+    cases, truth = scores(np.random.default_rng(7), (12000, 20))
+    ends = np.array([mean_interval(row, 0.0, most) for row in cases])
+    held = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
+    assert abs(held - 0.95) < 0.01 + 2 * math.sqrt(0.95 * 0.05 / len(cases))
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (10, 10), (1, 1)])

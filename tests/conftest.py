@@ -15,6 +15,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ["EVOMERGE_STATE"] = tempfile.mkdtemp(prefix="evomerge-test-state-")
 os.environ["EVOMERGE_CACHE"] = tempfile.mkdtemp(prefix="evomerge-test-cache-")
 
 # absl comes with dp-accounting. Its log handler keeps the stream that it finds when imported, a

@@ -14,6 +14,7 @@ from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.runs.progress import ProgressBar
+from experiments.runs.starts import beside_others
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_merges
 from merging.checkpoints.experts import ExpertPool
@@ -57,7 +58,7 @@ def run_merge(config: DictConfig) -> None:
             job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
         check_writable(out, "out", saved_bytes(pool, dtype))
-        ledger = Ledger.of(pool, plan, searched=False)
+        ledger = beside_others(Ledger.of(pool, plan, searched=False), "merge")
         check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
             check_adapter(pool, plan.weights(pool))

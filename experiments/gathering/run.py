@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,26 @@ from experiments.gathering.fisher import gather_fisher
 from experiments.gathering.gram import LinearLayers, gather_gram
 from experiments.gathering.items import Item, batches_of, digest_of, items_of, pads
 from experiments.gathering.private import PrivateStatistics, units_of
+from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable, clear_drafts, locked
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.runs.progress import ProgressBar
+from experiments.runs.starts import beside_others, check_starts, write_start
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
 from merging.checkpoints.experts import ExpertPool
 from merging.privacy.accounting import check_delta
+from merging.privacy.composition import Price
+from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
-from merging.statistics_files import Origin, path_of, read_origin, write_statistics
+from merging.statistics_files import (
+    Origin,
+    path_of,
+    read_origin,
+    records_of,
+    write_statistics,
+)
 from merging.weights import CheckpointError
 
 
@@ -55,6 +66,8 @@ def run_statistics(config: DictConfig) -> None:
         try:
             for name in gathering.pool.expert_names:
                 print(f"{name:<11} {gathering.file(name, out)}")
+            if gathering.private is not None:
+                print(*_privacy_lines(out), sep="\n")
         except (EvaluationError, TransientFailure, CheckpointError, ValueError, OSError) as error:
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
@@ -168,7 +181,7 @@ class _Gathering:
         origin = self._origin(name)
         path = path_of(out, self.kind, origin.expert)
         if path.exists():
-            _refuse_other(path, name, read_origin(path), origin)
+            _refuse_other(path, name, _unnamed(read_origin(path)), origin)
             return path
         self.resident.write(self.pool.expert_weights(name))
         tensors = self._gathered(name, origin)
@@ -178,6 +191,11 @@ class _Gathering:
                     f"expert {name!r}: the statistics of {tensor} are not finite: gather in "
                     "dtype=float32 and leave out items that overflow"
                 )
+        if origin.privacy is not None:  # what dies before has left nothing
+            release = f"statistics {secrets.token_hex(8)}"
+            origin = dataclasses.replace(origin, privacy={**origin.privacy, "release": release})
+            price = Price(origin.privacy["epsilon"], origin.privacy["delta"])
+            write_start(origin.data, release, price, path)
         return write_statistics(out, origin, tensors)
 
     def _origin(self, name: str) -> Origin:
@@ -235,6 +253,7 @@ def _open_private(config: DictConfig, experts: Sequence[str]) -> PrivateStatisti
     if not isinstance(private, PrivateStatistics):
         raise UserError("these are statistics, no search: choose privacy=statistics")
     private.check(experts)
+    check_starts()
     return private
 
 
@@ -249,6 +268,21 @@ def _items(
     return {
         name: [item for task in chosen for item in by_task[task]] for name, chosen in tasks.items()
     }
+
+
+def _privacy_lines(out: Path) -> list[str]:
+    """Returns what all released statistics in a directory have cost, beside other runs."""
+    ledger = Ledger()
+    for sha256, record in records_of(out).values():
+        ledger = ledger if record is None else ledger.read(record, "the statistics", sha256)
+    return privacy_lines(beside_others(ledger, "directory").describe())
+
+
+def _unnamed(origin: Origin) -> Origin:
+    """Returns the origin without the identity of its release, which differs with every one."""
+    if origin.privacy is None:
+        return origin
+    return dataclasses.replace(origin, privacy={**origin.privacy, "release": None})
 
 
 def _refuse_other(path: Path, name: str, there: Origin, now: Origin) -> None:

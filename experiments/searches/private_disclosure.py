@@ -6,7 +6,6 @@ written, base and experts are not scored on private items at all, and the key of
 single times are destroyed at the end. The sum of times in the summary is not covered.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from evaluators.panel import Panel
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
 from experiments.runs.model_scores import SPLITS, ModelScores
+from experiments.runs.starts import beside_others, write_start
 from experiments.scoring.choose import local_evaluation
 from experiments.searches.disclosure import Loop, look_again, unseen_finalists
-from experiments.searches.private_key import open_noise, seeded_noise
+from experiments.searches.private_key import open_noise, release_of, seeded_noise
 from experiments.searches.private_scores import item_by_item, robust_scores
 from experiments.searches.references import References
 from experiments.setup.common_items import PoissonItems
@@ -40,6 +40,7 @@ from merging.files import write_text
 from merging.paths.path import Path as WeightPath
 from merging.plan import Plan
 from merging.privacy import accounting
+from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
 from merging.spaces.space import SearchSpace
 from search.loop.evaluation import Evaluation, LocalPool
@@ -89,8 +90,10 @@ class PrivateDisclosure:
         belongs = (run_identity(config), *_contents(ingredients.pool, panels))
         if self._privacy.randomness == "secret":
             self._noise = open_noise(run, belongs, begun=begun)
+            self._release = str(release_of(run))
         else:
             self._noise = seeded_noise(config.seed, belongs)
+            self._release = f"search {run_identity(config)} by its seed"
         unread = set(SPLITS) - set(self._privacy.public)
         readable = dict(ingredients.panels)
         if "selection" in unread:  # so that no other step can read these items
@@ -125,6 +128,10 @@ class PrivateDisclosure:
 
     def loop(self, problem: Problem, objective: Objective) -> Loop:
         """Returns the search through noisy fitness, ended by its privacy budget."""
+        privacy = self._privacy
+        if privacy.randomness == "secret":
+            budget = Price(privacy.epsilon, privacy.delta)
+            write_start(privacy.data, self._release, budget, self._run)
         pool = self._evaluation_pool(problem.space, objective)
         return partial(
             search,
@@ -280,7 +287,6 @@ class PrivateDisclosure:
         """
         privacy, budget = self._privacy, self._budget
         fixed = result.stop in ("evaluations", STOP) and not result.repeats
-        released = hashlib.sha256((self._run / "history.jsonl").read_bytes()).hexdigest()
         spend = PrivacySpend(
             dataset=privacy.data,
             epsilon=budget.spent if fixed else privacy.epsilon,
@@ -292,13 +298,13 @@ class PrivateDisclosure:
             mechanisms=(*budget.mechanisms, *privacy.reserved(self._choice)) if fixed else None,
             what=f"search: noisy {privacy.release} of {budget.steps} generations; "
             "scores and per-item scores were not kept",
-            release=f"search {released[:16]}",
+            release=self._release,
         )
         ledger = ledger.add(spend)
         if privacy.randomness == "seed":
             what = f"the search on {privacy.data}, whose noise follows from its public seed"
             ledger = replace(ledger, unrecorded=(*ledger.unrecorded, what), words=())
-        return ledger
+        return beside_others(ledger, "search")
 
 
 def _contents(pool: ExpertPool, panels: Sequence[Panel]) -> list[str]:

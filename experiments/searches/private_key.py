@@ -33,11 +33,18 @@ def open_noise(run: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise
                 "put it back, or start in an empty directory"
             )
         _write(path, secrets.token_bytes(_BYTES).hex())
-    try:
-        key = bytes.fromhex(path.read_text(encoding="ascii"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): restore it") from error
-    return _noise(key, belongs)
+    return _noise(_key(path), belongs)
+
+
+def release_of(run: Path) -> str | None:
+    """Returns the identity of what a run releases: it names the key without telling it.
+
+    None: there is no key yet, or none any more.
+    """
+    path = run / KEY_FILE
+    if not path.exists():
+        return None
+    return f"search {hashlib.blake2b(b'release', key=_key(path), digest_size=8).hexdigest()}"
 
 
 def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:
@@ -52,6 +59,13 @@ def destroy(run: Path) -> None:
     """
     for name in (KEY_FILE, "timing.jsonl"):
         (run / name).unlink(missing_ok=True)
+
+
+def _key(path: Path) -> bytes:
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it") from error
 
 
 def _noise(key: bytes, belongs: Sequence[str]) -> SecretNoise:

@@ -24,12 +24,13 @@ from experiments.runs.errors import UserError, explained
 from experiments.runs.files import read_json
 from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
+from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.notes import span_warnings, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
-from experiments.searches.private_key import destroy
+from experiments.searches.private_key import destroy, release_of
 from experiments.searches.references import References
 from experiments.searches.run_time import time_lines
 from experiments.searches.steps import (
@@ -87,6 +88,9 @@ def run_check(config: DictConfig) -> None:
         lines += time_lines(config, parts, ingredients, trial)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
+            check_starts()
+            known = others_in_words(parts.privacy.data, {str(release_of(run))})
+            lines.append(f"            of this search alone; {known}")
     print("\n".join(lines))
     print(f"run         {run}\nready")
 

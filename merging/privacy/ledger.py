@@ -255,7 +255,7 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
     for promise in filter(None, ledger.guarantees.values()):
         yield f"{_in_words(promise)}{where}."
     if ledger.everywhere is not None and len(ledger.guarantees) > 1:
-        yield f"{_pair(ledger.everywhere)} at most for any record of these data sets."
+        yield f"{price_in_words(ledger.everywhere)} at most for any record of these data sets."
     yield from _rounding(ledger.spends)
     if ledger.spends:
         yield (
@@ -283,12 +283,12 @@ def _rounding(spends: Iterable[PrivacySpend]) -> Iterator[str]:
 
 
 def _in_words(promise: Guarantee) -> str:
-    what = f"{_pair(promise.price)} per {promise.unit} of data set {promise.dataset}"
+    what = f"{price_in_words(promise.price)} per {promise.unit} of data set {promise.dataset}"
     parts = [f"{what} ({_NEIGHBOURS[promise.relation]})"]
     if promise.releases > 1 and promise.how == "rdp":
         parts.append(
             f"{promise.releases} releases composed by Rényi differential privacy, where their "
-            f"sum is {_pair(promise.added)}"
+            f"sum is {price_in_words(promise.added)}"
         )
     elif promise.releases > 1:
         note = f" ({promise.note})" if promise.note else ""
@@ -297,12 +297,13 @@ def _in_words(promise: Guarantee) -> str:
         others = ", ".join(promise.overlapping)
         parts.append(f"counting {others} too, which nobody declared disjoint from it")
     if promise.group is not None:
-        price = "no guarantee" if promise.group.vacuous else _pair(promise.group)
+        price = "no guarantee" if promise.group.vacuous else price_in_words(promise.group)
         parts.append(f"for a secret that fills {promise.group_size} {promise.unit}s: {price}")
     return "; ".join(parts)
 
 
-def _pair(price: Price) -> str:
+def price_in_words(price: Price) -> str:
+    """Returns a price, rounded up."""
     if price.vacuous:
         return "no guarantee (delta reaches 1)"
     return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,10 +15,12 @@ from experiments.experts.training.language_model import Lora, open_model, open_t
 from experiments.experts.training.records import encode
 from experiments.experts.training.regime import Regime
 from experiments.experts.training.train import Trained, train
+from experiments.runs.starts import beside_others, check_starts, write_start
 from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.checkpoints.sources import resolve
 from merging.files import write_text
+from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
 from merging.saving.save import staged, write_ledger
 
@@ -85,6 +88,8 @@ def train_expert(
         CheckpointError: `out` cannot be written; the base is an adapter, or its record is broken.
     """
     start = Ledger.of_base(resolve(str(base)), "the model it started from")
+    if regime.privacy is not None:
+        check_starts()
     model = open_model(base, lora, seed=seed, device=torch.device(device))
     records = encode(open_tokenizer(base), data.texts, data.max_length)
     trained = train(model, records, regime, seed=seed, label=label)
@@ -100,6 +105,10 @@ def train_expert(
         "seed": seed,
         **_outcome(trained, regime, holds=ledger is not None),
     }
+    if ledger is not None:  # what dies before has left nothing
+        own = ledger.spends[-1]
+        write_start(own.dataset, str(own.release), Price(own.epsilon, own.delta), out)
+        ledger = beside_others(ledger, "training")
     with staged(out) as draft:
         save(model, base, draft)
         if ledger is not None:
@@ -131,6 +140,7 @@ def charged(
             group_size=data.group_size,
             disjoint_from=tuple(data.disjoint_from),
             what=f"DP-SGD training, {label}",
+            release=f"training {secrets.token_hex(8)}",
         )
     )
 

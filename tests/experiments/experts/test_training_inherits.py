@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from experiments.experts.training.nf4 import write_rounded
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.papers.csirt.cells import CsirtCell, CsirtSetting, _training_data
 from experiments.papers.csirt.corpus import CorpusSize, make_corpus
+from experiments.runs.starts import beside_others
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.mechanisms import PrivacyRecordError
 from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
@@ -124,6 +126,19 @@ def test_an_adapter_is_no_start(base: Path, tmp_path: Path) -> None:
         train_expert(
             adapter, DataSet("D1", TEXTS), private(1.0), tmp_path / "a", label="x", seed=0
         )
+
+
+def test_a_training_tells_of_those_before_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(tmp_path / "state"))
+    for name in ("one", "two"):
+        data = DataSet("tickets", TEXTS, 1, 40)
+        train_expert(base, data, private(4.0), tmp_path / name, label="x", seed=0)
+    words = json.loads((tmp_path / "two" / "privacy.json").read_text())["words"]
+    assert words[-1].startswith("This is of this training alone; 1 other run on tickets, kept or")
+    ledger = beside_others(ledger_over(base, a=tmp_path / "one", b=tmp_path / "two"), "merge")
+    assert ledger.notes[-1].endswith("alone; no other run on tickets is known here.")
 
 
 def test_a_delta_of_one_record_in_n_is_refused(base: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from evaluators.requests import EvaluationError
 from experiments.gathering.items import Item
 from experiments.gathering.private import PrivateStatistics
+from experiments.runs.starts import others
 from merging.checkpoints.mechanisms import DiscreteGaussianMechanism
 from merging.privacy import accounting
 from merging.statistics_files import (
@@ -171,7 +172,10 @@ def test_files_without_a_release_are_as_before_and_have_no_record(tmp_path: Path
     assert record is None
 
 
-def test_from_a_release_to_the_ledger_of_a_merge(world: Path, shell: Shell) -> None:
+def test_from_a_release_to_the_ledger_of_a_merge(
+    world: Path, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(tmp_path / "state"))
     release = ["privacy=statistics", "privacy.data=letters", "privacy.noise_multiplier=6"]
     command = gather(world, "kind=gram", "out=stats", *release)
     ended = shell.run(*command)
@@ -194,6 +198,12 @@ def test_from_a_release_to_the_ledger_of_a_merge(world: Path, shell: Shell) -> N
     together = accounting.epsilon([DiscreteGaussianMechanism(6.0, 1.0, 3)], 1e-5)
     assert privacy["data_sets"]["letters"]["epsilon"] <= 3 * together
     assert "statistics" not in str(privacy["unrecorded"])
+    assert len(others("letters", {})) == 3
+    files[0].unlink()
+    ended = shell.run(*command)  # another release of the same items, and the first one counts
+    assert "alone; 1 other run on letters, kept or thrown away, adds (ε, δ) = (" in ended.stdout
+    assert len(others("letters", {})) == 4
+    shell.refuse("would allow to give one of the 4 items away", *command, "privacy.delta=0.25")
     ended = shell.run(*gather(world, "kind=gram", "out=stats"))
     assert ended.code == 2
     assert "was gathered otherwise (data: 'letters' there" in ended.stderr

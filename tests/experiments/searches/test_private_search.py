@@ -22,6 +22,7 @@ from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from experiments.runs.errors import UserError
 from experiments.runs.files import read_lines
+from experiments.runs.starts import others
 from experiments.searches.private_key import KEY_FILE, open_noise, seeded_noise
 from experiments.searches.tracking import DeferredTracker
 from experiments.setup.common_items import PoissonItems
@@ -35,6 +36,7 @@ from merging.checkpoints.mechanisms import (
     SparseVector,
 )
 from merging.privacy import accounting
+from merging.privacy.composition import Price
 from search.loop.history import Record
 from search.privacy.private_budget import STOP
 from search.privacy.private_noise import SCALE, SecretNoise
@@ -93,6 +95,31 @@ def interrupted(whole: Path, key: str, to: Path, candidates: int) -> None:
     (to / "timing.jsonl").write_text("".join(timing))
     (to / KEY_FILE).write_text(key)
     (to / KEY_FILE).chmod(0o600)
+
+
+def test_a_second_search_on_the_same_items_tells_of_the_first(
+    shell: Shell, world: Path, items: Path, monkeypatch: pytest.MonkeyPatch, keep_key: list[str]
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(shell.cwd / "state"))
+    more = ["evaluator@select_on=none", "budget.evaluations=5", "save_model=false"]
+    line = options(world, items, *MEANS, *more)
+    first = search(shell, "first", line)
+    lines = others("letters", {})
+    assert lines == [Price(10.0, 1e-5)], "the budget, not what was spent of it in the end"
+    ended = shell.run("check", *line, "out=second")
+    told = "of this search alone; 1 other run on letters, kept or thrown away, adds (ε, δ) = ("
+    assert f"{told}10, 1e-05)" in ended.stdout
+    assert others("letters", {}) == lines, "a check is no start"
+    second = search(shell, "second", line)
+    words = json.loads((second / "recipe.json").read_text())["privacy"]["words"]
+    assert f"This is {told}10, 1e-05)." in words
+    assert told in (second / "report.html").read_text()
+    stopped = shell.cwd / "stopped"
+    interrupted(first, keep_key[0], stopped, 2)
+    ended = shell.run("check", *line, "out=stopped")
+    assert f"{told}10, 1e-05)" in ended.stdout, "its own start is none of the others"
+    search(shell, stopped.name, line)
+    assert len(others("letters", {})) == 2, "a start that goes on is no new one"
 
 
 @pytest.fixture

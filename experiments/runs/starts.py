@@ -1,0 +1,114 @@
+"""Every private start on a data set: one line in one file, whatever became of the run.
+
+Whoever keeps the best of several runs on the same records has spent all of them. The file is the
+user's, so that it outlives output directories, and is no cache: nothing can compute it again.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.errors import UserError
+from merging.privacy.composition import Price, add
+from merging.privacy.ledger import Ledger, price_in_words
+from search.loop import jsonl
+
+
+def starts_file() -> Path:
+    """Returns the file, in $EVOMERGE_STATE or ~/.local/state/evomerge."""
+    folder = os.environ.get("EVOMERGE_STATE") or Path.home() / ".local" / "state" / "evomerge"
+    return Path(folder) / "private_starts.jsonl"
+
+
+def write_start(dataset: str, release: str, price: Price, out: Path) -> None:
+    """Writes that a release is about to leave the process, unless it is written down already.
+
+    Args:
+        release: its identity, the same in every start of one run and in the run's ledger.
+        price: what it may cost at most: a run that is killed may have spent it.
+        out: where it goes to, for people.
+
+    Raises:
+        UserError: the file cannot be written, or is damaged.
+    """
+    line = {"dataset": dataset, "release": release, **price.to_json(), "out": str(out.absolute())}
+    with _opened() as path:
+        if release not in _starts(path):
+            _mend_end(path)
+            jsonl.append(path, line)
+
+
+def check_starts() -> None:
+    """Raises what `write_start` would, before long work."""
+    with _opened() as path:
+        _starts(path)
+
+
+def others(dataset: str, own: Collection[str]) -> list[Price]:
+    """Returns the prices of all that was started on a data set, but for the releases in `own`."""
+    return [
+        Price(line["epsilon"], line["delta"])
+        for release, line in _starts(starts_file()).items()
+        if line["dataset"] == dataset and release not in own
+    ]
+
+
+def others_in_words(dataset: str, own: Collection[str]) -> str:
+    """Returns how many other runs there were on a data set, and what they add up to."""
+    prices = others(dataset, own)
+    if not prices:
+        return f"no other run on {dataset} is known here"
+    runs = "1 other run" if len(prices) == 1 else f"{len(prices)} other runs"
+    verb = "adds" if len(prices) == 1 else "add up to"
+    return f"{runs} on {dataset}, kept or thrown away, {verb} {price_in_words(add(prices))}"
+
+
+def beside_others(ledger: Ledger, what: str) -> Ledger:
+    """Returns the ledger of a search (a merge, a training), with a note on all other runs."""
+    own = {spend.release for spend in ledger.spends if spend.release is not None}
+    words = [others_in_words(dataset, own) for dataset in ledger.guarantees]
+    if not words:
+        return ledger
+    note = f"This is of this {what} alone; {'; '.join(words)}."
+    return replace(ledger, notes=(*ledger.notes, note))
+
+
+@contextmanager
+def _opened() -> Iterator[Path]:
+    """Yields the file, locked; other processes wait."""
+    path = starts_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            with suppress(OSError):  # no locks on this file system: a line is still one write
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield path
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}), where it is added up what was "
+            "spent on private data: set EVOMERGE_STATE to a directory that is kept"
+        ) from error
+
+
+def _starts(path: Path) -> dict[str, Any]:
+    """Returns release -> line; half a line at the end is of a start that never began."""
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return {line["release"]: line for line in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}), so what was spent on private data cannot be added "
+            "up: restore it from a copy"
+        ) from error
+
+
+def _mend_end(path: Path) -> None:
+    content = path.read_bytes()
+    jsonl.truncate(path, content.rfind(b"\n") + 1)

@@ -1,0 +1,98 @@
+"""What several runs on one data set add up to: one file of all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.runs.errors import UserError
+from experiments.runs.starts import (
+    beside_others,
+    check_starts,
+    others,
+    others_in_words,
+    starts_file,
+    write_start,
+)
+from merging.checkpoints.privacy_record import PrivacySpend
+from merging.privacy.composition import Price, add
+from merging.privacy.ledger import Ledger
+from tests.experiments.local import environment
+
+WRITER = """
+import sys
+from pathlib import Path
+from experiments.runs.starts import write_start
+from merging.privacy.composition import Price
+for number in range(40):
+    run = sys.argv[1] if number % 2 else "shared"
+    write_start("letters", f"{run} {number}", Price(0.5, 1e-6), Path())
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVOMERGE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_processes_write_at_once_and_a_killed_one_hurts_nobody(state: Path) -> None:
+    write_start("letters", "search 1", Price(1.0, 1e-6), Path())
+    with starts_file().open("a") as file:
+        file.write('{"dataset": "letters", "release": "search 2", "eps')  # power failed here
+    command = [sys.executable, "-c", WRITER]
+    writers = [subprocess.Popen([*command, name], env=environment()) for name in ("a", "b")]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    lines = [json.loads(line) for line in starts_file().read_text().splitlines()]
+    assert len({line["release"] for line in lines}) == len(lines) == 1 + 20 + 2 * 20
+    total = add(others("letters", {"search 1"}))
+    assert total == Price(60 * 0.5, pytest.approx(60e-6))
+    assert state.is_dir()
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=12))
+def test_each_release_counts_once_and_ones_own_does_not(starts: list[tuple[str, int]]) -> None:
+    starts_file().unlink(missing_ok=True)
+    for dataset, number in starts:
+        write_start(dataset, f"{dataset} {number}", Price(1.0, 1e-6), Path())
+    counted = {number for name, number in starts if name == "a"}
+    assert len(others("a", {})) == len(counted)
+    assert len(others("a", {"a 0"})) == len(counted - {0})
+
+
+def test_the_words_of_a_ledger() -> None:
+    spend = PrivacySpend("letters", 3.0, 1e-5, "rdp", "1", release="search 1")
+    write_start("letters", "search 1", Price(4.0, 1e-5), Path())
+    alone = "This is of this search alone; no other run on letters is known here."
+    assert beside_others(Ledger().add(spend), "search").sentences()[-1] == alone
+    for number in (2, 3):
+        write_start("letters", f"search {number}", Price(3.4, 1e-5), Path())
+    ledger = beside_others(Ledger().add(spend), "search")
+    words = (
+        "This is of this search alone; 2 other runs on letters, kept or thrown away, add up to "
+        "(ε, δ) = (6.8, 2e-05)."
+    )
+    assert ledger.sentences()[-1] == words
+    assert Ledger.from_description(ledger.describe()).sentences()[-1] == words
+    assert beside_others(Ledger(), "merge").sentences() == Ledger().sentences()
+    assert others_in_words("letters", {"search 2", "search 3"}).startswith(
+        "1 other run on letters"
+    )
+
+
+def test_a_file_that_cannot_be_used_is_told_before_the_work(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.mkdir()
+    starts_file().write_text("no json\n")
+    with pytest.raises(UserError, match="is damaged .*: restore it from a copy"):
+        check_starts()
+    monkeypatch.setenv("EVOMERGE_STATE", str(starts_file()))
+    with pytest.raises(UserError, match="cannot be written .*: set EVOMERGE_STATE to a directory"):
+        check_starts()

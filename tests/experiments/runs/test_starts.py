@@ -7,7 +7,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.runs.errors import UserError
@@ -54,6 +54,7 @@ def test_processes_write_at_once_and_a_killed_one_hurts_nobody(state: Path) -> N
     assert state.is_dir()
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=12))
 def test_each_release_counts_once_and_ones_own_does_not(starts: list[tuple[str, int]]) -> None:
     starts_file().unlink(missing_ok=True)

@@ -191,11 +191,10 @@ class _Gathering:
                     f"expert {name!r}: the statistics of {tensor} are not finite: gather in "
                     "dtype=float32 and leave out items that overflow"
                 )
-        if origin.privacy is not None:  # what dies before has left nothing
+        if (spend := origin.privacy) is not None:  # what dies before has left nothing
             release = f"statistics {secrets.token_hex(8)}"
-            origin = dataclasses.replace(origin, privacy={**origin.privacy, "release": release})
-            price = Price(origin.privacy["epsilon"], origin.privacy["delta"])
-            write_start(origin.data, release, price, path)
+            write_start(origin.data, release, Price(spend["epsilon"], spend["delta"]), path)
+            origin = dataclasses.replace(origin, privacy={**spend, "release": release})
         return write_statistics(out, origin, tensors)
 
     def _origin(self, name: str) -> Origin:

@@ -315,6 +315,8 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
     assert told["privacy"]["holds"] is True
     for name in ("last_losses", "presentations", "empty_lots", "longest_record_tokens"):
         assert told[name] == "withheld", name
+    words = " ".join(json.loads((tmp_path / "a" / "privacy.json").read_text())["words"])
+    assert "Noise on texts was drawn and added in floating point, as DP-SGD does" in words
 
 
 @pytest.mark.parametrize(

@@ -10,3 +10,6 @@ Vector: TypeAlias = npt.NDArray[np.float64]
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 """Numbers in two dimensions."""
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+"""Which of several things, such as items."""

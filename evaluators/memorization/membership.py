@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.memorization.blind import blind_scores
 from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, placements, true_positives_at
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import encode_text, language_tokenizer, prefix_token
-from merging.arrays import Vector
+from merging.arrays import Flags, Vector
 
-Flags: TypeAlias = npt.NDArray[np.bool_]
 Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus"]
 _ATTACKS = ("loss", "reference", "min_k", "min_k_plus")
 _LEAST_DEVIATION = 1e-6  # nats; a distribution without spread has none to measure by
@@ -51,6 +50,10 @@ class Membership:
     pseudo-values: ``A + N / n (V - A)`` with V an item's placement on the other side, n the items
     on its own and N all; their mean is the area A, and their variance over N DeLong's of the
     area. An interval of a share takes its threshold as given; an advantage has none.
+
+    blind is an attack that is never left out and never sees the model: `blind_scores`. Where the
+    interval of ``blind_auc`` lies above 0.5, members differ from the others by themselves, and
+    what the attacks find is no memorization.
 
     A text longer than the model is cut at its end.
 
@@ -87,7 +90,7 @@ class Membership:
         self._k = k
         self.metrics: Mapping[str, Direction] = {
             f"{attack}_{metric}": "minimize"
-            for attack in attacks
+            for attack in (*attacks, "blind")
             for metric in ("auc", "tpr_1", "tpr_10", "advantage")
         }
         members = [_member(line, member_field) for line in lines]
@@ -104,16 +107,17 @@ class Membership:
             request = TokenStatistics((prefix, *tokens))
             items.append(TaskItem(content, (request,), _Text(member, loss)))
         self.items = ItemSet(source, tuple(items))
+        self._blind = self._without_model()
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns every attack's metrics, each with its chance."""
+        """Returns every attack's metrics and the blind one's, each with its chance."""
         answers = [response for response in responses if isinstance(response, PerToken)]
         members = np.array([text.member for text in self.items.targets])
         scores: dict[str, Score] = {}
         for attack in self._attacks:
             values = self._attack(attack, answers)
             scores |= {f"{attack}_{k}": v for k, v in _scores(values, members).items()}
-        return scores
+        return scores | self._blind
 
     def losses(self, responses: Sequence[Response]) -> dict[str, float]:
         """Returns every text's digest and its loss, in nats per token: a reference's content."""
@@ -126,7 +130,14 @@ class Membership:
         part = on_subset(self, indices)
         members = [text.member for text in part.items.targets]
         _check_both(f"a subset of {self.items.source}", members)
+        part._blind = part._without_model()
         return part
+
+    def _without_model(self) -> dict[str, Score]:
+        members = np.array([text.member for text in self.items.targets])
+        asked = [each for each in self.items.requests if isinstance(each, TokenStatistics)]
+        scores = _scores(blind_scores([each.tokens[1:] for each in asked], members), members)
+        return {f"blind_{metric}": score for metric, score in scores.items()}
 
     def _attack(self, attack: Attack, answers: Sequence[PerToken]) -> Vector:
         """Returns ``(items,)`` scores, higher for a likelier member."""

@@ -9,7 +9,7 @@ from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError, TransientFailure
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
-from experiments.runs.model_scores import evidence, stated
+from experiments.runs.model_scores import ModelScores, evidence, stated, told_apart
 from experiments.runs.options import check_groups, check_options
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
@@ -50,6 +50,8 @@ def run_evaluate(config: DictConfig) -> float:
     for key, score in scores.items():
         line = f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})"
         print(f"{line}  {evidence(score.chance, score.interval)}".rstrip())
+    for sentence in told_apart([ModelScores.of(str(config.model), "expert", "report", scores)]):
+        print(f"note: {sentence}")
     if config.out is not None:
         content = {"model": str(config.model), "scores": {k: s.value for k, s in scores.items()}}
         content |= {name: values for name, values in stated(scores).items() if values}

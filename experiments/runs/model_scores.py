@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -188,6 +188,27 @@ def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
             key: list(s.interval) for key, s in scores.items() if s.interval is not None
         },
     }
+
+
+def told_apart(models: Iterable[ModelScores]) -> list[str]:
+    """Returns a sentence for each split's membership inference: what is found without a model."""
+    blind = {
+        (cell.split, key.partition("/")[0]): (cell.scores[key], *cell.intervals[key])
+        for cell in models
+        for key in cell.intervals
+        if key.endswith("/blind_auc")  # the same for every model
+    }
+    return [_without_model(f"{split} task {task!r}", *auc) for (split, task), auc in blind.items()]
+
+
+def _without_model(task: str, auc: float, low: float, high: float) -> str:
+    found = f"AUC {auc:.3f}, {low:.3f} to {high:.3f}"
+    if low <= 0.5:
+        return f"{task}: nothing tells members from others without the model ({found})"
+    return (
+        f"{task}: members and others can be told apart without the model ({found}): the attacks' "
+        "scores say nothing about memorization"
+    )
 
 
 def evidence(chance: float | None, interval: Sequence[float] | None) -> str:

@@ -10,7 +10,14 @@ import numpy as np
 from evaluators.panel import Panel
 from experiments.reports.front_plot import constraint_of
 from experiments.runs.device import peak_memory_bytes
-from experiments.runs.model_scores import IN_HULL, Kind, ModelRow, ModelScores, fitness_of
+from experiments.runs.model_scores import (
+    IN_HULL,
+    Kind,
+    ModelRow,
+    ModelScores,
+    fitness_of,
+    told_apart,
+)
 from experiments.searches.outcome import SearchOutcome
 from merging.files import write_text
 from merging.recipe import dtype_name
@@ -28,6 +35,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
     if winner.shrunken is not None:
         looked = np.array([winner.shrunken])
     models = _models(outcome)
+    cells = [cell for model in models for cell in model.scores.values()]
     held_out = models[-1].fitness("report")
     optimism = None if held_out is None else float(np.mean(winner.search) - np.mean(held_out))
     ledger = outcome.ledger.describe()
@@ -44,7 +52,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
         "held_out": options["baselines"]["report"],
         "overlap": [line for panel in panels.values() for line in panel.dropped],
-        "notes": list(outcome.notes),
+        "notes": [*outcome.notes, *told_apart(cells)],
         "terms": _terms(outcome.objective),
         "constraint": constraint_of(outcome.objective),
         "models": [model.to_json() for model in models],

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from merging.arrays import Matrix, Vector
+from merging.arrays import Flags, Matrix, Vector
 from search.racing.item_model import ItemModel
 from search.racing.racing import Places
 from search.winners.shrinkage import Strata
-
-Flags: TypeAlias = npt.NDArray[np.bool_]
 
 _FOLDS = 10
 _LEAST = 4

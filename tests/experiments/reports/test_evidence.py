@@ -97,3 +97,22 @@ def test_a_search_shows_them_for_every_model(shell: Shell, world: Path) -> None:
     page = (run / "report.html").read_text()
     assert f"({said})" in page
     assert "| exposure/exposure ↓ |" in (run / "model" / "README.md").read_text()
+
+
+def test_evaluate_says_what_texts_give_away_without_a_model(shell: Shell, world: Path) -> None:
+    rows = [
+        {"text": "a word" * (1 + 8 * (i % 2)) + str(i), "member": i % 2 == 1} for i in range(40)
+    ]
+    data = shell.cwd / "texts.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    ended = shell.run(
+        "evaluate",
+        f"model={world}/base-code",
+        f"base={world}/base",
+        "device=cpu",
+        "evaluator@report_on=membership",
+        f"report_on.membership.data={data}",
+    )
+    assert ended.code == 0, ended.stderr
+    last = ended.stdout.splitlines()[-1]
+    assert last.startswith("note: report task 'membership': members and others can be told apart")

@@ -15,7 +15,8 @@ from typing import Any
 
 from experiments.runs.errors import UserError
 from merging.privacy.composition import Price, add
-from merging.privacy.ledger import Ledger, price_in_words
+from merging.privacy.ledger import Ledger
+from merging.privacy.words import price_in_words
 from search.loop import jsonl
 
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Context, Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.mechanisms import (
-    GaussianMechanism,
-    LaplaceMechanism,
-    PrivacyRecordError,
-    check_keys,
-)
+from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys
 from merging.checkpoints.privacy_record import (
     PrivacyRecord,
     PrivacySpend,
@@ -27,12 +21,9 @@ from merging.checkpoints.privacy_record import (
 from merging.checkpoints.weight_files import is_adapter
 from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
+from merging.privacy.words import price_in_words, promise_in_words, rounding_in_words
 from merging.statistics_files import records_of
 
-_NEIGHBOURS = {
-    "add_or_remove": "one replaced by one that contributes nothing",
-    "replace_one": "one replaced by any other",
-}
 _MADE_HERE = ("training.json", "recipe.json")
 
 
@@ -253,10 +244,10 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
             yield f"Not private: data set {name} is protected in units that do not compose."
     where = ", for records that lie in no data without a record" if ledger.unrecorded else ""
     for promise in filter(None, ledger.guarantees.values()):
-        yield f"{_in_words(promise)}{where}."
+        yield f"{promise_in_words(promise)}{where}."
     if ledger.everywhere is not None and len(ledger.guarantees) > 1:
         yield f"{price_in_words(ledger.everywhere)} at most for any record of these data sets."
-    yield from _rounding(ledger.spends)
+    yield from rounding_in_words(ledger.spends)
     if ledger.spends:
         yield (
             "This holds for the data sets named here, whose sizes are public, and says nothing of "
@@ -266,58 +257,6 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
         yield "No private data went into it, by the records of its experts."
     if ledger.spends or not ledger.unrecorded:
         yield from ledger.notes
-
-
-def _rounding(spends: Iterable[PrivacySpend]) -> Iterator[str]:
-    """Yields what floating-point noise does not guard against, where there is any."""
-    continuous = (GaussianMechanism, LaplaceMechanism)
-    names = sorted(
-        {s.dataset for s in spends if any(type(one) in continuous for one in s.mechanisms or ())}
-    )
-    if names:
-        yield (
-            f"Noise on {', '.join(names)} was drawn and added in floating point, as DP-SGD does: "
-            "the numbers hold for exact arithmetic, and guard against whoever knows all records "
-            "but one, but not against an attack on the last bits of what was noised."
-        )
-
-
-def _in_words(promise: Guarantee) -> str:
-    what = f"{price_in_words(promise.price)} per {promise.unit} of data set {promise.dataset}"
-    parts = [f"{what} ({_NEIGHBOURS[promise.relation]})"]
-    if promise.releases > 1 and promise.how == "rdp":
-        parts.append(
-            f"{promise.releases} releases composed by Rényi differential privacy, where their "
-            f"sum is {price_in_words(promise.added)}"
-        )
-    elif promise.releases > 1:
-        note = f" ({promise.note})" if promise.note else ""
-        parts.append(f"the sum of {promise.releases} releases{note}")
-    if promise.overlapping:
-        others = ", ".join(promise.overlapping)
-        parts.append(f"counting {others} too, which nobody declared disjoint from it")
-    if promise.group is not None:
-        price = "no guarantee" if promise.group.vacuous else price_in_words(promise.group)
-        parts.append(f"for a secret that fills {promise.group_size} {promise.unit}s: {price}")
-    return "; ".join(parts)
-
-
-def price_in_words(price: Price) -> str:
-    """Returns a price, rounded up."""
-    if price.vacuous:
-        return "no guarantee (delta reaches 1)"
-    return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"
-
-
-def _rounded_up(value: float, digits: int) -> str:
-    """Returns a number that promises no more than `value`, with so many digits.
-
-    Example:
-        >>> _rounded_up(8.0, 4), _rounded_up(1.51537, 4), _rounded_up(2e-05, 2)
-        ('8', '1.516', '2e-05')
-    """
-    near = Decimal(f"{value:.12g}")  # 16.000000000000004 is 16
-    return f"{float(Context(prec=digits, rounding=ROUND_CEILING).plus(near)):g}"
 
 
 def _each_once(words: Iterable[str]) -> tuple[str, ...]:

@@ -83,9 +83,9 @@ def test_private_training_on_a_private_expert_adds_to_its_price(
 def test_a_rounded_copy_costs_what_the_original_did(base: Path) -> None:
     first, rounded = trained(base, "e0", "D0", private(0.6)), base.parent / "e0-nf4"
     write_rounded(first, rounded)
-    ledger = ledger_over(rounded, a=trained(rounded, "on-nf4", "D1", private(4.0)), b=first)
-    assert sorted(ledger.guarantees) == ["D0", "D1"]
-    assert len(ledger.spends) == 2
+    later = trained(rounded, "on-nf4", "D1", private(4.0))
+    assert sorted(ledger_over(base, a=later).guarantees) == ["D0", "D1"]
+    assert len(ledger_over(rounded, a=later, b=first).spends) == 2, "each is paid once"
     public = base.parent / "b0-nf4"
     write_rounded(base, public)
     assert not (public / "privacy.json").exists()

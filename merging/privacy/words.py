@@ -1,0 +1,66 @@
+"""Promises in words: what ledgers, recipes, model cards and reports say."""
+
+from collections.abc import Iterable, Iterator
+from decimal import ROUND_CEILING, Context, Decimal
+
+from merging.checkpoints.mechanisms import GaussianMechanism, LaplaceMechanism
+from merging.checkpoints.privacy_record import PrivacySpend
+from merging.privacy.composition import Guarantee, Price
+
+_NEIGHBOURS = {
+    "add_or_remove": "one replaced by one that contributes nothing",
+    "replace_one": "one replaced by any other",
+}
+
+
+def rounding_in_words(spends: Iterable[PrivacySpend]) -> Iterator[str]:
+    """Yields what floating-point noise does not guard against, where there is any."""
+    continuous = (GaussianMechanism, LaplaceMechanism)
+    names = sorted(
+        {s.dataset for s in spends if any(type(one) in continuous for one in s.mechanisms or ())}
+    )
+    if names:
+        yield (
+            f"Noise on {', '.join(names)} was drawn and added in floating point, as DP-SGD does: "
+            "the numbers hold for exact arithmetic, and guard against whoever knows all records "
+            "but one, but not against an attack on the last bits of what was noised."
+        )
+
+
+def promise_in_words(promise: Guarantee) -> str:
+    """Returns what the units of one data set are promised, without a full stop."""
+    what = f"{price_in_words(promise.price)} per {promise.unit} of data set {promise.dataset}"
+    parts = [f"{what} ({_NEIGHBOURS[promise.relation]})"]
+    if promise.releases > 1 and promise.how == "rdp":
+        parts.append(
+            f"{promise.releases} releases composed by Rényi differential privacy, where their "
+            f"sum is {price_in_words(promise.added)}"
+        )
+    elif promise.releases > 1:
+        note = f" ({promise.note})" if promise.note else ""
+        parts.append(f"the sum of {promise.releases} releases{note}")
+    if promise.overlapping:
+        others = ", ".join(promise.overlapping)
+        parts.append(f"counting {others} too, which nobody declared disjoint from it")
+    if promise.group is not None:
+        price = "no guarantee" if promise.group.vacuous else price_in_words(promise.group)
+        parts.append(f"for a secret that fills {promise.group_size} {promise.unit}s: {price}")
+    return "; ".join(parts)
+
+
+def price_in_words(price: Price) -> str:
+    """Returns a price, rounded up."""
+    if price.vacuous:
+        return "no guarantee (delta reaches 1)"
+    return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"
+
+
+def _rounded_up(value: float, digits: int) -> str:
+    """Returns a number that promises no more than `value`, with so many digits.
+
+    Example:
+        >>> _rounded_up(8.0, 4), _rounded_up(1.51537, 4), _rounded_up(2e-05, 2)
+        ('8', '1.516', '2e-05')
+    """
+    near = Decimal(f"{value:.12g}")  # 16.000000000000004 is 16
+    return f"{float(Context(prec=digits, rounding=ROUND_CEILING).plus(near)):g}"

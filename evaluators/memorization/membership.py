@@ -1,8 +1,7 @@
-"""Membership inference: was a text trained on? Asked by its loss, calibrated, and by Min-K%++."""
+"""Membership inference: was a text trained on? By its losses, alone or beside other models'."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +13,27 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.blind import blind_scores
 from evaluators.memorization.intervals import auc_interval, share_interval
+from evaluators.memorization.likelihood_ratio import likelihood_ratio
 from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, placements, true_positives_at
+from evaluators.memorization.windows import window_votes
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import encode_text, language_tokenizer, prefix_token
-from merging.arrays import Flags, Vector
+from merging.arrays import Flags, Matrix, Vector
 
-Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus"]
-_ATTACKS = ("loss", "reference", "min_k", "min_k_plus")
+Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus", "wbc", "lira"]
+_ATTACKS = ("loss", "reference", "min_k", "min_k_plus", "wbc", "lira")
+_REFERENCES = {"reference": 1, "wbc": 1, "lira": 2}  # how many each attack needs
 _LEAST_DEVIATION = 1e-6  # nats; a distribution without spread has none to measure by
 
 
 @dataclass(frozen=True)
 class _Text:
-    """Whether a text is a member, and the reference model's loss; NaN without one."""
+    """Whether a text is a member, and each reference model's losses of its tokens."""
 
     member: bool
-    reference_loss: float
+    references: tuple[tuple[float, ...], ...]
 
 
 class Membership:
@@ -42,7 +44,10 @@ class Membership:
     tuned, so that texts that are easy for everyone look no longer like members. min_k: mean of
     the `k` share of tokens with the smallest log-probabilities. min_k_plus: mean of the `k`
     share with the smallest ``(log p - mu) / sigma``, mu and sigma the mean and standard deviation
-    of log p over the vocabulary where the token stands.
+    of log p over the vocabulary where the token stands. wbc: votes of windows in which the model
+    is surer than the reference, `window_votes`. lira: how much likelier than by two or more
+    reference models, by their covariance, `likelihood_ratio`. reference and wbc take several
+    reference models by the mean of their losses.
 
     Metrics of each attack: ``_auc``; ``_tpr_1`` and ``_tpr_10``, the share of members that is
     found where at most 1 % or 10 % of the others are taken for members; ``_advantage``, the
@@ -61,12 +66,13 @@ class Membership:
         data: JSON-lines file, a text in each line and whether it is a member, true or false.
         attacks: which, the main one first.
         reference: file that `write_reference` wrote for the same texts with the reference
-            model; None: none, and no such attack.
+            model, or one for each of several; None: none, and no such attack.
         k: share of a text's tokens that both Min-K attacks average, in (0, 1].
 
     Source: loss: Yeom et al. 2018, arXiv 1709.01604. reference: Carlini et al. 2021, arXiv
         2012.07805. min_k: Shi et al. 2024, arXiv 2310.16789. min_k_plus: Zhang et al. 2024,
-        arXiv 2404.02936, eq. (3) and (4); at least one token is averaged.
+        arXiv 2404.02936, eq. (3) and (4); at least one token is averaged. wbc,
+        lira, blind: where they stand.
     """
 
     def __init__(
@@ -78,12 +84,13 @@ class Membership:
         text_field: str = "text",
         member_field: str = "member",
         attacks: Sequence[Attack] = ("loss", "min_k", "min_k_plus"),
-        reference: str | None = None,
+        reference: str | Sequence[str] | None = None,
         k: float = 0.2,
         take: str | None = None,
     ) -> None:
         path = data_path(data, split)
-        _check_options(path, attacks, reference, k)
+        files = [reference] if isinstance(reference, str) else list(reference or ())
+        _check_options(path, attacks, files, k)
         tokenizer = language_tokenizer(model, f"membership inference on {path.name}")
         lines, source = take_items(read_lines(path), take, path)
         self._attacks = tuple(attacks)
@@ -97,15 +104,14 @@ class Membership:
         digests = [digest(line.text(text_field)) for line in lines]
         _check_digests(path, digests)
         _check_both(str(path), members)
-        losses: Sequence[float] = [math.nan] * len(lines)
-        if reference is not None:
-            losses = read_reference(Path(reference), digests).tolist()
-        prefix = prefix_token(tokenizer)
+        limit, prefix = model.max_length, prefix_token(tokenizer)
+        tokens = [encode_text(tokenizer, line.text(text_field), line)[:limit] for line in lines]
+        counts = dict(zip(digests, map(len, tokens), strict=True))
+        losses = [read_reference(Path(file), counts) for file in files]
         items = []
-        for line, content, member, loss in zip(lines, digests, members, losses, strict=True):
-            tokens = encode_text(tokenizer, line.text(text_field), line)[: model.max_length]
-            request = TokenStatistics((prefix, *tokens))
-            items.append(TaskItem(content, (request,), _Text(member, loss)))
+        for content, member, text in zip(digests, members, tokens, strict=True):
+            known = _Text(member, tuple(each[content] for each in losses))
+            items.append(TaskItem(content, (TokenStatistics((prefix, *text)),), known))
         self.items = ItemSet(source, tuple(items))
         self._blind = self._without_model()
 
@@ -119,10 +125,10 @@ class Membership:
             scores |= {f"{attack}_{k}": v for k, v in _scores(values, members).items()}
         return scores | self._blind
 
-    def losses(self, responses: Sequence[Response]) -> dict[str, float]:
-        """Returns every text's digest and its loss, in nats per token: a reference's content."""
+    def losses(self, responses: Sequence[Response]) -> dict[str, list[float]]:
+        """Returns every text's digest and its tokens' losses, in nats: a reference's content."""
         answers = [response for response in responses if isinstance(response, PerToken)]
-        values = (-float(answer.log_probs.mean()) for answer in answers)
+        values = ((-answer.log_probs).tolist() for answer in answers)
         return dict(zip(self.items.digests, values, strict=True))
 
     def subset(self, indices: Sequence[int]) -> Membership:
@@ -145,11 +151,16 @@ class Membership:
             return np.array([min_k(answer.log_probs, self._k) for answer in answers])
         if attack == "min_k_plus":
             return np.array([min_k_plus(answer, self._k) for answer in answers])
-        log_probs = np.array([float(answer.log_probs.mean()) for answer in answers])
+        log_probs = [answer.log_probs for answer in answers]
         if attack == "loss":
-            return log_probs  # mean log p(x)
-        losses = np.array([text.reference_loss for text in self.items.targets], np.float64)
-        return np.asarray(log_probs + losses)  # mean log p(x) - mean log p_reference(x)
+            return np.array([each.mean() for each in log_probs])  # mean log p(x)
+        losses: list[Matrix] = [np.array(text.references) for text in self.items.targets]
+        if attack == "lira":
+            return likelihood_ratio(log_probs, [-each for each in losses])
+        gains = [own + other.mean(0) for own, other in zip(log_probs, losses, strict=True)]
+        if attack == "wbc":
+            return np.array([window_votes(each) for each in gains])
+        return np.array([each.mean() for each in gains])  # mean log p(x) - mean log p_reference(x)
 
 
 def min_k(values: Vector, k: float) -> float:
@@ -179,17 +190,19 @@ def _scores(values: Vector, members: Flags) -> dict[str, Score]:
     return scores | {"advantage": Score(gap, None, chance)}
 
 
-def _check_options(path: Path, attacks: Sequence[str], reference: str | None, k: float) -> None:
+def _check_options(path: Path, attacks: Sequence[str], files: Sequence[str], k: float) -> None:
     unknown = [attack for attack in attacks if attack not in _ATTACKS]
     if unknown or not attacks or len(set(attacks)) < len(attacks):
         raise ValueError(
             f"membership inference on {path.name}: attacks must be some of "
             f"{', '.join(_ATTACKS)}, each once, got {list(attacks)}"
         )
-    if ("reference" in attacks) != (reference is not None):
+    needed = max(_REFERENCES.get(attack, 0) for attack in attacks)
+    if len(files) < needed or (files and not needed):
         raise ValueError(
-            f"membership inference on {path.name}: attack 'reference' and the file reference="
-            f"{reference} need each other; write_reference writes it"
+            f"membership inference on {path.name}: attacks reference, wbc (one or more) and lira "
+            f"(two or more) and the files reference={files} need each other; write_reference "
+            "writes them"
         )
     if not 0 < k <= 1:
         raise ValueError(f"membership inference on {path.name}: k must lie in (0, 1], got {k}")

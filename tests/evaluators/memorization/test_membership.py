@@ -125,7 +125,10 @@ def test_reference_is_subtracted(fresh: Resident, write_lines: WriteLines, tmp_p
     part = evaluator.subset([3, 0])
     assert part.score([answers[3], answers[0]])["reference_auc"].value == 0.5
     moved = dict(losses)
-    moved[evaluator.items.digests[0]] += 5.0  # hard for the reference, so the likeliest member now
+    first = evaluator.items.digests[0]
+    moved[first] = [
+        loss + 5.0 for loss in moved[first]
+    ]  # hard for the reference, so the likeliest member now
     write_reference(tmp_path / "base.json", "base", moved)
     evaluator = Membership(
         fresh.info, data=data, attacks=("reference",), reference=str(tmp_path / "base.json")
@@ -151,8 +154,9 @@ def test_long_texts_are_cut(short: Resident, write_lines: WriteLines) -> None:
         ),
         ({"attacks": []}, "attacks must be some of"),
         ({"attacks": ["loss", "loss"]}, "each once"),
-        ({"attacks": ["reference"]}, "'reference' and the file reference=None need each other"),
-        ({"reference": "x.json"}, "the file reference=x.json need each other"),
+        ({"attacks": ["reference"]}, r"the files reference=\[\] need each other"),
+        ({"attacks": ["lira"], "reference": "x"}, r"lira \(two or more\) .*=\['x'\] need each"),
+        ({"reference": "x.json"}, r"the files reference=\['x.json'\] need each other"),
         ({"k": 0.0}, r"k must lie in \(0, 1\], got 0.0"),
         (
             {"attacks": ["reference"], "reference": "x.json"},
@@ -199,16 +203,52 @@ def test_damaged_references_are_refused(
         )
 
 
-def test_infinite_references_are_refused(
-    fresh: Resident, write_lines: WriteLines, tmp_path: Path
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda losses: float(np.mean(losses)), r"has no losses for a text of \d+ tokens: write"),
+        (lambda losses: losses[:-1], r"has \d+ losses for a text of \d+ tokens: write it anew"),
+        (lambda losses: [float("nan"), *losses[1:]], "losses must be finite numbers"),
+    ],
+)
+def test_references_of_other_tokens_are_refused(
+    fresh: Resident,
+    write_lines: WriteLines,
+    tmp_path: Path,
+    change: Callable[[list[float]], Any],
+    message: str,
 ) -> None:
     data = write_lines(TEXTS)
-    items = Membership(fresh.info, data=data).items.digests
-    (tmp_path / "base.json").write_text(json.dumps({"losses": dict.fromkeys(items, float("nan"))}))
-    with pytest.raises(ValueError, match="losses must be finite numbers"):
+    plain = Membership(fresh.info, data=data)
+    losses = plain.losses(Engine(fresh).run(plain.items.requests))
+    changed = {digest: change(values) for digest, values in losses.items()}
+    (tmp_path / "base.json").write_text(json.dumps({"losses": changed}))
+    with pytest.raises(ValueError, match=message):
         Membership(
             fresh.info,
             data=data,
             attacks=("reference",),
             reference=str(tmp_path / "base.json"),
         )
+
+
+def test_references_find_what_was_trained_on(
+    fresh: Resident, memorized: Resident, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    """References that differ a little and were trained on none of the texts."""
+    data, draw = write_lines(TEXTS), np.random.default_rng(0)
+    plain = Membership(fresh.info, data=data)
+    losses = plain.losses(Engine(fresh).run(plain.items.requests))
+    files = [str(tmp_path / f"{number}.json") for number in range(3)]
+    for file in files:
+        own = {d: (v + draw.normal(0, 0.2, len(v))).tolist() for d, v in losses.items()}
+        write_reference(Path(file), "a reference", own)
+    evaluator = Membership(
+        fresh.info, data=data, attacks=("reference", "wbc", "lira"), reference=files
+    )
+    scores = evaluator.score(Engine(memorized).run(evaluator.items.requests))
+    for attack in ("reference", "wbc", "lira"):
+        assert scores[f"{attack}_auc"].value == 1.0
+        assert (scores[f"{attack}_auc"].interval or (0.0, 0.0))[0] > 0.5
+    before = evaluator.score(Engine(fresh).run(evaluator.items.requests))
+    assert all(before[f"{attack}_auc"].value < 1.0 for attack in ("reference", "wbc", "lira"))

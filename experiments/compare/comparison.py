@@ -60,7 +60,7 @@ class ComparisonRow:
         options: in which the groups differ.
         seeds: of the runs, in the order of all values.
         scores: main ``task/metric`` to the held-out score.
-        optimism: search minus held-out fitness.
+        optimism: gain on the base, on search items less on held-out items.
         reach: of the target; None for references and where there is no target.
         curve: ``(evaluations,)`` mean over seeds of the best fitness so far, and its sd.
     """

@@ -55,7 +55,7 @@ def _fitness_section(comparison: Comparison) -> str:
         paragraph(
             "Mean ± standard deviation over seeds, higher is better. Search items ranked the "
             "candidates, selection items named the winner, held-out items were read once, at the "
-            "end. Optimism is search minus held-out fitness of the winner.",
+            "end. Optimism is the gain on the base, on search items less on held-out items.",
             "muted",
         ),
         _html_table(fitness_table(comparison), marked=[0] if comparison.groups else []),

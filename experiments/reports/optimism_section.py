@@ -38,9 +38,9 @@ def _optimism_text(summary: Json) -> str:
     optimism = summary.get("optimism")
     why = "A candidate chosen for the best of many readings looks better there than it is"
     if optimism is None:
-        return f"{why}; this run has no held-out score to measure by how much."
-    amount = f"{abs(optimism):.4f} {'higher' if optimism >= 0 else 'lower'}"
-    text = f"{why}: on the search items the winner reads {amount} than on held-out items."
+        return f"{why}; this run has no held-out scores of winner and base to measure by how much."
+    amount = f"{abs(optimism):.4f} {'more' if optimism >= 0 else 'less'}"
+    text = f"{why}: on search items the winner gained {amount} on the base than on held-out items."
     if any(each["selection"] is not None for each in summary.get("finalists") or []):
         text += " The finalists were read again on selection items before the winner was named."
     if _is_shrunk(summary):

@@ -115,7 +115,8 @@ def _cards(summary: Json, models: Sequence[ModelRow]) -> str:
             label = f"{prefixes.get(kind, '')}{model.name}, {data} fitness"
             cards.append((fitness_text(model.fitness(split)), label))
     if summary.get("optimism") is not None:
-        cards.append((f"{summary['optimism']:+.4f}", "optimism (search minus held-out)"))
+        label = "optimism (gain on the base, search minus held-out)"
+        cards.append((f"{summary['optimism']:+.4f}", label))
     elements = (
         f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in cards

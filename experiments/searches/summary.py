@@ -36,8 +36,6 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         looked = np.array([winner.shrunken])
     models = _models(outcome)
     cells = [cell for model in models for cell in model.scores.values()]
-    held_out = models[-1].fitness("report")
-    optimism = None if held_out is None else float(np.mean(winner.search) - np.mean(held_out))
     ledger = outcome.ledger.describe()
     summary = {
         "name": options["name"],
@@ -66,7 +64,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
             for finalist in outcome.finalists
         ],
         "fitness": float(np.mean(looked)),
-        "optimism": optimism,
+        "optimism": _optimism(models[0], models[-1]),
         "certificate": {key: certificate[key] for key in ("sentences", "gain")},
         "privacy": {k: ledger[k] for k in ("private", "words", "data_sets", "unrecorded")},
         "budget": options["budget"],
@@ -91,6 +89,21 @@ def _tasks(panel: Panel, other: Panel | None = None) -> dict[str, Any]:
         for task, key in panel.main.items()
         if other is None or task not in other.main
     }
+
+
+def _optimism(base: ModelRow, winner: ModelRow) -> float | None:
+    """Returns what the winner gained on the base, on search items less on held-out items.
+
+    Items of one split may be harder than those of the other for every model; that is no optimism.
+    None: one of the four is not known.
+    """
+    gains = []
+    for split in ("search", "report"):
+        ours, its = winner.fitness(split), base.fitness(split)
+        if ours is None or its is None:
+            return None
+        gains.append(float(np.mean(ours) - np.mean(its)))
+    return gains[0] - gains[1]
 
 
 def _space_name(space: Any) -> str:

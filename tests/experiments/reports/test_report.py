@@ -172,7 +172,7 @@ def test_optimism_shows_all_three_readings(plain):
     _, page = plain
     assert ["candidate 57 (winner)", "0.9000", "0.8900", "0.8800"] in page.rows
     assert ["candidate 40", "0.9050", "0.8800", "not read"] in page.rows
-    assert "on the search items the winner reads 0.0200 higher than on held-out items" in page.text
+    assert "the winner gained 0.0200 more on the base than on held-out items" in page.text
 
 
 def test_a_second_look_is_claimed_only_where_there_was_one(tmp_path, plain):

@@ -99,20 +99,36 @@ def test_a_search_shows_them_for_every_model(shell: Shell, world: Path) -> None:
     assert "| exposure/exposure ↓ |" in (run / "model" / "README.md").read_text()
 
 
-def test_evaluate_says_what_texts_give_away_without_a_model(shell: Shell, world: Path) -> None:
+def test_what_texts_give_away_without_a_model_is_said(shell: Shell, world: Path) -> None:
+    """By evaluate, and by a search's table and report; with two files of reference losses."""
     rows = [
         {"text": "a word" * (1 + 8 * (i % 2)) + str(i), "member": i % 2 == 1} for i in range(40)
     ]
     data = shell.cwd / "texts.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
+    said = "eport task 'membership': members and others can be told apart without the model (AUC "
+    for name in ("base", "base-maths"):
+        options = [str(world / name), str(data), f"{name}.json", "--device", "cpu"]
+        assert shell.run("reference-losses", *options).code == 0
+    asked = f"report_on.membership.data={data}"
     ended = shell.run(
         "evaluate",
         f"model={world}/base-code",
         f"base={world}/base",
         "device=cpu",
         "evaluator@report_on=membership",
-        f"report_on.membership.data={data}",
+        asked,
+        "report_on.membership.attacks=[wbc,lira]",
+        "report_on.membership.reference=[base.json,base-maths.json]",
     )
     assert ended.code == 0, ended.stderr
-    last = ended.stdout.splitlines()[-1]
-    assert last.startswith("note: report task 'membership': members and others can be told apart")
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith("membership/wbc_auc ")
+    assert f"note: r{said}" in lines[-1]
+    own = overrides(world, "in_hull=null", "budget.evaluations=2", "out=run", asked)
+    ended = shell.run("search", *own, "evaluator@report_on=[perplexity,membership]")
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.count(f"note: r{said}") == 1
+    assert (shell.cwd / "run" / "report.html").read_text().count(
+        f"R{said}".replace("'", "&#x27;")
+    ) == 1

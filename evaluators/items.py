@@ -6,7 +6,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,10 +38,12 @@ class ItemSet(Generic[T]):
     Args:
         source: identity of the data and its split, for example a file's path and a range.
         items: two splits must not share their digests.
+        shown: `data` of which every item's prompt shows some as examples; None: it shows none.
     """
 
     source: str
     items: tuple[TaskItem[T], ...]
+    shown: str | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,6 +55,11 @@ class ItemSet(Generic[T]):
     def requests(self) -> tuple[Request, ...]:
         """The requests of all items, one item's after the other's; always the same object."""
         return tuple(request for item in self.items for request in item.requests)
+
+    @property
+    def data(self) -> str:
+        """Identity of the data whatever range of them the items are."""
+        return self.source.rpartition("[")[0] or self.source
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -100,7 +107,7 @@ class ItemSet(Generic[T]):
         if len(set(numbers)) < len(numbers):
             doubled = next(number for number in numbers if numbers.count(number) > 1)
             raise ValueError(f"a subset of {self.source} names item {doubled} more than once")
-        return ItemSet(self.source, tuple(self.items[number] for number in numbers))
+        return replace(self, items=tuple(self.items[number] for number in numbers))
 
 
 class _HasItems(Protocol):

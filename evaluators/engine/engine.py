@@ -50,6 +50,7 @@ class Engine:
     Args:
         batch_tokens: most padded tokens of one forward pass; halved where memory runs out twice.
             None: 8192, and on CUDA as many more as fit into the memory that a first run leaves.
+            1: every request by itself, so that its answer depends on no other, to the bit.
         timeout_s: most seconds per candidate; looked at between forward passes. None: no limit.
         pass_tokens: most tokens of one pass that several candidates share; None: a few hundred on
             a CPU, where larger passes are no faster than single candidates, else `batch_tokens`.
@@ -217,7 +218,12 @@ class Engine:
 
 
 def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
-    """Returns one job for each kind of request that occurs."""
+    """Returns one job for each kind of request that occurs; without batches one for each."""
+    if batch_tokens == 1:
+        return [
+            _JOBS[type(one)]([(i, one)], resident, batch_tokens=1)
+            for i, one in enumerate(requests)
+        ]
     jobs: list[Job] = []
     for kind, job in _JOBS.items():
         of_kind = [(i, one) for i, one in enumerate(requests) if isinstance(one, kind)]

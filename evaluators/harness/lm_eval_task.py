@@ -19,6 +19,7 @@ from evaluators.harness.task_files import (
     memoise_templates,
     set_generation,
     set_shots,
+    shown_data,
 )
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
@@ -108,7 +109,7 @@ class LmEvalTask:
             requests = [next(encoded) for _ in instances]
             target = _Document(doc, instances, [len(own) for own in requests])
             items.append(TaskItem(_digest(self._task, doc), tuple(chain(*requests)), target))
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(source, tuple(items), shown_data(self._task))
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
         self._mean_bytes = _mean_bytes(self._task, docs)
 

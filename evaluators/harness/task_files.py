@@ -5,6 +5,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -101,7 +102,27 @@ def choose_docs(
     docs = [docs[i] for i in chosen]
     evaluated = task.config.test_split or task.config.validation_split
     _hide_own_answers(task, docs, evaluated, whole=whole)
-    return docs, f"{_data_identity(task)}/{evaluated}[{chosen.start}:{chosen.stop}]"
+    return docs, f"{_data_identity(task, evaluated)}[{chosen.start}:{chosen.stop}]"
+
+
+def shown_data(task: Any) -> str | None:
+    """Returns the identity of the data that few-shot examples are drawn from.
+
+    None: there are no examples, or the task's own file lists them.
+    """
+    source = getattr(task, "fewshot_cfg", None)
+    listed = source is not None and source.split is None and source.samples is not None
+    if not task.config.num_fewshot or listed:
+        return None
+    return _data_identity(task, _shots_split(task))
+
+
+def _shots_split(task: Any) -> str | None:
+    """Returns the split that lm-eval draws few-shot examples from."""
+    config, source = task.config, getattr(task, "fewshot_cfg", None)
+    named = None if source is None else source.split
+    split = named or config.training_split or config.validation_split or config.test_split
+    return None if split is None else str(split)
 
 
 def memoise_templates(task: Any, docs: list[Any]) -> None:
@@ -146,8 +167,7 @@ def _hide_own_answers(task: Any, docs: list[Any], evaluated: str | None, *, whol
     source = getattr(task, "fewshot_cfg", None)
     if not shots or source is None or (source.split is None and source.samples is not None):
         return
-    pool = source.split or config.training_split or config.validation_split or config.test_split
-    if pool != evaluated:
+    if _shots_split(task) != evaluated:
         return
     if len(docs) <= shots:
         raise ValueError(
@@ -162,11 +182,17 @@ def _hide_own_answers(task: Any, docs: list[Any], evaluated: str | None, *, whol
         task.sampler = _OthersAnswers(task.sampler)
 
 
-def _data_identity(task: Any) -> str:
-    config = task.config
+def _data_identity(task: Any, split: str | None) -> str:
+    """Returns the path of a local file, as other evaluators do; else what lm-eval loads."""
+    config, kwargs = task.config, task.config.dataset_kwargs or {}
     if config.dataset_path is None:
-        return f"lm-eval:{task.task_name}"
-    parts = [config.dataset_path, config.dataset_name, (config.dataset_kwargs or {})]
+        return f"lm-eval:{task.task_name}/{split}"
+    files = kwargs.get("data_files")
+    files = files.get(split) if isinstance(files, Mapping) else files
+    paths = [Path(file) for file in ([files] if isinstance(files, str) else files or ())]
+    if paths and all(path.is_file() for path in paths):
+        return ", ".join(str(path.resolve()) for path in paths)
+    parts = [config.dataset_path, config.dataset_name, kwargs, split]
     return "/".join(str(part) for part in parts if part)
 
 

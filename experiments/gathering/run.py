@@ -30,8 +30,8 @@ from experiments.runs.progress import ProgressBar
 from experiments.runs.starts import beside_others, check_starts, write_start
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.setup.private_checks import check_items, check_shown
 from merging.checkpoints.experts import ExpertPool
-from merging.privacy.accounting import check_delta
 from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
@@ -131,9 +131,11 @@ class _Gathering:
         length = resident.info.max_length
         units = {}
         if private is not None:
-            units = {name: units_of(panel, of, length) for name, of in tasks.items()}
-            for several in units.values():
-                check_delta(private.delta, len(several), "items")
+            check_shown([panel], [panel])
+            for name, several in tasks.items():
+                read = {task: panel.evaluators[task] for task in several}
+                check_items(Panel("search", read), private.delta)
+                units[name] = units_of(panel, several, length)
         return cls(
             config.kind,
             config.seed if config.kind == "fisher" else 0,

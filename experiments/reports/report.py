@@ -153,7 +153,6 @@ def coefficient_maps(recipe: Json) -> dict[str, dict[str, dict[str, float]]]:
 
 def _facts(files: RunFiles, summary: Json) -> str:
     budget = ", ".join(f"{k} {v}" for k, v in summary["budget"].items() if v is not None)
-    timed = statistics.median(files.seconds.values()) if files.seconds else None
     memory = summary.get("peak_memory_bytes")
     facts = {
         "run": summary["run"],
@@ -167,12 +166,18 @@ def _facts(files: RunFiles, summary: Json) -> str:
         "evaluations": f"{summary['evaluations']} ({summary['failures']} failed), and "
         f"{summary['repeats']} repeats that cost nothing",
         "item evaluations": f"{summary['item_evaluations']:,}",
-        "time in evaluations": duration(summary["seconds"])
-        + ("" if timed is None else f", median {timed:.2f} s each"),
+        "time in evaluations": _time(files, summary["seconds"]),
         "peak memory": "not known" if memory is None else f"{memory / 1e9:.2f} GB",
         "device": f"{summary['device']}, {summary['dtype']}",
     }
     return section("Run", _pairs(facts))
+
+
+def _time(files: RunFiles, seconds: float | None) -> str:
+    if seconds is None:
+        return "not kept: it tells of private items"
+    timed = statistics.median(files.seconds.values()) if files.seconds else None
+    return duration(seconds) + ("" if timed is None else f", median {timed:.2f} s each")
 
 
 def _checkpoints(recipe: Json | None) -> dict[str, str]:

@@ -53,12 +53,15 @@ def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:
 
 
 def destroy(run: Path) -> None:
-    """Removes what must not be released with a finished run: the key, and the single times.
+    """Removes what must not be released with a finished run: the key, and the files' times.
 
-    How long a candidate took tells how many items were sampled.
+    How long a search took tells of its items, so that every file is dated as the first one.
     """
-    for name in (KEY_FILE, "timing.jsonl"):
+    for name in (KEY_FILE, "timing.jsonl"):  # the second is an older version's
         (run / name).unlink(missing_ok=True)
+    begun_ns = (run / "config.yaml").stat().st_mtime_ns
+    for path in [*run.rglob("*"), run]:
+        os.utime(path, ns=(begun_ns, begun_ns), follow_symlinks=False)
 
 
 def _key(path: Path) -> bytes:

@@ -107,27 +107,26 @@ def run_search(config: DictConfig) -> float:
         check_options(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
-    if _is_finished(run, config):
-        if config.privacy:  # a crash may have come between the report and this
-            destroy(run)
-        return _show(run, config)
-    with _ended(run), locked(run):
-        parts, ingredients, common = _checked(config, run)
-        with closing(parts.execution):
-            with explained():
-                history = History(run)
-                tracker: Tracker = open_part(config.tracker)
-                if parts.privacy is not None:
-                    tracker = DeferredTracker(tracker)
-                disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
-                check_ingredients(run, {"items": disclosure.items()})
-            tracker.start(resolved(config), run, run_identity(config))
-            objective, search, problem = _begun(config, parts, disclosure, run)
-            result = run_loop(disclosure, problem, objective, history, budget, tracker)
-            outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
-            write_results(outcome, tracker)
-        if parts.privacy is not None:
-            destroy(run)
+    if not _is_finished(run, config):
+        with _ended(run), locked(run):
+            parts, ingredients, common = _checked(config, run)
+            with closing(parts.execution):
+                with explained():
+                    history = History(run, timed=parts.privacy is None)
+                    tracker: Tracker = open_part(config.tracker)
+                    if parts.privacy is not None:
+                        tracker = DeferredTracker(tracker)
+                    disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
+                    check_ingredients(run, {"items": disclosure.items()})
+                tracker.start(resolved(config), run, run_identity(config))
+                objective, search, problem = _begun(config, parts, disclosure, run)
+                result = run_loop(disclosure, problem, objective, history, budget, tracker)
+                outcome = _conclude(
+                    config, parts, disclosure, problem, objective, search, result, run
+                )
+                write_results(outcome, tracker)
+    if config.privacy:  # of a finished run too: a crash may have come before this
+        destroy(run)
     return _show(run, config)
 
 

@@ -37,6 +37,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
     models = _models(outcome)
     cells = [cell for model in models for cell in model.scores.values()]
     ledger = outcome.ledger.describe()
+    private = bool(options["privacy"])  # one long document shows in time and memory
     summary = {
         "name": options["name"],
         "run": outcome.run.name,
@@ -73,8 +74,8 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "item_evaluations": outcome.item_evaluations,
         "failures": result.failures,
         "repeats": result.repeats,
-        "seconds": result.seconds,
-        "peak_memory_bytes": peak_memory_bytes(machine.device),
+        "seconds": None if private else result.seconds,
+        "peak_memory_bytes": None if private else peak_memory_bytes(machine.device),
         "device": str(machine.device),
         "dtype": dtype_name(machine.dtype),
     }

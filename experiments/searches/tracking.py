@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,25 +59,27 @@ class NoTracker:
 class DeferredTracker:
     """Tells another tracker of all candidates once the search is over.
 
-    How long a candidate took tells how many items were sampled, and trackers note when they are
-    told of one. Its seconds are given as 0.
+    How long a candidate took tells of its items, and trackers note when they are opened and told
+    of one. Its seconds are given as 0.
     """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
+        self._start: Callable[[], None] = lambda: None
         self._told: list[tuple[Record, bool]] = []
 
     def start(self, config: Mapping[str, Any], run_dir: Path, run_id: str) -> None:
-        """Opens the run; see `Tracker.start`."""
+        """Keeps what `finish` opens the run with; see `Tracker.start`."""
         self._told = []
-        self._tracker.start(config, run_dir, run_id)
+        self._start = partial(self._tracker.start, config, run_dir, run_id)
 
     def log(self, record: Record, replayed: bool) -> None:
         """Keeps one candidate for `finish`; see `Tracker.log`."""
         self._told.append((replace(record, seconds=0.0), replayed))
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Tells of all candidates and closes the run; see `Tracker.finish`."""
+        """Opens the run, tells of all candidates and closes it; see `Tracker.finish`."""
+        self._start()
         for record, replayed in self._told:
             self._tracker.log(record, replayed)
         self._tracker.finish(summary, files)

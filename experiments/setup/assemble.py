@@ -82,10 +82,14 @@ def fills(pool: ExpertPool, free_bytes: int) -> bool:
 
 
 def open_engine(config: DictConfig, resident: Resident) -> Engine:
-    """Returns the engine that scores whatever `resident` holds."""
+    """Returns the engine that scores whatever `resident` holds.
+
+    Where half precision would let private items change one another's scores it asks one by one.
+    """
+    alone = bool(config.get("privacy")) and resident.dtype != torch.float32
     return Engine(
         resident,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=1 if alone else config.batch_tokens,
         timeout_s=config.timeout_s,
         compile=config.compile,
     )

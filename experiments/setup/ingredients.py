@@ -20,6 +20,7 @@ from experiments.setup.dry_run import check_merges, check_panels
 from experiments.setup.execution import WorkerSpec
 from experiments.setup.initial import StartScores
 from experiments.setup.parts import SearchParts
+from experiments.setup.private_checks import check_private_panels
 from experiments.setup.problem import Problem, open_space
 from experiments.setup.racing_checks import check_cases
 from merging.checkpoints.experts import ExpertPool
@@ -119,6 +120,7 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
     panels = assemble.open_panels(config, resident)
     check_panels(panels, parts.objective)
+    check_private_panels(parts.privacy, panels)
     check_cases(config, parts.racing, panels["search"], parts.objective, resident.info.classes)
     pool.check_finite()
     held = assemble.hold(config, pool, machine)

@@ -1,11 +1,13 @@
 """What would release private items without noise, or without paying: refused before any work."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from evaluators.memorization.membership import Membership
-from evaluators.panel import Panel
+from evaluators.panel import Panel, Split
 from experiments.setup.initial import BestExpert, BestOf, Scored
 from experiments.setup.parts import SearchParts
 from merging.privacy.accounting import check_delta
@@ -44,6 +46,7 @@ def check_privacy(config: DictConfig, parts: SearchParts, asked: int, objectives
         )
     _check_readings(config, privacy)
     _check_ways(config, privacy, parts)
+    _check_answers(config, parts)
     _check_objective(config, privacy, parts.objective, asked, objectives)
     privacy.budget(config.choose, sampling_rate(config))
 
@@ -62,18 +65,56 @@ def budget_line(config: DictConfig, privacy: SearchPrivacy, strategy: Strategy[A
     )
 
 
+def check_private_panels(privacy: SearchPrivacy | None, panels: Mapping[Split, Panel]) -> None:
+    """Refuses private items that could move more than their own score; see `check_items`."""
+    if privacy is None:
+        return
+    private = [panel for split, panel in panels.items() if split not in privacy.public]
+    check_shown(private, panels.values())
+    for panel in private:
+        check_items(panel, privacy.delta)
+
+
+def check_shown(private: Collection[Panel], panels: Collection[Panel]) -> None:
+    """Refuses prompts that show private items as examples: these would change others' scores.
+
+    Examples from any other data are taken to be public.
+
+    Raises:
+        ValueError: names the task and the remedy.
+    """
+    data = {each.items.data for panel in private for each in panel.evaluators.values()}
+    for panel in panels:
+        for task, evaluator in panel.evaluators.items():
+            if evaluator.items.shown in data:
+                raise ValueError(
+                    f"{panel.split} task {task!r} shows private items as examples in the prompts "
+                    "of others: set num_fewshot=0, or the task's fewshot_split to a public split"
+                )
+
+
 def check_items(panel: Panel, delta: float) -> None:
     """Refuses items whose part in a sum cannot be bounded by clipping it, and too large a delta.
 
-    One that occurs twice contributes twice; one whose score is a comparison with the others
-    changes their scores. A delta of one in n allows to give one of n items away. How many items
-    there are is taken as public, and so are the mean bytes of texts that are scored per byte.
+    One that occurs twice contributes twice, and so does a record that two tasks read; one whose
+    score is a comparison with the others changes their scores. A delta of one in n allows to give
+    one of n items away. How many items there are is taken as public, and so are the mean bytes of
+    texts that are scored per byte.
 
     Raises:
         ValueError: names the tasks, or the option.
     """
     seen: dict[str, str] = {}
+    read: dict[str, str] = {}
     for task, evaluator in panel.evaluators.items():
+        data = evaluator.items.data
+        if data in read:
+            raise ValueError(
+                f"{panel.split} tasks {read[data]!r} and {task!r} both read {data}, of which a "
+                "record would contribute twice to what is released: give each task a file of "
+                "other records"
+            )
+        read[data] = task
         if isinstance(evaluator, Membership):
             raise ValueError(
                 f"{panel.split} task {task!r}: membership inference compares its texts with one "
@@ -153,6 +194,20 @@ def _check_ways(config: DictConfig, privacy: SearchPrivacy, parts: SearchParts) 
         raise ValueError(
             "choose=last is for privacy=differences, whose candidates have no fitness of their "
             "own: choose=second_look (of noisy fitness) or svt"
+        )
+
+
+def _check_answers(config: DictConfig, parts: SearchParts) -> None:
+    """Refuses what sends private items elsewhere, and what lets them change others' answers."""
+    if config.backend:
+        raise ValueError(
+            "privacy: another program would read the private items and the secret samples, in "
+            "batches of its own: choose backend=resident"
+        )
+    if config.compile and parts.machine.dtype != torch.float32:
+        raise ValueError(
+            "privacy: how a compiled model rounds depends on what it was asked before: set "
+            "compile=false, or dtype=float32"
         )
 
 

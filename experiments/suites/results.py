@@ -129,4 +129,4 @@ def _read_models(run: Path) -> Sequence[ModelRow]:
 
 def _worked_s(run: Path) -> float:
     summary = run / "summary.json"
-    return float(read_json(summary)["seconds"]) if summary.exists() else 0.0
+    return float(read_json(summary)["seconds"] or 0.0) if summary.exists() else 0.0

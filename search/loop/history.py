@@ -60,15 +60,16 @@ class History:
     Args:
         directory: of the run; must exist. Files in it are read, and repaired where the last line
             was cut off.
+        timed: whether there is a ``timing.jsonl``: times tell of private items.
 
     Raises:
         DamagedFileError: a file is corrupt, or the three do not belong together.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, timed: bool = True) -> None:
         self._lines = directory / "history.jsonl"
         self._cases = directory / "cases.jsonl"
-        self._timing = directory / "timing.jsonl"
+        self._timing = directory / "timing.jsonl" if timed else None
         self._records = _read(self._lines, self._cases, self._timing)
 
     @property
@@ -88,8 +89,11 @@ class History:
         if record.same_as is None:
             if record.cases is not None:
                 jsonl.append(self._cases, {"id": record.id, "cases": record.cases.tolist()})
-            timing = {"id": record.id, "seconds": round(record.seconds, 6), "at": time.time()}
-            jsonl.append(self._timing, timing)
+            if self._timing is not None:
+                seconds = round(record.seconds, 6)
+                jsonl.append(
+                    self._timing, {"id": record.id, "seconds": seconds, "at": time.time()}
+                )
         jsonl.append(self._lines, _line(record))
         self._records[record.id] = record
 
@@ -109,12 +113,13 @@ def _line(record: Record) -> dict[str, Any]:
     return {**line, **{key: value for key, value in optional.items() if value is not None}}
 
 
-def _read(lines: Path, cases: Path, timing: Path) -> dict[int, Record]:
+def _read(lines: Path, cases: Path, timing: Path | None) -> dict[int, Record]:
     history = _by_id(lines, jsonl.read(lines), _FIELDS)
-    seconds = _belonging(timing, history, "seconds")
+    seconds = {} if timing is None else _belonging(timing, history, "seconds")
     per_item = _belonging(cases, history, "cases")
     evaluated = [i for i, line in history.items() if line["same_as"] is None]
-    _check_present(timing, evaluated, seconds)
+    if timing is not None:
+        _check_present(timing, evaluated, seconds)
     if per_item:
         _check_present(
             cases, [i for i in evaluated if history[i]["fitness"] is not None], per_item

@@ -34,6 +34,7 @@ BENCHMARKS = (
     "merge_bandwidth",
     "merge_speed",
     "population_speed",
+    "private_speed",
     "racing_gain",
     "racing_gain_larger",
     "racing_gain_seeds",

@@ -39,7 +39,7 @@ from search.loop.evaluation import Evaluation, LocalPool
 from search.loop.generational import search
 from search.loop.history import History
 from search.loop.session import Budget
-from search.objective import WeightedMean
+from search.objective import BoundObjective, WeightedMean
 from search.strategies.random_search import RandomSearch
 
 _PANELS = (
@@ -62,11 +62,11 @@ def measure() -> list[Measured]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         base, whole = save_experts(random_llama(), Path(folder))
-        dense = _World.open(base, whole, documents=48, longest=240)
+        dense = World.open(base, whole, documents=48, longest=240)
         rows.append(dense.row("dense candidates", dense.one_by_one(), 2))
         lora = _save_adapters(random_llama(), Path(folder))
         for documents, longest, candidates, note in _PANELS:
-            world = _World.open(base, lora, documents=documents, longest=longest)
+            world = World.open(base, lora, documents=documents, longest=longest)
             what = f"population of {candidates} mixtures of LoRA experts"
             row = world.row(what, world.together(candidates), candidates)
             rows.append(replace(row, note=f"{note}{row.note}" if row.met is False else ""))
@@ -74,7 +74,7 @@ def measure() -> list[Measured]:
 
 
 @dataclass(frozen=True)
-class _World:
+class World:
     """Base, experts, resident model and documents."""
 
     folder: Path
@@ -85,9 +85,18 @@ class _World:
     panel: Panel
 
     @classmethod
-    def open(cls, base: str, experts: dict[str, str], *, documents: int, longest: int) -> _World:
+    def open(
+        cls,
+        base: str,
+        experts: dict[str, str],
+        *,
+        documents: int,
+        longest: int,
+        dtype: torch.dtype | None = None,
+    ) -> World:
+        """Opens the experts and writes random documents; None: the device's usual dtype."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         pool = ExpertPool.open(base, experts).resident(device)
         resident = Resident.from_pool(pool, device=device, dtype=dtype)
         folder = Path(base).parent
@@ -120,25 +129,7 @@ class _World:
     def row(self, what: str, evaluation: Evaluation[Any], candidates: int) -> Measured:
         """Returns the row: seconds per candidate, and plain inference's."""
         plain = _plain(self.resident, self.panel)
-        seeds = iter(range(10**6))
-        objective = WeightedMean(normalize="raw").bind(
-            self.panel.directions, self.panel.main, {}, {}
-        )
-
-        def ours() -> None:
-            seed = next(seeds)
-            strategy = RandomSearch(
-                axes=self.space.axes, seed=seed, popsize=candidates, include_start=False
-            )
-            run = Path(tempfile.mkdtemp(dir=self.folder))
-            search(
-                strategy,
-                evaluation,
-                objective,
-                History(run),
-                Budget(evaluations=candidates),
-                encode=self.space.to_json,
-            )
+        ours = self.searching(evaluation, candidates)
 
         def other() -> None:
             for _ in range(candidates):
@@ -157,6 +148,33 @@ class _World:
             0.95,
             note=f"ours: {profile(ours)}; plain: {profile(other)}",
         )
+
+    @property
+    def objective(self) -> BoundObjective:
+        """The panel's score as it is."""
+        raw = WeightedMean(normalize="raw")
+        return raw.bind(self.panel.directions, self.panel.main, {}, {})
+
+    def searching(self, evaluation: Evaluation[Any], candidates: int) -> Callable[[], None]:
+        """Returns what searches for one generation, another one in every call."""
+        seeds, objective = iter(range(10**6)), self.objective
+
+        def run_one() -> None:
+            seed = next(seeds)
+            strategy = RandomSearch(
+                axes=self.space.axes, seed=seed, popsize=candidates, include_start=False
+            )
+            run = Path(tempfile.mkdtemp(dir=self.folder))
+            search(
+                strategy,
+                evaluation,
+                objective,
+                History(run),
+                Budget(evaluations=candidates),
+                encode=self.space.to_json,
+            )
+
+        return run_one
 
 
 def _plain(resident: Resident, panel: Panel) -> Callable[[], list[float]]:

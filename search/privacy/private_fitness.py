@@ -76,7 +76,10 @@ class ClippedSum:
     """The one mechanism: ``sum_i clip(x_i, -C, C)`` in whole units of a grid, and noise.
 
     Every contribution is rounded to the grid by itself, so that sums are exact and an item more
-    or less changes them by at most `part` units. The discrete Gaussian noise has a standard
+    or less changes them by at most `part` units, as long as it touches no other item's score: one
+    request a pass, as private searches ask in half precision. Batches in float32 let it move each
+    of n others by about 1e-6, so that C should be far above n 1e-6; batch_tokens=1 leaves nothing
+    of that. The discrete Gaussian noise has a standard
     deviation of SCALE units, at least sigma times as much.
 
     Args:

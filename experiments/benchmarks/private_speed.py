@@ -20,8 +20,8 @@ from search.privacy.private import PrivatePool
 from search.privacy.private_fitness import ClippedSum, Shares
 from search.privacy.private_noise import SecretNoise
 
-_CANDIDATES = 4
-_QUESTIONS, _ANSWERS, _SHARED = 12, 4, 96  # and tokens that the answers to a question share
+_CANDIDATES = 2
+_QUESTIONS, _ANSWERS, _SHARED = 3, 4, 48  # and tokens that the answers to a question share
 
 
 def measure() -> list[Measured]:
@@ -29,7 +29,7 @@ def measure() -> list[Measured]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         base, experts = save_experts(random_llama(), Path(folder))
-        open_world = partial(World.open, base, experts, documents=48, longest=240)
+        open_world = partial(World.open, base, experts, documents=12, longest=120)
         rows = [_search_row(open_world(dtype=torch.float32))]
         half = open_world(dtype=torch.bfloat16)
         documents = f"{half.panel.item_count} documents"

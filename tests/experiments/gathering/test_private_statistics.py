@@ -203,7 +203,7 @@ def test_from_a_release_to_the_ledger_of_a_merge(
     ended = shell.run(*command)  # another release of the same items, and the first one counts
     assert "alone; 1 other run on letters, kept or thrown away, adds (ε, δ) = (" in ended.stdout
     assert len(others("letters", {})) == 4
-    shell.refuse("would allow to give one of the 4 search items away", *command, "privacy.delta=0.25")
+    shell.refuse("to give one of the 4 search items away", *command, "privacy.delta=0.25")
     ended = shell.run(*gather(world, "kind=gram", "out=stats"))
     assert ended.code == 2
     assert "was gathered otherwise (data: 'letters' there" in ended.stderr

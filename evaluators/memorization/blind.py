@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from evaluators.memorization.intervals import auc_interval
 from merging.arrays import Flags, Vector
 
 _FOLDS = 5
@@ -43,6 +44,15 @@ def blind_scores(texts: Sequence[Sequence[int]], members: Flags) -> Vector:
         by_word[held] = (sums / lengths)[held]
         by_length[held] = (size[inside].mean() - size[outside].mean()) * size[held]
     return _standardised(by_word) + _LENGTH * by_length
+
+
+def blind_interval(auc: float, members: int, others: int) -> tuple[float, float]:
+    """Returns the interval of `blind_scores`' area: that of half as many texts.
+
+    Cross-validation counts a pair of texts twice, as judge and judged: where they tell nothing
+    and are many, the area varies twice as much as that of scores which owe nothing to the texts.
+    """
+    return auc_interval(auc, max(1, members // 2), max(1, others // 2))
 
 
 def _folds(members: Flags) -> npt.NDArray[np.bool_]:

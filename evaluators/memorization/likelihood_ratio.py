@@ -18,8 +18,8 @@ def likelihood_ratio(texts: Sequence[Vector], references: Sequence[Matrix]) -> V
     mean ``mu`` and covariance ``C`` without training on the text. The logarithm of the ratio of
     ``N(mu + d v, C)`` to ``N(mu, C)``, in which each token gained alike, ``v`` being the roots of
     the parts' tokens, grows with ``z = v' C^-1 (s - mu) / sqrt(v' C^-1 v)`` for any gain d > 0.
-    z is standard normal where the model is one more reference and C is known; parts that vary
-    together count as little as they say.
+    z is standard normal where the model is one more reference and mu and C are known (with few
+    references it varies more); parts that vary together count as little as they say.
 
     A covariance of a few models is no estimate: that of a text, of ``R - 1`` degrees of freedom,
     is shrunk to the mean over texts, which weighs as one of ``parts + 1``.

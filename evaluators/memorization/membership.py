@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
-from evaluators.memorization.blind import blind_scores
+from evaluators.memorization.blind import blind_interval, blind_scores
 from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.likelihood_ratio import likelihood_ratio
 from evaluators.memorization.reference_losses import read_reference
@@ -143,6 +143,8 @@ class Membership:
         members = np.array([text.member for text in self.items.targets])
         asked = [each for each in self.items.requests if isinstance(each, TokenStatistics)]
         scores = _scores(blind_scores([each.tokens[1:] for each in asked], members), members)
+        interval = blind_interval(scores["auc"].value, int(members.sum()), int((~members).sum()))
+        scores["auc"] = replace(scores["auc"], interval=interval)
         return {f"blind_{metric}": score for metric, score in scores.items()}
 
     def _attack(self, attack: Attack, answers: Sequence[PerToken]) -> Vector:

@@ -10,8 +10,7 @@ import pytest
 
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
-from evaluators.memorization.blind import blind_scores
-from evaluators.memorization.intervals import auc_interval
+from evaluators.memorization.blind import blind_interval, blind_scores
 from evaluators.memorization.membership import Membership
 from evaluators.memorization.roc import auc
 from evaluators.requests import PerToken
@@ -40,7 +39,7 @@ def drawn(
 def leaky(texts: list[list[int]], members: Flags) -> bool:
     scores = blind_scores(texts, members)
     area = auc(scores[members], scores[~members])
-    return auc_interval(area, int(members.sum()), int((~members).sum()))[0] > 0.5
+    return blind_interval(area, int(members.sum()), int((~members).sum()))[0] > 0.5
 
 
 def naive(texts: list[list[int]], members: Flags) -> list[float]:
@@ -73,10 +72,10 @@ def test_scores_are_the_definitions() -> None:
 
 
 def test_a_fair_split_is_rarely_called_leaky() -> None:
-    """At most 7 % of 400 splits without a difference, of 20 and of 100 texts."""
+    """At most 3.5 % of 400 splits without a difference, of 20 or 100 texts; 2.5 % are meant."""
     for side in (10, 50):
         draw = np.random.default_rng(side)
-        assert np.mean([leaky(*drawn(draw, side)) for _ in range(400)]) <= 0.07
+        assert np.mean([leaky(*drawn(draw, side)) for _ in range(400)]) <= 0.035
 
 
 @pytest.mark.parametrize("leak", [{"other_words": True}, {"longer": 1.6}])

@@ -184,7 +184,7 @@ def table(summary: Json) -> str:
     certificate = (summary.get("certificate") or {}).get("sentences") or []
     return "\n".join(
         [
-            f"Scores on {title}",
+            f"Scores on {title}{_units(summary)}",
             "",
             *_aligned(columns, rules),
             "",
@@ -195,6 +195,12 @@ def table(summary: Json) -> str:
             *(f"note: {line}" for line in summary.get("notes") or ()),
         ]
     )
+
+
+def _units(summary: Json) -> str:
+    """Returns where a normalised fitness has its 0: items of other splits may be harder."""
+    normalised = any(term["base"] or term["span"] != 1 for term in summary.get("terms") or ())
+    return " (fitness 0 is the base on the search items)" if normalised else ""
 
 
 def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> list[str]:

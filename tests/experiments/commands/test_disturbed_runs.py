@@ -31,6 +31,7 @@ from tests.experiments.commands.disturbed import (
 from tests.experiments.local import overrides
 
 PHASES = {"references", "search", "second look", "in-hull", "held-out"}
+RAY = ["execution=ray", "execution.workers=2", "threads=1"]
 STEADY = ["asynchronous=true", "strategy=de", "strategy.popsize=4"]
 
 
@@ -53,13 +54,13 @@ def undisturbed(arguments: list[str], folder: Path) -> tuple[dict[str, bytes], i
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kills"),
     [
-        pytest.param([], 50, id="generations"),
-        pytest.param(STEADY, 30, id="steady"),
-        pytest.param(["execution=ray", "execution.workers=2", "threads=1"], 20, id="ray"),
+        pytest.param([], 5, id="a few"),
+        pytest.param([], 50, id="generations", marks=pytest.mark.slow),
+        pytest.param(STEADY, 30, id="steady", marks=pytest.mark.slow),
+        pytest.param(RAY, 20, id="ray", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random_moments(
@@ -87,8 +88,9 @@ def test_killed_at_random_moments(
     if out.exists():
         assert finish(arguments, out) == 0, printed(out)
         assert not differences(content(out), expected)
+        assert not [path for path in out.iterdir() if path.suffix in (".tmp", ".part")]
     print(f"killed {hit.total()} times ({dict(hit)}), {ended + 1} runs ended")
-    assert set(hit) >= PHASES, "a phase in which nothing was killed"
+    assert kills < 20 or set(hit) >= PHASES, "a phase in which nothing was killed"
 
 
 @pytest.fixture

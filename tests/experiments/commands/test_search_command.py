@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.experiments.local import environment, evomerge, overrides, write_texts
+from tests.experiments.local import evomerge, overrides, write_texts
 from tests.experiments.refusals import Shell
 
 KEPT = ("history.jsonl", "cases.jsonl", "references.jsonl", "finalists.jsonl", "recipe.json")
@@ -79,53 +74,6 @@ def test_second_start_shows_the_finished_run(run: Path, world: Path, tmp_path: P
     before = (run / "summary.json").stat().st_mtime_ns
     assert "evolved" in finished(world, tmp_path, f"out={run}")
     assert (run / "summary.json").stat().st_mtime_ns == before
-
-
-def test_killed_at_any_moment_ends_the_same(run: Path, world: Path, tmp_path: Path) -> None:
-    """SIGKILL at five random moments from the first score to the last file; then to the end."""
-    out = tmp_path / "killed"
-    arguments = [
-        sys.executable,
-        "-m",
-        "experiments.cli",
-        "search",
-        *overrides(world, f"out={out}"),
-    ]
-    chance = random.Random(20261122)
-    moments = [
-        ("references.jsonl", chance.randint(1, 7)),
-        *(("history.jsonl", n) for n in sorted(chance.sample(range(1, 9), 2))),
-        ("finalists.jsonl", chance.randint(1, 5)),
-        ("recipe.json", 1),
-    ]
-    kills = 0
-    for name, lines in moments:
-        process = subprocess.Popen(
-            arguments,
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and _lines(out / name) < lines:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.02))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 4
-    assert not (out / "summary.json").exists()
-    finished(world, tmp_path, f"out={out}")
-    for name in KEPT:
-        assert (out / name).read_bytes() == (run / name).read_bytes(), name
-    first, again = (load_file(d / "model" / "model.safetensors") for d in (run, out))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_shared_items_are_dropped_and_said(shell: Shell, world: Path, tmp_path: Path) -> None:

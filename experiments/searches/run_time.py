@@ -105,7 +105,9 @@ def _second_look(config: DictConfig, paces: Paces) -> dict[str, float]:
 def _held_out(parts: SearchParts, paces: Paces) -> dict[str, float]:
     if "report" not in paces.ask:
         return {}
-    statics = sorted(paces.statics)[: parts.held_out]
+    statics = sorted(paces.statics)
+    if parts.privacy is None:  # else nothing tells which are best: all
+        statics = statics[: parts.held_out]
     mean = sum(paces.statics) / max(1, len(paces.statics))  # which are best is not known yet
     winners = [paces.search, *([] if paces.inside is None else [paces.inside])]
     count = paces.models + len(statics) + len(winners)

@@ -159,7 +159,8 @@ def best_statics(
 ) -> list[str]:
     """Returns the static merges with the best fitness on the search items, of equals the first.
 
-    Where none has one (these items are private) nothing tells which are best, and it is all.
+    Where none has one (these items are private) nothing tells which are best, and it is all,
+    whatever `count`.
 
     Args:
         models: on the search items.
@@ -194,7 +195,9 @@ def write_results(outcome: SearchOutcome, tracker: Tracker) -> None:
     """Writes certificate, summary, model card and, as it marks the run as finished, the report."""
     run = outcome.run
     log.info("writing certificate, summary and report")
-    summary = write_summary(outcome, write_certificate(outcome))
+    certificate = write_certificate(outcome)
+    (run / "report.html").unlink(missing_ok=True)  # an older one would mark this summary
+    summary = write_summary(outcome, certificate)
     if (run / "model").exists():
         card = model_card(summary, outcome.recipe.to_json())
         write_text(run / "model" / "README.md", card)

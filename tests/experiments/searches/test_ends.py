@@ -16,7 +16,7 @@ from evaluators import tries
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
-from experiments.searches import certificate
+from experiments.searches import certificate, steps
 from experiments.searches.tracking import NoTracker
 from merging.saving import shards
 from tests import builders
@@ -86,6 +86,12 @@ def test_remedies_go_on_with_the_same_run(
     history = Path("run/history.jsonl").read_bytes()
     assert not Path("run/summary.json").exists()
     less = ("save_model=false", "adapter_rank=null", "timeout_s=1000", "stream=true")
+    Path("run/report.html").write_text("of a run that is not finished")
+    with monkeypatch.context() as disk:
+        disk.setattr(steps, "write_report", lambda _: (_ for _ in ()).throw(full))
+        assert shell.run("search", *line, *less).code == 2
+    assert Path("run/summary.json").exists()
+    assert not Path("run/report.html").exists(), "it would mark the run as finished"
     assert shell.run("search", *line, *less).code == 0
     assert Path("run/history.jsonl").read_bytes() == history
     shown = shell.run("search", *line)

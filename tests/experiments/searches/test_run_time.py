@@ -94,15 +94,18 @@ def test_steps_count_what_a_run_does() -> None:
     ask: dict[Split, float] = {"search": 10.0, "selection": 5.0, "report": 100.0}
     paces = Paces(4, 2.0, [3.0] * 10, [], pace, pace, ask)
 
-    def times(held_out: int | None, parallel: int = 1, **options: Any) -> list[float]:
+    def times(
+        held_out: int | None, parallel: int = 1, privacy: Any = None, **options: Any
+    ) -> list[float]:
         execution = SimpleNamespace(parallel=parallel)
-        parts: Any = SimpleNamespace(privacy=None, held_out=held_out, execution=execution)
+        parts: Any = SimpleNamespace(privacy=privacy, held_out=held_out, execution=execution)
         return list(run_times(OmegaConf.merge(config, options), parts, paces).values())
 
     references = 4 * 12 + 10 * 13  # base and three experts, static merges
     held_out = 4 * 102 + 3 * 103 + 2 * 101  # of the static merges three; both winners
     assert times(3)[:5] == pytest.approx([references, 660, 660, 11 * 6, held_out])
     assert times(3)[4] == pytest.approx(times(None)[4] - 7 * 103)
+    assert times(3, privacy=SimpleNamespace())[3] == times(None)[4]
     assert times(3, parallel=4)[:3] == pytest.approx([references, 165, 165])
     assert times(3, budget={"seconds": 110})[1:3] == pytest.approx([110, 110])
     assert times(3, common_items=0.5)[2] == pytest.approx(10 * 11)

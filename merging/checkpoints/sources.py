@@ -72,7 +72,7 @@ def _fetch(source: str, revision: str | None) -> Path:
     try:
         for weights in ("*.safetensors", "*.bin"):
             path = download(*_SMALL, weights, ignored=("*/*", *_IGNORED))
-            if holds_weights(path):
+            if holds_weights(path, ".safetensors"):  # not the pickles' index, which is small
                 break
         if folders := modules(path):
             download(*(f"{folder}/*" for folder in folders))

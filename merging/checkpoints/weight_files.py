@@ -132,10 +132,15 @@ def is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file() and not whole
 
 
-def holds_weights(path: Path) -> bool:
-    """Whether the weights of the model, or of the adapter, that `path` describes are there."""
+def holds_weights(path: Path, kind: str = "") -> bool:
+    """Whether the weights of the model, or of the adapter, that `path` describes are there.
+
+    Args:
+        kind: what the name of the file, or of the index, that is loaded must contain.
+    """
     whole = (path / "config.json").is_file()
-    return _first(path, (*_named(path), *_WHOLE) if whole else _ADAPTER) is not None
+    file = _first(path, (*_named(path), *_WHOLE) if whole else _ADAPTER)
+    return file is not None and kind in file.name
 
 
 def models_inside(directory: Path) -> str:

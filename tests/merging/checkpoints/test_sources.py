@@ -11,6 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from merging.checkpoints import sources
 
 BESIDE = ("config.json", "README.md", "source.spm", "model.onnx", "onnx/model.onnx", "a/b.json")
+SHARDED = {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"}
 MODULES = ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors")
 
 
@@ -20,6 +21,8 @@ MODULES = ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors")
         ({"model.safetensors", "pytorch_model.bin"}, {"model.safetensors"}),
         ({"model.fp16.safetensors", "pytorch_model.bin"}, {"pytorch_model.bin"}),
         ({"adapter_model.safetensors", "adapter_config.json", "pytorch_model.bin"}, None),
+        (SHARDED, None),
+        (SHARDED | {"model.fp16.safetensors"}, SHARDED),
     ],
 )
 @pytest.mark.parametrize("modules", [(), MODULES])

@@ -204,7 +204,7 @@ def told_apart(models: Iterable[ModelScores]) -> list[str]:
 def _without_model(task: str, auc: float, low: float, high: float) -> str:
     found = f"AUC {auc:.3f}, {low:.3f} to {high:.3f}"
     if low <= 0.5:
-        return f"{task}: nothing tells members from others without the model ({found})"
+        return f"{task}: that members and others differ without the model is not shown ({found})"
     return (
         f"{task}: members and others can be told apart without the model ({found}): the attacks' "
         "scores say nothing about memorization"

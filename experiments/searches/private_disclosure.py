@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 from evaluators.evaluator import Score
@@ -156,7 +157,9 @@ class PrivateDisclosure:
                 return {}
             return item_by_item(ingredients, sample, space.decode(genome))
 
-        inner = local_evaluation(ingredients, space, None, self._together)
+        # Whether candidates share a pass depends on all items, and rounds otherwise than alone.
+        exact = ingredients.machine.dtype == torch.float32 and ingredients.engine.batch_tokens > 1
+        inner = local_evaluation(ingredients, space, None, self._together if exact else None)
         if items is not None:
             local = LocalPool(space.decode, lambda number: ingredients.scorer(sampled(number)))
             inner = Evaluation(local, own_items=True)

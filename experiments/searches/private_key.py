@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,13 +56,14 @@ def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:
 def destroy(run: Path) -> None:
     """Removes what must not be released with a finished run: the key, and the files' times.
 
-    How long a search took tells of its items, so that every file is dated as the first one.
+    How long a search took tells of its items: every file is dated as of now, so that no beginning
+    is known.
     """
     for name in (KEY_FILE, "timing.jsonl"):  # the second is an older version's
         (run / name).unlink(missing_ok=True)
-    begun_ns = (run / "config.yaml").stat().st_mtime_ns
+    now_ns = time.time_ns()
     for path in [*run.rglob("*"), run]:
-        os.utime(path, ns=(begun_ns, begun_ns), follow_symlinks=False)
+        os.utime(path, ns=(now_ns, now_ns), follow_symlinks=False)
 
 
 def _key(path: Path) -> bytes:

@@ -111,6 +111,6 @@ def test_what_is_said() -> None:
     assert told_apart([*cells, ModelScores.of("a", "expert", "search", fair)]) == [
         "report task 'm': members and others can be told apart without the model (AUC 0.750, "
         "0.625 to 0.875): the attacks' scores say nothing about memorization",
-        "search task 'm': nothing tells members from others without the model (AUC 0.500, 0.375 "
-        "to 0.625)",
+        "search task 'm': that members and others differ without the model is not shown (AUC "
+        "0.500, 0.375 to 0.625)",
     ]

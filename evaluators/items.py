@@ -15,6 +15,8 @@ from evaluators.requests import Classify, Request
 
 T = TypeVar("T")
 
+AND = " + "  # between the files of one source
+
 
 @dataclass(frozen=True, eq=False)
 class TaskItem(Generic[T]):
@@ -36,14 +38,15 @@ class ItemSet(Generic[T]):
     """The items of one split, in order.
 
     Args:
-        source: identity of the data and its split, for example a file's path and a range.
+        source: identity of the data and its split: paths with `AND` between them, then in brackets
+            what is taken of these, such as a range.
         items: two splits must not share their digests.
-        shown: `data` of which every item's prompt shows some as examples; None: it shows none.
+        shown: `data` of which every item's prompt shows some as examples.
     """
 
     source: str
     items: tuple[TaskItem[T], ...]
-    shown: str | None = None
+    shown: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -57,9 +60,9 @@ class ItemSet(Generic[T]):
         return tuple(request for item in self.items for request in item.requests)
 
     @property
-    def data(self) -> str:
-        """Identity of the data whatever range of them the items are."""
-        return self.source.rpartition("[")[0] or self.source
+    def data(self) -> frozenset[str]:
+        """Identities of the files, whatever is taken of them."""
+        return frozenset((self.source.rpartition("[")[0] or self.source).split(AND))
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
+from evaluators.items import AND
 from evaluators.tasks.data import take_range
 
 _SHOT_SEED = 1234  # lm-eval's own, so that few-shot prompts equal those of its command line
@@ -102,19 +104,20 @@ def choose_docs(
     docs = [docs[i] for i in chosen]
     evaluated = task.config.test_split or task.config.validation_split
     _hide_own_answers(task, docs, evaluated, whole=whole)
-    return docs, f"{_data_identity(task, evaluated)}[{chosen.start}:{chosen.stop}]"
+    data = AND.join(_data_identities(task, evaluated))
+    return docs, f"{data}[{chosen.start}:{chosen.stop}]"
 
 
-def shown_data(task: Any) -> str | None:
-    """Returns the identity of the data that few-shot examples are drawn from.
+def shown_data(task: Any) -> frozenset[str]:
+    """Returns the identities of the data that few-shot examples are drawn from.
 
-    None: there are no examples, or the task's own file lists them.
+    None, if there are no examples, or the task's own file lists them.
     """
     source = getattr(task, "fewshot_cfg", None)
     listed = source is not None and source.split is None and source.samples is not None
     if not task.config.num_fewshot or listed:
-        return None
-    return _data_identity(task, _shots_split(task))
+        return frozenset()
+    return frozenset(_data_identities(task, _shots_split(task)))
 
 
 def _shots_split(task: Any) -> str | None:
@@ -182,18 +185,24 @@ def _hide_own_answers(task: Any, docs: list[Any], evaluated: str | None, *, whol
         task.sampler = _OthersAnswers(task.sampler)
 
 
-def _data_identity(task: Any, split: str | None) -> str:
-    """Returns the path of a local file, as other evaluators do; else what lm-eval loads."""
+def _data_identities(task: Any, split: str | None) -> list[str]:
+    """Returns the paths of local files, as other evaluators do; else what lm-eval loads."""
     config, kwargs = task.config, task.config.dataset_kwargs or {}
     if config.dataset_path is None:
-        return f"lm-eval:{task.task_name}/{split}"
+        return [f"lm-eval:{task.task_name}/{split}"]
     files = kwargs.get("data_files")
     files = files.get(split) if isinstance(files, Mapping) else files
-    paths = [Path(file) for file in ([files] if isinstance(files, str) else files or ())]
-    if paths and all(path.is_file() for path in paths):
-        return ", ".join(str(path.resolve()) for path in paths)
+    found = [_matching(file) for file in ([files] if isinstance(files, str) else files or ())]
+    if found and all(found):
+        return sorted({str(path.resolve()) for paths in found for path in paths})
     parts = [config.dataset_path, config.dataset_name, kwargs, split]
-    return "/".join(str(part) for part in parts if part)
+    return ["/".join(str(part) for part in parts if part)]
+
+
+def _matching(pattern: str) -> list[Path]:
+    if Path(pattern).is_file():  # brackets in a name are not always a pattern
+        return [Path(pattern)]
+    return [path for path in map(Path, glob(pattern, recursive=True)) if path.is_file()]
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def chosen_canaries(
     sampled = [_sampled(of_group[i], references, seed) for i in chosen]
     name = "" if group is None else f"#{group}"
     sample = "" if references is None else f"~{references}.{seed}"
-    return sampled, f"{path.resolve()}{name}{sample}[{chosen.start}:{chosen.stop}]"
+    return sampled, f"{path.resolve()}[{chosen.start}:{chosen.stop}{name}{sample}]"
 
 
 def _sampled(canary: Canary, references: int | None, seed: int) -> Canary:

@@ -83,10 +83,11 @@ def check_shown(private: Collection[Panel], panels: Collection[Panel]) -> None:
     Raises:
         ValueError: names the task and the remedy.
     """
-    data = {each.items.data for panel in private for each in panel.evaluators.values()}
+    each = [evaluator for panel in private for evaluator in panel.evaluators.values()]
+    data = frozenset[str]().union(*(evaluator.items.data for evaluator in each))
     for panel in panels:
         for task, evaluator in panel.evaluators.items():
-            if evaluator.items.shown in data:
+            if evaluator.items.shown & data:
                 raise ValueError(
                     f"{panel.split} task {task!r} shows private items as examples in the prompts "
                     "of others: set num_fewshot=0, or the task's fewshot_split to a public split"
@@ -107,14 +108,14 @@ def check_items(panel: Panel, delta: float) -> None:
     seen: dict[str, str] = {}
     read: dict[str, str] = {}
     for task, evaluator in panel.evaluators.items():
-        data = evaluator.items.data
-        if data in read:
-            raise ValueError(
-                f"{panel.split} tasks {read[data]!r} and {task!r} both read {data}, of which a "
-                "record would contribute twice to what is released: give each task a file of "
-                "other records"
-            )
-        read[data] = task
+        for data in sorted(evaluator.items.data):
+            if data in read:
+                raise ValueError(
+                    f"{panel.split} tasks {read[data]!r} and {task!r} both read {data}, of which "
+                    "a record would contribute twice to what is released: give each task a file "
+                    "of other records"
+                )
+            read[data] = task
         if isinstance(evaluator, Membership):
             raise ValueError(
                 f"{panel.split} task {task!r}: membership inference compares its texts with one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,34 @@ def test_a_record_that_two_tasks_read_is_refused(llama: Resident, write_lines: W
         with pytest.raises(ValueError, match=r"tasks 'a' and 'b' both read .*of which a record"):
             check_items(Panel("search", {"a": task, "b": second}), 1e-5)
     check_items(Panel("search", {"a": task, "b": Perplexity(llama.info, data=other)}), 1e-5)
+
+
+def test_a_file_is_known_whatever_is_taken_of_it_and_beside_it(
+    llama: Resident, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    info = llama.info
+    canaries = write_lines([memorization.canary_line(i) for i in range(6)], "canaries.jsonl")
+    one, two = write_lines(ROWS[:4], "one.rows"), write_lines(ROWS[4:], "two.rows")
+    every = str(tmp_path / "*.rows")
+    both = [config("", dataset_kwargs={"data_files": {"test": f}}) for f in ([one, two], every)]
+    readers: list[list[Evaluator]] = [
+        [
+            Exposure(info, data=canaries, references=3),
+            CanaryAuc(info, data=canaries, group="A"),
+            Extraction(info, data=canaries),
+            Perplexity(info, data=canaries),
+        ],
+        [MultipleChoice(info, data=one), *(LmEvalTask(info, task=task) for task in both)],
+    ]
+    for readers_of_one in readers:
+        for a, b in combinations(readers_of_one, 2):
+            with pytest.raises(ValueError, match=r"tasks 'a' and 'b' both read .*of which a rec"):
+                check_items(Panel("search", {"a": a, "b": b}), 1e-5)
+    shows = config("", num_fewshot=1, training_split="train")
+    shows["dataset_kwargs"] = {"data_files": {"test": write_lines(ROWS[::-1]), "train": every}}
+    report = Panel("report", {"seen": LmEvalTask(info, task=shows)})
+    with pytest.raises(ValueError, match="report task 'seen' shows private items as examples"):
+        check_shown([Panel("search", {"it": MultipleChoice(info, data=two)})], [report])
 
 
 def test_in_half_precision_no_private_item_changes_anothers_answer(checkpoints: Path) -> None:

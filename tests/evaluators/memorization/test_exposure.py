@@ -124,7 +124,7 @@ def test_group_take_and_references_choose(fresh: Resident, write_canaries: Write
     everything = Exposure(fresh.info, data=data)
     odd = Exposure(fresh.info, data=data, group="B", take="1:3")
     assert odd.items.digests == everything.items.digests[3:6:2]
-    assert odd.items.source.endswith("canaries.jsonl#B[1:3]")
+    assert odd.items.source.endswith("canaries.jsonl[1:3#B]")
     few = Exposure(fresh.info, data=data, references=4, seed=1)
     again = Exposure(fresh.info, data=data, references=4, seed=1)
     other = Exposure(fresh.info, data=data, references=4, seed=2)

@@ -1,8 +1,10 @@
 """What a reader of a run has to know: spans that may be luck, a winner that was not seen twice."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs.item_scores import ItemScores, read_item_scores
+from search.loop.history import Record
 from search.normalisation import Term
 from search.objective import Objective
 from search.winners.selection import Finalist
@@ -33,6 +35,18 @@ def _warning(term: Term, items: dict[tuple[str, str], ItemScores]) -> list[str]:
         f"{term.span:.2g}, less than twice its standard error on {len(cases[0])} search items), "
         f"so that the unit of this task's fitness is largely luck: {needed} such items would do, "
         "or objective.normalize 'raw' for it"
+    ]
+
+
+def unscored_again(records: Sequence[Record]) -> list[str]:
+    """Returns a sentence where `rescore` could score none, so that all kept what they had."""
+    kept = [record for record in records if record.fitness is not None and record.failure]
+    if not kept:
+        return []
+    return [
+        f"all {len(kept)} candidates that were scored again on all search items failed there, so "
+        "that their fitness on the items of their generations, where chance has its part, names "
+        f"the finalists; candidate {kept[0].id}: {kept[0].failure}"
     ]
 
 

@@ -27,7 +27,7 @@ from experiments.runs.options import check_options
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
-from experiments.searches.notes import span_warnings, unseen_winner
+from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
 from experiments.searches.private_key import destroy, release_of
@@ -253,7 +253,12 @@ def _conclude(
         ledger=ledger,
         inside=inside,
         report=read_held_out(references, plan, statics),
-        notes=[*span_warnings(run, objective), *unseen_winner(finalists[0]), *notes],
+        notes=[
+            *span_warnings(run, objective),
+            *unscored_again(result.records),
+            *unseen_winner(finalists[0]),
+            *notes,
+        ],
     )
 
 

@@ -14,6 +14,7 @@ class WorkerSpec:
     Args:
         config: of the run, resolved, as YAML; base and experts by name.
         start: describes the plan that the search starts from; None: the space's own start.
+        items: task to the digest of its search items, in the order of the tasks.
         directory: that relative paths start from.
         device: ``cpu``, ``cuda`` or ``mps``: what this process computes on.
         threads: of torch in this process; sums depend on it.
@@ -23,6 +24,7 @@ class WorkerSpec:
     start: Mapping[str, Any] | None
     base: str
     experts: Mapping[str, str]
+    items: Mapping[str, str]
     directory: str
     device: str
     threads: int

@@ -140,6 +140,7 @@ def worker_spec(config: DictConfig, ingredients: Ingredients, start: Plan | None
         start=None if start is None else start.describe(),
         base=ingredients.pool.base.sha256,
         experts=ingredients.identities(),
+        items=ingredients.panels["search"].contents,
         directory=str(Path.cwd()),
         device=config.device,
         threads=torch.get_num_threads(),

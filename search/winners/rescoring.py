@@ -9,7 +9,6 @@ import numpy as np
 
 from evaluators.evaluator import Score
 from search.loop.history import Record
-from search.loop.session import SearchFailed
 from search.objective import Objective
 from search.winners.selection import finalists, look
 
@@ -52,20 +51,21 @@ def rescore(
 ) -> list[Record]:
     """Scores `pooled` records on all search items, and returns them with these scores.
 
+    Where all fail there, they keep what they have from the items of their generations, beside
+    why they failed, so that these decide.
+
     Args:
         objective: bound to the references on all search items.
         path: ``rescored.jsonl`` of the run; what it holds is not evaluated again.
 
     Raises:
-        SearchFailed: none could be scored; else as `look`.
+        HistoryError: the file belongs to another search.
     """
     chosen = pooled(records, k)
     looked = look(chosen, evaluate, objective, path)
     if all(finalist.selection is None for finalist in looked):
-        why = f"; candidate {looked[0].id}: {looked[0].failure}" if looked else ""
-        raise SearchFailed(
-            f"all {len(looked)} candidates that were scored again on all search items failed{why}"
-        )
+        both = zip(chosen, looked, strict=True)
+        return [replace(record, failure=finalist.failure) for record, finalist in both]
     return [
         replace(
             record,

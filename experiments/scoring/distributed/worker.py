@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,17 @@ def _opened(spec: WorkerSpec, config: DictConfig) -> tuple[Ingredients, SearchSp
         )
     start = None if spec.start is None else plan_from_description(spec.start)
     ingredients, space = open_for_worker(config, start)
-    expected = {"the base": spec.base, **spec.experts}
-    identities = {"the base": ingredients.pool.base.sha256, **ingredients.identities()}
-    for name, sha256 in identities.items():
-        if expected.get(name) != sha256:
+    expected = {"the base": spec.base, **spec.experts, **_named(spec.items)}
+    items = _named(ingredients.panels["search"].contents)
+    found = {"the base": ingredients.pool.base.sha256, **ingredients.identities(), **items}
+    for name, content in found.items():
+        if expected.get(name) != content:
             raise ValueError(
                 f"{name} has other content than where the search was started: give every node "
                 "the same files"
             )
     return ingredients, space
+
+
+def _named(items: Mapping[str, str]) -> dict[str, str]:
+    return {f"task {task!r} (its search items)": digest for task, digest in items.items()}

@@ -19,7 +19,7 @@ from experiments.setup.execution import WorkerSpec
 from search.loop.evaluation import Batch, Evaluated, batches
 from search.loop.pool import run_all
 
-ORDER = WorkerSpec("seed: 0", None, "b", {"a": "c"}, "/nowhere", "cpu", 1)
+ORDER = WorkerSpec("seed: 0", None, "b", {"a": "c"}, {"t": "d"}, "/nowhere", "cpu", 1)
 
 
 @dataclass

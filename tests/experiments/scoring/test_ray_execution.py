@@ -326,6 +326,8 @@ def test_what_a_node_lacks_is_named(opened: Opened, tmp_path: Path) -> None:
     assert re.search(f"{tmp_path}/gone.* does not exist; expected a checkpoint", refused)
     refused = Worker().prepare(replace(order, experts={**order.experts, "code": "0"}))["refused"]
     assert refused.startswith("code has other content than where the search was started: give ev")
+    refused = Worker().prepare(replace(order, items={"text": "0"}))["refused"]
+    assert refused.startswith("task 'text' (its search items) has other content than where the s")
     refused = Worker().prepare(replace(order, device="cuda"))["refused"]
     assert "no CUDA device is visible, but the main process computes on one: set exec" in refused
 

@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from evaluators.panel import Panel
+from evaluators.requests import EvaluationError
 from experiments.runs.directory import identity_config
 from experiments.runs.files import read_lines
 from experiments.setup.common_items import CommonItems
@@ -63,6 +64,27 @@ def test_resumes_to_the_bit_and_counts_what_was_asked(
         resumed = run(shell, world, stopped.name, options(tmp_path))
         for name in (*KEPT, "rescored.jsonl"):
             assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_best_that_fail_on_all_items_are_told_by_those_of_their_generations(
+    shell: Shell, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Panel.evaluate
+    whole: list[Panel] = []
+
+    def broken(panel: Panel, engine: Any) -> Any:
+        if panel.split == "search" and panel.item_count == FULL:
+            whole.append(panel)
+            if len(whole) > 4:  # base and experts
+                raise EvaluationError("bits_per_byte is nan, no finite score")
+        return evaluate(panel, engine)
+
+    monkeypatch.setattr(Panel, "evaluate", broken)
+    out = run(shell, world, "broken", options(tmp_path, "budget.evaluations=5"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["notes"][0].startswith("all 4 candidates that were scored again on all search")
+    history = {line["id"]: line["fitness"] for line in read_lines(out / "history.jsonl")}
+    assert all(each["search"] == history[each["id"]] for each in summary["finalists"])
 
 
 def test_without_selection_items_and_beside_a_search_in_the_hull(

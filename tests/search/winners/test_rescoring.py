@@ -10,8 +10,8 @@ import pytest
 
 from evaluators.evaluator import Score
 from evaluators.requests import EvaluationError
+from experiments.searches.notes import unscored_again
 from search.loop.history import HistoryError, Record
-from search.loop.session import SearchFailed
 from search.normalisation import Term
 from search.objective import BoundObjective
 from search.winners.rescoring import pooled, rescore
@@ -94,9 +94,16 @@ def test_scored_once_on_all_items_and_not_again(tmp_path: Path) -> None:
         rescore(records, 3, evaluate, other, tmp_path / "rescored.jsonl")
 
 
-def test_none_that_could_be_scored_is_named(tmp_path: Path) -> None:
+def test_where_none_could_be_scored_the_generations_decide(tmp_path: Path) -> None:
     def evaluate(record: Record) -> Mapping[str, Score]:
         raise EvaluationError("too far")
 
-    with pytest.raises(SearchFailed, match=r"all 2 candidates .* failed; candidate 0: too far"):
-        rescore(generations([0.5], [0.1]), 4, evaluate, ONE, tmp_path / "rescored.jsonl")
+    kept = rescore(generations([0.5], [0.1]), 4, evaluate, ONE, tmp_path / "rescored.jsonl")
+    assert [(r.fitness, r.items, r.failure) for r in kept] == [
+        ([0.5], 0, "too far"),
+        ([0.1], 1, "too far"),
+    ]
+    assert ids(finalists(kept, 1)) == [0]
+    (note,) = unscored_again(kept)
+    assert note.startswith("all 2 candidates that were scored again on all search items failed")
+    assert unscored_again(generations([0.5, None])) == []

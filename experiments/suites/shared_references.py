@@ -18,6 +18,7 @@ _ASKED = (
     "select_on",
     "report_on",
     "overlap",
+    "privacy",
     "device",
     "dtype",
     "batch_tokens",
@@ -28,8 +29,8 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
     """Gives a run that has not begun the scores of base and experts that another run has taken.
 
     The run's directory then looks as if an earlier start had scored them. False where nothing is
-    shared: the run has begun, asks other items or other models, or is on private items, whose
-    scores must not lie beside what it releases.
+    shared: the run has begun, asks other items or other models, or one of the two is on private
+    items, whose scores must not lie beside what it releases.
     """
     if (
         config.get("privacy")

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.runs.errors import UserError
 from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, planned_runs
+from experiments.suites.shared_references import share
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
 
@@ -88,6 +90,18 @@ def test_suite_runs_shares_reports_and_goes_on(shell: Shell, world: Path) -> Non
     assert (variants / "affine-s0" / "history.jsonl").stat().st_mtime_ns == stamp
     checked = shell.run("check", *command[1:])
     assert "in all       8 runs, 6 of them finished" in checked.stdout
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_nothing_is_shared_of_a_run_on_private_items(tmp_path: Path, private: bool) -> None:
+    config = OmegaConf.create({"experts": {"base": "b"}, "privacy": {}})
+    source = tmp_path / "source"
+    source.mkdir()
+    OmegaConf.save({**config, "privacy": {"data": "d"} if private else {}}, source / "config.yaml")
+    (source / "ingredients.json").write_text('{"items": {"private": 0.5}}')
+    (source / "references.jsonl").touch()
+    assert share(source, tmp_path / "run", config) is not private
+    assert (tmp_path / "run").exists() is not private
 
 
 def test_a_variant_that_cannot_start_is_refused_by_name(shell: Shell, world: Path) -> None:

@@ -47,7 +47,8 @@ def check(
     """
     pool, machine, panels = ingredients.pool, ingredients.machine, ingredients.panels
     first = trial.first.weights(ingredients.held, dtype=torch.float32)
-    size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if save_model else 0
+    writes = save_model and not (run / "model").exists()
+    size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if writes else 0
     check_writable(run, "out", size)
     for one in tries(lambda: None):
         with one:

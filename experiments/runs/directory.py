@@ -85,7 +85,9 @@ def plan_run(config: DictConfig, strategy: str) -> Path:
 
 def _is_ours(name: str) -> bool:
     """Whether a start that was killed before it wrote config.yaml may have left a file."""
-    return name in ("run.lock", _OWNER) or (name.startswith(".") and name.endswith(".tmp"))
+    return name.rstrip("~") in ("run.lock", _OWNER) or (
+        name.startswith(".") and name.endswith(".tmp")
+    )
 
 
 def check_writable(path: Path, option: str, content_bytes: int = 0) -> None:
@@ -199,7 +201,7 @@ def locked(path: Path) -> Iterator[None]:
             left = list(path.iterdir())
             if missing and all(_is_ours(entry.name) for entry in left):
                 for entry in left:
-                    entry.unlink()
+                    entry.unlink(missing_ok=True)
                 with suppress(OSError):  # another run may have come into a folder above
                     for folder in missing:
                         folder.rmdir()
@@ -241,18 +243,28 @@ def _owned(file: Path) -> Iterator[None]:
     One that is left of a process of this machine that is gone is taken over.
     """
     mine = f"process {os.getpid()} on {platform.node()}"
-    if file.exists() and _is_gone(file.read_text(encoding="utf-8")):
-        file.unlink(missing_ok=True)
+    if _is_gone(_read_owner(file)):
+        with _owned(file.with_name(f"{file.name}~")):  # who holds this one alone removes markers
+            if _is_gone(_read_owner(file)):
+                file.unlink(missing_ok=True)
     try:
         with file.open("x", encoding="utf-8") as marker:
             marker.write(mine)
     except FileExistsError:
-        owner = file.read_text(encoding="utf-8")
+        owner = _read_owner(file) or "another process"
         raise _locked(file, owner, f"; if it is gone, remove {file}") from None
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        if _read_owner(file) == mine:  # it went with the folder, where nothing was added
+            file.unlink(missing_ok=True)
+
+
+def _read_owner(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def _is_gone(owner: str) -> bool:

@@ -7,10 +7,13 @@ import fcntl
 import multiprocessing
 import os
 import platform
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from experiments.runs import directory
 from experiments.runs.directory import RunLocked, check_ingredients, locked
 from experiments.runs.errors import UserError
 
@@ -75,6 +78,30 @@ def test_without_locks_a_dead_process_does_not_keep_the_run(
     refused = pytest.raises(RunLocked, match=r"1 on another-machine is at .* gone, remove /")
     with refused, locked(tmp_path):
         pytest.fail("a process of another machine may live")
+
+
+def test_without_locks_one_of_two_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start takes the run over just after this one has read that its owner is gone."""
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    (tmp_path / "run.owner").write_text(f"process {dead.pid} on {platform.node()}")
+    is_gone, others = directory._is_gone, ExitStack()
+
+    def judge(owner: str) -> bool:
+        monkeypatch.setattr(directory, "_is_gone", is_gone)
+        gone = is_gone(owner)
+        others.enter_context(locked(tmp_path))
+        return gone
+
+    monkeypatch.setattr(fcntl, "flock", _no_flock)
+    monkeypatch.setattr(directory, "_is_gone", judge)
+    with others:
+        with pytest.raises(RunLocked, match="at work"), locked(tmp_path):
+            pytest.fail("two processes share a run")
+        assert f"process {os.getpid()} on" in (tmp_path / "run.owner").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
 
 
 def _no_flock(*_: object) -> None:

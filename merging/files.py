@@ -1,6 +1,8 @@
 """Files that are either the old ones or the new ones, never halves, and readable as others are."""
 
 import os
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -23,3 +25,10 @@ def apply_umask(path: Path) -> None:
     os.umask(mask)
     for each in (path, *path.rglob("*")):
         each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
+
+
+def date_alike(paths: Iterable[Path]) -> None:
+    """Dates all files as of now: how long private work took tells of its items."""
+    now_ns = time.time_ns()
+    for path in paths:
+        os.utime(path, ns=(now_ns, now_ns), follow_symlinks=False)

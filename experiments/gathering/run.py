@@ -32,6 +32,7 @@ from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
 from experiments.setup.private_checks import check_items, check_shown
 from merging.checkpoints.experts import ExpertPool
+from merging.files import date_alike
 from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
@@ -64,9 +65,12 @@ def run_statistics(config: DictConfig) -> None:
     with locked(out):
         clear_drafts(out)
         try:
+            files = []
             for name in gathering.pool.expert_names:
-                print(f"{name:<11} {gathering.file(name, out)}")
+                files.append(gathering.file(name, out))
+                print(f"{name:<11} {files[-1]}")
             if gathering.private is not None:
+                date_alike([*files, out])
                 print(*_privacy_lines(out), sep="\n")
         except (EvaluationError, TransientFailure, CheckpointError, ValueError, OSError) as error:
             raise UserError(str(error)) from error

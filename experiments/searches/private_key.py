@@ -3,11 +3,11 @@
 import hashlib
 import os
 import secrets
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs.errors import UserError
+from merging.files import date_alike
 from search.privacy.private_noise import SecretNoise
 
 KEY_FILE = "secret.key"
@@ -61,9 +61,7 @@ def destroy(run: Path) -> None:
     """
     for name in (KEY_FILE, "timing.jsonl"):  # the second is an older version's
         (run / name).unlink(missing_ok=True)
-    now_ns = time.time_ns()
-    for path in [*run.rglob("*"), run]:
-        os.utime(path, ns=(now_ns, now_ns), follow_symlinks=False)
+    date_alike([*run.rglob("*"), run])
 
 
 def _key(path: Path) -> bytes:

@@ -51,7 +51,8 @@ def tries(control: Callable[[], object]) -> Iterator[Try]:
                 scores = score(model)
 
     Args:
-        control: scores the other model; its scores do not matter.
+        control: scores the other model, and does for it what has to be done for any; its scores
+            do not matter.
 
     Raises:
         EvaluationError: it fails where the other model can be scored.
@@ -78,8 +79,8 @@ def _await(control: Callable[[], object], failure: str) -> None:
             return
         if pause_s is None:
             raise TransientFailure(
-                f"{failure}; the base cannot be scored now either ({look.failure}): mend that, "
-                "then run the same command again"
+                f"{failure}; base and experts cannot be scored now either ({look.failure}): "
+                "mend that, then run the same command again"
             )
         _pause(look.failure, pause_s)
 

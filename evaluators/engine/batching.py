@@ -29,7 +29,7 @@ class Deadline:
         if self._timeout_s is not None and seconds > self._timeout_s:
             raise TransientFailure(
                 f"timed out after {seconds:.1f} s; the limit is {self._timeout_s:g} s: raise "
-                "timeout_s"
+                "timeout_s, which makes it another run"
             )
 
 

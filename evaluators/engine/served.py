@@ -22,7 +22,7 @@ from evaluators.requests import (
     TransientFailure,
 )
 from merging.checkpoints.experts import ExpertPool
-from merging.saving.save_adapter import save_adapter
+from merging.saving.save_adapter import AdapterError, save_adapter
 from merging.weights import CheckpointError, Weights
 
 
@@ -91,7 +91,7 @@ class ServedModel:
 
         Raises:
             EvaluationError: no adapter carries it.
-            TransientFailure: the host cannot be reached or refuses.
+            TransientFailure: the host cannot be reached or refuses, or the adapter not written.
         """
         adapter = self._adapter(weights)
         try:
@@ -141,8 +141,10 @@ class ServedModel:
         shutil.rmtree(out, ignore_errors=True)
         try:
             saved = save_adapter(pool, weights, out, rank=self._rank)
-        except CheckpointError as error:
+        except AdapterError as error:
             raise EvaluationError(f"the candidate cannot be served: {error}") from error
+        except CheckpointError as error:  # such as a full disk
+            raise TransientFailure(f"the adapter cannot be written: {error}") from error
         if saved.error > self._largest_error:
             shutil.rmtree(out)
             raise EvaluationError(

@@ -23,7 +23,7 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
 
     Raises:
         NoFiniteScoresError: the weights give NaN or infinite logits.
-        EvaluationError: the time is up.
+        TransientFailure: the time is up.
     """
     resident, count = run.resident, len(rules.prompt)
 

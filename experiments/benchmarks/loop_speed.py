@@ -108,7 +108,7 @@ class World:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        return Scorer(ResidentModel(self.resident, self.engine), panel, self.pool.base_weights())
+        return Scorer(ResidentModel(self.resident, self.engine), panel, self.pool)
 
     @property
     def held(self) -> ExpertPool:

@@ -33,10 +33,10 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lus
 _LOGS_BYTES = 50e6  # room for logs and reports
 
 # What may differ between two starts of the same run: where files go, who watches, what is written
-# of the winner, and what a run that was stopped by memory or time goes on with.
+# of the winner, and what a run that was stopped for want of memory goes on with.
 _NOT_IDENTITY = (
     *("out", "runs", "tracker", "cache", "save_model", "adapter_rank"),
-    *("threads", "execution", "stream", "timeout_s"),
+    *("threads", "execution", "stream"),
 )
 
 

@@ -67,7 +67,10 @@ class PopulationPool(TaskQueue[Batch[Any]]):
             else:
                 centred.setdefault(candidate.key, {})[i] = candidate
         for group in centred.values():
-            results |= zip(group, self._group(list(group.values()), panel), strict=True)
+            scored = self._group(list(group.values()), panel) or [
+                self._alone(batch.genomes[i], panel) for i in group
+            ]
+            results |= zip(group, scored, strict=True)
         return ticket, [results[i] for i in range(len(batch.genomes))]
 
     def _centred(self, genome: Any) -> CentredCandidate | None:
@@ -85,15 +88,16 @@ class PopulationPool(TaskQueue[Batch[Any]]):
         return Evaluated(scores, tried.failure, tried.seconds)
 
     def _group(self, group: Sequence[CentredCandidate], panel: Panel) -> list[Evaluated]:
+        """Scores a group in shared passes; none where that fails, whoever of it is to blame."""
         engine = self._ingredients.engine
         results: list[Evaluated] = []
         with attempt() as tried:
-            for one in tries(self._ingredients.scorer(panel).ask_base):
+            for one in tries(self._ingredients.scorer(panel).control):
                 with one:
                     engine.resident.write(group[0].centre)
                     results = _scored(engine, panel, group)
         if tried.failure is not None:
-            results = [Evaluated(failure=tried.failure) for _ in group]
+            return []
         share = tried.seconds / len(group)
         return [replace(evaluated, seconds=share) for evaluated in results]
 

@@ -50,9 +50,10 @@ class References:
         self.ingredients, self.baselines = ingredients, baselines
         self._unread = unread
         self._path = path = run / "references.jsonl"
-        known = map(ModelScores.from_json, jsonl.read(path))
-        self._known = {(scores.kind, scores.name, scores.split): scores for scores in known}
-        drop_unentered(path.parent, range(len(self._known)))
+        known = [ModelScores.from_json(line) for line in jsonl.read(path)]
+        self._lines = len(known)
+        self._known = {(m.kind, m.name, m.split): m for m in known if not _is_missed(m)}
+        drop_unentered(path.parent, range(self._lines))
 
     def score(
         self,
@@ -85,8 +86,6 @@ class References:
         with ProgressBar(new, f"references on {panel.split} items", "model") as progress:
             for (name, kind, weights), from_file in zip(models, known, strict=True):
                 model = self.score_one(name, kind, panel, weights)
-                if panel.split == "search" and model.failure is not None and not unread:
-                    _refuse_unscored(model)
                 scores[name if name not in scores else f"{name} ({kind})"] = model
                 if not from_file:
                     progress.update()
@@ -115,7 +114,10 @@ class References:
     ) -> ModelScores:
         """Returns one model's scores on a panel, computed at most once per run.
 
-        A failure that is not its own is not kept: it raises TransientFailure.
+        Raises:
+            EvaluationError: base or an expert cannot be scored on the search items. That is not
+                kept: it is asked again at the next start.
+            TransientFailure: nothing can be scored now; not kept either.
         """
         if panel.split in self._unread:
             return ModelScores(name, kind, panel.split, {}, _UNREAD)
@@ -128,7 +130,10 @@ class References:
             except (EvaluationError, MergeError) as error:
                 log.info("%s %s has no score: %s", kind, name, error)
                 scores = ModelScores(name, kind, panel.split, {}, str(error))
-            jsonl.append(self._path, {"id": len(self._known), **scores.to_json()})
+                if _is_missed(scores):
+                    raise _unscored(scores) from error
+            jsonl.append(self._path, {"id": self._lines, **scores.to_json()})
+            self._lines += 1
             self._known[key] = scores
         return self._known[key]
 
@@ -142,7 +147,7 @@ class References:
         append_item_scores(
             self._path.parent,
             panel.split,
-            len(self._known),
+            self._lines,
             name=scores.name,
             kind=scores.kind,
             items=items,
@@ -162,12 +167,16 @@ class References:
         return self.ingredients.saved(uniform_plan(method, Whole(), self.ingredients.held))
 
 
-def _refuse_unscored(model: ModelScores) -> None:
-    """Raises EvaluationError for a model that the objective is made of."""
+def _is_missed(model: ModelScores) -> bool:
+    """Whether it is a failure of what the objective is made of."""
+    return model.split == "search" and model.kind in ("base", "expert") and bool(model.failure)
+
+
+def _unscored(model: ModelScores) -> EvaluationError:
+    """Returns what says that there is no objective without this model."""
     if model.kind == "base":
-        raise EvaluationError(f"the base cannot be scored: {model.failure}")
-    if model.kind == "expert":
-        raise EvaluationError(
-            f"expert {model.name!r} cannot be scored on the search items: {model.failure}; leave "
-            "it out of experts.experts, or take items that it can answer"
-        )
+        return EvaluationError(f"the base cannot be scored: {model.failure}")
+    return EvaluationError(
+        f"expert {model.name!r} cannot be scored on the search items: {model.failure}; leave "
+        "it out of experts.experts, or take items that it can answer"
+    )

@@ -1,6 +1,7 @@
 """The ingredients of a search: what takes time to open, and what scores its candidates."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from evaluators.engine.model import Model
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
+from evaluators.requests import EvaluationError
 from evaluators.tries import tries
 from experiments.setup import assemble, in_hull
 from experiments.setup.assemble import Machine
@@ -24,7 +26,9 @@ from experiments.setup.private_checks import check_private_panels
 from experiments.setup.problem import Problem, open_space
 from experiments.setup.racing_checks import check_cases
 from merging.checkpoints.experts import ExpertPool
-from merging.plan import Plan
+from merging.grouping import Whole
+from merging.methods.linear import Linear
+from merging.plan import Plan, uniform_plan
 from merging.saving.save_adapter import check_adapter
 from merging.spaces.space import SearchSpace
 from merging.stacks.layer_stack import layers_of
@@ -36,12 +40,12 @@ class Scorer:
     """Writes weights into the one model and asks it what a panel wants to know.
 
     Args:
-        base: weights that can be scored if anything can.
+        pool: base and experts, which can be scored and merged if anything can.
     """
 
     model: Model
     panel: Panel
-    base: Weights
+    pool: ExpertPool
 
     def __call__(self, weights: Weights) -> dict[str, Score]:
         """Returns ``task/metric`` to score.
@@ -52,15 +56,21 @@ class Scorer:
             TransientFailure: nothing can be scored now; says why.
         """
         scores: dict[str, Score] = {}
-        for one in tries(self.ask_base):
+        for one in tries(self.control):
             with one:
                 self.model.write(weights)
                 scores = self.panel.evaluate(self.model)
         return scores
 
-    def ask_base(self) -> None:
-        """Leaves the base in the model; raises what says that nothing can be scored now."""
-        self.model.write(self.base)
+    def control(self) -> None:
+        """Raises what says that nothing can be scored now; leaves the base in the model.
+
+        The experts' average is written first: it needs what any candidate needs, such as all
+        files, memory to merge in, and a server that takes adapters.
+        """
+        with suppress(EvaluationError):  # no adapter has to hold the average
+            self.model.write(uniform_plan(Linear(), Whole(), self.pool).weights(self.pool))
+        self.model.write(self.pool.base_weights())
         self.model.run(self.panel.requests)
 
 
@@ -85,7 +95,7 @@ class Ingredients:
 
     def scorer(self, panel: Panel) -> Scorer:
         """Returns what scores weights on `panel`."""
-        return Scorer(self.model, panel, self.held.base_weights())
+        return Scorer(self.model, panel, self.held)
 
     def saved(self, plan: Plan) -> Weights:
         """Returns the weights of `plan` as they would be saved."""

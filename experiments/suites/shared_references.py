@@ -22,6 +22,7 @@ _ASKED = (
     "device",
     "dtype",
     "batch_tokens",
+    "timeout_s",
 )
 
 

@@ -52,7 +52,7 @@ class Evaluated:
 
 @dataclass
 class Attempt:
-    """How an attempt to score a model went; known when it has ended."""
+    """How an attempt to score a model went, waiting included; known when it has ended."""
 
     failure: str | None = None
     seconds: float = 0.0

@@ -103,7 +103,7 @@ def second_look(
     finalists come last, so that where all have failed the search items decide.
 
     Args:
-        objective: the search's, bound to the references on selection items.
+        objective: the search's, bound to the references on search items.
         path: ``finalists.jsonl`` of the run; finalists that it holds are not evaluated again.
 
     Raises:

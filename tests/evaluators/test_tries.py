@@ -66,7 +66,9 @@ def test_it_is_the_models_own_where_the_base_can_be_scored(
 def test_nobody_is_believed_to_fail_where_nothing_can_be_scored(
     fault: Exception, pauses: list[float]
 ) -> None:
-    with pytest.raises(TransientFailure, match=r"base cannot be scored now either .*run the same"):
+    with pytest.raises(
+        TransientFailure, match=r"base and experts cannot be scored now either .*run the same"
+    ):
         score([fault] * 3, [fault] * 4)
     assert pauses == list(PAUSES_S)
 

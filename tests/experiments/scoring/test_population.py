@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from evaluators import tries
+from evaluators.engine.engine import Engine
 from search.loop.evaluation import batches
 from tests import builders
 from tests.experiments.local import EXPERTS, overrides, write_texts
@@ -65,6 +68,26 @@ def test_scores_are_those_of_each_alone_and_a_resume_gives_the_same_bytes(
     go(world, shell, cut, *SPACES[space], "together=4")
     for name in ("history.jsonl", "cases.jsonl", "recipe.json"):
         assert (cut / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+
+
+def test_a_group_that_fails_is_scored_one_by_one(
+    world: Path, tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One candidate that is to blame costs the others nothing."""
+    monkeypatch.setattr(tries, "PAUSES_S", (0.0,))
+    alone = go(world, shell, tmp_path / "alone", *SPACES["mixtures"], "together=null")
+    answer = Engine.run_population
+
+    def full(engine: Engine, requests: Any, candidates: Any) -> Any:
+        if len(candidates) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(engine, requests, candidates)
+
+    monkeypatch.setattr(Engine, "run_population", full)
+    together = go(world, shell, tmp_path / "together", *SPACES["mixtures"], "together=4")
+    assert len(together) == len(alone)
+    for one, other in zip(alone[:5], together[:5], strict=True):
+        assert other["scores"] == pytest.approx(one["scores"], rel=1e-5)
 
 
 def test_units_have_fixed_borders() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from evaluators import tries
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.engine.served import ServedModel
+from evaluators.panel import Panel
 from evaluators.requests import (
     Classify,
     EvaluationError,
@@ -21,12 +25,15 @@ from evaluators.requests import (
     Loglikelihood,
     TransientFailure,
 )
+from evaluators.tasks.perplexity import Perplexity
 from experiments.runs.errors import UserError, explained
 from experiments.scoring.backends import completions
+from experiments.setup.ingredients import Scorer
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan
+from merging.saving import save_adapter
 from merging.weights import Weights
 from tests import builders
 from tests.completions_server import Served, serving
@@ -150,6 +157,35 @@ def test_a_server_that_has_died_is_a_failure(
         remote.run(REQUESTS)
     with pytest.raises(ValueError, match=r"backend\.url=.*no OpenAI-compatible server"):
         served(pool, resident, url, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["server", "disk"])
+def test_no_candidate_is_to_blame_where_adapters_do_not_arrive(
+    world: Path,
+    pool: ExpertPool,
+    resident: Resident,
+    server: tuple[str, Served],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    """The base, which needs no adapter, can be scored all the same."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if fault == "disk":
+        monkeypatch.setattr(save_adapter, "save_file", refuse)
+    else:
+        monkeypatch.setattr(server[1], "load", refuse)
+    monkeypatch.setattr(tries, "PAUSES_S", (0.0, 0.0))
+    panel = Panel("search", {"text": Perplexity(resident.info, data=str(world / "search.jsonl"))})
+    scorer = Scorer(served(pool, resident, server[0], tmp_path), panel, pool)
+    assert scorer(pool.base_weights())
+    with pytest.raises(TransientFailure, match=r"adapter.* base and experts cannot be scored now"):
+        scorer(mixture(pool, 1.0, 0.5, 0.0))
+    monkeypatch.undo()
+    assert scorer(mixture(pool, 1.0, 0.5, 0.0))
 
 
 def test_what_a_server_cannot_do_is_refused(

@@ -73,9 +73,10 @@ def test_remedies_go_on_with_the_same_run(
 ) -> None:
     monkeypatch.setattr(tries, "PAUSES_S", (0.0,))
     line = overrides(world, *SHORT)
-    stopped = shell.run("search", *line, "timeout_s=1e-9")
+    stopped = shell.run("search", *line, "timeout_s=1e-9", "out=slow")
     assert stopped.code == 2
-    assert "the limit is 1e-09 s: raise timeout_s" in stopped.messages[-1]
+    wanted = "the limit is 1e-09 s: raise timeout_s, which makes it another run"
+    assert wanted in stopped.messages[-1]
     with monkeypatch.context() as disk:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         disk.setattr(shards, "save_file", lambda *_, **__: (_ for _ in ()).throw(full))
@@ -85,7 +86,7 @@ def test_remedies_go_on_with_the_same_run(
     assert "also with save_model=false adapter_rank=null" in stopped.messages[-1]
     history = Path("run/history.jsonl").read_bytes()
     assert not Path("run/summary.json").exists()
-    less = ("save_model=false", "adapter_rank=null", "timeout_s=1000", "stream=true")
+    less = ("save_model=false", "adapter_rank=null", "stream=true")
     Path("run/report.html").write_text("of a run that is not finished")
     with monkeypatch.context() as disk:
         disk.setattr(steps, "write_report", lambda _: (_ for _ in ()).throw(full))
@@ -94,6 +95,8 @@ def test_remedies_go_on_with_the_same_run(
     assert not Path("run/report.html").exists(), "it would mark the run as finished"
     assert shell.run("search", *line, *less).code == 0
     assert Path("run/history.jsonl").read_bytes() == history
+    other = shell.run("search", *line, "timeout_s=1000")  # its candidates may have other scores
+    assert "timeout_s: None there, 1000 now; choose another out=" in other.messages[-1]
     shown = shell.run("search", *line)
     assert shown.code == 0
     assert "evomerge rebuild run/recipe.json --out DIR writes it" in shown.stdout

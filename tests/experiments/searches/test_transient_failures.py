@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from evaluators.engine.engine import Engine
+from evaluators.evaluator import Score
+from evaluators.panel import Panel
+from evaluators.requests import EvaluationError, Response
 from experiments.runs.directory import locked
+from experiments.runs.model_scores import ModelScores
 from experiments.searches import run as search_run
 from experiments.suites.shared_references import share
+from search.loop import jsonl
 from tests.experiments.commands.test_beyond_hull import KEPT
 from tests.experiments.local import make_world, overrides, write_texts
 from tests.experiments.refusals import Shell
@@ -44,8 +49,8 @@ class Faults:
         monkeypatch.setattr(Engine, "run_population", faulty)
 
 
-def content(run: Path) -> dict[str, bytes]:
-    return {name: OWN.sub(b"", (run / name).read_bytes()) for name in READ}
+def content(run: Path, *names: str) -> dict[str, bytes]:
+    return {name: OWN.sub(b"", (run / name).read_bytes()) for name in names or READ}
 
 
 @pytest.mark.parametrize(
@@ -107,10 +112,40 @@ def test_an_expert_that_cannot_be_scored_ends_the_run_before_the_search(
     own.mkdir()
     make_world(own)
     _break(own / "base-prose")
-    ended = shell.run("search", *overrides(own, *QUICK), "out=run")
+    line = ["search", *overrides(own, *QUICK), "in_hull=null", "out=run"]
+    ended = shell.run(*line)
     assert ended.code == 2
     assert re.search(r"expert 'prose' cannot be scored on the search .* leave it", ended.stderr)
     assert not (shell.cwd / "run" / "history.jsonl").exists()
+
+
+def test_base_and_experts_that_failed_on_search_items_are_asked_again(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a file says that they failed, as those of earlier versions do."""
+    line = ["search", *overrides(world, *QUICK), "in_hull=null"]
+    assert shell.run(*line, "out=whole").code == 0
+    calls = iter(range(100))
+    scores = Panel.scores
+
+    def odd(panel: Panel, responses: Sequence[Response]) -> dict[str, Score]:
+        if next(calls) == 1:  # the first expert
+            raise EvaluationError("bits_per_byte is nan, no finite score")
+        return scores(panel, responses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Panel, "scores", odd)
+        assert shell.run(*line, "out=run").code == 2
+    written = shell.cwd / "run" / "references.jsonl"
+    assert [entry["name"] for entry in jsonl.read(written)] == ["base"]
+    failed = ModelScores("code", "expert", "search", {}, "bits_per_byte is nan")
+    jsonl.append(written, {"id": 1, **failed.to_json()})
+    ended = shell.run(*line, "out=run")
+    assert ended.code == 0, ended.stderr
+    assert content(shell.cwd / "run", "summary.json") == content(
+        shell.cwd / "whole", "summary.json"
+    )
+    assert [entry["id"] for entry in jsonl.read(written)] == list(range(len(jsonl.read(written))))
 
 
 def _break(model: Path) -> None:

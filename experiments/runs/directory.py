@@ -52,7 +52,14 @@ def identity_config(config: DictConfig) -> dict[str, Any]:
     options = {k: value for k, value in resolved(config).items() if k not in _NOT_IDENTITY}
     if baselines := options.get("baselines"):  # more may be read of a run that is finished
         baselines.pop("report", None)
-    return options
+    return {key: _without_cache(value) for key, value in options.items()}
+
+
+def _without_cache(value: Any) -> Any:
+    """Returns a part of the configuration without where its parts keep what they make."""
+    if isinstance(value, Mapping):
+        return {k: _without_cache(each) for k, each in value.items() if k != "cache_dir"}
+    return value
 
 
 def run_identity(config: DictConfig) -> str:

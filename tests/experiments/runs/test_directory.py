@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from experiments.runs import directory
-from experiments.runs.directory import RunLocked, check_ingredients, locked
+from experiments.runs.directory import RunLocked, check_ingredients, locked, run_identity
 from experiments.runs.errors import UserError
 
 
@@ -118,3 +119,11 @@ def test_ingredients_are_compared_kind_by_kind(tmp_path: Path) -> None:
         check_ingredients(tmp_path, {"base": "b", "items": {"search": {"text.a": "2"}}})
     with pytest.raises(UserError, match=r"another set of private items: what"):
         check_ingredients(tmp_path, {"items": {"search": {"text.a": "1"}, "private": 0.5}})
+
+
+def test_where_a_cache_lies_is_not_a_runs_identity() -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        here, there = (
+            compose("search", ["experiment=quickstart", f"cache={name}"]) for name in "ab"
+        )
+    assert run_identity(here) == run_identity(there)

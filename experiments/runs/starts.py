@@ -6,18 +6,20 @@ user's, so that it outlives output directories, and is no cache: nothing can com
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from experiments.runs.errors import UserError
-from merging.privacy.composition import Price, add
+from merging.privacy.composition import NO_GUARANTEE, Price, add
 from merging.privacy.ledger import Ledger
 from merging.privacy.words import price_in_words
 from search.loop import jsonl
+
+PUBLIC_NOISE = "whoever knows its public seed can subtract the noise"
 
 
 def starts_file() -> Path:
@@ -26,18 +28,24 @@ def starts_file() -> Path:
     return Path(folder) / "private_starts.jsonl"
 
 
-def write_start(dataset: str, release: str, price: Price, out: Path) -> None:
+def write_start(
+    dataset: str, release: str, price: Price, out: Path, *, void: str | None = None
+) -> None:
     """Writes that a release is about to leave the process, unless it is written down already.
 
     Args:
         release: its identity, the same in every start of one run and in the run's ledger.
         price: what it may cost at most: a run that is killed may have spent it.
         out: where it goes to, for people.
+        void: why it promises nothing, whatever the price; None: it does.
 
     Raises:
         UserError: the file cannot be written, or is damaged.
     """
-    line = {"dataset": dataset, "release": release, **price.to_json(), "out": str(out.absolute())}
+    if void is not None:
+        price = NO_GUARANTEE
+    line = {"dataset": dataset, "release": release, **price.to_json(), "void": void}
+    line["out"] = str(out.absolute())
     with _opened() as path:
         if release not in _starts(path):
             _mend_end(path)
@@ -52,21 +60,21 @@ def check_starts() -> None:
 
 def others(dataset: str, own: Collection[str]) -> list[Price]:
     """Returns the prices of all that was started on a data set, but for the releases in `own`."""
-    return [
-        Price(line["epsilon"], line["delta"])
-        for release, line in _starts(starts_file()).items()
-        if line["dataset"] == dataset and release not in own
-    ]
+    return [start.price for start in _others(dataset, own)]
 
 
 def others_in_words(dataset: str, own: Collection[str]) -> str:
     """Returns how many other runs there were on a data set, and what they add up to."""
-    prices = others(dataset, own)
-    if not prices:
+    starts = _others(dataset, own)
+    if not starts:
         return f"no other run on {dataset} is known here"
-    runs = "1 other run" if len(prices) == 1 else f"{len(prices)} other runs"
-    verb = "adds" if len(prices) == 1 else "add up to"
-    return f"{runs} on {dataset}, kept or thrown away, {verb} {price_in_words(add(prices))}"
+    one, total = len(starts) == 1, add(start.price for start in starts)
+    runs = "1 other run" if one else f"{len(starts)} other runs"
+    verb = "adds" if one else "add up to"
+    if total.vacuous:
+        verb = "leaves" if one else "leave"
+    why = "".join(f": {void}" for void in dict.fromkeys(s.void for s in starts) if void)
+    return f"{runs} on {dataset}, kept or thrown away, {verb} {price_in_words(total)}{why}"
 
 
 def beside_others(ledger: Ledger, what: str) -> Ledger:
@@ -96,13 +104,35 @@ def _opened() -> Iterator[Path]:
         ) from error
 
 
-def _starts(path: Path) -> dict[str, Any]:
-    """Returns release -> line; half a line at the end is of a start that never began."""
+@dataclass(frozen=True)
+class _Start:
+    """One line of the file; see `write_start`."""
+
+    dataset: str
+    release: str
+    price: Price
+    void: str | None
+
+    @classmethod
+    def read(cls, line: bytes) -> "_Start":
+        content = json.loads(line)
+        epsilon = content["epsilon"]  # null: infinite
+        price = Price(math.inf if epsilon is None else float(epsilon), float(content["delta"]))
+        return cls(content["dataset"], content["release"], price, content.get("void"))
+
+
+def _others(dataset: str, own: Collection[str]) -> list[_Start]:
+    starts = _starts(starts_file()).values()
+    return [start for start in starts if start.dataset == dataset and start.release not in own]
+
+
+def _starts(path: Path) -> dict[str, _Start]:
+    """Returns release -> start; half a line at the end is of a start that never began."""
     if not path.exists():
         return {}
     lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return {line["release"]: line for line in map(json.loads, lines)}
+        return {start.release: start for start in map(_Start.read, lines)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}), so what was spent on private data cannot be added "

@@ -23,10 +23,15 @@ from evaluators.panel import Panel
 from experiments.runs.directory import run_identity
 from experiments.runs.errors import UserError
 from experiments.runs.model_scores import SPLITS, ModelScores
-from experiments.runs.starts import beside_others, write_start
+from experiments.runs.starts import PUBLIC_NOISE, beside_others, write_start
 from experiments.scoring.choose import local_evaluation
 from experiments.searches.disclosure import Loop, look_again, unseen_finalists
-from experiments.searches.private_key import open_noise, release_of, seeded_noise
+from experiments.searches.private_key import (
+    open_noise,
+    release_by_seed,
+    release_of,
+    seeded_noise,
+)
 from experiments.searches.private_scores import item_by_item, robust_scores
 from experiments.searches.references import References
 from experiments.setup.common_items import PoissonItems
@@ -91,7 +96,7 @@ class PrivateDisclosure:
             self._release = str(release_of(run))
         else:
             self._noise = seeded_noise(config.seed, belongs)
-            self._release = f"search {run_identity(config)} by its seed"
+            self._release = release_by_seed(run_identity(config))
         unread = set(SPLITS) - set(self._privacy.public)
         readable = dict(ingredients.panels)
         if "selection" in unread:  # so that no other step can read these items
@@ -127,9 +132,9 @@ class PrivateDisclosure:
     def loop(self, problem: Problem, objective: Objective) -> Loop:
         """Returns the search through noisy fitness, ended by its privacy budget."""
         privacy = self._privacy
-        if privacy.randomness == "secret":
-            budget = Price(privacy.epsilon, privacy.delta)
-            write_start(privacy.data, self._release, budget, self._run)
+        budget = Price(privacy.epsilon, privacy.delta)
+        void = PUBLIC_NOISE if privacy.randomness == "seed" else None
+        write_start(privacy.data, self._release, budget, self._run, void=void)
         pool = self._evaluation_pool(problem.space, objective)
         return partial(
             search,
@@ -286,6 +291,9 @@ class PrivateDisclosure:
         knows a price for what is fixed beforehand, and a bound that is never exceeded.
         """
         privacy, budget = self._privacy, self._budget
+        if privacy.randomness == "seed":
+            what = f"the search on {privacy.data}, whose noise follows from its public seed"
+            return beside_others(ledger.read(None, what, None), "search")
         fixed = result.stop in ("evaluations", STOP) and not result.repeats
         spend = PrivacySpend(
             dataset=privacy.data,
@@ -300,11 +308,7 @@ class PrivateDisclosure:
             "scores and per-item scores were not kept",
             release=self._release,
         )
-        ledger = ledger.add(spend)
-        if privacy.randomness == "seed":
-            what = f"the search on {privacy.data}, whose noise follows from its public seed"
-            ledger = replace(ledger, unrecorded=(*ledger.unrecorded, what), words=())
-        return beside_others(ledger, "search")
+        return beside_others(ledger.add(spend), "search")
 
 
 def _contents(pool: ExpertPool, panels: Sequence[Panel]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.runs.errors import UserError
 from merging.files import date_alike
+from merging.recipe import Recipe
 from search.privacy.private_noise import SecretNoise
 
 KEY_FILE = "secret.key"
@@ -40,12 +41,19 @@ def open_noise(run: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise
 def release_of(run: Path) -> str | None:
     """Returns the identity of what a run releases: it names the key without telling it.
 
-    None: there is no key yet, or none any more.
+    A finished run has none any more, but a recipe whose ledger ends with it. None: there is no
+    key yet.
     """
-    path = run / KEY_FILE
-    if not path.exists():
-        return None
-    return f"search {hashlib.blake2b(b'release', key=_key(path), digest_size=8).hexdigest()}"
+    path, recipe = run / KEY_FILE, run / "recipe.json"
+    if path.exists():
+        return f"search {hashlib.blake2b(b'release', key=_key(path), digest_size=8).hexdigest()}"
+    ledger = Recipe.load(recipe).privacy if recipe.exists() else None
+    return ledger["spends"][-1]["release"] if ledger and ledger["spends"] else None
+
+
+def release_by_seed(identity: str) -> str:
+    """Returns the identity of what a run releases whose noise follows from its seed."""
+    return f"search {identity} by its seed"
 
 
 def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:

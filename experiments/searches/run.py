@@ -30,7 +30,7 @@ from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
-from experiments.searches.private_key import destroy, release_of
+from experiments.searches.private_key import destroy, release_by_seed, release_of
 from experiments.searches.references import References
 from experiments.searches.run_time import time_lines
 from experiments.searches.steps import (
@@ -89,7 +89,8 @@ def run_check(config: DictConfig) -> None:
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
             check_starts()
-            known = others_in_words(parts.privacy.data, {str(release_of(run))})
+            own = {str(release_of(run)), release_by_seed(run_identity(config))}
+            known = others_in_words(parts.privacy.data, own)
             lines.append(f"            of this search alone; {known}")
     print("\n".join(lines))
     print(f"run         {run}\nready")

@@ -13,7 +13,7 @@ from merging.privacy.accounting import AccountingError
 
 @dataclass(frozen=True)
 class Price:
-    """An epsilon and a delta; (inf, 1) promises nothing."""
+    """An epsilon and a delta; `NO_GUARANTEE`, (inf, 1), promises nothing."""
 
     epsilon: float
     delta: float
@@ -29,6 +29,9 @@ class Price:
             "epsilon": None if math.isinf(self.epsilon) else self.epsilon,
             "delta": self.delta,
         }
+
+
+NO_GUARANTEE = Price(math.inf, 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Promises in words: what ledgers, recipes, model cards and reports say."""
 
+import math
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
 
@@ -51,7 +52,8 @@ def promise_in_words(promise: Guarantee) -> str:
 def price_in_words(price: Price) -> str:
     """Returns a price, rounded up."""
     if price.vacuous:
-        return "no guarantee (delta reaches 1)"
+        what = "epsilon is infinite" if math.isinf(price.epsilon) else "delta reaches 1"
+        return f"no guarantee ({what})"
     return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"
 
 

@@ -13,14 +13,14 @@ import torch
 
 from experiments.experts.training.language_model import Lora, open_model, open_tokenizer, save
 from experiments.experts.training.records import encode
-from experiments.experts.training.regime import Regime
+from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.experts.training.train import Trained, train
-from experiments.runs.starts import beside_others, check_starts, write_start
+from experiments.runs.starts import PUBLIC_NOISE, beside_others, check_starts, write_start
 from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.checkpoints.sources import resolve
 from merging.files import write_text
-from merging.privacy.composition import Price
+from merging.privacy.composition import NO_GUARANTEE, Price
 from merging.privacy.ledger import Ledger
 from merging.saving.save import staged, write_ledger
 
@@ -109,6 +109,9 @@ def train_expert(
         own = ledger.spends[-1]
         write_start(own.dataset, str(own.release), Price(own.epsilon, own.delta), out)
         ledger = beside_others(ledger, "training")
+    elif regime.privacy is not None:
+        void = _void(regime.privacy)
+        write_start(data.identity, _new_release(), NO_GUARANTEE, out, void=void)
     with staged(out) as draft:
         save(model, base, draft)
         if ledger is not None:
@@ -123,9 +126,7 @@ def charged(
 ) -> Ledger | None:
     """Returns the ledger of the base with what a training has cost; None: it was not private."""
     spent, privacy = trained.spent, regime.privacy
-    if spent is None or privacy is None or math.isinf(spent.epsilon):
-        return None
-    if privacy.clipping != "per_record" or privacy.randomness != "secret":
+    if spent is None or privacy is None or math.isinf(spent.epsilon) or _void(privacy) is not None:
         return None
     return start.add(
         PrivacySpend(
@@ -140,9 +141,22 @@ def charged(
             group_size=data.group_size,
             disjoint_from=tuple(data.disjoint_from),
             what=f"DP-SGD training, {label}",
-            release=f"training {secrets.token_hex(8)}",
+            release=_new_release(),
         )
     )
+
+
+def _new_release() -> str:
+    return f"training {secrets.token_hex(8)}"
+
+
+def _void(privacy: TrainingPrivacy) -> str | None:
+    """Returns why a training promises nothing, whatever was accounted for; None: it does."""
+    if privacy.randomness == "seed":
+        return PUBLIC_NOISE
+    if privacy.clipping == "as_released":
+        return "clipping=as_released does not bound what a record moves"
+    return "it had no noise" if privacy.noise_multiplier == 0 else None
 
 
 def _outcome(trained: Trained, regime: Regime, *, holds: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from experiments.experts.training.private import (
 from experiments.experts.training.records import Record, padded, record_losses, token_counts
 from experiments.experts.training.regime import Clipping, Reduction, Regime, TrainingPrivacy
 from experiments.experts.training.train import train
+from experiments.runs.starts import PUBLIC_NOISE, others_in_words
 from merging.checkpoints.privacy_record import read_record
 from merging.seeding import generator
 
@@ -320,18 +321,28 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
 
 
 @pytest.mark.parametrize(
-    "privacy",
+    ("privacy", "why"),
     [
-        TrainingPrivacy(1e-4, noise_multiplier=0.0),
-        TrainingPrivacy(1e-4, noise_multiplier=0.9, clipping="as_released"),
-        TrainingPrivacy(1e-4, noise_multiplier=0.9, randomness="seed"),
+        (TrainingPrivacy(1e-4, noise_multiplier=0.0), "it had no noise"),
+        (
+            TrainingPrivacy(1e-4, noise_multiplier=0.9, clipping="as_released"),
+            "clipping=as_released does not bound what a record moves",
+        ),
+        (TrainingPrivacy(1e-4, noise_multiplier=0.9, randomness="seed"), PUBLIC_NOISE),
     ],
 )
-def test_what_is_not_private_gets_no_record(
-    base: Path, tmp_path: Path, privacy: TrainingPrivacy
+def test_what_is_not_private_gets_no_record_but_is_counted(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    privacy: TrainingPrivacy,
+    why: str,
 ) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(tmp_path / "state"))
     regime = Regime(8, epochs=1, sampling="poisson", privacy=privacy)
     train_expert(base, DataSet("t", TEXTS, 1, 40), regime, tmp_path / "a", label="x", seed=0)
     assert read_record(tmp_path / "a") is None
     told = json.loads((tmp_path / "a" / "training.json").read_text())["privacy"]
     assert told["holds"] is False
+    words = "1 other run on t, kept or thrown away, leaves no guarantee (epsilon is infinite): "
+    assert others_in_words("t", {}) == words + why

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.runs.errors import UserError
 from experiments.runs.starts import (
+    PUBLIC_NOISE,
     beside_others,
     check_starts,
     others,
@@ -85,13 +86,27 @@ def test_the_words_of_a_ledger() -> None:
     )
 
 
+def test_what_promises_nothing_leaves_no_guarantee_and_says_why() -> None:
+    write_start("letters", "search 1", Price(3.0, 1e-5), Path())
+    write_start("letters", "search 2", Price(1.0, 1e-5), Path(), void=PUBLIC_NOISE)
+    assert json.loads(starts_file().read_text().splitlines()[1])["epsilon"] is None
+    assert add(others("letters", {})).vacuous
+    spend = PrivacySpend("letters", 3.0, 1e-5, "rdp", "1", release="search 1")
+    assert beside_others(Ledger().add(spend), "search").sentences()[-1] == (
+        "This is of this search alone; 1 other run on letters, kept or thrown away, leaves no "
+        "guarantee (epsilon is infinite): whoever knows its public seed can subtract the noise."
+    )
+    assert others_in_words("letters", {"search 2"}).endswith("adds (ε, δ) = (3, 1e-05)")
+
+
 def test_a_file_that_cannot_be_used_is_told_before_the_work(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.mkdir()
-    starts_file().write_text("no json\n")
-    with pytest.raises(UserError, match=r"is damaged .*: restore it from a copy"):
-        check_starts()
+    for line in ("no json", '{"dataset": "letters", "release": "search 1", "delta": 0.1}'):
+        starts_file().write_text(line + "\n")
+        with pytest.raises(UserError, match=r"is damaged .*: restore it from a copy"):
+            check_starts()
     monkeypatch.setenv("EVOMERGE_STATE", str(starts_file()))
     with pytest.raises(UserError, match=r"cannot be written .*: set EVOMERGE_STATE"):
         check_starts()

@@ -97,23 +97,25 @@ def interrupted(whole: Path, key: str, to: Path, candidates: int) -> None:
     (to / KEY_FILE).chmod(0o600)
 
 
-def test_a_second_search_on_the_same_items_tells_of_the_first(
+def test_every_search_on_the_same_items_tells_of_the_others_and_none_of_itself(
     shell: Shell, world: Path, items: Path, monkeypatch: pytest.MonkeyPatch, keep_key: list[str]
 ) -> None:
     monkeypatch.setenv("EVOMERGE_STATE", str(shell.cwd / "state"))
-    more = ["evaluator@select_on=none", "budget.evaluations=5", "save_model=false"]
+    more = ["evaluator@select_on=none", "budget.evaluations=5", "save_model=false", "runs=runs"]
     line = options(world, items, *MEANS, *more)
-    first = search(shell, "first", line)
+    ended = shell.run("search", "-m", *line, "seed=0,1")  # every job of a sweep is a start
+    assert ended.code == 0, ended.stderr
+    first, second = sorted(shell.cwd.glob("runs/*-s[01]-*"))
     lines = others("letters", {})
-    assert lines == [Price(10.0, 1e-5)], "the budget, not what was spent of it in the end"
-    ended = shell.run("check", *line, "out=second")
+    assert lines == [Price(10.0, 1e-5)] * 2, "the budget, not what was spent of it in the end"
     told = "of this search alone; 1 other run on letters, kept or thrown away, adds (ε, δ) = ("
-    assert f"{told}10, 1e-05)" in ended.stdout
-    assert others("letters", {}) == lines, "a check is no start"
-    second = search(shell, "second", line)
     words = json.loads((second / "recipe.json").read_text())["privacy"]["words"]
     assert f"This is {told}10, 1e-05)." in words
     assert told in (second / "report.html").read_text()
+    assert f"{told}10, 1e-05)" in shell.run("check", *line).stdout, "a finished run's own start"
+    ended = shell.run("check", *line, "seed=2")
+    assert "2 other runs on letters, kept or thrown away, add up to (ε, δ) = (20," in ended.stdout
+    assert others("letters", {}) == lines, "a check is no start"
     stopped = shell.cwd / "stopped"
     interrupted(first, keep_key[0], stopped, 2)
     ended = shell.run("check", *line, "out=stopped")
@@ -243,11 +245,11 @@ def test_a_run_that_stops_by_what_it_saw_states_its_whole_budget(
     assert (spend_of(run)["epsilon"], spend_of(run)["mechanisms"]) == (10, None)
 
 
-def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nobody(
+def test_svt_names_the_winner_on_private_selection_items(
     shell: Shell, world: Path, items: Path
 ) -> None:
     svt = ["choose=svt", "privacy.svt_epsilon=2", "privacy.svt_margin=-9", "privacy.svt_clip=8"]
-    svt += ["privacy.randomness=seed", "budget.evaluations=9", "finalists=3"]
+    svt += ["budget.evaluations=9", "finalists=3"]
     line = options(world, items, *MEANS, *svt)
     run = search(shell, "run", line)
     answers = read_lines(run / "svt.jsonl")
@@ -262,10 +264,22 @@ def test_svt_names_the_winner_on_private_selection_items_and_a_seed_protects_nob
         SparseVector(2.0),
     ]
     assert spend_of(run)["epsilon"] == pytest.approx(accounting.epsilon(paid, 1e-5), rel=1e-9)
-    recipe = json.loads((run / "recipe.json").read_text())
+
+
+def test_a_seed_protects_nobody_and_a_search_with_one_spends_all(
+    shell: Shell, world: Path, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(shell.cwd / "state"))
+    more = ["evaluator@select_on=none", "budget.evaluations=5", "save_model=false"]
+    line = options(world, items, *MEANS, *more)
+    seeded = [*line, "privacy.randomness=seed"]
+    ledger = json.loads((search(shell, "run", seeded) / "recipe.json").read_text())["privacy"]
     said = "the search on letters, whose noise follows from its public seed"
-    assert said in recipe["privacy"]["unrecorded"]
-    assert not recipe["privacy"]["private"]
+    assert (ledger["unrecorded"][-1], ledger["private"]) == (said, False)
+    assert ledger["data_sets"] == {}, "there is no epsilon to state"
+    assert "no other run on letters" in shell.run("check", *seeded, "out=run").stdout
+    told = "leaves no guarantee (epsilon is infinite): whoever knows its public seed"
+    assert told in shell.run("check", *line, "out=other").stdout
 
 
 @pytest.fixture(scope="module")

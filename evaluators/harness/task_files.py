@@ -5,7 +5,6 @@ import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from glob import glob
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -190,19 +189,25 @@ def _data_identities(task: Any, split: str | None) -> list[str]:
     config, kwargs = task.config, task.config.dataset_kwargs or {}
     if config.dataset_path is None:
         return [f"lm-eval:{task.task_name}/{split}"]
-    files = kwargs.get("data_files")
-    files = files.get(split) if isinstance(files, Mapping) else files
-    found = [_matching(file) for file in ([files] if isinstance(files, str) else files or ())]
-    if found and all(found):
-        return sorted({str(path.resolve()) for paths in found for path in paths})
+    if not config.custom_dataset:
+        found = _local_files(config.dataset_path, config.dataset_name, kwargs)
+        if files := found.get(str(split)):
+            return sorted({str(Path(file).resolve()) for file in files})
     parts = [config.dataset_path, config.dataset_name, kwargs, split]
     return ["/".join(str(part) for part in parts if part)]
 
 
-def _matching(pattern: str) -> list[Path]:
-    if Path(pattern).is_file():  # brackets in a name are not always a pattern
-        return [Path(pattern)]
-    return [path for path in map(Path, glob(pattern, recursive=True)) if path.is_file()]
+def _local_files(path: str, name: str | None, kwargs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns split to the files that `datasets` finds for it, in a directory or by patterns.
+
+    Files of the hub are left out: whether they are known depends on the network.
+    """
+    named = {key: kwargs[key] for key in ("data_dir", "data_files") if kwargs.get(key)}
+    if not named and not Path(path).is_dir():
+        return {}
+    found = datasets.load_dataset_builder(path, name, **named).config.data_files or {}
+    local = {str(split): list(map(str, files)) for split, files in found.items()}
+    return {split: files for split, files in local.items() if not any("://" in f for f in files)}
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from experiments.setup.private_checks import check_items, check_shown
 from tests.evaluators.conftest import kick, language_resident
 from tests.evaluators.engine.test_likelihood import random_requests
 from tests.evaluators.engine.test_population import random_deltas
-from tests.evaluators.harness.test_lm_eval_task import ROWS, config, kinds
+from tests.evaluators.harness.test_lm_eval_task import ROWS, SHOTS, config, kinds
 from tests.evaluators.memorization import conftest as memorization
 from tests.evaluators.tasks.test_evaluators import CHOICES, LABELLED, TEXTS
 
@@ -193,7 +193,17 @@ def test_a_file_is_known_whatever_is_taken_of_it_and_beside_it(
     canaries = write_lines([memorization.canary_line(i) for i in range(6)], "canaries.jsonl")
     one, two = write_lines(ROWS[:4], "one.rows"), write_lines(ROWS[4:], "two.rows")
     every = str(tmp_path / "*.rows")
+    in_it = {"data_files": {"test": "directory/test.jsonl"}}
     both = [config("", dataset_kwargs={"data_files": {"test": f}}) for f in ([one, two], every)]
+    (tmp_path / "directory").mkdir()
+    held = write_lines(ROWS, "directory/test.jsonl")
+    train = write_lines(SHOTS, "directory/train.jsonl")
+    within = [
+        config("", dataset_path=str(tmp_path / "directory"), dataset_kwargs={}),
+        config("", dataset_path=str(tmp_path), dataset_kwargs={"data_dir": "directory"}),
+        config("", dataset_path=str(tmp_path), dataset_kwargs=in_it),
+        config("", dataset_kwargs={"data_dir": str(tmp_path / "directory")}),
+    ]
     readers: list[list[Evaluator]] = [
         [
             Exposure(info, data=canaries, references=3),
@@ -202,6 +212,7 @@ def test_a_file_is_known_whatever_is_taken_of_it_and_beside_it(
             Perplexity(info, data=canaries),
         ],
         [MultipleChoice(info, data=one), *(LmEvalTask(info, task=task) for task in both)],
+        [MultipleChoice(info, data=held), *(LmEvalTask(info, task=task) for task in within)],
     ]
     for readers_of_one in readers:
         for a, b in combinations(readers_of_one, 2):
@@ -212,6 +223,12 @@ def test_a_file_is_known_whatever_is_taken_of_it_and_beside_it(
     report = Panel("report", {"seen": LmEvalTask(info, task=shows)})
     with pytest.raises(ValueError, match="report task 'seen' shows private items as examples"):
         check_shown([Panel("search", {"it": MultipleChoice(info, data=two)})], [report])
+    examples = {**within[0], "num_fewshot": 1, "fewshot_split": "train"}
+    panel = Panel("search", {"it": LmEvalTask(info, task=examples)})
+    check_shown([panel], [panel])
+    private = Panel("search", {"it": MultipleChoice(info, data=train)})
+    with pytest.raises(ValueError, match="search task 'it' shows private items as examples"):
+        check_shown([private], [panel])
 
 
 def test_in_half_precision_no_private_item_changes_anothers_answer(checkpoints: Path) -> None:

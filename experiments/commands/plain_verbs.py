@@ -124,20 +124,22 @@ def _pseudonymize(options: argparse.Namespace) -> int:
         read_key,
     )
     from experiments.pseudonyms.pseudonyms import Pseudonyms
+    from experiments.pseudonyms.register import register
 
     secret = read_key(variable=options.key_env, file=options.key_file, environment=os.environ)
-    pseudonyms = Pseudonyms(secret, digits=options.digits)
     if options.canaries and options.everywhere:
         raise UserError("--everywhere is for records: leave it out, or name --fields")
-    if options.canaries:
-        return pseudonymize_canaries(options.source, options.target, pseudonyms)
-    return pseudonymize_records(
-        options.source,
-        options.target,
-        read_fields(options.fields),
-        pseudonyms,
-        everywhere=options.everywhere,
-    )
+    with register(secret) as claim:
+        pseudonyms = Pseudonyms(secret, digits=options.digits, claim=claim)
+        if options.canaries:
+            return pseudonymize_canaries(options.source, options.target, pseudonyms)
+        return pseudonymize_records(
+            options.source,
+            options.target,
+            read_fields(options.fields),
+            pseudonyms,
+            everywhere=options.everywhere,
+        )
 
 
 def reference_losses(arguments: Sequence[str]) -> None:

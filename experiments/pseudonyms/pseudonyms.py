@@ -48,17 +48,25 @@ class Pseudonyms:
     Args:
         digits: hexadecimal digits of a slug, 1 to 64. With 8 of them two of 10,000 values
             share a slug with a chance of about 1 %, which is then refused.
+        claim: given a slug and a digest of the value that it is to stand for, returns the digest
+            of the one that had it first; None: first in this object, see also `register`.
 
     Source: Decomposing Memorization Reduction in Privacy-Preserving Fine-Tuning of SLMs for
         CSIRTs, arXiv 2606.28479, its attack script. Values are taken as they are, without
         normalisation.
     """
 
-    def __init__(self, secret: SecretKey, *, digits: int = 8) -> None:
+    def __init__(
+        self,
+        secret: SecretKey,
+        *,
+        digits: int = 8,
+        claim: Callable[[str, str], str] | None = None,
+    ) -> None:
         if not 1 <= digits <= _MOST_DIGITS:
             raise ValueError(f"digits must be 1 to {_MOST_DIGITS}, got {digits}")
         self._secret, self._digits = secret, digits
-        self._owners: dict[str, str] = {}  # slug -> digest of the one value it stands for
+        self._claim = claim or dict[str, str]().setdefault
 
     def slug(self, kind: str, value: str) -> str:
         """Returns the slug of a value of a type such as ``IP_ADDRESS``.
@@ -71,7 +79,7 @@ class Pseudonyms:
             )
         digest = self._secret.digest(f"{kind}:{value}")
         slug = f"[{kind}_{digest[: self._digits]}]"
-        if self._owners.setdefault(slug, digest) != digest:
+        if self._claim(slug, digest) != digest:
             raise ValueError(
                 f"two values of type {kind} have the slug {slug}: take more than {self._digits} "
                 "digits, for all data under this key"

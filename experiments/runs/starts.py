@@ -4,16 +4,15 @@ Whoever keeps the best of several runs on the same records has spent all of them
 user's, so that it outlives output directories, and is no cache: nothing can compute it again.
 """
 
-import fcntl
 import json
 import math
-import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.runs.errors import UserError
+from experiments.runs.state import appended, state_folder, whole_lines
 from merging.privacy.composition import NO_GUARANTEE, Price, add
 from merging.privacy.ledger import Ledger
 from merging.privacy.words import price_in_words
@@ -24,8 +23,7 @@ PUBLIC_NOISE = "whoever knows its public seed can subtract the noise"
 
 def starts_file() -> Path:
     """Returns the file, in $EVOMERGE_STATE or ~/.local/state/evomerge."""
-    folder = os.environ.get("EVOMERGE_STATE") or Path.home() / ".local" / "state" / "evomerge"
-    return Path(folder) / "private_starts.jsonl"
+    return state_folder() / "private_starts.jsonl"
 
 
 def write_start(
@@ -92,10 +90,7 @@ def _opened() -> Iterator[Path]:
     """Yields the file, locked; other processes wait."""
     path = starts_file()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            with suppress(OSError):  # no locks on this file system: a line is still one write
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with appended(path):
             yield path
     except OSError as error:
         raise UserError(
@@ -128,11 +123,8 @@ def _others(dataset: str, own: Collection[str]) -> list[_Start]:
 
 def _starts(path: Path) -> dict[str, _Start]:
     """Returns release -> start; half a line at the end is of a start that never began."""
-    if not path.exists():
-        return {}
-    lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return {start.release: start for start in map(_Start.read, lines)}
+        return {start.release: start for start in map(_Start.read, whole_lines(path))}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}), so what was spent on private data cannot be added "

@@ -6,7 +6,9 @@ import copy
 import hashlib
 import hmac
 import json
+import multiprocessing
 import pickle
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from evaluators.memorization.canaries import Canary, read_canaries
 from experiments.cli import main
 from experiments.pseudonyms.pseudonymize import read_fields, read_key
 from experiments.pseudonyms.pseudonyms import Pseudonyms, SecretKey, slugged
+from experiments.pseudonyms.register import register
 
 KEY = "a key that is long enough: 71c3"
 FIELDS = {"asset.host": "HOSTNAME", "asset.ips": "IP_ADDRESS", "scan.target": "IP_ADDRESS"}
@@ -36,6 +39,11 @@ def pseudonyms(digits: int = 8) -> Pseudonyms:
 def expected(kind: str, value: str, digits: int = 8) -> str:
     found = hmac.new(KEY.encode(), f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()
     return f"[{kind}_{found[:digits]}]"
+
+
+def alike(one: int, other: int) -> bool:
+    first, second = (expected("HOSTNAME", f"h{value}", 1) for value in (one, other))
+    return first == second
 
 
 @given(st.sampled_from(["HOSTNAME", "IP_ADDRESS"]), st.text(max_size=20), st.integers(12, 64))
@@ -124,6 +132,35 @@ def test_collisions_are_refused_without_naming_values() -> None:
     assert len({longer.slug("KIND", value) for value in values}) == 17
 
 
+def in_turns(start: Any, results: Any, name: str) -> None:
+    """Claims all 16 slugs of one digit, of 16 types, for values that the other has not."""
+    start.wait()
+    for number in range(16):
+        with register(SecretKey(KEY.encode())) as claim:
+            mine = Pseudonyms(SecretKey(KEY.encode()), digits=1, claim=claim)
+            for value in range(200):
+                try:
+                    results.put((mine.slug(f"K{number}", f"{name}{value}"), f"{name}{value}"))
+                except ValueError:
+                    continue
+
+
+def test_two_processes_never_give_one_slug_to_two_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(tmp_path))
+    forking = multiprocessing.get_context("fork")
+    start, results = forking.Barrier(2), forking.Queue()
+    workers = [forking.Process(target=in_turns, args=(start, results, name)) for name in "ab"]
+    for worker in workers:
+        worker.start()
+    pairs = [results.get(timeout=60) for _ in range(16 * 16)]
+    for worker in workers:
+        worker.join()
+    assert len({slug for slug, _ in pairs}) == 16 * 16
+    assert {value[0] for _, value in pairs} == {"a", "b"}
+
+
 def canary(number: int, kind: str = "HOSTNAME") -> Canary:
     text = f'{{"host":"h{number}","port":80}}'
     return Canary(f"c{number}", text, 9, 11, ("v1", "v2"), "AB"[number % 2], kind)
@@ -168,6 +205,32 @@ def test_command_writes_records_and_canaries(
     options = ["--canaries", "--key-env", "SLUG_KEY", "--digits", "12"]
     assert main(["pseudonymize", str(files / "canaries.jsonl"), str(out), *options]) == 0
     assert read_canaries(out) == slugged([canary(i) for i in range(3)], pseudonyms(12))
+
+
+def test_two_files_under_a_key_never_share_a_slug(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVOMERGE_STATE", str(files / "state"))
+    one, other = next(pair for pair in combinations(range(99), 2) if alike(*pair))
+    (files / "fields.yaml").write_text("host: HOSTNAME")
+    options = ["--fields", str(files / "fields.yaml"), "--key-file", str(files / "key")]
+    for number, value in ((0, one), (1, other), (2, one)):
+        source = files / f"in{number}.jsonl"
+        source.write_text(json.dumps({"host": f"h{value}"}) + "\n")
+        command = ["pseudonymize", str(source), str(files / f"out{number}.jsonl"), *options]
+        if number == 1:
+            with pytest.raises(SystemExit, match="2"):
+                main([*command, "--digits", "1"])
+            assert "two values of type HOSTNAME have the slug" in capsys.readouterr().err
+        else:
+            main([*command, "--digits", "1"])
+    assert (files / "out0.jsonl").read_text() == (files / "out2.jsonl").read_text()
+    (kept,) = (files / "state").iterdir()
+    assert f"h{one}" not in kept.read_text()
+    kept.write_bytes(b"damaged\n")
+    with pytest.raises(SystemExit, match="2"):
+        main([*command[:2], str(files / "out3.jsonl"), *options])
+    assert f"{kept} is damaged, which says" in capsys.readouterr().err
 
 
 def test_key_shows_nowhere(

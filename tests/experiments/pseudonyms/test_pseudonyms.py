@@ -134,13 +134,13 @@ def test_collisions_are_refused_without_naming_values() -> None:
 
 def in_turns(start: Any, results: Any, name: str) -> None:
     """Claims all 16 slugs of one digit, of 16 types, for values that the other has not."""
-    start.wait()
     for number in range(16):
+        start.wait()
         with register(SecretKey(KEY.encode())) as claim:
             mine = Pseudonyms(SecretKey(KEY.encode()), digits=1, claim=claim)
             for value in range(200):
                 try:
-                    results.put((mine.slug(f"K{number}", f"{name}{value}"), f"{name}{value}"))
+                    results.put(mine.slug(f"K{number}", f"{name}{value}"))
                 except ValueError:
                     continue
 
@@ -154,11 +154,10 @@ def test_two_processes_never_give_one_slug_to_two_values(
     workers = [forking.Process(target=in_turns, args=(start, results, name)) for name in "ab"]
     for worker in workers:
         worker.start()
-    pairs = [results.get(timeout=60) for _ in range(16 * 16)]
+    slugs = [results.get(timeout=60) for _ in range(16 * 16)]
     for worker in workers:
         worker.join()
-    assert len({slug for slug, _ in pairs}) == 16 * 16
-    assert {value[0] for _, value in pairs} == {"a", "b"}
+    assert len(set(slugs)) == 16 * 16
 
 
 def canary(number: int, kind: str = "HOSTNAME") -> Canary:

@@ -66,6 +66,8 @@ class PlannedRun:
     Args:
         variant: what is compared, as the page names it.
         options: overrides of the search's configuration.
+        private: whether it reads private items. Nothing is written of how long such a run took
+            or why it failed, nor what it says to a terminal.
     """
 
     table: str
@@ -74,6 +76,7 @@ class PlannedRun:
     seed: int
     options: tuple[str, ...]
     directory: Path
+    private: bool = False
 
     @property
     def overrides(self) -> list[str]:

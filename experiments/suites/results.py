@@ -43,13 +43,17 @@ def write_pages(paths: Sequence[Path], text: str) -> None:
 
 def _facts(suite: Suite, runs: Sequence[PlannedRun], command: str, seconds: float) -> str:
     worked = sum(_worked_s(run.directory) for run in runs)
+    times = (
+        f"{duration(worked)} in candidates' evaluations, {duration(seconds)} for this start of "
+        "the command"
+    )
+    if any(run.private for run in runs):
+        times = "how long private ones take is not written"
     lines = [
         f"Written by `{command}`; do not edit by hand.",
         "",
         f"- machine: {machine()}",
-        f"- runs: {len(runs)}, {suite.workers} at a time; "
-        f"{duration(worked)} in candidates' evaluations, {duration(seconds)} for this start of "
-        "the command",
+        f"- runs: {len(runs)}, {suite.workers} at a time; {times}",
         f"- options of every run: `{shlex.join(suite.options)}`",
         "- winner of a run: named on the selection items; reported: the held-out items, which no "
         "search reads",
@@ -72,7 +76,8 @@ def _section(
         f"{setting.title} Options `{shlex.join(setting.options)}`, seeds {seeds}.",
     ]
     lost = [
-        f"- failed: {run.variant}, seed {run.seed}: {failures[run.directory]}"
+        f"- failed: {run.variant}, seed {run.seed}: "
+        + ("why, the terminal says alone" if run.private else failures[run.directory])
         for run in runs
         if run.directory in failures
     ]

@@ -9,6 +9,8 @@ after a stop.
 import os
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose
@@ -72,19 +74,24 @@ def _planned(config: DictConfig) -> tuple[Suite, list[PlannedRun]]:
             "into a setting or a variant"
         )
     runs = planned_runs(suite, Path(config.runs) / str(config.name))
-    tried: set[tuple[str, str, str]] = set()
+    return suite, marked(runs)
+
+
+def marked(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Returns the runs, those on private items marked; every variant is tried once per setting."""
+    private: dict[tuple[str, str, str], bool] = {}
     for run in runs:
-        if (key := (run.table, run.setting, run.variant)) not in tried:
-            tried.add(key)
-            _dry_run(run)
-    return suite, runs
+        if (key := (run.table, run.setting, run.variant)) not in private:
+            private[key] = _dry_run(run)
+    return [replace(run, private=private[run.table, run.setting, run.variant]) for run in runs]
 
 
-def _dry_run(run: PlannedRun) -> None:
+def _dry_run(run: PlannedRun) -> bool:
+    """Tries a variant; returns whether its items are private."""
     try:
         config = compose("search", overrides=run.overrides)
         check_options(config)
-        dry_run(config)
+        return dry_run(config).privacy is not None
     except (UserError, ValueError, HydraException, OmegaConfBaseException) as error:
         raise UserError(f"suite, {run.setting}, variant {run.variant!r}: {error}") from error
 

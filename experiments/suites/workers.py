@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
             try:
                 for future in as_completed(futures):
                     run, done = futures[future], done + 1
-                    reason = _reason(future, run.directory.with_suffix(".log"))
+                    reason = _reason(future, run)
                     if reason is not None:
                         failures[run.directory] = reason
                     left = (time.monotonic() - began) / done * (len(runs) - done)
@@ -73,16 +74,25 @@ def refuse_failures(failures: Mapping[Path, str], count: int, what: str) -> None
         raise UserError(f"{len(failures)} of {count} {what} failed; {directory}: {reason}")
 
 
-def _reason(future: Future[str | None], output: Path) -> str | None:
+def _output(run: PlannedRun) -> Path:
+    """Returns where a run's own output goes: what a private one says tells of its items."""
+    return Path(os.devnull) if run.private else run.directory.with_suffix(".log")
+
+
+def _reason(future: Future[str | None], run: PlannedRun) -> str | None:
     """Returns why a run failed; None: it did not. What was not foreseen is kept in full."""
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, BrokenProcessPool):
         return "its process, or that of a run beside it, was killed: start the command again"
-    with output.open("a", encoding="utf-8") as file:
+    said = f"{type(error).__name__}: {error}"
+    if run.private:
+        log.error("%s seed %d", run.variant, run.seed, exc_info=error)
+        return said
+    with _output(run).open("a", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    return f"{type(error).__name__}: {error} (see {output})"
+    return f"{said} (see {_output(run)})"
 
 
 def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | None:
@@ -94,7 +104,7 @@ def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | Non
     if search_path is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{search_path}']"]
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory.with_suffix(".log").open("a", encoding="utf-8") as output:
+    with _output(run).open("a", encoding="utf-8") as output:
         logging.basicConfig(stream=output, level=logging.INFO, force=True)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             with initialize_config_module("conf", version_base="1.3"):

@@ -43,7 +43,7 @@ class Shell:
         """Runs ``evomerge ARGUMENTS`` in this process."""
         self.capsys.readouterr()
         code: int | str | None
-        with _own_logging():
+        with own_logging():
             try:
                 code = main(arguments)
             except SystemExit as error:
@@ -72,7 +72,7 @@ def tree(directory: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _own_logging() -> Iterator[None]:
+def own_logging() -> Iterator[None]:
     """Hydra replaces the root logger's handlers and sys.argv; puts both back."""
     root = logging.getLogger()
     handlers, level, argv = list(root.handlers), root.level, sys.argv

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.runs.errors import UserError
+from experiments.suites import workers
 from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, planned_runs
+from experiments.suites.results import results_page
 from experiments.suites.shared_references import share
-from tests.experiments.local import overrides
-from tests.experiments.refusals import Shell
+from experiments.suites.suite import marked
+from tests.experiments.local import overrides, write_texts
+from tests.experiments.refusals import Shell, own_logging
 
 FILE = """\
 # @package _global_
@@ -90,6 +95,42 @@ def test_suite_runs_shares_reports_and_goes_on(shell: Shell, world: Path) -> Non
     assert (variants / "affine-s0" / "history.jsonl").stat().st_mtime_ns == stamp
     checked = shell.run("check", *command[1:])
     assert "in all       8 runs, 6 of them finished" in checked.stdout
+
+
+def test_of_private_variants_neither_time_nor_failure_nor_output_is_written(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "process_pool", ThreadPoolExecutor)
+    data = write_texts(tmp_path / "twice.jsonl", first=0)
+    data.write_text(2 * data.read_text())
+    own = (
+        "select_on",
+        "report_on",
+        "evaluator@select_on",
+        "evaluator@report_on",
+        "runs",
+        "budget",
+    )
+    options = [each for each in overrides(world) if not each.startswith(own)]
+    options += ["evaluator@select_on=none", "evaluator@report_on=none", "budget.evaluations=4"]
+    options += ["in_hull=null", "strategy=cma", "space=weights", "objective=raw"]
+    options += ["baselines=none", "save_model=false"]
+    quiet = ["privacy=means", "privacy.data=letters", "privacy.epsilon=90"]
+    twice = [*quiet, f"search_on.text.data={data}"]
+    table = SuiteTable("", {"plain": [], "quiet": quiet, "twice": twice})
+    suite = Suite("", 1, None, options, {"tiny": SuiteSetting("", [], [0])}, {"main": table})
+    with initialize_config_module("conf", version_base="1.3"):
+        runs = marked(planned_runs(suite, tmp_path))
+    with own_logging():
+        failures = workers.run_all(runs, 1, None)
+    assert [run.variant for run in runs if run.directory in failures] == ["twice"]
+    assert "hold one item twice" in failures[runs[-1].directory], "which the terminal says"
+    page = results_page(suite, runs, failures, command="", seconds=7777.0)
+    assert "- runs: 3, 1 at a time; how long private ones take is not written\n" in page
+    assert "- failed: twice, seed 0: why, the terminal says alone\n" in page
+    assert "| quiet |" in page
+    written = {path.name for path in (tmp_path / "tiny" / "main").iterdir()}
+    assert written == {"plain-s0", "plain-s0.log", "quiet-s0"}
 
 
 @pytest.mark.parametrize("private", [False, True])

@@ -1,4 +1,4 @@
-"""AboveThreshold: whether values lie above a threshold, for one price however many do not."""
+"""The sparse vector technique: on which side of a threshold values lie; only rare answers cost."""
 
 from fractions import Fraction
 
@@ -75,3 +75,47 @@ class AboveThreshold:
         answer = bool(value + nu >= self._threshold)  # value + nu >= threshold + rho
         self._left -= answer
         return answer
+
+
+class BelowThreshold:
+    """Answers "is this value at least the threshold?" until it has said no `belows` times.
+
+    `AboveThreshold` with the signs flipped: noes are counted, any number of yeses is included in
+    the price. A value below is ``-value >= 1 - threshold`` in whole numbers. Every object draws a
+    threshold noise of its own, so that `name` must not have been used before.
+
+    Args:
+        epsilon: price of all answers together.
+        sensitivity: D; as for `AboveThreshold`. A threshold that follows from the data must stand
+            in the value instead: D is that of their difference.
+        belows: c, after how many noes it is at its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        sensitivity: int,
+        threshold: int,
+        noise: SecretNoise,
+        name: str,
+        belows: int = 1,
+    ) -> None:
+        self._flipped = AboveThreshold(
+            epsilon=epsilon,
+            sensitivity=sensitivity,
+            threshold=1 - threshold,
+            noise=noise,
+            name=name,
+            aboves=belows,
+        )
+        self.epsilons, self.scales = self._flipped.epsilons, self._flipped.scales
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has said no as often as it may."""
+        return self._flipped.ended
+
+    def at_least(self, value: int) -> bool:
+        """Returns whether the noisy value is at least the noisy threshold."""
+        return not self._flipped.above(-value)

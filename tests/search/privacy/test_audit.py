@@ -10,7 +10,7 @@ from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.privacy import accounting
 from search.privacy.private_fitness import ClippedSum, noisy_differences, noisy_means
 from search.privacy.private_noise import Integers, SecretNoise
-from search.privacy.private_svt import AboveThreshold
+from search.privacy.private_svt import AboveThreshold, BelowThreshold
 from tests.search.privacy.auditing import proved_epsilon
 
 pytestmark = pytest.mark.slow
@@ -88,6 +88,21 @@ def above_threshold(fault: Fault, items: Sequence[float], run: int) -> float:
     return float(answers == [False, False, True])
 
 
+def below_threshold(fault: Fault, items: Sequence[float], run: int) -> float:
+    """The same with the noes counted: whether "yes, yes, no" is the answer."""
+    one = fault[0](CLIP, 1.0, fault[1](key(run)))
+    svt = BelowThreshold(
+        epsilon=2.0, sensitivity=one.part, threshold=0, noise=one.noise, name="audit"
+    )
+    changed = one.sum(np.array(items)) - one.sum(np.array(OTHERS))
+    answers = []
+    for value in (changed - one.part // 2,) * 2 + (one.part // 2 - changed,):
+        answers.append(svt.at_least(value))
+        if svt.ended:
+            break
+    return float(answers == [True, True, False])
+
+
 GAUSSIAN = accounting.epsilon([GaussianMechanism(SIGMA)], DELTA, accountant="pld")
 SAMPLED = accounting.epsilon([GaussianMechanism(SIGMA, 0.3)], DELTA, accountant="pld")
 
@@ -100,6 +115,7 @@ SAMPLED = accounting.epsilon([GaussianMechanism(SIGMA, 0.3)], DELTA, accountant=
         (sampled_difference, SAMPLED, DELTA),
         (reading, 1.0, 0.0),
         (above_threshold, 2.0, 0.0),
+        (below_threshold, 2.0, 0.0),
     ],
 )
 def test_outputs_prove_no_more_than_is_stated_and_prove_a_fault(

@@ -1,0 +1,1 @@
+"""Which blocks of a model to give up for others': the order of questions, and who serves whom."""

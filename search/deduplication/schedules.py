@@ -1,0 +1,171 @@
+"""Schedules: which blocks to give up together, asked group by group, from the least salient up.
+
+A schedule asks ``check(group)``: may these blocks go, on top of all that went before? Whoever
+answers yes has let them go. Blocks are whole numbers, nothing else is known of them here.
+
+Source: Privacy and accuracy-aware model deduplication, arXiv:2503.02862, and its public code.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from search.checks import check_at_least
+
+Check: TypeAlias = Callable[[Sequence[int]], bool]
+"""Whether a group of blocks may go; yes: they are gone."""
+
+
+@dataclass
+class Asked:
+    """Asks `check`, and remembers; after so many noes it must not be asked again.
+
+    Args:
+        failures: how many noes there may be; None: any number.
+    """
+
+    check: Check
+    failures: int | None = None
+    groups: list[tuple[int, ...]] = field(default_factory=list)
+    answers: list[bool] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there were as many noes as there may be."""
+        return self.failures is not None and self.answers.count(False) >= self.failures
+
+    @property
+    def removed(self) -> set[int]:
+        """The blocks that went."""
+        pairs = zip(self.groups, self.answers, strict=True)
+        return {block for group, answer in pairs if answer for block in group}
+
+    def __call__(self, group: Sequence[int]) -> bool:
+        """Returns the answer; raises RuntimeError after the last no."""
+        if self.ended:
+            raise RuntimeError(f"all {self.failures} failures are spent: nothing may be asked")
+        answer = self.check(group)
+        self.groups.append(tuple(group))
+        self.answers.append(answer)
+        return answer
+
+
+class Schedule(Protocol):
+    """An order of questions; `failures` is how many noes it takes, None: any number."""
+
+    @property
+    def failures(self) -> int | None:
+        """How many noes there may be."""
+        ...
+
+    def ask(self, order: Sequence[int], asked: Asked) -> None:
+        """Asks about the blocks of `order`, the least salient first, until it is at its end."""
+        ...
+
+
+def run(
+    schedule: Schedule,
+    order: Sequence[int],
+    check: Check,
+    *,
+    zeros: Sequence[int] = (),
+    lent: Callable[[], Collection[int]] = tuple,
+) -> Asked:
+    """Asks all that a schedule asks of one model, and at the end about blocks of no saliency.
+
+    The last question is one of the counted ones: it has its noise and its price.
+
+    Args:
+        order: blocks, the least salient first.
+        zeros: blocks whose saliency is exactly zero, which are in no other question.
+        lent: blocks that now stand in the place of others: they stay.
+
+    Returns:
+        What was asked, and what went.
+    """
+    asked = Asked(check, schedule.failures)
+    schedule.ask(order, asked)
+    kept = set(lent())
+    last = [block for block in zeros if block not in kept]
+    if last and not asked.ended:
+        asked(last)
+    return asked
+
+
+@dataclass(frozen=True)
+class GreedyN:
+    """So many blocks at a time, each group kept or put back: greedy-N (Dedup-20, Mistique-20)."""
+
+    size: int = 20
+    failures: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, size=self.size, failures=self.failures)
+
+    def ask(self, order: Sequence[int], asked: Asked) -> None:
+        """See `Schedule`."""
+        for start in range(0, len(order), self.size):
+            if asked.ended:
+                return
+            asked(order[start : start + self.size])
+
+
+@dataclass(frozen=True)
+class Drd:
+    """The left half; where it may not go, its own left half, and so on ("binary").
+
+    The right half is tried only if the left one went, or if more than half of it went in the end.
+
+    Args:
+        min_length: ranges below are left alone.
+    """
+
+    min_length: int = 10
+    failures: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(2, min_length=self.min_length)
+        check_at_least(1, failures=self.failures)
+
+    def ask(self, order: Sequence[int], asked: Asked) -> None:
+        """See `Schedule`."""
+        if len(order) < self.min_length or asked.ended:
+            return
+        left, right = _halves(order)
+        if not asked(left):
+            self.ask(left, asked)
+            if 2 * len(asked.removed.intersection(left)) <= len(left):
+                return
+        self.ask(right, asked)
+
+
+@dataclass(frozen=True)
+class Dred:
+    """The left half of a range that shrinks to it where it fails, and else expands ("halving").
+
+    Args:
+        min_length: a range below ends it: with the half that is left it is the least that stays.
+    """
+
+    min_length: int = 10
+    failures: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(2, min_length=self.min_length)
+        check_at_least(1, failures=self.failures)
+
+    def ask(self, order: Sequence[int], asked: Asked) -> None:
+        """See `Schedule`."""
+        current, rest = list(order), list[int]()
+        while len(current) >= self.min_length and not asked.ended:
+            left, right = _halves(current)
+            rest = [*right, *rest]
+            if asked(left):
+                current, rest = rest, []  # expands to all that is left
+            else:
+                current = left  # shrinks
+
+
+def _halves(blocks: Sequence[int]) -> tuple[list[int], list[int]]:
+    middle = len(blocks) // 2
+    return list(blocks[:middle]), list(blocks[middle:])

@@ -50,7 +50,7 @@ class Asked:
         return answer
 
 
-class Schedule(Protocol):
+class DedupSchedule(Protocol):
     """An order of questions; `failures` is how many noes it takes, None: any number."""
 
     @property
@@ -64,7 +64,7 @@ class Schedule(Protocol):
 
 
 def run(
-    schedule: Schedule,
+    schedule: DedupSchedule,
     order: Sequence[int],
     check: Check,
     *,
@@ -103,7 +103,7 @@ class GreedyN:
         check_at_least(1, size=self.size, failures=self.failures)
 
     def ask(self, order: Sequence[int], asked: Asked) -> None:
-        """See `Schedule`."""
+        """See `DedupSchedule`."""
         for start in range(0, len(order), self.size):
             if asked.ended:
                 return
@@ -128,7 +128,7 @@ class Drd:
         check_at_least(1, failures=self.failures)
 
     def ask(self, order: Sequence[int], asked: Asked) -> None:
-        """See `Schedule`."""
+        """See `DedupSchedule`."""
         if len(order) < self.min_length or asked.ended:
             return
         left, right = _halves(order)
@@ -155,7 +155,7 @@ class Dred:
         check_at_least(1, failures=self.failures)
 
     def ask(self, order: Sequence[int], asked: Asked) -> None:
-        """See `Schedule`."""
+        """See `DedupSchedule`."""
         current, rest = list(order), list[int]()
         while len(current) >= self.min_length and not asked.ended:
             left, right = _halves(current)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.deduplication.schedules import Asked, Drd, Dred, GreedyN, Schedule, run
+from search.deduplication.schedules import Asked, Drd, Dred, GreedyN, DedupSchedule, run
 
 Log = list[tuple[tuple[int, ...], bool]]
 
 
-def asked_by(schedule: Schedule, count: int, bad: frozenset[int]) -> Log:
+def asked_by(schedule: DedupSchedule, count: int, bad: frozenset[int]) -> Log:
     """All questions and answers; a group may go unless it holds one of the bad blocks."""
     order = [block * 3 % count if count % 3 else block for block in range(count)]
     asked = run(schedule, order, lambda group: bad.isdisjoint(group))
@@ -128,7 +128,7 @@ def test_the_published_counts_are_the_floor_of_the_shortest_range() -> None:
         (lambda: Drd(failures=0), "failures must be at least 1, got 0"),
     ],
 )
-def test_options_without_meaning_are_refused(make: type[Schedule], message: str) -> None:
+def test_options_without_meaning_are_refused(make: type[DedupSchedule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -26,7 +26,7 @@ class Place:
     length: int
 
 
-class Blocks:
+class ModelBlocks:
     """The blocks of one model, in the order of its tensors.
 
     Cut are the tensors with two or more dimensions and at least one block of elements, of the
@@ -119,8 +119,8 @@ class Blocks:
 
 
 def l1_distances(
-    blocks: Blocks,
-    others: Blocks,
+    blocks: ModelBlocks,
+    others: ModelBlocks,
     *,
     chunk_bytes: int = _CHUNK_BYTES,
     on_rows: Callable[[int], object] = lambda _: None,

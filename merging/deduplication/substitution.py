@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from merging.deduplication.blocking import Blocks, l1_distances
+from merging.deduplication.blocking import ModelBlocks, l1_distances
 from merging.weights import LazyWeights
 
 Pointers = npt.NDArray[np.int64]
@@ -28,15 +28,15 @@ class Candidates:
         distances: ``(positions, candidates)``: L1, from every block of the target.
     """
 
-    target: Blocks
-    bases: tuple[Blocks, ...]
+    target: ModelBlocks
+    bases: tuple[ModelBlocks, ...]
     distances: npt.NDArray[np.float64]
 
     @classmethod
     def of(
         cls,
-        target: Blocks,
-        bases: Sequence[Blocks],
+        target: ModelBlocks,
+        bases: Sequence[ModelBlocks],
         on_rows: Callable[[int], object] = lambda _: None,
     ) -> Candidates:
         """Returns the candidates with their distances; raises ValueError where blocks differ.
@@ -52,7 +52,7 @@ class Candidates:
         """Number of the target's first block among the candidates."""
         return sum(map(len, self.bases))
 
-    def locate(self, candidate: int) -> tuple[Blocks, int]:
+    def locate(self, candidate: int) -> tuple[ModelBlocks, int]:
         """Returns the model that a candidate belongs to, and its number there."""
         for blocks in (*self.bases, self.target):
             if candidate < len(blocks):
@@ -236,7 +236,7 @@ class Rebuilt(LazyWeights):
         return out
 
 
-def cluster_ratio(bases: Sequence[Blocks], targets: Sequence[Substitution]) -> float:
+def cluster_ratio(bases: Sequence[ModelBlocks], targets: Sequence[Substitution]) -> float:
     """Returns the compression ratio of a cluster: its bases count in full.
 
     ``(bases + new blocks * block_size + untouched) / (all models' numbers)``.

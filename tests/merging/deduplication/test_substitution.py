@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.deduplication.blocking import Blocks, l1_distances
+from merging.deduplication.blocking import ModelBlocks, l1_distances
 from merging.deduplication.substitution import Candidates, Substitution, cluster_ratio
 
 SHAPES = {"a": (5, 7), "norm": (40,), "b": (3, 4, 4), "small": (2, 3), "c": (8, 2)}
@@ -32,7 +32,7 @@ def padded(weights: dict[str, Tensor], size: int) -> list[Tensor]:
 @pytest.mark.parametrize("size", [7, 16])
 def test_rows_and_distances_are_those_of_a_plain_loop(size: int) -> None:
     one, other = model(1), model(2, more=4)
-    left, right = Blocks(one, size), Blocks(other, size)
+    left, right = ModelBlocks(one, size), ModelBlocks(other, size)
     rows, others = padded(one, size), padded(other, size)
     assert len(left) == len(rows)
     assert len(right) == len(others)
@@ -60,7 +60,7 @@ def test_substitution_and_the_rebuilt_model_are_those_of_a_plain_loop(
 ) -> None:
     size = 7
     target, bases = model(1, dtype), [model(2, dtype), model(3, dtype, more=4)]
-    blocks = [Blocks(weights, size) for weights in (*bases, target)]
+    blocks = [ModelBlocks(weights, size) for weights in (*bases, target)]
     candidates = Candidates.of(blocks[-1], blocks[:-1])
     rows = [row for weights in (*bases, target) for row in padded(weights, size)]
     own, count = candidates.own, len(blocks[-1])
@@ -123,7 +123,7 @@ def from_segments(
 
 def test_what_follows_each_other_is_one_segment() -> None:
     target, base = model(1), {name: tensor.clone() for name, tensor in model(1).items()}
-    candidates = Candidates.of(Blocks(target, 7), [Blocks(base, 7)])
+    candidates = Candidates.of(ModelBlocks(target, 7), [ModelBlocks(base, 7)])
     now = Substitution.none(candidates)
     assert [len(now.segments(name)) for name in target] == [1] * len(target)
     gone = now.substitute(range(len(candidates.target)))  # an equal base takes all of it
@@ -140,16 +140,16 @@ def test_what_follows_each_other_is_one_segment() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
-        Blocks(model(1), 0)
+        ModelBlocks(model(1), 0)
     with pytest.raises(
         ValueError, match=r"the largest tensor has 48\): choose a smaller block_si"
     ):
-        Blocks(model(1), 49)
+        ModelBlocks(model(1), 49)
     with pytest.raises(
         ValueError, match=r"cannot stand for blocks of 7 torch\.bfloat16: save both"
     ):
-        l1_distances(Blocks(model(1), 7), Blocks(model(1, torch.bfloat16), 7))
-    alone = Substitution.none(Candidates.of(Blocks(model(1), 7), []))
+        l1_distances(ModelBlocks(model(1), 7), ModelBlocks(model(1, torch.bfloat16), 7))
+    alone = Substitution.none(Candidates.of(ModelBlocks(model(1), 7), []))
     with pytest.raises(ValueError, match="no block is left to stand for the others: add a base"):
         alone.substitute(range(15))
     with pytest.raises(ValueError, match="block 3 was removed already"):

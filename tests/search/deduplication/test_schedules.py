@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.deduplication.schedules import Asked, Drd, Dred, GreedyN, DedupSchedule, run
+from search.deduplication.schedules import Asked, DedupSchedule, Drd, Dred, GreedyN, run
 
 Log = list[tuple[tuple[int, ...], bool]]
 

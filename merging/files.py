@@ -1,9 +1,27 @@
 """Files that are either the old ones or the new ones, never halves, and readable as others are."""
 
+import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Returns where to keep what can be computed again: $EVOMERGE_CACHE or ~/.cache/evomerge."""
+    return Path(os.environ.get("EVOMERGE_CACHE") or Path.home() / ".cache" / "evomerge")
+
+
+def joint_sha256(digests: Mapping[str, str]) -> str:
+    """Returns the identity of files by the sha256 of each.
+
+    One file: its sha256, as ``sha256sum`` prints it. Several: the sha256 of the lines that
+    ``sha256sum`` prints for them in the order of their names.
+    """
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from merging.checkpoints.weight_files import is_adapter, models_inside
+from merging.weight_names import is_adapter, models_inside
 from merging.weights import CheckpointError
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")

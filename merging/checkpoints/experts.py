@@ -17,7 +17,6 @@ from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vector
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
-from merging.checkpoints.weight_files import is_adapter
 from merging.rules.cache import (
     LARGE,
     ExpertTensor,
@@ -25,6 +24,7 @@ from merging.rules.cache import (
     ParameterStack,
     TensorCache,
 )
+from merging.weight_names import is_adapter
 from merging.weights import CheckpointError, LazyWeights, Weights
 
 logger = logging.getLogger(__name__)

@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from merging.files import write_text
+from merging.files import cache_dir, joint_sha256, write_text
+from merging.zoo.pointers import follow
 
 logger = logging.getLogger(__name__)
 
@@ -15,27 +15,19 @@ _READ_BYTES = 16 * 2**20
 _SETTLED_S = 2.0
 
 
-def cache_dir() -> Path:
-    """Returns where to keep what can be computed again: $EVOMERGE_CACHE or ~/.cache/evomerge."""
-    return Path(os.environ.get("EVOMERGE_CACHE") or Path.home() / ".cache" / "evomerge")
-
-
 def files_sha256(files: Sequence[Path]) -> str:
-    """Returns the identity of `files` by their bytes.
-
-    One file: its sha256, as ``sha256sum`` prints it. Several: the sha256 of the lines that
-    ``sha256sum`` prints for them in the order of their names.
-    """
-    digests = {file.name: file_sha256(file) for file in files}
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    """Returns the identity of `files` by their bytes; see `joint_sha256`."""
+    return joint_sha256({file.name: file_sha256(file) for file in files})
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's bytes, from the cache where path, size and time agree."""
+    """Returns the sha256 of a file's bytes, from the cache where path, size and time agree.
+
+    A pointer into a zoo stands for the file that it names.
+    """
     path = path.resolve()
+    if (pointer := follow(path)) is not None:
+        return pointer.sha256
     stat = path.stat()
     key = f"{stat.st_size} {stat.st_mtime_ns} {path}"
     entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()

@@ -20,8 +20,9 @@ from merging.checkpoints.mechanisms import (
     mechanism_from_json,
     mechanism_to_json,
 )
-from merging.checkpoints.weight_files import WeightFiles, is_adapter
+from merging.checkpoints.weight_files import WeightFiles
 from merging.files import write_text
+from merging.weight_names import is_adapter
 
 RECORD_FILE = "privacy.json"
 """Lies beside the weights of an expert; an expert without it counts as not private."""

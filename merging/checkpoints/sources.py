@@ -8,8 +8,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from merging.checkpoints.weight_files import holds_weights
+from merging.weight_names import holds_weights
 from merging.weights import CheckpointError
+from merging.zoo.store import SOURCE, Zoo
 
 _SMALL = (
     "*.json",
@@ -30,11 +31,16 @@ _IGNORED = ("consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin",
 def resolve(source: str, revision: str | None = None) -> Path:
     """Returns the directory of `source`, fetched to the Hugging Face cache where needed.
 
-    A directory that exists wins over an id of that name.
+    A directory that exists wins over an id of that name. ``zoo:NAME`` and ``zoo:DIR/NAME`` are
+    models of a zoo: of theirs it is the view.
 
     Raises:
-        CheckpointError: no such directory; an id that cannot be found or fetched.
+        CheckpointError: no such directory; an id that cannot be found or fetched; a zoo that has
+            no such model.
     """
+    if source.startswith(SOURCE):
+        zoo, name = Zoo.of(source)
+        return zoo.view(name)
     local = Path(source).expanduser()
     if local.is_dir():
         if not any(local.iterdir()):

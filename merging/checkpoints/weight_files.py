@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from merging.weight_names import find_weights
 from merging.weights import CheckpointError, LazyWeights
+from merging.zoo.pointers import follow
+from merging.zoo.weights import ZooFile
 
 # What a checkpoint in full precision is made of: no float8, no integers that hold several numbers.
 _DTYPES = {
@@ -32,14 +33,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Names in the order in which transformers and peft look for them; nothing else is ever opened.
-_WHOLE = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -82,25 +75,20 @@ class WeightFiles(LazyWeights):
             CheckpointError: no weights, a missing shard, a truncated or corrupt file, a pickle
                 that needs more than ``weights_only``, or numbers of too few bits to merge.
         """
-        file = _first(directory, _ADAPTER if adapter else _named(directory) or _WHOLE)
-        if file is None:
-            raise CheckpointError(_none_found(directory, adapter))
-        if file.suffix != ".json":
-            return cls._open((file,))
-        listed = _read_index(file)
-        return cls._open(_shards(file, listed))._holding(file, listed)
+        files, listed = find_weights(directory, adapter=adapter)
+        return cls._open(files)._holding(directory, listed)
 
     @classmethod
     def _open(cls, files: tuple[Path, ...]) -> WeightFiles:
         pickled = files[0].suffix != ".safetensors"
         return cls(files, _unpickle_all(files) if pickled else None)
 
-    def _holding(self, index: Path, listed: Mapping[str, str]) -> WeightFiles:
+    def _holding(self, directory: Path, listed: Mapping[str, str]) -> WeightFiles:
         for name, file in listed.items():
             if name not in self:
                 raise CheckpointError(
-                    f"{index} places tensor {name} in {file}, which does not hold it; "
-                    "download the checkpoint again"
+                    f"the index in {directory} places tensor {name} in {file}, which does not "
+                    "hold it; download the checkpoint again"
                 )
         return self
 
@@ -121,66 +109,9 @@ class WeightFiles(LazyWeights):
         if self.pickled is not None:
             return self.pickled[name]
         if entry.file not in self._handles:
-            self._handles[entry.file] = safe_open(str(entry.file), framework="pt")
+            self._handles[entry.file] = _opened(entry.file)
         tensor: Tensor = self._handles[entry.file].get_tensor(name)
         return tensor
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether `path` is a PEFT adapter; a whole model that has one beside it is none."""
-    whole = (path / "config.json").is_file() and holds_weights(path)
-    return (path / "adapter_config.json").is_file() and not whole
-
-
-def holds_weights(path: Path, kind: str = "") -> bool:
-    """Whether the weights of the model, or of the adapter, that `path` describes are there.
-
-    Args:
-        kind: what the name of the file, or of the index, that is loaded must contain.
-    """
-    whole = (path / "config.json").is_file()
-    file = _first(path, (*_named(path), *_WHOLE) if whole else _ADAPTER)
-    return file is not None and kind in file.name
-
-
-def models_inside(directory: Path) -> str:
-    """Returns a hint that names models or adapters in folders below; empty: there are none."""
-    below = chain(directory.glob("*"), directory.glob("*/*"))
-    described = ("config.json", "adapter_config.json")
-    found = [
-        folder
-        for folder in sorted(below, key=_by_number)
-        if any((folder / file).is_file() for file in described) and holds_weights(folder)
-    ]
-    return f"; name the folder {' or '.join(map(str, found[-3:]))}" if found else ""
-
-
-def _by_number(path: Path) -> list[str | int]:
-    """Orders checkpoint-900 before checkpoint-1000."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def _first(directory: Path, names: Iterable[str]) -> Path | None:
-    return next((directory / name for name in names if (directory / name).is_file()), None)
-
-
-def _named(directory: Path) -> tuple[str, ...]:
-    """Returns the file that config.json names as transformers' ``transformers_weights``."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        name = config.get("transformers_weights")
-    except (OSError, ValueError, AttributeError):  # `read_config` says what is wrong with it
-        return ()
-    return (Path(str(name)).name,) if name else ()
-
-
-def _none_found(directory: Path, adapter: bool) -> str:
-    names = _ADAPTER if adapter else _named(directory) or _WHOLE
-    odd = [path for path in sorted(directory.glob("*.safetensors")) if path.name not in _ADAPTER]
-    if odd:
-        return f"{odd[0]} is not named as transformers expects; rename it to {names[0]}"
-    expected = f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
-    return f"{directory} holds no weights; expected {expected}{models_inside(directory)}"
 
 
 def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
@@ -190,28 +121,10 @@ def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
     )
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in listed.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{index} is corrupt: no weight_map ({error!r}); download the checkpoint again"
-        ) from error
-
-
-def _shards(index: Path, listed: Mapping[str, str]) -> tuple[Path, ...]:
-    shards = tuple(index.parent / name for name in sorted(set(listed.values())))
-    for shard in shards:
-        if not shard.is_file():
-            raise CheckpointError(
-                f"{shard} is missing, but {index.name} names it; download the checkpoint again"
-            )
-    return shards
-
-
 def _read_header(file: Path) -> dict[str, _Entry]:
     """Returns what a safetensors file holds, after comparing its length with what it promises."""
+    if (pointer := follow(file)) is not None:
+        return _parsed(file, ZooFile.of(pointer).header, pointer.size)
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -223,11 +136,20 @@ def _read_header(file: Path) -> dict[str, _Entry]:
                 f"{file} is truncated or no safetensors file: its {size} bytes hold no header; "
                 "download or copy it again"
             )
-        raw = stream.read(length)
+        raw = start + stream.read(length)
+    entries = _parsed(file, raw, size)
+    try:  # the library's own checks (overlaps, dtype against length), still without data
+        with safe_open(str(file), framework="pt"):
+            return entries
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is corrupt ({error}); download or copy it again") from error
+
+
+def _parsed(file: Path, raw: bytes, size: int) -> dict[str, _Entry]:
     try:
-        header = json.loads(raw)
+        header = json.loads(raw[8:])
         header.pop("__metadata__", None)
-        promised = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+        promised = len(raw) + max((e["data_offsets"][1] for e in header.values()), default=0)
         shapes = {name: torch.Size(entry["shape"]) for name, entry in header.items()}
         dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -242,11 +164,13 @@ def _read_header(file: Path) -> dict[str, _Entry]:
     packed = next((name for name, dtype in dtypes.items() if dtype not in _DTYPES), None)
     if packed is not None:
         raise _quantised(file, packed, dtypes[packed])
-    try:  # the library's own checks (overlaps, dtype against length), still without data
-        with safe_open(str(file), framework="pt"):
-            return {n: _Entry(file, shape, _DTYPES[dtypes[n]]) for n, shape in shapes.items()}
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is corrupt ({error}); download or copy it again") from error
+    return {name: _Entry(file, shape, _DTYPES[dtypes[name]]) for name, shape in shapes.items()}
+
+
+def _opened(file: Path) -> Any:
+    """Returns what reads a safetensors file, or the one that a pointer stands for, by tensor."""
+    pointer = follow(file)
+    return safe_open(str(file), framework="pt") if pointer is None else ZooFile.of(pointer)
 
 
 def _unpickle_all(files: tuple[Path, ...]) -> dict[str, Tensor]:

@@ -18,11 +18,11 @@ from merging.checkpoints.privacy_record import (
     unsealed,
     weights_sha256,
 )
-from merging.checkpoints.weight_files import is_adapter
 from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
 from merging.privacy.words import price_in_words, promise_in_words, rounding_in_words
 from merging.statistics_files import records_of
+from merging.weight_names import is_adapter
 
 _MADE_HERE = ("training.json", "recipe.json")
 

@@ -22,7 +22,7 @@ from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.experts.training.train import lots, train
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.privacy_record import read_record
-from merging.checkpoints.weight_files import is_adapter
+from merging.weight_names import is_adapter
 
 TEXTS = [f"record {number} of host-{number * 7919 % 101}" for number in range(24)]
 SIZE = ModelSize(hidden=16, intermediate=24, layers=1, heads=2, context=64)

@@ -1,0 +1,158 @@
+"""Raw bytes of blocks: decoded where they are to lie; bases are kept for their kin."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merging.zoo import codec, index
+from merging.zoo.errors import ZooError
+from merging.zoo.index import Row
+from merging.zoo.layout import Pieces
+from merging.zoo.packs import FOLDER, PackReader
+
+CACHE_BYTES = 2**29
+"""512 MiB of raw blocks that others are differences to, or that are read in parts."""
+
+Bytes = NDArray[np.uint8]
+
+
+def threads() -> int:
+    """Returns how many threads work on blocks: the cores that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def blocks_of(directory: Path) -> "Blocks":
+    """Returns the reader of a zoo's blocks, one in a process.
+
+    So that all models opened from a zoo share its cache: of experts that are differences to one
+    base, that is decoded once.
+    """
+    stat = (directory / index.FILE).stat()
+    return _shared(directory.resolve(), stat.st_ino, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _shared(directory: Path, inode: int, process: int) -> "Blocks":
+    return Blocks(directory)
+
+
+class Blocks:
+    """Reads blocks by their rows; any number of threads may."""
+
+    def __init__(self, directory: Path, cache_bytes: int = CACHE_BYTES) -> None:
+        self.directory = directory
+        self.read_bytes = 0
+        self._packs = PackReader(directory)
+        self._limit, self._held = cache_bytes, 0
+        self._cache: OrderedDict[int, Bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads that decode."""
+        return ThreadPoolExecutor(threads(), "zoo")
+
+    def fill(self, pieces: Pieces, rows: Mapping[int, Row], out: Bytes) -> None:
+        """Writes the bytes of `pieces` into `out`, ``(their length,)``.
+
+        Args:
+            rows: of all blocks that the pieces lie in, and of their bases.
+
+        Raises:
+            ZooError: a pack that is missing or damaged, or a model that was removed meanwhile.
+        """
+        ends = np.cumsum(pieces["length"], dtype=np.int64).tolist()
+        jobs = [
+            (rows[block], start, out[end - length : end])
+            for (block, start, length), end in zip(pieces.tolist(), ends, strict=True)
+        ]
+        if len(jobs) == 1 or threads() == 1:
+            for row, start, part in jobs:
+                self._fill(row, start, rows, part)
+        else:
+            list(self.pool.map(lambda job: self._fill(job[0], job[1], rows, job[2]), jobs))
+
+    def raw(self, block: int, rows: Mapping[int, Row]) -> Bytes:
+        """Returns a block's raw bytes, kept for the next who asks; not to be changed."""
+        with self._lock:
+            if block in self._cache:
+                self._cache.move_to_end(block)
+                return self._cache[block]
+        out = np.empty(rows[block].size, np.uint8)
+        self.decode(rows[block], rows, out)
+        out.flags.writeable = False
+        with self._lock:
+            if block not in self._cache:
+                self._held += out.nbytes
+            self._cache[block] = out
+            while self._held > self._limit:
+                self._held -= self._cache.popitem(last=False)[1].nbytes
+        return out
+
+    def _fill(self, row: Row, start: int, rows: Mapping[int, Row], out: Bytes) -> None:
+        if row.shared or len(out) < row.size:
+            out[:] = self.raw(row.id, rows)[start : start + len(out)]
+        else:
+            self.decode(row, rows, out)
+
+    def decode(self, row: Row, rows: Mapping[int, Row], out: Bytes) -> None:
+        """Writes a whole block's raw bytes into `out`; raises as `fill`."""
+        base = None if row.base is None else self.raw(row.base, rows)
+        if row.codec == codec.PLAIN and row.stored == row.size and row.payload is None:
+            self._stored(row, out)
+            return
+        payload: bytes | memoryview
+        if row.payload is not None:
+            payload = row.payload
+        else:
+            stored = np.empty(row.stored, np.uint8)
+            self._stored(row, stored)
+            payload = stored.data
+        try:
+            codec.decode(row.codec, payload, row.item_bytes, out, base)
+        except ValueError as error:
+            raise damaged(row, self.directory, str(error)) from error
+
+    def _stored(self, row: Row, out: Bytes) -> None:
+        """Reads a stored block, from where it lies now, should it have been moved meanwhile."""
+        try:
+            done = self._packs.read_into(str(row.pack), row.place, out)
+        except FileNotFoundError:
+            row = self._moved(row)
+            done = self._packs.read_into(str(row.pack), row.place, out)
+        except OSError as error:
+            raise damaged(row, self.directory, str(error)) from error
+        if done < len(out):
+            raise damaged(row, self.directory, "the file ends before it")
+        self.read_bytes += done
+
+    def _moved(self, row: Row) -> Row:
+        with index.reading(self.directory) as connection:
+            found = index.rows(connection, [row.id])
+        if row.id not in found:
+            raise ZooError(
+                f"a model was removed from the zoo {self.directory} while it was read; add it "
+                "again, then start again"
+            )
+        if found[row.id].pack == row.pack:
+            raise ZooError(
+                f"{self.directory / FOLDER / str(row.pack)} is missing; bring it back from a copy "
+                "of the zoo"
+            )
+        return found[row.id]
+
+
+def damaged(row: Row, directory: Path, why: str) -> ZooError:
+    """Returns the sentence about a block whose bytes are not there."""
+    place = directory / index.FILE if row.pack is None else directory / FOLDER / row.pack
+    return ZooError(
+        f"{place} is damaged: block {row.sha256.hex()[:16]} at byte {row.place} ({why}); "
+        "`evomerge zoo check` names the models that it hits: bring the file back from a copy of the zoo"
+    )

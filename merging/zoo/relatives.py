@@ -1,0 +1,106 @@
+"""The stored model that another one is stored as difference to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from merging.zoo import codec, index
+from merging.zoo.blocks import Bytes
+from merging.zoo.layout import Chunk, Entry
+from merging.zoo.weights import ZooFile
+
+_SAMPLES = 8
+_SAMPLED = 2**16
+"""Blocks and bytes of each by which relatives are compared."""
+
+_WORTH = 0.97
+"""Share of what the samples take alone that differences must come below."""
+
+
+@dataclass(frozen=True, eq=False)
+class Relative:
+    """What a file's chunks may be differences to: another model's tensors of the same names.
+
+    Args:
+        own: tensors of the file that is added.
+        tensors: the relative's, by name, and the file that each is in.
+    """
+
+    name: str
+    own: Mapping[str, Entry]
+    tensors: Mapping[str, ZooFile]
+
+    @classmethod
+    def of(
+        cls, files: Sequence[ZooFile], name: str, own: Mapping[str, Entry], model: str = ""
+    ) -> Relative:
+        """Returns the relative of the file `name`, in the files of a stored model."""
+        folder = PurePosixPath(name).parent
+        near = [file for file in files if PurePosixPath(file.name).parent == folder]
+        return cls(model, own, {tensor: file for file in near for tensor in file.entries})
+
+    def base(self, chunk: Chunk) -> index.Row | None:
+        """Returns the block that a chunk may be a difference to.
+
+        It is never a difference itself: where the relative's block is one, it is that one's base.
+        """
+        file = self.tensors.get(chunk.tensor or "")
+        if file is None or chunk.tensor is None:
+            return None
+        entry = file.entries[chunk.tensor]
+        at = entry.begin + chunk.offset
+        if entry.dtype != self.own[chunk.tensor].dtype or at >= entry.end:
+            return None
+        ends = np.cumsum(file.pieces["length"], dtype=np.int64)
+        i = int(np.searchsorted(ends, at, side="right"))
+        piece = file.pieces[i]
+        row = file.rows[int(piece["block"])]
+        begins = at == int(ends[i]) - int(piece["length"])
+        if not begins or piece["start"] or row.size != chunk.size:
+            return None
+        return row if row.base is None else file.rows[row.base]
+
+    def raw(self, row: index.Row) -> Bytes:
+        """Returns the raw bytes of a block that `base` gave."""
+        file = next(iter(self.tensors.values()))
+        return file.blocks.raw(row.id, {row.id: row})
+
+
+def signature(tensors: Mapping[str, Entry]) -> bytes:
+    """Returns what models of the same names, dtypes and shapes have in common."""
+    described = sorted((name, entry.dtype, entry.shape) for name, entry in tensors.items())
+    return hashlib.sha256(json.dumps(described).encode()).digest()
+
+
+def nearest(
+    candidates: Sequence[Relative], chunks: Sequence[Chunk], read: Callable[[Chunk], Bytes]
+) -> Relative | None:
+    """Returns the relative that samples of a file are smallest as differences to; None: alone.
+
+    Args:
+        read: returns a chunk's bytes.
+    """
+    large = [chunk for chunk in chunks if chunk.tensor is not None and len(chunk.ranges) == 1]
+    large.sort(key=lambda chunk: -chunk.size)
+    chosen = large[: len(large) // 2 + 1][:: max(1, len(large) // 2 // _SAMPLES)]
+    alone, sizes = 0, [0] * len(candidates)
+    for chunk in chosen if candidates else ():
+        raw = read(chunk)
+        part = slice(0, _SAMPLED)
+        whole = len(codec.encode(raw[part], chunk.item_bytes)[1])
+        alone += whole
+        for i, candidate in enumerate(candidates):
+            row = candidate.base(chunk)
+            if row is None:
+                sizes[i] += whole
+                continue
+            near = candidate.raw(row)[part]
+            sizes[i] += len(codec.encode(raw[part], chunk.item_bytes, near)[1])
+    best = min(range(len(candidates)), key=sizes.__getitem__, default=None)
+    return candidates[best] if best is not None and sizes[best] < _WORTH * alone else None

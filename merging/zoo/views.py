@@ -1,0 +1,54 @@
+"""Directories that stand for stored models: small files, and pointers in place of the weights."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_MARKER = ".zoo.json"
+
+
+def is_view(place: Path, key: str) -> bool:
+    """Whether the directory `place` is whole and was made for `key`."""
+    try:
+        content = json.loads((place / _MARKER).read_text(encoding="utf-8"))
+        return bool(content["of"] == key) and content["files"].items() <= _sizes(place).items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def make(place: Path, key: str, fill: Callable[[Path], None]) -> Path:
+    """Makes `place` a view, in one step, unless it is one already; returns it.
+
+    Args:
+        fill: writes the files into an empty directory.
+    """
+    if is_view(place, key):
+        return place
+    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        fill(draft)
+        marker = json.dumps({"of": key, "files": _sizes(draft)})
+        (draft / _MARKER).write_text(marker, encoding="utf-8")
+        if not is_view(place, key):  # another process may have made it meanwhile
+            discard(place)
+            os.replace(draft, place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return place
+
+
+def discard(place: Path) -> None:
+    """Removes a view, or what is left of one."""
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _sizes(place: Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(place)): file.stat().st_size
+        for file in sorted(place.rglob("*"))
+        if file.is_file() and file.name != _MARKER
+    }

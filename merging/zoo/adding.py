@@ -83,7 +83,7 @@ class Addition:
         self.blocks = blocks_of(directory)
         with index.reading(directory) as connection:
             last = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
-        self._next = last.get("blocks", 0) + 1
+        self._next: int = last.get("blocks", 0) + 1
         self._packs = PackWriter(directory, last.get("packs", 0) + 1)
         self._connection = sqlite3.connect(directory / index.FILE, check_same_thread=False)
 
@@ -166,8 +166,8 @@ class Addition:
                 )
                 packs[pack] = done.lastrowid
             connection.executemany(
-                "INSERT INTO blocks(id, sha256, bytes, item_bytes, codec, base, pack, place, stored,"
-                " payload) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO blocks(id, sha256, bytes, item_bytes, codec, base, pack, place, "
+                "stored, payload) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*row[:6], packs.get(row.pack or ""), *row[7:10]) for row in self._rows],
             )
             number = connection.execute(
@@ -186,8 +186,8 @@ class Addition:
                 "INSERT INTO uses VALUES(?, ?)", [(number, b) for b in used.tolist()]
             )
             connection.execute(
-                "INSERT OR IGNORE INTO uses SELECT model, base FROM uses JOIN blocks ON id = block "
-                "WHERE model = ? AND base IS NOT NULL",
+                "INSERT OR IGNORE INTO uses SELECT model, base FROM uses "
+                "JOIN blocks ON id = block WHERE model = ? AND base IS NOT NULL",
                 (number,),
             )
         self._packs.sizes.clear()
@@ -221,8 +221,8 @@ class Addition:
             payload = bytes(new.payload)
         else:
             pack, place = self._packs.append(new.payload)
-        block = self._next
-        self._next += 1
+        block: int = self._next
+        self._next = block + 1
         stored = len(new.payload)
         self.stored += stored
         described = block, new.sha256, new.size, new.item_bytes, new.codec, new.base

@@ -154,5 +154,5 @@ def damaged(row: Row, directory: Path, why: str) -> ZooError:
     place = directory / index.FILE if row.pack is None else directory / FOLDER / row.pack
     return ZooError(
         f"{place} is damaged: block {row.sha256.hex()[:16]} at byte {row.place} ({why}); "
-        "`evomerge zoo check` names the models that it hits: bring the file back from a copy of the zoo"
+        "`evomerge zoo check` names the models that it hits: bring the file back from a copy"
     )

@@ -190,7 +190,7 @@ def _stored(zoo: Path, base: str) -> ModelRow:
     row = find(zoo, base)
     if row.kind != "stored":
         raise ZooError(
-            f"{base} is a recipe, which nothing can be stored as difference to; name a stored model"
+            f"{base} is a recipe, so nothing is stored as difference to it; name a stored model"
         )
     return row
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from merging.zoo import index, layout
 from merging.zoo.adding import in_order
-from merging.zoo.blocks import Blocks, blocks_of
+from merging.zoo.blocks import Blocks, blocks_of, damaged
 from merging.zoo.errors import ZooError
 from merging.zoo.index import Row
 from merging.zoo.packs import FOLDER, MAGIC, PackReader, PackWriter
@@ -63,7 +63,7 @@ def check_name(directory: Path, name: str) -> None:
     with index.reading(directory) as connection:
         if connection.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone():
             raise ZooError(
-                f"{name} is in the zoo {directory} already; choose another name, or remove it first"
+                f"{name} is in the zoo {directory} already; choose another name, or remove it"
             )
 
 
@@ -127,11 +127,8 @@ def _copied(directory: Path, writer: PackWriter, rows: list[Row]) -> list[tuple[
     for row in rows:
         payload = np.empty(row.stored, np.uint8)
         if packs.read_into(str(row.pack), row.place, payload) < row.stored:
-            raise ZooError(
-                f"{directory / FOLDER / str(row.pack)} is cut off; nothing was freed: bring it back from "
-                "a copy of the zoo"
-            )
-        moved.append((*writer.append(payload), row.id))
+            raise damaged(row, directory, "the file ends before it")
+        moved.append((*writer.append(payload.data), row.id))
     return moved
 
 
@@ -195,8 +192,8 @@ def _of_packs(directory: Path, rows: dict[int, Row], bad: dict[int, str]) -> Ite
         more = f" and {len(blocks) - 3} more" if len(blocks) > 3 else ""
         yield (
             f"{directory / place} is damaged: block {named}{more}, of the models "
-            f"{', '.join(models) or 'that were removed'}; bring the file back from a copy of the zoo, "
-            "or remove the models, collect, and add them again"
+            f"{', '.join(models) or 'that were removed'}; bring the file back from a "
+            "copy of the zoo, or remove the models, collect, and add them again"
         )
 
 

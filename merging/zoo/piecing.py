@@ -91,17 +91,18 @@ def _placed(
         else addition.content(part, item_bytes)
         for part in given
     ]
-    pieces = np.concatenate([np.empty(0, PIECES), *parts])
+    pieces: Pieces = np.concatenate([np.empty(0, PIECES), *parts])
     rows = addition.rows(pieces["block"].tolist())
     for block, start, length in pieces.tolist():
         if block not in rows or start + length > rows[block].size:
             raise ZooError(
-                f"{tensor}: bytes {start} to {start + length} of block {block} are not stored; read pieces anew"
+                f"{tensor}: bytes {start} to {start + length} of block {block} are not stored; "
+                "read pieces anew"
             )
     size = int(pieces["length"].sum(dtype=np.int64))
     if size != entry.end - entry.begin:
         raise ZooError(
-            f"{tensor} has {entry.end - entry.begin} bytes in {like.name}, its pieces have {size}; "
-            "give pieces of a model of the same shapes"
+            f"{tensor} has {entry.end - entry.begin} bytes in {like.name}, its pieces have "
+            f"{size}; give pieces of a model of the same shapes"
         )
     return pieces

@@ -234,7 +234,8 @@ class Zoo:
         place = self._view_place(name)
         if row.kind == "recipe" and not views.is_view(place, self._key(row)):
             raise ZooError(
-                f"{name} is a recipe in the zoo {self.directory}; rebuild it: `evomerge zoo open {name}`"
+                f"{name} is a recipe in the zoo {self.directory}; rebuild it: `evomerge zoo "
+                f"open {name}`"
             )
         with explained(self.directory):
             return views.make(place, self._key(row), lambda draft: self._write_view(row, draft))
@@ -364,7 +365,7 @@ def _create(directory: Path) -> None:
         strange = [path for path in found if path.name not in own]
         if strange:
             raise ZooError(
-                f"{directory} holds {strange[0].name}, so it becomes no zoo; name an empty directory"
+                f"{directory} holds {strange[0].name}, so it becomes no zoo; name an empty one"
             )
         for folder in (FOLDER, "views"):
             (directory / folder).mkdir(exist_ok=True)

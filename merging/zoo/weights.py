@@ -55,7 +55,10 @@ class ZooFile:
         if not found:
             raise ZooError(f"the zoo {directory} no longer holds what is read; add it again")
         blocks = blocks_of(directory)
-        return [_file(blocks, rows, *row[:4], own) for row, own in zip(found, pieces, strict=True)]
+        return [
+            _file(blocks, rows, name, sha256, size, header, own)
+            for (name, sha256, size, header, _), own in zip(found, pieces, strict=True)
+        ]
 
     @classmethod
     def of(cls, pointer: Pointer) -> ZooFile:

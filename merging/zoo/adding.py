@@ -92,7 +92,7 @@ class Addition:
 
     def __exit__(self, *raised: object) -> None:
         self._connection.close()
-        self._packs.discard()  # nothing, once it is committed
+        self._packs.discard()
 
     def file(
         self,
@@ -190,7 +190,7 @@ class Addition:
                 "JOIN blocks ON id = block WHERE model = ? AND base IS NOT NULL",
                 (number,),
             )
-        self._packs.sizes.clear()
+        self._packs.keep()
 
     def _prepare(self, raw: Bytes, item_bytes: int, base: index.Row | None) -> _Prepared:
         sha256 = hashlib.sha256(raw.data).digest()

@@ -101,12 +101,12 @@ def collect(directory: Path) -> int:
             connection.executemany(
                 "DELETE FROM packs WHERE name = ?", [(name,) for name in sparse]
             )
-    except BaseException:
+        anew = writer.keep()
+    finally:
         writer.discard()
-        raise
     for name in sparse:
         (directory / FOLDER / name).unlink(missing_ok=True)
-    return sum(sparse.values()) - sum(writer.sizes.values())
+    return sum(sparse.values()) - anew
 
 
 def _sparse(connection: sqlite3.Connection) -> dict[str, int]:

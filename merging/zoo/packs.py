@@ -54,8 +54,14 @@ class PackWriter:
         if self.sizes:
             sync_folder(self._directory / FOLDER)
 
+    def keep(self) -> int:
+        """Says that the index names what was written; returns its bytes."""
+        size = sum(self.sizes.values())
+        self.sizes = {}
+        return size
+
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes what was written and not kept."""
         if self._file is not None:
             self._file.close()
         for name in self.sizes:

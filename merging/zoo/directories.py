@@ -15,7 +15,7 @@ from merging.weight_names import find_weights, is_adapter
 from merging.zoo import index, layout, relatives
 from merging.zoo.adding import Addition, NewFile, NewModel, read_chunk
 from merging.zoo.errors import ZooError
-from merging.zoo.keeping import ModelRow, find
+from merging.zoo.keeping import ModelEntry, find
 from merging.zoo.layout import Entry
 from merging.zoo.pointers import follow
 from merging.zoo.relatives import Relative
@@ -186,7 +186,7 @@ def _relative(
     return (None, None) if found is None else (found.name, opened[found.name])
 
 
-def _stored(zoo: Path, base: str) -> ModelRow:
+def _stored(zoo: Path, base: str) -> ModelEntry:
     row = find(zoo, base)
     if row.kind != "stored":
         raise ZooError(
@@ -195,11 +195,11 @@ def _stored(zoo: Path, base: str) -> ModelRow:
     return row
 
 
-def _candidates(zoo: Path, signature: bytes) -> list[ModelRow]:
+def _candidates(zoo: Path, signature: bytes) -> list[ModelEntry]:
     """Returns models of the same tensors; of those that share a base, the base."""
     query = (
         "SELECT id, name, kind, sha256 FROM models WHERE signature = ? "
         "AND (base IS NULL OR base NOT IN (SELECT name FROM models)) ORDER BY id"
     )
     with index.reading(zoo) as connection:
-        return [ModelRow(*row) for row in connection.execute(query, (signature,))]
+        return [ModelEntry(*row) for row in connection.execute(query, (signature,))]

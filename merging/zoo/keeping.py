@@ -31,7 +31,7 @@ _DEAD_SHARE = 0.25
 """Share of a pack that nobody needs from which on the rest is written anew."""
 
 
-class ModelRow(NamedTuple):
+class ModelEntry(NamedTuple):
     """A model as the index has it."""
 
     id: int
@@ -40,7 +40,7 @@ class ModelRow(NamedTuple):
     sha256: str
 
 
-def find(directory: Path, name: str) -> ModelRow:
+def find(directory: Path, name: str) -> ModelEntry:
     """Returns a model by its name; raises ZooError where there is none."""
     with index.reading(directory) as connection:
         query = "SELECT id, name, kind, sha256 FROM models WHERE name = ?"
@@ -51,7 +51,7 @@ def find(directory: Path, name: str) -> ModelRow:
         raise ZooError(
             f"no model {name!r} is in the zoo {directory}, which has {some}; name one of it"
         )
-    return ModelRow(*row)
+    return ModelEntry(*row)
 
 
 def check_name(directory: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from merging.zoo import layout, relatives
 from merging.zoo.adding import Addition, NewFile, NewModel
 from merging.zoo.blocks import Bytes
 from merging.zoo.errors import ZooError
-from merging.zoo.keeping import ModelRow
+from merging.zoo.keeping import ModelEntry
 from merging.zoo.layout import PIECES, Entry, Pieces
 from merging.zoo.weights import ZooFile
 
@@ -35,7 +35,7 @@ SideFiles = Mapping[str, bytes] | Callable[[str], Mapping[str, bytes]]
 
 
 def of_pieces(
-    addition: Addition, zoo: Path, like: ModelRow, name: str, new: New, side_files: SideFiles
+    addition: Addition, zoo: Path, like: ModelEntry, name: str, new: New, side_files: SideFiles
 ) -> tuple[NewModel, list[NewFile]]:
     """Stores new bytes and returns what is to be committed.
 
@@ -58,7 +58,7 @@ def of_pieces(
     return NewModel(name, "stored", identity, size, like.name, signature), files
 
 
-def _file(addition: Addition, like: ModelRow, file: ZooFile, new: New) -> NewFile:
+def _file(addition: Addition, like: ModelEntry, file: ZooFile, new: New) -> NewFile:
     parts, at = [], 0
     for tensor, entry in file.entries.items():
         if tensor in new:
@@ -78,7 +78,7 @@ def _file(addition: Addition, like: ModelRow, file: ZooFile, new: New) -> NewFil
 
 def _placed(
     addition: Addition,
-    like: ModelRow,
+    like: ModelEntry,
     tensor: str,
     entry: Entry,
     given: Sequence[Piece | Bytes | bytes],

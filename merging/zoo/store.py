@@ -36,7 +36,7 @@ SOURCE = "zoo:"
 
 
 @dataclass(frozen=True)
-class Model:
+class ZooModel:
     """What a zoo knows of a model without reading it.
 
     Args:
@@ -171,7 +171,7 @@ class Zoo:
             )
             return self._commit(addition, model, files)
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ZooModel]:
         """Returns all models in the order of their names."""
         with index.reading(self.directory) as connection:
             own = dict(connection.execute(keeping.OWN_BYTES))
@@ -179,11 +179,11 @@ class Zoo:
                 "SELECT id, name, kind, sha256, bytes, base FROM models ORDER BY name"
             ).fetchall()
         return [
-            Model(name, kind, sha, size, own.get(number, 0), base)
+            ZooModel(name, kind, sha, size, own.get(number, 0), base)
             for number, name, kind, sha, size, base in found
         ]
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> ZooModel:
         """Returns one model."""
         self._row(name)
         return next(model for model in self.models() if model.name == name)
@@ -292,10 +292,10 @@ class Zoo:
         """
         return keeping.check(self.directory, on_bytes or (lambda count: None))
 
-    def _row(self, name: str) -> keeping.ModelRow:
+    def _row(self, name: str) -> keeping.ModelEntry:
         return keeping.find(self.directory, name)
 
-    def _key(self, row: keeping.ModelRow) -> str:
+    def _key(self, row: keeping.ModelEntry) -> str:
         return f"{row.id} {row.sha256}"
 
     def _view_place(self, name: str) -> Path:
@@ -305,7 +305,7 @@ class Zoo:
         of = sha256(str(self.directory).encode()).hexdigest()[:16]
         return cache_dir() / "zoo" / of / name
 
-    def _write_view(self, row: keeping.ModelRow, draft: Path) -> None:
+    def _write_view(self, row: keeping.ModelEntry, draft: Path) -> None:
         inside = draft.parent.parent == self.directory
         zoo = Path("../..") if inside else self.directory
         for file in self.files(row.name):

@@ -1,14 +1,13 @@
 """Diagonal Fisher information: expected squared gradients of the model's own log-likelihood."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError
-from experiments.gathering.items import Item, logits_of
+from experiments.gathering.items import Item, logits_of, tracked
 from merging.seeding import stable_seed
 
 
@@ -18,6 +17,7 @@ def gather_fisher(
     items: Sequence[Item],
     names: Sequence[str],
     *,
+    module: nn.Module | None = None,
     seed: int,
     expert: str,
     advance: Callable[[int], object],
@@ -33,7 +33,9 @@ def gather_fisher(
     Args:
         resident: holds the expert; better not in half precision.
         items: each passes alone, as squares of gradients do not add up within a batch.
-        names: parameters (or buffers, whose Fisher information is zero).
+        names: of `module`: parameters (or buffers, whose Fisher information is zero).
+        module: what `resident` answers with, where that is more than `resident.module`: a
+            classifier with its head.
         expert: content identity; draws belong to seed, expert and item, not to their order.
 
     Returns:
@@ -46,11 +48,12 @@ def gather_fisher(
     section 2, arXiv:2111.09832, which draws labels too where there are many.
     """
     exact = torch.float32 if resident.device.type == "mps" else torch.float64
-    state = resident.module.state_dict()
+    module = module or resident.module
+    state = module.state_dict()
     sums = {name: torch.zeros_like(state[name], dtype=exact) for name in names}
-    known = dict(resident.module.named_parameters())
+    known = dict(module.named_parameters())
     parameters = {name: known[name] for name in names if name in known}
-    with _tracked(list(parameters.values())):
+    with tracked(list(parameters.values())):
         for item in items:
             terms = _terms(resident, head, item, stable_seed(seed, expert, item.digest))
             for weight, log_prob, last in terms:
@@ -88,16 +91,3 @@ def _terms(
     drawing = torch.Generator(device=log_probs.device).manual_seed(seed)
     drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=drawing)
     yield 1.0, log_probs.gather(1, drawn).sum(), True
-
-
-@contextmanager
-def _tracked(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Switches gradients on for `parameters`, and off again."""
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)

@@ -1,7 +1,8 @@
 """What a model reads while statistics are gathered: the evaluators' requests, never padded."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +142,19 @@ def pads(resident: Resident, head: str) -> bool:
     if classifier is None or resident.info.tokenizer is None:
         return True
     return getattr(classifier.config, "pad_token_id", None) is not None
+
+
+@contextmanager
+def tracked(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Switches gradients on for `parameters`, and off again."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 def _stacked(tensors: Sequence[Tensor], resident: Resident) -> Tensor:

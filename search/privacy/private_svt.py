@@ -76,6 +76,11 @@ class AboveThreshold:
         self._left -= answer
         return answer
 
+    def repeat(self, answer: bool) -> None:
+        """Counts an answer that was given, and written down, before the process was killed."""
+        self._asked += 1
+        self._left -= answer
+
 
 class BelowThreshold:
     """Answers "is this value at least the threshold?" until it has said no `belows` times.
@@ -119,3 +124,7 @@ class BelowThreshold:
     def at_least(self, value: int) -> bool:
         """Returns whether the noisy value is at least the noisy threshold."""
         return not self._flipped.above(-value)
+
+    def repeat(self, answer: bool) -> None:
+        """As `AboveThreshold.repeat`."""
+        self._flipped.repeat(not answer)

@@ -24,6 +24,7 @@ FILES = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.yaml"
 RUN_TIME = {"self", "model", "pool", "dtype", "info", "run", "clock", "stream", "initial"}
 RUN_TIME |= {"axes", "corners", "starts", "founders"}  # of a space's domain
 SEED_IS_RUN_TIME = {"strategy"}
+NOT_IN_SEARCH = {"saliency", "schedule"}
 
 
 def composed(*overrides: str, config: str = "search") -> DictConfig:
@@ -42,7 +43,7 @@ def test_file_composes_and_says_what_it_is(path: Path) -> None:
 def _choice(group: str, name: str) -> list[str]:
     if group == "evaluator":
         return [f"evaluator@search_on={name}"]
-    return [f"{group}={name}"]
+    return [f"{'+' * (group in NOT_IN_SEARCH)}{group}={name}"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

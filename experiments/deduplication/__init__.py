@@ -1,0 +1,1 @@
+"""Deduplication put together: saliency, questions, answers by accuracy, and what is stored."""

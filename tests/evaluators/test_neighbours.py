@@ -231,10 +231,14 @@ def test_a_file_is_known_whatever_is_taken_of_it_and_beside_it(
         check_shown([private], [panel])
 
 
-def test_in_half_precision_no_private_item_changes_anothers_answer(checkpoints: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_no_private_item_changes_anothers_answer(
+    checkpoints: Path, dtype: torch.dtype
+) -> None:
+    """Without `privacy` items share passes and beginnings, and do change one another's."""
     resident = language_resident(checkpoints / "llama")
     kick(resident)
-    resident = Resident(resident.module.bfloat16(), tokenizer=resident.info.tokenizer)
+    resident = Resident(resident.module.to(dtype), tokenizer=resident.info.tokenizer)
     shown = tuple(range(40, 70))
     requests = (
         *random_requests(2, 10, 60),
@@ -244,14 +248,20 @@ def test_in_half_precision_no_private_item_changes_anothers_answer(checkpoints: 
         *(TokenStatistics(tuple(range(50, 60 + 3 * i))) for i in range(3)),
     )
     candidates = [random_deltas(resident, 1)]
-    options = {"privacy": {"data": "d"}, "batch_tokens": 512, "timeout_s": None, "compile": False}
-    engine = open_engine(OmegaConf.create(options), resident)
+    options = {"batch_tokens": 512, "timeout_s": None, "compile": False}
+    private = open_engine(OmegaConf.create({**options, "privacy": {"data": "d"}}), resident)
+    plain = open_engine(OmegaConf.create(options), resident)
 
-    def answers(asked: Sequence[Request]) -> list[list[str]]:
+    def answers(engine: Engine, asked: Sequence[Request]) -> list[list[str]]:
         return [list(map(repr, own)) for own in engine.run_population(asked, candidates)]
 
-    whole = answers(requests)
-    for place in (0, 10, 17):
-        left = answers([one for number, one in enumerate(requests) if number != place])
-        assert left == [[one for i, one in enumerate(own) if i != place] for own in whole], place
-    assert answers([requests[7]]) == [[own[7]] for own in whole]  # as where one item fails
+    def moved(engine: Engine, place: int) -> bool:
+        others = [one for number, one in enumerate(requests) if number != place]
+        whole = answers(engine, requests)
+        left = [[one for i, one in enumerate(own) if i != place] for own in whole]
+        return answers(engine, others) != left
+
+    assert not [place for place in (0, 10, 17) if moved(private, place)]
+    assert any(moved(plain, place) for place in (0, 10, 17))
+    alone = [[own[7]] for own in answers(private, requests)]
+    assert answers(private, [requests[7]]) == alone  # as where one item fails

@@ -1,12 +1,14 @@
 """The losses of every canary's planted value and of its variants."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from evaluators.evaluator import ModelInfo
-from evaluators.items import ItemSet, TaskItem
+from evaluators.evaluator import ModelInfo, Score
+from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.memorization.blind import blind_ranking
 from evaluators.memorization.canaries import Canary, chosen_canaries
 from evaluators.requests import Loglikelihood, Response, totals_of
 from evaluators.tasks.data import digest
@@ -14,6 +16,27 @@ from evaluators.tasks.encoding import language_tokenizer, prefix_token
 from merging.arrays import Vector
 
 ScoreOn: TypeAlias = Literal["record", "value"]
+
+
+class CanaryAttack:
+    """What evaluators of canaries have in common: the ranking that never sees the model."""
+
+    items: ItemSet[Any]
+
+    @cached_property
+    def blind(self) -> dict[str, Score]:
+        """Whether planted values can be told from variants without any model."""
+        return {"blind_auc": blind_ranking([self.candidates(item) for item in self.items])}
+
+    def candidates(self, item: TaskItem[Any]) -> list[tuple[int, ...]]:
+        """Returns the tokens of every candidate, the planted value's first."""
+        return [each.continuation for each in item.requests if isinstance(each, Loglikelihood)]
+
+    def subset(self, indices: Sequence[int]) -> Self:
+        """Returns this evaluator on some of its canaries; see `ItemSet.subset`."""
+        part = on_subset(self, indices)
+        part.__dict__.pop("blind", None)
+        return part
 
 
 def candidate_items(

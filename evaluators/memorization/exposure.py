@@ -7,15 +7,19 @@ import numpy as np
 from scipy import special
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.items import on_subset
-from evaluators.memorization.candidate_losses import ScoreOn, candidate_items, candidate_losses
+from evaluators.memorization.candidate_losses import (
+    CanaryAttack,
+    ScoreOn,
+    candidate_items,
+    candidate_losses,
+)
 from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.memorization.skew_normal import fit_skew_normal
 from evaluators.requests import Response
 from merging.arrays import Vector
 
 
-class Exposure:
+class Exposure(CanaryAttack):
     """Where does the planted value rank among values that were never trained on?
 
     exposure = log2 R - log2 rank, by loss among R candidates: the planted value and its reference
@@ -25,6 +29,9 @@ class Exposure:
     a skew-normal distribution fitted to the losses of the reference set: it has no upper end.
     ranked_first is the share of canaries with a smaller loss than every variant. The scores are
     means over canaries; the cases are the canaries'.
+
+    blind_auc ranks planted values without any model: `blind_ranking`. Where its interval lies
+    above 0.5 they differ from their variants by themselves, and what is found is no memorization.
 
     Args:
         score_on: ``record``: the loss of the whole record; ``value``: of the value's own tokens,
@@ -36,9 +43,8 @@ class Exposure:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(
-        ("exposure", "exposure_extrapolated", "ranked_first"), "minimize"
+        ("exposure", "exposure_extrapolated", "ranked_first", "blind_auc"), "minimize"
     )
-    subset = on_subset
 
     def __init__(
         self,
@@ -65,7 +71,7 @@ class Exposure:
         )
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns exposures in bits, and the share that is ranked first."""
+        """Returns exposures in bits, the share that is ranked first, and the blind area."""
         losses = candidate_losses(self.items, responses)
         exposures = np.array([exposure(row[0], row[1:]) for row in losses])
         beyond = np.array([extrapolated(row[0], row[1:]) for row in losses])
@@ -81,6 +87,7 @@ class Exposure:
                 float(beyond.mean()), beyond, 1 / math.log(2), mean_interval(beyond, 0.0)
             ),
             "ranked_first": Score(float(first.mean()), first, by_luck, hits),
+            **self.blind,
         }
 
 

@@ -1,15 +1,15 @@
 """Extraction: does the model write a planted value when it is given what stood in front of it?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.items import ItemSet, TaskItem, on_subset
+from evaluators.items import ItemSet, TaskItem
 from evaluators.memorization.canaries import Canary, chosen_canaries
-from evaluators.memorization.candidate_losses import value_tokens
+from evaluators.memorization.candidate_losses import CanaryAttack, value_tokens
 from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.requests import Generate, Generated, Response
 from evaluators.tasks.data import digest
@@ -24,6 +24,7 @@ class _Beginnings:
 
     value: str
     texts: tuple[str, ...]
+    tokens: tuple[int, ...] = field(repr=False)
 
     def appears(self, continuations: Sequence[str]) -> float:
         """Returns 1 if the value stands in one of the continuations, else 0."""
@@ -35,7 +36,7 @@ class _Beginnings:
         return max(fits, default=0) / len(self.texts)
 
 
-class Extraction:
+class Extraction(CanaryAttack):
     """Which planted values appear when their records' beginnings are continued?
 
     extracted: share of canaries whose value appears in the greedy continuation; the cases are 1
@@ -43,6 +44,9 @@ class Extraction:
     value's first tokens that the greedy continuation has as well, the mean over canaries; it sees
     a value that is nearly known. Chance is what the variants get, which were never trained on,
     from the same continuations.
+
+    blind_auc ranks planted values without any model: `blind_ranking`. Where its interval lies
+    above 0.5 they differ from their variants by themselves, and what is found is no memorization.
 
     Args:
         data: file of canaries; see `chosen_canaries`.
@@ -55,8 +59,6 @@ class Extraction:
         2012.07805, and Carlini et al. 2023, arXiv 2202.07646, definition 3.1 (extractable with
         k tokens of context), for values instead of whole passages.
     """
-
-    subset = on_subset
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Extraction:
         self._samples = samples
         sampling = ["extracted_sampled"] * (samples > 0)
         self.metrics: Mapping[str, Direction] = dict.fromkeys(
-            ["extracted", *sampling, "common_prefix"], "minimize"
+            ["extracted", *sampling, "common_prefix", "blind_auc"], "minimize"
         )
         items = []
         for canary in canaries:
@@ -100,8 +102,12 @@ class Extraction:
             items.append(TaskItem(content, (greedy, *sampled), candidates))
         self.items = ItemSet(source, tuple(items))
 
+    def candidates(self, item: TaskItem[Any]) -> list[tuple[int, ...]]:
+        """Returns the tokens of every candidate, the planted value's first."""
+        return [candidate.tokens for candidate in item.target]
+
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns the shares, in [0, 1]."""
+        """Returns the shares and the blind area, in [0, 1]."""
         texts = [response.text for response in responses if isinstance(response, Generated)]
         greedy, sampled, common = [], [], []
         for item, span in zip(self.items, self.items.spans, strict=True):
@@ -112,7 +118,7 @@ class Extraction:
         cases, chance = _split(common)
         prefix = Score(float(cases.mean()), cases, chance, mean_interval(cases, 0.0, 1.0))
         drawn = {"extracted_sampled": _hits(sampled)} if self._samples else {}
-        return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix}
+        return {"extracted": _hits(greedy), **drawn, "common_prefix": prefix, **self.blind}
 
 
 def _check(samples: int, temperature: float, top_p: float, extra_tokens: int) -> None:
@@ -138,7 +144,7 @@ def _beginnings(tokenizer: Any, canary: Canary) -> tuple[_Beginnings, ...]:
             str(tokenizer.decode(tokens[first:end], skip_special_tokens=True))
             for end in range(first + 1, last + 1)
         )
-        beginnings.append(_Beginnings(value, tuple(texts)))
+        beginnings.append(_Beginnings(value, tuple(texts), tokens[first:last]))
     return tuple(beginnings)
 
 

@@ -191,7 +191,7 @@ def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def told_apart(models: Iterable[ModelScores]) -> list[str]:
-    """Returns a sentence for each split's membership inference: what is found without a model."""
+    """Returns a sentence for each split's attacks: what is found without a model."""
     blind = {
         (cell.split, key.partition("/")[0]): (cell.scores[key], *cell.intervals[key])
         for cell in models
@@ -204,10 +204,13 @@ def told_apart(models: Iterable[ModelScores]) -> list[str]:
 def _without_model(task: str, auc: float, low: float, high: float) -> str:
     found = f"AUC {auc:.3f}, {low:.3f} to {high:.3f}"
     if low <= 0.5:
-        return f"{task}: that members and others differ without the model is not shown ({found})"
+        return (
+            f"{task}: that what was trained on differs from the rest without the model is not "
+            f"shown ({found})"
+        )
     return (
-        f"{task}: members and others can be told apart without the model ({found}): the attacks' "
-        "scores say nothing about memorization"
+        f"{task}: what was trained on can be told from the rest without the model ({found}): the "
+        "attacks' scores say nothing about memorization"
     )
 
 

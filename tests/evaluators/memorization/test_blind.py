@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
-from evaluators.memorization.blind import blind_interval, blind_scores
+from evaluators.memorization.blind import blind_interval, blind_ranking, blind_scores
+from evaluators.memorization.canary_auc import CanaryAuc
+from evaluators.memorization.exposure import Exposure
+from evaluators.memorization.extraction import Extraction
 from evaluators.memorization.membership import Membership
 from evaluators.memorization.roc import auc
 from evaluators.requests import PerToken
 from experiments.runs.model_scores import ModelScores, told_apart
 from merging.arrays import Flags
 from tests.evaluators.conftest import sentence
+from tests.evaluators.memorization.conftest import canary_line
 
 WORDS = 1 / np.arange(1, 501) / np.sum(1 / np.arange(1, 501))
 
@@ -104,13 +110,59 @@ def test_it_stands_beside_every_attack(fresh: Resident, write_lines: Callable[..
     assert few["blind_auc"].value == 0.5  # one member teaches nothing
 
 
+def values(
+    draw: np.random.Generator, *, bias: float = 0.0, longer: int = 0
+) -> list[list[list[int]]]:
+    """Twenty canaries of 21 candidates: random digits, and what is special of planted ones."""
+    canaries = []
+    for _ in range(20):
+        candidates = [draw.integers(0, 10, draw.integers(4, 9)) for _ in range(21)]
+        planted = np.append(candidates[0], draw.integers(0, 10, longer))
+        planted[draw.random(len(planted)) < bias] = 7
+        canaries.append([each.tolist() for each in (planted, *candidates[1:])])
+    return canaries
+
+
+@pytest.mark.parametrize(
+    ("special", "runs", "least", "most"),
+    [({}, 200, 0.0, 0.035), ({"bias": 0.8}, 20, 0.9, 1.0), ({"longer": 2}, 20, 0.9, 1.0)],
+)
+def test_planted_values_that_are_special_are_told_and_others_are_not(
+    special: dict[str, Any], runs: int, least: float, most: float
+) -> None:
+    draw = np.random.default_rng(3)
+    told = [blind_ranking(values(draw, **special)) for _ in range(runs)]
+    assert least <= np.mean([score.interval[0] > 0.5 for score in told if score.interval]) <= most
+    assert len([score for score in told if score.interval]) == runs
+
+
+@pytest.mark.parametrize("kind", [Exposure, CanaryAuc, Extraction])
+def test_it_stands_beside_every_attack_on_canaries(
+    kind: type[Exposure | CanaryAuc | Extraction], llama: Resident, write_lines: Callable[..., str]
+) -> None:
+    """Planted values with a letter of their own; the model has nothing to do with the answer."""
+    lines = [canary_line(i) for i in range(12)]
+    for line in lines:
+        start, end = line["span"]
+        line["text"] = line["text"][:start] + "zzz" + line["text"][start:]
+        line["span"] = [start, end + 3]
+    evaluator = kind(llama.info, data=write_lines(lines))
+    answers = Engine(llama).run(evaluator.items.requests)
+    scores = evaluator.score(answers)
+    assert list(scores) == list(evaluator.metrics)
+    assert scores["blind_auc"].value == 1.0
+    assert (scores["blind_auc"].interval or (0, 0))[0] > 0.5
+    few = evaluator.subset([2])
+    assert few.blind["blind_auc"].value == 0.5  # one canary teaches nothing
+
+
 def test_what_is_said() -> None:
     blind = {"m/blind_auc": Score(0.75, None, 0.5, (0.625, 0.875))}
     fair = {"m/blind_auc": Score(0.5, None, 0.5, (0.375, 0.625))}
     cells = [ModelScores.of(name, "expert", "report", blind) for name in "ab"]
     assert told_apart([*cells, ModelScores.of("a", "expert", "search", fair)]) == [
-        "report task 'm': members and others can be told apart without the model (AUC 0.750, "
-        "0.625 to 0.875): the attacks' scores say nothing about memorization",
-        "search task 'm': that members and others differ without the model is not shown (AUC "
-        "0.500, 0.375 to 0.625)",
+        "report task 'm': what was trained on can be told from the rest without the model (AUC "
+        "0.750, 0.625 to 0.875): the attacks' scores say nothing about memorization",
+        "search task 'm': that what was trained on differs from the rest without the model is not "
+        "shown (AUC 0.500, 0.375 to 0.625)",
     ]

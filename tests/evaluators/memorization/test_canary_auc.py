@@ -55,7 +55,7 @@ def test_what_was_trained_on_is_told_apart(
 ) -> None:
     evaluator = CanaryAuc(memorized.info, data=write_canaries(LEARNT))
     scores = evaluator.score(Engine(memorized).run(evaluator.items.requests))
-    assert {key: score.value for key, score in scores.items()} == {
+    assert {key: score.value for key, score in scores.items() if key != "blind_auc"} == {
         "auc": 1.0,
         "auc_pooled": 1.0,
         "auc_of_means": 1.0,

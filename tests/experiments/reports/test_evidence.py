@@ -106,7 +106,10 @@ def test_what_texts_give_away_without_a_model_is_said(shell: Shell, world: Path)
     ]
     data = shell.cwd / "texts.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    said = "eport task 'membership': members and others can be told apart without the model (AUC "
+    said = (
+        "eport task 'membership': what was trained on can be told from the rest without the model "
+        "(AUC "
+    )
     for name in ("base", "base-maths"):
         options = [str(world / name), str(data), f"{name}.json", "--device", "cpu"]
         assert shell.run("reference-losses", *options).code == 0

@@ -113,10 +113,10 @@ def test_it_stands_beside_every_attack(fresh: Resident, write_lines: Callable[..
 def values(
     draw: np.random.Generator, *, bias: float = 0.0, longer: int = 0
 ) -> list[list[list[int]]]:
-    """Twenty canaries of 21 candidates: random digits, and what is special of planted ones."""
+    """Forty canaries of 11 candidates: random digits, and what is special of planted ones."""
     canaries = []
-    for _ in range(20):
-        candidates = [draw.integers(0, 10, draw.integers(4, 9)) for _ in range(21)]
+    for _ in range(40):
+        candidates = [draw.integers(0, 10, draw.integers(4, 9)) for _ in range(11)]
         planted = np.append(candidates[0], draw.integers(0, 10, longer))
         planted[draw.random(len(planted)) < bias] = 7
         canaries.append([each.tolist() for each in (planted, *candidates[1:])])

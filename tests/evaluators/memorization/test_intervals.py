@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from evaluators.memorization.exposure import chance_exposure
@@ -29,6 +31,16 @@ def test_mean_of_equal_items_has_a_width() -> None:
     low, high = mean_interval(np.full(20, 0.5), 0.0, 1.0) or (0.5, 0.5)
     assert low < 0.5 < high
     assert mean_interval(np.full(20, 1.0), 0.0) is None
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1), min_size=2, max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_no_mean_is_known_exactly(items: list[float]) -> None:
+    cases = np.array(items)
+    low, high = mean_interval(cases, 0.0, 1.0) or (0.0, 0.0)
+    assert 0 <= low <= cases.mean() + 1e-9
+    assert cases.mean() - 1e-9 <= high <= 1
+    assert low < high
 
 
 CANDIDATES = 101

@@ -283,6 +283,27 @@ class TestHarnessTasks:
         pattern = "no lm-eval task 'arc_eazy' among its own or in .*; near it are arc_easy"
         shell.refuse(pattern, "search", *line, "search_on.task.task=arc_eazy")
 
+    @pytest.mark.parametrize("verb", ["search", "statistics"])
+    def test_private_items_that_touch_more_than_their_own_score(
+        self, shell: Shell, world: Path, line: list[str], tmp_path: Path, verb: str
+    ) -> None:
+        panel = "search_on" if verb == "search" else "gather_on"
+        private = ["privacy=means", "in_hull=null", "strategy=random", "evaluator@select_on=none"]
+        private += ["evaluator@report_on=none", "initial=average"]
+        if verb == "statistics":
+            private = ["kind=gram", "out=stats", "privacy=statistics"]
+            line = [one.replace("search_on", panel) for one in line]
+            line = [one for one in line if one.startswith(("experts", "device", "eval", panel))]
+        dropped = ("evaluator@select_on", "select_on", "evaluator@report_on", "report_on")
+        line = [one for one in line if not one.startswith(dropped)]
+        line = [verb, *line, *private, "privacy.data=d"]
+        shown = "search task 'task' shows private items as examples .*: set num_fewshot=0, or the"
+        shell.refuse(shown, *line, f"{panel}.task.num_fewshot=1")
+        task = "_target_: evaluators.tasks.perplexity.Perplexity, _partial_: true, field: q"
+        again = f"+{panel}.again={{{task}, data: {tmp_path}/items.jsonl}}"
+        shell.refuse("both read .*items.jsonl, of which a record would contr", *line, again)
+        shell.refuse("would allow to give one of the 6 sear", *line, "privacy.delta=0.2")
+
     def test_unknown_metric(self, shell: Shell, line: list[str]) -> None:
         pattern = "lm-eval task 'own' has no metric 'f1'; it has acc"
         shell.refuse(pattern, "search", *line, "search_on.task.metric=f1")

@@ -21,7 +21,9 @@ from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.mergekit_yaml.reading import from_mergekit
 from merging.method import MergeError, MergeMethod
+from merging.methods.linear import Linear
 from merging.plan import MergePlan, uniform_plan
+from merging.privacy.dial import Dial, Setting
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.saving.save import save_model, saved_bytes
@@ -44,21 +46,18 @@ def run_merge(config: DictConfig) -> None:
             raise UserError(f"out={out} exists already: name a new directory")
         check_writable(out, "out")
         machine = assemble.open_machine(config)
+        if config.mergekit is not None and config.target_epsilon is not None:
+            raise UserError("target_epsilon chooses the experts that are merged: give no mergekit")
         if config.mergekit is None:
             check_groups(config)
-            pool = assemble.open_pool(config)
-            plan = static_plan(
-                assemble.open_part(config.method),
-                assemble.open_part(config.grouping),
-                pool,
-                OmegaConf.to_container(config.knobs) if config.knobs else {},
-            )
+            pool, plan, ledger = _configured(config)
             dtype = machine.save_dtype
         else:
             job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
+            ledger = Ledger.of(pool, plan, searched=False)
         check_writable(out, "out", saved_bytes(pool, dtype))
-        ledger = beside_others(Ledger.of(pool, plan, searched=False), "merge")
+        ledger = beside_others(ledger, "merge")
         check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
             check_adapter(pool, plan.weights(pool))
@@ -79,6 +78,46 @@ def run_merge(config: DictConfig) -> None:
     except (MergeError, CheckpointError, OSError) as error:
         raise UserError(str(error)) from error
     print(*privacy_lines(ledger.describe()), out, sep="\n")
+
+
+def _configured(config: DictConfig) -> tuple[ExpertPool, MergePlan, Ledger]:
+    """Returns the experts that are merged, how, and what that costs."""
+    pool = assemble.open_pool(config)
+    method, grouping = assemble.open_part(config.method), assemble.open_part(config.grouping)
+    knobs = OmegaConf.to_container(config.knobs) if config.knobs else {}
+    if config.target_epsilon is None:
+        plan = static_plan(method, grouping, pool, knobs)
+        return pool, plan, Ledger.of(pool, plan, searched=False)
+    if method != Linear() or knobs:
+        raise UserError("target_epsilon sets weights: give method=linear, and no knobs")
+    dial = Dial.of(pool, config.target_delta, config.accountant)
+    return dialled(pool, dial.turn(config.dial, config.target_epsilon), grouping)
+
+
+def dialled(
+    pool: ExpertPool, setting: Setting, grouping: Grouping
+) -> tuple[ExpertPool, MergePlan, Ledger]:
+    """Returns the experts that a setting of the privacy dial draws, their merge and its ledger.
+
+    Only the drawn experts are in the pool, the plan and so in the recipe; what the ledger says is
+    the price of the whole draw.
+
+    Raises:
+        UserError: the base has a cost of its own, or none is known of it.
+    """
+    base = Ledger.of_base(pool.base.path)
+    if base.spends or base.unrecorded:
+        raise UserError(
+            f"base={pool.base.source} was made from private or unrecorded data, which the target "
+            "epsilon cannot count: dial experts of a public base"
+        )
+    weights = dict(setting.draw())
+    drawn = pool.select(tuple(weights))
+    return (
+        drawn,
+        static_plan(Linear(), grouping, drawn, {"weight": weights}),
+        base.add(*setting.spends),
+    )
 
 
 def static_plan(

@@ -1,7 +1,7 @@
 """Mechanisms: what was run on private data, as accountants need to know it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
@@ -72,8 +72,57 @@ class SparseVector(PureEpsilon):
     """
 
 
-Mechanism: TypeAlias = GaussianMechanism | PureEpsilon
-"""One of the five."""
+@dataclass(frozen=True)
+class RandomSelection:
+    """One of several releases of independent noise, drawn by probabilities that no data chose.
+
+    What it costs is an average over that draw, which nobody may know before it is made; which
+    option was drawn is counted as a part of what is given out.
+
+    Args:
+        probabilities: of the options, each above 0, 1 in all. One option: a certain release.
+        options: the mechanisms of all that went into each option, at least one.
+        releases: identities of what went into each option, for `covered_releases`.
+    """
+
+    probabilities: tuple[float, ...]
+    options: tuple[tuple["Mechanism", ...], ...]
+    releases: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        check_tuple(self, "probabilities", float)
+        if not all(0 < p <= 1 for p in self.probabilities) or math.fsum(self.probabilities) != 1:
+            raise PrivacyRecordError(
+                f"probabilities must be above 0 and sum to 1, got {self.probabilities}"
+            )
+        for name, kind in (("options", Mechanism), ("releases", str)):
+            entries = getattr(self, name)
+            check_tuple(self, name, tuple)
+            if len(entries) != len(self.probabilities):
+                raise PrivacyRecordError(f"{name} must be one for each of the probabilities")
+            if not all(entry and all(isinstance(one, kind) for one in entry) for entry in entries):
+                raise PrivacyRecordError(f"{name} holds something of another kind: {entries!r}")
+
+
+Mechanism: TypeAlias = GaussianMechanism | PureEpsilon | RandomSelection
+"""One of the six."""
+
+
+def leaves(mechanisms: Iterable[Mechanism]) -> Iterator[GaussianMechanism | PureEpsilon]:
+    """Yields all that may have run: of a random selection what every option holds."""
+    for one in mechanisms:
+        if isinstance(one, RandomSelection):
+            for option in one.options:
+                yield from leaves(option)
+        else:
+            yield one
+
+
+def covered_releases(mechanisms: Iterable[Mechanism]) -> set[str]:
+    """Returns the releases whose cost random selections count in."""
+    selections = [one for one in mechanisms if isinstance(one, RandomSelection)]
+    return {name for one in selections for names in one.releases for name in names}
+
 
 _KINDS: Mapping[str, type[Mechanism]] = {
     "gaussian": GaussianMechanism,
@@ -81,13 +130,21 @@ _KINDS: Mapping[str, type[Mechanism]] = {
     "pure": PureEpsilon,
     "laplace": LaplaceMechanism,
     "sparse_vector": SparseVector,
+    "random_selection": RandomSelection,
 }
 
 
 def mechanism_to_json(mechanism: Mechanism) -> dict[str, Any]:
     """Returns the mechanism as JSON with its ``kind``, readable by `mechanism_from_json`."""
     kind = next(name for name, cls in _KINDS.items() if type(mechanism) is cls)
-    return {"kind": kind, **asdict(mechanism)}
+    if not isinstance(mechanism, RandomSelection):
+        return {"kind": kind, **asdict(mechanism)}
+    return {
+        "kind": kind,
+        "probabilities": list(mechanism.probabilities),
+        "options": [list(map(mechanism_to_json, option)) for option in mechanism.options],
+        "releases": list(map(list, mechanism.releases)),
+    }
 
 
 def mechanism_from_json(content: Any) -> Mechanism:
@@ -99,7 +156,19 @@ def mechanism_from_json(content: Any) -> Mechanism:
         )
     cls = _KINDS[kind]
     check_keys(f"mechanism {kind}", content, ["kind", *(field.name for field in fields(cls))])
-    return cls(**{key: value for key, value in content.items() if key != "kind"})
+    values = {key: value for key, value in content.items() if key != "kind"}
+    return _selection(values) if cls is RandomSelection else cls(**values)
+
+
+def _selection(content: Mapping[str, Any]) -> RandomSelection:
+    try:
+        return RandomSelection(
+            tuple(content["probabilities"]),
+            tuple(tuple(map(mechanism_from_json, option)) for option in content["options"]),
+            tuple(map(tuple, content["releases"])),
+        )
+    except TypeError:
+        raise PrivacyRecordError(f"random_selection must hold lists, got {content!r}") from None
 
 
 def check_keys(what: str, content: Any, expected: Sequence[str]) -> None:

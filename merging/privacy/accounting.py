@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,8 @@ from merging.checkpoints.mechanisms import (
     Mechanism,
     PrivacyRecordError,
     PureEpsilon,
+    RandomSelection,
+    leaves,
 )
 
 Accountant: TypeAlias = Literal["rdp", "pld"]
@@ -80,10 +82,11 @@ def epsilon(
     """
     if not mechanisms:
         return 0.0
-    gaussian = [one for one in mechanisms if isinstance(one, GaussianMechanism)]
     pure = [one for one in mechanisms if isinstance(one, PureEpsilon)]
-    if not 0 <= delta < 1 or (gaussian and delta == 0):
+    others = [one for one in mechanisms if not isinstance(one, PureEpsilon)]
+    if not 0 <= delta < 1 or (others and delta == 0):
         raise AccountingError(f"delta must be in (0, 1), got {delta}: Gaussian noise needs one")
+    gaussian = [one for one in leaves(mechanisms) if isinstance(one, GaussianMechanism)]
     if relation != "add_or_remove" and any(one.sampling_rate < 1 for one in gaussian):
         raise AccountingError(
             "Poisson sampling is accounted for under add_or_remove only, not under replace_one"
@@ -92,26 +95,57 @@ def epsilon(
     if delta == 0:
         return added
     if accountant == "pld":
-        return _by_pld(gaussian, pure, delta)
+        return float(_loss(tuple(mechanisms)).get_epsilon_for_delta(delta))
     # Adding pure mechanisms up is better where they are few or weak, RDP where they are many.
-    return min(_by_rdp(gaussian, pure, delta), _by_rdp(gaussian, [], delta) + added)
+    return min(_by_rdp(mechanisms, delta), _by_rdp(others, delta) + added)
 
 
-def _by_rdp(
-    gaussian: Sequence[GaussianMechanism], pure: Sequence[PureEpsilon], delta: float
-) -> float:
+def divergence(mechanisms: Sequence[Mechanism], order: float) -> float:
+    """Returns the Renyi divergence of all mechanisms together at one of dp-accounting's orders.
+
+    Raises:
+        AccountingError: the extra ``dp`` is missing.
+        ValueError: it bounds no divergence of this order.
+    """
+    orders = list(_library().rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    return float(_composed(mechanisms)[orders.index(order)])
+
+
+def _by_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
     rdp = _library().rdp
     orders = rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
-    total = np.zeros(len(orders))
-    for noise in gaussian:
-        total += noise.steps * _curve(replace(noise, steps=1))  # RDP adds up, order by order
-    for one in pure:
-        total += one.count * _curve(replace(one, count=1))
-    return float(rdp.compute_epsilon(orders, total, delta)[0])
+    return float(rdp.compute_epsilon(orders, _composed(mechanisms), delta)[0])
+
+
+def _composed(mechanisms: Sequence[Mechanism]) -> Vector:
+    """Returns the Renyi divergence of all of them at every order: they add up."""
+    total: Vector = np.zeros(len(_library().rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS))
+    for one in mechanisms:
+        if isinstance(one, GaussianMechanism):
+            total = total + one.steps * _curve(replace(one, steps=1))
+        elif isinstance(one, PureEpsilon):
+            total = total + one.count * _curve(replace(one, count=1))
+        else:
+            total = total + _mixed(one)
+    return total
+
+
+def _mixed(selection: RandomSelection) -> Vector:
+    """Returns the divergence D of a draw, with the drawn option i in view.
+
+    ``exp((a - 1) D) = sum_i p_i exp((a - 1) D_i)``, as ``E_Q (P/Q)^a`` is a mean over i.
+    """
+    order_1 = np.array(_library().rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS) - 1  # a - 1
+    moments = [
+        math.log(p) + order_1 * _composed(option)
+        for p, option in zip(selection.probabilities, selection.options, strict=True)
+    ]
+    mixed: Vector = np.logaddexp.reduce(moments, axis=0) / order_1
+    return np.maximum(mixed, 0.0)  # -1e-17 is 0
 
 
 @lru_cache(maxsize=256)
-def _curve(one: Mechanism) -> Vector:
+def _curve(one: GaussianMechanism | PureEpsilon) -> Vector:
     """Returns the Renyi divergence of one step at every order: what takes the accountant long."""
     dp = _library()
     accountant: Any = dp.rdp.RdpAccountant()
@@ -147,7 +181,7 @@ def _quiet() -> Iterator[None]:
         absl.setLevel(before)
 
 
-def _event(dp: Any, one: Mechanism) -> Any:
+def _event(dp: Any, one: GaussianMechanism | PureEpsilon) -> Any:
     if isinstance(one, GaussianMechanism):
         event, rate = dp.GaussianDpEvent(one.noise_multiplier), one.sampling_rate
         return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
@@ -157,10 +191,23 @@ def _event(dp: Any, one: Mechanism) -> Any:
     return dp.ZCDpEvent(rho=one.epsilon**2 / 2)
 
 
-def _by_pld(
-    gaussian: Sequence[GaussianMechanism], pure: Sequence[PureEpsilon], delta: float
-) -> float:
-    """Composes the distributions themselves.
+@lru_cache(maxsize=32)
+def _loss(mechanisms: tuple[Mechanism, ...]) -> Any:
+    """Returns the privacy loss distribution of all of them, composed; at least one."""
+    losses = [_mixed_loss(m) if isinstance(m, RandomSelection) else _own(m) for m in mechanisms]
+    return reduce(lambda one, other: one.compose(other), losses)
+
+
+def _mixed_loss(selection: RandomSelection) -> Any:
+    """Mixes the distributions, i in view: ``delta(epsilon) = sum_i p_i delta_i(epsilon)``."""
+    mixed, weight = _loss(selection.options[0]), selection.probabilities[0]
+    for p, option in zip(selection.probabilities[1:], selection.options[1:], strict=True):
+        mixed, weight = mixed.compute_mixture(_loss(option), weight / (weight + p)), weight + p
+    return mixed
+
+
+def _own(one: GaussianMechanism | PureEpsilon) -> Any:
+    """Returns the distribution of one mechanism, repetitions composed.
 
     dp-accounting 0.6.0 composes a repeated randomised response once only, whatever its count, so
     that pure mechanisms come as distributions of their own here.
@@ -168,20 +215,17 @@ def _by_pld(
     _library()
     from dp_accounting.pld import common, privacy_loss_distribution
 
-    total = privacy_loss_distribution.identity()
-    for noise in gaussian:
+    if isinstance(one, GaussianMechanism):
         loss = privacy_loss_distribution.from_gaussian_mechanism(
-            noise.noise_multiplier, sampling_prob=noise.sampling_rate
+            one.noise_multiplier, sampling_prob=one.sampling_rate
         )
-        total = total.compose(loss.self_compose(noise.steps))
-    for one in pure:
-        if isinstance(one, LaplaceMechanism):
-            loss = privacy_loss_distribution.from_laplace_mechanism(1 / one.epsilon)
-        else:
-            parameters = common.DifferentialPrivacyParameters(one.epsilon, 0)
-            loss = privacy_loss_distribution.from_privacy_parameters(parameters)
-        total = total.compose(loss.self_compose(one.count))
-    return float(total.get_epsilon_for_delta(delta))
+        return loss.self_compose(one.steps)
+    if isinstance(one, LaplaceMechanism):
+        loss = privacy_loss_distribution.from_laplace_mechanism(1 / one.epsilon)
+    else:
+        parameters = common.DifferentialPrivacyParameters(one.epsilon, 0)
+        loss = privacy_loss_distribution.from_privacy_parameters(parameters)
+    return loss.self_compose(one.count)
 
 
 def _library() -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys
+from merging.checkpoints.mechanisms import PrivacyRecordError, check_keys, covered_releases
 from merging.checkpoints.privacy_record import (
     PrivacyRecord,
     PrivacySpend,
@@ -20,7 +20,12 @@ from merging.checkpoints.privacy_record import (
 )
 from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
-from merging.privacy.words import price_in_words, promise_in_words, rounding_in_words
+from merging.privacy.words import (
+    price_in_words,
+    promise_in_words,
+    rounding_in_words,
+    selections_in_words,
+)
 from merging.statistics_files import records_of
 from merging.weight_names import is_adapter
 
@@ -113,7 +118,7 @@ class Ledger:
         if content is None:
             return cls.of(pool, plan, searched=True)
         ledger = cls.from_description(content)
-        for spend in cls.of(pool, plan, searched=False).spends:
+        for spend in ledger.beyond(cls.of(pool, plan, searched=False)).spends:
             if spend.release is not None and spend not in ledger.spends:
                 raise PrivacyRecordError(
                     f"the recipe's ledger lacks {spend.what} on data set {spend.dataset!r}, which "
@@ -152,6 +157,11 @@ class Ledger:
         unrecorded = _each_once([*self.unrecorded, *other.unrecorded])
         notes = _each_once([*self.notes, *other.notes])
         return replace(self, unrecorded=unrecorded, words=(), notes=notes).add(*other.spends)
+
+    def beyond(self, other: Ledger) -> Ledger:
+        """Returns `other`, of what went into this model, without what a draw here counted in."""
+        covered = {r for spend in self.spends for r in covered_releases(spend.mechanisms or ())}
+        return replace(other, spends=tuple(s for s in other.spends if s.release not in covered))
 
     @property
     def private(self) -> bool:
@@ -247,6 +257,7 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
         yield f"{promise_in_words(promise)}{where}."
     if ledger.everywhere is not None and len(ledger.guarantees) > 1:
         yield f"{price_in_words(ledger.everywhere)} at most for any record of these data sets."
+    yield from selections_in_words(ledger.spends)
     yield from rounding_in_words(ledger.spends)
     if ledger.spends:
         yield (

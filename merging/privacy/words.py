@@ -4,7 +4,12 @@ import math
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
 
-from merging.checkpoints.mechanisms import GaussianMechanism, LaplaceMechanism
+from merging.checkpoints.mechanisms import (
+    GaussianMechanism,
+    LaplaceMechanism,
+    RandomSelection,
+    leaves,
+)
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy.composition import Guarantee, Price
 
@@ -16,16 +21,34 @@ _NEIGHBOURS = {
 
 def rounding_in_words(spends: Iterable[PrivacySpend]) -> Iterator[str]:
     """Yields what floating-point noise does not guard against, where there is any."""
-    continuous = (GaussianMechanism, LaplaceMechanism)
-    names = sorted(
-        {s.dataset for s in spends if any(type(one) in continuous for one in s.mechanisms or ())}
-    )
+    run = [
+        (spend.dataset, type(one)) for spend in spends for one in leaves(spend.mechanisms or ())
+    ]
+    names = sorted({name for name, kind in run if kind in (GaussianMechanism, LaplaceMechanism)})
     if names:
         yield (
             f"Noise on {', '.join(names)} was drawn and added in floating point, as DP-SGD does: "
             "the numbers hold for exact arithmetic, and guard against whoever knows all records "
             "but one, but not against an attack on the last bits of what was noised."
         )
+
+
+def selections_in_words(spends: Iterable[PrivacySpend]) -> Iterator[str]:
+    """Yields what the guarantee of a merge does not say to those who see more than the merge."""
+    for spend in spends:
+        for one in spend.mechanisms or ():
+            if not isinstance(one, RandomSelection):
+                continue
+            if len(one.options) > 1:
+                yield (
+                    f"What was given out ({spend.what}) was drawn in secret: the number is an "
+                    "average over that draw, and whoever learns what was drawn, as from the "
+                    "recipe, is promised what the drawn model alone promises."
+                )
+            yield (
+                "This is for one who sees this merge only: every other model made from "
+                f"{spend.dataset} that is seen too adds its own cost."
+            )
 
 
 def promise_in_words(promise: Guarantee) -> str:

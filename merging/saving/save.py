@@ -79,7 +79,8 @@ def save_model(
             head.mkdir(parents=True)
             merged = MergedWeights(classifier, weights, classifier.prefix)
             _write(classifier, merged, head, dtype, shard_bytes)
-            write_ledger(head, ledger.joined(Ledger.of_experts(pool, [name])))
+            own = Ledger.of_experts(pool, [name])
+            write_ledger(head, ledger.joined(ledger.beyond(own)))
         write_ledger(draft, ledger)
 
 

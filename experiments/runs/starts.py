@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.runs.errors import UserError
 from experiments.runs.state import appended, state_folder, whole_lines
+from merging.checkpoints.mechanisms import covered_releases
 from merging.privacy.composition import NO_GUARANTEE, Price, add
 from merging.privacy.ledger import Ledger
 from merging.privacy.words import price_in_words
@@ -78,6 +79,8 @@ def others_in_words(dataset: str, own: Collection[str]) -> str:
 def beside_others(ledger: Ledger, what: str) -> Ledger:
     """Returns the ledger of a search (a merge, a training), with a note on all other runs."""
     own = {spend.release for spend in ledger.spends if spend.release is not None}
+    for spend in ledger.spends:
+        own |= covered_releases(spend.mechanisms or (), certain=True)
     words = [others_in_words(dataset, own) for dataset in ledger.guarantees]
     if not words:
         return ledger

@@ -118,10 +118,11 @@ def leaves(mechanisms: Iterable[Mechanism]) -> Iterator[GaussianMechanism | Pure
             yield one
 
 
-def covered_releases(mechanisms: Iterable[Mechanism]) -> set[str]:
-    """Returns the releases whose cost random selections count in."""
+def covered_releases(mechanisms: Iterable[Mechanism], *, certain: bool = False) -> set[str]:
+    """Returns the releases that selections count in; `certain`: those that went in for certain."""
     selections = [one for one in mechanisms if isinstance(one, RandomSelection)]
-    return {name for one in selections for names in one.releases for name in names}
+    counted = [one.releases for one in selections if not certain or len(one.releases) == 1]
+    return {name for releases in counted for names in releases for name in names}
 
 
 _KINDS: Mapping[str, type[Mechanism]] = {

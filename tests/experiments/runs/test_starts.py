@@ -20,6 +20,7 @@ from experiments.runs.starts import (
     starts_file,
     write_start,
 )
+from merging.checkpoints.mechanisms import GaussianMechanism, RandomSelection
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy.composition import Price, add
 from merging.privacy.ledger import Ledger
@@ -97,6 +98,19 @@ def test_what_promises_nothing_leaves_no_guarantee_and_says_why() -> None:
         "guarantee (epsilon is infinite): whoever knows its public seed can subtract the noise."
     )
     assert others_in_words("letters", {"search 2"}).endswith("adds (ε, δ) = (3, 1e-05)")
+
+
+@pytest.mark.parametrize(("chances", "told"), [((1.0,), "no other"), ((0.5, 0.5), "1 other")])
+def test_what_a_merge_is_for_certain_of_is_no_other_run(
+    chances: tuple[float, ...], told: str
+) -> None:
+    starts_file().unlink(missing_ok=True)
+    write_start("letters", "training 1", Price(4.0, 1e-5), Path())
+    options = tuple((GaussianMechanism(float(i + 1)),) for i in range(len(chances)))
+    releases = tuple((f"training {i + 1}",) for i in range(len(chances)))
+    drawn = (RandomSelection(chances, options, releases),)
+    spend = PrivacySpend("letters", 3.0, 1e-5, "rdp", "1", mechanisms=drawn, release="dial")
+    assert f"{told} run on letters" in beside_others(Ledger().add(spend), "merge").sentences()[-1]
 
 
 def test_a_file_that_cannot_be_used_is_told_before_the_work(

@@ -77,7 +77,7 @@ def test_poisson_samples_and_combinations_agree_with_dp_accounting() -> None:
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    low, high = GaussianMechanism(2.0, 0.1, 4), GaussianMechanism(0.8, 0.1, 4)
+    low, high = GaussianMechanism(4.0, 0.1, 4), GaussianMechanism(1.5, 0.1, 4)
     selection = RandomSelection((0.875, 0.125), ((low,), (high,)), (("a",), ("b",)))
     losses = [
         pld.from_gaussian_mechanism(m.noise_multiplier, sampling_prob=0.1).self_compose(4)

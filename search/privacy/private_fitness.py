@@ -1,4 +1,4 @@
-"""Fitness of private items: clipped contributions, summed, with secret Gaussian noise.
+"""Fitness of private items: clipped contributions, summed, with secret discrete noise.
 
 In neighbouring data sets one item is replaced by one that contributes nothing. An item contributes
 to one number only, by at most the clip; the number of items is public, and so is the mean size of

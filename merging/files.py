@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+_DAY_NS = 86_400 * 10**9
 
 
 def cache_dir() -> Path:
@@ -46,7 +49,11 @@ def apply_umask(path: Path) -> None:
 
 
 def date_alike(paths: Iterable[Path]) -> None:
-    """Dates all files as of now: how long private work took tells of its items."""
-    now_ns = time.time_ns()
+    """Dates all files alike, to some moment of the day before.
+
+    How long private work took tells of its items, and when it ended tells that, beside when the
+    work before it ended. The moment is drawn, as caches know files by their dates.
+    """
+    moment_ns = time.time_ns() // _DAY_NS * _DAY_NS - secrets.randbelow(_DAY_NS)
     for path in paths:
-        os.utime(path, ns=(now_ns, now_ns), follow_symlinks=False)
+        os.utime(path, ns=(moment_ns, moment_ns), follow_symlinks=False)

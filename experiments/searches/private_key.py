@@ -64,8 +64,7 @@ def seeded_noise(seed: int, belongs: Sequence[str]) -> SecretNoise:
 def destroy(run: Path) -> None:
     """Removes what must not be released with a finished run: the key, and the files' times.
 
-    How long a search took tells of its items: every file is dated as of now, so that no beginning
-    is known.
+    How long a search took tells of its items; see `date_alike`.
     """
     for name in (KEY_FILE, "timing.jsonl"):  # the second is an older version's
         (run / name).unlink(missing_ok=True)

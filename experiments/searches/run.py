@@ -108,27 +108,38 @@ def run_search(config: DictConfig) -> float:
         check_options(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
-    if not _is_finished(run, config):
-        with _ended(run), locked(run):
-            parts, ingredients, common = _checked(config, run)
-            with closing(parts.execution):
-                with explained():
-                    history = History(run, timed=parts.privacy is None)
-                    tracker: Tracker = open_part(config.tracker)
-                    if parts.privacy is not None:
-                        tracker = DeferredTracker(tracker)
-                    disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
-                    check_ingredients(run, {"items": disclosure.items()})
-                tracker.start(resolved(config), run, run_identity(config))
-                objective, search, problem = _begun(config, parts, disclosure, run)
-                result = run_loop(disclosure, problem, objective, history, budget, tracker)
-                outcome = _conclude(
-                    config, parts, disclosure, problem, objective, search, result, run
-                )
-                write_results(outcome, tracker)
-    if config.privacy:  # of a finished run too: a crash may have come before this
-        destroy(run)
+    if _is_finished(run, config):
+        with _sealed(run, config):  # a crash may have come before this
+            return _show(run, config)
+    with _sealed(run, config), _ended(run), locked(run):
+        parts, ingredients, common = _checked(config, run)
+        with closing(parts.execution):
+            with explained():
+                history = History(run, timed=parts.privacy is None)
+                tracker: Tracker = open_part(config.tracker)
+                if parts.privacy is not None:
+                    tracker = DeferredTracker(tracker)
+                disclosure = _open_disclosure(config, parts, ingredients, common, run, history)
+                check_ingredients(run, {"items": disclosure.items()})
+            tracker.start(resolved(config), run, run_identity(config))
+            objective, search, problem = _begun(config, parts, disclosure, run)
+            result = run_loop(disclosure, problem, objective, history, budget, tracker)
+            outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
+            write_results(outcome, tracker)
     return _show(run, config)
+
+
+@contextmanager
+def _sealed(run: Path, config: DictConfig) -> Iterator[None]:
+    """Destroys what must not be released with a private run as soon as it looks finished.
+
+    Also where something has failed in the end, such as a tracker.
+    """
+    try:
+        yield
+    finally:
+        if config.privacy and _is_finished(run, config):
+            destroy(run)
 
 
 def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, CommonItems | None]:

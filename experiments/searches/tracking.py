@@ -1,6 +1,7 @@
 """Trackers: who is told of every evaluation while a search runs."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class DeferredTracker:
     """Tells another tracker of all candidates once the search is over.
 
     How long a candidate took tells of its items, and trackers note when they are opened and told
-    of one. Its seconds are given as 0.
+    of one. Its seconds are NaN: not known.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -75,7 +76,7 @@ class DeferredTracker:
 
     def log(self, record: Record, replayed: bool) -> None:
         """Keeps one candidate for `finish`; see `Tracker.log`."""
-        self._told.append((replace(record, seconds=0.0), replayed))
+        self._told.append((replace(record, seconds=math.nan), replayed))
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Opens the run, tells of all candidates and closes it; see `Tracker.finish`."""
@@ -202,7 +203,9 @@ class WandbTracker:
 def _metrics(record: Record, best: float | None) -> dict[str, float]:
     """Returns what one step holds; the best fitness is the first objective's."""
     metrics = {**record.scores, "failed": float(record.failure is not None)}
-    metrics |= {"repeated": float(record.same_as is not None), "seconds": record.seconds}
+    metrics["repeated"] = float(record.same_as is not None)
+    if not math.isnan(record.seconds):
+        metrics["seconds"] = record.seconds
     if record.fitness is not None:
         names = _fitness_columns(len(record.fitness))
         metrics |= dict(zip(names, record.fitness.tolist(), strict=True))

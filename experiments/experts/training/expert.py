@@ -19,7 +19,7 @@ from experiments.runs.starts import PUBLIC_NOISE, beside_others, check_starts, w
 from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.checkpoints.sources import resolve
-from merging.files import write_text
+from merging.files import date_alike, write_text
 from merging.privacy.composition import NO_GUARANTEE, Price
 from merging.privacy.ledger import Ledger
 from merging.saving.save import staged, write_ledger
@@ -74,7 +74,7 @@ def train_expert(
     expert not private. So does a missing file: that of ``clipping=as_released`` has none, because
     what was accounted for does not hold, nor has that of ``randomness=seed``. What is written of
     a private training beside its price says nothing of the records: their losses, lengths and
-    lots are withheld.
+    lots are withheld, and the files' dates do not tell when it ended.
 
     Args:
         base: Hugging Face id or directory of a causal language model.
@@ -118,6 +118,8 @@ def train_expert(
             report |= dict.fromkeys(_PRIVATE, "withheld")
             write_ledger(draft, ledger)
         write_text(draft / TRAINING_FILE, json.dumps(report, indent=2) + "\n")
+    if ledger is not None:
+        date_alike([*out.rglob("*"), out])
     return trained
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 
 import dp_accounting
@@ -316,6 +317,8 @@ def test_private_expert_states_its_price(base: Path, tmp_path: Path, lora: Lora 
     assert told["privacy"]["holds"] is True
     for name in ("last_losses", "presentations", "empty_lots", "longest_record_tokens"):
         assert told[name] == "withheld", name
+    (date,) = {path.stat().st_mtime for path in (tmp_path / "a", *(tmp_path / "a").iterdir())}
+    assert time.time() - date > time.time() % 86400, "when it ended tells how long it took"
     words = " ".join(json.loads((tmp_path / "a" / "privacy.json").read_text())["words"])
     assert "Noise on texts was drawn and added in floating point, as DP-SGD does" in words
 

@@ -41,6 +41,8 @@ BENCHMARKS = (
     "ray_scaling",
     "search_memory",
     "start_up",
+    "zoo_merge",
+    "zoo_open",
 )
 _HEAD = ("measure", "ours", "against", "its figure", "ratio", "bar", "met", "note")
 

@@ -129,12 +129,18 @@ class ExpertPool:
         return {name: expert.source for name, expert in self.experts.items()}
 
     def check_finite(self) -> None:
-        """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity."""
-        for name, tensor in self.base.items():
-            _refuse_nonfinite(f"base {self.base.source}", name, tensor)
-        for expert in self.experts:
-            for name, tensor in self.experts[expert].stored():
-                _refuse_nonfinite(f"expert {expert!r} ({self.sources[expert]})", name, tensor)
+        """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity.
+
+        Of weights in a zoo it is known.
+        """
+        if not self.base.stored.known_finite:
+            for name, tensor in self.base.items():
+                _refuse_nonfinite(f"base {self.base.source}", name, tensor)
+        for name, expert in self.experts.items():
+            if isinstance(expert, CheckpointExpert) and expert.checkpoint.stored.known_finite:
+                continue
+            for tensor_name, tensor in expert.stored():
+                _refuse_nonfinite(f"expert {name!r} ({expert.source})", tensor_name, tensor)
 
     def base_tensor(self, name: str) -> Tensor:
         """Returns the base's tensor in its own dtype on `device`; not to be changed."""
@@ -264,7 +270,8 @@ class ExpertPool:
                 magnitudes, noise), kept from the first merge that needs it; 0: none. Results do
                 not depend on it.
             shared: leave the weights in their files, which the system keeps in memory once for
-                all processes of a machine, at a quarter more time a merge; only on a CPU.
+                all processes of a machine, at a quarter more time a merge; only on a CPU. Those
+                in a zoo would be decoded at every read, so they are held.
             stream: leave base and whole experts in host memory, pinned for CUDA, and copy one
                 tensor while the one before it is merged: for experts that `device` cannot hold.
         """
@@ -277,18 +284,21 @@ class ExpertPool:
             return StreamedWeights(weights, device) if stream else held(weights, device)
 
         def place(expert: Expert) -> Expert:
+            if shared and not _in_zoo(expert):
+                return expert
             if stream and isinstance(expert, CheckpointExpert):
                 return replace(expert, weights=keep(expert.weights))
             return expert.to(device)
 
         # what an adapter adds is kept in the cache, as long as it fits
         adapters = len(self.experts) > len(_checkpoints(self.experts))
-        experts = self.experts if shared else {n: place(e) for n, e in self.experts.items()}
+        experts = {name: place(expert) for name, expert in self.experts.items()}
+        in_files = shared and not self.base.stored.in_zoo
         return replace(
             self,
             experts=experts,
             device=device,
-            _base_weights=self._base_weights if shared else keep(self._base_weights),
+            _base_weights=self._base_weights if in_files else keep(self._base_weights),
             _deltas={} if cache_deltas else None,
             _all=None,
             _cache=TensorCache(cache_bytes),
@@ -332,6 +342,10 @@ class _ExpertWeights(LazyWeights):
 def _checkpoints(experts: Mapping[str, Expert]) -> dict[str, CheckpointExpert]:
     """Returns the experts that are full checkpoints."""
     return {name: e for name, e in experts.items() if isinstance(e, CheckpointExpert)}
+
+
+def _in_zoo(expert: Expert) -> bool:
+    return isinstance(expert, CheckpointExpert) and expert.checkpoint.stored.in_zoo
 
 
 def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:

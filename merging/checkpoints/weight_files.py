@@ -7,6 +7,7 @@ import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ class WeightFiles(LazyWeights):
                 raise _quantised(entry.file, name, str(entry.dtype))
         super().__init__(self._entries)
 
+    @cached_property
+    def in_zoo(self) -> bool:
+        """Whether its files stand in a zoo, so that every read decodes."""
+        return self.pickled is None and all(follow(file) is not None for file in self.files)
+
+    @cached_property
+    def known_finite(self) -> bool:
+        """Whether a zoo saw, when they were added, that no value is NaN or infinite."""
+        return self.in_zoo and all(self._handle(file).finite for file in self.files)
+
     @classmethod
     def find(cls, directory: Path, *, adapter: bool = False) -> WeightFiles:
         """Returns the weights of `directory`, or of the adapter there; reads headers only.
@@ -108,10 +119,13 @@ class WeightFiles(LazyWeights):
         entry = self._entries[name]
         if self.pickled is not None:
             return self.pickled[name]
-        if entry.file not in self._handles:
-            self._handles[entry.file] = _opened(entry.file)
-        tensor: Tensor = self._handles[entry.file].get_tensor(name)
+        tensor: Tensor = self._handle(entry.file).get_tensor(name)
         return tensor
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._handles:
+            self._handles[file] = _opened(file)
+        return self._handles[file]
 
 
 def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:

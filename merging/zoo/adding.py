@@ -46,13 +46,17 @@ class _Prepared(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NewFile:
-    """A file of a model that is being added; fields as the index has them."""
+    """A file of a model that is being added; fields as the index has them.
+
+    `finite`: whether its tensors hold no NaN and no infinity.
+    """
 
     name: str
     sha256: str
     size: int
     header: int
     pieces: Pieces
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,22 @@ class Addition:
             before = os.fstat(handle)
             digest = self.blocks.pool.submit(_digest, path)
 
-            def prepare(chunk: Chunk) -> tuple[Chunk, _Prepared]:
+            def prepare(chunk: Chunk) -> tuple[Chunk, _Prepared, bool]:
                 base = None if relative is None else relative.base(chunk)
-                return chunk, self._prepare(
-                    read_chunk(path, handle, chunk), chunk.item_bytes, base
-                )
+                raw = read_chunk(path, handle, chunk)
+                prepared = self._prepare(raw, layout.item_bytes(chunk.dtype), base)
+                return chunk, prepared, layout.finite(raw, chunk.dtype)
 
-            placed = []
-            for chunk, prepared in in_order(self.blocks.pool, prepare, chunks):
+            placed, finite = [], True
+            for chunk, prepared, sound in in_order(self.blocks.pool, prepare, chunks):
                 placed.append((chunk, self._place(prepared)))
+                finite &= sound
                 on_bytes(chunk.size)
             after = os.fstat(handle)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise ZooError(f"{path} was changed while it was read; add it again")
-            return NewFile(name, digest.result(), before.st_size, header, layout.assemble(placed))
+            pieces = layout.assemble(placed)
+            return NewFile(name, digest.result(), before.st_size, header, pieces, finite)
         finally:
             os.close(handle)
 
@@ -176,8 +182,11 @@ class Addition:
                 (model.name, model.kind, model.sha256, model.size, model.base, model.signature),
             ).lastrowid
             connection.executemany(
-                "INSERT INTO files VALUES(?, ?, ?, ?, ?, ?)",
-                [(number, f.name, f.sha256, f.size, f.header, f.pieces.tobytes()) for f in files],
+                "INSERT INTO files VALUES(?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, f.name, f.sha256, f.size, f.header, f.pieces.tobytes(), f.finite)
+                    for f in files
+                ],
             )
             used = np.unique(
                 np.concatenate([np.zeros(0, np.int64), *(f.pieces["block"] for f in files)])

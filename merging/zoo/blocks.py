@@ -22,6 +22,33 @@ CACHE_BYTES = 2**29
 
 Bytes = NDArray[np.uint8]
 
+_LINE = 64
+"""Bytes of a cache line."""
+
+
+def empty(size: int) -> Bytes:
+    """Returns memory at the beginning of a cache line.
+
+    numpy's, which asks for huge pages where there is much of it: to touch torch's for the first
+    time takes longer than to decode into it.
+    """
+    raw = np.empty(size + _LINE, np.uint8)
+    begin = -raw.ctypes.data % _LINE
+    return raw[begin : begin + size]
+
+
+class _Scratch(threading.local):
+    """Memory for stored blocks, used again: to get new memory takes as long as to decode."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> Bytes:
+        """Returns so many bytes, until it is called again by the same thread."""
+        if len(self._memory) < size:
+            self._memory = empty(size)
+        return self._memory[:size]
+
 
 def threads() -> int:
     """Returns how many threads work on blocks: the cores that this process may use, at most 8."""
@@ -33,14 +60,21 @@ def blocks_of(directory: Path) -> "Blocks":
 
     So that all models opened from a zoo share its cache: of experts that are differences to one
     base, that is decoded once.
+
+    Args:
+        directory: absolute.
     """
-    stat = (directory / index.FILE).stat()
-    return _shared(directory.resolve(), stat.st_ino, os.getpid())
+    return _of_process(directory, os.getpid())
+
+
+def forget() -> None:
+    """Lets go of all blocks that `blocks_of` keeps in this process, and of its open packs."""
+    _of_process.cache_clear()
 
 
 @lru_cache(maxsize=4)
-def _shared(directory: Path, inode: int, process: int) -> "Blocks":
-    return Blocks(directory)
+def _of_process(directory: Path, process: int) -> "Blocks":
+    return Blocks(directory)  # a forked process has no threads, so it gets another
 
 
 class Blocks:
@@ -51,8 +85,9 @@ class Blocks:
         self.read_bytes = 0
         self._packs = PackReader(directory)
         self._limit, self._held = cache_bytes, 0
-        self._cache: OrderedDict[int, Bytes] = OrderedDict()
+        self._cache: OrderedDict[bytes, Bytes] = OrderedDict()  # by hash, so always true
         self._lock = threading.Lock()
+        self._scratch = _Scratch()
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -81,17 +116,18 @@ class Blocks:
 
     def raw(self, block: int, rows: Mapping[int, Row]) -> Bytes:
         """Returns a block's raw bytes, kept for the next who asks; not to be changed."""
+        key = rows[block].sha256
         with self._lock:
-            if block in self._cache:
-                self._cache.move_to_end(block)
-                return self._cache[block]
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
         out = np.empty(rows[block].size, np.uint8)
         self.decode(rows[block], rows, out)
         out.flags.writeable = False
         with self._lock:
-            if block not in self._cache:
+            if key not in self._cache:
                 self._held += out.nbytes
-            self._cache[block] = out
+            self._cache[key] = out
             while self._held > self._limit:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
         return out
@@ -112,7 +148,7 @@ class Blocks:
         if row.payload is not None:
             payload = row.payload
         else:
-            stored = np.empty(row.stored, np.uint8)
+            stored = self._scratch.of(row.stored)
             self._stored(row, stored)
             payload = stored.data
         try:

@@ -52,6 +52,7 @@ CREATE TABLE files(
     bytes INTEGER NOT NULL,
     header INTEGER NOT NULL,  -- bytes before the tensors; 0: it holds none
     pieces BLOB NOT NULL,
+    finite INTEGER NOT NULL,  -- whether no value of its tensors is NaN or infinite
     PRIMARY KEY(model, name)) WITHOUT ROWID;
 CREATE TABLE uses(  -- blocks of a model's pieces, and those that they are differences to
     model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,

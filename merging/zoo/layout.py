@@ -26,16 +26,24 @@ PIECES = np.dtype([("block", "<i8"), ("start", "<u4"), ("length", "<u4")])
 
 Pieces = NDArray[np.void]
 
-_BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "C64": 32,
-} | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
-"""Of the items whose difference to a relative's is taken; all others: single bytes."""
+_ITEM_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "C64": 4,
+    "I32": 4,
+    "U32": 4,
+} | dict.fromkeys(("F16", "BF16", "I16", "U16"), 2)
+
+# The exponent's bits, which are all ones in infinities and NaNs.
+_EXPONENTS = {
+    "F64": 0x7FF << 52,
+    "F32": 0xFF << 23,
+    "C64": 0xFF << 23,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+}
 
 DTYPES = {
     "F64": torch.float64,
@@ -76,13 +84,14 @@ class Chunk:
 
     Args:
         ranges: of bytes of the file, one after the other.
-        tensor: the one that the first of them belongs to; None: no tensor's bytes.
+        dtype: of the tensors that they belong to; empty: they are no tensor's.
+        tensor: the one that the first of them belongs to.
         offset: of the first byte in that tensor.
     """
 
     ranges: tuple[tuple[int, int], ...]
-    item_bytes: int
-    tensor: str | None = None
+    dtype: str = ""
+    tensor: str = ""
     offset: int = 0
 
     @property
@@ -120,7 +129,18 @@ def entries(header: bytes) -> dict[str, Entry]:
 
 def item_bytes(dtype: str) -> int:
     """Returns the bytes of an item of which differences are taken; single ones where none are."""
-    return _BITS.get(dtype, 8) // 8
+    return _ITEM_BYTES.get(dtype, 1)
+
+
+def finite(raw: NDArray[np.uint8], dtype: str) -> bool:
+    """Whether no value is NaN or infinite; `raw`: whole values.
+
+    Numbers of eight bits and fewer, which no merge takes, count as finite.
+    """
+    if dtype not in _EXPONENTS:
+        return True
+    exponents = np.array(_EXPONENTS[dtype], f"<u{item_bytes(dtype)}")
+    return not bool(((raw.view(exponents.dtype) & exponents) == exponents).any())
 
 
 def chunks(
@@ -132,40 +152,38 @@ def chunks(
         header: where the tensors begin; 0: the file has none.
         tensors: in the order of their bytes.
     """
-    yield from _cut(0, header or size, 1)
-    small: dict[int, list[tuple[str, Entry]]] = {}
-    sizes: dict[int, int] = {}
+    yield from _cut(0, header or size)
+    small: dict[str, list[tuple[str, Entry]]] = {}
+    sizes: dict[str, int] = {}
     at = header or size
     for name, entry in (tensors or {}).items():
-        yield from _cut(at, entry.begin, 1)
+        yield from _cut(at, entry.begin)
         at = max(at, entry.end)
-        item = item_bytes(entry.dtype)
         if entry.end - entry.begin >= _SMALL:
-            yield from _cut(entry.begin, entry.end, item, name)
+            yield from _cut(entry.begin, entry.end, entry.dtype, name)
         elif entry.end > entry.begin:
-            small.setdefault(item, []).append((name, entry))
-            sizes[item] = sizes.get(item, 0) + entry.end - entry.begin
-            if sizes[item] > _SHARED - _SMALL:
-                del sizes[item]
-                yield _together(small.pop(item), item)
-    yield from _cut(at, size, 1)
-    for item, waiting in small.items():
-        yield _together(waiting, item)
+            small.setdefault(entry.dtype, []).append((name, entry))
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.end - entry.begin
+            if sizes[entry.dtype] > _SHARED - _SMALL:
+                del sizes[entry.dtype]
+                yield _together(small.pop(entry.dtype))
+    yield from _cut(at, size)
+    yield from map(_together, small.values())
 
 
-def _cut(begin: int, end: int, item_bytes: int, name: str | None = None) -> Iterator[Chunk]:
+def _cut(begin: int, end: int, dtype: str = "", name: str = "") -> Iterator[Chunk]:
     for at in range(begin, end, BLOCK):
-        yield Chunk(((at, min(at + BLOCK, end)),), item_bytes, name, at - begin)
+        yield Chunk(((at, min(at + BLOCK, end)),), dtype, name, at - begin)
 
 
-def _together(waiting: list[tuple[str, Entry]], item_bytes: int) -> Chunk:
+def _together(waiting: list[tuple[str, Entry]]) -> Chunk:
     ranges: list[tuple[int, int]] = []
     for _, entry in waiting:
         if ranges and ranges[-1][1] == entry.begin:
             ranges[-1] = (ranges[-1][0], entry.end)
         else:
             ranges.append((entry.begin, entry.end))
-    return Chunk(tuple(ranges), item_bytes, waiting[0][0])
+    return Chunk(tuple(ranges), waiting[0][1].dtype, waiting[0][0])
 
 
 def assemble(placed: Iterable[tuple[Chunk, int]]) -> Pieces:

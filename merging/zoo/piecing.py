@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merging.files import joint_sha256
-from merging.zoo import layout, relatives
+from merging.zoo import index, layout, relatives
 from merging.zoo.adding import Addition, NewFile, NewModel
 from merging.zoo.blocks import Bytes
 from merging.zoo.errors import ZooError
@@ -66,14 +66,29 @@ def _file(addition: Addition, like: ModelEntry, file: ZooFile, new: New) -> NewF
             parts.append(_placed(addition, like, tensor, entry, new[tensor]))
             at = entry.end
     if not parts:
-        return NewFile(file.name, file.sha256, file.size, len(file.header), file.pieces)
+        return NewFile(
+            file.name, file.sha256, file.size, len(file.header), file.pieces, file.finite
+        )
     pieces = np.concatenate([*parts, layout.cut(file.pieces, at, file.size)])
     digest, rows = sha256(), addition.rows(pieces["block"].tolist())
     for part in layout.batches(pieces):
         out = np.empty(int(part["length"].sum()), np.uint8)
         addition.blocks.fill(part, rows, out)
         digest.update(out.data)
-    return NewFile(file.name, digest.hexdigest(), file.size, len(file.header), pieces)
+    sound = file.finite and all(
+        _finite(addition, layout.cut(pieces, entry.begin, entry.end), rows, entry)
+        for tensor, entry in file.entries.items()
+        if tensor in new
+    )
+    return NewFile(file.name, digest.hexdigest(), file.size, len(file.header), pieces, sound)
+
+
+def _finite(
+    addition: Addition, pieces: Pieces, rows: Mapping[int, index.Row], entry: Entry
+) -> bool:
+    out = np.empty(entry.end - entry.begin, np.uint8)
+    addition.blocks.fill(pieces, rows, out)
+    return layout.finite(out, entry.dtype)
 
 
 def _placed(

@@ -12,7 +12,7 @@ import numpy as np
 
 from merging.zoo import codec, index
 from merging.zoo.blocks import Bytes
-from merging.zoo.layout import Chunk, Entry
+from merging.zoo.layout import Chunk, Entry, item_bytes
 from merging.zoo.weights import ZooFile
 
 _SAMPLES = 8
@@ -50,12 +50,12 @@ class Relative:
 
         It is never a difference itself: where the relative's block is one, it is that one's base.
         """
-        file = self.tensors.get(chunk.tensor or "")
-        if file is None or chunk.tensor is None:
+        file = self.tensors.get(chunk.tensor)
+        if file is None:
             return None
         entry = file.entries[chunk.tensor]
         at = entry.begin + chunk.offset
-        if entry.dtype != self.own[chunk.tensor].dtype or at >= entry.end:
+        if entry.dtype != chunk.dtype or at >= entry.end:
             return None
         ends = np.cumsum(file.pieces["length"], dtype=np.int64)
         i = int(np.searchsorted(ends, at, side="right"))
@@ -86,14 +86,14 @@ def nearest(
     Args:
         read: returns a chunk's bytes.
     """
-    large = [chunk for chunk in chunks if chunk.tensor is not None and len(chunk.ranges) == 1]
+    large = [chunk for chunk in chunks if chunk.dtype]
     large.sort(key=lambda chunk: -chunk.size)
     chosen = large[: len(large) // 2 + 1][:: max(1, len(large) // 2 // _SAMPLES)]
     alone, sizes = 0, [0] * len(candidates)
     for chunk in chosen if candidates else ():
         raw = read(chunk)
         part = slice(0, _SAMPLED)
-        whole = len(codec.encode(raw[part], chunk.item_bytes)[1])
+        whole = len(codec.encode(raw[part], item_bytes(chunk.dtype))[1])
         alone += whole
         for i, candidate in enumerate(candidates):
             row = candidate.base(chunk)
@@ -101,6 +101,6 @@ def nearest(
                 sizes[i] += whole
                 continue
             near = candidate.raw(row)[part]
-            sizes[i] += len(codec.encode(raw[part], chunk.item_bytes, near)[1])
+            sizes[i] += len(codec.encode(raw[part], item_bytes(chunk.dtype), near)[1])
     best = min(range(len(candidates)), key=sizes.__getitem__, default=None)
     return candidates[best] if best is not None and sizes[best] < _WORTH * alone else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merging.weights import LazyWeights
 from merging.zoo import index, layout
-from merging.zoo.blocks import Blocks, blocks_of
+from merging.zoo.blocks import Blocks, blocks_of, empty
 from merging.zoo.errors import ZooError
 from merging.zoo.layout import DTYPES, Entry, Pieces
 from merging.zoo.pointers import Pointer
@@ -26,6 +26,7 @@ class ZooFile:
         header: its first bytes, up to the tensors; empty: it holds none.
         entries: its tensors, in the order of their bytes.
         pieces: of the whole file.
+        finite: whether no value is NaN or infinite, which was seen when it was added.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ZooFile:
     header: bytes
     entries: Mapping[str, Entry]
     pieces: Pieces
+    finite: bool
     rows: Mapping[int, index.Row]
     blocks: Blocks
 
@@ -43,7 +45,7 @@ class ZooFile:
         where = "model = ? AND name = coalesce(?, name)"
         with index.reading(directory) as connection:
             found = connection.execute(
-                f"SELECT name, sha256, bytes, header, pieces FROM files WHERE {where} "
+                f"SELECT name, sha256, bytes, header, pieces, finite FROM files WHERE {where} "
                 "ORDER BY name",
                 (model, name),
             ).fetchall()
@@ -56,8 +58,8 @@ class ZooFile:
             raise ZooError(f"the zoo {directory} no longer holds what is read; add it again")
         blocks = blocks_of(directory)
         return [
-            _file(blocks, rows, name, sha256, size, header, own)
-            for (name, sha256, size, header, _), own in zip(found, pieces, strict=True)
+            _file(blocks, rows, name, sha256, size, header, own, bool(finite))
+            for (name, sha256, size, header, _, finite), own in zip(found, pieces, strict=True)
         ]
 
     @classmethod
@@ -106,9 +108,9 @@ class ZooFile:
     def get_tensor(self, name: str) -> Tensor:
         """Returns a tensor, in memory of its own; raises as `Blocks.fill`."""
         entry = self.entries[name]
-        out = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-        self.fill(self.of_tensor(name), out.numpy())
-        return out.view(_dtype(name, entry)).view(entry.shape)
+        out = empty(entry.end - entry.begin)
+        self.fill(self.of_tensor(name), out)
+        return torch.from_numpy(out).view(_dtype(name, entry)).view(entry.shape)
 
 
 def _file(
@@ -119,12 +121,13 @@ def _file(
     size: int,
     header: int,
     pieces: Pieces,
+    finite: bool,
 ) -> ZooFile:
     raw = np.empty(header, np.uint8)
     blocks.fill(layout.cut(pieces, 0, header), rows, raw)
     content = raw.tobytes()
     entries = layout.entries(content) if header else {}
-    return ZooFile(name, sha256, size, content, entries, pieces, rows, blocks)
+    return ZooFile(name, sha256, size, content, entries, pieces, finite, rows, blocks)
 
 
 class ZooWeights(LazyWeights):

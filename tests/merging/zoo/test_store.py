@@ -9,15 +9,19 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
+from merging.weights import CheckpointError
 from merging.zoo import layout
 from merging.zoo.errors import ZooError
 from merging.zoo.store import Piece, Zoo
+from merging.zoo.weights import ZooFile
 from tests.merging.zoo.models import (
     BITS,
     Raw,
@@ -57,7 +61,7 @@ def tensors(draw: st.DrawFn) -> dict[str, Raw]:
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     tensors(),
     st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
@@ -243,3 +247,39 @@ def test_an_adapter_and_its_record_keep_their_identity(zoo: Zoo, tmp_path: Path)
         == added.sha256
         == files_sha256([folder / "adapter_model.safetensors"])
     )
+
+
+def experts(folder: Path, values: list[float]) -> ExpertPool:
+    """A base and experts of a tiny Llama, in a zoo; the first weights are `values`."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    zoo = Zoo.open(folder / "zoo", create=True)
+    for i, value in enumerate([0.0, *values]):
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = value
+        model.save_pretrained(folder / f"m{i}")
+        zoo.add(folder / f"m{i}", f"m{i}")
+    names = {f"m{i + 1}": f"zoo:{zoo.directory}/m{i + 1}" for i in range(len(values))}
+    return ExpertPool.open(f"zoo:{zoo.directory}/m0", names)
+
+
+def test_what_was_finite_when_added_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = experts(tmp_path, [1.0, float("nan"), float("inf")])
+    with pytest.raises(CheckpointError, match=r"expert 'm2' .*tensor lm_head.weight holds 1 val"):
+        pool.check_finite()
+    with pytest.raises(CheckpointError, match=r"expert 'm3' .*tensor lm_head.weight holds 1 val"):
+        pool.select(["m1", "m3"]).check_finite()
+    monkeypatch.setattr(ZooFile, "get_tensor", lambda file, name: pytest.fail(name))
+    pool.select(["m1"]).check_finite()
+
+
+def test_shared_experts_in_a_zoo_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = experts(tmp_path, [1.0, 2.0]).resident(torch.device("cpu"), shared=True)
+    monkeypatch.setattr(ZooFile, "get_tensor", lambda file, name: pytest.fail(name))
+    assert held.deltas("lm_head.weight")[:, 0, 0].tolist() == [1.0, 2.0]

@@ -14,7 +14,7 @@ from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.runs.progress import ProgressBar
-from experiments.runs.starts import beside_others
+from experiments.runs.starts import beside_others, write_start
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_merges
 from merging.checkpoints.experts import ExpertPool
@@ -91,16 +91,17 @@ def _configured(config: DictConfig) -> tuple[ExpertPool, MergePlan, Ledger]:
     if method != Linear() or knobs:
         raise UserError("target_epsilon sets weights: give method=linear, and no knobs")
     dial = Dial.of(pool, config.target_delta, config.accountant)
-    return dialled(pool, dial.turn(config.dial, config.target_epsilon), grouping)
+    return dialled(pool, dial.turn(config.dial, config.target_epsilon), grouping, Path(config.out))
 
 
 def dialled(
-    pool: ExpertPool, setting: Setting, grouping: Grouping
+    pool: ExpertPool, setting: Setting, grouping: Grouping, out: Path
 ) -> tuple[ExpertPool, MergePlan, Ledger]:
     """Returns the experts that a setting of the privacy dial draws, their merge and its ledger.
 
     Only the drawn experts are in the pool, the plan and so in the recipe; what the ledger says is
-    the price of the whole draw.
+    the price of the whole draw. A draw is written down before it is made, as the start of a
+    release to `out`: who draws until the result pleases has spent every one.
 
     Raises:
         UserError: the base has a cost of its own, or none is known of it.
@@ -111,6 +112,8 @@ def dialled(
             f"base={pool.base.source} was made from private or unrecorded data, which the target "
             "epsilon cannot count: dial experts of a public base"
         )
+    for spend in setting.spends if len(setting.options) > 1 else ():
+        write_start(spend.dataset, str(spend.release), setting.price, out)
     weights = dict(setting.draw())
     drawn = pool.select(tuple(weights))
     return (

@@ -86,11 +86,7 @@ def epsilon(
     others = [one for one in mechanisms if not isinstance(one, PureEpsilon)]
     if not 0 <= delta < 1 or (others and delta == 0):
         raise AccountingError(f"delta must be in (0, 1), got {delta}: Gaussian noise needs one")
-    gaussian = [one for one in leaves(mechanisms) if isinstance(one, GaussianMechanism)]
-    if relation != "add_or_remove" and any(one.sampling_rate < 1 for one in gaussian):
-        raise AccountingError(
-            "Poisson sampling is accounted for under add_or_remove only, not under replace_one"
-        )
+    _check_sampling(mechanisms, relation)
     added = math.fsum(one.epsilon * one.count for one in pure)  # sum_i epsilon_i
     if delta == 0:
         return added
@@ -98,6 +94,25 @@ def epsilon(
         return float(_loss(tuple(mechanisms)).get_epsilon_for_delta(delta))
     # Adding pure mechanisms up is better where they are few or weak, RDP where they are many.
     return min(_by_rdp(mechanisms, delta), _by_rdp(others, delta) + added)
+
+
+def holds(
+    mechanisms: Sequence[Mechanism],
+    bound: float,
+    delta: float,
+    *,
+    accountant: Accountant = "rdp",
+    relation: str = "add_or_remove",
+) -> bool:
+    """Returns whether `epsilon` of the same arguments is `bound` at most.
+
+    dp-accounting goes through a privacy loss distribution loss by loss to find an epsilon, and
+    finds the delta of an epsilon fifty times as fast.
+    """
+    if accountant == "pld" and mechanisms and delta > 0:
+        _check_sampling(mechanisms, relation)
+        return bool(_loss(tuple(mechanisms)).get_delta_for_epsilon(bound) <= delta)
+    return epsilon(mechanisms, delta, accountant=accountant, relation=relation) <= bound
 
 
 def divergence(mechanisms: Sequence[Mechanism], order: float) -> float:
@@ -109,6 +124,14 @@ def divergence(mechanisms: Sequence[Mechanism], order: float) -> float:
     """
     orders = list(_library().rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
     return float(_composed(mechanisms)[orders.index(order)])
+
+
+def _check_sampling(mechanisms: Sequence[Mechanism], relation: str) -> None:
+    gaussian = [one for one in leaves(mechanisms) if isinstance(one, GaussianMechanism)]
+    if relation != "add_or_remove" and any(one.sampling_rate < 1 for one in gaussian):
+        raise AccountingError(
+            "Poisson sampling is accounted for under add_or_remove only, not under replace_one"
+        )
 
 
 def _by_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:

@@ -18,6 +18,7 @@ Probabilities and weights come from the records alone, which no private record c
 must not be computed from the experts' private data either, or have a ledger of their own.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ Kind: TypeAlias = Literal["best", "selection", "combination"]
 Utility: TypeAlias = Callable[[tuple[str, ...]], float]
 """Experts merged with the dial's weights -> what the merge is worth, higher is better."""
 
-_MOST = 10  # experts; a combination is one of 2^n - 1
+_MOST = 8  # experts: `best` compares 4^n / 4 draws at most
 _LOTS = 2**32  # probabilities are multiples of 1 / _LOTS, which a draw meets exactly
 
 
@@ -138,9 +139,12 @@ class Dial:
         return turned
 
     def best(self, epsilon: float, utility: Utility | None = None) -> Setting:
-        """Returns the better one of `combination` and `selection`, as they do."""
-        ways = self.combination(epsilon, utility), self.selection(epsilon, utility)
-        return max(ways, key=lambda setting: setting.utility)
+        """Returns the draw between two merges, or the merge, of the largest mean utility.
+
+        It is never worse than `combination`, whose args and errors it has. A chance of less than
+        one in a hundred is not worth that somebody may get the less private merge.
+        """
+        return self._drawn_of(self._groups, epsilon, utility or self.precision, _LOTS // 100)
 
     def combination(self, epsilon: float, utility: Utility | None = None) -> Setting:
         """Returns the best merge of some experts that cost no more than `epsilon` together.
@@ -152,29 +156,15 @@ class Dial:
         Raises:
             DialError: no expert costs as little.
         """
-        sizes = range(1, len(self.experts) + 1)
-        groups = chain.from_iterable(combinations(self.experts, size) for size in sizes)
-        return self._certain(list(groups), epsilon, utility or self.precision)
+        return self._certain_of(self._groups, epsilon, utility or self.precision)
 
     def selection(self, epsilon: float, utility: Utility | None = None) -> Setting:
         """Returns the draw between two experts, or the expert, of the largest mean utility.
 
-        Two are enough: a mean is to be maximised under one bound on a mean (of the profiles, or
-        of the moments at an order), and a linear program has a solution with two parts.
-
         Args and errors are those of `combination`.
         """
-        worth = utility or self.precision
-        best = self._certain([(name,) for name in self.experts], epsilon, worth)
-        for low in self.experts:
-            for high in self.experts:
-                if self.epsilon((low,)) <= epsilon < self.epsilon((high,)):
-                    gain = worth((high,)) - worth((low,))
-                    lots = self._lots((low,), (high,), epsilon) if gain > 0 else 0
-                    mean = worth((low,)) + gain * lots / _LOTS
-                    if mean > best.utility:
-                        best = self._drawn((low,), (high,), lots, mean)
-        return best
+        alone = [(name,) for name in self.experts]
+        return self._drawn_of(alone, epsilon, utility or self.precision, 1)
 
     def precision(self, names: tuple[str, ...]) -> float:
         """Returns the inverse variance of what these experts estimate together, up to a factor.
@@ -209,10 +199,18 @@ class Dial:
             mechanisms, self.delta, accountant=self.accountant, relation=relation
         )
 
-    def _certain(
-        self, groups: Sequence[tuple[str, ...]], epsilon: float, worth: Utility
-    ) -> Setting:
-        """Returns the group of the highest utility among those that cost `epsilon` at most."""
+    def _holds(self, epsilon: float, one: Mechanism) -> bool:
+        relation = self._spends[0].relation
+        return accounting.holds(
+            [one], epsilon, self.delta, accountant=self.accountant, relation=relation
+        )
+
+    @property
+    def _groups(self) -> list[tuple[str, ...]]:
+        sizes = range(1, len(self.experts) + 1)
+        return list(chain.from_iterable(combinations(self.experts, size) for size in sizes))
+
+    def _allowed(self, groups: Sequence[tuple[str, ...]], epsilon: float) -> list[tuple[str, ...]]:
         allowed = [names for names in groups if self.epsilon(names) <= epsilon]
         if not allowed:
             least = min(self.epsilon((name,)) for name in self.experts)
@@ -220,34 +218,79 @@ class Dial:
                 f"no expert costs epsilon={epsilon:g} or less at delta={self.delta:g}: the most "
                 f"private one costs {least:.4g}; ask for that, or train one with more noise"
             )
-        best = max(allowed, key=worth)
-        price = self._stated(best)
+        return allowed
+
+    def _certain_of(
+        self, groups: Sequence[tuple[str, ...]], epsilon: float, utility: Utility
+    ) -> Setting:
+        """Returns the group of the highest utility among those that cost `epsilon` at most."""
+        best = max(self._allowed(groups, epsilon), key=utility)
+        return self._certain(best, utility(best))
+
+    def _drawn_of(
+        self, groups: Sequence[tuple[str, ...]], epsilon: float, utility: Utility, least: int
+    ) -> Setting:
+        """Returns the best draw of a group that is not allowed, with `least` lots, or one that is.
+
+        Two are enough: a mean is to be maximised under one bound on a mean (of the profiles, or
+        of the moments at an order), and a linear program has a solution with two parts.
+        """
+        worth = {names: utility(names) for names in groups}
+        allowed = sorted(self._allowed(groups, epsilon), key=worth.__getitem__, reverse=True)
+        others = [names for names in groups if self.epsilon(names) > epsilon]
+        best, drawn = worth[allowed[0]], None
+        for low in allowed:
+            for high in others:
+                gain = worth[high] - worth[low]
+                needed = (best - worth[low]) / gain * _LOTS if gain > 0 else math.inf
+                if needed < _LOTS - 1:
+                    lots = self._lots(low, high, epsilon, max(int(needed) + 1, least))
+                    if lots:
+                        best, drawn = worth[low] + gain * lots / _LOTS, (low, high, lots)
+        return (
+            self._certain(allowed[0], best)
+            if drawn is None
+            else self._drawn(*drawn, epsilon, best)
+        )
+
+    def _certain(self, names: tuple[str, ...], utility: float) -> Setting:
+        price = self._stated(names)
         if price is not None:
-            spends = self.experts[best[0]].spends
+            spends = self.experts[names[0]].spends
         else:
-            price = Price(self.epsilon(best), self.delta)
-            spends = (self._spend(price, (best,), (1.0,)),)
-        return Setting((self._weights(best),), (1.0,), price, worth(best), spends)
+            price = Price(self.epsilon(names), self.delta)
+            spends = (self._spend(price, (names,), (1.0,)),)
+        return Setting((self._weights(names),), (1.0,), price, utility, spends)
 
     def _drawn(
-        self, low: tuple[str, ...], high: tuple[str, ...], lots: int, utility: float
+        self,
+        low: tuple[str, ...],
+        high: tuple[str, ...],
+        lots: int,
+        epsilon: float,
+        utility: float,
     ) -> Setting:
         options, chances = (low, high), (1 - lots / _LOTS, lots / _LOTS)
         found = self._accounted([self._selected(options, chances)])
-        price = Price(max(found, self.epsilon(low)), self.delta)
+        # never below what a part states, nor above what `_lots` has found to hold
+        price = Price(min(max(found, self.epsilon(low)), epsilon), self.delta)
         spends = (self._spend(price, options, chances),)
         return Setting(tuple(map(self._weights, options)), chances, price, utility, spends)
 
-    def _lots(self, low: tuple[str, ...], high: tuple[str, ...], epsilon: float) -> int:
-        """Returns the largest multiple of the smallest probability that `high` can have."""
-        allowed, refused = 0, _LOTS
+    def _lots(
+        self, low: tuple[str, ...], high: tuple[str, ...], epsilon: float, least: int
+    ) -> int:
+        """Returns in `_LOTS` the largest probability that `high` can have; 0: not `least`."""
+        allowed, refused, lots = 0, _LOTS, least
         while refused - allowed > 1:
-            lots = (allowed + refused) // 2
             chances = (1 - lots / _LOTS, lots / _LOTS)
-            if self._accounted([self._selected((low, high), chances)]) <= epsilon:
+            if self._holds(epsilon, self._selected((low, high), chances)):
                 allowed = lots
             else:
                 refused = lots
+            if allowed < least:
+                return 0
+            lots = (allowed + refused) // 2
         return allowed
 
     def _selected(

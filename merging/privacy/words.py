@@ -39,7 +39,12 @@ def selections_in_words(spends: Iterable[PrivacySpend]) -> Iterator[str]:
         for one in spend.mechanisms or ():
             if not isinstance(one, RandomSelection):
                 continue
-            if len(one.options) > 1:
+            if len(one.options) == 1:
+                yield (
+                    f"What was given out ({spend.what}) costs what all of its parts cost "
+                    "together: that their noise averages out is not counted."
+                )
+            else:
                 yield (
                     f"What was given out ({spend.what}) was drawn in secret: the number is an "
                     "average over that draw, and whoever learns what was drawn, as from the "

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runs.starts import others, starts_file
 from merging.checkpoints.mechanisms import GaussianMechanism
 from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
 from merging.checkpoints.weight_files import WeightFiles
 from merging.privacy import accounting
+from merging.privacy.composition import add
 from tests.experiments.refusals import Shell
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +45,8 @@ def line(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_the_merge_costs_at_most_the_target_and_is_rebuilt(
     shell: Shell, line: list[str], tmp_path: Path, way: str
 ) -> None:
-    out, again = tmp_path / "merged", tmp_path / "again"
+    out, again, drawn = tmp_path / "merged", tmp_path / "again", way == "selection"
+    starts_file().unlink(missing_ok=True)
     ended = shell.run(*line, f"dial={way}", "target_epsilon=4", f"out={out}")
     assert ended.code == 0, ended.stderr
     recipe = json.loads((out / "recipe.json").read_text())
@@ -53,6 +56,8 @@ def test_the_merge_costs_at_most_the_target_and_is_rebuilt(
     assert recipe["merged"] in chosen
     assert list(recipe["experts"]) == recipe["merged"]
     assert "one who sees this merge only" in (out / "README.md").read_text()
+    spent = add(others("tickets", set()))  # a draw counts, whether its result is kept or not
+    assert spent.epsilon == (recipe["privacy"]["spends"][0]["epsilon"] if drawn else 0)
 
     ended = shell.run("rebuild", str(out / "recipe.json"), "--out", str(again))
     assert ended.code == 0, ended.stderr

@@ -104,7 +104,7 @@ def test_poisson_samples_and_combinations_agree_with_dp_accounting() -> None:
         assert together == pytest.approx(witness.get_epsilon(DELTA), rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     noise=st.lists(st.floats(0.6, 20.0), min_size=1, max_size=4, unique=True),
     targets=st.tuples(st.floats(0.05, 12.0), st.floats(0.05, 12.0)),
@@ -158,6 +158,17 @@ def test_the_draw_is_as_large_as_the_target_allows() -> None:
     assert accounting.epsilon([drawn((1 - more, more), 4.0, 1.0)], DELTA) > target
     draws = [tuple(setting.draw()) for _ in range(4000)]
     assert abs(draws.count(("e1",)) / 4000 - chance) < 5 * math.sqrt(chance / 4000)
+
+
+def test_the_best_is_a_draw_only_where_it_shows() -> None:
+    dial = Dial(gaussians(4.0, 2.0, 1.0), DELTA)
+    for target in (2.0, 2.6, 3.2, 3.8, 4.4, 5.0):
+        best, certain, alone = dial.best(target), dial.combination(target), dial.selection(target)
+        assert min(best.probabilities) >= 0.01
+        assert best.utility >= certain.utility
+        assert best.utility >= alone.utility or min(alone.probabilities) < 0.01
+    assert len(dial.best(4.4).options) == 2
+    assert len(dial.best(2.6).options[0]) == 2  # both of the more private experts
 
 
 def test_a_stated_utility_decides() -> None:
@@ -226,6 +237,15 @@ def test_ledgers_and_records_keep_a_draw_and_say_it() -> None:
     assert "one who sees this merge only" in words
     again = Dial(gaussians(4.0, 1.0), DELTA).selection(4.0).spends
     assert len(ledger.add(*again).spends) == 2  # two draws are two releases
+    # what was drawn may be saved once more beside the merge, as the head of a classifier is
+    assert not ledger.beyond(gaussians(4.0, 1.0)["e1"]).spends
+    assert ledger.beyond(expert("e2", GaussianMechanism(1.0))).spends
+
+
+def test_a_combination_says_what_it_does_not_count() -> None:
+    setting = Dial(gaussians(4.0, 2.0, 1.0), DELTA).combination(2.6)
+    words = " ".join(Ledger().add(*setting.spends).sentences())
+    assert "merge of e0 + e1) costs what all of its parts cost together" in words
 
 
 @pytest.mark.parametrize(
@@ -249,7 +269,7 @@ def test_other_input_is_refused_in_a_sentence() -> None:
     (spend,) = known.spends
     with pytest.raises(DialError, match="not known"):
         Dial({"a": Ledger().add(replace(spend, mechanisms=None))}, DELTA)
-    with pytest.raises(DialError, match="1 to 10 experts"):
+    with pytest.raises(DialError, match="1 to 8 experts"):
         Dial({}, DELTA)
     with pytest.raises(DialError, match="delta must be"):
         Dial({"a": known}, 0.0)

@@ -59,12 +59,24 @@ _PLAIN: Mapping[str, _Plain] = {
     "trust_remote_code": _Plain(bool),
     "kind": _Plain(Literal["gram", "fisher"]),
     "per_expert": _Plain(Mapping[str, Sequence[str]] | None),
+    "models": _Plain(Mapping[str, str]),
+    "bases": _Plain(Sequence[str] | None),
+    "plan": _Plain(Literal["greedy", "multi", "cross"]),
+    "ceilings": _Plain(Mapping[str, float] | None),
+    "fair": _Plain(bool),
+    "block_size": _Plain(int, 1),
+    "tolerance": _Plain(float, 0),
+    "store": _Plain(str | None),
+    "save": _Plain(bool),
+    "suffix": _Plain(str),
 }
 _PANELS = {
     "search_on": "search",
     "select_on": "selection",
     "report_on": "report",
     "gather_on": "gathered",
+    "check_on": "checked",
+    "saliency_on": "public",
 }
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

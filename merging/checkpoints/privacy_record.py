@@ -165,14 +165,14 @@ def write_record(directory: Path, record: PrivacyRecord, *, words: Sequence[str]
     CheckpointError where there are no weights.
     """
     path = directory / RECORD_FILE
-    content = {
-        "format": FORMAT,
-        "weights": weights_sha256(directory),
-        "words": list(words),
-        **record.to_json(),
-    }
-    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
+    write_text(path, record_text(record, weights_sha256(directory), words=words))
     return path
+
+
+def record_text(record: PrivacyRecord, weights: str, *, words: Sequence[str] = ()) -> str:
+    """Returns the file that `write_record` writes, for weights of this identity."""
+    content = {"format": FORMAT, "weights": weights, "words": list(words), **record.to_json()}
+    return json.dumps(sealed(content), indent=2) + "\n"
 
 
 def read_record(directory: Path) -> PrivacyRecord | None:

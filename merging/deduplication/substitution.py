@@ -117,12 +117,16 @@ class Substitution:
         moved = self.pointers != own + np.arange(len(self.pointers))
         return frozenset(int(i) - own for i in self.pointers[moved] if i >= own)
 
+    def taken(self, base: int) -> frozenset[int]:
+        """Returns the blocks of a base, by its number, that stand somewhere."""
+        first = sum(map(len, self.candidates.bases[:base]))
+        end = first + len(self.candidates.bases[base])
+        return frozenset(int(i) - first for i in self.pointers if first <= i < end)
+
     @property
     def sources(self) -> tuple[int, ...]:
         """The bases that a block was taken from, by their number."""
-        ends = np.cumsum([len(base) for base in self.candidates.bases])
-        taken = self.pointers[self.pointers < self.candidates.own]
-        return tuple(int(i) for i in np.unique(np.searchsorted(ends, taken, side="right")))
+        return tuple(i for i in range(len(self.candidates.bases)) if self.taken(i))
 
     def changed(self, other: Substitution) -> Pointers:
         """Returns the positions at which two substitutions of one target differ."""

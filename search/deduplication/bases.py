@@ -1,9 +1,9 @@
 """Who serves whom: which models stay whole and lend their blocks, and in which order."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A target takes blocks of a base.
+    """A target takes blocks of a base; assignments are done in their order.
 
-    Args:
-        lends: whether the target's own blocks stand in other models by then: these must stay.
+    Blocks that a target has lent by then must stay.
     """
 
     target: str
     base: str
-    lends: bool = False
 
 
 Cost = Callable[[Member, Member], float]
@@ -92,10 +90,7 @@ def cross_bases(members: Sequence[Member]) -> tuple[Assignment, ...]:
         lower, middle, upper = _halves(cluster)
         plan += [Assignment(one.name, middle.name) for one in upper]
         chain = [middle, *reversed(lower)]
-        plan += [
-            Assignment(target.name, base.name, lends=target is not middle or bool(upper))
-            for target, base in itertools.pairwise(chain)
-        ]
+        plan += [Assignment(target.name, base.name) for target, base in pairwise(chain)]
     return tuple(plan)
 
 

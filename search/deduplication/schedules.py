@@ -6,6 +6,7 @@ answers yes has let them go. Blocks are whole numbers, nothing else is known of 
 Source: Privacy and accuracy-aware model deduplication, arXiv:2503.02862, and its public code.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -62,6 +63,10 @@ class DedupSchedule(Protocol):
         """Asks about the blocks of `order`, the least salient first, until it is at its end."""
         ...
 
+    def most(self, count: int) -> int:
+        """Returns how many questions so many blocks may take, whatever the answers."""
+        ...
+
 
 def run(
     schedule: DedupSchedule,
@@ -109,6 +114,10 @@ class GreedyN:
                 return
             asked(order[start : start + self.size])
 
+    def most(self, count: int) -> int:
+        """See `DedupSchedule`."""
+        return math.ceil(count / self.size)
+
 
 @dataclass(frozen=True)
 class Drd:
@@ -138,6 +147,12 @@ class Drd:
                 return
         self.ask(right, asked)
 
+    def most(self, count: int) -> int:
+        """See `DedupSchedule`."""
+        if count < self.min_length:
+            return 0
+        return 1 + self.most(count // 2) + self.most(count - count // 2)
+
 
 @dataclass(frozen=True)
 class Dred:
@@ -164,6 +179,16 @@ class Dred:
                 current, rest = rest, []  # expands to all that is left
             else:
                 current = left  # shrinks
+
+    def most(self, count: int) -> int:
+        """See `DedupSchedule`."""
+        most = [0] * (count + 1)
+        for blocks in range(self.min_length, count + 1):
+            current, asked = blocks, 0
+            while current >= self.min_length:  # the first yes after so many noes, or none
+                current, asked = current // 2, asked + 1
+                most[blocks] = max(most[blocks], asked + most[blocks - current])
+        return most[count]
 
 
 def _halves(blocks: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -88,8 +88,9 @@ def test_parts_that_a_space_may_ignore_are_known_by_their_defaults() -> None:
     assert {part: config[part]["_target_"] for part in DEFAULTS} == DEFAULTS
 
 
-@pytest.mark.parametrize("verb", ["search", "merge", "evaluate"])
+@pytest.mark.parametrize("verb", ["search", "merge", "evaluate", "dedup"])
 def test_primary_configurations_compose(verb: str) -> None:
-    needed = {"merge": ["out=x"], "evaluate": ["model=x"], "search": []}[verb]
+    options = {"merge": ["out=x"], "evaluate": ["model=x"], "dedup": ["models={a:x}"]}
+    needed = options.get(verb, [])
     config = composed(*needed, config=verb)
     assert OmegaConf.to_container(config, resolve=True)

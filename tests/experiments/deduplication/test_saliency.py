@@ -26,9 +26,7 @@ LABELS = [0, 1, 2, 1]
 
 
 def loaded(path: Path) -> LoadedTarget:
-    return LoadedTarget.of(
-        str(path), trust_remote_code=False, device="cpu", dtype=torch.float64, batch_tokens=512
-    )
+    return LoadedTarget.of(str(path), device="cpu", dtype=torch.float64)
 
 
 def lines(path: Path, rows: list[dict[str, object]]) -> str:

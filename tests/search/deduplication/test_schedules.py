@@ -1,6 +1,7 @@
 """Schedules against plain recursions, against their own rules, and the paper's block counts."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,21 @@ def test_schedules_ask_what_plain_recursions_ask(
     order = order_of(count)
     groups = [tuple(order[i : i + least]) for i in range(0, count, least)]
     assert asked_by(GreedyN(least), *model) == [(g, bad.isdisjoint(g)) for g in groups]
+
+
+@pytest.mark.parametrize("schedule", [GreedyN(3), Drd(3), Dred(3), Dred(2)])
+def test_no_answers_take_more_questions_than_foretold_and_some_take_as_many(
+    schedule: DedupSchedule,
+) -> None:
+    for count in range(11):
+        most = schedule.most(count)
+        counts = []
+        for given_answers in product([False, True], repeat=most):
+            answers = iter([*given_answers, False])  # one more would be too many
+            asked = run(schedule, range(count), lambda _, answers=answers: next(answers))
+            counts.append(len(asked.answers))
+        exact = not isinstance(schedule, Drd)  # which asks about right halves after success alone
+        assert max(counts) == most or (not exact and max(counts) < most)
 
 
 @given(models, st.integers(1, 4), st.sampled_from([GreedyN, Drd, Dred]))

@@ -19,6 +19,7 @@ _VERBS = {
     "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize", None),
     "reference-losses": ("experiments.commands.plain_verbs", "reference_losses", None),
     "compare": ("experiments.commands.compare", "compare", None),
+    "zoo": ("experiments.commands.zoo", "zoo", None),
 }
 
 HELP = """\
@@ -36,6 +37,7 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge pseudonymize IN.jsonl OUT.jsonl --fields FILE --key-env NAME    keyed slugs for values
   evomerge reference-losses BASE TEXTS.jsonl OUT.json    calibrates evaluator membership
   evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots
+  evomerge zoo add|list|show|open|check|...   many models in one place, what they share stored once
 
 search, check, merge, evaluate and statistics are Hydra applications: NAME=VALUE replaces an
 option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole configuration, `evomerge

@@ -76,6 +76,11 @@ class Recipe:
         base = Ingredient(pool.base.source, pool.base.sha256)
         return cls(base, experts, plan, dtype, privacy)
 
+    @property
+    def ingredients(self) -> dict[str, Ingredient]:
+        """Returns the base, as ``base``, and the experts by name."""
+        return {"base": self.base, **self.experts}
+
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON."""
         return {

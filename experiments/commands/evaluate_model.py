@@ -13,6 +13,7 @@ from experiments.runs.model_scores import ModelScores, evidence, stated, told_ap
 from experiments.runs.options import check_groups, check_options
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.zoo.opening import open_sources
 from merging.checkpoints.experts import ExpertPool
 from merging.files import write_text
 
@@ -31,6 +32,7 @@ def run_evaluate(config: DictConfig) -> float:
         check_data(config.report_on)
         machine = assemble.open_machine(config)
         base = config.base or config.model
+        open_sources([base, config.model])
         pool = ExpertPool.open(
             base, {"model": config.model}, trust_remote_code=config.trust_remote_code
         )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from experiments.reports.model_card import static_card
 from experiments.reports.privacy_section import privacy_lines
@@ -14,9 +13,11 @@ from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.runs.progress import ProgressBar
+from experiments.runs.shown import shown
 from experiments.runs.starts import beside_others, write_start
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_merges
+from experiments.zoo.opening import open_sources
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.mergekit_yaml.reading import from_mergekit
@@ -28,7 +29,7 @@ from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
 from merging.saving.save import save_model, saved_bytes
 from merging.saving.save_adapter import check_adapter, save_adapter
-from merging.weights import CheckpointError, LazyWeights, Weights
+from merging.weights import CheckpointError
 
 
 def run_merge(config: DictConfig) -> None:
@@ -53,7 +54,7 @@ def run_merge(config: DictConfig) -> None:
             pool, plan, ledger = _configured(config)
             dtype = machine.save_dtype
         else:
-            job = from_mergekit(Path(config.mergekit), trust_remote_code=False)
+            job = from_mergekit(Path(config.mergekit), before_opening=open_sources)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
             ledger = Ledger.of(pool, plan, searched=False)
         check_writable(out, "out", saved_bytes(pool, dtype))
@@ -68,8 +69,8 @@ def run_merge(config: DictConfig) -> None:
     try:
         card = static_card(recipe.to_json())
         with ProgressBar(len(weights), "merging", "tensor") as progress:
-            shown = _Shown(weights, progress)
-            save_model(pool, shown, out, dtype=dtype, card=card, ledger=ledger)
+            read = shown(weights, progress)
+            save_model(pool, read, out, dtype=dtype, card=card, ledger=ledger)
         recipe.save(out / "recipe.json")
         if config.adapter_rank is not None:
             exact = plan.weights(held, dtype=torch.float32)
@@ -154,18 +155,3 @@ def static_plan(
         for group, table in plan.coefficients.items()
     }
     return MergePlan(method, grouping, plan.experts, coefficients)
-
-
-class _Shown(LazyWeights):
-    """Weights that show the progress of their first reading."""
-
-    def __init__(self, weights: Weights, progress: ProgressBar) -> None:
-        super().__init__(weights)
-        self._weights, self._progress = weights, progress
-        self._unread = set(weights)
-
-    def _tensor(self, name: str) -> Tensor:
-        if name in self._unread:
-            self._unread.remove(name)
-            self._progress.update()
-        return self._weights[name]

@@ -29,12 +29,12 @@ def rebuild(arguments: Sequence[str]) -> None:
 
 
 def _rebuild(options: argparse.Namespace) -> None:
+    from experiments.zoo.opening import open_sources
     from merging.checkpoints.mechanisms import PrivacyRecordError
     from merging.files import write_text
     from merging.mergekit_yaml.writing import to_mergekit
-    from merging.privacy.ledger import Ledger
     from merging.recipe import Recipe
-    from merging.saving.save import save_model
+    from merging.saving.rebuild import rebuild as write_rebuilt
 
     recipe = Recipe.load(options.recipe)
     _check_target(options.mergekit or options.out, "--mergekit" if options.mergekit else "--out")
@@ -44,24 +44,19 @@ def _rebuild(options: argparse.Namespace) -> None:
         if not separator:
             raise ValueError(f"--source {pair}: expected NAME=PATH")
         replaced[name] = path
+    places = {name: each.source for name, each in recipe.ingredients.items()}
+    open_sources({**places, **replaced}.values())
     pool = recipe.open_pool(replaced=replaced, trust_remote_code=options.trust_remote_code)
     if options.mergekit is not None:
         write_text(options.mergekit, to_mergekit(recipe, pool))
         print(options.mergekit)
         return
+    card = options.recipe.parent / "model" / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else None
     try:
-        ledger = Ledger.rebuilt(recipe.privacy, pool, recipe.plan)
+        write_rebuilt(recipe, pool, options.out, card=text)
     except PrivacyRecordError as error:
         raise PrivacyRecordError(f"{options.recipe}: {error}") from error
-    card = options.recipe.parent / "model" / "README.md"
-    save_model(
-        pool,
-        recipe.plan.weights(pool, dtype=recipe.torch_dtype),
-        options.out,
-        dtype=recipe.torch_dtype,
-        card=card.read_text(encoding="utf-8") if card.exists() else None,
-        ledger=ledger,
-    )
     print(options.out)
 
 

@@ -7,6 +7,7 @@ from evaluators.engine.resident import Resident
 from evaluators.memorization.membership import Membership
 from evaluators.memorization.reference_losses import write_reference
 from experiments.runs.device import choose_device, choose_dtype
+from experiments.zoo.opening import open_sources
 from merging.checkpoints.checkpoint import Checkpoint
 
 
@@ -33,6 +34,7 @@ def write_losses(
         ValueError: as `Membership` and `Checkpoint.open`.
         EvaluationError: the model cannot be scored.
     """
+    open_sources([model])
     checkpoint, chosen = Checkpoint.open(model), choose_device(device)
     resident = Resident(
         checkpoint.module(dtype=choose_dtype(dtype, chosen), device=chosen),

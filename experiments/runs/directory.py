@@ -32,10 +32,10 @@ _OWNER = "run.owner"
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre's, NFS's
 _LOGS_BYTES = 50e6  # room for logs and reports
 
-# What may differ between two starts of the same run: where files go, who watches, what is written
-# of the winner, and what a run that was stopped for want of memory goes on with.
+# What may differ between two starts of the same run: where files go, who watches, what is kept of
+# winner and population, and what a run that was stopped for want of memory goes on with.
 _NOT_IDENTITY = (
-    *("out", "runs", "tracker", "cache", "save_model", "adapter_rank"),
+    *("out", "runs", "tracker", "cache", "save_model", "adapter_rank", "zoo"),
     *("threads", "execution", "stream"),
 )
 

@@ -40,6 +40,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "overlap": _Plain(Literal["drop", "refuse"]),
     "save_model": _Plain(bool),
     "adapter_rank": _Plain(int | None, 1),
+    "zoo": _Plain(bool | str | None),
     "device": _Plain(str),
     "dtype": _Plain(str),
     "save_dtype": _Plain(str | None),

@@ -96,7 +96,7 @@ def completions(
     lm = LocalCompletionsAPI(
         base_url=f"{url.rstrip('/')}/v1/completions",
         model=served_as,
-        tokenizer=tokenizer or pool.base.source,
+        tokenizer=tokenizer or str(pool.base.path),
         tokenizer_backend="huggingface",
         batch_size=batch_size,
         num_concurrent=concurrent,
@@ -124,6 +124,11 @@ def vllm(
     """Returns a model in vLLM, in this process; see ``conf/backend/vllm.yaml``."""
     if find_spec("vllm") is None:
         raise ValueError("backend=vllm needs vLLM: pip install vllm, on a CUDA machine")
+    if pool.base.source.startswith("zoo:"):
+        raise ValueError(
+            f"backend=vllm reads the base's files itself: write those of {pool.base.source} with "
+            "`evomerge zoo open`, and name their directory"
+        )
     from lm_eval.models.vllm_causallms import VLLM
 
     lm = VLLM(

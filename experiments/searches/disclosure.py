@@ -1,6 +1,6 @@
 """What the steps of a search may see of its items: all scores, unless the items are private."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,10 @@ class Disclosure(Protocol):
         self, problem: Problem, result: SearchResult, objective: Objective
     ) -> list[Finalist]:
         """Returns the best few, the winner first."""
+        ...
+
+    def population(self, problem: Problem, result: SearchResult) -> list[Record]:
+        """Returns the candidates that may be kept beside the winner, of what the loop gave."""
         ...
 
     def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
@@ -164,9 +168,26 @@ class FullDisclosure:
         with explained():
             return shrunken_finalists(result.records, self.count, strata)
 
+    def population(self, problem: Problem, result: SearchResult) -> list[Record]:
+        """Returns the final population."""
+        return living(problem, result)
+
     def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
         """Returns the ledger itself: these items are not private."""
         return ledger
+
+
+def living(problem: Problem, result: SearchResult) -> list[Record]:
+    """Returns who lives at the end and the best, each genome once, in the order of ids.
+
+    Who lives is the strategy's population or archive, where it has one; else the last generation
+    that it was told. Failures do not live.
+    """
+    members: Sequence[int] = getattr(problem.strategy, "members", result.last)
+    by_id = {record.id: record for record in result.records}
+    alive = [by_id[i] for i in sorted({*members, *result.best})]
+    first = {record.id if record.same_as is None else record.same_as for record in alive}
+    return [by_id[i] for i in sorted(first) if by_id[i].fitness is not None]
 
 
 def look_again(

@@ -47,6 +47,8 @@ class SearchOutcome:
         finalists: the winner first.
         ledger: what the winner's private data cost.
         inside: the best point inside the hull at equal budget; None: there is none.
+        population: recipes of who lived at the end, by the id of the candidate; only where a zoo
+            is to take them.
         notes: what a reader has to know of how all this came about, a sentence each.
         report: all models on the held-out items; None: there are none.
     """
@@ -65,4 +67,5 @@ class SearchOutcome:
     ledger: Ledger
     inside: InHull | None
     report: Mapping[str, ModelScores] | None
+    population: Mapping[int, Recipe]
     notes: Sequence[str]

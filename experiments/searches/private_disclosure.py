@@ -25,7 +25,7 @@ from experiments.runs.errors import UserError
 from experiments.runs.model_scores import SPLITS, ModelScores
 from experiments.runs.starts import PUBLIC_NOISE, beside_others, write_start
 from experiments.scoring.choose import local_evaluation
-from experiments.searches.disclosure import Loop, look_again, unseen_finalists
+from experiments.searches.disclosure import Loop, living, look_again, unseen_finalists
 from experiments.searches.private_key import (
     open_noise,
     release_by_seed,
@@ -283,6 +283,14 @@ class PrivateDisclosure:
                 "no finalist was found to be better than the start by the margin: the first is "
                 "taken, as a search that is not private takes its best"
             )
+
+    def population(self, problem: Problem, result: SearchResult) -> list[Record]:
+        """Returns the final population where every member's noisy fitness was released.
+
+        Its genomes then follow from what the ledger counts. Differences release nothing of a
+        candidate, which is a probe beside the centre; that is the winner.
+        """
+        return living(problem, result) if self._privacy.release == "means" else []
 
     def charged(self, ledger: Ledger, result: SearchResult) -> Ledger:
         """Returns the ledger with what the search has spent.

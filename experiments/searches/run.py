@@ -27,6 +27,7 @@ from experiments.runs.options import check_options
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
+from experiments.searches.keeping import check_zoo, keep, kept_winner
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
@@ -39,6 +40,7 @@ from experiments.searches.steps import (
     ledger_of,
     plan_of,
     read_held_out,
+    recipe_of,
     run_loop,
     write_results,
     write_winner,
@@ -55,6 +57,8 @@ from experiments.setup.preflight import check
 from experiments.setup.private_checks import budget_line
 from experiments.setup.problem import Problem
 from merging.method import MergeError
+from merging.plan import Plan
+from merging.privacy.ledger import Ledger
 from merging.weights import CheckpointError
 from search.loop.history import History, HistoryError
 from search.loop.jsonl import DamagedFileError
@@ -86,6 +90,7 @@ def run_check(config: DictConfig) -> None:
         common = CommonItems.open(config, ingredients.panels["search"])
         lines = check(ingredients, trial, common, run, save_model=config.save_model)
         lines += time_lines(config, parts, ingredients, trial)
+        check_zoo(config, ingredients.pool)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
             check_starts()
@@ -108,7 +113,8 @@ def run_search(config: DictConfig) -> float:
         check_options(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
-    if _is_finished(run, config):
+        finished = _is_finished(run, config)
+    if finished:
         with _sealed(run, config):  # a crash may have come before this
             return _show(run, config)
     with _sealed(run, config), _ended(run), locked(run):
@@ -125,7 +131,7 @@ def run_search(config: DictConfig) -> float:
             objective, search, problem = _begun(config, parts, disclosure, run)
             result = run_loop(disclosure, problem, objective, history, budget, tracker)
             outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
-            write_results(outcome, tracker)
+            write_results(outcome, tracker, partial(keep, config))
     return _show(run, config)
 
 
@@ -150,6 +156,7 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
         common = CommonItems.open(config, ingredients.panels["search"])
         lines = check(ingredients, trial, common, run, save_model=config.save_model)
         lines += time_lines(config, parts, ingredients, trial)
+        check_zoo(config, ingredients.pool)
         make_run(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()
         check_ingredients(run, {"base": base, "experts": experts})
@@ -233,10 +240,16 @@ def _conclude(
     """Chooses and writes the winner, and returns it beside all that it is measured against."""
     references = disclosure.references
     ingredients = references.ingredients
+    living = disclosure.population(problem, result) if config.zoo else []
     result, items = disclosure.comparable(problem, result, objective)
     finalists = disclosure.choose(problem, result, objective)
+
+    def ledger_for(plan: Plan) -> Ledger:
+        return disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan), result)
+
     plan = plan_of(problem.space, finalists[0])
-    ledger = disclosure.charged(ledger_of(ingredients.pool, parts.initial, plan), result)
+    plans = {record.id: plan_of(problem.space, record) for record in living}
+    ledger = ledger_for(plan)
     recipe, notes = write_winner(
         ingredients,
         plan,
@@ -265,6 +278,7 @@ def _conclude(
         ledger=ledger,
         inside=inside,
         report=read_held_out(references, plan, statics),
+        population={i: recipe_of(ingredients, p, ledger_for(p)) for i, p in plans.items()},
         notes=[
             *span_warnings(run, objective),
             *unscored_again(result.records),
@@ -305,12 +319,14 @@ def _strategy_name() -> str:
 
 
 def _is_finished(run: Path, config: DictConfig) -> bool:
-    """Whether all is written, and as many static merges are read as `config` asks for.
+    """Whether all is written, in the zoo too, and as many static merges are read as are asked for.
 
     A private search can't be taken up again: its key is gone.
     """
     if not ((run / "summary.json").exists() and (run / "report.html").exists()):
         return False
+    if config.zoo and kept_winner(config, run) is None:
+        return bool(config.privacy)
     read, asked = read_json(run / "summary.json").get("held_out", "all"), config.baselines.report
     return bool(config.privacy) or read == "all" or (asked != "all" and asked <= read)
 
@@ -324,4 +340,7 @@ def _show(run: Path, config: DictConfig) -> float:
         print(f"model     {run / 'model'}")
     elif config.save_model:
         print(f"model     not there: evomerge rebuild {run / 'recipe.json'} --out DIR writes it")
+    if config.zoo:
+        kept = kept_winner(config, run)
+        print(f"zoo       {kept or f'not there: evomerge zoo add {run} adds the winner'}")
     return float(summary["fitness"])

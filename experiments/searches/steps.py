@@ -31,6 +31,7 @@ from merging.saving.save import save_model
 from merging.saving.save_adapter import AdapterError, save_adapter
 from merging.spaces.space import SearchSpace
 from merging.weights import CheckpointError
+from merging.zoo_recipes import load_recipe
 from search.loop.history import History, Record
 from search.loop.session import Budget, SearchFailed, SearchResult
 from search.objective import Objective
@@ -69,18 +70,24 @@ def run_loop(
         )
 
 
-def plan_of(space: SearchSpace[Any], winner: Finalist) -> Plan:
-    """Returns the plan of a winner's genome."""
-    return space.plan(space.from_json(winner.genome))
+def plan_of(space: SearchSpace[Any], scored: Finalist | Record) -> Plan:
+    """Returns the plan of a candidate's genome."""
+    return space.plan(space.from_json(scored.genome))
 
 
 def ledger_of(pool: ExpertPool, initial: Initial, plan: Plan) -> Ledger:
     """Returns what the private data of experts and starting point cost."""
     ledger = Ledger.of(pool, plan, searched=True)
-    for path in recipes_of(initial):
-        if (known := Recipe.load(path).privacy) is not None:
+    for source in recipes_of(initial):
+        if (known := load_recipe(source).privacy) is not None:
             ledger = ledger.joined(Ledger.from_description(known))
     return ledger
+
+
+def recipe_of(ingredients: Ingredients, plan: Plan, ledger: Ledger) -> Recipe:
+    """Returns the recipe of a plan over the run's experts, as it is to be saved."""
+    dtype = dtype_name(ingredients.machine.save_dtype)
+    return Recipe.of(ingredients.pool, plan, dtype=dtype, privacy=ledger.describe())
 
 
 def write_winner(
@@ -100,7 +107,7 @@ def write_winner(
         CheckpointError: model or adapter cannot be written, says how the run goes on.
     """
     pool, dtype = ingredients.pool, ingredients.machine.save_dtype
-    recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
+    recipe = recipe_of(ingredients, plan, ledger)
     recipe.save(run / "recipe.json")
     notes = []
     try:
@@ -191,8 +198,14 @@ def read_held_out(
     return report
 
 
-def write_results(outcome: SearchOutcome, tracker: Tracker) -> None:
-    """Writes certificate, summary, model card and, as it marks the run as finished, the report."""
+def write_results(
+    outcome: SearchOutcome, tracker: Tracker, keep: Callable[[SearchOutcome], None]
+) -> None:
+    """Writes certificate, summary, model card and, as it marks the run as finished, the report.
+
+    Args:
+        keep: writes what is kept elsewhere, before the run counts as finished.
+    """
     run = outcome.run
     log.info("writing certificate, summary and report")
     certificate = write_certificate(outcome)
@@ -201,6 +214,7 @@ def write_results(outcome: SearchOutcome, tracker: Tracker) -> None:
     if (run / "model").exists():
         card = model_card(summary, outcome.recipe.to_json())
         write_text(run / "model" / "README.md", card)
+    keep(outcome)
     try:
         tracker.finish(summary, [run / "recipe.json"])
     finally:  # who only watches does not keep the report back

@@ -14,6 +14,7 @@ from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.sources import Sources
+from experiments.zoo.opening import open_sources
 from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import parse_dtype
@@ -42,6 +43,7 @@ def open_machine(config: DictConfig) -> Machine:
 def open_pool(config: DictConfig) -> ExpertPool:
     """Returns base and experts, checked to fit each other."""
     source: Sources = open_part(config.experts)
+    open_sources([source.base, *source.experts.values()])
     return ExpertPool.open(
         source.base,
         source.experts,

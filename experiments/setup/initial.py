@@ -13,10 +13,11 @@ from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import MergeMethod
 from merging.plan import MergePlan, Plan, uniform_plan
-from merging.recipe import Recipe
 from merging.seeding import stable_seed
 from merging.spaces.full_weights import weighted_start
 from merging.stacks.layer_stack import layers_of
+from merging.zoo.store import SOURCE
+from merging.zoo_recipes import load_recipe
 from search.strategies.mergevolve import initial_weights
 
 
@@ -160,7 +161,11 @@ class Static:
 
 @dataclass(frozen=True)
 class FromRecipe:
-    """Where another run ended, or any recipe.json over the same base and experts."""
+    """Where another run ended, or any recipe over the same base and experts.
+
+    Args:
+        path: a recipe.json, or ``zoo:NAME`` of a recipe in a zoo.
+    """
 
     path: str
 
@@ -170,10 +175,10 @@ class FromRecipe:
         Raises:
             ValueError: it cannot be read, or is made of another base or other experts.
         """
-        file = Path(self.path)
-        if not file.is_file():
+        file = self.path
+        if not file.startswith(SOURCE) and not Path(file).is_file():
             raise ValueError(f"initial.path: {file} does not exist: name a recipe.json")
-        recipe = Recipe.load(file)
+        recipe = load_recipe(file)
         if recipe.base.sha256 != pool.base.sha256:
             raise ValueError(f"initial.path: {file} is made from another base than this run's")
         identities = dict(zip(pool.expert_names, pool.identities, strict=True))
@@ -228,13 +233,13 @@ class BestOf:
         return best[1]
 
 
-def recipes_of(initial: Initial) -> list[Path]:
-    """Returns the recipes that a starting point is taken from; none for most.
+def recipes_of(initial: Initial) -> list[str]:
+    """Returns the recipes, as `load_recipe` takes them, that a start is taken from; most: none.
 
     What their search has spent on private data counts for what is searched from there.
     """
     if isinstance(initial, FromRecipe):
-        return [Path(initial.path)]
+        return [initial.path]
     if isinstance(initial, BestOf):
         return [path for part in initial.of.values() for path in recipes_of(part)]
     return []

@@ -289,6 +289,11 @@ def _setting(config: Mapping[str, Any], pattern: str, default: str, module: str)
     return config[default]
 
 
+def adapter_sha256(path: Path) -> str:
+    """Returns the identity of the adapter in `path`, as `Adapter` has it; raises as `open`."""
+    return _identity(WeightFiles.find(path, adapter=True), _read_config(path))
+
+
 def _identity(files: WeightFiles, config: Mapping[str, Any]) -> str:
     """Returns the hash of weights and scaling options; where the base lay does not count."""
     options = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")

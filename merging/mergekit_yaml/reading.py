@@ -1,6 +1,6 @@
 """A mergekit file as a merge plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,20 @@ class MergekitJob:
     dtype: torch.dtype | None
 
 
-def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob:
+def from_mergekit(
+    path: Path,
+    *,
+    trust_remote_code: bool = False,
+    before_opening: Callable[[Sequence[str]], None] = lambda sources: None,
+) -> MergekitJob:
     """Returns the merge that a mergekit YAML file describes.
 
     Sums and defaults are those of mergekit 0.1.5; all arithmetic is float32, whatever the
     file's ``dtype``, which here names the saved one only. Random methods draw other noise, and of
     equal magnitudes at a cut all stay, where mergekit keeps some by their place.
+
+    Args:
+        before_opening: told the models' sources before they are opened.
 
     Raises:
         MergekitError: not such a file, or it asks for what cannot be done here; names the key.
@@ -62,12 +70,14 @@ def from_mergekit(path: Path, *, trust_remote_code: bool = False) -> MergekitJob
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MergekitError(f"{path}: not YAML: {error}") from None
     try:
-        return _read(content, trust_remote_code)
+        return _read(content, trust_remote_code, before_opening)
     except MergekitError as error:
         raise MergekitError(f"{path}: {error}") from None
 
 
-def _read(content: Any, trust_remote_code: bool) -> MergekitJob:
+def _read(
+    content: Any, trust_remote_code: bool, before_opening: Callable[[Sequence[str]], None]
+) -> MergekitJob:
     if not isinstance(content, dict) or "merge_method" not in content:
         raise MergekitError("there is no merge_method: this is no mergekit merge")
     name = content["merge_method"]
@@ -86,11 +96,9 @@ def _read(content: Any, trust_remote_code: bool) -> MergekitJob:
     for entry in entries:
         check_model_words(entry.settings, spelling, name, entry.model.text)
     method = _method(name, spelling, sources.shared, base is not None)
-    pool = ExpertPool.open(
-        origin,
-        {entry.name: entry.model.source for entry in entries},
-        trust_remote_code=trust_remote_code,
-    )
+    experts = {entry.name: entry.model.source for entry in entries}
+    before_opening([origin, *experts.values()])
+    pool = ExpertPool.open(origin, experts, trust_remote_code=trust_remote_code)
     position = positions(tuple(pool.base), pool.base.file_names or {})
     _check_layer_ranges(sources, layer_counts(tuple(pool.base)))
     values = {

@@ -51,6 +51,7 @@ def search(
     session = Session(objective, history, budget, encode, canonical or encode, on_record)
     numbers = itertools.count()
     stalled = 0
+    told: list[Record] = []
     while (stop := session.spent()) is None:
         number, known = next(numbers), session.genomes
         candidates = sorted(strategy.ask(), key=lambda candidate: candidate.id)
@@ -67,11 +68,12 @@ def search(
             continue
         session.check_alive(records)
         strategy.tell([Outcome(r.id, r.fitness, r.cases) for r in records])
+        told = records
         stalled = 0 if session.genomes > known else stalled + 1
         if stalled >= stall_generations:
             stop = "stalled"
             break
-    return session.result(stop)
+    return session.result(stop, told)
 
 
 def _generation(

@@ -66,6 +66,7 @@ class SearchResult:
         failures: how many of these failed.
         repeats: how many candidates had been evaluated before.
         seconds: time spent in evaluations, in all sessions.
+        last: ids of the last generation that was told whole; none in a steady state.
     """
 
     stop: str
@@ -75,6 +76,7 @@ class SearchResult:
     failures: int
     repeats: int
     seconds: float
+    last: tuple[int, ...] = ()
 
 
 Key: TypeAlias = tuple[int | None, str]
@@ -271,8 +273,8 @@ class Session(Generic[G]):
                 f"search stops; candidate {failed[0].id}: {failed[0].failure}"
             )
 
-    def result(self, stop: str) -> SearchResult:
-        """Returns what was found."""
+    def result(self, stop: str, last: Sequence[Record] = ()) -> SearchResult:
+        """Returns what was found; `last` is the last generation that was told."""
         failed = [r for r in self._originals.values() if r.fitness is None]
         if not self._best.ids and self._records:
             if len(failed) < len(self._originals):
@@ -291,6 +293,7 @@ class Session(Generic[G]):
             failures=len(failed),
             repeats=len(self._records) - len(self._originals),
             seconds=self._seconds,
+            last=tuple(record.id for record in last),
         )
 
 

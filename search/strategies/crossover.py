@@ -78,6 +78,11 @@ class GeneticAlgorithm:
         self._members: list[Individual] = []
         self._sound = self._founders  # those that did not fail, unless all did
 
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ids of the candidates that live now: the population, or the archive."""
+        return tuple(individual.id for individual in self._members)
+
     def check_objectives(self, count: int) -> None:
         """Raises ValueError where the population cannot judge a fitness of so many numbers.
 

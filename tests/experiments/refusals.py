@@ -57,7 +57,7 @@ class Shell:
         assert ended.code == 2, ended
         assert len(ended.messages) == 1, ended.stderr
         message = ended.messages[0]
-        assert message.startswith(f"evomerge {arguments[0]}: "), message
+        assert re.match(rf"evomerge {arguments[0]}( \w+)?: ", message), message
         assert re.search(pattern, message), f"{message!r} does not match {pattern!r}"
         assert ended.stdout == "", "the search or its pre-flight had begun to report"
         assert tree(self.cwd) == before, "something half-written is left"

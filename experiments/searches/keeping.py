@@ -1,0 +1,98 @@
+"""What a search keeps in a zoo: its winner and who lived at the end, beside base and experts.
+
+All of it is written at the end, so that a zoo's files tell of no search when it began.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from experiments.runs.directory import check_writable, run_identity
+from experiments.searches.outcome import SearchOutcome
+from experiments.zoo.adding import absent, add_absent, free_name
+from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.sources import resolve
+from merging.recipe import Recipe
+from merging.zoo.store import Zoo, default_directory
+
+
+def zoo_directory(option: bool | str | None) -> Path | None:
+    """Returns the zoo that the option `zoo` names; None: none is to be written."""
+    if not option:
+        return None
+    return default_directory() if option is True else Path(str(option)).expanduser()
+
+
+def check_zoo(config: DictConfig, pool: ExpertPool) -> None:
+    """Refuses a zoo that could not be written at the end of the search.
+
+    Raises:
+        UserError, CheckpointError: it cannot be written, is of another version, or does not take
+            base or an expert.
+    """
+    if (directory := zoo_directory(config.zoo)) is not None:
+        missing = absent(_existing(directory), _directories(pool))
+        check_writable(directory, "zoo", sum(missing.values()))
+
+
+def kept_winner(config: DictConfig, run: Path) -> str | None:
+    """Returns the source of the run's winner in the zoo that the run is told of; None: not yet."""
+    directory = zoo_directory(config.zoo)
+    zoo = None if directory is None else _existing(directory)
+    name = f"{_prefix(config, run)}-winner"  # the last to be added
+    names = [] if zoo is None else [model.name for model in zoo.models()]
+    return f"zoo:{zoo.directory}/{name}" if zoo is not None and name in names else None
+
+
+def keep(config: DictConfig, outcome: SearchOutcome) -> None:
+    """Adds what the run's zoo, if any, lacks of base, experts, population and winner.
+
+    Raises:
+        ZooError: it cannot be written.
+    """
+    if (directory := zoo_directory(config.zoo)) is None:
+        return
+    zoo, prefix = Zoo.open(directory, create=True), _prefix(config, outcome.run)
+    add_absent(zoo, _directories(outcome.references.ingredients.pool))
+    winner = outcome.finalists[0].id
+    for number, recipe in outcome.population.items():
+        if number != winner:
+            _add_once(zoo, f"{prefix}-c{number:03d}", recipe, {})
+    card = outcome.run / "model" / "README.md"
+    side = {card.name: card.read_bytes()} if card.is_file() else {}
+    _add_once(zoo, f"{prefix}-winner", outcome.recipe, side)
+
+
+def _add_once(zoo: Zoo, name: str, recipe: Recipe, side: Mapping[str, bytes]) -> None:
+    """Adds a recipe, unless an earlier start has."""
+    content = recipe.to_json()
+    kinds = {model.name: model.kind for model in zoo.models()}
+    if kinds.get(name) == "recipe" and _undated(zoo.recipe(name)) == _undated(content):
+        return
+    zoo.add_recipe(content, free_name(zoo, name), side)
+
+
+def _undated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "created_by"}
+
+
+def _existing(directory: Path) -> Zoo | None:
+    return Zoo.open(directory) if (directory / "format").exists() else None
+
+
+def _prefix(config: DictConfig, run: Path) -> str:
+    """Returns what begins the names of a run's models: its directory's name, and its identity."""
+    name, identity = (
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", run.absolute().name),
+        run_identity(config)[:8],
+    )
+    return name if name.endswith(identity) else f"{name}-{identity}"
+
+
+def _directories(pool: ExpertPool) -> dict[str, Path]:
+    """Returns the source of base and experts, and where each lies."""
+    experts = {source: resolve(source) for source in pool.sources.values()}
+    return {pool.base.source: pool.base.path, **experts}

@@ -1,0 +1,19 @@
+"""Names of a zoo's models as people spell them."""
+
+from collections.abc import Iterable
+
+from experiments.runs.errors import UserError
+from experiments.runs.spelling import did_you_mean
+from merging.zoo.store import Zoo
+
+
+def check_known(zoo: Zoo, names: Iterable[str]) -> None:
+    """Raises UserError for a name that no model has; says which was probably meant."""
+    known = [model.name for model in zoo.models()]
+    for name in names:
+        if name not in known:
+            some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") or "none yet"
+            raise UserError(
+                f"there is no model {name!r} in the zoo {zoo.directory}, only {some}"
+                f"{did_you_mean(name, known)}"
+            )

@@ -1,0 +1,57 @@
+"""Models of a zoo where they are to be read: plain files, and views of recipes."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.runs.directory import check_writable
+from experiments.runs.errors import UserError
+from experiments.runs.progress import ProgressBar
+from experiments.runs.shown import shown
+from experiments.zoo.listing import plain_sizes
+from experiments.zoo.names import check_known
+from merging.weights import Weights
+from merging.zoo.store import Zoo
+from merging.zoo_recipes import Shown, make_views, write_plain
+
+
+def open_model(directory: Path | None, name: str, out: Path) -> None:
+    """Writes a model's plain files into a new directory.
+
+    Raises:
+        UserError, CheckpointError, RecipeError: there is no such model, or `out` cannot be filled.
+    """
+    zoo = Zoo.open(directory)
+    check_known(zoo, [name])
+    if out.exists():
+        raise UserError(f"--out {out} exists already: name a new directory")
+    check_writable(out, "--out", plain_sizes(zoo, zoo.models())[name])
+    with _progress() as show:
+        write_plain(zoo, name, out, show)
+
+
+def open_sources(sources: Iterable[str]) -> None:
+    """Rebuilds, with progress, what of `sources` a zoo keeps as a recipe; raises as `make_views`.
+
+    What reads checkpoints calls it before it opens them.
+    """
+    with _progress() as show:
+        make_views(sources, show)
+
+
+@contextmanager
+def _progress() -> Iterator[Shown]:
+    """Yields what shows how far the rebuilding of a model is."""
+    bars: list[ProgressBar] = []
+
+    def show(name: str, weights: Weights) -> Weights:
+        for bar in bars:
+            bar.__exit__(None, None, None)
+        bars[:] = [ProgressBar(len(weights), f"rebuilding {name}", "tensor")]
+        return shown(weights, bars[0])
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.__exit__(None, None, None)

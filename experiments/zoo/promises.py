@@ -1,0 +1,49 @@
+"""What is promised of the private data behind a zoo's models."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from merging.checkpoints.privacy_record import RECORD_FILE, PrivacyRecord, unsealed
+from merging.privacy.ledger import Ledger
+from merging.zoo.store import Zoo, ZooModel
+
+Json = Mapping[str, Any]
+
+
+def ledger_of(zoo: Zoo, model: ZooModel) -> Json | None:
+    """Returns a model's ledger as `Ledger.describe` writes it; None: it has no record.
+
+    Raises:
+        PrivacyRecordError: the record was edited.
+    """
+    if model.kind == "recipe":
+        found: Json | None = zoo.recipe(model.name).get("privacy")
+        return found
+    records = [file.raw() for file in zoo.files(model.name) if file.name == RECORD_FILE]
+    if not records:
+        return None
+    content = unsealed(json.loads(records[0]))
+    record = PrivacyRecord.from_json({k: content[k] for k in ("spends", "unrecorded")})
+    return Ledger(record.spends, record.unrecorded).describe()
+
+
+def in_short(ledger: Json | None) -> str:
+    """Returns a ledger in a table's cell: ε by data set.
+
+    Example:
+        >>> in_short(None)
+        'no record'
+        >>> in_short({"data_sets": {"letters": {"epsilon": 3.0}}, "unrecorded": []})
+        'letters 3'
+    """
+    if ledger is None:
+        return "no record"
+    parts = [f"{name} {_epsilon(promise)}" for name, promise in ledger["data_sets"].items()]
+    return ", ".join([*parts, *(["not private"] if ledger["unrecorded"] else [])]) or "public"
+
+
+def _epsilon(promise: Json | None) -> str:
+    if promise is None or promise["epsilon"] is None:
+        return "nothing"
+    return f"{promise['epsilon']:.4g}"

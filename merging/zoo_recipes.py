@@ -1,0 +1,124 @@
+"""Models that a zoo keeps as recipes: rebuilt bit for bit, where they are opened.
+
+`merging/zoo/` knows bytes and tensors alone, so that checkpoints can be read from it; a recipe
+needs a pool, a plan and what saves a model.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from merging.checkpoints.adapters import adapter_sha256
+from merging.recipe import Ingredient, Recipe, RecipeError
+from merging.saving.rebuild import rebuild
+from merging.weight_names import is_adapter
+from merging.weights import Weights
+from merging.zoo.store import SOURCE, Zoo
+
+Shown = Callable[[str, Weights], Weights]
+"""Wraps the weights of a model of some name before they are read, to show progress."""
+
+_CARD = "README.md"
+
+
+def _unshown(name: str, weights: Weights) -> Weights:
+    return weights
+
+
+def make_views(sources: Iterable[str], shown: Shown = _unshown) -> None:
+    """Rebuilds what of `sources` a zoo keeps as a recipe and nobody has opened yet.
+
+    Afterwards `resolve` takes each of them for a directory. Sources of other kinds are left alone.
+
+    Raises:
+        ZooError: there is no such zoo or model.
+        RecipeError: a recipe cannot be read, or an ingredient has other content.
+        CheckpointError: an ingredient is gone.
+    """
+    for source in dict.fromkeys(sources):
+        if source.startswith(SOURCE):
+            zoo, name = Zoo.of(source)
+            if zoo.model(name).kind == "recipe":
+                zoo.rebuilt(name, partial(_fill, zoo, name, shown))
+
+
+def open_recipe(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None:
+    """Writes the model of a recipe as plain files into a new directory `out`.
+
+    Raises:
+        RecipeError, CheckpointError: as `make_views`, or `out` exists.
+    """
+    recipe = read_recipe(zoo, name)
+    places = ingredients_in(zoo, recipe)
+    make_views(places.values(), shown)
+    pool = recipe.open_pool(replaced=places)
+    cards = [file.raw() for file in zoo.files(name) if file.name == _CARD]
+    card = cards[0].decode() if cards else None
+    rebuild(recipe, pool, out, card=card, shown=lambda weights: shown(name, weights))
+
+
+def write_plain(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None:
+    """Writes a model's plain files into a new directory: as they were added, or rebuilt.
+
+    Raises:
+        ZooError, RecipeError, CheckpointError: as `make_views`, or `out` exists.
+    """
+    if zoo.model(name).kind == "recipe":
+        open_recipe(zoo, name, out, shown)
+    else:
+        zoo.export(name, out)
+
+
+def _fill(zoo: Zoo, name: str, shown: Shown, draft: Path) -> None:
+    """Rebuilds a recipe into a directory that holds the files beside it already."""
+    inside = draft / "rebuilt"
+    open_recipe(zoo, name, inside, shown)
+    for path in inside.iterdir():
+        os.replace(path, draft / path.name)
+    inside.rmdir()
+
+
+def read_recipe(zoo: Zoo, name: str) -> Recipe:
+    """Returns the recipe of a model; raises RecipeError where it cannot be read."""
+    try:
+        return Recipe.from_json(zoo.recipe(name))
+    except RecipeError as error:
+        raise RecipeError(f"{name} in the zoo {zoo.directory}: {error}") from None
+
+
+def load_recipe(source: str) -> Recipe:
+    """Returns the recipe in a file, or that of ``zoo:NAME``; raises as `Recipe.load`, ZooError."""
+    if source.startswith(SOURCE):
+        return read_recipe(*Zoo.of(source))
+    return Recipe.load(Path(source))
+
+
+def ingredients_in(zoo: Zoo, recipe: Recipe) -> dict[str, str]:
+    """Returns where in the zoo the ingredients lie that it has: expert (or ``base``) to source.
+
+    They are found by their content. Of a model that is a recipe itself it is not known before it
+    is rebuilt: it is found by name, and compared when the pool is opened.
+    """
+    models = zoo.models()
+    recipes = {model.name for model in models if model.kind == "recipe"}
+    known = {model.sha256: model.name for model in models if model.kind != "recipe"}
+    if any(ingredient.sha256 not in known for ingredient in recipe.experts.values()):
+        known |= _adapters(zoo, known.values())
+    found = {}
+    for role, ingredient in recipe.ingredients.items():
+        name = known.get(ingredient.sha256) or _named(ingredient, recipes)
+        if name is not None:
+            found[role] = f"{SOURCE}{zoo.directory}/{name}"
+    return found
+
+
+def _adapters(zoo: Zoo, names: Iterable[str]) -> dict[str, str]:
+    """Returns identity to name of the adapters among stored models: their scale belongs to it."""
+    views = {name: zoo.view(name) for name in names}
+    return {adapter_sha256(view): name for name, view in views.items() if is_adapter(view)}
+
+
+def _named(ingredient: Ingredient, recipes: set[str]) -> str | None:
+    name = ingredient.source.rpartition("/")[2].removeprefix(SOURCE)
+    return name if ingredient.source.startswith(SOURCE) and name in recipes else None

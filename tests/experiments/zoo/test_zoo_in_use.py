@@ -1,0 +1,150 @@
+"""A zoo as people use it: filled by verbs and searches, read by all that reads checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cli import main
+from merging.zoo.store import Zoo
+from tests.experiments.local import EXPERTS, overrides
+from tests.experiments.refusals import Shell, own_logging, tree
+
+POPSIZE = 32
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def search(root: Path, *more: str) -> None:
+    with own_logging():
+        main(["search", *overrides(root, "in_hull=null", *more)])
+
+
+def population(*more: str) -> list[str]:
+    sizes = [f"strategy.popsize={POPSIZE}", f"strategy.population.size={POPSIZE}"]
+    return ["strategy=crossover", *sizes, f"budget.evaluations={2 * POPSIZE}", *more]
+
+
+@pytest.fixture(scope="module")
+def kept(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a crossover search ``run`` and the ``zoo`` that it was told to fill."""
+    folder = tmp_path_factory.mktemp("kept")
+    with chdir(folder):
+        search(world, *population("out=run", f"zoo={folder}/zoo"))
+    return folder
+
+
+@pytest.fixture
+def zoo(kept: Path) -> Zoo:
+    return Zoo.open(kept / "zoo")
+
+
+def named(zoo: Zoo, end: str) -> str:
+    return next(model.name for model in zoo.models() if model.name.endswith(end))
+
+
+class TestSearch:
+    def test_keeps_who_lived_beside_base_and_experts(self, zoo: Zoo) -> None:
+        kinds = {model.name: model.kind for model in zoo.models()}
+        stored = [name for name, kind in kinds.items() if kind == "stored"]
+        assert stored == ["base", *sorted(f"base-{name}" for name in EXPERTS)]
+        assert POPSIZE <= len(kinds) - len(stored) <= POPSIZE + 1
+        assert not zoo.check()
+
+    def test_a_population_costs_less_than_one_model(self, zoo: Zoo, world: Path) -> None:
+        recipes = [model for model in zoo.models() if model.kind == "recipe"]
+        whole = (world / "base" / "model.safetensors").stat().st_size
+        assert len(recipes) >= POPSIZE
+        assert sum(model.own_bytes for model in recipes) < whole / 2
+
+    def test_a_second_start_adds_nothing(self, zoo: Zoo, kept: Path, world: Path) -> None:
+        before, models = tree(kept / "zoo"), zoo.models()
+        with chdir(kept):
+            search(world, *population("out=run", f"zoo={kept}/zoo"))
+        assert zoo.models() == models
+        assert tree(kept / "zoo") == before
+
+    def test_changes_no_candidate_and_may_come_later(
+        self, kept: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A finished run that is told of a zoo, killed while it fills that, and started again."""
+        zoo, add_recipe = Zoo.open(tmp_path / "zoo", create=True), Zoo.add_recipe
+        count = iter(range(100))
+
+        def killed(self: Zoo, *given: Any) -> Any:
+            if next(count) == 5:
+                raise KeyboardInterrupt
+            return add_recipe(self, *given)
+
+        monkeypatch.setattr(Zoo, "add_recipe", killed)
+        with chdir(tmp_path):
+            search(world, *population("out=run"))
+            for name in ("history.jsonl", "recipe.json", "model/model.safetensors"):
+                assert (tmp_path / "run" / name).read_bytes() == (kept / "run" / name).read_bytes()
+            search(world, *population("out=run", f"zoo={zoo.directory}"))
+            part = [model.name for model in zoo.models()]
+            search(world, *population("out=run", f"zoo={zoo.directory}"))
+        assert len(part) == 9
+        whole = [model.name for model in zoo.models()]
+        assert whole == [model.name for model in Zoo.open(kept / "zoo").models()]
+
+    def test_the_winner_opens_as_the_run_wrote_it(
+        self, zoo: Zoo, kept: Path, shell: Shell
+    ) -> None:
+        name = named(zoo, "-winner")
+        done = shell.run("zoo", "open", name, "--zoo", str(zoo.directory), "--out", "winner")
+        assert done.code == 0, done
+        assert contents(shell.cwd / "winner") == contents(kept / "run" / "model")
+
+
+class TestSource:
+    def sources(self, zoo: Zoo) -> list[str]:
+        at = f"zoo:{zoo.directory}"
+        experts = ",".join(f"{name}:'{at}/base-{name}'" for name in EXPERTS)
+        return [f"experts.base={at}/base", f"experts.experts={{{experts}}}"]
+
+    def test_a_search_from_a_zoo_finds_the_same(
+        self, zoo: Zoo, kept: Path, world: Path, tmp_path: Path
+    ) -> None:
+        with chdir(tmp_path):
+            search(world, *population("out=run", *self.sources(zoo)))
+        same = ("history.jsonl", "model/model.safetensors", "model/config.json")
+        for name in same:
+            assert (tmp_path / "run" / name).read_bytes() == (kept / "run" / name).read_bytes()
+
+    def test_a_merge_from_a_zoo_is_the_same(self, zoo: Zoo, world: Path, shell: Shell) -> None:
+        options = [o for o in overrides(world) if o.startswith("experts")]
+        assert shell.run("merge", *options, "out=plain").code == 0
+        assert shell.run("merge", *options, *self.sources(zoo), "out=zoo").code == 0
+        plain, other = (contents(shell.cwd / name) for name in ("plain", "zoo"))
+        assert plain["model.safetensors"] == other["model.safetensors"]
+        assert plain.keys() == other.keys()
+
+    def test_recipes_are_experts_and_ingredients_of_recipes(
+        self, zoo: Zoo, world: Path, shell: Shell, tmp_path: Path
+    ) -> None:
+        """A recipe over recipes that lie in a zoo which was moved."""
+        moved = Path(shutil.copytree(zoo.directory, tmp_path / "moved"))
+        shutil.rmtree(moved / "views")
+        (moved / "views").mkdir()
+        first, winner = named(zoo, "-c002"), named(zoo, "-winner")
+        experts = f"experts.experts={{a:'zoo:{moved}/{first}',b:'zoo:{moved}/{winner}'}}"
+        base = ["experts=local", f"experts.base=zoo:{moved}/base"]
+        assert shell.run("merge", *base, experts, "out=nested").code == 0
+        recipe = str(shell.cwd / "nested" / "recipe.json")
+        added = shell.run("zoo", "add", recipe, "--zoo", str(moved))
+        assert added.code == 0, added
+        assert "note" not in added.stdout
+        again = Path(shutil.move(moved, tmp_path / "again"))
+        done = shell.run("zoo", "open", "nested-winner", "--zoo", str(again), "--out", "opened")
+        assert done.code == 0, done
+        name = "model.safetensors"
+        opened, merged = shell.cwd / "opened" / name, shell.cwd / "nested" / name
+        assert opened.read_bytes() == merged.read_bytes()

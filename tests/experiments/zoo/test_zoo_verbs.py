@@ -1,0 +1,166 @@
+"""``evomerge zoo``: every verb, and what each refuses in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.zoo.adding import default_name
+from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
+from merging.zoo.store import Zoo
+from tests.experiments.local import EXPERTS, overrides
+from tests.experiments.refusals import Ended, Shell, tree
+
+
+@pytest.fixture
+def shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell with a zoo of its own in the working directory."""
+    monkeypatch.setenv("EVOMERGE_ZOO", str(shell.cwd / "zoo"))
+    return shell
+
+
+def well(shell: Shell, *arguments: str) -> Ended:
+    ended = shell.run("zoo", *arguments)
+    assert ended.code == 0, ended
+    return ended
+
+
+def add_world(shell: Shell, world: Path) -> Zoo:
+    well(shell, "add", str(world / "base"), *(f"{world}/base-{name}" for name in EXPERTS))
+    return Zoo.open(shell.cwd / "zoo")
+
+
+def with_record(world: Path, place: Path) -> Path:
+    shutil.copytree(world / "base-code", place)
+    spend = PrivacySpend("letters", 2.5, 1e-5, "none", "0", release="training 1")
+    write_record(place, PrivacyRecord((spend,)))
+    return place
+
+
+def test_list_counts_every_byte_once(shell: Shell, world: Path) -> None:
+    add_world(shell, world)
+    well(shell, "add", str(world / "base"), "--name", "twin")
+    well(shell, "add", str(with_record(world, shell.cwd / "private")))
+    listed = json.loads(well(shell, "list", "--json").stdout)
+    rows = {row["name"]: row for row in listed["models"]}
+    assert list(rows) == ["base", *sorted(f"base-{name}" for name in EXPERTS), "private", "twin"]
+    stored = sum(row["part_bytes"] for row in listed["models"])
+    assert stored == pytest.approx(listed["stored_bytes"])
+    assert rows["twin"]["shared_bytes"]["base"] == rows["twin"]["needed_bytes"]
+    assert rows["private"]["privacy"]["data_sets"]["letters"]["epsilon"] == 2.5
+    table = well(shell, "list", "--plot", "sharing.png").stdout
+    assert "letters 2.5" in table
+    assert "no record" in table
+    assert (shell.cwd / "sharing.png").read_bytes().startswith(b"\x89PNG")
+    assert rows["base"]["own_bytes"] == 0
+    well(shell, "remove", "base", "twin")
+    well(shell, "gc")
+    well(shell, "check")
+
+
+def test_show_says_what_is_known(shell: Shell, world: Path) -> None:
+    add_world(shell, world)
+    well(shell, "add", str(with_record(world, shell.cwd / "private")))
+    shown = well(shell, "show", "private").stdout
+    assert "model.embed_tokens.weight" in shown
+    assert "base-code" in shown.partition("shares with")[2]
+    assert "Privacy: (ε, δ) = (2.5, 1e-05) per record of data set letters" in shown
+    assert "Not private" in well(shell, "show", "base").stdout
+
+
+def test_open_gives_the_files_back(shell: Shell, world: Path) -> None:
+    add_world(shell, world)
+    well(shell, "open", "base-prose", "--out", "again")
+    for path in (world / "base-prose").iterdir():
+        assert (shell.cwd / "again" / path.name).read_bytes() == path.read_bytes()
+    shell.refuse("again exists already", "zoo", "open", "base", "--out", "again")
+
+
+def test_check_names_a_flipped_bit(shell: Shell, world: Path) -> None:
+    zoo = add_world(shell, world)
+    assert "4 models" in well(shell, "check").stdout
+    (pack, *_) = sorted((zoo.directory / "packs").iterdir())
+    raw = bytearray(pack.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    pack.chmod(0o644)
+    pack.write_bytes(raw)
+    ended = shell.run("zoo", "check")
+    assert ended.code == 2
+    assert pack.name in ended.stderr
+    assert "base" in ended.stderr
+
+
+class TestRecipes:
+    @pytest.fixture
+    def merged(self, shell: Shell, world: Path) -> Path:
+        """A merge of two experts: a directory with its recipe."""
+        experts = f"experts.experts={{code:{world}/base-code,prose:{world}/base-prose}}"
+        options = ["experts=local", f"experts.base={world}/base", experts, "out=merged"]
+        assert shell.run("merge", *options).code == 0
+        return shell.cwd / "merged"
+
+    def test_ingredients_are_found_by_content(
+        self, shell: Shell, world: Path, merged: Path
+    ) -> None:
+        names = {"ground": "base", "first": "base-code", "second": "base-prose"}
+        told = well(shell, "add", f"{merged}/recipe.json", "--name", "mix").stdout
+        assert told.count("note: ") == 3, "nothing of it is there yet"
+        for name, folder in names.items():
+            well(shell, "add", str(world / folder), "--name", name)
+        shown = well(shell, "show", "mix").stdout
+        assert all(f"zoo:{shell.cwd}/zoo/{name}" in shown for name in names)
+        well(shell, "open", "mix", "--out", "opened")
+        weights = "model.safetensors"
+        assert (shell.cwd / "opened" / weights).read_bytes() == (merged / weights).read_bytes()
+        shell.refuse("mix is a recipe that is made from first", "zoo", "remove", "first")
+        well(shell, "remove", "first", "--force")
+
+    def test_it_is_where_a_search_begins(self, shell: Shell, merged: Path, world: Path) -> None:
+        well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
+        options = [*overrides(world), "space=full_weights", "strategy=mergevolve"]
+        for path in ("zoo:mix", f"{merged}/recipe.json"):
+            ended = shell.run("check", *options, "initial=recipe", f"initial.path={path}")
+            assert ended.code == 0, ended
+        ended = shell.run("check", *options, "initial=recipe", "initial.path=zoo:mx")
+        assert ended.code == 2
+        assert "no model 'mx'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["lst"], "unknown verb 'lst'.*did you mean list"),
+        (["show", "bas-code"], "no model 'bas-code'.*did you mean base-code"),
+        (["open", "bsae", "--out", "x"], "no model 'bsae'.*did you mean base"),
+        (["remove", "base", "nothing"], "no model 'nothing'"),
+        (["list", "--zoo", "elsewhere"], "elsewhere is no zoo"),
+        (["list", "--plot", "a.txt"], "ends in .png"),
+        (["list", "--plot", "gone/a.png"], "its directory does not exist"),
+        (["add", "base"], "empty directory|does not exist|no Hugging Face id"),
+        (["add", "a/base", "b/base"], "two of the models would be called 'base'"),
+        (["add", "a/base", "b/other", "--name", "x"], "cannot have one name"),
+    ],
+)
+def test_refusals(shell: Shell, world: Path, words: list[str], pattern: str) -> None:
+    add_world(shell, world)
+    for place in ("a/base", "b/base", "b/other"):
+        shutil.copytree(world / "base", shell.cwd / place)
+    shell.refuse(pattern, "zoo", *words)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_added(
+    shell: Shell, world: Path
+) -> None:
+    add_world(shell, world)
+    shutil.copytree(world / "base", shell.cwd / "more")
+    before = tree(shell.cwd / "zoo")
+    shell.refuse("has a model 'base' already", "zoo", "add", "more", str(world / "base"))
+    assert tree(shell.cwd / "zoo") == before
+
+
+def test_names_of_hugging_face_snapshots() -> None:
+    at = f"/cache/models--org--Some-7B/snapshots/{'0' * 40}"
+    assert default_name(at) == "Some-7B"

@@ -26,46 +26,52 @@ PLAIN, ALONE, DIFFERENCE = range(3)
 _WORTH = 0.985
 """Share of a plane's bytes that compression must come below to be worth its time."""
 
-_SAMPLED = 2**14
+_SAMPLED = 2**12
 """Bytes at each of three places that are tried before all of it is compressed."""
 
 Bytes = NDArray[np.uint8]
 
 
 class _Contexts(threading.local):
-    """What no two threads may use at the same time."""
+    """What no two threads may use at the same time.
+
+    Compressors: one that finds few repetitions, as chance makes of weights: their bytes are best
+    coded one by one, in size and in time; and one for what repeats itself, as text does.
+    """
 
     def __init__(self) -> None:
+        rare = zstandard.ZstdCompressionParameters(
+            strategy=zstandard.STRATEGY_FAST,
+            window_log=17,
+            hash_log=6,
+            min_match=7,
+            target_length=0,  # or bytes without repetition would not be coded at all
+        )
+        self.compressors = (
+            zstandard.ZstdCompressor(compression_params=rare),
+            zstandard.ZstdCompressor(level=3),
+        )
         self.decompressor = zstandard.ZstdDecompressor()
-        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-
-    def compress(self, plane: Bytes, level: int) -> bytes:
-        if level not in self.compressors:
-            self.compressors[level] = zstandard.ZstdCompressor(level=level)
-        return self.compressors[level].compress(plane.data)
 
 
 _contexts = _Contexts()
 
 
-def encode(
-    raw: Bytes, item_bytes: int, base: Bytes | None = None, level: int = 1
-) -> tuple[int, bytes]:
+def encode(raw: Bytes, item_bytes: int, base: Bytes | None = None) -> tuple[int, bytes]:
     """Returns a block's codec number and payload, in the smallest of the forms.
 
     Args:
         raw: ``(bytes,)``, contiguous, below 4 GiB.
         item_bytes: bytes of an item of the tensor: 1, 2, 4 or 8.
         base: as many bytes of a relative; None: the block is stored alone.
-        level: zstandard's.
 
     Raises:
         ValueError: items of another size, or a base of another length.
     """
     _check(len(raw), item_bytes, base)
-    if base is not None and not _near(raw, item_bytes, base, level):
+    if base is not None and not _near(raw, item_bytes, base):
         base = None
-    payload = _pack(raw, item_bytes, base, level)
+    payload = _pack(raw, item_bytes, base)
     if len(payload) >= len(raw):
         return PLAIN, raw.tobytes()
     return ALONE if base is None else DIFFERENCE, payload
@@ -110,11 +116,11 @@ def _check(length: int, item_bytes: int, base: Bytes | None) -> None:
         raise ValueError(f"a base of {len(base)} bytes for a block of {length}")
 
 
-def _near(raw: Bytes, item_bytes: int, base: Bytes, level: int) -> bool:
+def _near(raw: Bytes, item_bytes: int, base: Bytes) -> bool:
     """Whether the difference is smaller than the block alone, judged by samples."""
     places = _places(len(raw), item_bytes)
     one, other = (np.concatenate([bytes_[place] for place in places]) for bytes_ in (raw, base))
-    return len(_pack(one, item_bytes, other, level)) < len(_pack(one, item_bytes, None, level))
+    return len(_pack(one, item_bytes, other)) < len(_pack(one, item_bytes, None))
 
 
 def _places(length: int, step: int = 1) -> list[slice]:
@@ -125,25 +131,26 @@ def _places(length: int, step: int = 1) -> list[slice]:
     return [slice(at, at + _SAMPLED) for at in (0, last // 2 // step * step, last)]
 
 
-def _pack(raw: Bytes, item_bytes: int, base: Bytes | None, level: int) -> bytes:
+def _pack(raw: Bytes, item_bytes: int, base: Bytes | None) -> bytes:
     n = len(raw) // item_bytes
     planes = np.empty((item_bytes, n), np.uint8)
     addresses = planes.ctypes.data + n * np.arange(item_bytes)
     x, near = _aligned(raw, item_bytes), None if base is None else _aligned(base, item_bytes)
     codec_kernels.split(x.ctypes.data, _address(near), n, addresses, _scratch(item_bytes))
-    stored = [_compressed(plane, level) for plane in planes]
+    stored = [_compressed(plane) for plane in planes]
     lengths = np.array([len(plane) for plane in stored], "<u4")
     return b"".join([lengths.tobytes(), *stored, raw[n * item_bytes :].data])
 
 
-def _compressed(plane: Bytes, level: int) -> bytes | memoryview:
+def _compressed(plane: Bytes) -> bytes | memoryview:
     """Returns a plane's frame, or the plane where there is too little to gain."""
-    places = _places(len(plane))
-    if len(places) > 1:
-        sample = np.concatenate([plane[place] for place in places])
-        if len(_contexts.compress(sample, level)) > _WORTH * len(sample):
-            return plane.data
-    frame = _contexts.compress(plane, level)
+    sample = np.concatenate([plane[place] for place in _places(len(plane))])
+    frames = [compressor.compress(sample.data) for compressor in _contexts.compressors]
+    frame = min(frames, key=len)
+    if len(frame) >= _WORTH * len(sample):
+        return plane.data
+    if len(sample) < len(plane):
+        frame = _contexts.compressors[frames.index(frame)].compress(plane.data)
     return frame if len(frame) < _WORTH * len(plane) else plane.data
 
 

@@ -1,30 +1,39 @@
 """One block of raw bytes as stored bytes, alone or as difference to a block of a relative.
 
 Weights are noise in their low bytes and predictable in their high ones. Items are therefore cut
-into byte planes, and each is compressed by zstandard, or stored as it is where that gains nothing,
-as most planes of mantissas. Of a relative's items the differences of the bit patterns are cut,
-modulo 2^bits and zigzag (0, -1, 1, -2, ... become 0, 1, 2, 3, ...): patterns of the same sign are
-in the order of their numbers, so that what is near gives small differences, where XOR gives large
-ones whenever a carry lies between.
+into byte planes, and each is compressed by zstandard, or by `tunstall` where few values are
+frequent, or stored as it is where that gains nothing, as most planes of mantissas. Of a relative's
+items the differences of the bit patterns are cut, modulo 2^bits and zigzag (0, -1, 1, -2, ...
+become 0, 1, 2, 3, ...): patterns of the same sign are in the order of their numbers, so that what
+is near gives small differences, where XOR gives large ones whenever a carry lies between.
 
-A payload is the stored length of every plane (uint32, little endian; n bytes for n items: it is
-not compressed), the planes, lowest byte first, and the bytes behind the last whole item.
+A payload is one number of every plane (uint32, little endian: 2^30 times its form, plus its stored
+length), the planes, lowest byte first, and the bytes behind the last whole item.
 """
 
+import struct
 import threading
-from itertools import pairwise
+from collections.abc import Callable
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from merging.zoo import codec_kernels
+from merging.zoo import codec_kernels, tunstall
 
 PLAIN, ALONE, DIFFERENCE = range(3)
 """Codec numbers: the raw bytes; byte planes of the items; of their differences to the base's."""
 
+_LONGEST = 2**30
+"""Stored lengths are below; what a plane's number holds above is its form."""
+
+_AS_IT_IS, _TUNSTALL, _FRAME = range(3)
+
 _WORTH = 0.985
 """Share of a plane's bytes that compression must come below to be worth its time."""
+
+_SMALL = 2**12
+"""Bytes of a block below which it is stored as it is: calls would take longer than the bytes."""
 
 _SAMPLED = 2**12
 """Bytes at each of three places that are tried before all of it is compressed."""
@@ -33,10 +42,10 @@ Bytes = NDArray[np.uint8]
 
 
 class _Contexts(threading.local):
-    """What no two threads may use at the same time.
+    """What no two threads may use at the same time: zstandard's contexts.
 
-    Compressors: one that finds few repetitions, as chance makes of weights: their bytes are best
-    coded one by one, in size and in time; and one for what repeats itself, as text does.
+    One compressor finds few repetitions, as in weights they are chance: their bytes are best
+    coded one by one, in size and in time. The other is for what repeats itself, as text does.
     """
 
     def __init__(self) -> None:
@@ -49,7 +58,7 @@ class _Contexts(threading.local):
         )
         self.compressors = (
             zstandard.ZstdCompressor(compression_params=rare),
-            zstandard.ZstdCompressor(level=3),
+            zstandard.ZstdCompressor(),
         )
         self.decompressor = zstandard.ZstdDecompressor()
 
@@ -61,14 +70,16 @@ def encode(raw: Bytes, item_bytes: int, base: Bytes | None = None) -> tuple[int,
     """Returns a block's codec number and payload, in the smallest of the forms.
 
     Args:
-        raw: ``(bytes,)``, contiguous, below 4 GiB.
+        raw: ``(bytes,)``, contiguous, below 1 GiB.
         item_bytes: bytes of an item of the tensor: 1, 2, 4 or 8.
         base: as many bytes of a relative; None: the block is stored alone.
 
     Raises:
-        ValueError: items of another size, or a base of another length.
+        ValueError: items of another size, a base of another length, or bytes that are apart.
     """
-    _check(len(raw), item_bytes, base)
+    _check(raw, item_bytes, base)
+    if len(raw) < _SMALL:
+        return PLAIN, raw.tobytes()
     if base is not None and not _near(raw, item_bytes, base):
         base = None
     payload = _pack(raw, item_bytes, base)
@@ -95,7 +106,7 @@ def decode(
             that many bytes; what `out` holds then is undefined. Payloads changed in other ways
             give other bytes: blocks are checked by their hashes.
     """
-    _check(len(out), item_bytes, base if codec == DIFFERENCE else None)
+    _check(out, item_bytes, base if codec == DIFFERENCE else None)
     stored = np.frombuffer(payload, np.uint8)
     if codec == PLAIN:
         if len(stored) != len(out):
@@ -109,18 +120,25 @@ def decode(
         raise ValueError(f"codec number {codec}: this version knows {PLAIN} to {DIFFERENCE}")
 
 
-def _check(length: int, item_bytes: int, base: Bytes | None) -> None:
+def _check(block: Bytes, item_bytes: int, base: Bytes | None) -> None:
     if item_bytes not in (1, 2, 4, 8):
         raise ValueError(f"items of {item_bytes} bytes: expected 1, 2, 4 or 8")
-    if base is not None and len(base) != length:
-        raise ValueError(f"a base of {len(base)} bytes for a block of {length}")
+    if base is not None and len(base) != len(block):
+        raise ValueError(f"a base of {len(base)} bytes for a block of {len(block)}")
+    if not all(x is None or x.flags.c_contiguous for x in (block, base)):
+        raise ValueError("a block or a base whose bytes do not lie one behind the other")
 
 
 def _near(raw: Bytes, item_bytes: int, base: Bytes) -> bool:
     """Whether the difference is smaller than the block alone, judged by samples."""
     places = _places(len(raw), item_bytes)
     one, other = (np.concatenate([bytes_[place] for place in places]) for bytes_ in (raw, base))
-    return len(_pack(one, item_bytes, other)) < len(_pack(one, item_bytes, None))
+    return _guess(one, item_bytes, other) < _guess(one, item_bytes, None)
+
+
+def _guess(raw: Bytes, item_bytes: int, base: Bytes | None) -> int:
+    compressor = _contexts.compressors[0]
+    return sum(len(compressor.compress(plane.data)) for plane in _planes(raw, item_bytes, base))
 
 
 def _places(length: int, step: int = 1) -> list[slice]:
@@ -131,62 +149,87 @@ def _places(length: int, step: int = 1) -> list[slice]:
     return [slice(at, at + _SAMPLED) for at in (0, last // 2 // step * step, last)]
 
 
-def _pack(raw: Bytes, item_bytes: int, base: Bytes | None) -> bytes:
+def _planes(raw: Bytes, item_bytes: int, base: Bytes | None) -> Bytes:
+    """Returns the byte planes ``(item_bytes, items)`` of a block or of its difference."""
     n = len(raw) // item_bytes
     planes = np.empty((item_bytes, n), np.uint8)
     addresses = planes.ctypes.data + n * np.arange(item_bytes)
     x, near = _aligned(raw, item_bytes), None if base is None else _aligned(base, item_bytes)
     codec_kernels.split(x.ctypes.data, _address(near), n, addresses, _scratch(item_bytes))
-    stored = [_compressed(plane) for plane in planes]
-    lengths = np.array([len(plane) for plane in stored], "<u4")
-    return b"".join([lengths.tobytes(), *stored, raw[n * item_bytes :].data])
+    return planes
 
 
-def _compressed(plane: Bytes) -> bytes | memoryview:
-    """Returns a plane's frame, or the plane where there is too little to gain."""
-    sample = np.concatenate([plane[place] for place in _places(len(plane))])
-    frames = [compressor.compress(sample.data) for compressor in _contexts.compressors]
-    frame = min(frames, key=len)
-    if len(frame) >= _WORTH * len(sample):
-        return plane.data
-    if len(sample) < len(plane):
-        frame = _contexts.compressors[frames.index(frame)].compress(plane.data)
-    return frame if len(frame) < _WORTH * len(plane) else plane.data
+def _pack(raw: Bytes, item_bytes: int, base: Bytes | None) -> bytes:
+    planes = _planes(raw, item_bytes, base)
+    forms, stored = zip(*map(_compressed, planes), strict=True)
+    numbers = _LONGEST * np.array(forms) + [len(plane) for plane in stored]
+    return b"".join([numbers.astype("<u4").tobytes(), *stored, raw[planes.size :].data])
+
+
+def _compressed(plane: Bytes) -> tuple[int, bytes | memoryview]:
+    """Returns the smallest form of a plane, or itself where there is too little to gain."""
+    if not len(plane):
+        return _AS_IT_IS, plane.data
+    places = _places(len(plane))
+    sample = plane if len(places) == 1 else np.concatenate([plane[place] for place in places])
+    writers: list[tuple[int, Callable[[memoryview], bytes]]] = [
+        (_FRAME, each.compress) for each in _contexts.compressors
+    ]
+    tried = [write(sample.data) for _, write in writers]
+    if len(tried[0]) < len(sample) / 2:  # or too many values are frequent
+        writers.append((_TUNSTALL, tunstall.compress))
+        tried.append(tunstall.compress(sample.data))
+    stored = min(tried, key=len)
+    form, write = writers[tried.index(stored)]
+    if len(stored) < _WORTH * len(sample):
+        stored = stored if sample is plane else write(plane.data)
+        if len(stored) < _WORTH * len(plane):
+            return form, stored
+    return _AS_IT_IS, plane.data
 
 
 def _unpack(stored: Bytes, item_bytes: int, out: Bytes, base: Bytes | None) -> None:
     n, rest = divmod(len(out), item_bytes)
-    header = 4 * item_bytes
-    lengths = stored[:header].copy().view("<u4").tolist() if len(stored) >= header else []
-    if not lengths or header + sum(lengths) + rest != len(stored):
-        raise ValueError(f"a payload of {len(stored)} bytes whose planes have other lengths")
-    ends = header + np.cumsum([0, *lengths])
-    planes = [_plane(stored[start:end], n) for start, end in pairwise(ends)]
+    at = 4 * item_bytes
+    if len(stored) < at:
+        raise ValueError(f"a payload of {len(stored)} bytes")
+    planes = []
+    for number in struct.unpack_from(f"<{item_bytes}I", stored.data):
+        form, length = divmod(number, _LONGEST)
+        planes.append(_plane(form, stored[at : at + length], n))
+        at += length
+    if at + rest != len(stored):
+        raise ValueError(f"a payload of {len(stored)} bytes whose planes end at {at}")
     addresses = np.array([plane.ctypes.data for plane in planes])
     near = None if base is None else _aligned(base, item_bytes)
     items = out if out.ctypes.data % item_bytes == 0 else np.empty(n * item_bytes, np.uint8)
     codec_kernels.join(addresses, _address(near), n, items.ctypes.data, _scratch(item_bytes))
     if items is not out:
         out[: n * item_bytes] = items
-    out[n * item_bytes :] = stored[ends[-1] :]
+    out[n * item_bytes :] = stored[at:]
 
 
-def _plane(stored: Bytes, n: int) -> Bytes:
-    """Returns the n bytes of a plane; ValueError where they are not in the frame."""
-    if len(stored) == n:
-        return stored
+def _plane(form: int, stored: Bytes, n: int) -> Bytes:
+    """Returns the n bytes of a plane; ValueError where they are not what is stored."""
+    if form == _TUNSTALL:
+        return tunstall.decompress(stored, n)
+    if form == _FRAME:
+        return _of_frame(stored, n)
+    if form != _AS_IT_IS or len(stored) != n:
+        raise ValueError(f"a plane of form {form} and {len(stored)} bytes for {n}")
+    return stored
+
+
+def _of_frame(stored: Bytes, n: int) -> Bytes:
     try:
-        if (
-            zstandard.frame_content_size(stored.data) != n
-        ):  # before as much as it says is allocated
+        if zstandard.frame_content_size(stored.data) != n:  # as much as it says is allocated
             raise ValueError(f"a frame of another length than {n} bytes")
         frame = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"a damaged frame: {error}") from None
-    plane = np.frombuffer(frame, np.uint8)
-    if len(plane) != n:
-        raise ValueError(f"a frame of {len(plane)} bytes for {n}")
-    return plane
+    if len(frame) != n:
+        raise ValueError(f"a frame of {len(frame)} bytes for {n}")
+    return np.frombuffer(frame, np.uint8)
 
 
 def _aligned(x: Bytes, item_bytes: int) -> Bytes:

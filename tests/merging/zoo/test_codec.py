@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -78,9 +79,10 @@ def test_damage_is_refused_or_changes_bytes_only(
     data: st.DataObject, item_bytes: int, relation: str
 ) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    raw = block("weights", 4001, rng)
+    raw = block("weights", 8001, rng)
     base = relative(raw, relation, rng)
     codec, payload = encode(raw, item_bytes, base)
+    assert codec != PLAIN or item_bytes == 1 or relation == "noise"
     damaged = bytearray(payload)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
@@ -104,6 +106,27 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             decode(codec, raw, item_bytes, raw.copy(), base)
+    with pytest.raises(ValueError, match="one behind the other"):
+        encode(raw[::2], 4)
+
+
+def test_what_is_near_takes_less_than_xor_planes_under_zstandard() -> None:
+    """A fine-tune in bfloat16, simulated: every form of a plane occurs and saves its share."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 0.02, 2**18).astype(np.float32)
+    tuned = base + rng.normal(0, 2e-3, 2**18).astype(np.float32)
+    raw, near = (
+        np.ascontiguousarray(x.view(np.uint16)[1::2]).view(np.uint8) for x in (tuned, base)
+    )
+    codec, payload = encode(raw, 2, near)
+    assert codec == DIFFERENCE
+    planes = (raw ^ near).reshape(-1, 2).T
+    xor = sum(len(zstandard.compress(plane.tobytes())) for plane in planes)
+    assert len(payload) < 0.93 * xor
+    assert len(encode(raw, 2)[1]) < 0.75 * len(raw)
+    assert encode(raw, 2, rng.permutation(near))[0] == ALONE
+    forms = set(np.frombuffer(payload[:8], "<u4") >> 30)
+    assert forms == {1, 2}
 
 
 def test_threads_share_nothing() -> None:

@@ -1,0 +1,228 @@
+"""The lossless codec of the zoo beside XOR planes, byte planes, zstandard and reading a file.
+
+Real fine-tunes and their bases: the models that the PyPI package rxnfp carries (the pretrained
+one is the base; one fine-tune is far from it, the other near), and the experts of the sentences
+and of the quickstart where they lie in the cache. Each in float32, as it was trained, and
+rounded to bfloat16. XOR planes are the byte planes of the bit patterns' XOR, as ZipLLM's BitX;
+the peers' planes are compressed by zstandard's default level.
+
+Speeds are one core's, block by block, of the fine-tune's bytes as often as no cache holds them.
+Files are read from the page cache into new memory, as loaders read them, and decoded into new
+memory.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from experiments.benchmarks.measured import Measured, in_turns, skipped
+from merging.checkpoints.hashing import cache_dir
+from merging.checkpoints.weight_files import WeightFiles
+from merging.zoo.codec import Bytes, decode, encode
+
+POINTS = 3.0
+ENCODED_MB_PER_S = 200.0
+
+_BLOCK = 4 * 2**20
+_TIMED = 2**27
+"""Bytes, at least, of what is timed: an allocator keeps memory of smaller things for the next."""
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_RXNFP = {"far": "bert_ft", "near": "bert_ft_10k_25s"}
+_EXPERTS = {
+    "sentences": "search experts=sentences",
+    "quickstart": "search experiment=quickstart",
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A fine-tune's blocks with those of its base."""
+
+    name: str
+    item_bytes: int
+    pairs: tuple[tuple[Bytes, Bytes], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the fine-tune."""
+        return sum(len(raw) for raw, _ in self.pairs)
+
+
+def measure() -> Iterable[Measured]:
+    """Yields what is saved, and both speeds, of every fine-tune in every dtype."""
+    for name, base, tuned in _fine_tunes():
+        for dtype in _DTYPES:
+            yield from _rows(_blocks(f"{name}, {dtype}", base, tuned, _DTYPES[dtype]))
+    for name, reason in _missing():
+        yield skipped(f"{name}: bytes saved", "XOR planes", reason)
+
+
+def _fine_tunes() -> Iterator[tuple[str, Mapping[str, Tensor], Mapping[str, Tensor]]]:
+    if (folder := _rxnfp()) is not None:
+        base: Mapping[str, Tensor] = _pickled(folder / "bert_pretrained")
+        for distance, name in _RXNFP.items():
+            yield f"rxnfp, {distance}", base, _pickled(folder / name)
+    for pool in _EXPERTS:
+        if (folder := _pool(pool)) is not None:
+            base = WeightFiles.find(folder / "base")
+            for expert in sorted((folder / "experts").iterdir())[:2]:
+                yield f"{pool}, {expert.name}", base, _bare(WeightFiles.find(expert))
+
+
+def _missing() -> Iterator[tuple[str, str]]:
+    if _rxnfp() is None:
+        yield "rxnfp", "not installed: pip install --no-deps rxnfp"
+    for pool, command in _EXPERTS.items():
+        if _pool(pool) is None:
+            yield pool, f"not in {cache_dir()}: evomerge {command} trains these experts"
+
+
+def _rxnfp() -> Path | None:
+    spec = find_spec("rxnfp")
+    return None if spec is None else Path(str(spec.origin)).parent / "models" / "transformers"
+
+
+def _pickled(folder: Path) -> dict[str, Tensor]:
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True, map_location="cpu")
+    return _bare(weights)
+
+
+def _bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights under the names that a bare encoder gives them."""
+    return {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
+
+
+def _pool(name: str) -> Path | None:
+    return min(cache_dir().glob(f"{name}-*/"), default=None)
+
+
+def _blocks(
+    name: str, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], dtype: torch.dtype
+) -> Blocks:
+    """Cuts what both have in the same shape; an expert's own head has no relative."""
+    pairs: list[tuple[Bytes, Bytes]] = []
+    for key in tuned:
+        if key in base and base[key].shape == tuned[key].shape and base[key].is_floating_point():
+            raw, near = _bytes(tuned[key], dtype), _bytes(base[key], dtype)
+            starts = range(0, len(raw), _BLOCK)
+            pairs += [(raw[at : at + _BLOCK], near[at : at + _BLOCK]) for at in starts]
+    return Blocks(name, dtype.itemsize, tuple(pairs))
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype) -> Bytes:
+    return tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _rows(blocks: Blocks) -> Iterator[Measured]:
+    stored = [encode(raw, blocks.item_bytes, base) for raw, base in blocks.pairs]
+    ours = _saved(blocks, sum(len(payload) for _, payload in stored))
+    xor, planes, alone = (_peer(blocks, cut) for cut in (_xor, _planes, _whole))
+    yield Measured(
+        f"{blocks.name}: bytes saved",
+        ours,
+        xor,
+        "XOR planes",
+        "%",
+        ours - xor,
+        POINTS if blocks.name.startswith("rxnfp") and blocks.item_bytes == 2 else None,
+        note=f"the ratio is the difference in points; byte planes {planes:.1f} %, "
+        f"zstandard {alone:.1f} %; {blocks.size / 1e6:.1f} MB",
+    )
+    yield from _speeds(blocks, stored)
+
+
+def _saved(blocks: Blocks, stored: int) -> float:
+    return 100 * (1 - stored / blocks.size)
+
+
+def _peer(blocks: Blocks, cut: Callable[[Bytes, Bytes, int], Iterable[Bytes]]) -> float:
+    compressor = zstandard.ZstdCompressor()
+    parts = (part for raw, base in blocks.pairs for part in cut(raw, base, blocks.item_bytes))
+    return _saved(
+        blocks, sum(min(len(part), len(compressor.compress(part.data))) for part in parts)
+    )
+
+
+def _xor(raw: Bytes, base: Bytes, item_bytes: int) -> Iterable[Bytes]:
+    return _planes(raw ^ base, base, item_bytes)
+
+
+def _planes(raw: Bytes, _: Bytes, item_bytes: int) -> Iterable[Bytes]:
+    return list(np.ascontiguousarray(raw.reshape(-1, item_bytes).T))
+
+
+def _whole(raw: Bytes, _: Bytes, __: int) -> Iterable[Bytes]:
+    return [raw]
+
+
+def _speeds(blocks: Blocks, stored: list[tuple[int, bytes]]) -> Iterator[Measured]:
+    times = -(-_TIMED // blocks.size)
+    many, speed = replace(blocks, pairs=times * blocks.pairs), times * blocks.size / 1e6
+    known = np.zeros(many.size, np.uint8)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        path.write_bytes(times * b"".join(raw.tobytes() for raw, _ in blocks.pairs))
+        decoding, reading, ratio = in_turns(
+            partial(_decode, many, times * stored), path.read_bytes, rounds=5
+        )
+        again, filling, _ = in_turns(
+            partial(_decode, many, times * stored, known),
+            partial(_read_into, path, known),
+            rounds=5,
+        )
+    yield Measured(
+        f"{blocks.name}: decoding",
+        speed / decoding,
+        speed / reading,
+        "reading a file",
+        "MB/s",
+        ratio,
+        0.5,
+        note="into memory that was used before "
+        f"{speed / again:.0f} MB/s beside {speed / filling:.0f} MB/s",
+    )
+    encoding = _processor_seconds(partial(_encode, many))
+    yield Measured(
+        f"{blocks.name}: encoding",
+        speed / encoding,
+        ENCODED_MB_PER_S,
+        "the limit",
+        "MB/s",
+        speed / encoding / ENCODED_MB_PER_S,
+        1.0,
+    )
+
+
+def _processor_seconds(work: Callable[[], None]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def _encode(blocks: Blocks) -> None:
+    for raw, base in blocks.pairs:
+        encode(raw, blocks.item_bytes, base)
+
+
+def _decode(blocks: Blocks, stored: list[tuple[int, bytes]], out: Bytes | None = None) -> None:
+    """Decodes all blocks, into new memory by default."""
+    into = np.empty(blocks.size, np.uint8) if out is None else out
+    at = 0
+    for (codec, payload), (raw, base) in zip(stored, blocks.pairs, strict=True):
+        decode(codec, payload, blocks.item_bytes, into[at : at + len(raw)], base)
+        at += len(raw)
+
+
+def _read_into(path: Path, out: Bytes) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.readinto(out.data)

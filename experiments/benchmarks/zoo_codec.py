@@ -25,7 +25,7 @@ import zstandard
 from torch import Tensor
 
 from experiments.benchmarks.measured import Measured, in_turns, skipped
-from merging.checkpoints.hashing import cache_dir
+from merging.files import cache_dir
 from merging.checkpoints.weight_files import WeightFiles
 from merging.zoo.codec import Bytes, decode, encode
 

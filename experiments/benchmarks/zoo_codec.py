@@ -25,8 +25,8 @@ import zstandard
 from torch import Tensor
 
 from experiments.benchmarks.measured import Measured, in_turns, skipped
-from merging.files import cache_dir
 from merging.checkpoints.weight_files import WeightFiles
+from merging.files import cache_dir
 from merging.zoo.codec import Bytes, decode, encode
 
 POINTS = 3.0

@@ -45,7 +45,7 @@ _EXPERTS = {
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FineTune:
     """A fine-tune's blocks with those of its base."""
 
     name: str
@@ -108,7 +108,7 @@ def _pool(name: str) -> Path | None:
 
 def _blocks(
     name: str, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], dtype: torch.dtype
-) -> Blocks:
+) -> FineTune:
     """Cuts what both have in the same shape; an expert's own head has no relative."""
     pairs: list[tuple[Bytes, Bytes]] = []
     for key in tuned:
@@ -116,38 +116,38 @@ def _blocks(
             raw, near = _bytes(tuned[key], dtype), _bytes(base[key], dtype)
             starts = range(0, len(raw), _BLOCK)
             pairs += [(raw[at : at + _BLOCK], near[at : at + _BLOCK]) for at in starts]
-    return Blocks(name, dtype.itemsize, tuple(pairs))
+    return FineTune(name, dtype.itemsize, tuple(pairs))
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype) -> Bytes:
     return tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()
 
 
-def _rows(blocks: Blocks) -> Iterator[Measured]:
-    stored = [encode(raw, blocks.item_bytes, base) for raw, base in blocks.pairs]
-    ours = _saved(blocks, sum(len(payload) for _, payload in stored))
-    xor, planes, alone = (_peer(blocks, cut) for cut in (_xor, _planes, _whole))
+def _rows(tuned: FineTune) -> Iterator[Measured]:
+    stored = [encode(raw, tuned.item_bytes, base) for raw, base in tuned.pairs]
+    ours = _saved(tuned, sum(len(payload) for _, payload in stored))
+    xor, planes, alone = (_peer(tuned, cut) for cut in (_xor, _planes, _whole))
     yield Measured(
-        f"{blocks.name}: bytes saved",
+        f"{tuned.name}: bytes saved",
         ours,
         xor,
         "XOR planes",
         "%",
         ours - xor,
-        POINTS if blocks.name.startswith("rxnfp") and blocks.item_bytes == 2 else None,
+        POINTS if tuned.name.startswith("rxnfp") and tuned.item_bytes == 2 else None,
         note=f"the ratio is the difference in points; byte planes {planes:.1f} %, "
-        f"zstandard {alone:.1f} %; {blocks.size / 1e6:.1f} MB",
+        f"zstandard {alone:.1f} %; {tuned.size / 1e6:.1f} MB",
     )
-    yield from _speeds(blocks, stored)
+    yield from _speeds(tuned, stored)
 
 
-def _saved(blocks: Blocks, stored: int) -> float:
-    return 100 * (1 - stored / blocks.size)
+def _saved(tuned: FineTune, stored: int) -> float:
+    return 100 * (1 - stored / tuned.size)
 
 
-def _peer(blocks: Blocks, cut: Callable[[Bytes, Bytes, int], Iterable[Bytes]]) -> float:
+def _peer(tuned: FineTune, cut: Callable[[Bytes, Bytes, int], Iterable[Bytes]]) -> float:
     compressor = zstandard.ZstdCompressor()
-    parts = (part for raw, base in blocks.pairs for part in cut(raw, base, blocks.item_bytes))
+    parts = (part for raw, base in tuned.pairs for part in cut(raw, base, tuned.item_bytes))
     return _saved(
         blocks, sum(min(len(part), len(compressor.compress(part.data))) for part in parts)
     )
@@ -165,13 +165,13 @@ def _whole(raw: Bytes, _: Bytes, __: int) -> Iterable[Bytes]:
     return [raw]
 
 
-def _speeds(blocks: Blocks, stored: list[tuple[int, bytes]]) -> Iterator[Measured]:
-    times = -(-_TIMED // blocks.size)
-    many, speed = replace(blocks, pairs=times * blocks.pairs), times * blocks.size / 1e6
+def _speeds(tuned: FineTune, stored: list[tuple[int, bytes]]) -> Iterator[Measured]:
+    times = -(-_TIMED // tuned.size)
+    many, speed = replace(tuned, pairs=times * tuned.pairs), times * tuned.size / 1e6
     known = np.zeros(many.size, np.uint8)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
-        path.write_bytes(times * b"".join(raw.tobytes() for raw, _ in blocks.pairs))
+        path.write_bytes(times * b"".join(raw.tobytes() for raw, _ in tuned.pairs))
         decoding, reading, ratio = in_turns(
             partial(_decode, many, times * stored), path.read_bytes, rounds=5
         )
@@ -181,7 +181,7 @@ def _speeds(blocks: Blocks, stored: list[tuple[int, bytes]]) -> Iterator[Measure
             rounds=5,
         )
     yield Measured(
-        f"{blocks.name}: decoding",
+        f"{tuned.name}: decoding",
         speed / decoding,
         speed / reading,
         "reading a file",
@@ -193,7 +193,7 @@ def _speeds(blocks: Blocks, stored: list[tuple[int, bytes]]) -> Iterator[Measure
     )
     encoding = _processor_seconds(partial(_encode, many))
     yield Measured(
-        f"{blocks.name}: encoding",
+        f"{tuned.name}: encoding",
         speed / encoding,
         ENCODED_MB_PER_S,
         "the limit",
@@ -209,17 +209,17 @@ def _processor_seconds(work: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def _encode(blocks: Blocks) -> None:
-    for raw, base in blocks.pairs:
-        encode(raw, blocks.item_bytes, base)
+def _encode(tuned: FineTune) -> None:
+    for raw, base in tuned.pairs:
+        encode(raw, tuned.item_bytes, base)
 
 
-def _decode(blocks: Blocks, stored: list[tuple[int, bytes]], out: Bytes | None = None) -> None:
+def _decode(tuned: FineTune, stored: list[tuple[int, bytes]], out: Bytes | None = None) -> None:
     """Decodes all blocks, into new memory by default."""
-    into = np.empty(blocks.size, np.uint8) if out is None else out
+    into = np.empty(tuned.size, np.uint8) if out is None else out
     at = 0
-    for (codec, payload), (raw, base) in zip(stored, blocks.pairs, strict=True):
-        decode(codec, payload, blocks.item_bytes, into[at : at + len(raw)], base)
+    for (codec, payload), (raw, base) in zip(stored, tuned.pairs, strict=True):
+        decode(codec, payload, tuned.item_bytes, into[at : at + len(raw)], base)
         at += len(raw)
 
 

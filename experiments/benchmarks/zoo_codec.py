@@ -149,7 +149,7 @@ def _peer(tuned: FineTune, cut: Callable[[Bytes, Bytes, int], Iterable[Bytes]]) 
     compressor = zstandard.ZstdCompressor()
     parts = (part for raw, base in tuned.pairs for part in cut(raw, base, tuned.item_bytes))
     return _saved(
-        blocks, sum(min(len(part), len(compressor.compress(part.data))) for part in parts)
+        tuned, sum(min(len(part), len(compressor.compress(part.data))) for part in parts)
     )
 
 

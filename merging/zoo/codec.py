@@ -33,7 +33,7 @@ _WORTH = 0.985
 """Share of a plane's bytes that compression must come below to be worth its time."""
 
 _SMALL = 2**12
-"""Bytes of a block below which it is stored as it is: calls would take longer than the bytes."""
+"""Bytes below which a tensor's block is stored as it is: calls would take longer than bytes."""
 
 _SAMPLED = 2**12
 """Bytes at each of three places that are tried before all of it is compressed."""
@@ -78,7 +78,7 @@ def encode(raw: Bytes, item_bytes: int, base: Bytes | None = None) -> tuple[int,
         ValueError: items of another size, a base of another length, or bytes that are apart.
     """
     _check(raw, item_bytes, base)
-    if len(raw) < _SMALL:
+    if item_bytes > 1 and len(raw) < _SMALL:
         return PLAIN, raw.tobytes()
     if base is not None and not _near(raw, item_bytes, base):
         base = None

@@ -22,34 +22,21 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, chain, combinations
 from typing import Literal, TypeAlias
 
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.mechanisms import (
-    DiscreteGaussianMechanism,
-    Mechanism,
-    PrivacyRecordError,
-    RandomSelection,
-    leaves,
-)
 from merging.checkpoints.privacy_record import PrivacySpend
-from merging.privacy import accounting
 from merging.privacy.accounting import Accountant
 from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
+from merging.privacy.price_list import DialError, Group, PriceList
 
 Kind: TypeAlias = Literal["best", "selection", "combination"]
-Utility: TypeAlias = Callable[[tuple[str, ...]], float]
+Utility: TypeAlias = Callable[[Group], float]
 """Experts merged with the dial's weights -> what the merge is worth, higher is better."""
 
-_MOST = 8  # experts: `best` compares 4^n / 4 draws at most
 _LOTS = 2**32  # probabilities are multiples of 1 / _LOTS, which a draw meets exactly
-
-
-class DialError(PrivacyRecordError):
-    """Experts that cannot be dialled, or not to this epsilon; says why and what helps."""
 
 
 @dataclass(frozen=True)
@@ -81,37 +68,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Dial:
-    """Experts whose records know what ran on one data set.
-
-    Args:
-        experts: name -> what the expert alone cost.
-        delta: of every guarantee; None: the largest that an expert states.
-        accountant: of merges; an expert given out for certain keeps what its record states.
-
-    Raises:
-        DialError: an expert has no record, lists no private data, other data or units than the
-            others, or mechanisms that are unknown or too few for what it states.
-    """
-
-    experts: Mapping[str, Ledger]
-    delta: float
-    accountant: Accountant = "rdp"
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.experts) <= _MOST:
-            raise DialError(f"the dial takes 1 to {_MOST} experts, got {len(self.experts)}")
-        if not 0 < self.delta < 1:
-            raise DialError(f"the dial's delta must be in (0, 1), got {self.delta}")
-        for name, ledger in self.experts.items():
-            _check_known(name, ledger, self.accountant)
-        kinds = {(s.dataset, s.unit, s.relation): name for name, s in self._each_spend()}
-        if len(kinds) > 1:
-            told = "; ".join(
-                f"{name!r} protects each {unit} of {dataset} ({relation})"
-                for (dataset, unit, relation), name in kinds.items()
-            )
-            raise DialError(f"the dial needs experts trained on the same data, but {told}")
+class Dial(PriceList):
+    """Merges of the experts of a price list, by the most that they may cost."""
 
     @classmethod
     def of(
@@ -166,51 +124,12 @@ class Dial:
         alone = [(name,) for name in self.experts]
         return self._drawn_of(alone, epsilon, utility or self.precision, 1)
 
-    def precision(self, names: tuple[str, ...]) -> float:
-        """Returns the inverse variance of what these experts estimate together, up to a factor.
-
-        The Renyi divergence of order 2 of T steps at rate q and noise multiplier z is nearly
-        ``T q^2 / z^2``, and exactly that for rate 1: signal over noise, which adds up where
-        independent experts are merged with weights in proportion to it.
-        """
-        return sum(self._precisions[name] for name in names)
-
-    def epsilon(self, names: tuple[str, ...]) -> float:
-        """Returns what some experts cost together at the dial's delta; one alone: as it states."""
-        if names not in self._prices:
-            self._prices[names] = self._priced(names)
-        return self._prices[names]
-
-    def _priced(self, names: tuple[str, ...]) -> float:
-        stated = self._stated(names)
-        if stated is not None:
-            return stated.epsilon
-        return self._accounted(self._mechanisms(names))
-
-    def _stated(self, names: tuple[str, ...]) -> Price | None:
-        """Returns what the record of one expert promises, where that holds at the dial's delta."""
-        price = self.experts[names[0]].everywhere
-        fits = len(names) == 1 and price is not None and price.delta <= self.delta
-        return price if fits else None
-
-    def _accounted(self, mechanisms: Sequence[Mechanism]) -> float:
-        relation = self._spends[0].relation
-        return accounting.epsilon(
-            mechanisms, self.delta, accountant=self.accountant, relation=relation
-        )
-
-    def _holds(self, epsilon: float, one: Mechanism) -> bool:
-        relation = self._spends[0].relation
-        return accounting.holds(
-            [one], epsilon, self.delta, accountant=self.accountant, relation=relation
-        )
-
     @property
-    def _groups(self) -> list[tuple[str, ...]]:
+    def _groups(self) -> list[Group]:
         sizes = range(1, len(self.experts) + 1)
         return list(chain.from_iterable(combinations(self.experts, size) for size in sizes))
 
-    def _allowed(self, groups: Sequence[tuple[str, ...]], epsilon: float) -> list[tuple[str, ...]]:
+    def _allowed(self, groups: Sequence[Group], epsilon: float) -> list[Group]:
         allowed = [names for names in groups if self.epsilon(names) <= epsilon]
         if not allowed:
             least = min(self.epsilon((name,)) for name in self.experts)
@@ -220,15 +139,13 @@ class Dial:
             )
         return allowed
 
-    def _certain_of(
-        self, groups: Sequence[tuple[str, ...]], epsilon: float, utility: Utility
-    ) -> Setting:
+    def _certain_of(self, groups: Sequence[Group], epsilon: float, utility: Utility) -> Setting:
         """Returns the group of the highest utility among those that cost `epsilon` at most."""
         best = max(self._allowed(groups, epsilon), key=utility)
         return self._certain(best, utility(best))
 
     def _drawn_of(
-        self, groups: Sequence[tuple[str, ...]], epsilon: float, utility: Utility, least: int
+        self, groups: Sequence[Group], epsilon: float, utility: Utility, least: int
     ) -> Setting:
         """Returns the best draw of a group that is not allowed, with `least` lots, or one that is.
 
@@ -253,38 +170,36 @@ class Dial:
             else self._drawn(*drawn, epsilon, best)
         )
 
-    def _certain(self, names: tuple[str, ...], utility: float) -> Setting:
-        price = self._stated(names)
+    def _certain(self, names: Group, utility: float) -> Setting:
+        price = self.stated(names)
         if price is not None:
             spends = self.experts[names[0]].spends
         else:
             price = Price(self.epsilon(names), self.delta)
-            spends = (self._spend(price, (names,), (1.0,)),)
-        return Setting((self._weights(names),), (1.0,), price, utility, spends)
+            spends = (self.spend(price, (names,), (1.0,)),)
+        return Setting((self.weights(names),), (1.0,), price, utility, spends)
 
     def _drawn(
         self,
-        low: tuple[str, ...],
-        high: tuple[str, ...],
+        low: Group,
+        high: Group,
         lots: int,
         epsilon: float,
         utility: float,
     ) -> Setting:
         options, chances = (low, high), (1 - lots / _LOTS, lots / _LOTS)
-        found = self._accounted([self._selected(options, chances)])
+        found = self.accounted([self.selected(options, chances)])
         # never below what a part states, nor above what `_lots` has found to hold
         price = Price(min(max(found, self.epsilon(low)), epsilon), self.delta)
-        spends = (self._spend(price, options, chances),)
-        return Setting(tuple(map(self._weights, options)), chances, price, utility, spends)
+        spends = (self.spend(price, options, chances),)
+        return Setting(tuple(map(self.weights, options)), chances, price, utility, spends)
 
-    def _lots(
-        self, low: tuple[str, ...], high: tuple[str, ...], epsilon: float, least: int
-    ) -> int:
+    def _lots(self, low: Group, high: Group, epsilon: float, least: int) -> int:
         """Returns in `_LOTS` the largest probability that `high` can have; 0: not `least`."""
         allowed, refused, lots = 0, _LOTS, least
         while refused - allowed > 1:
             chances = (1 - lots / _LOTS, lots / _LOTS)
-            if self._holds(epsilon, self._selected((low, high), chances)):
+            if self.holds([self.selected((low, high), chances)], epsilon):
                 allowed = lots
             else:
                 refused = lots
@@ -292,100 +207,3 @@ class Dial:
                 return 0
             lots = (allowed + refused) // 2
         return allowed
-
-    def _selected(
-        self, options: Sequence[tuple[str, ...]], chances: tuple[float, ...]
-    ) -> RandomSelection:
-        ledgers = [self._joined(names) for names in options]
-        return RandomSelection(
-            chances,
-            tuple(map(self._mechanisms, options)),
-            tuple(tuple(str(s.release) for s in ledger.spends) for ledger in ledgers),
-        )
-
-    def _spend(
-        self, price: Price, options: Sequence[tuple[str, ...]], chances: tuple[float, ...]
-    ) -> PrivacySpend:
-        """Returns the entry of a ledger; a draw is a release of its own, a merge that of all."""
-        one = self._spends[0]
-        selected = self._selected(options, chances)
-        drawn = len(options) > 1
-        listed = " or ".join(
-            f"{' + '.join(names)}" + (f" with probability {chance:.3g}" if drawn else "")
-            for names, chance in zip(options, chances, strict=True)
-        )
-        identity = secrets.token_hex(8) if drawn else " + ".join(sorted(selected.releases[0]))
-        return PrivacySpend(
-            one.dataset,
-            price.epsilon,
-            price.delta,
-            f"dp-accounting {self.accountant}",
-            accounting.library_version(),
-            unit=one.unit,
-            relation=one.relation,
-            mechanisms=(selected,),
-            group_size=max(spend.group_size for spend in self._spends),
-            what=f"{'random selection' if drawn else 'merge'} of {listed}",
-            disjoint_from=tuple(sorted({n for s in self._spends for n in s.disjoint_from})),
-            release=f"dial {identity}",
-        )
-
-    def _joined(self, names: tuple[str, ...]) -> Ledger:
-        """Returns the ledger of some experts, what they share once."""
-        ledger = Ledger()
-        for name in names:
-            ledger = ledger.joined(self.experts[name])
-        return ledger
-
-    def _mechanisms(self, names: tuple[str, ...]) -> tuple[Mechanism, ...]:
-        return tuple(one for s in self._joined(names).spends for one in s.mechanisms or ())
-
-    def _weights(self, names: tuple[str, ...]) -> Mapping[str, float]:
-        """Returns ``w_i ~ 1 / variance_i``, which keeps the variance of the mean smallest."""
-        total = self.precision(names)
-        return {name: self._precisions[name] / total for name in names}
-
-    def _each_spend(self) -> list[tuple[str, PrivacySpend]]:
-        return [(name, s) for name, ledger in self.experts.items() for s in ledger.spends]
-
-    @cached_property
-    def _spends(self) -> list[PrivacySpend]:
-        return [spend for _, spend in self._each_spend()]
-
-    @cached_property
-    def _precisions(self) -> Mapping[str, float]:
-        return {
-            name: accounting.divergence(self._mechanisms((name,)), 2.0) for name in self.experts
-        }
-
-    @cached_property
-    def _prices(self) -> dict[tuple[str, ...], float]:
-        return {}
-
-
-def _check_known(name: str, ledger: Ledger, accountant: Accountant) -> None:
-    """Raises DialError unless the record says of everything what was run."""
-    if ledger.unrecorded:
-        raise DialError(
-            f"expert {name!r} promises nothing: {', '.join(ledger.unrecorded)} has no privacy "
-            "record; train it with privacy, or leave it out of the dial"
-        )
-    if not any(spend.epsilon for spend in ledger.spends):
-        raise DialError(
-            f"expert {name!r} spent nothing on private data, so that there is nothing to dial: "
-            "leave it out"
-        )
-    for spend in ledger.spends:
-        what = f"expert {name!r}: {spend.what} on {spend.dataset}"
-        if spend.mechanisms is None:
-            raise DialError(f"{what} has mechanisms that are not known: leave it out of the dial")
-        if accountant == "pld" and any(
-            isinstance(one, DiscreteGaussianMechanism) for one in leaves(spend.mechanisms)
-        ):
-            raise DialError(f"{what} has discrete noise, which only the accountant rdp bounds")
-        known = accounting.epsilon(spend.mechanisms, spend.delta, relation=spend.relation)
-        if spend.epsilon > 1.1 * known + 0.1:  # accountants differ by less
-            raise DialError(
-                f"{what} states epsilon={spend.epsilon:.4g}, but the mechanisms that it lists "
-                f"cost {known:.4g} only: some are missing, so leave it out of the dial"
-            )

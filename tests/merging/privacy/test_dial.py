@@ -26,8 +26,9 @@ from merging.checkpoints.mechanisms import (
 )
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy import accounting
-from merging.privacy.dial import Dial, DialError, Kind, Setting
+from merging.privacy.dial import Dial, Kind, Setting
 from merging.privacy.ledger import Ledger
+from merging.privacy.price_list import DialError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("dp_accounting") is None, reason="needs the extra dp"

@@ -41,9 +41,19 @@ class DedupModel:
 
     @classmethod
     def open(
-        cls, name: str, source: str, block_size: int, *, trust_remote_code: bool
+        cls,
+        name: str,
+        source: str,
+        block_size: int,
+        *,
+        base: bool = False,
+        trust_remote_code: bool = False,
     ) -> DedupModel:
         """Returns the model; reads headers and its privacy record, no weights.
+
+        Args:
+            base: it was named as one: without a record it is taken to be public, as the base of
+                a merge is; see `Ledger.of_base`.
 
         Raises:
             CheckpointError: it cannot be opened, or transformers converts its tensors.
@@ -55,8 +65,11 @@ class DedupModel:
                 f"{name} ({source}): transformers converts its tensors when it loads them, so "
                 "that blocks of its files are none of the model's: leave it out"
             )
-        record = read_record(checkpoint.path)
-        ledger = Ledger().read(record, f"model {name!r}", checkpoint.sha256)
+        what = f"model {name!r}"
+        if base:
+            ledger = Ledger.of_base(checkpoint.path, what)
+        else:
+            ledger = Ledger().read(read_record(checkpoint.path), what, checkpoint.sha256)
         try:
             return cls(name, source, checkpoint, ModelBlocks(checkpoint, block_size), ledger)
         except ValueError as error:

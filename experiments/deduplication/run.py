@@ -28,7 +28,7 @@ from experiments.runs.directory import (
 from experiments.runs.errors import UserError, explained
 from experiments.runs.files import read_json
 from experiments.runs.options import check_groups, check_options
-from experiments.runs.starts import check_starts, write_start
+from experiments.runs.starts import PUBLIC_NOISE, check_starts, write_start
 from experiments.searches.private_key import (
     destroy,
     open_noise,
@@ -112,11 +112,16 @@ class _Job:
         """Returns the job after all checks that need no weights."""
         schedule: DedupSchedule = assemble.open_part(config.schedule)
         privacy = _open_privacy(config, schedule)
+        if privacy is not None:
+            check_starts()
         _check_panels(config)
-        trust = config.trust_remote_code
         models = {
             str(name): DedupModel.open(
-                str(name), str(source), config.block_size, trust_remote_code=trust
+                str(name),
+                str(source),
+                config.block_size,
+                base=name in (config.bases or ()),
+                trust_remote_code=config.trust_remote_code,
             )
             for name, source in config.models.items()
         }
@@ -155,7 +160,6 @@ class _Job:
         identity = run_identity(self.config)
         belongs = [identity, *(model.checkpoint.sha256 for model in self.models.values())]
         if privacy is not None and privacy.randomness == "secret":
-            check_starts()
             begun = any(self.run.glob("answers-*.jsonl"))
             noise = open_noise(self.run, belongs, begun=begun)
             release = str(release_of(self.run))
@@ -166,10 +170,11 @@ class _Job:
 
     def _start(self, means: Means, target: DedupModel) -> None:
         """Writes down what the target's checks may cost, before the first."""
-        if self.privacy is not None and self.privacy.randomness == "secret":
-            for spend in means.spends(target.name):
-                price = Price(spend.epsilon, spend.delta)
-                write_start(spend.dataset, str(spend.release), price, self.run)
+        if self.privacy is not None:
+            spend = self.privacy.spend(target.name, means.release)
+            price = Price(spend.epsilon, spend.delta)
+            void = None if means.void is None else PUBLIC_NOISE
+            write_start(spend.dataset, str(spend.release), price, self.run, void=void)
 
 
 def _plan(
@@ -185,7 +190,7 @@ def _plan(
     if not plan:
         raise ValueError(
             "no model can take blocks of another: name models of one architecture and the same "
-            "data, or bases=[NAME], or raise their ceilings"
+            "data, or bases=[NAME]; or raise ceilings, inf where a promise of privacy may be lost"
         )
     return fair(plan, models) if config.fair else plan
 

@@ -58,8 +58,17 @@ class Means:
     release: str
 
     def spends(self, target: str) -> list[PrivacySpend]:
-        """Returns what a target's checks cost."""
-        return [] if self.privacy is None else [self.privacy.spend(target, self.release)]
+        """Returns what a target's checks cost, as far as their noise is secret."""
+        if self.privacy is None or self.void is not None:
+            return []
+        return [self.privacy.spend(target, self.release)]
+
+    @property
+    def void(self) -> str | None:
+        """What promises nothing, because its noise is public; None: none is."""
+        if self.privacy is None or self.privacy.randomness == "secret":
+            return None
+        return f"the checks on {self.privacy.data}, whose noise follows from its public seed"
 
     def answers_file(self, target: str) -> Path:
         """Returns where a target's answers are written."""
@@ -139,6 +148,7 @@ def deduplicate_target(
     ledger = model.ledger  # where no block may go it is the model that it was
     if substitution.removed:
         ledger = deduplicated(ledger, [base.ledger for base in bases], spends)
+        ledger = ledger if means.void is None else ledger.read(None, means.void, None)
     return Deduplicated(
         model,
         tuple(bases),

@@ -1,6 +1,7 @@
 """`run_dedup` from checkpoints on disk to models in a zoo: accuracy, bits, ledger, resume."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from evaluators.panel import Panel
 from experiments.deduplication.run import run_dedup
 from experiments.runs.errors import UserError
+from experiments.runs.starts import starts_file
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import (
     PrivacyRecord,
@@ -224,6 +226,13 @@ def test_private_checks_release_bits_and_their_price_alone(
         assert one["epsilon"]["after"] == EPSILONS[name] + 1 + 500  # not declared disjoint
     for line in (world.root / "check.jsonl").read_text().splitlines():
         assert json.loads(line)["text"] not in written
+    release = summary["targets"]["a"]["privacy"]["spends"][2]["release"]
+    assert f'"release": "{release}"' in starts_file().read_text()
+    seeded = world.run(
+        *options, "privacy.randomness=seed", f"out={world.root}/seeded", "save=false"
+    )
+    assert seeded["targets"]["b"]["epsilon"]["after"] is None
+    assert "public seed" in str(seeded["targets"]["b"]["privacy"]["words"])
 
 
 def test_fair_targets_are_at_least_as_good_as_the_one_before(world: World) -> None:
@@ -246,6 +255,35 @@ def test_a_target_of_which_no_block_may_go_stays_what_it_was(world: World) -> No
     assert stays["new_blocks"] == stays["blocks"]
     assert stays["epsilon"] == {"before": 4.0, "after": 4.0}
     assert {m.name for m in Zoo.open(world.root / "zoo").models()} == {"base", "a-dedup"}
+
+
+def test_a_chain_keeps_what_it_has_lent_and_a_stranger_may_lend(world: World) -> None:
+    summary = world.run("plan=cross", "save=false")
+    assert [(n, t["bases"]) for n, t in summary["targets"].items()] == [
+        ("a", ["base"]), ("b", ["base"]),
+    ]  # fmt: skip
+    builders.vit_classifier(world.root / "other", num_labels=3)
+    options = ["+models.other=" + str(world.root / "other"), "bases=[other,base]", "save=true"]
+    summary = world.run(*options, f"out={world.root}/strange", "block_size=64")
+    assert list(summary["targets"]) == ["a", "b"]
+    for name, one in summary["targets"].items():
+        assert one["bases"] == ["other", "base"]
+        assert one["epsilon"]["after"] == EPSILONS[name] + 1
+        assert "Model 'other' is taken to be public." in one["privacy"]["words"]
+    assert Zoo.open(world.root / "zoo").check() == []
+
+
+def test_a_promise_is_lost_only_where_that_is_allowed(world: World) -> None:
+    other = world.root / "other"  # trained here, and its record is gone
+    shutil.copytree(world.root / "base", other)
+    (other / "privacy.json").unlink()
+    (other / "training.json").write_text("{}")
+    options = ["+models.other=" + str(other), "bases=[other]", "save=false"]
+    with pytest.raises(UserError, match="inf where a promise of privacy may be lost"):
+        world.run(*options)
+    summary = world.run(*options, "ceilings={a:inf}")
+    assert list(summary["targets"]) == ["a"]
+    assert summary["targets"]["a"]["epsilon"] == {"before": 2.0, "after": None}
 
 
 def test_bad_input_gets_one_sentence(world: World) -> None:

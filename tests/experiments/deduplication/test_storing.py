@@ -1,0 +1,99 @@
+"""What the zoo gives back is what the substitution says: shards, ties, dtypes, kills."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.deduplication.models import DedupModel
+from experiments.deduplication.storing import check_name, cut, store
+from merging.checkpoints.checkpoint import same_bytes
+from merging.checkpoints.privacy_record import read_record
+from merging.checkpoints.weight_files import WeightFiles
+from merging.deduplication.substitution import Candidates, Substitution
+from merging.privacy.ledger import Ledger
+from merging.zoo.errors import ZooError
+from merging.zoo.piecing import Piece
+from merging.zoo.store import Zoo
+from tests import builders
+
+MAKERS: dict[str, Callable[..., Path]] = {
+    "tied, in shards": lambda path, **o: builders.qwen2(path, shards=True, **o),
+    "bfloat16": lambda path, **o: builders.llama(path, dtype=torch.bfloat16, **o),
+    "renamed": builders.gpt_neox,
+    "images": builders.vit_classifier,
+}
+
+
+def opened(path: Path, size: int) -> DedupModel:
+    return DedupModel.open(path.name, str(path), size)
+
+
+def substituted(target: DedupModel, bases: list[DedupModel], seed: int) -> Substitution:
+    candidates = Candidates.of(target.blocks, [base.blocks for base in bases])
+    count = len(target.blocks)
+    gone = np.random.default_rng(seed).choice(count, count * 2 // 3, replace=False)
+    now = Substitution.none(candidates)
+    for group in np.array_split(gone, 3):
+        now = now.substitute(group.tolist())
+    return now
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("size", [100, 512])
+def test_a_stored_model_is_the_substituted_one_to_the_bit(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    base = opened(MAKERS[kind](tmp_path / "base"), size)
+    target = opened(MAKERS[kind](tmp_path / "target", like=tmp_path / "base", seed=1), size)
+    zoo = Zoo.open(tmp_path / "zoo", create=True)
+    now = substituted(target, [base], size)
+    store(zoo, "small", target, [base], now, Ledger(unrecorded=("all",)))
+    zoo.export("small", tmp_path / "out")
+    out, rebuilt = opened(tmp_path / "out", size), now.weights()
+    assert list(out.checkpoint) == list(target.checkpoint)
+    for name in target.checkpoint:
+        assert same_bytes(out.checkpoint[name], rebuilt[name])
+    assert set(WeightFiles.find(tmp_path / "out")) == set(WeightFiles.find(tmp_path / "target"))
+    record = read_record(tmp_path / "out")
+    assert record is not None
+    assert record.unrecorded == ("all",)
+    others = {p.name for p in (tmp_path / "target").iterdir()} | {"dedup.json", "privacy.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == others
+    assert {model.name for model in zoo.models()} == {"base", "small"}
+    zoo.gc()
+    assert zoo.check() == []
+    whole = zoo.add(tmp_path / "target", "whole", base="base")
+    small = zoo.model("small").own_bytes
+    kept = len(now.kept) * size * target.blocks.dtype.itemsize
+    assert small < kept + target.blocks.untouched * 8 + 100_000 < whole.bytes + 200_000
+
+
+def test_the_same_again_is_left_alone_and_another_of_the_name_refused(tmp_path: Path) -> None:
+    base = opened(builders.llama(tmp_path / "base"), 256)
+    target = opened(builders.llama(tmp_path / "target", like=tmp_path / "base", seed=1), 256)
+    zoo = Zoo.open(tmp_path / "zoo", create=True)
+    zoo.add(tmp_path / "target", "small.whole")  # as a killed start leaves it
+    now = substituted(target, [base], 0)
+    for _ in range(2):
+        store(zoo, "small", target, [base], now, Ledger())
+        assert {model.name for model in zoo.models()} == {"base", "small"}
+        check_name(zoo, "small")
+    with pytest.raises(ZooError, match=r"small is in the zoo .* already: choose another suffix"):
+        store(zoo, "small", target, [base], substituted(target, [base], 1), Ledger())
+    with pytest.raises(ZooError, match=r"base is in the zoo .* already: choose another suffix"):
+        check_name(zoo, "base")
+
+
+def test_bytes_of_pieces() -> None:
+    raw = {7: bytes(range(10)), 9: bytes(range(100, 120))}
+    pieces = [Piece(7, 2, 5), Piece(9, 0, 20), Piece(7, 0, 3)]
+    whole = b"".join(raw[p.block][p.start : p.start + p.length] for p in pieces)
+    for start in range(len(whole)):
+        for length in range(len(whole) - start + 1):
+            parts = cut(pieces, start, length)
+            assert all(part.length for part in parts)
+            found = b"".join(raw[p.block][p.start : p.start + p.length] for p in parts)
+            assert found == whole[start : start + length]

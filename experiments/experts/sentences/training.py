@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -17,6 +17,7 @@ from experiments.experts.training.loop import (
     gradient_of,
     train_on,
 )
+from experiments.experts.training.train import RecordLosses
 from merging.seeding import generator, stable_seed
 
 Encoded: TypeAlias = Mapping[str, list[int]]
@@ -59,30 +60,51 @@ def train(
         seed: with `label` it seeds the order of the sentences and the dropout.
         on_step: called after each step with its loss in nats per sentence.
     """
-    device = model.device
-    length = min(tokenizer.model_max_length, _positions(model))
-    encoded: list[Encoded] = [
-        tokenizer(sentence.text, truncation=True, max_length=length) for sentence in sentences
-    ]
-    labels = torch.tensor([sentence.label for sentence in sentences])
-
-    def loss_of(batch: tuple[int, ...]) -> Tensor:
-        inputs = tokenizer.pad([encoded[item] for item in batch], return_tensors="pt").to(device)
-        return cross_entropy(model(**inputs).logits, labels[list(batch)].to(device))
-
+    encoded = encode(model, tokenizer, sentences)
+    losses_of = sentence_losses(tokenizer, encoded, [s.label for s in sentences])
     # Fused: the embeddings are half of the model; on a CPU it saves a fifth of the time.
     optimizer = adamw(model, weight_decay=0.01, fused=True)
     lengths = [len(tokens["input_ids"]) for tokens in encoded]
     train_on(
         model,
         batches_of(lengths, schedule, seed, label),
-        gradient_of(loss_of),
+        gradient_of(lambda batch: losses_of(model, batch)[0].mean()),
         clipped_step(model, optimizer, 1.0),
         optimizer,
         rate_at=schedule.rate_at,
         dropout=stable_seed(seed, "dropout", label),
         on_step=on_step,
     )
+
+
+def encode(model: PreTrainedModel, tokenizer: Any, sentences: Sequence[Sentence]) -> list[Encoded]:
+    """Returns the tokens of each sentence, cut off where the model ends."""
+    length = min(tokenizer.model_max_length, _positions(model))
+    return [tokenizer(each.text, truncation=True, max_length=length) for each in sentences]
+
+
+def sentence_losses(
+    tokenizer: Any, encoded: Sequence[Encoded], labels: Sequence[int], *, positions: bool = False
+) -> RecordLosses:
+    """Returns what gives the cross-entropies of sentences, by number, in nats.
+
+    Args:
+        positions: hand over those of every sentence, from 0, which BERT would make once for the
+            lot: then its table of positions has a gradient for each sentence.
+    """
+    targets = torch.tensor(labels)
+
+    def losses_of(model: nn.Module, part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        device = next(model.parameters()).device
+        inputs = tokenizer.pad([encoded[item] for item in part], return_tensors="pt").to(device)
+        rows, width = inputs["input_ids"].shape
+        if positions:
+            inputs["position_ids"] = torch.arange(width, device=device).repeat(rows, 1)
+        logits = model(**inputs).logits
+        losses = cross_entropy(logits, targets[list(part)].to(device), reduction="none")
+        return losses, torch.ones(rows, dtype=torch.int64, device=device)
+
+    return losses_of
 
 
 def batches_of(

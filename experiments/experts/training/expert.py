@@ -3,7 +3,7 @@
 import json
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,23 +88,52 @@ def train_expert(
         CheckpointError: `out` cannot be written; the base is an adapter, or its record is broken.
     """
     start = Ledger.of_base(resolve(str(base)), "the model it started from")
-    if regime.privacy is not None:
-        check_starts()
     model = open_model(base, lora, seed=seed, device=torch.device(device))
     records = encode(open_tokenizer(base), data.texts, data.max_length)
-    trained = train(model, records, regime, seed=seed, label=label)
-    ledger = charged(start, data, regime, label, trained)
-    report = {
-        "label": label,
+    facts = {
         "base": str(base),
-        "data": data.identity,
         "records": len(records),
         "longest_record_tokens": max(map(len, records)) - 1,
-        "regime": asdict(regime),
         "lora": None if lora is None else asdict(lora),
         "seed": seed,
-        **_outcome(trained, regime, holds=ledger is not None),
     }
+    return train_and_write(
+        lambda: train(model, records, regime, seed=seed, label=label),
+        lambda draft: save(model, base, draft),
+        start,
+        data,
+        regime,
+        out,
+        label=label,
+        facts=facts,
+    )
+
+
+def train_and_write(
+    run: Callable[[], Trained],
+    write: Callable[[Path], None],
+    start: Ledger,
+    data: DataSet,
+    regime: Regime,
+    out: Path,
+    *,
+    label: str,
+    facts: Mapping[str, Any],
+) -> Trained:
+    """Trains and writes `out`, with what it cost, at once or not at all; see `train_expert`.
+
+    Args:
+        run: trains by `regime`.
+        write: what was trained, into a directory.
+        start: of the model that the training starts from.
+        facts: what else ``training.json`` says; what of it is private is withheld.
+    """
+    if regime.privacy is not None:
+        check_starts()
+    trained = run()
+    ledger = charged(start, data, regime, label, trained)
+    report = {"label": label, "data": data.identity, **facts, "regime": asdict(regime)}
+    report |= _outcome(trained, regime, holds=ledger is not None)
     if ledger is not None:  # what dies before has left nothing
         own = ledger.spends[-1]
         write_start(own.dataset, str(own.release), Price(own.epsilon, own.delta), out)
@@ -113,7 +142,7 @@ def train_expert(
         void = _void(regime.privacy)
         write_start(data.identity, _new_release(), NO_GUARANTEE, out, void=void)
     with staged(out) as draft:
-        save(model, base, draft)
+        write(draft)
         if ledger is not None:
             report |= dict.fromkeys(_PRIVATE, "withheld")
             write_ledger(draft, ledger)

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from experiments.experts.training.loop import adamw, clipped_step, train_on
 from experiments.experts.training.records import Record, padded, record_losses, token_counts
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from merging.seeding import generator, secret_generator, stable_seed
+
+RecordLosses: TypeAlias = Callable[[nn.Module, Sequence[int]], tuple[Tensor, Tensor]]
+"""Numbers of records -> their ``(records,)`` losses, and ``(records,)`` int64 learnt tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,46 @@ def train(
     label: str,
     on_update: Callable[[int], None] = lambda updates: None,
 ) -> Trained:
-    """Trains a causal language model in place, where it lies, and leaves it in evaluation mode.
+    """Trains a causal language model in place; see `train_on_losses`.
+
+    Args:
+        records: tokens of each, at least two.
+    """
+    device = next(model.parameters()).device
+
+    def losses_of(trained: nn.Module, part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        inputs, targets = padded([records[number] for number in part], device)
+        losses = record_losses(trained, inputs, targets, regime.loss)
+        return losses, token_counts(targets)
+
+    return train_on_losses(
+        model, losses_of, len(records), regime, seed=seed, label=label, on_update=on_update
+    )
+
+
+def train_on_losses(
+    model: Any,
+    losses_of: RecordLosses,
+    records: int,
+    regime: Regime,
+    *,
+    seed: int,
+    label: str,
+    on_update: Callable[[int], None] = lambda updates: None,
+) -> Trained:
+    """Trains a model in place, where it lies, and leaves it in evaluation mode.
 
     What requires no gradient stays as it is. ValueError: the lot is larger than the number of
     records.
 
     Args:
-        records: tokens of each, at least two.
+        losses_of: called with the model, maybe wrapped, and the numbers of some records.
+        records: how many there are, at least two.
         seed: with `label` it seeds lots, dropout and noise; not read where they are secret, see
             `TrainingPrivacy`.
         on_update: called after each update with the number of updates to come.
     """
-    updates = regime.updates(len(records))
+    updates = regime.updates(records)
     device = next(model.parameters()).device
     secret = _secret(regime)
     root = seed if secret is None else secrets.randbits(256)
@@ -78,18 +109,14 @@ def train(
     rule: _PlainUpdate | _PrivateUpdate = _PlainUpdate(model, optimizer, regime)
     if regime.privacy is not None:
         noise = stable_seed(seed, "noise", label) if secret is None else None
-        rule = _PrivateUpdate(optimizer, regime, regime.privacy, len(records), noise, device)
+        rule = _PrivateUpdate(optimizer, regime, regime.privacy, records, noise, device)
     losses: list[float] = []
     presentations: list[int] = []
     with rule.wrapping(model) as trained:
 
         def backward(lot: list[int]) -> float:
-            total = 0.0
-            for part in _parts(lot, regime.physical):
-                inputs, targets = padded([records[number] for number in part], device)
-                record_loss = record_losses(trained, inputs, targets, regime.loss)
-                rule.backward(record_loss, token_counts(targets), len(lot))
-                total += float(record_loss.detach().sum())
+            parts = _parts(lot, regime.physical)
+            total = sum(rule.backward(trained, losses_of, part, len(lot)) for part in parts)
             presentations.append(len(lot))
             return total / len(lot) if lot else math.nan
 
@@ -100,7 +127,7 @@ def train(
 
         train_on(
             model,
-            lots(regime, len(records), seed=seed, label=label, secret=secret),
+            lots(regime, records, seed=seed, label=label, secret=secret),
             backward,
             rule.step,
             optimizer,
@@ -150,8 +177,13 @@ class _PlainUpdate:
         self.step = clipped_step(model, optimizer, regime.clip)
         self.wrapping = nullcontext
 
-    def backward(self, losses: Tensor, tokens: Tensor, lot: int) -> None:
+    def backward(
+        self, model: nn.Module, losses_of: RecordLosses, part: Sequence[int], lot: int
+    ) -> float:
+        """Leaves the gradients of a part of a lot; returns the sum of its records' losses."""
+        losses, _ = losses_of(model, part)
         torch.autograd.backward(losses.sum() / lot)
+        return float(losses.detach().sum())
 
     def spent(self) -> Spent | None:
         return None
@@ -184,9 +216,14 @@ class _PrivateUpdate:
         )
         self.wrapping = private.per_record_gradients
 
-    def backward(self, losses: Tensor, tokens: Tensor, lot: int) -> None:
+    def backward(
+        self, model: nn.Module, losses_of: RecordLosses, part: Sequence[int], lot: int
+    ) -> float:
+        """Adds the clipped gradients of a part of a lot; returns the sum of its losses."""
+        losses, tokens = losses_of(model, part)
         torch.autograd.backward(losses.sum())
         self._optimizer.add(tokens)
+        return float(losses.detach().sum())
 
     def step(self) -> None:
         self._optimizer.finish()

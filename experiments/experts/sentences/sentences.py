@@ -71,7 +71,10 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Se
         ValueError: a line cannot be read, a class is unknown to the training sentences, or too
             little is left; names the file.
     """
-    read = {name: {file: _read(path) for file, path in of.items()} for name, of in files.items()}
+    read = {
+        name: {file: read_sentences(path) for file, path in of.items()}
+        for name, of in files.items()
+    }
     classes = {name: _classes(files[name], read[name]) for name in files}
     held = {sentence.text for parts in read.values() for sentence in parts["test"]}
     valid = {}
@@ -100,7 +103,8 @@ def write_held_out(task: SentenceTask, folder: Path) -> None:
         write_lines(folder / f"{task.name}.{split}.jsonl", map(asdict, sentences))
 
 
-def _read(path: Path) -> list[Sentence]:
+def read_sentences(path: Path) -> list[Sentence]:
+    """Returns the sentences of a file; raises ValueError where a line cannot be read."""
     sentences = []
     for line in read_lines(path):
         label: int = line.field("label", int)

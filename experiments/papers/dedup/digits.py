@@ -29,7 +29,7 @@ _FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STI
 
 def handwritten() -> tuple[Tensor, Tensor]:
     """Returns ``(1797, 1, 8, 8)`` float32 in [-1, 1] and ``(1797,)`` int64 classes."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     return _scaled(digits.images / 16), torch.from_numpy(digits.target.astype(np.int64))
@@ -50,7 +50,8 @@ def _printed(label: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
     turned = page.rotate(draw.normal(0, 8), Image.Resampling.BILINEAR)
     small = turned.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     image = np.asarray(small, dtype=np.float64)
-    return image / max(1.0, image.max())
+    scaled: npt.NDArray[np.float64] = image / max(1.0, image.max())
+    return scaled
 
 
 @cache
@@ -65,7 +66,7 @@ def _scaled(images: npt.NDArray[np.float64]) -> Tensor:
 
 def new_transformer(hidden: int, layers: int, *, seed: int) -> ViTForImageClassification:
     """Returns a classifier of patches of 2 x 2 pixels; it depends on the seed alone."""
-    config = ViTConfig(
+    config = ViTConfig(  # type: ignore[call-arg]
         image_size=_SIDE,
         patch_size=2,
         num_channels=1,

@@ -1,0 +1,94 @@
+"""Base selection: ours against the two plans of the published code, on one pool."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.papers.dedup.cells import DedupSetting, Pair, Target, Way, run_way
+from merging.deduplication.substitution import Substitution, cluster_ratio
+from merging.privacy.deduplicated import deduplicated
+from search.deduplication.bases import (
+    Assignment,
+    Member,
+    cross_bases,
+    greedy_bases,
+    multi_bases,
+)
+
+_CEILING = 1e9  # no target is refused: what is compared is the price
+
+
+def selection_table(setting: DedupSetting, pool: str) -> dict[str, Any]:
+    """Returns for every plan its assignments, overall ratio and the sum of epsilon increases.
+
+    Members are the experts of the part that most are trained on.
+    """
+    spec = setting.pools[pool]
+    parts = [expert.part for expert in spec.experts.values()]
+    part = max(set(parts), key=parts.count)
+    names = [name for name, expert in spec.experts.items() if expert.part == part]
+    targets = {name: Target(setting, pool, name) for name in names}
+
+    def epsilon(target: str, base: str | None = None) -> float:
+        """By the plain sum, as the paper adds it up."""
+        bases = [] if base is None else [targets[base].ledger]
+        ledger = deduplicated(targets[target].ledger, bases)
+        return max(g.added.epsilon for g in ledger.guarantees.values() if g is not None)
+
+    members = [Member(name, part, epsilon(name), _CEILING) for name in names]
+    pairs: dict[tuple[str, str], Pair] = {}
+
+    def pair(target: str, base: str) -> Pair:
+        if (target, base) not in pairs:
+            pairs[target, base] = Pair.of(targets[target], targets[base])
+        return pairs[target, base]
+
+    plans = {
+        "ours": greedy_bases(
+            members,
+            lambda target, base: epsilon(target.name, base.name),
+            lambda target, base: float(pair(target.name, base.name).candidates.distances.mean()),
+        ),
+        "multi": multi_bases(members),
+        "cross": cross_bases(members),
+    }
+    return {
+        "members": names,
+        "plans": {
+            plan: _run(setting, chosen, targets, pair, epsilon) for plan, chosen in plans.items()
+        },
+    }
+
+
+def _run(
+    setting: DedupSetting,
+    plan: Sequence[Assignment],
+    targets: dict[str, Target],
+    pair: Any,
+    epsilon: Any,
+) -> dict[str, Any]:
+    done: dict[str, Substitution] = {}
+    rows = []
+    for one in plan:
+        keep = _lent(one.target, plan, done) if one.lends else []
+        found, figures = run_way(pair(one.target, one.base), Way("dred"), setting, keep=keep)
+        done[one.target] = found
+        increase = epsilon(one.target, one.base) - epsilon(one.target)
+        rows.append({"target": one.target, "base": one.base, "increase": increase, **figures})
+    whole = [targets[name].blocks for name in targets if name not in done]
+    return {
+        "rows": rows,
+        "overall": cluster_ratio(whole, list(done.values())),
+        "increase": sum(row["increase"] for row in rows),
+        "validations": sum(row["validations"] for row in rows),
+        "drop": max(row["test_before"] - row["test_after"] for row in rows),
+    }
+
+
+def _lent(name: str, plan: Sequence[Assignment], done: dict[str, Substitution]) -> list[int]:
+    """Returns the blocks of a model that stand in those that it has served so far."""
+    found: set[int] = set()
+    for one in plan:
+        if one.base == name and one.target in done:
+            pointers = done[one.target].pointers
+            found.update(pointers[pointers < len(pointers)].tolist())
+    return sorted(found)

@@ -2,7 +2,7 @@
 
 With few learnt numbers the noise of DP-SGD stays small, and no gradient of a whole matrix is held
 for every record; merged, the expert is a full checkpoint whose every matrix has moved. Source:
-LoRA-FA, Zhang et al. 2023, arXiv 2308.03303; for private training: FFA-LoRA, Sun et al. 2024, arXiv
+LoRA-FA, Zhang et al. 2023, arXiv 2308.03303; in private training FFA-LoRA, Sun et al. 2024, arXiv
 2403.12313.
 """
 

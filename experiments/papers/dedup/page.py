@@ -147,8 +147,8 @@ def _headline(found: Found, facts: PageFacts) -> str:
         f"{times:.1f} times, accuracy {figures['before']:.3f} to {figures['after']:.3f} (test "
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
         f"{trivial['epsilon']['epsilon']:.2f} to {figures['epsilon']['epsilon']:.2f}; its base "
-        f"has {trivial['base']:.3f}. The base with the target's small tensors (head, biases, norms), "
-        f"which the paper does not try, {also}: {trivial['leftovers']:.3f}."
+        f"has {trivial['base']:.3f}. The base with the target's small tensors (head, biases, "
+        f"norms), which the paper does not try, {also}: {trivial['leftovers']:.3f}."
     )
 
 
@@ -257,21 +257,18 @@ def _paper(found: Found, facts: PageFacts) -> str:
                 cells.append(" ".join(ratios.get(t, "-") for t in cluster.targets))
             title = f"{name} {key}, {pool.experts[cluster.base].epsilon:g} -> {targets}"
             rows.append([title, cells[0], cells[1], "", cells[2]])
-    for title, cells in published.RATIOS.items():
-        rows.append([f"*published*: {title}", *cells])
+    rows += [[f"*published*: {title}", *paper] for title, paper in published.RATIOS.items()]
     head = ["base -> targets, by ε", "DRD", "DRED", "Mistique-20", "Dedup-20 (greedy)"]
     return "## Beside the paper: C.R. in % of each target\n\n" + markdown_table(head, rows)
 
 
 def _selection(found: Found, facts: PageFacts) -> str:
-    rows, details = [], []
+    rows, details = list[list[str]](), list[list[str]]()
     for job, figures in found.items():
         if job.kind == "selection":
             plans = figures["plans"]
-            cells = [
-                f"{100 * plan['overall']:.1f} / {plan['increase']:.2f}" for plan in plans.values()
-            ]
-            rows.append([f"{job.pool} ({len(figures['members'])})", *cells])
+            pairs = [f"{100 * p['overall']:.1f} / {p['increase']:.2f}" for p in plans.values()]
+            rows.append([f"{job.pool} ({len(figures['members'])})", *pairs])
             details += [
                 [
                     job.pool,

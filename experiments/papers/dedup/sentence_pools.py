@@ -94,7 +94,6 @@ class SentencePool(ExpertPool):
             parameter.requires_grad_(parameter.dim() >= 2)
         assert self.training.rank is not None
         factor(model, self.training.rank, seed=self.seed, spare=_SPARED)
-        model.bert.embeddings.token_type_embeddings.requires_grad_(False)
         chosen = self._chosen(self.experts[name].part)
         tokenizer = self._tokenizer()
         encoded = [

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluators.engine.engine import Engine
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
 from evaluators.tasks.classification import Accuracy
@@ -111,10 +112,9 @@ class Target:
         folder = self.pool.folder(setting.cache)
         self._loaded = LoadedTarget.of(
             str(self.directory),
-            trust_remote_code=False,
             device="cpu",
             dtype=torch.float32,
-            batch_tokens=1024,
+            engine=lambda resident: Engine(resident, batch_tokens=1024),
         )
         kinds: Mapping[str, Split] = {
             "validation": "selection",
@@ -159,9 +159,7 @@ class Target:
 
     def accuracy_of(self, split: str, weights: Mapping[str, Tensor]) -> float:
         """Returns the share of right answers of other weights of the same tensors."""
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                self._loaded.state[name].copy_(tensor)
+        self._loaded.write(weights)
         self._now = None
         return self.as_it_is(split)
 

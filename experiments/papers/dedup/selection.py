@@ -69,7 +69,7 @@ def _run(
     done: dict[str, Substitution] = {}
     rows = []
     for one in plan:
-        keep = _lent(one.target, plan, done) if one.lends else []
+        keep = _lent(one.target, plan, done)
         found, figures = run_way(pair(one.target, one.base), Way("dred"), setting, keep=keep)
         done[one.target] = found
         increase = epsilon(one.target, one.base) - epsilon(one.target)

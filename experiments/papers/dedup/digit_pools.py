@@ -18,12 +18,12 @@ from experiments.papers.dedup.digits import (
     train_on_printed,
     trainable_privately,
 )
-from experiments.papers.dedup.pools import ExpertPool, Lesson, drawn_order
+from experiments.papers.dedup.pools import Lesson, PrivatePool, drawn_order
 from merging.checkpoints.checkpoint import quiet_transformers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitPool(ExpertPool):
+class DigitPool(PrivatePool):
     """Experts for scikit-learn's digits; they start from a transformer that has read printed ones.
 
     Args:
@@ -38,26 +38,26 @@ class DigitPool(ExpertPool):
 
     @property
     def content(self) -> Any:
-        """See `ExpertPool`."""
+        """See `PrivatePool`."""
         return ["scikit-learn digits", self.hidden, self.layers, str(self.start), self.printed]
 
     def write_items(self, split: str, folder: Path) -> None:
-        """See `ExpertPool`."""
+        """See `PrivatePool`."""
         images, labels = self._chosen(split)
         np.savez(folder / f"{split}.npz", images=images.numpy(), labels=labels.numpy())
 
     def items(self, folder: Path, split: str) -> str:
-        """See `ExpertPool`."""
+        """See `PrivatePool`."""
         return str(folder / f"{split}.npz")
 
     def write_start(self, out: Path) -> None:
-        """See `ExpertPool`."""
+        """See `PrivatePool`."""
         model = new_transformer(self.hidden, self.layers, seed=self.seed)
         train_on_printed(model, self.start, self.printed, seed=self.seed)
         _save(model, out)
 
     def lesson(self, start: Path, name: str) -> Lesson:
-        """See `ExpertPool`."""
+        """See `PrivatePool`."""
         with quiet_transformers():
             model = ViTForImageClassification.from_pretrained(start, dtype=torch.float32)
         trainable_privately(model)

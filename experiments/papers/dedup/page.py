@@ -42,7 +42,7 @@ class PageFacts:
 
 
 @dataclass(frozen=True)
-class Row:
+class DedupRow:
     """Figures of one target deduplicated in one way."""
 
     pool: str
@@ -78,14 +78,14 @@ def page(found: Found, facts: PageFacts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def rows_of(found: Found) -> Iterator[Row]:
+def rows_of(found: Found) -> Iterator[DedupRow]:
     """Yields every target in every way."""
     for job, figures in found.items():
         if job.target is not None and job.kind != "baselines":
-            yield Row(job.pool, job.cluster, job.target, job.kind, figures)
+            yield DedupRow(job.pool, job.cluster, job.target, job.kind, figures)
         elif job.cluster and job.target is None:
             for target, each in figures["targets"].items():
-                yield Row(job.pool, job.cluster, target, job.kind, each)
+                yield DedupRow(job.pool, job.cluster, target, job.kind, each)
 
 
 def baselines_of(found: Found) -> dict[tuple[str, str, str], Mapping[str, Any]]:

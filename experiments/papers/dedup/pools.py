@@ -32,7 +32,7 @@ class PrivateExpert:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class DedupCluster:
     """Targets that take blocks of one base."""
 
     base: str
@@ -85,7 +85,7 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertPool(ABC):
+class PrivatePool(ABC):
     """A public start, private experts of it, and held-out items; made once, kept in a cache.
 
     Args:
@@ -103,7 +103,7 @@ class ExpertPool(ABC):
     title: str
     parts: Mapping[str, int]
     experts: Mapping[str, PrivateExpert]
-    clusters: Mapping[str, Cluster]
+    clusters: Mapping[str, DedupCluster]
     training: PrivateTraining
     block_size: int
     ways: Sequence[str]

@@ -26,7 +26,7 @@ from experiments.deduplication.validation import (
     NoisyChecks,
     PrivateValidation,
 )
-from experiments.papers.dedup.pools import PrivatePool
+from experiments.papers.dedup.pools import DedupPool
 from experiments.papers.dedup.published_svt import PublishedSvt
 from merging.arrays import Vector
 from merging.deduplication.blocking import ModelBlocks
@@ -86,7 +86,7 @@ class DedupSetting:
         greedy: blocks of a group of greedy-N.
     """
 
-    pools: Mapping[str, PrivatePool]
+    pools: Mapping[str, DedupPool]
     cache: Path
     out: Path
     failures: int = 3

@@ -18,12 +18,12 @@ from experiments.papers.dedup.digits import (
     train_on_printed,
     trainable_privately,
 )
-from experiments.papers.dedup.pools import Lesson, PrivatePool, drawn_order
+from experiments.papers.dedup.pools import Lesson, DedupPool, drawn_order
 from merging.checkpoints.checkpoint import quiet_transformers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitPool(PrivatePool):
+class DigitPool(DedupPool):
     """Experts for scikit-learn's digits; they start from a transformer that has read printed ones.
 
     Args:
@@ -38,26 +38,26 @@ class DigitPool(PrivatePool):
 
     @property
     def content(self) -> Any:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         return ["scikit-learn digits", self.hidden, self.layers, str(self.start), self.printed]
 
     def write_items(self, split: str, folder: Path) -> None:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         images, labels = self._chosen(split)
         np.savez(folder / f"{split}.npz", images=images.numpy(), labels=labels.numpy())
 
     def items(self, folder: Path, split: str) -> str:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         return str(folder / f"{split}.npz")
 
     def write_start(self, out: Path) -> None:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         model = new_transformer(self.hidden, self.layers, seed=self.seed)
         train_on_printed(model, self.start, self.printed, seed=self.seed)
         _save(model, out)
 
     def lesson(self, start: Path, name: str) -> Lesson:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         with quiet_transformers():
             model = ViTForImageClassification.from_pretrained(start, dtype=torch.float32)
         trainable_privately(model)

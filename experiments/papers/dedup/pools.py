@@ -85,7 +85,7 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivatePool(ABC):
+class DedupPool(ABC):
     """A public start, private experts of it, and held-out items; made once, kept in a cache.
 
     Args:

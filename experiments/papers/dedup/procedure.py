@@ -9,7 +9,7 @@ from experiments.papers.dedup.cells import DedupSetting
 from experiments.papers.dedup.jobs import file_of, is_finished, planned, run_jobs
 from experiments.papers.dedup.page import PageFacts, page
 from experiments.papers.dedup.plot import write_plot
-from experiments.papers.dedup.pools import PrivatePool
+from experiments.papers.dedup.pools import DedupPool
 from experiments.runs.files import read_json
 from experiments.suites.results import write_pages
 from merging.files import write_text
@@ -31,9 +31,9 @@ class Deduplication:
         results: page that the plain command writes beside its run; None: none.
     """
 
-    pools: Mapping[str, PrivatePool | None]
+    pools: Mapping[str, DedupPool | None]
     fast: bool
-    small: Mapping[str, PrivatePool]
+    small: Mapping[str, DedupPool]
     failures: int
     greedy: int
     min_length: int

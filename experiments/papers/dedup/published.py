@@ -43,4 +43,4 @@ SELECTION: Mapping[str, tuple[str, ...]] = {
     "ViT-L CIFAR100 (10)": ("26.1 / 4.5", "32.4 / 4.6", "45.7 / 5.3"),
     "ResNet152 CelebA (20)": ("37.6 / 3.8", "38.2 / 13.4", "39.4 / 16.4"),
 }
-"""DedupCluster -> overall compression ratio in % and sum of epsilon increases: ours, multi, cross."""
+"""Cluster -> overall compression ratio in % and sum of epsilon increases: ours, multi, cross."""

@@ -23,7 +23,7 @@ from experiments.experts.sentences.training import (
 )
 from experiments.experts.training.fixed_factors import factor, merge_factors
 from experiments.experts.training.loop import Schedule
-from experiments.papers.dedup.pools import Lesson, PrivatePool, digest_of_file
+from experiments.papers.dedup.pools import Lesson, DedupPool, digest_of_file
 from experiments.runs.files import write_lines
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 
@@ -31,7 +31,7 @@ _SPARED = ("classifier", "bert.embeddings.token_type_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePool(PrivatePool):
+class SentencePool(DedupPool):
     """Experts for the sentences of one folder; all of its files are pooled and drawn anew.
 
     Args:
@@ -49,7 +49,7 @@ class SentencePool(PrivatePool):
     cut: int = 24
 
     def check(self) -> None:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         needed, count = max(r.stop for r in self.ranges().values()), len(self._sentences)
         if needed > count:
             raise ValueError(f"the parts need {needed} sentences, {self.task} has {count}")
@@ -57,21 +57,21 @@ class SentencePool(PrivatePool):
 
     @property
     def content(self) -> Any:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         files = [digest_of_file(path) for path in self._files]
         start, encoder = str(self.start), Checkpoint.open(self._encoder(), encoder=True).sha256
         return [files, encoder, start, self.cut]
 
     def write_items(self, split: str, folder: Path) -> None:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         write_lines(folder / f"{split}.jsonl", map(asdict, self._chosen(split)))
 
     def items(self, folder: Path, split: str) -> str:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         return str(folder / f"{split}.jsonl")
 
     def write_start(self, out: Path) -> None:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         tokenizer = self._tokenizer()
         classes = 1 + max(each.label for each in self._sentences)
         with quiet_transformers():
@@ -82,7 +82,7 @@ class SentencePool(PrivatePool):
         self._save(model, out)
 
     def lesson(self, start: Path, name: str) -> Lesson:
-        """See `PrivatePool`."""
+        """See `DedupPool`."""
         with quiet_transformers():
             model: Any = AutoModelForSequenceClassification.from_pretrained(
                 start, dtype=torch.float32

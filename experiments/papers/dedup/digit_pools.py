@@ -18,7 +18,7 @@ from experiments.papers.dedup.digits import (
     train_on_printed,
     trainable_privately,
 )
-from experiments.papers.dedup.pools import Lesson, DedupPool, drawn_order
+from experiments.papers.dedup.pools import DedupPool, Lesson, drawn_order
 from merging.checkpoints.checkpoint import quiet_transformers
 
 

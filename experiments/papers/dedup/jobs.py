@@ -23,9 +23,11 @@ from experiments.papers.dedup.cells import (
 from experiments.papers.dedup.dialled import dial_table
 from experiments.papers.dedup.published_svt import PublishedSvt
 from experiments.papers.dedup.selection import selection_table
+from experiments.papers.dedup.zoo import stored_bytes
 from experiments.reports.table import duration
 from experiments.runs.files import read_json
 from experiments.runs.processes import process_pool
+from merging.privacy.deduplicated import deduplicated
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,9 @@ def _run(setting: DedupSetting, jobs: Sequence[DedupJob]) -> None:
                 _write(setting, job, baselines(pair, base))
             else:
                 found, figures = run_way(pair, Way.of(job.kind), setting)
+                if job.kind == "dred":
+                    ledger = deduplicated(target.ledger, [base.ledger])
+                    figures |= stored_bytes(setting, job.pool, cluster.base, pair, found, ledger)
                 np.save(file_of(setting, job).with_suffix(".npy"), found.pointers)
                 _write(setting, job, figures)
 

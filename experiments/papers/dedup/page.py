@@ -172,6 +172,14 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
         ]
         head = ["target", "way", "C.R. %", "times", "accuracy", "drop", "test", "ε", "checks (no)"]
         parts.append(markdown_table(head, rows, "llr"))
+        stored = [
+            f"{r.target} {r.figures['own_bytes'] / 1e6:.2f} of {r.figures['bytes'] / 1e6:.1f} MB "
+            f"({r.figures['bytes'] / r.figures['own_bytes']:.0f} times)"
+            for r in rows_of(found)
+            if (r.pool, r.cluster) == (name, key) and "own_bytes" in r.figures
+        ]
+        if stored:
+            parts.append(f"In a zoo, by DRED, records and own blocks: {'; '.join(stored)}.")
     return "\n\n".join(parts)
 
 

@@ -17,8 +17,6 @@ from experiments.experts.training.train import RecordLosses, train_on_losses
 from experiments.runs.cache import digest_of, made_once
 from merging.privacy.ledger import Ledger
 
-_CODE = "[dpft]*[slne].py"  # what makes and trains experts, here and in `training`
-
 SPLITS = ("public", "validation", "test")
 """What saliency reads; what decides which blocks may go; what only the page shows."""
 
@@ -150,9 +148,9 @@ class DedupPool(ABC):
     def identity(self, *more: Any) -> str:
         """Returns 16 hexadecimal digits of all that the data and the public start depend on."""
         sizes = [self.parts, self.public, self.validation, self.test, self.seed]
-        folders = Path(__file__).parent, Path(fixed_factors.__file__).parent
-        code = [path for folder in folders for path in sorted(folder.glob(_CODE))]
-        return digest_of([self.content, sizes, more], code)
+        here, training = Path(__file__).parent, Path(fixed_factors.__file__).parent
+        code = [*here.glob("digits.py"), *here.glob("*pools.py"), *training.glob("*.py")]
+        return digest_of([self.content, sizes, more], sorted(code))
 
     def data_name(self, part: str) -> str:
         """Returns the name of a part, or of the validation items, in privacy records."""

@@ -23,7 +23,7 @@ from experiments.experts.sentences.training import (
 )
 from experiments.experts.training.fixed_factors import factor, merge_factors
 from experiments.experts.training.loop import Schedule
-from experiments.papers.dedup.pools import Lesson, DedupPool, digest_of_file
+from experiments.papers.dedup.pools import DedupPool, Lesson, digest_of_file
 from experiments.runs.files import write_lines
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 

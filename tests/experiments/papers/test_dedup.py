@@ -6,8 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from experiments.papers.dedup.cells import DedupSetting, Pair
+from experiments.papers.dedup.digit_pools import DigitPool
+from experiments.papers.dedup.jobs import DedupJob
+from experiments.papers.dedup.page import PageFacts, page
+from experiments.papers.dedup.pools import DedupCluster, PrivateExpert, PrivateTraining
+from merging.deduplication.blocking import ModelBlocks
+from merging.deduplication.substitution import Candidates
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +38,67 @@ def test_without_sentences_the_remedy_is_named(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "set EVOMERGE_SENTENCES" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def pool() -> DigitPool:
+    experts = {f"A{e}": PrivateExpert("A", e) for e in (1, 8)}
+    return DigitPool(
+        title="x",
+        parts={"A": 80},
+        experts=experts,
+        clusters={"same": DedupCluster("A1", ["A8"])},
+        training=PrivateTraining(16, 4, 1e-3),
+        block_size=32,
+        ways=["dred", "dred-published"],
+        public=20,
+        validation=60,
+        test=60,
+    )
+
+
+def headline(tmp_path: Path, base: float, ratio: float, after: float) -> str:
+    setting = DedupSetting({"digits": pool()}, tmp_path, tmp_path)
+    spent = {"epsilon": 8.0, "delta": 1e-5, "added": 8.0}
+    trivial = {
+        "blocks": 400, "untouched": 0.01, "exact": 1.0, "base": base, "base_test": base,
+        "leftovers": base, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
+        "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
+    }  # fmt: skip
+    figures = {
+        "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": after,
+        "epsilon": {**spent, "added": 9.0}, "validations": 9, "noes": 2,
+    }  # fmt: skip
+    found = {
+        DedupJob("digits", "baselines", "same", "A8"): trivial,
+        DedupJob("digits", "dred", "same", "A8"): figures,
+        DedupJob("digits", "dred-published", "same"): {
+            "targets": {"A8": {**figures, "ratio": 0.01}}
+        },
+    }
+    text = page(found, PageFacts("command", 1.0, 1, setting, False, []))
+    return next(line for line in text.splitlines() if line.startswith("**"))
+
+
+def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path) -> None:
+    assert headline(tmp_path, 0.8, 1 / 36, 0.89).startswith("**Reproduces**")
+    assert headline(tmp_path, 0.8, 1 / 34, 0.89).startswith("**Does not reproduce**")
+    assert headline(tmp_path, 0.89, 1 / 36, 0.89).startswith("**No target")
+    assert headline(tmp_path, 0.8, 1 / 36, 0.88).startswith("**No target")
+
+
+def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:
+    """A block is free where the base has it, or the target an earlier time."""
+    draw = torch.Generator().manual_seed(0)
+    base = {"a": torch.randn(4, 8, generator=draw), "b": torch.randn(3, generator=draw)}
+    target = {name: tensor.clone() for name, tensor in base.items()}
+    target["a"][1:] += 1
+    target["a"][3] = target["a"][2]
+    blocks, lent = ModelBlocks(target, 8), ModelBlocks(base, 8)
+    pair = Pair.__new__(Pair)
+    vars(pair).update(
+        target=SimpleNamespace(blocks=blocks), candidates=Candidates.of(blocks, [lent])
+    )
+    assert pair.shared_exactly() == pytest.approx((2 * 8 + 3) / 35)
 
 
 @pytest.mark.slow

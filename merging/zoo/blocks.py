@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from merging.zoo import codec, index
 from merging.zoo.errors import ZooError
 from merging.zoo.index import Row
-from merging.zoo.layout import Pieces
+from merging.zoo.layout import Pieces, ends_of
 from merging.zoo.packs import FOLDER, PackReader
 
 CACHE_BYTES = 2**29
@@ -30,7 +30,7 @@ def empty(size: int) -> Bytes:
     """Returns memory at the beginning of a cache line.
 
     numpy's, which asks for huge pages where there is much of it: to touch torch's for the first
-    time takes longer than to decode into it.
+    time takes as long as to decode into it.
     """
     raw = np.empty(size + _LINE, np.uint8)
     begin = -raw.ctypes.data % _LINE
@@ -103,16 +103,15 @@ class Blocks:
         Raises:
             ZooError: a pack that is missing or damaged, or a model that was removed meanwhile.
         """
-        ends = np.cumsum(pieces["length"], dtype=np.int64).tolist()
-        jobs = [
-            (rows[block], start, out[end - length : end])
-            for (block, start, length), end in zip(pieces.tolist(), ends, strict=True)
-        ]
+        ends = ends_of(pieces).tolist()
+        jobs: dict[int, list[tuple[int, Bytes]]] = {}  # each block's parts together
+        for (block, start, length), end in zip(pieces.tolist(), ends, strict=True):
+            jobs.setdefault(block, []).append((start, out[end - length : end]))
         if len(jobs) == 1 or threads() == 1:
-            for row, start, part in jobs:
-                self._fill(row, start, rows, part)
+            for block, parts in jobs.items():
+                self._fill(rows[block], parts, rows)
         else:
-            list(self.pool.map(lambda job: self._fill(job[0], job[1], rows, job[2]), jobs))
+            list(self.pool.map(lambda job: self._fill(rows[job[0]], job[1], rows), jobs.items()))
 
     def raw(self, block: int, rows: Mapping[int, Row]) -> Bytes:
         """Returns a block's raw bytes, kept for the next who asks; not to be changed."""
@@ -121,7 +120,7 @@ class Blocks:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        out = np.empty(rows[block].size, np.uint8)
+        out = empty(rows[block].size)
         self.decode(rows[block], rows, out)
         out.flags.writeable = False
         with self._lock:
@@ -132,11 +131,13 @@ class Blocks:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
         return out
 
-    def _fill(self, row: Row, start: int, rows: Mapping[int, Row], out: Bytes) -> None:
-        if row.shared or len(out) < row.size:
-            out[:] = self.raw(row.id, rows)[start : start + len(out)]
+    def _fill(self, row: Row, parts: list[tuple[int, Bytes]], rows: Mapping[int, Row]) -> None:
+        if row.shared or len(parts) > 1 or len(parts[0][1]) < row.size:
+            raw = self.raw(row.id, rows)
+            for start, out in parts:
+                out[:] = raw[start : start + len(out)]
         else:
-            self.decode(row, rows, out)
+            self.decode(row, rows, parts[0][1])
 
     def decode(self, row: Row, rows: Mapping[int, Row], out: Bytes) -> None:
         """Writes a whole block's raw bytes into `out`; raises as `fill`."""

@@ -197,11 +197,15 @@ def assemble(placed: Iterable[tuple[Chunk, int]]) -> Pieces:
     return np.array([part[1:] for part in sorted(parts)], PIECES)
 
 
-def cut(pieces: Pieces, begin: int, end: int) -> Pieces:
-    """Returns the pieces of some of the bytes that `pieces` make together."""
+def ends_of(pieces: Pieces) -> NDArray[np.int64]:
+    """Returns where each piece ends in the bytes that all make together."""
+    return np.cumsum(pieces["length"], dtype=np.int64)
+
+
+def cut(pieces: Pieces, ends: NDArray[np.int64], begin: int, end: int) -> Pieces:
+    """Returns the pieces of some of the bytes that `pieces` make together; `ends`: theirs."""
     if begin >= end:
         return pieces[:0]
-    ends = np.cumsum(pieces["length"], dtype=np.int64)
     first, last = np.searchsorted(ends, [begin, end - 1], side="right")
     found = pieces[first : last + 1].copy()
     before = begin - (int(ends[first]) - int(found["length"][0]))
@@ -213,5 +217,5 @@ def cut(pieces: Pieces, begin: int, end: int) -> Pieces:
 
 def batches(pieces: Pieces, most: int = 4 * BLOCK) -> Iterator[Pieces]:
     """Yields pieces, a few at a time: of at most `most` bytes, or one."""
-    groups = np.cumsum(pieces["length"], dtype=np.int64) // most
+    groups = ends_of(pieces) // most
     yield from np.split(pieces, np.flatnonzero(np.diff(groups)) + 1) if len(pieces) else ()

@@ -62,21 +62,22 @@ def _file(addition: Addition, like: ModelEntry, file: ZooFile, new: New) -> NewF
     parts, at = [], 0
     for tensor, entry in file.entries.items():
         if tensor in new:
-            parts.append(layout.cut(file.pieces, at, entry.begin))
+            parts.append(file.cut(at, entry.begin))
             parts.append(_placed(addition, like, tensor, entry, new[tensor]))
             at = entry.end
     if not parts:
         return NewFile(
             file.name, file.sha256, file.size, len(file.header), file.pieces, file.finite
         )
-    pieces = np.concatenate([*parts, layout.cut(file.pieces, at, file.size)])
+    pieces = np.concatenate([*parts, file.cut(at, file.size)])
     digest, rows = sha256(), addition.rows(pieces["block"].tolist())
     for part in layout.batches(pieces):
         out = np.empty(int(part["length"].sum()), np.uint8)
         addition.blocks.fill(part, rows, out)
         digest.update(out.data)
+    ends = layout.ends_of(pieces)
     sound = file.finite and all(
-        _finite(addition, layout.cut(pieces, entry.begin, entry.end), rows, entry)
+        _finite(addition, layout.cut(pieces, ends, entry.begin, entry.end), rows, entry)
         for tensor, entry in file.entries.items()
         if tensor in new
     )

@@ -57,11 +57,10 @@ class Relative:
         at = entry.begin + chunk.offset
         if entry.dtype != chunk.dtype or at >= entry.end:
             return None
-        ends = np.cumsum(file.pieces["length"], dtype=np.int64)
-        i = int(np.searchsorted(ends, at, side="right"))
+        i = int(np.searchsorted(file.ends, at, side="right"))
         piece = file.pieces[i]
         row = file.rows[int(piece["block"])]
-        begins = at == int(ends[i]) - int(piece["length"])
+        begins = at == int(file.ends[i]) - int(piece["length"])
         if not begins or piece["start"] or row.size != chunk.size:
             return None
         return row if row.base is None else file.rows[row.base]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.weights import LazyWeights
@@ -80,7 +82,16 @@ class ZooFile:
     def of_tensor(self, name: str) -> Pieces:
         """Returns where a tensor's bytes lie."""
         entry = self.entries[name]
-        return layout.cut(self.pieces, entry.begin, entry.end)
+        return self.cut(entry.begin, entry.end)
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Where in the file each piece ends."""
+        return layout.ends_of(self.pieces)
+
+    def cut(self, begin: int, end: int) -> Pieces:
+        """Returns where some of its bytes lie."""
+        return layout.cut(self.pieces, self.ends, begin, end)
 
     def raw(self) -> bytes:
         """Returns all of its bytes."""
@@ -124,7 +135,7 @@ def _file(
     finite: bool,
 ) -> ZooFile:
     raw = np.empty(header, np.uint8)
-    blocks.fill(layout.cut(pieces, 0, header), rows, raw)
+    blocks.fill(layout.cut(pieces, layout.ends_of(pieces), 0, header), rows, raw)
     content = raw.tobytes()
     entries = layout.entries(content) if header else {}
     return ZooFile(name, sha256, size, content, entries, pieces, finite, rows, blocks)

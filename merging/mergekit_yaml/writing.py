@@ -12,6 +12,7 @@ from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
 from merging.method import MergeMethod
 from merging.plan import MergePlan
 from merging.recipe import Recipe, dtype_name
+from merging.zoo.store import SOURCE
 
 
 def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
@@ -27,7 +28,8 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
         )
     name, spelling = _spelling(plan.method)
     _refuse_inexpressible(plan, spelling, name)
-    models = {expert: _model(recipe, pool, expert) for expert in plan.experts}
+    _refuse_zoo(pool)
+    models = {expert: _model(pool, expert) for expert in plan.experts}
     groups = _file_groups(plan, pool)
     own: dict[str, dict[str, Any]] = {expert: {} for expert in plan.experts}
     shared: dict[str, Any] = {}
@@ -39,7 +41,7 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
         read = _slerp_t if name == "slerp" else _shared
         shared[theirs] = _filters(groups, {g: read(plan, g, ours) for g in plan.coefficients})
     document: dict[str, Any] = {"merge_method": name}
-    if base := _base_model(plan, spelling, recipe, models):
+    if base := _base_model(plan, spelling, pool, models):
         document["base_model"] = base
     document["models"] = [
         {"model": models[expert], **({"parameters": own[expert]} if own[expert] else {})}
@@ -50,6 +52,14 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     document |= _dtypes(recipe, pool)
     text: str = yaml.safe_dump(document, sort_keys=False)
     return text
+
+
+def _refuse_zoo(pool: ExpertPool) -> None:
+    for source in (pool.base.source, *pool.sources.values()):
+        if source.startswith(SOURCE):
+            raise MergekitError(
+                f"mergekit does not read {source}: export it, then name it by --source NAME=PATH"
+            )
 
 
 def _spelling(method: MergeMethod) -> tuple[str, Spelling]:
@@ -86,15 +96,15 @@ def _refuse_inexpressible(plan: MergePlan, spelling: Spelling, name: str) -> Non
                 )
 
 
-def _model(recipe: Recipe, pool: ExpertPool, expert: str) -> str:
+def _model(pool: ExpertPool, expert: str) -> str:
     """Returns mergekit's name of an expert; an adapter stands behind its base."""
-    source = recipe.experts[expert].source
+    source = pool.sources[expert]
     is_adapter = isinstance(pool.experts[expert], Adapter)
-    return f"{recipe.base.source}+{source}" if is_adapter else source
+    return f"{pool.base.source}+{source}" if is_adapter else source
 
 
 def _base_model(
-    plan: MergePlan, spelling: Spelling, recipe: Recipe, models: Mapping[str, str]
+    plan: MergePlan, spelling: Spelling, pool: ExpertPool, models: Mapping[str, str]
 ) -> str | None:
     if spelling.base == "member":
         return None
@@ -102,7 +112,7 @@ def _base_model(
         return models[plan.experts[0]]
     if not getattr(plan.method, "task_vectors", True):
         return None
-    return recipe.base.source
+    return pool.base.source
 
 
 def _options(method: MergeMethod, spelling: Spelling) -> dict[str, Any]:

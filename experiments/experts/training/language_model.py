@@ -9,8 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merging.checkpoints.checkpoint import quiet_transformers
+from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from merging.checkpoints.sources import resolve
 from merging.seeding import stable_seed
+from merging.zoo.store import SOURCE
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def open_model(
     """Returns the base, ready to be trained.
 
     Args:
-        base: Hugging Face id or directory of a causal language model.
+        base: Hugging Face id, directory or ``zoo:NAME`` of a causal language model.
         seed: of the adapter's first factors.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(stable_seed(seed, "adapter"))
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = _causal(str(base))
         if lora is not None:
             config = LoraConfig(
                 r=lora.rank,
@@ -63,10 +65,18 @@ def open_model(
     return model.to(device)
 
 
+def _causal(base: str) -> Any:
+    """Returns a causal language model in float32; transformers cannot read the files of a zoo."""
+    if base.startswith(SOURCE):
+        module = Checkpoint.open(base).module(dtype=torch.float32, device=torch.device("cpu"))
+        return module.requires_grad_(True)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
 def open_tokenizer(base: str | Path) -> Any:
     """Returns the base's tokenizer."""
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(base)
+        return AutoTokenizer.from_pretrained(resolve(str(base)))
 
 
 def save(model: Any, base: str | Path, out: Path) -> None:

@@ -23,6 +23,7 @@ from experiments.experts.training.train import lots, train
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.privacy_record import read_record
 from merging.weight_names import is_adapter
+from merging.zoo.store import Zoo
 
 TEXTS = [f"record {number} of host-{number * 7919 % 101}" for number in range(24)]
 SIZE = ModelSize(hidden=16, intermediate=24, layers=1, heads=2, context=64)
@@ -165,6 +166,18 @@ def test_lora_expert_is_an_adapter_that_repeats_bit_for_bit(base: Path, tmp_path
     for name in changed:
         one, other = pool.deltas(name)
         assert torch.equal(one, other)
+
+
+def test_a_base_in_a_zoo_trains_the_same_expert(base: Path, tmp_path: Path) -> None:
+    zoo = Zoo.open(tmp_path / "zoo", create=True)
+    zoo.add(base, "base")
+    data = DataSet("texts", TEXTS, max_length=40)
+    regime = Regime(8, epochs=1, learning_rate=1e-2)
+    for source, name in ((base, "plain"), (f"zoo:{zoo.directory}/base", "stored")):
+        train_expert(source, data, regime, tmp_path / name, label="V0", seed=0)
+    stored = state(tmp_path / "stored")
+    for name, tensor in state(tmp_path / "plain").items():
+        assert torch.equal(tensor, stored[name]), name
 
 
 def test_a_failed_training_leaves_nothing(base: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, uniform_plan
 from merging.recipe import Ingredient, Recipe
+from merging.zoo.store import Zoo
 from tests import builders
 from tests.merging.mergekit_yaml.mergekit_files import EXPERTS
 
@@ -197,6 +198,17 @@ class TestWriting:
         plan = MergePlan(method, Whole(), ("code", "prose"), {"model": knobs})
         with pytest.raises(MergekitError, match=message):
             to_mergekit(Recipe.of(pool, plan), pool)
+
+    def test_what_lies_in_a_zoo_is_named_by_where_it_was_exported(
+        self, pool: ExpertPool, tmp_path: Path
+    ) -> None:
+        store = Zoo.open(tmp_path / "zoo", create=True)
+        store.add(pool.base.path, "base")
+        stored = ExpertPool.open(f"zoo:{store.directory}/base", pool.sources)
+        recipe = Recipe.of(stored, uniform_plan(Linear(), Whole(), stored))
+        with pytest.raises(MergekitError, match=r"mergekit does not read zoo:.*: export it, then"):
+            to_mergekit(recipe, stored)
+        assert str(pool.sources["code"]) in to_mergekit(recipe, pool)
 
     def test_equal_karcher_weights_are_expressible(self, pool: ExpertPool, tmp_path: Path) -> None:
         plan = MergePlan(Karcher(), Whole(), EXPERTS, {"model": {"weight": 0.2}})

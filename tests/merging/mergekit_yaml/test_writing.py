@@ -133,8 +133,10 @@ class TestWriting:
     def test_a_name_within_another_keeps_its_own_value(self) -> None:
         """The first filter that is a part of the name counts."""
         names = ("norm.weight", "layers.0.attn.q_norm.weight", "layers.0.norm.weight")
-        base = SimpleNamespace(file_names=None, dtype=lambda _: torch.float32)
-        pool: Any = SimpleNamespace(names=names, base=base, experts={"a": None})
+        base = SimpleNamespace(source="b", file_names=None, dtype=lambda _: torch.float32)
+        pool: Any = SimpleNamespace(
+            names=names, base=base, experts={"a": None}, sources={"a": "a"}
+        )
         coefficients = {name: {"weight": {"a": float(i)}} for i, name in enumerate(names)}
         plan = MergePlan(Linear(), PerTensor(), ("a",), coefficients)
         ingredient = Ingredient("somewhere", "0")

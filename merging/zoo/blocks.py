@@ -83,7 +83,7 @@ class Blocks:
     def __init__(self, directory: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.directory = directory
         self.read_bytes = 0
-        self._packs = PackReader(directory)
+        self.packs = PackReader(directory)
         self._limit, self._held = cache_bytes, 0
         self._cache: OrderedDict[bytes, Bytes] = OrderedDict()  # by hash, so always true
         self._lock = threading.Lock()
@@ -160,10 +160,10 @@ class Blocks:
     def _stored(self, row: Row, out: Bytes) -> None:
         """Reads a stored block, from where it lies now, should it have been moved meanwhile."""
         try:
-            done = self._packs.read_into(str(row.pack), row.place, out)
+            done = self.packs.read_into(str(row.pack), row.place, out)
         except FileNotFoundError:
             row = self._moved(row)
-            done = self._packs.read_into(str(row.pack), row.place, out)
+            done = self.packs.read_into(str(row.pack), row.place, out)
         except OSError as error:
             raise damaged(row, self.directory, str(error)) from error
         if done < len(out):

@@ -42,6 +42,10 @@ _FILES = (
 )
 
 
+_TRIED = 32
+"""Models, the last ones, of which the nearest is looked for."""
+
+
 def add_directory(
     addition: Addition,
     zoo: Path,
@@ -168,10 +172,10 @@ def _relative(
     own = tensors[weights]
     if base is not None:
         files = ZooFile.open(zoo, _stored(zoo, base).id)
-        known = {name for file in files for name in file.entries}
-        if not any(name in known for entries in tensors.values() for name in entries):
+        if not any(Relative.of(files, path.name, each).tensors for path, each in tensors.items()):
             raise ZooError(
-                f"{base} has no tensor of the name of one in {weights.parent}; name its base"
+                f"{base} has no tensor of the name and dtype of one in {weights.parent}; name its "
+                "base, or none"
             )
         return base, files
     opened = {row.name: ZooFile.open(zoo, row.id) for row in _candidates(zoo, signature)}
@@ -196,10 +200,13 @@ def _stored(zoo: Path, base: str) -> ModelEntry:
 
 
 def _candidates(zoo: Path, signature: bytes) -> list[ModelEntry]:
-    """Returns models of the same tensors; of those that share a base, the base."""
+    """Returns models of the same tensors, or else of any; of those that share a base, the base."""
     query = (
-        "SELECT id, name, kind, sha256 FROM models WHERE signature = ? "
-        "AND (base IS NULL OR base NOT IN (SELECT name FROM models)) ORDER BY id"
+        "SELECT id, name, kind, sha256 FROM models WHERE kind = 'stored' AND {} "
+        "AND (base IS NULL OR base NOT IN (SELECT name FROM models)) "
+        f"ORDER BY id DESC LIMIT {_TRIED}"
     )
     with index.reading(zoo) as connection:
-        return [ModelEntry(*row) for row in connection.execute(query, (signature,))]
+        alike = connection.execute(query.format("signature = ?"), (signature,)).fetchall()
+        found = alike or connection.execute(query.format("TRUE")).fetchall()
+    return [ModelEntry(*row) for row in found]

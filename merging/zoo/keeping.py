@@ -106,6 +106,7 @@ def collect(directory: Path) -> int:
         writer.discard()
     for name in sparse:
         (directory / FOLDER / name).unlink(missing_ok=True)
+    blocks_of(directory).packs.release(sparse)
     return sum(sparse.values()) - anew
 
 

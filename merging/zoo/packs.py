@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections import OrderedDict
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -96,6 +97,12 @@ class PackReader:
         while done < len(view) and (got := os.preadv(file.fileno(), [view[done:]], place + done)):
             done += got
         return done
+
+    def release(self, packs: Iterable[str]) -> None:
+        """Lets go of packs that were removed, so that their space is free."""
+        with self._lock:
+            for pack in packs:
+                self._open.pop(pack, None)
 
     def _file(self, pack: str) -> FileIO:
         with self._lock:

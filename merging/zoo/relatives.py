@@ -25,38 +25,39 @@ _WORTH = 0.97
 
 @dataclass(frozen=True, eq=False)
 class Relative:
-    """What a file's chunks may be differences to: another model's tensors of the same names.
+    """What a file's chunks may be differences to: another model's tensors.
 
     Args:
-        own: tensors of the file that is added.
-        tensors: the relative's, by name, and the file that each is in.
+        name: the other model's.
+        tensors: of the file that is added -> where its counterpart lies.
     """
 
     name: str
-    own: Mapping[str, Entry]
-    tensors: Mapping[str, ZooFile]
+    tensors: Mapping[str, tuple[ZooFile, Entry]]
 
     @classmethod
     def of(
         cls, files: Sequence[ZooFile], name: str, own: Mapping[str, Entry], model: str = ""
     ) -> Relative:
-        """Returns the relative of the file `name`, in the files of a stored model."""
+        """Returns the relative of the file `name`, in the files of a stored model.
+
+        Args:
+            own: tensors of the file.
+        """
         folder = PurePosixPath(name).parent
         near = [file for file in files if PurePosixPath(file.name).parent == folder]
-        return cls(model, own, {tensor: file for file in near for tensor in file.entries})
+        theirs = {tensor: (file, file.entries[tensor]) for file in near for tensor in file.entries}
+        return cls(model, counterparts(own, theirs))
 
     def base(self, chunk: Chunk) -> index.Row | None:
         """Returns the block that a chunk may be a difference to.
 
         It is never a difference itself: where the relative's block is one, it is that one's base.
         """
-        file = self.tensors.get(chunk.tensor)
-        if file is None:
+        file, entry = self.tensors.get(chunk.tensor, (None, None))
+        if file is None or entry is None or chunk.offset >= entry.end - entry.begin:
             return None
-        entry = file.entries[chunk.tensor]
         at = entry.begin + chunk.offset
-        if entry.dtype != chunk.dtype or at >= entry.end:
-            return None
         i = int(np.searchsorted(file.ends, at, side="right"))
         piece = file.pieces[i]
         row = file.rows[int(piece["block"])]
@@ -67,8 +68,33 @@ class Relative:
 
     def raw(self, row: index.Row) -> Bytes:
         """Returns the raw bytes of a block that `base` gave."""
-        file = next(iter(self.tensors.values()))
+        file, _ = next(iter(self.tensors.values()))
         return file.blocks.raw(row.id, {row.id: row})
+
+
+def counterparts(
+    own: Mapping[str, Entry], theirs: Mapping[str, tuple[ZooFile, Entry]]
+) -> dict[str, tuple[ZooFile, Entry]]:
+    """Returns the tensors of another model by one's own names for them; dtypes are the same.
+
+    An encoder's ``layer.0`` is ``bert.layer.0`` where it has a head: of one of the two names the
+    first part may be left out, whichever way gives more bytes.
+    """
+
+    def shorter(name: str) -> str:
+        return name.partition(".")[2]
+
+    short = {shorter(name): found for name, found in theirs.items()}
+    ways = [
+        {name: theirs.get(name) for name in own},
+        {name: theirs.get(shorter(name)) for name in own},
+        {name: short.get(name) for name in own},
+    ]
+    fitting = [
+        {n: f for n, f in way.items() if f is not None and f[1].dtype == own[n].dtype}
+        for way in ways
+    ]
+    return max(fitting, key=lambda way: sum(own[n].end - own[n].begin for n in way))
 
 
 def signature(tensors: Mapping[str, Entry]) -> bytes:

@@ -279,9 +279,7 @@ class Zoo:
         """Frees what no model needs; returns how many bytes."""
         with self._locked():
             freed = keeping.collect(self.directory)
-            for place in (self.directory / "views").iterdir():
-                if place.name not in {model.name for model in self.models()}:
-                    views.discard(place)
+            views.sweep(self.directory / "views", {model.name for model in self.models()})
             return freed
 
     def check(self, on_bytes: Callable[[int], None] | None = None) -> list[str]:

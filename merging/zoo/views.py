@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 _MARKER = ".zoo.json"
+
+_DAY_S = 86400
 
 
 def is_view(place: Path, key: str) -> bool:
@@ -26,8 +30,7 @@ def make(place: Path, key: str, fill: Callable[[Path], None]) -> Path:
     """
     if is_view(place, key):
         return place
-    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     draft.mkdir(parents=True)
     try:
         fill(draft)
@@ -44,6 +47,14 @@ def make(place: Path, key: str, fill: Callable[[Path], None]) -> Path:
 def discard(place: Path) -> None:
     """Removes a view, or what is left of one."""
     shutil.rmtree(place, ignore_errors=True)
+
+
+def sweep(folder: Path, names: Collection[str]) -> None:
+    """Removes the views of all models but `names`, and drafts that a kill left a day ago."""
+    for place in folder.iterdir():
+        draft = place.name.startswith(".")
+        if place.name not in names and (not draft or time.time() - place.stat().st_mtime > _DAY_S):
+            discard(place)
 
 
 def _sizes(place: Path) -> dict[str, int]:

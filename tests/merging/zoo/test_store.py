@@ -18,7 +18,8 @@ from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
 from merging.weights import CheckpointError
-from merging.zoo import layout
+from merging.zoo import index, layout
+from merging.zoo.blocks import blocks_of, forget
 from merging.zoo.errors import ZooError
 from merging.zoo.store import Piece, Zoo
 from merging.zoo.weights import ZooFile
@@ -146,6 +147,24 @@ def test_near_models_take_less_and_the_nearest_base_is_found(zoo: Zoo, tmp_path:
     assert same.stored_bytes == 0
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("", "bert."), ("bert.", ""), ("bert.", "bert.")])
+def test_an_encoder_and_the_same_with_a_head_are_near(
+    zoo: Zoo, tmp_path: Path, ours: str, theirs: str
+) -> None:
+    rng = np.random.default_rng(0)
+    base = {f"layer.{i}": random_tensor(rng, "F32", (200, 200)) for i in range(3)}
+    tuned = {f"{theirs}{name}": near(rng, raw) for name, raw in base.items()}
+    tuned["classifier.weight"] = random_tensor(rng, "F32", (2, 200))
+    named = {f"{ours}{name}": raw for name, raw in base.items()}
+    for name, tensors in (("base", named), ("tuned", tuned)):
+        files = {"model.safetensors": safetensors_bytes(tensors)}
+        zoo.add(write_model(tmp_path / name, files), name)
+    assert [model.base for model in zoo.models()] == [None, "base"]
+    assert zoo.model("tuned").own_bytes < 0.7 * zoo.model("base").bytes
+    zoo.export("tuned", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "tuned")
+
+
 def test_what_is_removed_is_freed_and_nothing_else(zoo: Zoo, tmp_path: Path) -> None:
     base = bf16_model(tmp_path / "base")
     tuned = bf16_model(tmp_path / "tuned", 1, of=base)
@@ -164,6 +183,20 @@ def test_what_is_removed_is_freed_and_nothing_else(zoo: Zoo, tmp_path: Path) -> 
     zoo.gc()
     assert list((zoo.directory / "packs").iterdir()) == []
     assert zoo.check() == []
+
+
+def test_opening_reads_headers_and_a_tensor_its_own_blocks(zoo: Zoo, tmp_path: Path) -> None:
+    base = bf16_model(tmp_path / "base")
+    zoo.add(base, "base")
+    zoo.add(bf16_model(tmp_path / "tuned", 1, of=base), "tuned")
+    forget()
+    opened = WeightFiles.find(zoo.view("tuned"))
+    assert blocks_of(zoo.directory).read_bytes == 0  # its header lies in the index
+    assert opened["w1"].shape == (400, 400)
+    with index.reading(zoo.directory) as connection:
+        rows = index.rows(connection, [piece.block for piece in zoo.pieces("tuned")["w1"]])
+    assert [row.base is None for row in rows.values()] == [False, True]
+    assert blocks_of(zoo.directory).read_bytes == sum(row.stored for row in rows.values())
 
 
 class TestPieces:

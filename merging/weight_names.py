@@ -47,6 +47,15 @@ def is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file() and not whole
 
 
+def made_here(directory: Path) -> list[Path]:
+    """Returns the files which say that a training or a merge of evomerge wrote the model."""
+    # a search writes RUN/recipe.json beside RUN/model
+    places = [directory, *([directory.parent] if directory.name == "model" else [])]
+    names = ("recipe.json", "training.json")
+    found = (place / name for name in names for place in places)
+    return [path for path in found if path.is_file()]
+
+
 def holds_weights(path: Path, kind: str = "") -> bool:
     """Whether the weights of the model, or of the adapter, that `path` describes are there.
 

@@ -27,9 +27,7 @@ from merging.privacy.words import (
     selections_in_words,
 )
 from merging.statistics_files import records_of
-from merging.weight_names import is_adapter
-
-_MADE_HERE = ("training.json", "recipe.json")
+from merging.weight_names import is_adapter, made_here
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Ledger:
             )
         if (record := read_record(directory)) is not None:
             return cls().read(record, what, weights_sha256(directory))
-        # a search writes RUN/recipe.json beside RUN/model
-        places = [directory, *([directory.parent] if directory.name == "model" else [])]
-        if any((place / name).is_file() for place in places for name in _MADE_HERE):
+        if made_here(directory):
             return cls().read(None, what, None)
         return cls(notes=(f"{what[0].upper()}{what[1:]} is taken to be public.",))
 

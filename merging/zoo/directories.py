@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from merging.files import joint_sha256
-from merging.weight_names import find_weights, is_adapter
+from merging.weight_names import find_weights, is_adapter, made_here
 from merging.zoo import index, layout, relatives
 from merging.zoo.adding import Addition, NewFile, NewModel, read_chunk
 from merging.zoo.errors import ZooError
@@ -66,6 +66,7 @@ def add_directory(
     """
     weights = _weights(directory)
     taken, left_out = _sorted(directory, weights)
+    taken |= {path: path.name for path in made_here(directory) if path.name not in taken.values()}
     headers = {
         path: _header(path, path in weights) for path in taken if path.suffix == ".safetensors"
     }

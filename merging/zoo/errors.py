@@ -46,6 +46,8 @@ def _of_index(directory: Path, error: sqlite3.DatabaseError) -> ZooError:
         return _full(directory)
     if "readonly" in text:
         return ZooError(f"{index} may not be written, so the zoo only reads; copy it to write")
+    if "unable to open" in text:
+        return ZooError(f"{index} cannot be opened; see to its rights and to open files")
     if "locked" in text:
         return ZooError(f"{index} is locked by another process; wait for it, then try again")
     return ZooError(f"{index} is damaged ({text}); bring it back from a copy of the zoo")

@@ -17,6 +17,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
+from merging.privacy.ledger import Ledger
 from merging.weights import CheckpointError
 from merging.zoo import index, layout
 from merging.zoo.blocks import blocks_of, forget
@@ -265,6 +266,19 @@ def test_a_recipe_takes_its_bytes_and_is_rebuilt_into_its_view(zoo: Zoo, tmp_pat
     first, second = zoo.rebuilt("merge", rebuild), zoo.rebuilt("merge", rebuild)
     assert first == second == zoo.view("merge")
     assert calls == [1]
+
+
+@pytest.mark.parametrize("beside", ["recipe.json", "model/training.json", None])
+def test_what_was_made_here_is_not_taken_to_be_public(
+    zoo: Zoo, tmp_path: Path, beside: str | None
+) -> None:
+    plain = bf16_model(tmp_path / "run" / "model")
+    if beside is not None:
+        (tmp_path / "run" / beside).write_text("{}")
+    zoo.add(plain, "winner")
+    stored, wanted = Ledger.of_base(zoo.view("winner")), Ledger.of_base(plain)
+    assert (stored.notes, stored.unrecorded) == (wanted.notes, wanted.unrecorded)
+    assert bool(stored.unrecorded) is (beside is not None)
 
 
 def test_an_adapter_and_its_record_keep_their_identity(zoo: Zoo, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ class SecretNoise:
         """Returns one number of ``P(k) ~ exp(-|k| / scale)``."""
         return int(discrete_laplace(Bits(self._seed(("laplace", *question))), scale, 1)[0])
 
+    def bits(self, *question: str | int) -> "Bits":
+        """Returns random bits for noise of other kinds."""
+        return Bits(self._seed(("bits", *question)))
+
+    @property
+    def identity(self) -> str:
+        """Names the key without telling it."""
+        return self._seed(("identity",))[:8].hex()
+
     def _seed(self, question: tuple[str | int, ...]) -> bytes:
         return hashlib.blake2b(repr(question).encode(), key=self._key, digest_size=32).digest()
 

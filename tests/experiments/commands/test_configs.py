@@ -24,7 +24,7 @@ FILES = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.yaml"
 RUN_TIME = {"self", "model", "pool", "dtype", "info", "run", "clock", "stream", "initial"}
 RUN_TIME |= {"axes", "corners", "starts", "founders"}  # of a space's domain
 SEED_IS_RUN_TIME = {"strategy"}
-NOT_IN_SEARCH = {"saliency", "schedule"}
+NOT_IN_SEARCH = {"saliency", "schedule", "privatization"}
 
 
 def composed(*overrides: str, config: str = "search") -> DictConfig:

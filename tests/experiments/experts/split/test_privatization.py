@@ -1,0 +1,88 @@
+"""What is sent is drawn once for an example, and follows the ratio that was asked for."""
+
+import pytest
+import torch
+
+from experiments.experts.split.contributing_tokens import ContributingTokens
+from experiments.experts.split.privatization import Privatization, PrivatizationSettings
+from search.privacy.private_noise import SecretNoise
+
+WIDTH, VOCABULARY = 32, 200
+TABLE = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.arange(50)
+
+
+def fitted(
+    ratio: float = 1.5,
+    key: bytes = b"k" * 32,
+    contributing: ContributingTokens | None = None,
+    space: str = "embeddings",
+    project: bool = False,
+) -> Privatization:
+    settings = PrivatizationSettings(ratio, where="embedding", project=project)
+    return settings.fitted(
+        TABLE, measured_on="rows", space=space, noise=SecretNoise(key), contributing=contributing
+    )
+
+
+def test_an_example_is_given_the_same_bits_whenever_asked() -> None:
+    states = TABLE[TOKENS]
+    first, second = fitted(), fitted()
+    one = first.privatize(states, TOKENS, "train/1")
+    first.privatize(states, TOKENS, "train/2")  # what is asked between changes nothing
+    assert torch.equal(one, first.privatize(states, TOKENS, "train/1"))
+    assert torch.equal(one, second.privatize(states, TOKENS, "train/1"))
+    assert one.dtype == torch.float32
+
+
+def test_noise_is_shared_by_nothing_else() -> None:
+    """Were it, the difference of two answers would be free of noise, or known but for a factor."""
+    states, own = TABLE[TOKENS], fitted()
+    factors = ContributingTokens(torch.full((2, VOCABULARY), 3.0, dtype=torch.float64))
+    noises = [
+        own.privatize(states, TOKENS, "a") - states,
+        own.privatize(states, TOKENS, "b") - states,
+        own.privatize(states, TOKENS.flip(0), "a") - states,
+        fitted(key=b"l" * 32).privatize(states, TOKENS, "a") - states,
+        fitted(ratio=3.0).privatize(states, TOKENS, "a") - states,
+        fitted(space="others").privatize(states, TOKENS, "a") - states,
+        fitted(contributing=factors).privatize(states, TOKENS, "a") - states,
+    ]
+    unit = torch.stack([noise.flatten() / noise.norm() for noise in noises])
+    cosines = unit @ unit.T - torch.eye(len(noises))
+    assert cosines.abs().max() < 5 / (50 * WIDTH) ** 0.5
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_the_mean_length_of_the_noise_is_ratio_times_the_distance_of_neighbours(
+    ratio: float,
+) -> None:
+    own, many = fitted(ratio), torch.zeros(4000, dtype=torch.int64)
+    factors = ContributingTokens(torch.full((1, VOCABULARY), 4.0, dtype=torch.float64))
+    for privatization, factor in ((own, 1), (fitted(ratio, contributing=factors), 4)):
+        noise = privatization.privatize(TABLE[many], many, "a") - TABLE[many]
+        expected = ratio * own.unit / factor
+        assert float(noise.norm(dim=1).mean()) == pytest.approx(expected, rel=0.015)
+
+
+def test_projection_gives_rows_of_the_table_and_loses_tokens_as_noise_grows() -> None:
+    kept = []
+    tokens = torch.arange(VOCABULARY)
+    for ratio in (0.5, 2.0, 6.0):
+        sent = fitted(ratio, project=True).privatize(TABLE, tokens, "a")
+        assert torch.equal(sent, TABLE[torch.cdist(sent, TABLE).argmin(dim=1)])
+        kept.append(int((sent == TABLE).all(dim=1).sum()))
+    assert kept[0] == VOCABULARY > kept[1] > kept[2]
+
+
+def test_what_cannot_be_noised_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"example 'a': states \(50, 32\) and tokens \(3,\)"):
+        fitted().privatize(TABLE[TOKENS], TOKENS[:3], "a")
+    with pytest.raises(ValueError, match="not finite, nothing is sent"):
+        fitted().privatize(TABLE[TOKENS] / 0, TOKENS, "a")
+    with pytest.raises(ValueError, match=r"set privatization\.where=embedding"):
+        PrivatizationSettings(1.0, where="states", project=True)
+    with pytest.raises(ValueError, match="ratio"):
+        PrivatizationSettings(0.0)
+    with pytest.raises(ValueError, match="expected embedding or states"):
+        PrivatizationSettings(1.0, where="middle")  # type: ignore[arg-type]

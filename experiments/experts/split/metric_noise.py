@@ -40,8 +40,7 @@ def sample(shape: tuple[int, int], eta: Tensor | float, bits: Bits) -> Tensor:
     starts = range(0, rows, block)
     parts = [_unit_noise(min(block, rows - start), width, bits) for start in starts]
     empty = torch.empty(0, width, dtype=torch.float64)
-    noise: Tensor = torch.cat([empty, *parts]) / etas[:, None]
-    return noise
+    return torch.cat([empty, *parts]) / etas[:, None]
 
 
 def _unit_noise(rows: int, width: int, bits: Bits) -> Tensor:
@@ -49,7 +48,8 @@ def _unit_noise(rows: int, width: int, bits: Bits) -> Tensor:
     directions = normals / normals.norm(dim=1, keepdim=True)
     # Gamma of shape d is the sum of d exponentials
     lengths = -_uniforms(rows * width, bits).log().view(rows, width).sum(dim=1)
-    return directions * lengths[:, None]
+    noise: Tensor = directions * lengths[:, None]
+    return noise
 
 
 def _normals(count: int, bits: Bits) -> Tensor:

@@ -67,7 +67,7 @@ def _spends(spends: Any) -> str:
         [
             TableCell(spend["what"], "text wrap"),
             TableCell(spend["dataset"], "text wrap"),
-            _number(spend["epsilon"]),
+            "none" if spend["epsilon"] is None else _number(spend["epsilon"]),
             _number(spend["delta"]),
             TableCell(f"{spend['accountant']} {spend['accountant_version']}", "text wrap"),
             "no" if spend["mechanisms"] is None else "yes",

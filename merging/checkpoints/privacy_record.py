@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from merging.checkpoints.mechanisms import (
     mechanism_from_json,
     mechanism_to_json,
 )
+from merging.checkpoints.metric_privacy import MetricNoise
 from merging.checkpoints.weight_files import WeightFiles
 from merging.files import write_text
 from merging.weight_names import is_adapter
@@ -56,6 +58,8 @@ class PrivacySpend:
             are added, removed or replaced; all others are taken to overlap with it.
         release: identity of what was released; equal spends with one identity are one spend, so
             that an expert which reaches a merge on two ways is paid once. None: never equal.
+        metric: noise on states of tokens; then epsilon is infinite. None: a release of another
+            kind.
 
     Raises:
         PrivacyRecordError: a value makes no sense; names it.
@@ -73,6 +77,7 @@ class PrivacySpend:
     what: str = "training"
     disjoint_from: tuple[str, ...] = ()
     release: str | None = None
+    metric: MetricNoise | None = None
 
     def __post_init__(self) -> None:
         for name in ("dataset", "accountant", "accountant_version", "unit", "what"):
@@ -84,7 +89,12 @@ class PrivacySpend:
         if self.relation not in get_args(Relation):
             expected = " or ".join(get_args(Relation))
             raise PrivacyRecordError(f"relation must be {expected}, got {self.relation!r}")
-        check_number(self, "epsilon")
+        if self.metric is None:
+            check_number(self, "epsilon")
+        elif self.epsilon != math.inf or self.mechanisms is not None:
+            raise PrivacyRecordError(
+                "metric privacy bounds no epsilon: it must be infinite, and mechanisms null"
+            )
         check_number(self, "delta")
         if self.delta >= 1:
             raise PrivacyRecordError(f"delta must be in [0, 1), got {self.delta}")
@@ -104,6 +114,10 @@ class PrivacySpend:
         """Returns the spend as JSON, readable by `from_json`."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["disjoint_from"] = list(self.disjoint_from)
+        if self.metric is None:
+            del content["metric"]  # older records have none
+        else:
+            content |= {"metric": self.metric.to_json(), "epsilon": None}
         if self.mechanisms is not None:
             content["mechanisms"] = list(map(mechanism_to_json, self.mechanisms))
         return content
@@ -111,8 +125,14 @@ class PrivacySpend:
     @classmethod
     def from_json(cls, content: Any) -> PrivacySpend:
         """Returns what `to_json` wrote; raises PrivacyRecordError, naming a wrong key."""
-        check_keys("spend", content, [field.name for field in fields(cls)])
+        names = [field.name for field in fields(cls)]
+        if isinstance(content, Mapping) and "metric" not in content:
+            names.remove("metric")
+        check_keys("spend", content, names)
         values = dict(content)
+        if "metric" in values:
+            values["metric"] = MetricNoise.from_json(values["metric"])
+            values["epsilon"] = math.inf if values["epsilon"] is None else values["epsilon"]
         for name in ("mechanisms", "disjoint_from"):
             if not isinstance(values[name], list | None):
                 raise PrivacyRecordError(f"{name} must be a list, got {values[name]!r}")

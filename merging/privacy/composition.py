@@ -137,6 +137,8 @@ def group(price: Price, size: int) -> Price:
 
     Source: Vadhan 2017, The complexity of differential privacy, lemma 2.2.
     """
+    if math.isinf(price.epsilon):
+        return NO_GUARANTEE
     delta = 0.0
     for i in range(size if price.delta > 0 else 0):
         exponent = math.log(price.delta) + i * price.epsilon
@@ -160,7 +162,7 @@ def _by_rdp(
     """Returns the price by RDP, those of unknown mechanisms added; or why there is none."""
     known = [(price, mechanisms) for price, mechanisms in parts if mechanisms is not None]
     unknown = [price for price, mechanisms in parts if mechanisms is None]
-    if len(parts) == 1:
+    if len(parts) == 1 or any(math.isinf(price.epsilon) for price in unknown):
         return None, None
     if len(known) < 2:
         return None, f"the mechanisms of {len(unknown)} of them are not known"

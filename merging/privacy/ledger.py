@@ -20,6 +20,7 @@ from merging.checkpoints.privacy_record import (
 )
 from merging.plan import Plan
 from merging.privacy.composition import Guarantee, Price, guarantee, largest
+from merging.privacy.metric_words import metric_in_words
 from merging.privacy.words import (
     price_in_words,
     promise_in_words,
@@ -248,10 +249,13 @@ def _sentences(ledger: Ledger) -> Iterator[str]:
     for name, promise in ledger.guarantees.items():
         if promise is None:
             yield f"Not private: data set {name} is protected in units that do not compose."
+    yield from metric_in_words(ledger.spends)
+    noised = {spend.dataset for spend in ledger.spends if spend.metric is not None}
     where = ", for records that lie in no data without a record" if ledger.unrecorded else ""
-    for promise in filter(None, ledger.guarantees.values()):
-        yield f"{promise_in_words(promise)}{where}."
-    if ledger.everywhere is not None and len(ledger.guarantees) > 1:
+    for name, promise in ledger.guarantees.items():
+        if promise is not None and name not in noised:
+            yield f"{promise_in_words(promise)}{where}."
+    if ledger.everywhere is not None and len(ledger.guarantees) > 1 and not noised:
         yield f"{price_in_words(ledger.everywhere)} at most for any record of these data sets."
     yield from selections_in_words(ledger.spends)
     yield from rounding_in_words(ledger.spends)

@@ -82,14 +82,14 @@ def price_in_words(price: Price) -> str:
     if price.vacuous:
         what = "epsilon is infinite" if math.isinf(price.epsilon) else "delta reaches 1"
         return f"no guarantee ({what})"
-    return f"(ε, δ) = ({_rounded_up(price.epsilon, 4)}, {_rounded_up(price.delta, 2)})"
+    return f"(ε, δ) = ({rounded_up(price.epsilon, 4)}, {rounded_up(price.delta, 2)})"
 
 
-def _rounded_up(value: float, digits: int) -> str:
+def rounded_up(value: float, digits: int) -> str:
     """Returns a number that promises no more than `value`, with so many digits.
 
     Example:
-        >>> _rounded_up(8.0, 4), _rounded_up(1.51537, 4), _rounded_up(2e-05, 2)
+        >>> rounded_up(8.0, 4), rounded_up(1.51537, 4), rounded_up(2e-05, 2)
         ('8', '1.516', '2e-05')
     """
     near = Decimal(f"{value:.12g}")  # 16.000000000000004 is 16

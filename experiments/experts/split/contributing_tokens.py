@@ -23,14 +23,22 @@ class ContributingTokens:
         factors: ``(classes, vocabulary)`` float64.
         epsilon: what the counts cost that they follow from; None: they were read as they are, so
             that the factors follow from the labels.
+        by_class: a sentence whose label is known has the factors of its class, so that noise tells
+            of the label; else, and without a label, those that are the largest of any class.
     """
 
     factors: Tensor
     epsilon: float | None = None
+    by_class: bool = False
+
+    @property
+    def follows_labels(self) -> bool:
+        """Whether factors tell of labels beyond what counts with noise tell."""
+        return self.epsilon is None or self.by_class
 
     def of(self, tokens: Tensor, label: int | None = None) -> Tensor:
-        """Returns ``(T,)`` float64 of ``(T,)`` token ids; without a label the largest factor."""
-        if label is not None:
+        """Returns ``(T,)`` float64 of ``(T,)`` token ids."""
+        if self.by_class and label is not None:
             return self.factors[label, tokens]
         return self.factors[:, tokens].amax(dim=0)  # max over c of eta(c, t) / eta_base
 
@@ -50,6 +58,7 @@ class ContributingSettings:
         epsilon: counts are released with discrete Laplace noise of scale clip / epsilon, so that
             factors tell no more of a sentence and its label; None: counts as they are.
         clip: with epsilon: most tokens of a sentence that count, each once.
+        by_class: of `ContributingTokens`.
 
     Raises:
         ValueError: an option has no meaning; names it.
@@ -62,6 +71,7 @@ class ContributingSettings:
     floor: float = 0.6
     epsilon: float | None = None
     clip: int = 8
+    by_class: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.smoothing) and self.smoothing >= 0):
@@ -104,7 +114,7 @@ class ContributingSettings:
         if self.epsilon is not None:
             counts = _released(counts, laplace_scale(self.clip, self.epsilon), noise)
         factors = utility(counts.double() + self.smoothing).clamp(min=self.floor)
-        return ContributingTokens(factors, self.epsilon)
+        return ContributingTokens(factors, self.epsilon, self.by_class)
 
 
 def utility(counts: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +17,11 @@ from experiments.experts.split.metric_noise import (
     nearest,
     sample,
 )
+from experiments.searches.private_key import open_noise, seeded_noise
+from merging.checkpoints.mechanisms import PureEpsilon
+from merging.checkpoints.metric_privacy import Budgets, MetricNoise
+from merging.checkpoints.privacy_record import PrivacySpend
+from merging.privacy.ledger import Ledger
 from search.privacy.private_noise import SecretNoise
 
 Where: TypeAlias = Literal["embedding", "states"]
@@ -36,10 +43,11 @@ class Privatization:
         measured_on: the vectors that `unit` was measured on, in words.
         space: identity of the noised vectors (which layer of which model), in words; etas of
             different spaces do not add up.
-        noise: the secret key; who knows it can subtract the noise.
+        noise: of the secret key; who knows it can subtract the noise.
         contributing: factors on eta; None: 1 for all.
         table: ``(V, d)``; noised vectors are replaced by its nearest rows, which costs nothing.
             None: noise alone.
+        public_seed: the key follows from a seed.
     """
 
     eta: float
@@ -49,6 +57,7 @@ class Privatization:
     noise: SecretNoise
     contributing: ContributingTokens | None = None
     table: Tensor | None = None
+    public_seed: bool = False
 
     def privatize(
         self, states: Tensor, tokens: Tensor, example: str, label: int | None = None
@@ -60,8 +69,7 @@ class Privatization:
                 table, in front of positions and layer norm.
             tokens: ``(T,)`` ids.
             example: its name, of no other example.
-            label: for factors of its class; None: the largest of any class, so that noise tells
-                nothing of the label beyond the token.
+            label: for ``contributing.by_class``; None: not known.
 
         Raises:
             ValueError: the shapes do not fit, or a state is not finite.
@@ -86,6 +94,67 @@ class Privatization:
         if self.contributing is None:
             return torch.full(tokens.shape, self.eta, dtype=torch.float64)
         return self.eta * self.contributing.of(tokens.cpu(), label)
+
+    def charged(
+        self, ledger: Ledger, data: str, *, unit: str = "record", disjoint_from: Sequence[str] = ()
+    ) -> Ledger:
+        """Returns the ledger with what the noised states of a data set cost, each example once.
+
+        Args:
+            ledger: of the model that is trained on them.
+            data: name of the data set.
+            unit: what is one labelled sentence.
+            disjoint_from: data sets that share no unit with it.
+        """
+        if self.public_seed:
+            what = f"the states of {data}, whose noise follows from its public seed"
+            return ledger.read(None, what, None)
+        common: dict[str, Any] = {"unit": unit, "disjoint_from": tuple(disjoint_from)}
+        states = PrivacySpend(
+            data,
+            math.inf,
+            0.0,
+            "metric privacy",
+            "per token",
+            what="noised states of tokens, with labels as they are",
+            release=f"states {self.noise.identity} {_digest(self.eta * self._factors)[:16]}",
+            metric=self.metric,
+            **common,
+        )
+        contributing = self.contributing
+        if contributing is None or contributing.epsilon is None:
+            return ledger.add(states)
+        counts = PrivacySpend(
+            data,
+            contributing.epsilon,
+            0.0,
+            "discrete Laplace",
+            "noise on clipped counts",
+            mechanisms=(PureEpsilon(contributing.epsilon),),
+            what="counts of tokens by class",
+            release=f"token counts {_digest(contributing.factors)[:16]}",
+            **common,
+        )
+        return ledger.add(states, counts)
+
+    @property
+    def metric(self) -> MetricNoise:
+        """What a privacy record says of the noise."""
+        budgets: Budgets = "uniform"
+        if self.contributing is not None:
+            budgets = "labels" if self.contributing.follows_labels else "noised_counts"
+        return MetricNoise(
+            self.space,
+            self.eta * float(self._factors.max()),
+            self.eta * float(self._factors.min()),
+            self.unit,
+            self.measured_on,
+            budgets,
+        )
+
+    @property
+    def _factors(self) -> Tensor:
+        return torch.ones(1) if self.contributing is None else self.contributing.factors
 
 
 @dataclass(frozen=True)
@@ -127,6 +196,22 @@ class PrivatizationSettings:
                 "privatization.where=embedding"
             )
 
+    def noise(self, folder: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise:
+        """Returns the noise; a secret key is drawn at the first start and lies in `folder`.
+
+        It lies there as long as an example may be asked for again, and is given to nobody.
+
+        Args:
+            belongs: what the noise is for (data set, model): else has another key.
+            begun: whether something was sent already.
+
+        Raises:
+            UserError: the key is gone, or its file is damaged.
+        """
+        if self.randomness == "seed":
+            return seeded_noise(self.seed, belongs)
+        return open_noise(folder, belongs, begun=begun)
+
     def fitted(
         self,
         vectors: Tensor,
@@ -150,7 +235,8 @@ class PrivatizationSettings:
         unit = mean_neighbour_distance(vectors, tokens)
         eta = eta_of(self.ratio, vectors.shape[1], unit)
         table = vectors if self.project else None
-        return Privatization(eta, unit, measured_on, space, noise, contributing, table)
+        seeded = self.randomness == "seed"
+        return Privatization(eta, unit, measured_on, space, noise, contributing, table, seeded)
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -57,10 +57,12 @@ def test_with_three_classes_the_others_add_up_and_smoothing_is_of_counts() -> No
 
 
 def test_without_a_label_the_largest_factor_counts() -> None:
-    found = ContributingTokens(torch.tensor([[0.6, 2.0], [3.0, 0.6]], dtype=torch.float64))
+    factors = torch.tensor([[0.6, 2.0], [3.0, 0.6]], dtype=torch.float64)
     tokens = torch.tensor([1, 0, 1])
-    assert found.of(tokens).tolist() == [2.0, 3.0, 2.0]
-    assert found.of(tokens, label=0).tolist() == [2.0, 0.6, 2.0]
+    for found in (ContributingTokens(factors), ContributingTokens(factors, by_class=True)):
+        assert found.of(tokens).tolist() == [2.0, 3.0, 2.0]
+        own = [2.0, 0.6, 2.0] if found.by_class else [2.0, 3.0, 2.0]
+        assert found.of(tokens, label=0).tolist() == own
 
 
 def test_a_sentence_changes_counts_by_no_more_than_the_clip() -> None:

@@ -1,10 +1,15 @@
 """What is sent is drawn once for an example, and follows the ratio that was asked for."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 from experiments.experts.split.contributing_tokens import ContributingTokens
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
+from merging.privacy.ledger import Ledger
 from search.privacy.private_noise import SecretNoise
 
 WIDTH, VOCABULARY = 32, 200
@@ -86,3 +91,43 @@ def test_what_cannot_be_noised_is_refused_in_a_sentence() -> None:
         PrivatizationSettings(0.0)
     with pytest.raises(ValueError, match="expected embedding or states"):
         PrivatizationSettings(1.0, where="middle")  # type: ignore[arg-type]
+
+
+def test_what_is_written_down_follows_from_the_noise() -> None:
+    """Equal noise is one release; counts with noise have a price of their own beside it."""
+    factors = torch.tensor([[0.6, 2.0]], dtype=torch.float64).expand(1, 2)
+    noised = ContributingTokens(factors, epsilon=1.5)
+    own = fitted(contributing=noised)
+    ledger = own.charged(fitted().charged(Ledger(), "reviews"), "reviews")
+    uniform, states, counts = ledger.spends
+    assert uniform.metric is not None
+    assert states.metric is not None
+    assert (states.metric.eta, states.metric.least_eta) == pytest.approx(
+        (2 * own.eta, 0.6 * own.eta)
+    )
+    assert (uniform.metric.budgets, states.metric.budgets) == ("uniform", "noised_counts")
+    assert (counts.epsilon, counts.delta, states.epsilon) == (1.5, 0.0, math.inf)
+    assert own.charged(ledger, "reviews").spends == ledger.spends  # the same draws once more
+    other = fitted(key=b"l" * 32, contributing=noised).charged(ledger, "reviews")
+    assert len(other.spends) == len(ledger.spends) + 1  # the counts are the same
+    for told in (ContributingTokens(factors), ContributingTokens(factors, 1.5, by_class=True)):
+        assert fitted(contributing=told).metric.budgets == "labels"
+
+
+def test_noise_by_a_seed_is_no_privacy_and_a_secret_key_is_kept(tmp_path: Path) -> None:
+    secret = PrivatizationSettings(1.0)
+    one = secret.noise(tmp_path, ["reviews"], begun=False)
+    assert secret.noise(tmp_path, ["reviews"], begun=True).identity == one.identity
+    assert secret.noise(tmp_path, ["letters"], begun=True).identity != one.identity
+    seeded = PrivatizationSettings(1.0, randomness="seed", seed=3)
+    noise = seeded.noise(tmp_path / "nowhere", ["reviews"], begun=False)
+    own = seeded.fitted(TABLE, measured_on="rows", space="states", noise=noise)
+    (words,) = own.charged(Ledger(), "reviews").sentences()
+    assert words.startswith("Not private: the states of reviews, whose noise follows from its")
+
+
+def test_what_is_written_down_names_no_key() -> None:
+    key = b"secret-secret-secret-secret-1234"
+    written = json.dumps(fitted(key=key).charged(Ledger(), "reviews").describe())
+    assert key.decode() not in written
+    assert key.hex() not in written

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class ServedSet:
             image_processor=checkpoint.image_processor(),
             device=device,
         )
-        self._bytes = [self._memory(checkpoint, name) for name in checkpoint.file_names]
+        self._writers = [self._writer(checkpoint, name) for name in checkpoint.file_names]
         self.differences = Differences(zoo, models, checkpoint.file_names.values(), cache_bytes)
         self._now: str | None = models[0]
 
@@ -79,20 +80,21 @@ class ServedSet:
             raise CheckpointError(f"{model} is not in the served set; name it when it is opened")
         now, self._now, written = self._now, None, 0
         for tensor, at, raw in self.differences.between(now, model):
-            _write(self._bytes[tensor][at : at + len(raw)], raw)
+            self._writers[tensor](at, raw)
             written += len(raw)
         self._now = model
         return written
 
-    def _memory(self, checkpoint: Checkpoint, name: str) -> Tensor:
-        """Returns the bytes of one of the resident's tensors, ``(bytes,)``."""
+    def _writer(self, checkpoint: Checkpoint, name: str) -> Callable[[int, Bytes], None]:
+        """Returns what writes bytes into one of the resident's tensors, from a byte of it on."""
         target = self.resident.tensor(name)
         if target.dtype != checkpoint.dtype(name) or not target.is_contiguous():
             raise CheckpointError(
                 f"{checkpoint.source}: {name} is stored as {checkpoint.dtype(name)}, the model "
                 f"holds it as {target.dtype}; save all of it in one dtype"
             )
-        return target.detach().view(-1).view(torch.uint8)
+        memory = target.detach().view(-1).view(torch.uint8)
+        return partial(_write, memory.numpy() if memory.device.type == "cpu" else memory)
 
 
 def _kind(checkpoint: Checkpoint) -> Any:
@@ -102,8 +104,9 @@ def _kind(checkpoint: Checkpoint) -> Any:
     return checkpoint.architecture, said, checkpoint.file_names
 
 
-def _write(target: Tensor, raw: Bytes) -> None:
-    if target.device.type == "cpu":
-        target.numpy()[:] = raw
+def _write(memory: Bytes | Tensor, at: int, raw: Bytes) -> None:
+    if isinstance(memory, Tensor):
+        # a copy, as torch takes no memory that it may not change
+        memory[at : at + len(raw)] = torch.from_numpy(raw.copy())
     else:
-        target.copy_(torch.from_numpy(raw.copy()))  # torch takes no memory that it may not change
+        memory[at : at + len(raw)] = raw

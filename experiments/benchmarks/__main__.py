@@ -44,6 +44,7 @@ BENCHMARKS = (
     "zoo_codec",
     "zoo_merge",
     "zoo_open",
+    "zoo_serving",
 )
 _HEAD = ("measure", "ours", "against", "its figure", "ratio", "bar", "met", "note")
 

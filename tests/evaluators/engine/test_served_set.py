@@ -16,7 +16,11 @@ from torch import Tensor
 from evaluators.engine.served_set import ServedSet
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.weights import CheckpointError
-from merging.zoo.store import Piece, Zoo
+from merging.zoo.blocks import Bytes
+from merging.zoo.errors import ZooError
+from merging.zoo.index import Row
+from merging.zoo.piecing import Piece
+from merging.zoo.store import Zoo
 from tests import builders
 
 LIMITS = 0, 60_000, 2**30
@@ -102,16 +106,24 @@ def test_only_what_differs_is_written(served: Served) -> None:
     assert served_set.serve("own") == size + size // 2  # its second half is where it was
 
 
-def test_a_block_that_cannot_be_read_leaves_no_mixture_behind(served: Served) -> None:
+def test_a_block_that_cannot_be_read_leaves_no_mixture_behind(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was half written when the error came is written anew, all of it."""
-    served_set = ServedSet(served.zoo, MODELS, cache_bytes=0)
-    packs = {path: path.read_bytes() for path in (served.zoo.directory / "packs").iterdir()}
-    for path in packs:
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        served_set.serve("tuned")
-    for path, content in packs.items():
-        path.write_bytes(content)
+    served_set = served.sets[2**30]
+    served_set.serve("base")
+    blocks, reads = served_set.differences.blocks, iter(range(9))
+    read = blocks.raw
+
+    def failing(block: int, rows: Mapping[int, Row]) -> Bytes:
+        if next(reads) == 5:
+            raise ZooError("the pack is damaged")
+        return read(block, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "raw", failing)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            served_set.serve("tuned")
     served_set.serve("base")
     assert_is(served_set, served.fresh["base"])
 

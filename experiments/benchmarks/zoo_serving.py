@@ -1,0 +1,222 @@
+"""Many models under a memory limit: their differing blocks beside reloading them from disk.
+
+Twenty deduplicated models of MiniLM's shape (22 million parameters, 91 MB in float32), each of
+which has a twentieth of the base's large blocks and all of its small tensors anew, answer one
+short sentence a request, in random order and one after the other. Memory is that of four models.
+Ours holds one module, and blocks in the rest. The others hold four modules and load a fifth model
+in the place of the one least recently used: as transformers does it, or with the least work there
+is, from the safetensors file into the module that is there already. Under such pressure no page
+of a file stays in memory: before each of them all files, the zoo's as well, are dropped from the
+page cache. Every model is asked once before time is taken. All answers are compared bit by bit.
+"""
+
+import os
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+
+from evaluators.engine.served_set import ServedSet
+from experiments.benchmarks.measured import Measured
+from experiments.benchmarks.models import byte_tokenizer
+from merging.checkpoints.checkpoint import quiet_transformers
+from merging.zoo.piecing import Piece
+from merging.zoo.store import Zoo
+
+MODELS, HELD, REQUESTS = 20, 4, 60
+NEW = 0.05
+"""Share of the base's large blocks that a model has anew."""
+
+BAR, PUBLISHED = 10.0, 43
+
+_BLOCK = 4 * 384**2
+_IDS = torch.arange(16)[None] % 250 + 4
+
+
+@dataclass
+class Serving:
+    """One way to answer requests, and the seconds that it took.
+
+    Args:
+        module: makes a model ready, and returns its module.
+    """
+
+    module: Callable[[str], Any]
+    ready: float = 0.0
+    forward: float = 0.0
+
+    def answer(self, model: str) -> Tensor:
+        """Returns a model's answer, ``(1, tokens, hidden)``."""
+        began = time.perf_counter()
+        module = self.module(model)
+        ready = time.perf_counter()
+        with torch.inference_mode():
+            answer: Tensor = module(_IDS).last_hidden_state
+        self.ready += ready - began
+        self.forward += time.perf_counter() - ready
+        return answer
+
+    def milliseconds(self) -> float:
+        """Returns the mean of a request."""
+        return 1e3 * (self.ready + self.forward) / REQUESTS
+
+    def said(self) -> str:
+        """Returns where they go."""
+        return f"{1e3 * self.ready / REQUESTS:.1f} + {1e3 * self.forward / REQUESTS:.1f} ms"
+
+
+class Reloading:
+    """Whole models, as many as memory holds, loaded when they are asked for.
+
+    Args:
+        load: takes a model's directory and a module that is not needed any more, or None.
+    """
+
+    def __init__(self, folder: Path, load: Callable[[Path, Any], Any]) -> None:
+        self._folder, self._load = folder, load
+        self._held: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, name: str) -> Any:
+        """Returns the module of a model."""
+        if name not in self._held:
+            full = len(self._held) == HELD
+            left = self._held.popitem(last=False)[1] if full else None
+            self._held[name] = self._load(self._folder / name, left)
+        self._held.move_to_end(name)
+        return self._held[name]
+
+
+def measure() -> Iterable[Measured]:
+    """Yields two rows for each order of requests, and two with all files in the page cache."""
+    with TemporaryDirectory() as folder, quiet_transformers():
+        zoo = _models(Path(folder))
+        names = [f"model{number:02d}" for number in range(MODELS)]
+        drawn = random.Random(0).choices(names, k=REQUESTS)
+        around = [names[i % MODELS] for i in range(REQUESTS)]
+        yield from _rows(zoo, Path(folder), "random requests", names, drawn)
+        yield from _rows(zoo, Path(folder), "round-robin requests", names, around)
+        warm = "random requests, all files in the page cache"
+        yield from _rows(zoo, Path(folder), warm, names, drawn, cold=False)
+
+
+def _models(folder: Path) -> Zoo:
+    """Returns a zoo of deduplicated models; the same lie below `folder` as plain directories."""
+    config = transformers.BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    zoo = Zoo.open(folder / "zoo", create=True)
+    zoo.add(folder / "base", "base")
+    beside = {file.name: file.raw() for file in zoo.files("base") if not file.entries}
+    stored = zoo.pieces("base")
+    for number in range(MODELS):
+        name, draw = f"model{number:02d}", np.random.default_rng(number)
+        new = {tensor: list(_pieces(parts, draw)) for tensor, parts in stored.items()}
+        zoo.add_pieces(name, "base", new, beside)
+        zoo.export(name, folder / name)
+    os.sync()
+    return zoo
+
+
+def _pieces(parts: Iterable[Piece], draw: np.random.Generator) -> Iterator[Piece | bytes]:
+    size = sum(part.length for part in parts)
+    if size < _BLOCK:
+        yield _noise(size, draw)
+        return
+    for block, start, length in parts:
+        for at in range(0, length, _BLOCK):
+            taken = min(_BLOCK, length - at)
+            anew = draw.random() < NEW
+            yield _noise(taken, draw) if anew else Piece(block, start + at, taken)
+
+
+def _noise(size: int, draw: np.random.Generator) -> bytes:
+    return draw.normal(0, 0.02, size // 4).astype(np.float32).tobytes()
+
+
+def _rows(
+    zoo: Zoo, folder: Path, what: str, names: list[str], requests: list[str], *, cold: bool = True
+) -> Iterator[Measured]:
+    files = [*folder.glob("*/model.safetensors"), *zoo.directory.rglob("*.pack")]
+    size = files[0].stat().st_size
+    served = ServedSet(zoo, names, cache_bytes=(HELD - 1) * size)
+    written: list[int] = []
+
+    def serve(name: str) -> Any:
+        written.append(served.serve(name))
+        return served.resident.module
+
+    loads = {"reloading by transformers": _new, "reloading into a module": _filled}
+    ours = Serving(serve)
+    others = {said: Serving(Reloading(folder, load).get) for said, load in loads.items()}
+    everyone = [ours, *others.values()]
+    for name in [*names, *requests]:
+        if name is requests[0] and len(written) == len(names):
+            for each in everyone:
+                each.ready = each.forward = 0.0
+        answers = [_answer(each, name, files if cold else []) for each in everyone]
+        assert all(torch.equal(answers[0], each) for each in answers), f"{name}: not its answer"
+    changed = sum(written[len(names) :]) / REQUESTS / 1e6
+    for said, other in others.items():
+        yield Measured(
+            f"{what}: time per request",
+            ours.milliseconds(),
+            other.milliseconds(),
+            said,
+            "ms",
+            other.milliseconds() / ours.milliseconds(),
+            BAR if cold and other is others["reloading by transformers"] else None,
+            note=_note(ours, other, changed, size),
+        )
+
+
+def _answer(serving: Serving, name: str, files: Iterable[Path]) -> Tensor:
+    for path in files:
+        _drop(path)
+    return serving.answer(name)
+
+
+def _note(ours: Serving, other: Serving, changed: float, size: int) -> str:
+    """Says where the time goes, and how slow loading must be for the published figure."""
+    needed = (PUBLISHED * (ours.ready + ours.forward) - other.forward) / REQUESTS
+    return (
+        f"making ready + forward pass: {ours.said()} ({changed:.1f} MB written) beside "
+        f"{other.said()} ({size / 1e6:.0f} MB, the models that are held included); "
+        f"{PUBLISHED} times would be loading in {1e3 * needed:.0f} ms, at "
+        f"{size / needed / 1e6:.0f} MB/s"
+    )
+
+
+def _new(folder: Path, _: Any) -> Any:
+    module: Any = transformers.BertModel.from_pretrained(folder)
+    return module.eval()
+
+
+def _filled(folder: Path, module: Any) -> Any:
+    if module is None:
+        return _new(folder, None)
+    state = module.state_dict()
+    with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
+        for name in file.keys():  # noqa: SIM118
+            state[name].copy_(file.get_tensor(name))
+    return module
+
+
+def _drop(path: Path) -> None:
+    """Drops a file from the page cache; it is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)

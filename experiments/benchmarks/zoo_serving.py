@@ -7,7 +7,8 @@ Ours holds one module, and blocks in the rest. The others hold four modules and 
 in the place of the one least recently used: as transformers does it, or with the least work there
 is, from the safetensors file into the module that is there already. Under such pressure no page
 of a file stays in memory: before each of them all files, the zoo's as well, are dropped from the
-page cache. Every model is asked once before time is taken. All answers are compared bit by bit.
+page cache. Every model is asked once before time is taken. One
+thread computes. All answers are compared bit by bit.
 """
 
 import os
@@ -29,6 +30,7 @@ from torch import Tensor
 from evaluators.engine.served_set import ServedSet
 from experiments.benchmarks.measured import Measured
 from experiments.benchmarks.models import byte_tokenizer
+from experiments.runs.processes import torch_threads
 from merging.checkpoints.checkpoint import quiet_transformers
 from merging.zoo.piecing import Piece
 from merging.zoo.store import Zoo
@@ -98,7 +100,7 @@ class Reloading:
 
 def measure() -> Iterable[Measured]:
     """Yields two rows for each order of requests, and two with all files in the page cache."""
-    with TemporaryDirectory() as folder, quiet_transformers():
+    with TemporaryDirectory() as folder, quiet_transformers(), torch_threads(1):
         zoo = _models(Path(folder))
         names = [f"model{number:02d}" for number in range(MODELS)]
         drawn = random.Random(0).choices(names, k=REQUESTS)

@@ -2,8 +2,8 @@
 
 Twenty deduplicated models of MiniLM's shape (22 million parameters, 91 MB in float32), each of
 which has a twentieth of the base's large blocks and all of its small tensors anew, answer one
-short sentence a request, in random order and one after the other. Memory is that of four models.
-Ours holds one module, and blocks in the rest. The others hold four modules and load a fifth model
+short sentence a request, in random order and one after the other. Memory is that of three models.
+Ours holds one module, and blocks in the rest. The others hold three modules and load a fourth model
 in the place of the one least recently used: as transformers does it, or with the least work there
 is, from the safetensors file into the module that is there already. Under such pressure no page
 of a file stays in memory: before each of them all files, the zoo's as well, are dropped from the
@@ -35,7 +35,7 @@ from merging.checkpoints.checkpoint import quiet_transformers
 from merging.zoo.piecing import Piece
 from merging.zoo.store import Zoo
 
-MODELS, HELD, REQUESTS = 20, 4, 60
+MODELS, HELD, REQUESTS = 20, 3, 60
 NEW = 0.05
 """Share of the base's large blocks that a model has anew."""
 

@@ -20,6 +20,7 @@ _VERBS = {
     "reference-losses": ("experiments.commands.plain_verbs", "reference_losses", None),
     "compare": ("experiments.commands.compare", "compare", None),
     "zoo": ("experiments.commands.zoo", "zoo", None),
+    "zoo dedup": ("experiments.commands.hydra_verbs", "dedup", "dedup"),
 }
 
 HELP = """\
@@ -37,11 +38,11 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge pseudonymize IN.jsonl OUT.jsonl --fields FILE --key-env NAME    keyed slugs for values
   evomerge reference-losses BASE TEXTS.jsonl OUT.json    calibrates evaluator membership
   evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots
-  evomerge zoo add|list|show|open|check|...   many models in one place, what they share stored once
+  evomerge zoo add|list|show|open|...         many models in one place, what they share stored once
 
-search, check, merge, evaluate and statistics are Hydra applications: NAME=VALUE replaces an
-option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole configuration, `evomerge
-VERB --help` more.
+search, check, merge, evaluate, statistics and zoo dedup are Hydra applications: NAME=VALUE
+replaces an option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole
+configuration, `evomerge VERB --help` more.
 """
 
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: well, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb, rest = (arguments or ["help"])[0], arguments[1:]
+    words = 2 if arguments[:2] == ["zoo", "dedup"] else 1
+    verb, rest = " ".join(arguments[:words]) or "help", arguments[words:]
     with quiet_pipe():
         if verb not in _VERBS:
             return _without_verb(verb)

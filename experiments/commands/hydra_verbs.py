@@ -1,4 +1,4 @@
-"""The verbs that are Hydra applications: search, check, merge, evaluate, statistics."""
+"""The verbs that are Hydra applications: search, check, merge, evaluate, statistics, zoo dedup."""
 
 import math
 
@@ -64,3 +64,11 @@ def statistics(config: DictConfig) -> None:
         from experiments.gathering.run import run_statistics
 
         run_statistics(config)
+
+
+def dedup(config: DictConfig) -> None:
+    """Makes models of a base's blocks, within a loss of accuracy and under their ceilings of ε."""
+    with job("evomerge zoo dedup"):
+        from experiments.deduplication.run import run_dedup
+
+        run_dedup(config)

@@ -15,6 +15,8 @@ evomerge zoo: many models in one place, what they share stored once, each as it 
   evomerge zoo list [--plot FILE]     all models: what they are, what they cost, ε
   evomerge zoo show NAME              one model: tensors, what it shares with whom, privacy, recipe
   evomerge zoo open NAME --out DIR    plain files again, byte for byte
+  evomerge zoo best --base NAME --dataset NAME --epsilon E
+                                      the best merge at an ε of models on one private data set
   evomerge zoo dedup OPTION=VALUE ... models from a base's blocks, within a loss of accuracy and ε
   evomerge zoo check                  reads everything and names what is damaged
   evomerge zoo remove NAME ...        takes models out; what others need stays
@@ -135,6 +137,23 @@ def _describe_remove(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _best(options: argparse.Namespace) -> None:
+    """Adds the best merge at an ε of the zoo's models on one private data set, as a recipe."""
+    from experiments.commands.zoo_best import best
+
+    given = {key: vars(options)[key] for key in ("base", "dataset", "epsilon", "delta", "name")}
+    print(*best(options.zoo, options.names, **given), sep="\n")
+
+
+def _describe_best(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models; without: all that fit")
+    parser.add_argument("--base", required=True, metavar="NAME", help="what they were made from")
+    parser.add_argument("--dataset", required=True, help="the private data, as their records say")
+    parser.add_argument("--epsilon", required=True, type=float, help="what the merge may cost")
+    parser.add_argument("--delta", type=float, help="without it the largest that a model states")
+    parser.add_argument("--name", help="of the merge; without it of data set and ε")
+
+
 def _describe_nothing(parser: argparse.ArgumentParser) -> None:
     """Adds no argument."""
 
@@ -144,6 +163,7 @@ _VERBS = {
     "list": (_list, _describe_list),
     "show": (_show, _describe_show),
     "open": (_open, _describe_open),
+    "best": (_best, _describe_best),
     "check": (_check, _describe_nothing),
     "gc": (_gc, _describe_nothing),
     "remove": (_remove, _describe_remove),

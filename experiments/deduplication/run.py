@@ -38,6 +38,8 @@ from experiments.searches.private_key import (
 )
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.zoo.dates import hide_dates
+from experiments.zoo.opening import open_sources
 from merging.files import write_text
 from merging.privacy.composition import Price
 from merging.weights import CheckpointError
@@ -86,6 +88,8 @@ def run_dedup(config: DictConfig) -> dict[str, Any]:
         write_text(run / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
         if job.privacy is not None:
             destroy(run)
+            if job.zoo is not None:
+                hide_dates(job.zoo)
     print(*lines(summary), run, sep="\n")
     return summary
 
@@ -115,6 +119,7 @@ class _Job:
         if privacy is not None:
             check_starts()
         _check_panels(config)
+        open_sources(map(str, config.models.values()))
         models = {
             str(name): DedupModel.open(
                 str(name),

@@ -1,9 +1,5 @@
-"""What a search keeps in a zoo: its winner and who lived at the end, beside base and experts.
+"""What a search keeps in a zoo: its winner and who lived at the end, beside base and experts."""
 
-All of it is written at the end, so that a zoo's files tell of no search when it began.
-"""
-
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.runs.directory import check_writable, run_identity
+from experiments.runs.errors import UserError
 from experiments.searches.outcome import SearchOutcome
 from experiments.zoo.adding import absent, add_absent, free_name
+from experiments.zoo.dates import hide_dates
+from experiments.zoo.names import as_name
+from experiments.zoo.sizes import size_text
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.sources import resolve
 from merging.recipe import Recipe
@@ -26,16 +26,33 @@ def zoo_directory(option: bool | str | None) -> Path | None:
     return default_directory() if option is True else Path(str(option)).expanduser()
 
 
-def check_zoo(config: DictConfig, pool: ExpertPool) -> None:
-    """Refuses a zoo that could not be written at the end of the search.
+def check_place(config: DictConfig) -> None:
+    """Refuses a zoo that is of another version, no zoo, or cannot be written, before any work.
 
     Raises:
-        UserError, CheckpointError: it cannot be written, is of another version, or does not take
-            base or an expert.
+        UserError, ZooError: names the remedy.
     """
-    if (directory := zoo_directory(config.zoo)) is not None:
-        missing = absent(_existing(directory), _directories(pool))
-        check_writable(directory, "zoo", sum(missing.values()))
+    if (directory := zoo_directory(config.zoo)) is None:
+        return
+    if _existing(directory) is None and directory.exists() and any(directory.iterdir()):
+        raise UserError(f"zoo={directory} holds something else: name a zoo, or a new directory")
+    check_writable(directory, "zoo")
+
+
+def check_room(config: DictConfig, pool: ExpertPool) -> list[str]:
+    """Returns, for a person, what the zoo that the run is told of lacks; nothing without one.
+
+    Raises:
+        UserError, CheckpointError: there is no room for it, or it does not take base or an expert.
+    """
+    if (directory := zoo_directory(config.zoo)) is None:
+        return []
+    missing = absent(_existing(directory), _directories(pool))
+    check_writable(directory, "zoo", sum(missing.values()))
+    if not missing:
+        return [f"zoo         {directory} has base and experts"]
+    size = size_text(sum(missing.values()))
+    return [f"zoo         {directory} will be given {', '.join(missing)} ({size})"]
 
 
 def kept_winner(config: DictConfig, run: Path) -> str | None:
@@ -64,6 +81,8 @@ def keep(config: DictConfig, outcome: SearchOutcome) -> None:
     card = outcome.run / "model" / "README.md"
     side = {card.name: card.read_bytes()} if card.is_file() else {}
     _add_once(zoo, f"{prefix}-winner", outcome.recipe, side)
+    if config.privacy:
+        hide_dates(zoo)
 
 
 def _add_once(zoo: Zoo, name: str, recipe: Recipe, side: Mapping[str, bytes]) -> None:
@@ -86,7 +105,7 @@ def _existing(directory: Path) -> Zoo | None:
 def _prefix(config: DictConfig, run: Path) -> str:
     """Returns what begins the names of a run's models: its directory's name, and its identity."""
     name, identity = (
-        re.sub(r"[^A-Za-z0-9_.-]+", "-", run.absolute().name),
+        as_name(run.absolute().name),
         run_identity(config)[:8],
     )
     return name if name.endswith(identity) else f"{name}-{identity}"

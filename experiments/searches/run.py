@@ -27,7 +27,7 @@ from experiments.runs.options import check_options
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.disclosure import Disclosure, FullDisclosure
-from experiments.searches.keeping import check_zoo, keep, kept_winner
+from experiments.searches.keeping import check_place, check_room, keep, kept_winner
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
@@ -82,6 +82,7 @@ def run_check(config: DictConfig) -> None:
     """Prints what is known before a search starts; raises UserError where it cannot start."""
     with explained():
         check_options(config)
+        check_place(config)
         run = plan_run(config, _strategy_name())
         Budget(**config.budget)
     with _ended(run), explained():
@@ -90,7 +91,7 @@ def run_check(config: DictConfig) -> None:
         common = CommonItems.open(config, ingredients.panels["search"])
         lines = check(ingredients, trial, common, run, save_model=config.save_model)
         lines += time_lines(config, parts, ingredients, trial)
-        check_zoo(config, ingredients.pool)
+        lines += check_room(config, ingredients.pool)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
             check_starts()
@@ -111,6 +112,7 @@ def run_search(config: DictConfig) -> float:
     """
     with explained():
         check_options(config)
+        check_place(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)
         finished = _is_finished(run, config)
@@ -156,7 +158,7 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
         common = CommonItems.open(config, ingredients.panels["search"])
         lines = check(ingredients, trial, common, run, save_model=config.save_model)
         lines += time_lines(config, parts, ingredients, trial)
-        check_zoo(config, ingredients.pool)
+        lines += check_room(config, ingredients.pool)
         make_run(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()
         check_ingredients(run, {"base": base, "experts": experts})

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
+from experiments.zoo.names import as_name
 from experiments.zoo.progress import megabytes
 from experiments.zoo.sizes import size_text
 from merging.checkpoints.privacy_record import weights_sha256
@@ -101,7 +102,7 @@ def default_name(source: str) -> str:
         name = f"{path.name}-winner"
     else:
         name = path.absolute().parent.name if path.name == "model" else path.name
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")
+    return as_name(name)
 
 
 def is_run(path: Path) -> bool:

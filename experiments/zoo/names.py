@@ -1,10 +1,21 @@
 """Names of a zoo's models as people spell them."""
 
+import re
 from collections.abc import Iterable
 
 from experiments.runs.errors import UserError
 from experiments.runs.spelling import did_you_mean
 from merging.zoo.store import Zoo
+
+
+def as_name(text: str) -> str:
+    """Returns a text as the name of a model.
+
+    Example:
+        >>> as_name("a folder/b+c")
+        'a-folder-b-c'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip(".-")
 
 
 def check_known(zoo: Zoo, names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def test_every_member_of_a_population_carries_the_whole_spend(
     spends = json.loads((shell.cwd / "run" / "recipe.json").read_text())["privacy"]["spends"]
     assert [spend["dataset"] for spend in spends] == ["letters"]
     assert len(names) >= 4
+    (date,) = {path.stat().st_mtime for path in zoo.directory.iterdir()}
+    assert date // 86400 < time.time() // 86400, "nothing tells when it ended"
     for name in names:
         assert zoo.recipe(name)["privacy"]["spends"] == spends
 

@@ -11,6 +11,7 @@ import pytest
 from experiments.zoo.adding import default_name
 from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
 from merging.zoo.store import Zoo
+from tests import builders
 from tests.experiments.local import EXPERTS, overrides
 from tests.experiments.refusals import Ended, Shell, tree
 
@@ -118,15 +119,71 @@ class TestRecipes:
         shell.refuse("mix is a recipe that is made from first", "zoo", "remove", "first")
         well(shell, "remove", "first", "--force")
 
+    def test_adapters_are_known_by_what_scales_them_too(
+        self, shell: Shell, world: Path, tmp_path: Path
+    ) -> None:
+        adapter = builders.lora_adapter(tmp_path / "lora", world / "base")
+        experts = f"experts.experts={{code:{world}/base-code,lora:{adapter}}}"
+        options = ["experts=local", f"experts.base={world}/base", experts, "out=mixed"]
+        assert shell.run("merge", *options).code == 0
+        parts = [str(world / "base"), str(world / "base-code"), str(adapter)]
+        well(shell, "add", *parts)
+        told = well(shell, "add", "mixed/recipe.json").stdout
+        assert "note" not in told
+        shutil.rmtree(adapter)
+        well(shell, "open", "mixed-winner", "--out", "opened")
+        weights = "model.safetensors"
+        opened, mixed = shell.cwd / "opened" / weights, shell.cwd / "mixed" / weights
+        assert opened.read_bytes() == mixed.read_bytes()
+
+    def test_it_stands_wherever_a_checkpoint_may(
+        self, shell: Shell, world: Path, merged: Path
+    ) -> None:
+        """A recipe that nobody has opened yet: in a mergekit file, scored, and rebuilt from."""
+        add_world(shell, world)
+        file = shell.cwd / "merge.yaml"
+        models = "models: [{model: NAME}, {model: zoo:base-maths}]\nmerge_method: linear\n"
+        shared = "parameters: {weight: 0.5}\n"
+        for name, source in (("plain", str(merged)), ("stored", "zoo:mix")):
+            if name == "stored":
+                well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
+            file.write_text(models.replace("NAME", source) + shared)
+            assert shell.run("merge", f"mergekit={file}", f"out={name}").code == 0
+        weights = "model.safetensors"
+        plain, stored = (shell.cwd / name / weights for name in ("plain", "stored"))
+        assert plain.read_bytes() == stored.read_bytes()
+        shutil.rmtree(shell.cwd / "zoo" / "views" / "mix")
+        panel = ["evaluator@report_on=perplexity", f"report_on.text.data={world}/report.jsonl"]
+        scores = [
+            shell.run("evaluate", f"model={model}", *panel).stdout.partition("note")[0]
+            for model in (merged, "zoo:mix")
+        ]
+        assert scores[0] == scores[1] != ""
+        shutil.rmtree(shell.cwd / "zoo" / "views" / "mix")
+        recipe, moved = str(shell.cwd / "plain" / "recipe.json"), "zoo:mix"
+        name = next(iter(json.loads(Path(recipe).read_text())["experts"]))
+        ended = shell.run("rebuild", recipe, "--out", "again", "--source", f"{name}={moved}")
+        assert ended.code == 0, ended
+        assert (shell.cwd / "again" / weights).read_bytes() == plain.read_bytes()
+
     def test_it_is_where_a_search_begins(self, shell: Shell, merged: Path, world: Path) -> None:
         well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
         options = [*overrides(world), "space=full_weights", "strategy=mergevolve"]
-        for path in ("zoo:mix", f"{merged}/recipe.json"):
-            ended = shell.run("check", *options, "initial=recipe", f"initial.path={path}")
-            assert ended.code == 0, ended
+        ended = shell.run("check", *options, "initial=recipe", "initial.path=zoo:mix")
+        assert ended.code == 0, ended
         ended = shell.run("check", *options, "initial=recipe", "initial.path=zoo:mx")
         assert ended.code == 2
         assert "no model 'mx'" in ended.stderr
+
+
+def test_a_search_is_refused_a_zoo_before_it_begins(shell: Shell, world: Path, idle: None) -> None:
+    for name, version in (("later", "evomerge zoo 2\n"), ("other", None)):
+        (shell.cwd / name).mkdir()
+        (shell.cwd / name / ("format" if version else "photo")).write_text(version or "")
+    options = overrides(world)
+    shell.refuse("later is of another version", "search", *options, "zoo=later")
+    shell.refuse("zoo=other holds something else", "search", *options, "zoo=other")
+    shell.refuse("zoo=3: expected true or false or text or null", "check", *options, "zoo=3")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from experiments.runs.directory import check_writable, run_identity
@@ -72,7 +73,14 @@ def keep(config: DictConfig, outcome: SearchOutcome) -> None:
     """
     if (directory := zoo_directory(config.zoo)) is None:
         return
-    zoo, prefix = Zoo.open(directory, create=True), _prefix(config, outcome.run)
+    zoo = Zoo.open(directory, create=True)
+    with FileLock(zoo.directory / "searches.lock"):  # runs of a sweep look for the same experts
+        _fill(zoo, _prefix(config, outcome.run), outcome)
+    if config.privacy:
+        hide_dates(zoo)
+
+
+def _fill(zoo: Zoo, prefix: str, outcome: SearchOutcome) -> None:
     add_absent(zoo, _directories(outcome.references.ingredients.pool))
     winner = outcome.finalists[0].id
     for number, recipe in outcome.population.items():
@@ -81,8 +89,6 @@ def keep(config: DictConfig, outcome: SearchOutcome) -> None:
     card = outcome.run / "model" / "README.md"
     side = {card.name: card.read_bytes()} if card.is_file() else {}
     _add_once(zoo, f"{prefix}-winner", outcome.recipe, side)
-    if config.privacy:
-        hide_dates(zoo)
 
 
 def _add_once(zoo: Zoo, name: str, recipe: Recipe, side: Mapping[str, bytes]) -> None:

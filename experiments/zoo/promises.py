@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from merging.checkpoints.mechanisms import PrivacyRecordError
 from merging.checkpoints.privacy_record import RECORD_FILE, PrivacyRecord, unsealed
 from merging.privacy.ledger import Ledger
 from merging.zoo.store import Zoo, ZooModel
@@ -15,7 +16,7 @@ def ledger_of(zoo: Zoo, model: ZooModel) -> Json | None:
     """Returns a model's ledger as `Ledger.describe` writes it; None: it has no record.
 
     Raises:
-        PrivacyRecordError: the record was edited.
+        PrivacyRecordError: the record was edited, or is none; names the model.
     """
     if model.kind == "recipe":
         found: Json | None = zoo.recipe(model.name).get("privacy")
@@ -23,8 +24,14 @@ def ledger_of(zoo: Zoo, model: ZooModel) -> Json | None:
     records = [file.raw() for file in zoo.files(model.name) if file.name == RECORD_FILE]
     if not records:
         return None
-    content = unsealed(json.loads(records[0]))
-    record = PrivacyRecord.from_json({k: content[k] for k in ("spends", "unrecorded")})
+    try:
+        content = unsealed(json.loads(records[0]))
+        record = PrivacyRecord.from_json({k: content[k] for k in ("spends", "unrecorded")})
+    except (ValueError, KeyError) as error:
+        raise PrivacyRecordError(
+            f"{model.name} in the zoo {zoo.directory}: its {RECORD_FILE}: {error}; add it anew "
+            "with the file that was written with the weights, or without one"
+        ) from error
     return Ledger(record.spends, record.unrecorded).describe()
 
 

@@ -8,28 +8,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from merging.files import cache_dir, write_text
-from merging.zoo import index, keeping, views
+from merging.zoo import access, index, keeping, views
+from merging.zoo.access import locked
 from merging.zoo.adding import Addition, NewFile, NewModel
 from merging.zoo.blocks import Bytes, blocks_of
 from merging.zoo.directories import add_directory
 from merging.zoo.errors import ZooError, explained
 from merging.zoo.layout import PIECES
-from merging.zoo.packs import FOLDER
 from merging.zoo.piecing import New, Piece, SideFiles, of_pieces
-from merging.zoo.pointers import Pointer
 from merging.zoo.weights import ZooFile, ZooWeights
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "evomerge zoo 1"
 RECIPE = "recipe.json"
 SOURCE = "zoo:"
 """What begins the name of a stored model wherever a checkpoint's directory may stand."""
@@ -94,21 +91,9 @@ class Zoo:
             ZooError: there is none, or one of another version.
         """
         directory = (directory or default_directory()).expanduser().resolve()
-        file = directory / "format"
-        if create and not file.is_file():
-            with explained(directory):
-                _create(directory)
-        try:
-            found = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ZooError(
-                f"{directory} is no zoo; name one that `evomerge zoo add` has made"
-            ) from error
-        if found != FORMAT:
-            raise ZooError(
-                f"{directory} is of another version ({found[:40]!r}, not {FORMAT!r}); use the "
-                "evomerge that made it"
-            )
+        if create:
+            access.create(directory)
+        access.check_format(directory)
         return cls(directory)
 
     @classmethod
@@ -231,14 +216,15 @@ class Zoo:
                 was removed: `rebuilt` does that.
         """
         row = self._row(name)
-        place = self._view_place(name)
+        place = views.place_of(self.directory, name)
         if row.kind == "recipe" and not views.is_view(place, self._key(row)):
             raise ZooError(
                 f"{name} is a recipe in the zoo {self.directory}; rebuild it: `evomerge zoo "
                 f"open {name}`"
             )
         with explained(self.directory):
-            return views.make(place, self._key(row), lambda draft: self._write_view(row, draft))
+            files = partial(views.write, self.directory, row.id, self.files(name))
+            return views.make(place, self._key(row), files)
 
     def rebuilt(self, name: str, rebuild: Callable[[Path], None]) -> Path:
         """Returns the view of a recipe, made where there is none.
@@ -253,7 +239,7 @@ class Zoo:
             self.export_files(name, draft)
             rebuild(draft)
 
-        return views.make(self._view_place(name), self._key(row), fill)
+        return views.make(views.place_of(self.directory, name), self._key(row), fill)
 
     def export(self, name: str, out: Path) -> None:
         """Writes a model's files as they were added, byte for byte, into a new directory `out`."""
@@ -271,13 +257,13 @@ class Zoo:
     def remove(self, name: str) -> None:
         """Forgets a model; what only it needed takes space until `gc`."""
         row = self._row(name)
-        with self._locked():
+        with locked(self.directory):
             keeping.remove(self.directory, row.id)
-            views.discard(self._view_place(name))
+            views.discard(views.place_of(self.directory, name))
 
     def gc(self) -> int:
         """Frees what no model needs; returns how many bytes."""
-        with self._locked():
+        with locked(self.directory):
             freed = keeping.collect(self.directory)
             views.sweep(self.directory / "views", {model.name for model in self.models()})
             return freed
@@ -296,27 +282,10 @@ class Zoo:
     def _key(self, row: keeping.ModelEntry) -> str:
         return f"{row.id} {row.sha256}"
 
-    def _view_place(self, name: str) -> Path:
-        """Returns where the view lies: in the zoo, or in the cache where the zoo only reads."""
-        if os.access(self.directory / "views", os.W_OK):
-            return self.directory / "views" / name
-        of = sha256(str(self.directory).encode()).hexdigest()[:16]
-        return cache_dir() / "zoo" / of / name
-
-    def _write_view(self, row: keeping.ModelEntry, draft: Path) -> None:
-        inside = draft.parent.parent == self.directory
-        zoo = Path("../..") if inside else self.directory
-        for file in self.files(row.name):
-            if file.entries and "/" not in file.name:
-                pointer = Pointer(zoo, row.id, file.name, file.sha256, file.size)
-                pointer.write(draft / file.name)
-            else:
-                file.write(draft)
-
     @contextmanager
     def _writing(self, name: str) -> Iterator[Addition]:
         keeping.check_name(self.directory, name)
-        with self._locked():
+        with locked(self.directory):
             keeping.check_name(self.directory, name)
             with Addition(self.directory) as addition:
                 yield addition
@@ -332,42 +301,8 @@ class Zoo:
         shown = model.name, model.sha256, model.size, addition.stored, model.base
         return Added(*shown, tuple(left_out))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lets one process write at a time; removes what a killed one left."""
-        with explained(self.directory):
-            lock = FileLock(self.directory / "lock")
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                logger.info("waiting for another process that writes to %s", self.directory)
-                lock.acquire()
-            try:
-                keeping.remove_orphans(self.directory)
-                yield
-            finally:
-                lock.release()
-
 
 def default_directory() -> Path:
     """Returns where the zoo lies that no one names."""
     named = os.environ.get("EVOMERGE_ZOO")
     return Path(named) if named else Path.home() / ".local" / "share" / "evomerge" / "zoo"
-
-
-def _create(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / "lock"):
-        own = {"lock", FOLDER, "views", index.FILE, "format"}
-        found = [path for path in directory.iterdir() if not path.name.startswith(".")]
-        strange = [path for path in found if path.name not in own]
-        if strange:
-            raise ZooError(
-                f"{directory} holds {strange[0].name}, so it becomes no zoo; name an empty one"
-            )
-        for folder in (FOLDER, "views"):
-            (directory / folder).mkdir(exist_ok=True)
-        if not (directory / index.FILE).is_file():
-            index.create(directory)
-        if not (directory / "format").is_file():
-            write_text(directory / "format", f"{FORMAT}\n")

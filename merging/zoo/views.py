@@ -5,12 +5,35 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from hashlib import sha256
 from pathlib import Path
+
+from merging.files import cache_dir
+from merging.zoo.pointers import Pointer
+from merging.zoo.weights import ZooFile
 
 _MARKER = ".zoo.json"
 
 _DAY_S = 86400
+
+
+def place_of(zoo: Path, name: str) -> Path:
+    """Returns where a model's view lies: in the zoo, or in the cache where the zoo only reads."""
+    if os.access(zoo, os.W_OK):
+        return zoo / "views" / name
+    return cache_dir() / "zoo" / sha256(str(zoo).encode()).hexdigest()[:16] / name
+
+
+def write(zoo: Path, model: int, files: Iterable[ZooFile], draft: Path) -> None:
+    """Writes the files of a stored model into `draft`, pointers in the place of its weights."""
+    there = Path("../..") if draft.parent.parent == zoo else zoo  # a zoo may be moved
+    for file in files:
+        if file.entries and "/" not in file.name:
+            pointer = Pointer(there, model, file.name, file.sha256, file.size)
+            pointer.write(draft / file.name)
+        else:
+            file.write(draft)
 
 
 def is_view(place: Path, key: str) -> bool:
@@ -51,7 +74,7 @@ def discard(place: Path) -> None:
 
 def sweep(folder: Path, names: Collection[str]) -> None:
     """Removes the views of all models but `names`, and drafts that a kill left a day ago."""
-    for place in folder.iterdir():
+    for place in folder.iterdir() if folder.is_dir() else ():
         draft = place.name.startswith(".")
         if place.name not in names and (not draft or time.time() - place.stat().st_mtime > _DAY_S):
             discard(place)

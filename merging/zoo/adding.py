@@ -206,7 +206,7 @@ class Addition:
         found = self._find(sha256)
         if found is not None:
             return _Prepared(sha256, len(raw), item_bytes, found)
-        near = None if base is None else self.blocks.raw(base.id, {base.id: base})
+        near = None if base is None else self.blocks.raw(base.id, {base.id: base}, keep=False)
         number, payload = codec.encode(raw, item_bytes, near)
         used = base.id if base is not None and number == codec.DIFFERENCE else None
         return _Prepared(sha256, len(raw), item_bytes, None, number, payload, used)
@@ -274,10 +274,10 @@ def read_chunk(path: Path, handle: int, chunk: Chunk) -> Bytes:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+    digest, memory = hashlib.sha256(), bytearray(2**20)
     with path.open("rb", buffering=0) as file:
-        while block := file.read(2**24):
-            digest.update(block)
+        while size := file.readinto(memory):
+            digest.update(memoryview(memory)[:size])
     return digest.hexdigest()
 
 

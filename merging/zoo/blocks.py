@@ -113,8 +113,12 @@ class Blocks:
         else:
             list(self.pool.map(lambda job: self._fill(rows[job[0]], job[1], rows), jobs.items()))
 
-    def raw(self, block: int, rows: Mapping[int, Row]) -> Bytes:
-        """Returns a block's raw bytes, kept for the next who asks; not to be changed."""
+    def raw(self, block: int, rows: Mapping[int, Row], *, keep: bool = True) -> Bytes:
+        """Returns a block's raw bytes, not to be changed.
+
+        Args:
+            keep: for the next who asks.
+        """
         key = rows[block].sha256
         with self._lock:
             if key in self._cache:
@@ -123,6 +127,8 @@ class Blocks:
         out = empty(rows[block].size)
         self.decode(rows[block], rows, out)
         out.flags.writeable = False
+        if not keep:
+            return out
         with self._lock:
             if key not in self._cache:
                 self._held += out.nbytes

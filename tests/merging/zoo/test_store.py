@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import tracemalloc
 from pathlib import Path
 from unittest import mock
 
@@ -164,6 +165,27 @@ def test_an_encoder_and_the_same_with_a_head_are_near(
     assert zoo.model("tuned").own_bytes < 0.7 * zoo.model("base").bytes
     zoo.export("tuned", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "tuned")
+
+
+def test_adding_holds_a_few_blocks(zoo: Zoo, tmp_path: Path) -> None:
+    """Whatever the model's size, and also where it is stored as difference."""
+    rng = np.random.default_rng(0)
+    base = {f"w{i}": random_tensor(rng, "BF16", (2**10, 2**9)) for i in range(16)}
+    for name in ("base", "tuned"):
+        write_model(tmp_path / name, {"model.safetensors": safetensors_bytes(base)})
+        base = {tensor: near(rng, raw) for tensor, raw in base.items()}
+    with mock.patch.multiple(layout, BLOCK=2**16):
+        zoo.add(tmp_path / "base", "base")
+        zoo.add(tmp_path / "tuned", "first")  # compiles
+        zoo.remove("first")
+        zoo.gc()
+        forget()
+        tracemalloc.start()
+        zoo.add(tmp_path / "tuned", "tuned")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert zoo.model("tuned").base == "base"
+    assert 4 * peak < zoo.model("tuned").bytes
 
 
 def test_what_is_removed_is_freed_and_nothing_else(zoo: Zoo, tmp_path: Path) -> None:

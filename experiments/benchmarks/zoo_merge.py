@@ -2,8 +2,9 @@
 
 What ``evomerge merge`` does from opening to the written model: headers, all values finite, the
 merge, the files. The experts lie in the zoo as differences to their base, so that every read of
-one decodes the base's block, which the cache of blocks keeps for all three. The bar is set for
-the cheapest rule: the others do more for each byte that is read.
+one decodes the base's block, which the cache of blocks keeps for all three. That values are finite
+is known of them since they were added, so that a merge reads them once, and plain files twice. The
+bar is set for the cheapest rule, too: the others do more for each byte that is read.
 """
 
 import shutil

@@ -7,7 +7,6 @@ import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class WeightFiles(LazyWeights):
     """Tensors by the names of the files; shapes and dtypes are known, data is read on access.
 
     `files` are the safetensors or pickle files in the order of their names; `weights` are the
-    tensors of pickles, memory-mapped.
+    tensors of pickles, memory-mapped. What a pointer stands for is read from its zoo.
     """
 
     def __init__(self, files: tuple[Path, ...], weights: Mapping[str, Tensor] | None = None):
@@ -56,7 +55,11 @@ class WeightFiles(LazyWeights):
         self._entries: dict[str, _Entry] = {}
         self._handles: dict[Path, Any] = {}
         for file in files if weights is None else ():
-            self._entries.update(_read_header(file))
+            if (pointer := follow(file)) is None:
+                self._entries.update(_read_header(file))
+            else:
+                stored = self._handles[file] = ZooFile.of(pointer)
+                self._entries.update(_parsed(file, stored.header, stored.size))
         for name, tensor in (weights or {}).items():
             self._entries[name] = _Entry(files[0], tensor.shape, tensor.dtype)
         for name, entry in self._entries.items():
@@ -65,15 +68,15 @@ class WeightFiles(LazyWeights):
                 raise _quantised(entry.file, name, str(entry.dtype))
         super().__init__(self._entries)
 
-    @cached_property
+    @property
     def in_zoo(self) -> bool:
         """Whether its files stand in a zoo, so that every read decodes."""
-        return self.pickled is None and all(follow(file) is not None for file in self.files)
+        return isinstance(self._handles.get(self.files[0]), ZooFile)
 
-    @cached_property
+    @property
     def known_finite(self) -> bool:
         """Whether a zoo saw, when they were added, that no value is NaN or infinite."""
-        return self.in_zoo and all(self._handle(file).finite for file in self.files)
+        return self.in_zoo and all(self._handles[file].finite for file in self.files)
 
     @classmethod
     def find(cls, directory: Path, *, adapter: bool = False) -> WeightFiles:
@@ -119,13 +122,10 @@ class WeightFiles(LazyWeights):
         entry = self._entries[name]
         if self.pickled is not None:
             return self.pickled[name]
-        tensor: Tensor = self._handle(entry.file).get_tensor(name)
+        if entry.file not in self._handles:
+            self._handles[entry.file] = safe_open(str(entry.file), framework="pt")
+        tensor: Tensor = self._handles[entry.file].get_tensor(name)
         return tensor
-
-    def _handle(self, file: Path) -> Any:
-        if file not in self._handles:
-            self._handles[file] = _opened(file)
-        return self._handles[file]
 
 
 def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
@@ -137,8 +137,6 @@ def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
 
 def _read_header(file: Path) -> dict[str, _Entry]:
     """Returns what a safetensors file holds, after comparing its length with what it promises."""
-    if (pointer := follow(file)) is not None:
-        return _parsed(file, ZooFile.of(pointer).header, pointer.size)
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -179,12 +177,6 @@ def _parsed(file: Path, raw: bytes, size: int) -> dict[str, _Entry]:
     if packed is not None:
         raise _quantised(file, packed, dtypes[packed])
     return {name: _Entry(file, shape, _DTYPES[dtypes[name]]) for name, shape in shapes.items()}
-
-
-def _opened(file: Path) -> Any:
-    """Returns what reads a safetensors file, or the one that a pointer stands for, by tensor."""
-    pointer = follow(file)
-    return safe_open(str(file), framework="pt") if pointer is None else ZooFile.of(pointer)
 
 
 def _unpickle_all(files: tuple[Path, ...]) -> dict[str, Tensor]:

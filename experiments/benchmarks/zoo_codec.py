@@ -28,11 +28,12 @@ from experiments.benchmarks.measured import Measured, in_turns, skipped
 from merging.checkpoints.weight_files import WeightFiles
 from merging.files import cache_dir
 from merging.zoo.codec import Bytes, decode, encode
+from merging.zoo.layout import Chunk, Entry, chunks
 
 POINTS = 3.0
 ENCODED_MB_PER_S = 200.0
 
-_BLOCK = 4 * 2**20
+_HEADER = np.zeros(8, np.uint8)
 _TIMED = 2**27
 """Bytes, at least, of what is timed: an allocator keeps memory of smaller things for the next."""
 
@@ -109,14 +110,31 @@ def _pool(name: str) -> Path | None:
 def _blocks(
     name: str, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], dtype: torch.dtype
 ) -> FineTune:
-    """Cuts what both have in the same shape; an expert's own head has no relative."""
-    pairs: list[tuple[Bytes, Bytes]] = []
-    for key in tuned:
-        if key in base and base[key].shape == tuned[key].shape and base[key].is_floating_point():
-            raw, near = _bytes(tuned[key], dtype), _bytes(base[key], dtype)
-            starts = range(0, len(raw), _BLOCK)
-            pairs += [(raw[at : at + _BLOCK], near[at : at + _BLOCK]) for at in starts]
+    """Cuts what both have in the same shape, as the zoo does; an expert's head has no relative."""
+    keys = [
+        key
+        for key in tuned
+        if key in base and base[key].shape == tuned[key].shape and base[key].is_floating_point()
+    ]
+    raw, near = (
+        np.concatenate([_HEADER, *(_bytes(weights[key], dtype) for key in keys)])
+        for weights in (tuned, base)
+    )
+    kind, at, entries = {2: "BF16", 4: "F32"}[dtype.itemsize], len(_HEADER), {}
+    for key in keys:
+        end = at + dtype.itemsize * tuned[key].numel()
+        entries[key] = Entry(kind, tuple(tuned[key].shape), at, end)
+        at = end
+    pairs = [
+        (_taken(raw, chunk), _taken(near, chunk))
+        for chunk in chunks(at, len(_HEADER), entries)
+        if chunk.tensor is not None
+    ]
     return FineTune(name, dtype.itemsize, tuple(pairs))
+
+
+def _taken(file: Bytes, chunk: Chunk) -> Bytes:
+    return np.concatenate([file[begin:end] for begin, end in chunk.ranges])
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype) -> Bytes:

@@ -4,5 +4,5 @@ Batches are planned once; one job per kind of request. Candidates near one centr
 the plain model is a population of one without differences, so that there is one engine. Beginnings
 that rows share are computed once. What a model can do with several rows is measured, not told by
 its kind; what batches cannot do, transformers' generate does one prompt at a time. `served.py`
-stands in where another program holds the base.
+stands in where another program holds the base, `served_set.py` where models of a zoo take turns.
 """

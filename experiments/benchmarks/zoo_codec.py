@@ -6,9 +6,9 @@ and of the quickstart where they lie in the cache. Each in float32, as it was tr
 rounded to bfloat16. XOR planes are the byte planes of the bit patterns' XOR, as ZipLLM's BitX;
 the peers' planes are compressed by zstandard's default level.
 
-Speeds are one core's, block by block, of the fine-tune's bytes as often as no cache holds them.
-Files are read from the page cache into new memory, as loaders read them, and decoded into new
-memory.
+Speeds are one core's, by the processor's clock, block by block, of the fine-tune's bytes as often
+as no cache holds them. Files are read from the page cache into new memory, as loaders read them,
+and decoded into new memory.
 """
 
 import time
@@ -191,12 +191,16 @@ def _speeds(tuned: FineTune, stored: list[tuple[int, bytes]]) -> Iterator[Measur
         path = Path(folder) / "weights"
         path.write_bytes(times * b"".join(raw.tobytes() for raw, _ in tuned.pairs))
         decoding, reading, ratio = in_turns(
-            partial(_decode, many, times * stored), path.read_bytes, rounds=5
+            partial(_decode, many, times * stored),
+            path.read_bytes,
+            rounds=5,
+            clock=time.process_time,
         )
         again, filling, _ = in_turns(
             partial(_decode, many, times * stored, known),
             partial(_read_into, path, known),
             rounds=5,
+            clock=time.process_time,
         )
     yield Measured(
         f"{tuned.name}: decoding",
@@ -209,7 +213,9 @@ def _speeds(tuned: FineTune, stored: list[tuple[int, bytes]]) -> Iterator[Measur
         note="into memory that was used before "
         f"{speed / again:.0f} MB/s beside {speed / filling:.0f} MB/s",
     )
-    encoding = _processor_seconds(partial(_encode, many))
+    encoding, _, _ = in_turns(
+        partial(_encode, many), lambda: None, rounds=3, clock=time.process_time
+    )
     yield Measured(
         f"{tuned.name}: encoding",
         speed / encoding,
@@ -219,12 +225,6 @@ def _speeds(tuned: FineTune, stored: list[tuple[int, bytes]]) -> Iterator[Measur
         speed / encoding / ENCODED_MB_PER_S,
         1.0,
     )
-
-
-def _processor_seconds(work: Callable[[], None]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def _encode(tuned: FineTune) -> None:

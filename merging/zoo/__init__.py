@@ -5,6 +5,6 @@ stored once, by the hash of its raw bytes: by `codec.py`, maybe as difference to
 relative, which is never a difference itself. Packs are never changed once the index names them,
 and the index changes in one step, so that no kill and no full disk loses what was committed. In a
 view stand pointers where the weights would lie: what reads safetensors files by `WeightFiles`
-reads through them, and their identities are those of the files. `differences.py` makes one model in
-memory another one, by the bytes in which they differ.
+reads through them, and their identities are those of the files. `differences.py` turns one
+model in memory into another, by the bytes in which they differ.
 """

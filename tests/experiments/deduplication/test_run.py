@@ -1,6 +1,7 @@
 """`run_dedup` from checkpoints on disk to models in a zoo: accuracy, bits, ledger, resume."""
 
 import json
+import multiprocessing
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,29 @@ def test_a_killed_run_goes_on_from_its_answers(
     file.write_text(file.read_text().replace('"group": [', '"group": [7, '))
     with pytest.raises(UserError, match="line 1 is the answer to another question"):
         world.run("save=false", again)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_kills_at_any_moment_change_nothing(world: World) -> None:
+    """While it asks, and while models go into the zoo."""
+    whole = world.run(f"store={world.root}/other", f"out={world.root}/whole")
+    random, kills = np.random.default_rng(0), 0
+    while not (world.root / "out" / "summary.json").exists():
+        process = multiprocessing.get_context("fork").Process(target=world.run)
+        process.start()
+        process.join(random.uniform(0, 0.05 * (kills + 1)))  # at last enough for a whole one
+        if process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+    assert kills > 10
+    assert world.run() == whole
+    for name in whole["targets"]:
+        zoos = [Zoo.open(world.root / store) for store in ("other", "zoo")]
+        assert zoos[0].check() == zoos[1].check() == []
+        assert zoos[0].model(f"{name}-dedup").sha256 == zoos[1].model(f"{name}-dedup").sha256
+        assert {m.name for m in zoos[0].models()} == {m.name for m in zoos[1].models()}
 
 
 def test_private_checks_release_bits_and_their_price_alone(

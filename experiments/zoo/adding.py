@@ -114,7 +114,7 @@ def _given(source: str) -> Path | _Recipe:
     """Returns a checkpoint's directory, or the recipe that `source` means."""
     path = Path(source).expanduser()
     file = path / "recipe.json" if is_run(path) else path
-    if is_run(path) and not file.is_file():
+    if is_run(path) and not (path / "report.html").is_file():  # the last that a search writes
         raise UserError(f"{path} has no winner yet: let the search end, then add it")
     if not file.is_file():
         return resolve(source)

@@ -71,30 +71,6 @@ class TestSearch:
         assert zoo.models() == models
         assert tree(kept / "zoo") == before
 
-    def test_changes_no_candidate_and_may_come_later(
-        self, kept: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A finished run that is told of a zoo, killed while it fills that, and started again."""
-        zoo, add_recipe = Zoo.open(tmp_path / "zoo", create=True), Zoo.add_recipe
-        count = iter(range(100))
-
-        def killed(self: Zoo, *given: Any) -> Any:
-            if next(count) == 5:
-                raise KeyboardInterrupt
-            return add_recipe(self, *given)
-
-        monkeypatch.setattr(Zoo, "add_recipe", killed)
-        with chdir(tmp_path):
-            search(world, *population("out=run"))
-            for name in ("history.jsonl", "recipe.json", "model/model.safetensors"):
-                assert (tmp_path / "run" / name).read_bytes() == (kept / "run" / name).read_bytes()
-            search(world, *population("out=run", f"zoo={zoo.directory}"))
-            part = [model.name for model in zoo.models()]
-            search(world, *population("out=run", f"zoo={zoo.directory}"))
-        assert len(part) == 9
-        whole = [model.name for model in zoo.models()]
-        assert whole == [model.name for model in Zoo.open(kept / "zoo").models()]
-
     def test_the_winner_opens_as_the_run_wrote_it(
         self, zoo: Zoo, kept: Path, shell: Shell
     ) -> None:
@@ -110,14 +86,30 @@ class TestSource:
         experts = ",".join(f"{name}:'{at}/base-{name}'" for name in EXPERTS)
         return [f"experts.base={at}/base", f"experts.experts={{{experts}}}"]
 
-    def test_a_search_from_a_zoo_finds_the_same(
-        self, zoo: Zoo, kept: Path, world: Path, tmp_path: Path
+    def test_a_search_from_a_zoo_finds_the_same_and_may_be_kept_later(
+        self, zoo: Zoo, kept: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Without a zoo to fill; then it is told of one, killed meanwhile, and started again."""
+        line = population("out=run", *self.sources(zoo))
         with chdir(tmp_path):
-            search(world, *population("out=run", *self.sources(zoo)))
-        same = ("history.jsonl", "model/model.safetensors", "model/config.json")
-        for name in same:
-            assert (tmp_path / "run" / name).read_bytes() == (kept / "run" / name).read_bytes()
+            search(world, *line)
+            for name in ("history.jsonl", "model/model.safetensors", "model/config.json"):
+                assert (tmp_path / "run" / name).read_bytes() == (kept / "run" / name).read_bytes()
+            later, add_recipe = Zoo.open(tmp_path / "zoo", create=True), Zoo.add_recipe
+            count = iter(range(100))
+
+            def killed(self: Zoo, *given: Any) -> Any:
+                if next(count) == 5:
+                    raise KeyboardInterrupt
+                return add_recipe(self, *given)
+
+            monkeypatch.setattr(Zoo, "add_recipe", killed)
+            search(world, *line, f"zoo={later.directory}")
+            assert len(later.models()) == 9, "base, experts and five of the population"
+            search(world, *line, f"zoo={later.directory}")
+        assert [(model.kind, model.bytes > 10**5) for model in later.models()] == [
+            (model.kind, model.bytes > 10**5) for model in zoo.models()
+        ]
 
     def test_a_merge_from_a_zoo_is_the_same(self, zoo: Zoo, world: Path, shell: Shell) -> None:
         options = [o for o in overrides(world) if o.startswith("experts")]

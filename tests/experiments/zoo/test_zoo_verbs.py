@@ -168,7 +168,7 @@ class TestRecipes:
 
     def test_it_is_where_a_search_begins(self, shell: Shell, merged: Path, world: Path) -> None:
         well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
-        options = [*overrides(world), "space=full_weights", "strategy=mergevolve"]
+        options = [*overrides(world), "space=full_weights", "strategy=mergevolve", "in_hull=null"]
         ended = shell.run("check", *options, "initial=recipe", "initial.path=zoo:mix")
         assert ended.code == 0, ended
         ended = shell.run("check", *options, "initial=recipe", "initial.path=zoo:mx")
@@ -199,12 +199,16 @@ def test_a_search_is_refused_a_zoo_before_it_begins(shell: Shell, world: Path, i
         (["add", "base"], "empty directory|does not exist|no Hugging Face id"),
         (["add", "a/base", "b/base"], "two of the models would be called 'base'"),
         (["add", "a/base", "b/other", "--name", "x"], "cannot have one name"),
+        (["add", "begun"], "has no winner yet"),
     ],
 )
 def test_refusals(shell: Shell, world: Path, words: list[str], pattern: str) -> None:
     add_world(shell, world)
     for place in ("a/base", "b/base", "b/other"):
         shutil.copytree(world / "base", shell.cwd / place)
+    (shell.cwd / "begun").mkdir()
+    for name in ("history.jsonl", "config.yaml", "recipe.json"):
+        (shell.cwd / "begun" / name).touch()
     shell.refuse(pattern, "zoo", *words)
 
 

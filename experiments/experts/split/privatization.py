@@ -18,7 +18,7 @@ from experiments.experts.split.metric_noise import (
     sample,
 )
 from experiments.searches.private_key import open_noise, seeded_noise
-from merging.checkpoints.mechanisms import PureEpsilon
+from merging.checkpoints.mechanisms import DiscreteGaussianMechanism
 from merging.checkpoints.metric_privacy import Budgets, MetricNoise
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.privacy.ledger import Ledger
@@ -69,7 +69,7 @@ class Privatization:
                 table, in front of positions and layer norm.
             tokens: ``(T,)`` ids.
             example: its name, of no other example.
-            label: for ``contributing.by_class``; None: not known.
+            label: of the example, for ``contributing.by_class``; None: not known.
 
         Raises:
             ValueError: the shapes do not fit, or a state is not finite.
@@ -121,18 +121,20 @@ class Privatization:
             metric=self.metric,
             **common,
         )
-        contributing = self.contributing
-        if contributing is None or contributing.epsilon is None:
+        if self.contributing is None:
+            return ledger.add(states)
+        settings = self.contributing.settings
+        if settings.epsilon is None:
             return ledger.add(states)
         counts = PrivacySpend(
             data,
-            contributing.epsilon,
-            0.0,
-            "discrete Laplace",
-            "noise on clipped counts",
-            mechanisms=(PureEpsilon(contributing.epsilon),),
+            settings.epsilon,
+            settings.delta,
+            "zCDP",
+            "of discrete Gaussian noise",
+            mechanisms=(DiscreteGaussianMechanism(settings.noise_multiplier),),
             what="counts of tokens by class",
-            release=f"token counts {_digest(contributing.factors)[:16]}",
+            release=f"token counts {_digest(self.contributing.factors)[:16]}",
             **common,
         )
         return ledger.add(states, counts)
@@ -142,7 +144,7 @@ class Privatization:
         """What a privacy record says of the noise."""
         budgets: Budgets = "uniform"
         if self.contributing is not None:
-            budgets = "labels" if self.contributing.follows_labels else "noised_counts"
+            budgets = "labels" if self.contributing.follow_labels else "noised_counts"
         return MetricNoise(
             self.space,
             self.eta * float(self._factors.max()),

@@ -74,7 +74,7 @@ def test_it_is_never_an_epsilon_of_records(mine: PrivacySpend) -> None:
             assert found.group is None or found.group.vacuous
             json.dumps(found.to_json(), allow_nan=False)
         assert not Ledger().add(*spends).private
-    assert group(Price(math.inf, 1e-5), 3) == NO_GUARANTEE
+    assert group(Price(math.inf, 0.0), 3) == NO_GUARANTEE
     apart = [mine, spend(0.1, "tickets", disjoint_from=("reviews",))]
     found = guarantee("tickets", apart)
     assert found is not None

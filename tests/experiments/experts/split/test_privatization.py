@@ -3,11 +3,12 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from experiments.experts.split.contributing_tokens import ContributingTokens
+from experiments.experts.split.contributing_tokens import ContributingSettings, ContributingTokens
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
 from merging.privacy.ledger import Ledger
 from search.privacy.private_noise import SecretNoise
@@ -15,6 +16,11 @@ from search.privacy.private_noise import SecretNoise
 WIDTH, VOCABULARY = 32, 200
 TABLE = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.arange(50)
+
+
+def filled(factor: float, **options: Any) -> ContributingTokens:
+    factors = torch.full((1, VOCABULARY), factor, dtype=torch.float64)
+    return ContributingTokens(factors, ContributingSettings(**options))
 
 
 def fitted(
@@ -43,7 +49,7 @@ def test_an_example_is_given_the_same_bits_whenever_asked() -> None:
 def test_noise_is_shared_by_nothing_else() -> None:
     """Were it, the difference of two answers would be free of noise, or known but for a factor."""
     states, own = TABLE[TOKENS], fitted()
-    factors = ContributingTokens(torch.full((2, VOCABULARY), 3.0, dtype=torch.float64))
+    factors = filled(3.0)
     noises = [
         own.privatize(states, TOKENS, "a") - states,
         own.privatize(states, TOKENS, "b") - states,
@@ -63,7 +69,7 @@ def test_the_mean_length_of_the_noise_is_ratio_times_the_distance_of_neighbours(
     ratio: float,
 ) -> None:
     own, many = fitted(ratio), torch.zeros(4000, dtype=torch.int64)
-    factors = ContributingTokens(torch.full((1, VOCABULARY), 4.0, dtype=torch.float64))
+    factors = filled(4.0)
     for privatization, factor in ((own, 1), (fitted(ratio, contributing=factors), 4)):
         noise = privatization.privatize(TABLE[many], many, "a") - TABLE[many]
         expected = ratio * own.unit / factor
@@ -96,7 +102,7 @@ def test_what_cannot_be_noised_is_refused_in_a_sentence() -> None:
 def test_what_is_written_down_follows_from_the_noise() -> None:
     """Equal noise is one release; counts with noise have a price of their own beside it."""
     factors = torch.tensor([[0.6, 2.0]], dtype=torch.float64).expand(1, 2)
-    noised = ContributingTokens(factors, epsilon=1.5)
+    noised = ContributingTokens(factors, ContributingSettings(epsilon=1.5))
     own = fitted(contributing=noised)
     ledger = own.charged(fitted().charged(Ledger(), "reviews"), "reviews")
     uniform, states, counts = ledger.spends
@@ -106,11 +112,12 @@ def test_what_is_written_down_follows_from_the_noise() -> None:
         (2 * own.eta, 0.6 * own.eta)
     )
     assert (uniform.metric.budgets, states.metric.budgets) == ("uniform", "noised_counts")
-    assert (counts.epsilon, counts.delta, states.epsilon) == (1.5, 0.0, math.inf)
+    assert (counts.epsilon, counts.delta, states.epsilon) == (1.5, 1e-5, math.inf)
     assert own.charged(ledger, "reviews").spends == ledger.spends  # the same draws once more
     other = fitted(key=b"l" * 32, contributing=noised).charged(ledger, "reviews")
     assert len(other.spends) == len(ledger.spends) + 1  # the counts are the same
-    for told in (ContributingTokens(factors), ContributingTokens(factors, 1.5, by_class=True)):
+    for options in ({}, {"epsilon": 1.5, "by_class": True}):
+        told = filled(1.0, **options)
         assert fitted(contributing=told).metric.budgets == "labels"
 
 

@@ -21,7 +21,7 @@ class MetricNoise:
         space: which vectors (a layer of a model), in words; etas of one space add up.
         eta: the largest of any token, per Euclidean distance 1.
         least_eta: the smallest of any token.
-        neighbours: mean distance of nearest neighbours among the vectors of `measured_on`.
+        neighbours: mean distance to the nearest vector of another token among `measured_on`.
         measured_on: in words.
         budgets: where `eta` and `least_eta` differ, whence.
 

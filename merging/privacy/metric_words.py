@@ -53,8 +53,8 @@ def _bounds(dataset: str, noises: list[MetricNoise]) -> Iterator[str]:
     yield (
         f"Metric privacy per token of data set {dataset}: two tokens of one budget whose "
         f"{one.space} are at Euclidean distance r are told apart by at most exp(η r), "
-        f"η = {rounded_up(eta, 4)}{summed}; among {one.measured_on} nearest neighbours are "
-        f"{one.neighbours:.4g} apart on average, where that is "
+        f"η = {rounded_up(eta, 4)}{summed}; among {one.measured_on} the nearest of another token "
+        f"is {one.neighbours:.4g} away on average, where that is "
         f"exp({rounded_up(eta * one.neighbours, 4)})."
     )
     for noise in dict.fromkeys(noise for noise in noises if noise.budgets in _BUDGETS):

@@ -119,8 +119,9 @@ class ContributingSettings:
             # floor, where classes are of one size.
             level = deviation * NormalDist().inv_cdf(1 - min(0.5, _LIFTED / counts.numel()))
             unseen += level / math.exp(self.floor)
-        factors = utility(read + self.smoothing, unseen).clamp(min=self.floor)
-        return ContributingTokens(factors, self)
+        # Rounded, so that a last bit, as of another machine, draws no noise anew.
+        found = utility(read + self.smoothing, unseen).round(decimals=6)
+        return ContributingTokens(found.clamp(min=self.floor), self)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Privatization:
         if not bool(states.isfinite().all()):
             raise ValueError(f"example {example!r}: a state is not finite, nothing is sent")
         etas = self.etas(tokens, label)
-        bits = self.noise.bits("states", self.space, example, _digest(tokens, etas))
+        bits = self.noise.bits("states", self.space, example, _digest(tokens.long(), etas))
         noise = sample((len(states), states.shape[1]), etas, bits)
         noised = states.detach().cpu().double() + noise
         if self.table is not None:
@@ -235,7 +235,8 @@ class PrivatizationSettings:
             contributing: as `self.contributing` fitted it.
         """
         unit = mean_neighbour_distance(vectors, tokens)
-        eta = eta_of(self.ratio, vectors.shape[1], unit)
+        # Rounded, so that a last bit of the states, as of other threads, draws no noise anew.
+        eta = float(f"{eta_of(self.ratio, vectors.shape[1], unit):.4g}")
         table = vectors if self.project else None
         seeded = self.randomness == "seed"
         return Privatization(eta, unit, measured_on, space, noise, contributing, table, seeded)

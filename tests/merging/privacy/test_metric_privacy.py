@@ -46,8 +46,8 @@ def test_the_ledger_says_what_is_promised_and_what_is_not() -> None:
         "they are.",
         "Metric privacy per token of data set reviews: two tokens of one budget whose word "
         "embeddings of abc are at Euclidean distance r are told apart by at most exp(η r), "
-        "η = 10; among its rows nearest neighbours are 0.5 apart on average, where that is "
-        "exp(5).",
+        "η = 10; among its rows the nearest of another token is 0.5 away on average, where that "
+        "is exp(5).",
         "Over the tokens of a sentence the distances add up; they hold for exact arithmetic, "
         "noise was added in floating point.",
     ]

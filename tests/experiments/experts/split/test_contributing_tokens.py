@@ -32,7 +32,7 @@ def fitted(
 def test_utilities_are_those_of_the_formula() -> None:
     """N_0 = 7, N_1 = 3, xi = 1 / 7; n(0, t) = 2 3 1 1 0, n(1, t) = 1 0 2 0 0."""
     found = fitted(floor=0.1).factors
-    assert float(found[1, 2]) == pytest.approx(math.log(2 / 3 / (1 / 7 + 3 / 7)))
+    assert float(found[1, 2]) == pytest.approx(math.log(2 / 3 / (1 / 7 + 3 / 7)), abs=1e-6)
     assert int((found > 0.1).sum()) == 1
     exact = utility(torch.tensor([[2, 3, 1, 1, 0], [1, 0, 2, 0, 0]]).double())
     assert exact[0].tolist() == pytest.approx(
@@ -51,11 +51,12 @@ def test_with_three_classes_the_others_add_up_and_smoothing_is_of_counts() -> No
     xi = 1 / 90
     ratios = [(1 / (5 / 40 + 3 * xi)), (1 / (10 / 20 + 3 * xi))]
     assert float(utility(counts)[0, 0]) == pytest.approx(sum(map(math.log, ratios)))
-    smoothed = fitted(smoothing=1.0, floor=1e-9).factors
-    # p(1|0) = 4 / 12, p(1|1) = 1 / 8, xi = 1 / 12
-    assert float(smoothed[0, 1]) == pytest.approx(
-        max(1e-9, math.log(4 / 12 / (1 / 8 + 3 / 12))), rel=1e-9
+    smoothed = ContributingSettings(smoothing=1.0).fitted(
+        SENTENCES * 50, LABELS * 50, vocabulary=5, classes=2, noise=SecretNoise(bytes(16))
     )
+    # n(0, 1) = 150 of 350, n(1, 1) = 0 of 150, xi = 1 / 355
+    expected = math.log(151 / 355 / (1 / 155 + 3 / 355))
+    assert float(smoothed.factors[0, 1]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_a_label_the_largest_factor_counts() -> None:

@@ -43,7 +43,19 @@ def test_an_example_is_given_the_same_bits_whenever_asked() -> None:
     first.privatize(states, TOKENS, "train/2")  # what is asked between changes nothing
     assert torch.equal(one, first.privatize(states, TOKENS, "train/1"))
     assert torch.equal(one, second.privatize(states, TOKENS, "train/1"))
+    assert torch.equal(one, first.privatize(states, TOKENS.int(), "train/1"))
     assert one.dtype == torch.float32
+
+
+def test_a_last_bit_of_what_distances_are_measured_on_draws_no_noise_anew() -> None:
+    settings, noise = PrivatizationSettings(1.5), SecretNoise(b"k" * 32)
+    one, other = (
+        settings.fitted(vectors, measured_on="rows", space="states", noise=noise)
+        for vectors in (TABLE, TABLE * (1 + 1e-6))
+    )
+    assert one.unit != other.unit
+    drawn = [each.privatize(TABLE[TOKENS], TOKENS, "train/1") for each in (one, other)]
+    assert torch.equal(*drawn)
 
 
 def test_noise_is_shared_by_nothing_else() -> None:

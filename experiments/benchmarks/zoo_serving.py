@@ -7,8 +7,8 @@ Ours holds one module, and blocks in the rest. The others hold four modules and 
 in the place of the one least recently used: as transformers does it, or with the least work there
 is, from the safetensors file into the module that is there already. Under such pressure no page
 of a file stays in memory: before each of them all files, the zoo's as well, are dropped from the
-page cache. Every model is asked once before time is taken. All
-answers are compared bit by bit.
+page cache. Every model is asked once before time is taken. They take turns of twenty requests, so
+that none finds the processor's caches as another left them. All answers are compared bit by bit.
 """
 
 import os
@@ -165,12 +165,16 @@ def _rows(
     ours = Serving(serve)
     others = {said: Serving(Reloading(folder, load).get) for said, load in loads.items()}
     everyone = [ours, *others.values()]
-    for name in [*names, *requests]:
-        if name is requests[0] and len(written) == len(names):
+    dropped = files if cold else []
+    for begin in range(0, MODELS + REQUESTS, MODELS):
+        if begin == MODELS:
             for each in everyone:
                 each.ready = each.forward = 0.0
-        answers = [_answer(each, name, files if cold else []) for each in everyone]
-        assert all(torch.equal(answers[0], each) for each in answers), f"{name}: not its answer"
+        turn = [*names, *requests][begin : begin + MODELS]
+        answers = [[_answer(each, name, dropped) for name in turn] for each in everyone]
+        assert all(
+            torch.equal(*pair) for its in answers[1:] for pair in zip(answers[0], its, strict=True)
+        )
     changed = sum(written[len(names) :]) / REQUESTS / 1e6
     for said, other in others.items():
         yield Measured(

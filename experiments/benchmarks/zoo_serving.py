@@ -2,7 +2,8 @@
 
 Twenty deduplicated models of MiniLM's shape (22 million parameters, 91 MB in float32), each of
 which has a twentieth of the base's large blocks and all of its small tensors anew, answer one
-short sentence a request, in random order and one after the other. Memory is that of four models.
+sentence a request, in random order and one after the other: one of 9 tokens, the median of TREC's
+questions, or of 22, that of SST-2. Memory is that of four models.
 Ours holds one module, and blocks in the rest. The others hold four modules and load a fifth model
 in the place of the one least recently used: as transformers does it, or with the least work there
 is, from the safetensors file into the module that is there already. Under such pressure no page
@@ -42,7 +43,7 @@ BAR, PUBLISHED = 10.0, 43
 _AS_USUAL = "reloading by transformers"
 
 _BLOCK = 4 * 384**2
-_IDS = torch.arange(16)[None] % 250 + 4
+_SHORT, _LONG = 9, 22
 
 
 @dataclass
@@ -57,13 +58,14 @@ class Serving:
     ready: float = 0.0
     forward: float = 0.0
 
-    def answer(self, model: str) -> Tensor:
+    def answer(self, model: str, tokens: int) -> Tensor:
         """Returns a model's answer, ``(1, tokens, hidden)``."""
+        ids = torch.arange(tokens)[None] + 4
         began = time.perf_counter()
         module = self.module(model)
         ready = time.perf_counter()
         with torch.inference_mode():
-            answer: Tensor = module(_IDS).last_hidden_state
+            answer: Tensor = module(ids).last_hidden_state
         self.ready += ready - began
         self.forward += time.perf_counter() - ready
         return answer
@@ -99,16 +101,16 @@ class Reloading:
 
 
 def measure() -> Iterable[Measured]:
-    """Yields two rows for each order of requests, and two with all files in the page cache."""
+    """Yields two rows for each kind of requests; warm: all files stay in the page cache."""
     with TemporaryDirectory() as folder, quiet_transformers():
         zoo = _models(Path(folder))
         names = [f"model{number:02d}" for number in range(MODELS)]
         drawn = random.Random(0).choices(names, k=REQUESTS)
         around = [names[i % MODELS] for i in range(REQUESTS)]
-        yield from _rows(zoo, Path(folder), "random requests", names, drawn)
-        yield from _rows(zoo, Path(folder), "round-robin requests", names, around)
-        warm = "random requests, all files in the page cache"
-        yield from _rows(zoo, Path(folder), warm, names, drawn, cold=False)
+        for tokens in (_SHORT, _LONG):
+            yield from _rows(zoo, Path(folder), "random", names, drawn, tokens)
+        yield from _rows(zoo, Path(folder), "round-robin", names, around, _SHORT)
+        yield from _rows(zoo, Path(folder), "random, warm", names, drawn, _SHORT)
 
 
 def _models(folder: Path) -> Zoo:
@@ -150,8 +152,9 @@ def _noise(size: int, draw: np.random.Generator) -> bytes:
 
 
 def _rows(
-    zoo: Zoo, folder: Path, what: str, names: list[str], requests: list[str], *, cold: bool = True
+    zoo: Zoo, folder: Path, kind: str, names: list[str], requests: list[str], tokens: int
 ) -> Iterator[Measured]:
+    cold = "warm" not in kind
     files = [*folder.glob("*/model.safetensors"), *zoo.directory.rglob("*.pack")]
     size = files[0].stat().st_size
     served = ServedSet(zoo, names, cache_bytes=(HELD - 1) * size)
@@ -171,14 +174,14 @@ def _rows(
             for each in everyone:
                 each.ready = each.forward = 0.0
         turn = [*names, *requests][begin : begin + MODELS]
-        answers = [[_answer(each, name, dropped) for name in turn] for each in everyone]
+        answers = [[_answer(each, name, tokens, dropped) for name in turn] for each in everyone]
         assert all(
             torch.equal(*pair) for its in answers[1:] for pair in zip(answers[0], its, strict=True)
         )
     changed = sum(written[len(names) :]) / REQUESTS / 1e6
     for said, other in others.items():
         yield Measured(
-            f"{what}: time per request",
+            f"{kind}, {tokens} tokens: time per request",
             ours.milliseconds(),
             other.milliseconds(),
             said,
@@ -189,10 +192,10 @@ def _rows(
         )
 
 
-def _answer(serving: Serving, name: str, files: Iterable[Path]) -> Tensor:
+def _answer(serving: Serving, name: str, tokens: int, files: Iterable[Path]) -> Tensor:
     for path in files:
         _drop(path)
-    return serving.answer(name)
+    return serving.answer(name, tokens)
 
 
 def _note(ours: Serving, other: Serving, changed: float, size: int) -> str:

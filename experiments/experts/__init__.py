@@ -1,1 +1,1 @@
-"""Where experts come from; with `gathering/fisher.py` the project's only gradients."""
+"""Where experts come from; with `gathering/` and `attacks/` the project's only gradients."""

@@ -48,10 +48,10 @@ def _promises(data_sets: Mapping[str, Any]) -> str:
             [
                 TableCell(name, "text wrap"),
                 TableCell(f"{promise['unit']}, {promise['relation']}", "text"),
-                TableCell(_number(promise["epsilon"]), "best"),
+                TableCell(_epsilon(promise), "best"),
                 TableCell(_number(promise["delta"]), "best"),
                 TableCell(promise["how"], "text"),
-                _number(promise["sum"]["epsilon"]),
+                _epsilon(promise["sum"]),
                 _number(rdp.get("epsilon")),
                 str(promise["releases"]),
                 str(promise["group_size"]),
@@ -67,7 +67,7 @@ def _spends(spends: Any) -> str:
         [
             TableCell(spend["what"], "text wrap"),
             TableCell(spend["dataset"], "text wrap"),
-            "none" if spend["epsilon"] is None else _number(spend["epsilon"]),
+            _epsilon(spend),
             _number(spend["delta"]),
             TableCell(f"{spend['accountant']} {spend['accountant_version']}", "text wrap"),
             "no" if spend["mechanisms"] is None else "yes",
@@ -75,6 +75,10 @@ def _spends(spends: Any) -> str:
         for spend in spends
     ]
     return table(head, rows)
+
+
+def _epsilon(price: Mapping[str, Any]) -> str:
+    return "none" if price["epsilon"] is None else _number(price["epsilon"])
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from experiments.experts.split.contributing_tokens import ContributingSettings, ContributingTokens
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
+from experiments.reports.privacy_section import privacy_section
 from merging.privacy.ledger import Ledger
 from search.privacy.private_noise import SecretNoise
 
@@ -143,6 +144,12 @@ def test_noise_by_a_seed_is_no_privacy_and_a_secret_key_is_kept(tmp_path: Path) 
     own = seeded.fitted(TABLE, measured_on="rows", space="states", noise=noise)
     (words,) = own.charged(Ledger(), "reviews").sentences()
     assert words.startswith("Not private: the states of reviews, whose noise follows from its")
+
+
+def test_reports_state_no_epsilon_for_noised_states() -> None:
+    page = privacy_section({"privacy": fitted().charged(Ledger(), "reviews").describe()})
+    assert page.count(">none<") == 3  # the promise, its sum, the spend
+    assert "verdict bad" in page
 
 
 def test_what_is_written_down_names_no_key() -> None:

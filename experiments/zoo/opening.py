@@ -11,7 +11,7 @@ from experiments.runs.shown import shown
 from experiments.zoo.listing import plain_sizes
 from experiments.zoo.names import check_known
 from merging.weights import Weights
-from merging.zoo.store import Zoo
+from merging.zoo.store import SOURCE, Zoo
 from merging.zoo_recipes import Shown, make_views, write_plain
 
 
@@ -31,12 +31,20 @@ def open_model(directory: Path | None, name: str, out: Path) -> None:
 
 
 def open_sources(sources: Iterable[str]) -> None:
-    """Rebuilds, with progress, what of `sources` a zoo keeps as a recipe; raises as `make_views`.
+    """Rebuilds, with progress, what of `sources` a zoo keeps as a recipe.
 
     What reads checkpoints calls it before it opens them.
+
+    Raises:
+        UserError: a zoo has no such model; says which was probably meant.
+        ZooError, RecipeError, CheckpointError: as `make_views`.
     """
+    named = [source for source in dict.fromkeys(sources) if source.startswith(SOURCE)]
+    for source in named:
+        zoo, name = Zoo.of(source)
+        check_known(zoo, [name])
     with _progress() as show:
-        make_views(sources, show)
+        make_views(named, show)
 
 
 @contextmanager

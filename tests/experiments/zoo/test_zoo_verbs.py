@@ -212,6 +212,22 @@ def test_refusals(shell: Shell, world: Path, words: list[str], pattern: str) -> 
     shell.refuse(pattern, "zoo", *words)
 
 
+@pytest.mark.parametrize("verb", ["search", "merge", "evaluate"])
+def test_a_misspelt_source_is_refused(shell: Shell, world: Path, idle: None, verb: str) -> None:
+    add_world(shell, world)
+    line = [*overrides(world), "experts.experts={code:zoo:base-cod,prose:zoo:base-prose}"]
+    options = {
+        "search": line,
+        "merge": [*line[:3], line[-1], "out=merged"],
+        "evaluate": ["model=zoo:base-cod", "evaluator@report_on=perplexity", *_data(world)],
+    }
+    shell.refuse("no model 'base-cod'.*did you mean base-code", verb, *options[verb])
+
+
+def _data(world: Path) -> list[str]:
+    return [f"report_on.text.data={world}/report.jsonl"]
+
+
 def test_a_name_that_is_taken_is_refused_before_anything_is_added(
     shell: Shell, world: Path
 ) -> None:

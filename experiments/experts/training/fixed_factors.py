@@ -7,7 +7,7 @@ LoRA-FA, Zhang et al. 2023, arXiv 2308.03303; in private training FFA-LoRA, Sun 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,20 @@ class Factored(nn.Module):
     Args:
         layer: ``nn.Linear`` or ``nn.Embedding``.
         rank: of the change.
+        scale: of the change: with AdamW the layer learns so many times as fast.
         draw: of the fixed factor, normal with variance 1 / rank for rows of an embedding, and
             1 / inputs for a linear layer.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Embedding, rank: int, draw: torch.Generator) -> None:
+    def __init__(
+        self, layer: nn.Linear | nn.Embedding, rank: int, scale: float, draw: torch.Generator
+    ) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(False)
         inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
         outputs = layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1]
         fan = inputs if isinstance(layer, nn.Linear) else rank
-        fixed = torch.randn(inputs, rank, generator=draw) / math.sqrt(fan)
+        fixed = torch.randn(inputs, rank, generator=draw) * (scale / math.sqrt(fan))
         self.fixed = nn.Parameter(fixed, requires_grad=False)
         self.learnt = nn.Linear(rank, outputs, bias=False)
         nn.init.zeros_(self.learnt.weight)
@@ -51,15 +54,24 @@ class Factored(nn.Module):
         return self.layer
 
 
-def factor(model: nn.Module, rank: int, *, seed: int, spare: tuple[str, ...]) -> None:
+def factor(
+    model: nn.Module,
+    rank: int,
+    *,
+    seed: int,
+    spare: tuple[str, ...],
+    scale_of: Callable[[str], float] = lambda name: 1.0,
+) -> None:
     """Replaces linear layers and embeddings of a model in place; those named by `spare` stay.
 
-    Vectors and what is spared are trained as they are.
+    Vectors and what is spared are trained as they are. `scale_of` gives a layer's scale by its
+    name: learning rates that fall with the depth are those of Howard and Ruder 2018, ULMFiT, arXiv
+    1801.06146.
     """
     for name, parent, child, layer in list(_layers(model)):
         if not name.startswith(spare):
             draw = generator(seed, "fixed factor", name)
-            setattr(parent, child, Factored(layer, rank, draw))
+            setattr(parent, child, Factored(layer, rank, scale_of(name), draw))
 
 
 def merge_factors(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
 from experiments.experts.training.loop import Schedule
+from experiments.papers.dedup import digits
 from experiments.papers.dedup.digits import (
     handwritten,
     image_losses,
@@ -40,6 +42,11 @@ class DigitPool(DedupPool):
     def content(self) -> Any:
         """See `DedupPool`."""
         return ["scikit-learn digits", self.hidden, self.layers, str(self.start), self.printed]
+
+    @property
+    def modules(self) -> tuple[ModuleType, ...]:
+        """See `DedupPool`."""
+        return (digits,)
 
     def write_items(self, split: str, folder: Path) -> None:
         """See `DedupPool`."""

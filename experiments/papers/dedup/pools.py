@@ -1,16 +1,18 @@
 """Experts of one task, trained with privacy on parts of its data that share no record."""
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiments.experts.training import fixed_factors
+from experiments.experts.training import train
 from experiments.experts.training.expert import DataSet, train_and_write
 from experiments.experts.training.regime import Regime, TrainingPrivacy
 from experiments.experts.training.train import RecordLosses, train_on_losses
@@ -120,6 +122,11 @@ class DedupPool(ABC):
     def content(self) -> Any:
         """What the data is, for the identity."""
 
+    @property
+    @abstractmethod
+    def modules(self) -> tuple[ModuleType, ...]:
+        """What else makes its experts."""
+
     @abstractmethod
     def write_items(self, split: str, folder: Path) -> None:
         """Writes the file of one of `SPLITS`."""
@@ -148,9 +155,9 @@ class DedupPool(ABC):
     def identity(self, *more: Any) -> str:
         """Returns 16 hexadecimal digits of all that the data and the public start depend on."""
         sizes = [self.parts, self.public, self.validation, self.test, self.seed]
-        here, training = Path(__file__).parent, Path(fixed_factors.__file__).parent
-        code = [*here.glob("digits.py"), *here.glob("*pools.py"), *training.glob("*.py")]
-        return digest_of([self.content, sizes, more], sorted(code))
+        modules = inspect.getmodule(type(self)), train, *self.modules
+        code = [Path(__file__), *(Path(str(vars(module)["__file__"])) for module in modules)]
+        return digest_of([self.content, sizes, more], code)
 
     def data_name(self, part: str) -> str:
         """Returns the name of a part, or of the validation items, in privacy records."""

@@ -1,17 +1,19 @@
 """The pool of sentences: a pretrained encoder, a public start, private experts."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from experiments.experts.sentences import sentences
+from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.prepare import packaged_encoder
 from experiments.experts.sentences.sentences import Sentence
 from experiments.experts.sentences.training import (
@@ -21,6 +23,7 @@ from experiments.experts.sentences.training import (
     sentence_schedule,
     train,
 )
+from experiments.experts.training import fixed_factors
 from experiments.experts.training.fixed_factors import factor, merge_factors
 from experiments.experts.training.loop import Schedule
 from experiments.papers.dedup.pools import DedupPool, Lesson, digest_of_file
@@ -40,6 +43,7 @@ class SentencePool(DedupPool):
         base: directory or id of a BERT encoder; None: the packaged one.
         start: training of the encoder with a new head on the public sentences.
         cut: most tokens of a training sentence.
+        decay: a layer learns so many times as fast as the one above it.
     """
 
     data: str | None
@@ -47,6 +51,7 @@ class SentencePool(DedupPool):
     base: str | None = None
     start: Schedule = field(default_factory=sentence_schedule)
     cut: int = 24
+    decay: float = 1.0
 
     def check(self) -> None:
         """See `DedupPool`."""
@@ -60,7 +65,12 @@ class SentencePool(DedupPool):
         """See `DedupPool`."""
         files = [digest_of_file(path) for path in self._files]
         start, encoder = str(self.start), Checkpoint.open(self._encoder(), encoder=True).sha256
-        return [files, encoder, start, self.cut]
+        return [files, encoder, start, self.cut, self.decay]
+
+    @property
+    def modules(self) -> tuple[ModuleType, ...]:
+        """See `DedupPool`."""
+        return sentences, training, fixed_factors
 
     def write_items(self, split: str, folder: Path) -> None:
         """See `DedupPool`."""
@@ -93,7 +103,16 @@ class SentencePool(DedupPool):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.dim() >= 2)
         assert self.training.rank is not None
-        factor(model, self.training.rank, seed=self.seed, spare=_SPARED)
+        layers = model.config.num_hidden_layers
+
+        def scale_of(name: str) -> float:
+            inside = re.search(r"\.layer\.(\d+)\.", name)
+            below = layers + 1 if ".embeddings." in name else 0
+            if inside is not None:
+                below = layers - int(inside[1])
+            return float(self.decay**below)
+
+        factor(model, self.training.rank, seed=self.seed, spare=_SPARED, scale_of=scale_of)
         chosen = self._chosen(self.experts[name].part)
         tokenizer = self._tokenizer()
         encoded = [

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from filelock import FileLock
+
 from experiments.deduplication.models import DedupModel
 from experiments.deduplication.storing import store
 from experiments.papers.dedup.cells import DedupSetting, Pair
@@ -31,10 +33,11 @@ def stored_bytes(
         )
     except CheckpointError:
         return {}
-    zoo = Zoo.open(setting.out / "zoo", create=True)
     name = f"{pool}-{pair.target.name}-from-{base}"
-    if name in {one.name for one in zoo.models()}:  # of an earlier start, with other noise
-        zoo.remove(name)
-    store(zoo, name, model, [lender], found, ledger)
+    with FileLock(setting.out / "zoo.lock"):  # two targets add one base
+        zoo = Zoo.open(setting.out / "zoo", create=True)
+        if name in {one.name for one in zoo.models()}:  # an earlier start ended here
+            zoo.remove(name)
+        store(zoo, name, model, [lender], found, ledger)
     one = next(one for one in zoo.models() if one.name == name)
     return {"own_bytes": one.own_bytes, "bytes": one.bytes}

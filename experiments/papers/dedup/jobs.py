@@ -23,11 +23,10 @@ from experiments.papers.dedup.cells import (
 from experiments.papers.dedup.dialled import dial_table
 from experiments.papers.dedup.published_svt import PublishedSvt
 from experiments.papers.dedup.selection import selection_table
-from experiments.papers.dedup.zoo import stored_bytes
+from experiments.papers.dedup.zoo import zoo_table
 from experiments.reports.table import duration
 from experiments.runs.files import read_json
 from experiments.runs.processes import process_pool
-from merging.privacy.deduplicated import deduplicated
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class DedupJob:
     """One file of figures.
 
     Args:
-        kind: ``baselines`` or a way, of a cluster's target; of all targets in their order where
-            `target` is None; ``selection`` or ``dial`` of a pool.
+        kind: ``baselines`` or a way, of a cluster's target, or of all its targets in their order
+            where `target` is None; ``zoo`` of a cluster; ``selection`` or ``dial`` of a pool.
     """
 
     pool: str
@@ -61,6 +60,7 @@ def planned(setting: DedupSetting) -> list[DedupJob]:
             for target in cluster.targets:
                 jobs += [DedupJob(name, kind, key, target) for kind in ("baselines", *one_by_one)]
             jobs += [DedupJob(name, way, key) for way in pool.ways if _in_turn(way)]
+            jobs += [DedupJob(name, "zoo", key)] * ("dred" in pool.ways)
         jobs += [DedupJob(name, kind) for kind in pool.tables]
     return jobs
 
@@ -110,10 +110,14 @@ def run_jobs(setting: DedupSetting, jobs: Sequence[DedupJob], workers: int) -> N
         ]
         _each(pool, "experts", experts)
         groups: dict[tuple[Any, ...], list[DedupJob]] = {}
+        last = [job for job in left if job.kind == "zoo"]
         for job in left:  # what reads the same target is done by one process
+            if job in last:
+                continue
             alone = job.kind if job.target is None else ""
             groups.setdefault((job.pool, job.cluster, job.target, alone), []).append(job)
         _each(pool, "targets", [(_run, setting, group) for group in groups.values()])
+        _each(pool, "zoos", [(_run, setting, [job]) for job in last])
 
 
 def _each(pool: Any, what: str, calls: Sequence[tuple[Any, ...]]) -> None:
@@ -147,6 +151,11 @@ def _run(setting: DedupSetting, jobs: Sequence[DedupJob]) -> None:
     }
     if not first.cluster:
         _write(setting, first, tables[first.kind](setting, first.pool))
+    elif first.kind == "zoo":
+        targets = setting.pools[first.pool].clusters[first.cluster].targets
+        done = {t: DedupJob(first.pool, "dred", first.cluster, t) for t in targets}
+        files = {t: file_of(setting, job).with_suffix(".npy") for t, job in done.items()}
+        _write(setting, first, zoo_table(setting, first.pool, first.cluster, files))
     elif first.target is None:
         _write(setting, first, _run_in_turn(setting, first))
     else:
@@ -159,9 +168,6 @@ def _run(setting: DedupSetting, jobs: Sequence[DedupJob]) -> None:
                 _write(setting, job, baselines(pair, base))
             else:
                 found, figures = run_way(pair, Way.of(job.kind), setting)
-                if job.kind == "dred":
-                    ledger = deduplicated(target.ledger, [base.ledger])
-                    figures |= stored_bytes(setting, job.pool, cluster.base, pair, found, ledger)
                 np.save(file_of(setting, job).with_suffix(".npy"), found.pointers)
                 _write(setting, job, figures)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from experiments.papers.dedup.cells import DedupSetting
 from experiments.papers.dedup.page import Found, baselines_of, rows_of
@@ -16,16 +17,24 @@ _MARKS = {
     "dred-published": ("v", "DRED, published SVT"),
     "dred-fair": ("P", "DRED, fair"),
 }
+_TICKS = (0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def write_plot(found: Found, setting: DedupSetting, path: Path) -> None:
     """Writes the plot: one panel for every cluster, one colour for every target."""
     clusters = [(name, key) for name, pool in setting.pools.items() for key in pool.clusters]
-    figure = Figure(figsize=(5.2 * len(clusters), 4.4), layout="constrained")
-    for number, (pool, key) in enumerate(clusters, start=1):
-        axes = figure.add_subplot(1, len(clusters), number)
+    figure = Figure(figsize=(4.6 * len(clusters) + 1.8, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(clusters), squeeze=False)[0]
+    for axes, (pool, key) in zip(panels, clusters, strict=True):
         _cluster(axes, found, setting, pool, key)
-    figure.savefig(path, dpi=110)
+    first = panels[0]
+    for mark, label in (*_MARKS.values(), ("x", "base, own small tensors")):
+        first.scatter([], [], marker=mark, color="grey", label=label)
+    first.plot([], [], color="grey", label="the target as it is")
+    first.plot([], [], color="grey", linestyle=":", label="its tolerance; 35 times")
+    first.plot([], [], color="black", linestyle="--", label="the base in its place")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def _cluster(axes: Axes, found: Found, setting: DedupSetting, name: str, key: str) -> None:
@@ -34,28 +43,25 @@ def _cluster(axes: Axes, found: Found, setting: DedupSetting, name: str, key: st
     baselines = baselines_of(found)
     for number, target in enumerate(cluster.targets):
         trivial, colour = baselines[name, key, target], f"C{number}"
-        axes.axhline(trivial["before"], color=colour, linewidth=0.8)
+        axes.axhline(trivial["before"], color=colour, linewidth=0.9)
         axes.axhline(trivial["before"] - pool.tolerance, color=colour, linewidth=0.8, ls=":")
+        axes.annotate(target, (105, trivial["before"]), color=colour, va="bottom", ha="right")
         small = 100 * trivial["untouched"]
         axes.scatter(small, trivial["leftovers"], marker="x", color=colour, s=50)
         for row in rows_of(found):
             if (row.pool, row.cluster, row.target) == (name, key, target):
-                mark = _MARKS[row.way][0]
                 place = 100 * row.figures["ratio"], row.figures["after"]
-                axes.scatter(*place, marker=mark, color=colour, s=42, alpha=0.75)
-        axes.plot([], [], color=colour, label=target)
+                mark = _MARKS[row.way][0]
+                axes.scatter(*place, marker=mark, facecolors="none", edgecolors=colour, s=48)
     first = baselines[name, key, cluster.targets[0]]
-    axes.axhline(
-        first["base"], color="black", linewidth=1.2, ls="--", label=f"base {cluster.base}"
-    )
-    axes.axvline(100 / 35, color="grey", linewidth=0.8, ls=":", label="35 times")
-    axes.scatter([], [], marker="x", color="grey", label="base, own small tensors")
-    for way in pool.ways:
-        axes.scatter([], [], marker=_MARKS[way][0], color="grey", label=_MARKS[way][1])
+    axes.axhline(first["base"], color="black", linewidth=1.2, ls="--")
+    axes.axvline(100 / 35, color="grey", linewidth=0.8, ls=":")
     axes.set(
         xscale="log",
-        xlabel="own new numbers, % of the target",
+        xlim=(0.1, 110),
+        xlabel="own new numbers, share of the target's",
         ylabel="accuracy on the validation items",
-        title=f"{name} {key}",
+        title=f"{name} {key}: base {cluster.base}",
     )
-    axes.legend(fontsize=7)
+    axes.set_xticks(_TICKS, [f"{tick:g} %" for tick in _TICKS])
+    axes.xaxis.set_minor_locator(NullLocator())

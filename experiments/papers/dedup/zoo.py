@@ -1,43 +1,51 @@
-"""Deduplicated targets in a zoo: the bytes that each of them takes."""
+"""A cluster in a zoo of its own: the bytes that each deduplicated target takes."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import numpy as np
 
 from experiments.deduplication.models import DedupModel
 from experiments.deduplication.storing import store
-from experiments.papers.dedup.cells import DedupSetting, Pair
-from merging.deduplication.substitution import Substitution
-from merging.privacy.ledger import Ledger
-from merging.weights import CheckpointError
+from experiments.papers.dedup.cells import DedupSetting
+from merging.deduplication.substitution import Candidates, Substitution
+from merging.privacy.deduplicated import deduplicated
 from merging.zoo.store import Zoo
 
 
-def stored_bytes(
-    setting: DedupSetting, pool: str, base: str, pair: Pair, found: Substitution, ledger: Ledger
+def zoo_table(
+    setting: DedupSetting, pool: str, cluster: str, pointers: dict[str, Path]
 ) -> dict[str, Any]:
-    """Adds a deduplicated target to the run's zoo; returns its own bytes and those of its files.
+    """Returns bytes of the targets' files and of their own in the zoo, and those of the cluster.
 
-    None are returned for a model whose files hold other names than transformers gives, as ViT's.
+    Args:
+        pointers: of every target, what its deduplication has left behind.
     """
-    size = pair.target.pool.block_size
-    try:
-        model, lender = (
-            DedupModel.open(
-                f"{pool}-{name}",
-                str(setting.pools[pool].expert(setting.cache, name)),
-                size,
-                trust_remote_code=False,
-            )
-            for name in (pair.target.name, base)
-        )
-    except CheckpointError:
-        return {}
-    name = f"{pool}-{pair.target.name}-from-{base}"
-    with FileLock(setting.out / "zoo.lock"):  # two targets add one base
-        zoo = Zoo.open(setting.out / "zoo", create=True)
-        if name in {one.name for one in zoo.models()}:  # an earlier start ended here
-            zoo.remove(name)
-        store(zoo, name, model, [lender], found, ledger)
-    one = next(one for one in zoo.models() if one.name == name)
-    return {"own_bytes": one.own_bytes, "bytes": one.bytes}
+    base = _opened(setting, pool, setting.pools[pool].clusters[cluster].base)
+    folder = setting.out / "zoo" / f"{pool}-{cluster}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that ended here
+    zoo = Zoo.open(folder, create=True)
+    for name, file in pointers.items():
+        target = _opened(setting, pool, name)
+        candidates = Candidates(target.blocks, (base.blocks,), np.empty((0, 0)))
+        found = Substitution(candidates, np.load(file))
+        ledger = deduplicated(target.ledger, [base.ledger])
+        store(zoo, f"{name}-from-{base.name}", target, [base], found, ledger)
+    models = {one.name: one for one in zoo.models()}
+    packs = sum(path.stat().st_size for path in (folder / "packs").iterdir())
+    return {
+        "targets": {
+            name: {"own_bytes": one.own_bytes, "bytes": one.bytes}
+            for name in pointers
+            for one in [models[f"{name}-from-{base.name}"]]
+        },
+        "bytes": sum(one.bytes for one in models.values()),
+        "stored_bytes": packs,
+    }
+
+
+def _opened(setting: DedupSetting, pool: str, name: str) -> DedupModel:
+    spec = setting.pools[pool]
+    source = str(spec.expert(setting.cache, name))
+    return DedupModel.open(name, source, spec.block_size, trust_remote_code=False)

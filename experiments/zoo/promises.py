@@ -52,5 +52,5 @@ def in_short(ledger: Json | None) -> str:
 
 def _epsilon(promise: Json | None) -> str:
     if promise is None or promise["epsilon"] is None:
-        return "nothing"
+        return "none"
     return f"{promise['epsilon']:.4g}"

@@ -69,8 +69,8 @@ def _recipe(zoo: Zoo, name: str) -> str:
         (role, ingredient.sha256[:12], there.get(role, f"not in the zoo: {ingredient.source}"))
         for role, ingredient in recipe.ingredients.items()
     ]
-    made = f"made by {recipe.plan.name} from"
-    return f"{made}\n\n{TextTable(('ingredient', 'sha256', 'where'), rows).aligned()}"
+    table = TextTable(("ingredient", "sha256", "where"), rows).aligned()
+    return f"{recipe.plan.name}, made from\n\n{table}"
 
 
 def _shares(shared: Sharing, name: str) -> str:

@@ -17,6 +17,7 @@ Sent: TypeAlias = Callable[[Sequence[int], int], Sequence[Tensor]]
 """(which public texts, draw) -> ``(T, d)`` states of each as a vendor is sent them: noise, if any,
 is drawn anew for every draw."""
 
+_HOPELESS = 1000.0
 _ROWS = 256  # tokens at once, each beside the whole vocabulary
 _RIDGE_TOKENS = 20_000
 _LEAST_VARIANCE = 1e-3  # of the remainder, as a share of the table's: clean states leave none
@@ -79,10 +80,16 @@ class LearnedTokens(nn.Module):
 
     @torch.no_grad()
     def candidates(self, states: Sequence[Tensor], count: int) -> list[Tensor]:
-        """Returns ``(T, count)`` int64 of each text: the likeliest tokens, best first."""
-        rows = torch.split(self(states), _ROWS)
-        best = torch.cat([self.logits(q).topk(count, dim=1).indices for q in rows])
-        return list(torch.split(best, [len(each) for each in states]))
+        """Returns ``(T, count)`` int64 of each text: the likeliest tokens, best first.
+
+        The first stands in the place of those that are `_HOPELESS` times less likely.
+        """
+        found = []
+        for q in torch.split(self(states), _ROWS):
+            logits, tokens = self.logits(q).topk(count, dim=1)
+            hopeless = logits < logits[:, :1] - math.log(_HOPELESS)
+            found.append(torch.where(hopeless, tokens[:, :1], tokens))
+        return list(torch.split(torch.cat(found), [len(each) for each in states]))
 
     def recover(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Returns ``(T,)`` int64 token ids of ``(T, d)`` states, for each text."""

@@ -104,12 +104,19 @@ class MatchedInput:
         tokens = tried[:, :, 0].clone()
         best = self._log_density(sent, mask, tokens)
         for place in range(tokens.shape[1]):
-            for candidate in tried[:, place, 1:].unbind(dim=1):
-                changed = tokens.clone()
-                changed[:, place] = candidate
-                score = self._log_density(sent, mask, changed)
-                better = score > best
-                tokens[better], best[better] = changed[better], score[better]
+            there = tried[:, place]
+            other = (there != tokens[:, place, None]) & (mask[:, place, None] > 0)
+            if not bool(other.any()):
+                continue
+            of = other.nonzero()[:, 0]  # (tried,) which text
+            changed = tokens[of]
+            changed[:, place] = there[other]
+            scores = torch.full(there.shape, -torch.inf, device=sent.device)
+            scores[other] = self._log_density(sent[of], mask[of], changed)
+            top, at = scores.max(dim=1)
+            better = top > best
+            tokens[better, place] = there[better, at[better]]
+            best = torch.maximum(best, top)
         return tokens
 
     def _log_density(self, sent: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ class SecretKey:
     def __init__(self, key: bytes) -> None:
         if len(key) < _LEAST_KEY_BYTES:
             raise ValueError(
-                f"the key has fewer than {_LEAST_KEY_BYTES} bytes, so that slugs could be turned "
-                "back by trying keys; make one with: openssl rand -hex 32"
+                f"the key has fewer than {_LEAST_KEY_BYTES} bytes, so that it could be "
+                "found by trying; make one with: openssl rand -hex 32"
             )
         self._key = key
 

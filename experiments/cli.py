@@ -14,6 +14,8 @@ _VERBS = {
     "merge": ("experiments.commands.hydra_verbs", "merge", "merge"),
     "evaluate": ("experiments.commands.hydra_verbs", "evaluate", "evaluate"),
     "statistics": ("experiments.commands.hydra_verbs", "statistics", "statistics"),
+    "split vendor": ("experiments.commands.hydra_verbs", "split_vendor", "split"),
+    "split customer": ("experiments.commands.hydra_verbs", "split_customer", "split"),
     "rebuild": ("experiments.commands.plain_verbs", "rebuild", None),
     "report": ("experiments.commands.plain_verbs", "report", None),
     "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize", None),
@@ -33,6 +35,8 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
   evomerge evaluate model=DIR evaluator@report_on=...  score one model
   evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
+  evomerge split vendor base=ID blocks=2 ...  fine-tune on noised states that a customer sends
+  evomerge split customer base=ID blocks=2 .. send them: texts and tokens stay here (docs/split.md)
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
   evomerge pseudonymize IN.jsonl OUT.jsonl --fields FILE --key-env NAME    keyed slugs for values
@@ -40,8 +44,8 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots
   evomerge zoo add|list|show|open|...         many models in one place, what they share stored once
 
-search, check, merge, evaluate, statistics and zoo dedup are Hydra applications: NAME=VALUE
-replaces an option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole
+search, check, merge, evaluate, statistics, split and zoo dedup are Hydra applications:
+NAME=VALUE replaces an option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole
 configuration, `evomerge VERB --help` more.
 """
 
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: well, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    words = 2 if arguments[:2] == ["zoo", "dedup"] else 1
+    pair = arguments[:1] == ["split"] or arguments[:2] == ["zoo", "dedup"]
+    words = 2 if pair else 1
     verb, rest = " ".join(arguments[:words]) or "help", arguments[words:]
     with quiet_pipe():
         if verb not in _VERBS:

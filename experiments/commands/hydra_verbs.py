@@ -1,4 +1,4 @@
-"""The verbs that are Hydra applications: search, check, merge, evaluate, statistics, zoo dedup."""
+"""The verbs that are Hydra applications: search, merge, split vendor, zoo dedup and others."""
 
 import math
 
@@ -72,3 +72,19 @@ def dedup(config: DictConfig) -> None:
         from experiments.deduplication.run import run_dedup
 
         run_dedup(config)
+
+
+def split_vendor(config: DictConfig) -> None:
+    """Trains an expert on the states that a customer sends."""
+    with job("evomerge split vendor"):
+        from experiments.commands.split import run_vendor
+
+        run_vendor(config)
+
+
+def split_customer(config: DictConfig) -> None:
+    """Sends a vendor the noised states of texts, and asks it about others."""
+    with job("evomerge split customer"):
+        from experiments.commands.split import run_customer
+
+        run_customer(config)

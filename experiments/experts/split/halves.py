@@ -40,6 +40,11 @@ class Bottom:
         """Numbers of a token's state."""
         return int(self._encoder.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self._words.num_embeddings
+
     def words(self, tokens: Tensor) -> Tensor:
         """Returns ``(*tokens, d)`` float32: the word embeddings as the model looks them up."""
         with torch.no_grad():
@@ -48,7 +53,7 @@ class Bottom:
 
     def table(self) -> Tensor:
         """Returns ``(vocabulary, d)`` float32: every token's word embedding."""
-        return self.words(torch.arange(self._words.num_embeddings))
+        return self.words(torch.arange(self.vocabulary))
 
     def states(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Returns ``(texts, tokens, d)`` float32 of ``(texts, tokens)`` ids and 0/1 mask."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.experts.split.record import split_ledger
 from experiments.experts.split.states import StateFolder, States
 from experiments.experts.split.vendor import Vendor
 from experiments.experts.split.wire import Connection, Interrupted, Message, Side, WireError
 from experiments.pseudonyms.pseudonyms import SecretKey
+from merging.checkpoints.privacy_record import PrivacyRecord
+from merging.privacy.ledger import Ledger
 
 _PAUSE_S = 0.2
 _CLASSES = 100_000
@@ -41,21 +42,33 @@ class Offer:
         data: name of the data.
         upload: identity of the states, drawn when the first were noised.
         examples: how many are sent, with labels that count `classes`.
-        protection: what holds for the states, in words.
+        record: privacy record of the states, as JSON.
     """
 
     data: str
     upload: str
     examples: int
     classes: int
-    protection: str
+    record: dict[str, Any]
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if type(value := getattr(self, each.name)) is not each.type:
+            kind = dict if each.name == "record" else each.type
+            if type(value := getattr(self, each.name)) is not kind:
                 raise ValueError(f"{each.name} is {value!r:.40}")
         if self.examples < 1 or not 2 <= self.classes <= _CLASSES:
             raise ValueError(f"{self.examples} examples of {self.classes} classes")
+        PrivacyRecord.from_json(self.record)
+
+    def ledger(self, base: Path) -> Ledger:
+        """Returns what went into an expert that these states make of a base.
+
+        Raises PrivacyRecordError: the base's record is broken.
+        """
+        ledger = Ledger.of_base(base, "the model it started from")
+        return ledger.read(
+            PrivacyRecord.from_json(self.record), "the states it was trained on", None
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ class VendorSession:
             vendor = self._vendor = self._vendor or self.open_vendor(offer)
             self._receive(connection, vendor, offer)
             self._train(connection, vendor)
-            vendor.save(self.out, split_ledger(vendor.base.path, offer.data, offer.protection))
+            vendor.save(self.out, offer.ledger(vendor.base.path))
             connection.send(Message("trained", {"steps": len(vendor.losses)}))
             self._answer(connection, vendor)
         except (ValueError, TypeError) as error:

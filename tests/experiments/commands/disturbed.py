@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import multiprocessing
 import os
 import re
 import sys
@@ -18,22 +17,8 @@ from typing import Any
 
 import torch
 
-# A server forks every start from one process that has imported what a search needs, so that a
-# start takes a tenth of a second. What is forked is a whole process: it can be killed.
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(
-    [
-        "evaluators.tasks.perplexity",
-        "experiments.commands.hydra_verbs",
-        "experiments.searches.run",
-        "merging.methods.ties",
-        "merging.spaces.coefficients",
-        "merging.spaces.convex",
-        "search.strategies.nevergrad_optimizer",
-        "tests.experiments.commands.disturbed",
-        "transformers.models.llama.modeling_llama",
-    ]
-)
+from tests.forking import FORKING
+
 SAME = (
     "history.jsonl",
     "cases.jsonl",
@@ -93,7 +78,7 @@ class Fault:
 def start(arguments: list[str], out: Path, fault: Fault | None = None) -> BaseProcess:
     """Starts a search into `out` in a process of its own; what it prints goes to a file beside."""
     line = ["search", *arguments, f"out={out}"]
-    process = _FORKING.Process(target=_main, args=(line, out, fault))
+    process = FORKING.Process(target=_main, args=(line, out, fault))
     process.start()
     return process
 

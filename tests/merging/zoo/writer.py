@@ -1,6 +1,5 @@
 """A process that changes a zoo until it is killed, and writes down what it does."""
 
-import multiprocessing
 import os
 from itertools import count
 from multiprocessing.process import BaseProcess
@@ -9,17 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from merging.zoo.store import Piece, Zoo
-
-# Forked from a process that has imported what it needs: a start takes milliseconds.
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["tests.merging.zoo.writer"])
+from tests.forking import FORKING
 
 RECIPE = {"made": "of others", "what": "x" * 1000}
 
 
 def start(zoo: Path, models: list[Path], log: Path, seed: int) -> BaseProcess:
     """Starts it; `log` gets a line before and one after every change."""
-    process = _FORKING.Process(target=_main, args=(zoo, models, log, seed), daemon=True)
+    process = FORKING.Process(target=_main, args=(zoo, models, log, seed), daemon=True)
     process.start()
     return process
 

@@ -17,11 +17,17 @@ from torch import Tensor
 
 from evaluators.tasks.data import data_path, read_lines
 from experiments.experts.sentences.sentences import Sentence, read_sentences
-from experiments.experts.split.customer import Customer, Example, encode
+from experiments.experts.split.customer import Customer, EncodedSentence, encode
 from experiments.experts.split.fitting import fit
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
-from experiments.experts.split.sessions import CustomerSession, Line, Offer, Terms, VendorSession
+from experiments.experts.split.sessions import (
+    CustomerSession,
+    Endpoint,
+    Offer,
+    Terms,
+    VendorSession,
+)
 from experiments.experts.split.states import StateFolder
 from experiments.experts.split.vendor import Vendor, VendorSettings
 from experiments.experts.split.wire import WireError
@@ -38,6 +44,7 @@ from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import PrivacyRecord
 from merging.files import write_text
 from merging.privacy.ledger import Ledger
+from merging.zoo.store import SOURCE
 
 _UPLOAD = "upload"
 _RESULT = "result.json"
@@ -55,6 +62,10 @@ def run_vendor(config: DictConfig) -> None:
         check_writable(out, "out")
         if out.exists() and not folder.is_dir():
             raise UserError(f"out={out} exists already: name a new directory")
+        if config.base.startswith(SOURCE):
+            raise UserError(
+                f"base={config.base} lies in a zoo: take it out with evomerge zoo open"
+            )
         device = choose_device(config.device)
         settings = VendorSettings(
             open_part(config.schedule),
@@ -98,9 +109,9 @@ def run_customer(config: DictConfig) -> None:
 class _Texts:
     """A customer's texts as tokens; the labels of those that are held out stay here."""
 
-    train: list[Example]
-    held_out: list[Example]
-    public: list[Example] | None
+    train: list[EncodedSentence]
+    held_out: list[EncodedSentence]
+    public: list[EncodedSentence] | None
     everywhere: frozenset[int]
 
     @classmethod
@@ -111,7 +122,7 @@ class _Texts:
         positions = getattr(base.config.get_text_config(), "max_position_embeddings", 512)
         length = min(config.max_length, tokenizer.model_max_length, positions)
 
-        def encoded(file: str | None) -> list[Example]:
+        def encoded(file: str | None) -> list[EncodedSentence]:
             if file is None:
                 return []
             return encode(tokenizer, read_sentences(data_path(file, None)), length)
@@ -129,7 +140,7 @@ class _Texts:
         return 1 + max(1, *(e.label or 0 for e in (*self.train, *self.held_out)))
 
 
-def _opened(config: DictConfig, *needed: str) -> tuple[Line, Checkpoint]:
+def _opened(config: DictConfig, *needed: str) -> tuple[Endpoint, Checkpoint]:
     """Returns the line and the base of either side, all options checked."""
     check_options(config)
     check_groups(config)
@@ -142,7 +153,7 @@ def _opened(config: DictConfig, *needed: str) -> tuple[Line, Checkpoint]:
     except ValueError as error:
         raise UserError(f"secret_file or secret_env: {error}") from error
     check_writable(Path(config.folder), "folder")
-    line = Line(
+    line = Endpoint(
         config.host,
         config.port,
         secret,
@@ -166,7 +177,7 @@ def _at_work(config: DictConfig) -> Iterator[None]:
 
 def _filled(
     config: DictConfig,
-    line: Line,
+    line: Endpoint,
     base: Checkpoint,
     bottom: Bottom,
     texts: _Texts,
@@ -192,7 +203,7 @@ def _filled(
         privatization = _privatization(config, base, bottom, texts, settings, begun=len(sent) > 0)
         record = privatization.charged(Ledger(), config.data).record()
     customer = Customer(bottom, privatization, "states" if settings is None else settings.where)
-    unlabelled = [Example(example.tokens, None) for example in texts.held_out]
+    unlabelled = [EncodedSentence(example.tokens, None) for example in texts.held_out]
     with ProgressBar(len(texts.train) + len(unlabelled), "noising", "text") as bar:
         for states, examples, name in (
             (sent, texts.train, "train"),
@@ -238,7 +249,7 @@ def _privatization(
     )
 
 
-def _digest(examples: list[Example]) -> str:
+def _digest(examples: list[EncodedSentence]) -> str:
     """Returns what tells the examples of a folder from others; it stays in the folder."""
     return digest_of([(example.tokens, example.label) for example in examples], [])
 

@@ -23,7 +23,7 @@ class Privatizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Example:
+class EncodedSentence:
     """Tokens of a text, at least one, and its class; None: it is asked for."""
 
     tokens: tuple[int, ...]
@@ -43,7 +43,7 @@ class Customer:
     privatizer: Privatizer | None
     where: Literal["embedding", "states"] = "states"
 
-    def states(self, example: Example, name: str) -> Tensor:
+    def states(self, example: EncodedSentence, name: str) -> Tensor:
         """Returns ``(T, d)`` float32: what may leave of an example.
 
         One at a time, so that its bits do not depend on others.
@@ -65,7 +65,7 @@ class Customer:
     def fill(
         self,
         folder: StateFolder,
-        examples: Sequence[Example],
+        examples: Sequence[EncodedSentence],
         name: str,
         *,
         together: int,
@@ -88,7 +88,7 @@ class Customer:
             on_examples(len(batch))
 
 
-def encode(tokenizer: Any, sentences: Sequence[Sentence], length: int) -> list[Example]:
+def encode(tokenizer: Any, sentences: Sequence[Sentence], length: int) -> list[EncodedSentence]:
     """Returns the examples of sentences; tokens beyond `length` are cut off.
 
     Raises ValueError: a sentence has no tokens.
@@ -98,5 +98,5 @@ def encode(tokenizer: Any, sentences: Sequence[Sentence], length: int) -> list[E
         tokens = tokenizer(sentence.text, truncation=True, max_length=length)["input_ids"]
         if not tokens:
             raise ValueError(f"the sentence {sentence.text!r:.60} has no tokens: leave it out")
-        examples.append(Example(tuple(tokens), sentence.label))
+        examples.append(EncodedSentence(tuple(tokens), sentence.label))
     return examples

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from experiments.experts.split.customer import Example
+from experiments.experts.split.customer import EncodedSentence
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
 from merging.seeding import generator
@@ -18,13 +18,13 @@ _TOKENS = 32
 def fit(
     settings: PrivatizationSettings,
     bottom: Bottom,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedSentence],
     *,
     classes: int,
     model: str,
     noise: SecretNoise,
     everywhere: Collection[int] = (),
-    public: Sequence[Example] | None = None,
+    public: Sequence[EncodedSentence] | None = None,
 ) -> Privatization:
     """Returns what noises the examples of a customer.
 

@@ -72,7 +72,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Line:
+class Endpoint:
     """How to reach the other side.
 
     Args:
@@ -106,7 +106,7 @@ class VendorSession:
         out: directory of the expert.
     """
 
-    line: Line
+    line: Endpoint
     terms: Terms
     open_vendor: Callable[[Offer], Vendor]
     out: Path
@@ -198,7 +198,7 @@ class CustomerSession:
         on_progress: called with the steps done and all steps.
     """
 
-    line: Line
+    line: Endpoint
     terms: Terms
     offer: Offer
     sent: StateFolder

@@ -92,5 +92,5 @@ def test_parts_that_a_space_may_ignore_are_known_by_their_defaults() -> None:
 def test_primary_configurations_compose(verb: str) -> None:
     options = {"merge": ["out=x"], "evaluate": ["model=x"], "dedup": ["models={a:x}"]}
     needed = options.get(verb, [])
-    config = composed(*needed, config=verb)
+    config = composed(*needed.get(verb, []), config=verb)
     assert OmegaConf.to_container(config, resolve=True)

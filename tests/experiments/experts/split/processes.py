@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,3 +77,23 @@ class Tap(threading.Thread):
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class Aside(threading.Thread):
+    """Runs the other side; `ended` holds what it returned or raised."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work, self.ended = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.ended = self._work()
+        except Exception as error:
+            self.ended = error
+
+    def result(self) -> Any:
+        self.join(10)
+        assert not self.is_alive()
+        return self.ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hydra import compose, initialize_config_module
 
 from experiments.commands import split as command
 from experiments.experts.split import in_process
-from experiments.experts.split.customer import Customer, Example
+from experiments.experts.split.customer import Customer, EncodedSentence
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.states import StateFolder
 from experiments.experts.split.vendor import Vendor, VendorSettings
@@ -26,6 +27,7 @@ from merging.privacy.ledger import Ledger
 from merging.seeding import generator
 from tests import builders
 from tests.experiments.experts.split.processes import Tap, ended, free_port, start
+from tests.experiments.refusals import Shell
 
 STEPS = 16
 
@@ -147,7 +149,7 @@ def one_process(world: World) -> Reference:
     plain, private = Customer(bottom, None), Customer(bottom, noise, "states")
     sent, asked = (StateFolder(world.folder / "again" / each, {}) for each in ("sent", "asked"))
     private.fill(sent, found.texts.train, "train", together=4)
-    held_out = [Example(each.tokens, None) for each in found.texts.held_out]
+    held_out = [EncodedSentence(each.tokens, None) for each in found.texts.held_out]
     private.fill(asked, held_out, "held out", together=4)
     found.clean = [plain.states(each, "") for each in (*found.texts.train, *held_out)]
     found.noised = [
@@ -228,3 +230,27 @@ def test_another_model_split_or_limit_ends_both_in_a_sentence(world: World) -> N
     vendor, customer = refused(world, ["limit_mb=0.004"], [])
     assert "announces a message of" in vendor
     assert "the vendor refused: the customer announces a message of" in customer
+
+
+OPTIONS = {
+    "out is not set: give out=VALUE": ("vendor", "out=null"),
+    "blocks=-1: it must be at least 0": ("vendor", "blocks=-1"),
+    "lora.rang: Lora has no such option": ("vendor", "+lora.rang=2"),
+    "train is not set": ("customer", "train=null"),
+    "privatization: privatization.ratio must be above 0": ("customer", "privatization.ratio=0"),
+    "secret_file or secret_env: key file .* does not exist": ("customer", "secret_file=none"),
+    "max_length=0: it must be at least 1": ("customer", "max_length=0"),
+}
+
+
+@pytest.mark.parametrize("reason", OPTIONS)
+def test_wrong_options_are_refused_before_anything_is_made(
+    reason: str, world: World, shell: Shell
+) -> None:
+    side, option = OPTIONS[reason]
+    given = world.vendor if side == "vendor" else world.customer(world.port)
+    ended = shell.run("split", side, *given, option)
+    assert ended.code == 2
+    assert len(ended.messages) == 1, ended.stderr
+    assert re.search(rf"evomerge split {side}: {reason}", ended.messages[0]), ended.messages
+    assert not (world.folder / side).exists()

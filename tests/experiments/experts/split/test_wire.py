@@ -14,6 +14,7 @@ import torch
 
 from experiments.experts.split.wire import Connection, Interrupted, Message, WireError
 from experiments.pseudonyms.pseudonyms import SecretKey
+from tests.experiments.experts.split.processes import Aside
 
 SECRET = SecretKey(b"a secret of more than 16 bytes")
 LIMIT = 2**20
@@ -25,26 +26,6 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     near, far = socket.socketpair()
     with near, far:
         yield near, far
-
-
-class Aside(threading.Thread):
-    """Runs the other side; `ended` holds what it returned or raised."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._work, self.ended = work, None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.ended = self._work()
-        except Exception as error:
-            self.ended = error
-
-    def result(self) -> Any:
-        self.join(10)
-        assert not self.is_alive()
-        return self.ended
 
 
 def connect(link: socket.socket, own: Any, **options: Any) -> Connection:

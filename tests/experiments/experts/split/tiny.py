@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.experts.sentences.training import sentence_schedule
-from experiments.experts.split.customer import Customer, Example
+from experiments.experts.split.customer import Customer, EncodedSentence
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.states import StateFolder
 from experiments.experts.split.vendor import Vendor, VendorSettings
@@ -28,14 +28,14 @@ class SeededNoise:
         return states + 0.1 * torch.randn(states.shape, generator=generator("noise", example))
 
 
-def examples(count: int, *, labelled: bool = True, first: int = 0) -> list[Example]:
+def examples(count: int, *, labelled: bool = True, first: int = 0) -> list[EncodedSentence]:
     """The class is whether token 10 stands in it, among others of no meaning."""
     found = []
     for i in range(first, first + count):
         draw = generator("example", i)
         tokens = torch.randint(20, 250, (3 + i % 5,), generator=draw).tolist()
         label = i % 2
-        found.append(Example((1, *tokens, 10 + label, 2), label if labelled else None))
+        found.append(EncodedSentence((1, *tokens, 10 + label, 2), label if labelled else None))
     return found
 
 

@@ -43,7 +43,8 @@ def lora_config(classifier: Any, blocks: int, lora: Lora) -> LoraConfig:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_targets(classifier, blocks, lora),
+        # An expression: a long list peft shortens to ends, which fit more in a whole model.
+        target_modules="|".join(map(re.escape, _targets(classifier, blocks, lora))),
         modules_to_save=_head(classifier),
         task_type="SEQ_CLS",
     )

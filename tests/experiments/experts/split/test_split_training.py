@@ -10,11 +10,12 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from experiments.experts.split import in_process
-from experiments.experts.split.record import split_ledger
+from experiments.experts.split.sessions import Offer
 from experiments.experts.split.states import StateFolder, States, padded
 from experiments.experts.split.vendor import Vendor
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.privacy_record import PrivacyRecord
 from merging.checkpoints.weight_files import WeightFiles
 from merging.privacy.ledger import Ledger
 from tests import builders
@@ -92,12 +93,13 @@ def test_a_training_that_was_stopped_ends_the_same(base: Checkpoint, tmp_path: P
         other.train()
 
 
-def test_the_expert_is_what_was_trained_and_merges_with_others(
-    base: Checkpoint, tmp_path: Path
-) -> None:
+def test_the_expert_is_what_was_trained_and_merges_with_others(tmp_path: Path) -> None:
+    path = builders.bert_classifier(tmp_path / "bert", kind="encoder", num_hidden_layers=5)
+    base = Checkpoint.open(str(path), encoder=True)
     vendor = trained(base, tmp_path)
     out = tmp_path / "expert"
-    vendor.save(out, split_ledger(base.path, "reviews", "noise of 2 distances"))
+    record = PrivacyRecord(unrecorded=("the states of reviews, sent as they are",)).to_json()
+    vendor.save(out, Offer("reviews", "1", 24, 2, record).ledger(path))
     model = AutoModelForSequenceClassification.from_pretrained(out).eval()
     folded = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(base.path), str(out / "adapter")
@@ -113,12 +115,16 @@ def test_the_expert_is_what_was_trained_and_merges_with_others(
 
     moved = {n for n in base if not torch.equal(model.base_model.state_dict()[n], base[n])}
     assert moved
-    assert all(name.startswith(("encoder.layer.1.", "pooler.")) for name in moved)
-    other = builders.bert_classifier(tmp_path / "other", like=base.path, num_labels=3)
+    assert not [n for n in moved if n.startswith(("embeddings.", "encoder.layer.0."))]
+    assert {n for n in base if n.endswith("query.weight")} - moved == {
+        "encoder.layer.0.attention.self.query.weight"
+    }
+    sizes = {"num_labels": 3, "num_hidden_layers": 5}
+    other = builders.bert_classifier(tmp_path / "other", like=path, **sizes)
     pool = ExpertPool.open(str(base.path), {"private": str(out), "other": str(other)})
     assert pool.heads == ("private", "other")
     words = " ".join(Ledger.of_experts(pool, pool.expert_names).sentences())
-    assert "split training on reviews (noise of 2 distances)" in words
+    assert "the states of reviews, sent as they are" in words
     assert "not private" in words.lower()
 
 

@@ -1,5 +1,6 @@
 """LoRA on the top of a split model, and the ordinary expert that it becomes."""
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def adapted(model: Any, config: LoraConfig, *, seed: int) -> PeftModel:
     """Returns the model, whole or the top of a split one, with the layers of `config` adapted."""
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(stable_seed(seed, "adapter"))
-        return get_peft_model(model, config)
+        return get_peft_model(model, copy.deepcopy(config))  # peft adds to it
 
 
 def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:

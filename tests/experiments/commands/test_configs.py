@@ -88,9 +88,9 @@ def test_parts_that_a_space_may_ignore_are_known_by_their_defaults() -> None:
     assert {part: config[part]["_target_"] for part in DEFAULTS} == DEFAULTS
 
 
-@pytest.mark.parametrize("verb", ["search", "merge", "evaluate", "dedup"])
+@pytest.mark.parametrize("verb", ["search", "merge", "evaluate", "dedup", "split"])
 def test_primary_configurations_compose(verb: str) -> None:
     options = {"merge": ["out=x"], "evaluate": ["model=x"], "dedup": ["models={a:x}"]}
-    needed = options.get(verb, [])
-    config = composed(*needed.get(verb, []), config=verb)
+    options["split"] = ["base=x", "folder=y"]
+    config = composed(*options.get(verb, []), config=verb)
     assert OmegaConf.to_container(config, resolve=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from experiments.commands import split as command
 from experiments.experts.split import in_process
 from experiments.experts.split.customer import Customer, EncodedSentence
 from experiments.experts.split.halves import Bottom
+from experiments.experts.split.sessions import Offer
 from experiments.experts.split.states import StateFolder
 from experiments.experts.split.vendor import Vendor, VendorSettings
 from experiments.setup.assemble import open_part
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.privacy_record import read_record
+from merging.checkpoints.privacy_record import PrivacyRecord, read_record
 from merging.checkpoints.weight_files import WeightFiles
 from merging.privacy.ledger import Ledger
 from merging.seeding import generator
@@ -254,3 +256,61 @@ def test_wrong_options_are_refused_before_anything_is_made(
     assert len(ended.messages) == 1, ended.stderr
     assert re.search(rf"evomerge split {side}: {reason}", ended.messages[0]), ended.messages
     assert not (world.folder / side).exists()
+
+
+NOISES = {
+    "uniform": ([], "uniform", "states behind block 1"),
+    "projected": (
+        ["privatization.where=embedding", "privatization.project=true"],
+        "uniform",
+        "word embeddings",
+    ),
+    "contributing": (["privatization=contributing"], "labels", "states behind block 1"),
+    "none": (["privatization=none"], None, None),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_what_is_sent_is_noised_as_the_options_say_and_the_same_again(
+    noise: str, world: World
+) -> None:
+    options, budgets, space = NOISES[noise]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("split", [*world.customer(1), *options])
+    base = Checkpoint.open(str(world.base), encoder=True)
+    texts = command._Texts.read(config, base)
+    bottom = Bottom(base.module(dtype=torch.float32, device=torch.device("cpu")), 1)
+    settings = open_part(config.privatization) if config.privatization else None
+
+    (world.folder / "customer").mkdir()
+
+    def sent() -> tuple[Offer, list[torch.Tensor]]:
+        given = config, command._opened(config)[0], base, bottom, texts, settings
+        session = command._filled(*given)
+        assert session.asked is not None
+        batches = [*session.sent.batches(), *session.asked.batches()]
+        assert [batch.labels is None for batch in batches] == [False] * 5 + [True] * 3
+        return session.offer, [state for batch in batches for state in batch.apart()]
+
+    offer, first = sent()
+    for part in ("sent", "asked"):  # the key stays
+        shutil.rmtree(world.folder / "customer" / part)
+        (world.folder / "customer" / part).mkdir()
+    again, second = sent()
+    assert offer == again
+    assert all(map(torch.equal, first, second))
+    plain = Customer(bottom, None)
+    same = [
+        torch.equal(state, plain.states(text, ""))
+        for state, text in zip(first, (*texts.train, *texts.held_out), strict=True)
+    ]
+    record = PrivacyRecord.from_json(offer.record)
+    if budgets is None:
+        assert all(same)
+        assert record.unrecorded == ("the states of letters, sent as they are",)
+        return
+    assert not any(same)
+    (spend,) = record.spends
+    assert spend.metric is not None
+    assert spend.metric.budgets == budgets
+    assert spend.metric.space.startswith(str(space))

@@ -39,10 +39,12 @@ from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
 from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
+from experiments.runs.starts import check_starts, write_start
 from experiments.setup.assemble import open_part
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import PrivacyRecord
 from merging.files import write_text
+from merging.privacy.composition import NO_GUARANTEE, Price
 from merging.privacy.ledger import Ledger
 from merging.zoo.store import SOURCE
 
@@ -92,6 +94,7 @@ def run_customer(config: DictConfig) -> None:
     """
     with explained():
         line, base = _opened(config, "data", "train")
+        check_starts()
         settings = open_part(config.privatization) if config.privatization else None
         texts = _Texts.read(config, base)
         bottom = Bottom(
@@ -99,6 +102,7 @@ def run_customer(config: DictConfig) -> None:
         )
     with _at_work(config):
         session = _filled(config, line, base, bottom, texts, settings)
+        _write_starts(session.offer, Path(config.folder))
         with ProgressBar(None, "the vendor trains", "step") as bar:
             session.on_progress = partial(_advance, bar, [0])
             logits = session.run()
@@ -247,6 +251,18 @@ def _privatization(
         everywhere=texts.everywhere,
         public=texts.public,
     )
+
+
+def _write_starts(offer: Offer, folder: Path) -> None:
+    """Writes down what is about to be given out, for the ledgers of others on the same data."""
+    record = PrivacyRecord.from_json(offer.record)
+    for spend in record.spends:
+        price = Price(spend.epsilon, spend.delta)
+        void = None if spend.metric is None else "noised states bound no (ε, δ) of a record"
+        write_start(spend.dataset, str(spend.release), price, folder, void=void)
+    for what in record.unrecorded:
+        release = f"states {offer.upload}"
+        write_start(offer.data, release, NO_GUARANTEE, folder, void=f"{what}, went to a vendor")
 
 
 def _digest(examples: list[EncodedSentence]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -127,6 +128,11 @@ def test_killed_and_started_again_both_end_as_one_process_does_and_nothing_else_
     assert record is not None
     assert record.spends[0].metric is not None
     assert record.spends[0].metric.space.startswith("states behind block 1 of model ")
+    starts = (Path(os.environ["EVOMERGE_STATE"]) / "private_starts.jsonl").read_text()
+    own = [
+        line for line in map(json.loads, starts.splitlines()) if str(world.folder) in line["out"]
+    ]
+    assert [line["release"] for line in own] == [record.spends[0].release], "once for all starts"
     check_traffic(bytes(tap.sent["customer"]), bytes(tap.sent["vendor"]), reference)
 
 

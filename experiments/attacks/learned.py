@@ -20,7 +20,7 @@ is drawn anew for every draw."""
 _HOPELESS = 1000.0
 _ROWS = 256  # tokens at once, each beside the whole vocabulary
 _RIDGE_TOKENS = 20_000
-_LEAST_VARIANCE = 1e-3  # of the remainder, as a share of the table's: clean states leave none
+_LEAST_VARIANCE = 1e-3  # of the remainder, as a share of all: clean states leave none
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,14 @@ class LearnedSettings:
 
 
 class LearnedTokens(nn.Module):
-    """Logit of a token t where a state h stands: ``(q(h) . e_t - |e_t|^2 / 2) / v + b_t``.
+    """Logit of a token t where a state h stands, e_t its word embedding less the mean of all:
 
-    q is a ridge regression of h onto word embeddings e, plus a convolution of h and its
-    neighbours. It starts as that regression, with v the variance of its remainder and b the log
-    frequencies of public texts: the Bayes rule were that remainder normal. Word embeddings stay as
+        (q(h) . e_t - r |e_t|^2 / 2) / v + b_t
+
+    q is a ridge regression of h onto e, plus a convolution of h and its neighbours. It starts as
+    that regression, with v the variance of its remainder, r the share that it explains, b the log
+    frequencies of public texts: the Bayes rule were q normal about ``r e_t``, which is the nearest
+    embedding of clean states and the most frequent token of mere noise. Word embeddings stay as
     they are, so that tokens can be recovered that no public text holds.
     """
 
@@ -51,9 +54,11 @@ class LearnedTokens(nn.Module):
         super().__init__()
         embedded = table.shape[1]
         self.table: Tensor
+        self.explained: Tensor
         self.mean: Tensor
         self.deviation: Tensor
-        self.register_buffer("table", table.detach().float())
+        self.register_buffer("table", table.detach().float().clone())
+        self.register_buffer("explained", torch.ones(()))
         self.register_buffer("mean", torch.zeros(states_width))
         self.register_buffer("deviation", torch.ones(states_width))
         self.regression = nn.Linear(states_width, embedded)
@@ -75,7 +80,7 @@ class LearnedTokens(nn.Module):
         """Returns ``(n, tokens)`` of ``(n, d)`` q; None: of the whole vocabulary."""
         table = self.table if tokens is None else self.table[tokens]
         bias = self.bias if tokens is None else self.bias[tokens]
-        fit = q @ table.T - table.square().sum(dim=1) / 2
+        fit = q @ table.T - self.explained * table.square().sum(dim=1) / 2
         return fit * (-self.log_variance).exp() + bias
 
     @torch.no_grad()
@@ -102,15 +107,16 @@ class LearnedTokens(nn.Module):
         self.mean.copy_(rows.mean(dim=0))
         self.deviation.copy_(rows.std(dim=0).clamp(min=1e-6))
         x = self._standardised(rows).double()
-        e = self.table[torch.cat(list(texts))].double()
-        mean = e.mean(dim=0)
+        tokens = torch.cat(list(texts)).to(x.device)
+        self.table -= self.table[tokens].mean(dim=0)
+        e = self.table[tokens].double()
         gram = x.T @ x + torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        weight = torch.linalg.solve(gram, x.T @ (e - mean))  # (X'X + I)^-1 X'E
-        left = float((e - mean - x @ weight).square().mean())
+        weight = torch.linalg.solve(gram, x.T @ e)  # (X'X + I)^-1 X'E
+        variance, left = float(e.square().mean()), float((e - x @ weight).square().mean())
         self.regression.weight.copy_(weight.T)
-        self.regression.bias.copy_(mean)
-        least = _LEAST_VARIANCE * float(self.table.var())
-        self.log_variance.fill_(math.log(max(left, least)))
+        self.regression.bias.zero_()
+        self.explained.fill_(1 - left / variance)
+        self.log_variance.fill_(math.log(max(left, _LEAST_VARIANCE * variance)))
 
     def _standardised(self, states: Tensor) -> Tensor:
         return (states - self.mean) / self.deviation

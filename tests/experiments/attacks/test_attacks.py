@@ -1,6 +1,7 @@
 """Attackers recover what noise leaves: on a table, and behind the blocks of a tiny encoder."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,6 +155,16 @@ def test_noise_on_word_embeddings_is_seen_through_the_blocks(
         sent = [tiny.forward(each[None], torch.ones(1, len(each)))[0] for each in words]
     attacker = MatchedInput(clean, tiny.forward, tiny.table, where="embedding", steps=80)
     assert success(attacker, sent) > 1.5 * success(clean, sent)
+
+
+def test_mere_noise_is_read_as_the_most_frequent_token(tiny: Tiny) -> None:
+    draw = generator("frequent")
+    some = [torch.randint(VOCABULARY, (10,), generator=draw) for _ in range(200)]
+    frequent = [torch.where(torch.arange(10) % 3 == 0, 7, text) for text in some]
+    sent = sender([torch.zeros(10, WIDTH)] * 200, 1.0)
+    attacker = learn(sent, frequent, tiny.table, replace(LEARNED, schedule=Schedule(5, 16, 1e-3)))
+    found = torch.cat(attacker.recover(sent(range(50), 99)))
+    assert float((found == 7).double().mean()) > 0.9
 
 
 def test_an_attacker_is_the_same_whenever_it_is_trained(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -56,34 +57,37 @@ def pool() -> DigitPool:
     )
 
 
-def headline(tmp_path: Path, base: float, ratio: float, after: float) -> str:
+def verdicts(
+    tmp_path: Path, base: float, leftovers: float, ratio: float, after: float
+) -> list[str]:
     setting = DedupSetting({"digits": pool()}, tmp_path, tmp_path)
     spent = {"epsilon": 8.0, "delta": 1e-5, "added": 8.0}
     trivial = {
         "blocks": 400, "untouched": 0.01, "exact": 1.0, "base": base, "base_test": base,
-        "leftovers": base, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
+        "leftovers": leftovers, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
         "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
         "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": after,
         "epsilon": {**spent, "added": 9.0}, "validations": 9, "noes": 2,
     }  # fmt: skip
-    found = {
+    noisy = {"targets": {"A8": {**figures, "ratio": 0.01}}}
+    found: dict[DedupJob, Any] = {
         DedupJob("digits", "baselines", "same", "A8"): trivial,
         DedupJob("digits", "dred", "same", "A8"): figures,
-        DedupJob("digits", "dred-published", "same"): {
-            "targets": {"A8": {**figures, "ratio": 0.01}}
-        },
+        DedupJob("digits", "dred-published", "same"): noisy,
     }
     text = page(found, PageFacts("command", 1.0, 1, setting, False, []))
-    return next(line for line in text.splitlines() if line.startswith("**"))
+    return [line.split("**")[1] for line in text.splitlines() if line.startswith("**")]
 
 
 def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path) -> None:
-    assert headline(tmp_path, 0.8, 1 / 36, 0.89).startswith("**Reproduces**")
-    assert headline(tmp_path, 0.8, 1 / 34, 0.89).startswith("**Does not reproduce**")
-    assert headline(tmp_path, 0.89, 1 / 36, 0.89).startswith("**No target")
-    assert headline(tmp_path, 0.8, 1 / 36, 0.88).startswith("**No target")
+    yes, no, none = "Reproduces", "Does not reproduce", "No target"
+    assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.89) == [yes, yes]
+    assert verdicts(tmp_path, 0.8, 0.89, 1 / 36, 0.89) == [yes, none]
+    assert verdicts(tmp_path, 0.8, 0.8, 1 / 34, 0.89) == [no, no]
+    assert verdicts(tmp_path, 0.89, 0.8, 1 / 36, 0.89) == [none, none]
+    assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.88) == [none, none]
 
 
 def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:

@@ -56,13 +56,19 @@ def planned(setting: DedupSetting) -> list[DedupJob]:
     jobs = []
     for name, pool in setting.pools.items():
         for key, cluster in pool.clusters.items():
-            one_by_one = [way for way in pool.ways if not _in_turn(way)]
+            ways = [way.partition("@")[0] for way in pool.ways if _is_of(way, key)]
+            one_by_one = [way for way in ways if not _in_turn(way)]
             for target in cluster.targets:
                 jobs += [DedupJob(name, kind, key, target) for kind in ("baselines", *one_by_one)]
-            jobs += [DedupJob(name, way, key) for way in pool.ways if _in_turn(way)]
-            jobs += [DedupJob(name, "zoo", key)] * ("dred" in pool.ways)
+            jobs += [DedupJob(name, way, key) for way in ways if _in_turn(way)]
+            jobs += [DedupJob(name, "zoo", key)] * ("dred" in ways)
         jobs += [DedupJob(name, kind) for kind in pool.tables]
     return jobs
+
+
+def _is_of(way: str, cluster: str) -> bool:
+    """Whether a way is for a cluster: one without @ is for all, ``drd@same`` for `same` alone."""
+    return way.partition("@")[2] in ("", cluster)
 
 
 def _in_turn(way: str) -> bool:

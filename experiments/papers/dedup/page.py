@@ -189,8 +189,8 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
         ]
         head = ["target", "way", "C.R. %", "times", "accuracy", "drop", "test", "ε", "checks (no)"]
         parts.append(markdown_table(head, rows, "llr"))
-        asked = [r.figures for r in rows_of(found) if (r.pool, r.cluster) == (name, key)]
-        if all(f["noes"] == 0 for f in asked if f["way"] != "greedy"):
+        asked = [r for r in rows_of(found) if (r.pool, r.cluster) == (name, key)]
+        if all(r.figures["noes"] == 0 for r in asked if r.way != "greedy"):
             parts.append(
                 "No check said no: what DRED and DRD keep here is the last range, which they "
                 "never ask about; greedy-N asks about all, in more checks."

@@ -48,10 +48,10 @@ def is_adapter(path: Path) -> bool:
 
 
 def made_here(directory: Path) -> list[Path]:
-    """Returns the files which say that a training or a merge of evomerge wrote the model."""
+    """Returns the files which say that evomerge trained, merged or deduplicated the model."""
     # a search writes RUN/recipe.json beside RUN/model
     places = [directory, *([directory.parent] if directory.name == "model" else [])]
-    names = ("recipe.json", "training.json")
+    names = ("recipe.json", "training.json", "dedup.json")
     found = (place / name for name in names for place in places)
     return [path for path in found if path.is_file()]
 

@@ -1,15 +1,18 @@
 """A deduplicated model into a zoo: pieces of its bases, and its own blocks anew."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.deduplication.models import DedupModel
+from experiments.zoo.adding import free_name, plain
+from experiments.zoo.names import as_name
 from merging.checkpoints.checkpoint import same_bytes
-from merging.checkpoints.privacy_record import RECORD_FILE, record_text
+from merging.checkpoints.privacy_record import RECORD_FILE, PrivacyRecord, record_text
 from merging.deduplication.substitution import Segment, Substitution
 from merging.privacy.ledger import Ledger
 from merging.zoo.blocks import Bytes
@@ -19,6 +22,9 @@ from merging.zoo.store import SOURCE, Zoo
 
 DEDUP_FILE = "dedup.json"
 """Beside a deduplicated model: which blocks stand at its positions."""
+
+_CARD = "README.md"
+_TARGETS_OWN = (RECORD_FILE, _CARD, "recipe.json", "training.json")
 
 
 def store(
@@ -31,11 +37,12 @@ def store(
 ) -> None:
     """Adds a deduplicated model under `name`; its bases are added first where they are missing.
 
-    One that is there already, made of the same blocks, is left as it is. The record beside it is
-    that of `ledger`; other files are the target's.
+    One that is there already, of the same blocks and with the same privacy record, is left as it
+    is. Record and card are made of `ledger`; other files are the target's, but for what says how
+    it was made.
 
     Raises:
-        ZooError: a name is taken by another model, or the zoo cannot be written.
+        ZooError: the name is taken by another model, or the zoo cannot be written.
     """
     lineage = {
         "target": model.checkpoint.sha256,
@@ -44,26 +51,28 @@ def store(
         "pointers": substitution.pointers.tolist(),
     }
     if (found := _lineage(zoo, name)) is not None:
-        if found != lineage:
-            raise ZooError(f"{name} is in the zoo {zoo.directory} already: choose another suffix")
+        if found != lineage or _record(zoo, name) != ledger.record():
+            raise ZooError(
+                f"{name} is in the zoo {zoo.directory} already, of other blocks or with another "
+                "privacy record: choose another suffix"
+            )
         return
     lenders = [stored(zoo, base) for base in bases]
-    like, made = _like(zoo, name, model)
-    files = {
-        file.name: file.raw()
-        for file in zoo.files(like)
-        if (not file.entries or "/" in file.name) and file.name != RECORD_FILE
-    }
-    files[DEDUP_FILE] = json.dumps(lineage).encode()
-
-    def side_files(identity: str) -> Mapping[str, bytes]:
-        text = record_text(ledger.record(), identity, words=ledger.sentences())
-        return {**files, RECORD_FILE: text.encode()}
-
     pieces = pieces_of(zoo, model, dict(zip(lenders, bases, strict=True)), substitution)
-    zoo.add_pieces(name, like, pieces, side_files)
-    if made:
-        zoo.remove(like)
+    with _whole(zoo, name, model) as like:
+        files = {
+            file.name: file.raw()
+            for file in zoo.files(like)
+            if (not file.entries or "/" in file.name) and file.name not in _TARGETS_OWN
+        }
+        files[DEDUP_FILE] = json.dumps(lineage).encode()
+        files[_CARD] = _card(name, model, bases, ledger).encode()
+
+        def side_files(identity: str) -> Mapping[str, bytes]:
+            text = record_text(ledger.record(), identity, words=ledger.sentences())
+            return {**files, RECORD_FILE: text.encode()}
+
+        zoo.add_pieces(name, like, pieces, side_files)
 
 
 def check_name(zoo: Zoo, name: str) -> None:
@@ -73,14 +82,12 @@ def check_name(zoo: Zoo, name: str) -> None:
 
 
 def stored(zoo: Zoo, model: DedupModel) -> str:
-    """Returns the name of a model in the zoo, to which it is added where it is missing."""
+    """Returns the name of a model in the zoo; its content is added where it is missing."""
     known = {one.sha256: one.name for one in zoo.models() if one.kind == "stored"}
-    named = model.source.removeprefix(SOURCE).rpartition("/")[2]
-    if model.source.startswith(SOURCE) and named in known.values():
-        return named
     if model.checkpoint.sha256 in known:
         return known[model.checkpoint.sha256]
-    return zoo.add(model.checkpoint.path, model.name).name
+    with plain(model.source, model.checkpoint.path) as files:
+        return zoo.add(files, free_name(zoo, as_name(model.name))).name
 
 
 def pieces_of(
@@ -128,17 +135,57 @@ def _lineage(zoo: Zoo, name: str) -> Any:
     """Returns what a deduplicated model is made of; None: there is none of the name."""
     if name not in {one.name for one in zoo.models()}:
         return None
-    raw = [file.raw() for file in zoo.files(name) if file.name == DEDUP_FILE]
+    return _beside(zoo, name, DEDUP_FILE)
+
+
+def _record(zoo: Zoo, name: str) -> PrivacyRecord | None:
+    content = _beside(zoo, name, RECORD_FILE)
+    return content and PrivacyRecord.from_json({k: content[k] for k in ("spends", "unrecorded")})
+
+
+def _beside(zoo: Zoo, name: str, file: str) -> Any:
+    """Returns a JSON file of a model; None: it has none."""
+    raw = [each.raw() for each in zoo.files(name) if each.name == file]
     return json.loads(raw[0]) if raw else None
 
 
-def _like(zoo: Zoo, name: str, model: DedupModel) -> tuple[str, bool]:
-    """Returns a stored model of the target's headers, and whether it is there for that alone."""
+@contextmanager
+def _whole(zoo: Zoo, name: str, model: DedupModel) -> Iterator[str]:
+    """Yields the target itself as a stored model, for the time being where the zoo lacks it.
+
+    Another one of the same weights would not do: what lies beside its weights may differ.
+    """
+    if model.source.startswith(SOURCE):
+        home, own = Zoo.of(model.source)
+        if home.directory == zoo.directory and zoo.model(own).sha256 == model.checkpoint.sha256:
+            yield own
+            return
     whole = f"{name}.whole"
-    known = {one.sha256: one.name for one in zoo.models() if one.kind == "stored"}
-    found = known.get(model.checkpoint.sha256)
-    found = zoo.add(model.checkpoint.path, whole).name if found is None else found
-    return found, found == whole
+    if whole in {one.name for one in zoo.models()}:  # a killed start has left it
+        zoo.remove(whole)
+    with plain(model.source, model.checkpoint.path) as files:
+        zoo.add(files, whole)
+    yield whole
+    zoo.remove(whole)
+
+
+def _card(name: str, model: DedupModel, bases: Sequence[DedupModel], ledger: Ledger) -> str:
+    """Returns a card of its own: the target's tells of other weights, at another price."""
+    lenders = ", ".join(base.name for base in bases)
+    lines = [f"- {' '.join(sentence.split())}" for sentence in ledger.sentences()]
+    return "\n".join(
+        [
+            f"# {name}: {model.name} with blocks of others",
+            "",
+            f"Made by `evomerge zoo dedup`: blocks of {lenders}, or its own, stand in the place "
+            f"of some blocks of {model.name}; `{DEDUP_FILE}` has all of them.",
+            "",
+            "## Privacy",
+            "",
+            *lines,
+            "",
+        ]
+    )
 
 
 def _file_names(model: DedupModel) -> Mapping[str, str]:

@@ -68,7 +68,7 @@ def add(
             if isinstance(one, _Recipe):
                 yield from _add_recipe(zoo, one, names[source])
             else:
-                with _plain(source, one) as files:
+                with plain(source, one) as files:
                     added = zoo.add(files, names[source], base=base, on_bytes=on_bytes)
                 yield f"{names[source]}  {added_text(added)}"
 
@@ -180,7 +180,7 @@ def add_absent(zoo: Zoo, directories: Mapping[str, Path]) -> None:
         for source in missing:
             name = free_name(zoo, default_name(source))
             bar.describe(f"adding {name}")
-            with _plain(source, directories[source]) as files:
+            with plain(source, directories[source]) as files:
                 zoo.add(files, name, on_bytes=on_bytes)
 
 
@@ -194,7 +194,7 @@ def free_name(zoo: Zoo, name: str) -> str:
 
 
 @contextmanager
-def _plain(source: str, directory: Path) -> Iterator[Path]:
+def plain(source: str, directory: Path) -> Iterator[Path]:
     """Yields the files of a checkpoint, for the time being also of one in another zoo."""
     if not source.startswith(SOURCE):
         yield directory

@@ -39,6 +39,7 @@ _BASES_OWN = (
     "README*",
     "privacy.json",
     "recipe.json",
+    "dedup.json",
     "training.json",
     ".*",
     "__pycache__",

@@ -1,5 +1,6 @@
 """What the zoo gives back is what the substitution says: shards, ties, dtypes, kills."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from merging.checkpoints.privacy_record import read_record
 from merging.checkpoints.weight_files import WeightFiles
 from merging.deduplication.substitution import Candidates, Substitution
 from merging.privacy.ledger import Ledger
+from merging.weight_names import made_here
 from merging.zoo.errors import ZooError
 from merging.zoo.piecing import Piece
 from merging.zoo.store import Zoo
@@ -60,8 +62,9 @@ def test_a_stored_model_is_the_substituted_one_to_the_bit(
     record = read_record(tmp_path / "out")
     assert record is not None
     assert record.unrecorded == ("all",)
-    others = {p.name for p in (tmp_path / "target").iterdir()} | {"dedup.json", "privacy.json"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == others
+    others = {"dedup.json", "privacy.json", "README.md"}
+    others |= {path.name for path in (tmp_path / "target").iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == others
     assert {model.name for model in zoo.models()} == {"base", "small"}
     zoo.gc()
     assert zoo.check() == []
@@ -81,10 +84,40 @@ def test_the_same_again_is_left_alone_and_another_of_the_name_refused(tmp_path: 
         store(zoo, "small", target, [base], now, Ledger())
         assert {model.name for model in zoo.models()} == {"base", "small"}
         check_name(zoo, "small")
-    with pytest.raises(ZooError, match=r"small is in the zoo .* already: choose another suffix"):
+    with pytest.raises(ZooError, match=r"small is in the zoo .* already.*: choose another suffix"):
         store(zoo, "small", target, [base], substituted(target, [base], 1), Ledger())
+    with pytest.raises(ZooError, match="or with another privacy record: choose another suffix"):
+        store(zoo, "small", target, [base], now, Ledger(unrecorded=("base",)))
     with pytest.raises(ZooError, match=r"base is in the zoo .* already: choose another suffix"):
         check_name(zoo, "base")
+
+
+def test_blocks_and_files_are_those_of_the_models_meant_whatever_others_are_called(
+    tmp_path: Path,
+) -> None:
+    """The zoo has another model called base, and one of the target's weights."""
+    base, target = builders.llama(tmp_path / "base"), tmp_path / "target"
+    builders.llama(target, like=base, seed=1)
+    shutil.copytree(target, tmp_path / "alike")
+    for name in ("README.md", "recipe.json", "training.json", "vocabulary.txt"):
+        (target / name).write_text("the target's")
+        (tmp_path / "alike" / name).write_text("another's")
+    zoo, others = (Zoo.open(tmp_path / name, create=True) for name in ("zoo", "others"))
+    zoo.add(builders.llama(tmp_path / "stranger", like=base, seed=2), "base")
+    zoo.add(tmp_path / "alike", "alike")
+    others.add(base, "base")
+    models = DedupModel.open("base", f"zoo:{others.directory}/base", 256), opened(target, 256)
+    now = substituted(models[1], [models[0]], 0)
+    store(zoo, "small", models[1], [models[0]], now, Ledger(unrecorded=("base",)))
+    zoo.export("small", tmp_path / "out")
+    rebuilt, out = now.weights(), opened(tmp_path / "out", 256)
+    assert all(same_bytes(out.checkpoint[name], rebuilt[name]) for name in rebuilt)
+    assert {one.name for one in zoo.models()} == {"base", "base-2", "alike", "small"}
+    assert (tmp_path / "out" / "vocabulary.txt").read_text() == "the target's"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "target's" not in card
+    assert "Not private" in card
+    assert [path.name for path in made_here(tmp_path / "out")] == ["dedup.json"]
 
 
 def test_bytes_of_pieces() -> None:

@@ -60,11 +60,15 @@ class Bottom:
         return self._run(mask, input_ids=tokens)
 
     def states_of(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Returns the states of word embeddings, ``(texts, tokens, d)``, instead of tokens."""
+        """Returns the states of word embeddings, ``(texts, tokens, d)``, instead of tokens.
+
+        Gradients reach embeddings that ask for them: attackers descend along these.
+        """
         return self._run(mask, inputs_embeds=words)
 
     def _run(self, mask: Tensor, **inputs: Tensor) -> Tensor:
-        with torch.no_grad():
+        asked = any(given.requires_grad for given in inputs.values())
+        with torch.set_grad_enabled(asked and torch.is_grad_enabled()):
             self._encoder(attention_mask=mask, **inputs)
         return self._seen.pop()
 

@@ -13,6 +13,7 @@ from evaluators.inversion.scores import Inversion
 from experiments.attacks.attributes import LogisticRegression
 from experiments.attacks.learned import LearnedSettings, LearnedTokens, Sent, learn
 from experiments.attacks.matched import MatchedInput
+from experiments.experts.split.halves import Bottom
 from experiments.experts.split.metric_noise import eta_of, mean_neighbour_distance, sample
 from experiments.experts.training.loop import Schedule
 from merging.seeding import generator
@@ -51,18 +52,13 @@ class Tiny:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.encoder = transformers.BertModel(config).eval().requires_grad_(False)
-        self.table = self.encoder.embeddings.word_embeddings.weight.detach()
+            self.encoder = transformers.BertModel(config).eval()
+        bottom = Bottom(self.encoder, 2)
+        self.table, self.forward = bottom.table(), bottom.states_of
 
-    def forward(self, words: Tensor, mask: Tensor, blocks: int = 2) -> Tensor:
-        given = self.encoder(inputs_embeds=words, attention_mask=mask, output_hidden_states=True)
-        states: Tensor = given.hidden_states[blocks]
-        return states
-
-    def states(self, texts: Sequence[Tensor]) -> list[Tensor]:
-        words = (self.table[text][None] for text in texts)
-        with torch.no_grad():
-            return [self.forward(each, torch.ones(each.shape[:2]))[0] for each in words]
+    def states(self, texts: Sequence[Tensor], blocks: int = 2) -> list[Tensor]:
+        bottom = Bottom(self.encoder, blocks)
+        return [bottom.states(text[None], torch.ones(1, len(text)).long())[0] for text in texts]
 
 
 def texts(count: int, seed: int) -> list[Tensor]:
@@ -114,10 +110,19 @@ def success(public: list[Tensor], private: list[Tensor]) -> Success:
     return lambda attacker, sent: scored.score(attacker.recover(sent))["success"].value
 
 
+def test_without_blocks_and_noise_the_nearest_state_is_the_token(
+    tiny: Tiny, private: list[Tensor], success: Success
+) -> None:
+    bottom = Bottom(tiny.encoder, 0)
+    nearest = NearestToken(lambda some: bottom.states(some, torch.ones_like(some)), VOCABULARY)
+    assert success(nearest, tiny.states(private, blocks=0)) == 1.0
+
+
 def test_clean_states_give_tokens_away_and_matching_the_input_gives_more(
     tiny: Tiny, private: list[Tensor], clean: LearnedTokens, success: Success
 ) -> None:
     states = tiny.states(private)
+    assert not any(each.requires_grad for each in states)
     learned = success(clean, states)
     assert learned > 0.5
     assert success(MatchedInput(clean, tiny.forward, tiny.table, steps=40), states) > learned + 0.1

@@ -33,8 +33,8 @@ class NearestToken:
         sent: ``(rows, T)`` token ids -> ``(rows, T, d)`` states without noise. What it makes of a
             token should depend on the token and its place alone: a bottom without blocks.
         vocabulary: how many tokens there are.
-        etas: ``(vocabulary,)``; None: the nearest. Where they follow from labels, which are sent as
-            they are: one attacker for each label's texts.
+        etas: ``(vocabulary,)``; None: the nearest. Where they follow from labels, which are sent
+            as they are: one attacker for each label's texts.
         log_prior: ``(vocabulary,)``, read with `etas`; None: all alike.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +143,13 @@ class _Job:
         identities = {name: model.checkpoint.sha256 for name, model in self.models.items()}
         check_ingredients(self.run, {"models": identities})
         means, done = self._means(), list[Deduplicated]()
-        lent: dict[str, set[int]] = defaultdict(set)
+        for one in self.plan:
+            self._start(means, self.models[one.target])
         for one in self.plan:
             target, bases = self.models[one.target], [self.models[name] for name in one.bases]
             before = done[-1] if done and self.config.fair else None
-            self._start(means, target)
-            result = deduplicate_target(means, target, bases, keep=lent[one.target], before=before)
-            for number, base in enumerate(one.bases):
-                lent[base].update(result.substitution.taken(number))
+            takers = [other for other in done if target in other.bases]
+            result = deduplicate_target(means, target, bases, takers=takers, before=before)
             if self.zoo is not None and result.substitution.removed:
                 name = f"{one.target}{self.config.suffix}"
                 store(self.zoo, name, target, bases, result.substitution, result.ledger)

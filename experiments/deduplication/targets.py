@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from experiments.deduplication.validation import (
     main_scores,
 )
 from experiments.runs.progress import ProgressBar
+from experiments.runs.starts import beside_others
 from experiments.setup import assemble
 from experiments.setup.private_checks import check_items, check_shown
 from merging.arrays import Vector
@@ -81,7 +82,9 @@ class Deduplicated:
 
     Args:
         asked: all questions and answers.
-        ledger: of the deduplicated model; `spends` are those of checks alone.
+        ledger: of the deduplicated model.
+        spent: of all that its blocks and scores follow from, those of a model that stays whole
+            too: for models that are made to fit it.
         checked: its main scores on the items of the checks: not to be shown where these are
             private.
         scores: split to whose ("original", "deduplicated", "base" in its place) to metric to
@@ -93,7 +96,7 @@ class Deduplicated:
     substitution: Substitution
     asked: Asked
     ledger: Ledger
-    spends: tuple[PrivacySpend, ...]
+    spent: Ledger
     checked: Mapping[str, Score]
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -103,15 +106,16 @@ def deduplicate_target(
     model: DedupModel,
     bases: Sequence[DedupModel],
     *,
-    keep: Collection[int] = (),
+    takers: Sequence[Deduplicated] = (),
     before: Deduplicated | None = None,
 ) -> Deduplicated:
     """Returns what a target becomes of the blocks of `bases`.
 
+    It follows from all that these have become, too, so that it costs what they cost.
+
     Args:
-        keep: blocks of it that must stay.
-        before: the model that it must be at least as accurate as; it depends on that one's checks
-            then, whose price counts.
+        takers: models that could take blocks of it; those that they took must stay.
+        before: the model that it must be at least as accurate as.
 
     Raises:
         ValueError, EvaluationError: models, items or options that do not fit each other.
@@ -142,20 +146,23 @@ def deduplicate_target(
         answers = WrittenAnswers(
             means.answers_file(model.name), measured, panels["check"], checks, told
         )
-        substitution, asked = deduplicate(candidates, saliency, means.schedule, answers, keep=keep)
+        substitution, asked = deduplicate(
+            candidates, saliency, means.schedule, answers, keep=_lent(model, takers)
+        )
     after = _asked(measured, panels, substitution)
-    spends = [*means.spends(model.name), *(() if before is None else before.spends)]
-    ledger = model.ledger  # where no block may go it is the model that it was
-    if substitution.removed:
-        ledger = deduplicated(ledger, [base.ledger for base in bases], spends)
-        ledger = ledger if means.void is None else ledger.read(None, means.void, None)
+    read = [base.ledger for base in bases] + [one.spent for one in takers]
+    read += [] if before is None else [before.spent]
+    spent = deduplicated(model.ledger, read, means.spends(model.name))
+    spent = spent if means.void is None else spent.read(None, means.void, None)
+    # where no block may go it is the model that it was
+    ledger = beside_others(spent, "deduplication") if substitution.removed else model.ledger
     return Deduplicated(
         model,
         tuple(bases),
         substitution,
         asked,
         ledger,
-        tuple(spends),
+        spent,
         after["check"],
         {
             split: {
@@ -205,6 +212,12 @@ def _saliency(
         np.save(stream, found)
     draft.replace(file)
     return found
+
+
+def _lent(model: DedupModel, takers: Sequence[Deduplicated]) -> set[int]:
+    """Returns the blocks of a model that stand in others."""
+    taken = [one.substitution.taken(one.bases.index(model)) for one in takers]
+    return set().union(*taken)
 
 
 def _candidates(model: DedupModel, bases: Sequence[DedupModel]) -> Candidates:

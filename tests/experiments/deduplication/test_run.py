@@ -42,7 +42,8 @@ def made(root: Path, name: str, scale: float, seed: int) -> Path:
     else:
         like = transformers.BertForSequenceClassification.from_pretrained(root / "base")
         builders.save(like, path, like=root / "base", seed=seed, scale=scale, classify=True)
-    spend = PrivacySpend("train", EPSILONS[name], 1e-6, "test", "1", release=f"train {name}")
+    epsilon = EPSILONS.get(name, 8.0)
+    spend = PrivacySpend("train", epsilon, 1e-6, "test", "1", release=f"train {name}")
     write_record(path, PrivacyRecord((spend,)))
     return path
 
@@ -104,6 +105,10 @@ def world(models: Path, tmp_path: Path) -> World:
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
     return World(tmp_path)
+
+
+def releases(one: dict[str, Any]) -> list[str]:
+    return [spend["release"] for spend in one["privacy"]["spends"]]
 
 
 def accuracy(path: Path, data: Path) -> float:
@@ -246,6 +251,7 @@ def test_private_checks_release_bits_and_their_price_alone(
         spends = one["privacy"]["spends"]
         assert [s["dataset"] for s in spends] == ["train", "train", "people"]
         assert spends[2]["epsilon"] == 500
+        assert "1 other run on people" in one["privacy"]["words"][-1]  # the other target's checks
         assert spends[2]["mechanisms"] == [{"kind": "sparse_vector", "epsilon": 500, "count": 1}]
         assert one["epsilon"]["after"] == EPSILONS[name] + 1 + 500  # not declared disjoint
     for line in (world.root / "check.jsonl").read_text().splitlines():
@@ -263,12 +269,18 @@ def test_fair_targets_are_at_least_as_good_as_the_one_before(world: World) -> No
     summary = world.run("fair=true", "save=false", "bases=[base]", "ceilings={a:2.5}")
     assert list(summary["targets"]) == ["b"]
     assert summary["whole"] == ["base", "a"]
-    summary = world.run("fair=true", "save=false", f"out={world.root}/fair")
+    (world.root / "check.jsonl").unlink()
+    labelled(world.root / "check.jsonl", world.root / "b", 0, 40)
+    summary = world.run("fair=true", "save=false", "tolerance=0.6", f"out={world.root}/fair")
     assert list(summary["targets"]) == ["a", "b"]
     found = [one["scores"]["check"]["deduplicated"]["task/accuracy"]
              for one in summary["targets"].values()]  # fmt: skip
     original = summary["targets"]["b"]["scores"]["check"]["original"]["task/accuracy"]
     assert found[1] >= min(found[0], original)
+    follows = summary["targets"]["b"]  # what `a` scored decides what may go
+    assert follows["new_blocks"] < follows["blocks"]
+    assert releases(follows) == ["train b", "train base", "train a"]
+    assert follows["epsilon"]["after"] == sum(EPSILONS.values())
 
 
 def test_a_target_of_which_no_block_may_go_stays_what_it_was(world: World) -> None:
@@ -279,6 +291,22 @@ def test_a_target_of_which_no_block_may_go_stays_what_it_was(world: World) -> No
     assert stays["new_blocks"] == stays["blocks"]
     assert stays["epsilon"] == {"before": 4.0, "after": 4.0}
     assert {m.name for m in Zoo.open(world.root / "zoo").models()} == {"base", "a-dedup"}
+
+
+def test_what_stays_because_it_was_lent_costs_what_the_takers_spent(world: World) -> None:
+    (world.root / "b").unlink()
+    for seed, name in ((5, "c"), (6, "b")):
+        made(world.root, name, 0.08, seed)
+    summary = world.run("plan=cross", "save=false", "tolerance=0.15", f"+models.c={world.root}/c")
+    targets = summary["targets"]
+    assert [(n, t["bases"]) for n, t in targets.items()] == [
+        ("b", ["a"]), ("c", ["a"]), ("a", ["base"]),
+    ]  # fmt: skip
+    assert targets["b"]["taken_from"] == ["a"]
+    assert 0 < targets["a"]["new_blocks"] < targets["a"]["blocks"]
+    assert releases(targets["b"]) == ["train b", "train a"]
+    assert releases(targets["a"]) == ["train a", "train base", "train b", "train c"]
+    assert targets["a"]["epsilon"]["after"] == sum(EPSILONS.values()) + 8
 
 
 def test_a_chain_keeps_what_it_has_lent_and_a_stranger_may_lend(world: World) -> None:

@@ -66,6 +66,11 @@ class Bottom:
         """
         return self._run(mask, inputs_embeds=words)
 
+    def states_from(self, words: Tensor, mask: Tensor) -> Tensor:
+        """As `states_of`, with a gradient for the words: for attackers."""
+        self._encoder(attention_mask=mask, inputs_embeds=words)
+        return self._seen.pop()
+
     def _run(self, mask: Tensor, **inputs: Tensor) -> Tensor:
         asked = any(given.requires_grad for given in inputs.values())
         with torch.set_grad_enabled(asked and torch.is_grad_enabled()):

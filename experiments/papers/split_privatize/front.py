@@ -1,0 +1,138 @@
+"""Privacy and accuracy of all points, over seeds, and what they decide."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy import stats
+
+from experiments.papers.split_privatize.attackers import AWARE, CLEAN, NEAREST, NOISED
+from experiments.papers.split_privatize.points import NO_NOISE, FrontPoint
+from merging.arrays import Vector
+
+Found: TypeAlias = Mapping[FrontPoint, Mapping[str, Any]]
+
+SEEING = (NEAREST, CLEAN, NOISED, AWARE)
+"""Attackers that see the states."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrontRow:
+    """One split with one amount of noise, over all seeds in one order.
+
+    Args:
+        accuracy: ``(seeds,)``; `success`: attacker to ``(seeds,)``.
+    """
+
+    blocks: int
+    way: str
+    ratio: float
+    accuracy: Vector
+    success: Mapping[str, Vector]
+
+    @property
+    def privacy(self) -> Vector:
+        """Returns ``(seeds,)`` empirical privacy against the strongest attacker of each seed."""
+        return self.against(*(name for name in SEEING if name in self.success))
+
+    @property
+    def papers(self) -> Vector:
+        """The same against the paper's attacker: nearest neighbour, behind blocks a classifier."""
+        return self.against(NEAREST if self.blocks == 0 else CLEAN)
+
+    @property
+    def strongest(self) -> str:
+        """Name of the attacker with the largest mean success."""
+        return max((n for n in SEEING if n in self.success), key=lambda n: self.success[n].mean())
+
+    def against(self, *attackers: str) -> Vector:
+        """Returns ``(seeds,)`` 1 - the largest success of these attackers."""
+        return np.asarray(1 - np.max([self.success[name] for name in attackers], axis=0))
+
+
+class Front:
+    """All rows, each beside the unprotected split of its depth."""
+
+    def __init__(self, found: Found) -> None:
+        seeds = sorted({point.seed for point in found})
+        self.seeds = len(seeds)
+        settings = dict.fromkeys((p.blocks, p.way, p.ratio) for p in found)
+        self.rows = [_row(found, seeds, *each) for each in settings]
+        self.clean = {row.blocks: row for row in self.rows if row.way == NO_NOISE}
+        self.noised = [row for row in self.rows if row.way != NO_NOISE]
+
+    def gain(self, row: FrontRow) -> Vector:
+        """Returns ``(seeds,)`` privacy above the unprotected split of the same depth."""
+        return row.privacy - self.clean[row.blocks].privacy
+
+    def loss(self, row: FrontRow) -> Vector:
+        """Returns ``(seeds,)`` lost points of accuracy, in percent."""
+        return 100 * (self.clean[row.blocks].accuracy - row.accuracy)
+
+    def most_private(self, most_loss: float) -> FrontRow | None:
+        """Returns the row of the largest gain among those that lose no more; None: all do."""
+        cheap = [row for row in self.noised if self.loss(row).mean() <= most_loss]
+        return max(cheap, key=lambda row: float(self.gain(row).mean()), default=None)
+
+    def cheapest(self, least_gain: float) -> FrontRow | None:
+        """Returns the row of the least loss among those that gain as much; None: none does."""
+        private = [row for row in self.noised if self.gain(row).mean() >= least_gain]
+        return min(private, key=lambda row: float(self.loss(row).mean()), default=None)
+
+    def advantage(self, way: str, over: str) -> Vector:
+        """Returns ``(seeds,)`` how many points more accurate one way is than another.
+
+        At equal privacy: both curves are drawn through their points and the unprotected split,
+        linearly, and compared over the privacies that both have, then averaged over depths. A
+        depth at which they share none is left out.
+        """
+        by_depth = [self._advantage(way, over, blocks) for blocks in self.clean]
+        return np.asarray(np.nanmean(np.stack(by_depth), axis=0))
+
+    def _advantage(self, way: str, over: str, blocks: int) -> Vector:
+        found = np.full(self.seeds, math.nan)
+        for seed in range(self.seeds):
+            one, other = (self._curve(name, blocks, seed) for name in (way, over))
+            low = max(one[0, 0], other[0, 0])
+            high = min(one[0, -1], other[0, -1])
+            if low < high:
+                at = np.linspace(low, high, 101)
+                a, b = (np.interp(at, *curve) for curve in (one, other))
+                found[seed] = 100 * float(np.mean(a - b))
+        return found
+
+    def _curve(self, way: str, blocks: int, seed: int) -> Vector:
+        """Returns ``(2, points)`` privacies, rising, and accuracies."""
+        rows = [
+            self.clean[blocks],
+            *(r for r in self.noised if (r.way, r.blocks) == (way, blocks)),
+        ]
+        points = sorted((float(row.privacy[seed]), float(row.accuracy[seed])) for row in rows)
+        return np.array(points).T
+
+
+def interval(values: Vector) -> tuple[float, float] | None:
+    """Returns Student's 95 % interval of the mean over seeds; None: of fewer than two."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def spread(values: Vector, digits: int = 1, *, sign: bool = False) -> str:
+    """Returns mean and 95 % interval over seeds."""
+    kind = f"{'+' if sign else ''}.{digits}f"
+    ends = interval(values)
+    shown = format(float(values.mean()), kind)
+    return shown if ends is None else f"{shown} [{ends[0]:{kind}}, {ends[1]:{kind}}]"
+
+
+def _row(found: Found, seeds: Sequence[int], blocks: int, way: str, ratio: float) -> FrontRow:
+    figures = [found[FrontPoint(seed, blocks, way, ratio)] for seed in seeds]
+    success = {
+        name: np.array([each["success"][name] for each in figures])
+        for name in figures[0]["success"]
+    }
+    return FrontRow(blocks, way, ratio, np.array([f["accuracy"] for f in figures]), success)

@@ -31,6 +31,7 @@ from merging.privacy.accounting import Accountant
 from merging.privacy.composition import Price
 from merging.privacy.ledger import Ledger
 from merging.privacy.price_list import DialError, Group, PriceList
+from merging.privacy.words import rounded_up
 
 Kind: TypeAlias = Literal["best", "selection", "combination"]
 Utility: TypeAlias = Callable[[Group], float]
@@ -135,7 +136,7 @@ class Dial(PriceList):
             least = min(self.epsilon((name,)) for name in self.experts)
             raise DialError(
                 f"no expert costs epsilon={epsilon:g} or less at delta={self.delta:g}: the most "
-                f"private one costs {least:.4g}; ask for that, or train one with more noise"
+                f"private one costs {rounded_up(least, 4)}; ask for that, or train one with more noise"
             )
         return allowed
 
@@ -154,9 +155,9 @@ class Dial(PriceList):
         """
         worth = {names: utility(names) for names in groups}
         allowed = sorted(self._allowed(groups, epsilon), key=worth.__getitem__, reverse=True)
-        others = [names for names in groups if self.epsilon(names) > epsilon]
+        others = [n for n in groups if self.epsilon(n) > epsilon and self.drawable(n)]
         best, drawn = worth[allowed[0]], None
-        for low in allowed:
+        for low in filter(self.drawable, allowed):
             for high in others:
                 gain = worth[high] - worth[low]
                 needed = (best - worth[low]) / gain * _LOTS if gain > 0 else math.inf

@@ -51,7 +51,10 @@ class PriceList:
         if not 1 <= len(self.experts) <= _MOST:
             raise DialError(f"the dial takes 1 to {_MOST} experts, got {len(self.experts)}")
         if not 0 < self.delta < 1:
-            raise DialError(f"the dial's delta must be in (0, 1), got {self.delta}")
+            raise DialError(
+                f"the dial's delta must be in (0, 1), got {self.delta:g}: name one, as target_delta "
+                "of a merge, or --delta; experts of pure epsilon state none"
+            )
         for name, ledger in self.experts.items():
             _check_known(name, ledger, self.accountant)
         kinds = {(s.dataset, s.unit, s.relation): name for name, s in self._each_spend()}
@@ -78,14 +81,33 @@ class PriceList:
         return {name: one / total for name, one in alone.items()}
 
     def epsilon(self, names: Group) -> float:
-        """Returns what some experts cost together at the dial's delta; one alone: as it states."""
+        """Returns what some experts cost together at the dial's delta; one alone: as it states.
+
+        Never below what one of them states, as in ledgers, for its list of mechanisms may be
+        short; but the accountant pld may find less where all of it is listed.
+        """
         if names not in self._prices:
             self._prices[names] = self._priced(names)
         return self._prices[names]
 
     def _priced(self, names: Group) -> float:
-        stated = self.stated(names)
-        return self.accounted(self._mechanisms(names)) if stated is None else stated.epsilon
+        if (stated := self.stated(names)) is not None:
+            return stated.epsilon
+        kept = [n for n in names if self.accountant == "rdp" or not self.drawable((n,))]
+        alone = [self.experts[name].everywhere for name in kept]
+        prices = [price.epsilon for price in alone if price is not None]
+        return max([self.accounted(self._mechanisms(names)), *prices])
+
+    def drawable(self, names: Group) -> bool:
+        """Whether mechanisms account for all that the records of some experts state.
+
+        A draw is priced by mechanisms alone: a release of which some may be missing is in none.
+        """
+        return all(
+            spend.epsilon <= 1.01 * _known(spend)  # rounded when it was written down
+            for name in names
+            for spend in self.experts[name].spends
+        )
 
     def stated(self, names: Group) -> Price | None:
         """Returns what the record of one expert promises, where that holds at the list's delta."""
@@ -179,15 +201,22 @@ def _check_known(name: str, ledger: Ledger, accountant: Accountant) -> None:
         )
     for spend in ledger.spends:
         what = f"expert {name!r}: {spend.what} on {spend.dataset}"
+        if spend.release is None:
+            raise DialError(f"{what} has no identity of its release: read it with its weights'")
         if spend.mechanisms is None:
             raise DialError(f"{what} has mechanisms that are not known: leave it out of the dial")
         if accountant == "pld" and any(
             isinstance(one, DiscreteGaussianMechanism) for one in leaves(spend.mechanisms)
         ):
             raise DialError(f"{what} has discrete noise, which only the accountant rdp bounds")
-        known = accounting.epsilon(spend.mechanisms, spend.delta, relation=spend.relation)
+        known = _known(spend)
         if spend.epsilon > 1.1 * known + 0.1:  # accountants differ by less
             raise DialError(
                 f"{what} states epsilon={spend.epsilon:.4g}, but the mechanisms that it lists "
                 f"cost {known:.4g} only: some are missing, so leave it out of the dial"
             )
+
+
+def _known(spend: PrivacySpend) -> float:
+    """Returns what the mechanisms of a spend cost at its delta."""
+    return accounting.epsilon(spend.mechanisms or (), spend.delta, relation=spend.relation)

@@ -2,8 +2,10 @@
 
 import importlib.util
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -272,7 +274,7 @@ def test_other_input_is_refused_in_a_sentence() -> None:
         Dial({"a": Ledger().add(replace(spend, mechanisms=None))}, DELTA)
     with pytest.raises(DialError, match="1 to 8 experts"):
         Dial({}, DELTA)
-    with pytest.raises(DialError, match="delta must be"):
+    with pytest.raises(DialError, match="delta must be.*target_delta.*--delta"):
         Dial({"a": known}, 0.0)
     with pytest.raises(DialError, match=r"no expert costs epsilon=0.1.*costs 2\.\d+"):
         Dial({"a": known}, DELTA).best(0.1)
@@ -297,3 +299,29 @@ def test_selections_are_checked_and_read_back() -> None:
             RandomSelection(chances, options, (("a",),))  # type: ignore[arg-type]
     with pytest.raises(PrivacyRecordError, match="must hold lists"):
         mechanism_from_json({**mechanism_to_json(nested), "options": 3})
+
+
+def test_what_a_record_states_beyond_its_mechanisms_is_never_lost() -> None:
+    """It may state more than is known, by what accountants differ: some may be missing."""
+    noise = gaussians(200.0, 8.0) | {"e2": expert("e2", GaussianMechanism(1.2))}
+    (spend,) = noise["e2"].spends
+    stated = 1.1 * spend.epsilon + 0.09
+    dial = Dial({**noise, "e2": Ledger().add(replace(spend, epsilon=stated))}, DELTA)
+    for names in (("e2",), ("e0", "e2"), ("e0", "e1", "e2")):
+        joined = reduce(Ledger.joined, map(dial.experts.__getitem__, names)).guarantees["tickets"]
+        assert joined is not None
+        assert dial.epsilon(names) >= max(stated, joined.price.epsilon)
+    assert replace(dial, delta=DELTA / 10).epsilon(("e2",)) >= stated
+    assert replace(dial, accountant="pld").epsilon(("e0", "e2")) >= stated
+    for kind in ("best", "selection"):  # what a draw costs is not known
+        assert len(dial.turn(kind, stated - 0.1).options) == 1
+        assert len(Dial(noise, DELTA).turn(kind, spend.epsilon - 0.1).options) == 2
+
+
+def test_what_is_asked_for_as_the_refusal_says_is_given() -> None:
+    dial = Dial(gaussians(4.03), DELTA)
+    with pytest.raises(DialError) as caught:
+        dial.best(0.1)
+    (said,) = re.findall(r"costs ([0-9.]+);", str(caught.value))
+    assert f"{dial.epsilon(('e0',)):.4g}" != said, "rounding to the nearest would do"
+    dial.best(float(said))

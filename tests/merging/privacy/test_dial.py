@@ -274,7 +274,7 @@ def test_other_input_is_refused_in_a_sentence() -> None:
         Dial({"a": Ledger().add(replace(spend, mechanisms=None))}, DELTA)
     with pytest.raises(DialError, match="1 to 8 experts"):
         Dial({}, DELTA)
-    with pytest.raises(DialError, match="delta must be.*target_delta.*--delta"):
+    with pytest.raises(DialError, match=r"delta must be.*target_delta.*--delta"):
         Dial({"a": known}, 0.0)
     with pytest.raises(DialError, match=r"no expert costs epsilon=0.1.*costs 2\.\d+"):
         Dial({"a": known}, DELTA).best(0.1)

@@ -136,7 +136,8 @@ class Dial(PriceList):
             least = min(self.epsilon((name,)) for name in self.experts)
             raise DialError(
                 f"no expert costs epsilon={epsilon:g} or less at delta={self.delta:g}: the most "
-                f"private one costs {rounded_up(least, 4)}; ask for that, or train one with more noise"
+                f"private one costs {rounded_up(least, 4)}; ask for that, or train one with more "
+                "noise"
             )
         return allowed
 

@@ -52,8 +52,8 @@ class PriceList:
             raise DialError(f"the dial takes 1 to {_MOST} experts, got {len(self.experts)}")
         if not 0 < self.delta < 1:
             raise DialError(
-                f"the dial's delta must be in (0, 1), got {self.delta:g}: name one, as target_delta "
-                "of a merge, or --delta; experts of pure epsilon state none"
+                f"the dial's delta must be in (0, 1), got {self.delta:g}: name one, as "
+                "target_delta of a merge, or --delta; experts of pure epsilon state none"
             )
         for name, ledger in self.experts.items():
             _check_known(name, ledger, self.accountant)

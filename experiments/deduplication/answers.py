@@ -1,6 +1,7 @@
 """The answers of one target: measured in place, written down, and read back after a kill."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from evaluators.evaluator import Score
@@ -10,6 +11,7 @@ from evaluators.tries import tries
 from experiments.deduplication.loaded import LoadedTarget
 from experiments.deduplication.validation import Checks, main_scores
 from experiments.runs.errors import UserError
+from experiments.searches.private_scores import robust
 from merging.deduplication.substitution import Candidates, Substitution
 from search.loop import jsonl
 
@@ -19,14 +21,24 @@ class MeasuredTarget:
 
     Args:
         target: holds the model as it was.
+        private: panel of which an item that has no finite score must touch no other item's.
     """
 
-    def __init__(self, target: LoadedTarget, candidates: Candidates) -> None:
-        self._target = target
+    def __init__(
+        self, target: LoadedTarget, candidates: Candidates, private: Panel | None = None
+    ) -> None:
+        self._target, self._private = target, private
         self.original = self._held = Substitution.none(candidates)
 
-    def scores(self, substitution: Substitution, panel: Panel) -> dict[str, Score]:
-        """Returns all scores of a panel; raises EvaluationError where there are none."""
+    def scores(self, substitution: Substitution, panel: Panel) -> Mapping[str, Score]:
+        """Returns all scores of a panel; raises EvaluationError where there are none.
+
+        Of a private one there are scores always: NaN for the items that have none.
+        """
+        score = partial(self._tried, substitution)
+        return robust(panel, score) if panel is self._private else score(panel)
+
+    def _tried(self, substitution: Substitution, panel: Panel) -> Mapping[str, Score]:
         found: dict[str, Score] = {}
         for one in tries(lambda: self._ask(self.original, panel)):
             with one:
@@ -79,14 +91,15 @@ class WrittenAnswers:
             answer = bool(line["accepted"])
             self._checks.repeat(answer)
         else:
-            answer = self._checks.holds(self._scores(proposed))
+            answer = self._is_good(proposed)
             line = {"id": number, "group": group, "accepted": answer}
             jsonl.append(self._file, line)
         self._told(len(group) if answer else 0)
         return answer
 
-    def _scores(self, proposed: Substitution) -> Mapping[str, Score] | None:
+    def _is_good(self, proposed: Substitution) -> bool:
         try:
-            return main_scores(self._panel, self._measured.scores(proposed, self._panel))
-        except EvaluationError:  # a model that gives no finite scores is not good enough
-            return None
+            scores = self._measured.scores(proposed, self._panel)
+        except EvaluationError:  # of public items: no finite scores are not good enough
+            return False
+        return self._checks.holds(main_scores(self._panel, scores))

@@ -132,8 +132,8 @@ def deduplicate_target(
     panels = _panels(config, loaded, private=means.privacy is not None)
     saliency = _saliency(config, means.directory, model, loaded, panels.pop("saliency", None))
     candidates = _candidates(model, bases)
-    measured = MeasuredTarget(loaded, candidates)
-    panels["check"]
+    private = None if means.privacy is None else panels["check"]
+    measured = MeasuredTarget(loaded, candidates, private)
     public = [split for split in panels if split != "check" or means.privacy is None]
     originals = _asked(measured, panels, measured.original)
     in_place = _in_place(loaded, model, bases, {split: panels[split] for split in public})

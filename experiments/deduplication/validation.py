@@ -12,7 +12,7 @@ from merging.arrays import Vector
 from merging.checkpoints.mechanisms import SparseVector
 from merging.checkpoints.privacy_record import PrivacySpend
 from search.checks import check_positive
-from search.privacy.private_fitness import ClippedSum
+from search.privacy.private_fitness import ClippedSum, item_differences
 from search.privacy.private_noise import SecretNoise
 from search.privacy.private_svt import BelowThreshold
 
@@ -89,8 +89,8 @@ class Floor:
 class Checks(Protocol):
     """Answers for one target."""
 
-    def holds(self, scores: Mapping[str, Score] | None) -> bool:
-        """Whether a model with these scores is good enough; None: it has none."""
+    def holds(self, scores: Mapping[str, Score]) -> bool:
+        """Whether a model with these scores is good enough."""
         ...
 
     def repeat(self, answer: bool) -> None:
@@ -105,9 +105,9 @@ class ExactChecks:
     directions: Mapping[str, Direction]
     floors: Sequence[Floor]
 
-    def holds(self, scores: Mapping[str, Score] | None) -> bool:
+    def holds(self, scores: Mapping[str, Score]) -> bool:
         """See `Checks`."""
-        return scores is not None and all(
+        return all(
             _sign(self.directions[key]) * (scores[key].value - floor.scores[key].value)
             >= -floor.slack - _ROUNDING
             for floor in self.floors
@@ -122,7 +122,8 @@ class NoisyChecks:
     """The same of private items: only bits come out.
 
     A question's value is the least, over floors and tasks, of ``sum_i clip(gain_i) + n slack``:
-    one item changes it by at most the clip, as it changes each of these.
+    one item changes it by at most the clip, as it changes each of these. An item whose score is
+    not finite is answered as badly as can be, and touches no other.
 
     Args:
         failures: noes that the target may get.
@@ -156,7 +157,7 @@ class NoisyChecks:
             belows=failures,
         )
 
-    def holds(self, scores: Mapping[str, Score] | None) -> bool:
+    def holds(self, scores: Mapping[str, Score]) -> bool:
         """See `Checks`."""
         return self.svt.at_least(
             min(self._room(floor, key, scores) for floor in self._floors for key in floor.scores)
@@ -166,12 +167,11 @@ class NoisyChecks:
         """See `Checks`."""
         self.svt.repeat(answer)
 
-    def _room(self, floor: Floor, key: str, scores: Mapping[str, Score] | None) -> int:
+    def _room(self, floor: Floor, key: str, scores: Mapping[str, Score]) -> int:
         """Returns ``sum_i clip(gain_i) + n slack`` in units of the grid."""
-        before = _cases(key, floor.scores[key])
-        after = np.full(len(before), -np.inf) if scores is None else _cases(key, scores[key])
-        gains = _sign(self._directions[key]) * (after - before) if scores is not None else after
-        gains = np.where(np.isfinite(gains), gains, -np.inf)
+        sign = _sign(self._directions[key])
+        before, after = (sign * _cases(key, each[key]) for each in (floor.scores, scores))
+        gains = item_differences(_worst(after), _worst(before))
         return self._sum.sum(gains) + round(len(before) * floor.slack / self._sum.unit)
 
 
@@ -182,6 +182,12 @@ def main_scores(panel: Panel, scores: Mapping[str, Score]) -> dict[str, Score]:
 
 def _sign(direction: Direction) -> float:
     return 1.0 if direction == "maximize" else -1.0
+
+
+def _worst(gains: Vector) -> Vector:
+    """Returns minus infinity for what is not finite."""
+    found: Vector = np.where(np.isfinite(gains), gains, -np.inf)
+    return found
 
 
 def _cases(key: str, score: Score) -> Vector:

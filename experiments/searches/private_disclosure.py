@@ -160,7 +160,8 @@ class PrivateDisclosure:
             if (sample := of(generation)) is None:
                 ingredients.model.write(space.decode(genome))
                 return {}
-            return item_by_item(ingredients, sample, space.decode(genome))
+            weights = space.decode(genome)
+            return item_by_item(sample, lambda asked: ingredients.scorer(asked)(weights))
 
         # Whether candidates share a pass depends on all items, and rounds otherwise than alone.
         exact = ingredients.machine.dtype == torch.float32 and ingredients.engine.batch_tokens > 1

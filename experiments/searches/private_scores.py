@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from experiments.setup.ingredients import Ingredients
 from merging.arrays import Vector
 from merging.weights import Weights
 
+ScorePanel: TypeAlias = Callable[[Panel], Mapping[str, Score]]
+"""Scores one model on a panel; raises EvaluationError where a score is not finite."""
+
 
 def robust_scores(ingredients: Ingredients, panel: Panel, weights: Weights) -> Mapping[str, Score]:
     """Returns the scores of `weights`, item by item where the panel as a whole fails.
@@ -19,14 +24,19 @@ def robust_scores(ingredients: Ingredients, panel: Panel, weights: Weights) -> M
     Raises:
         MergeError: the weights could not be computed, which depends on no item.
     """
+    return robust(panel, lambda asked: ingredients.scorer(asked)(weights))
+
+
+def robust(panel: Panel, score: ScorePanel) -> Mapping[str, Score]:
+    """Returns the scores of a panel, item by item where it fails as a whole."""
     try:
-        return ingredients.scorer(panel)(weights)
+        return score(panel)
     except EvaluationError:
-        return item_by_item(ingredients, panel, weights)
+        return item_by_item(panel, score)
 
 
-def item_by_item(ingredients: Ingredients, panel: Panel, weights: Weights) -> Mapping[str, Score]:
-    """Returns the cases of `weights`, every item asked by itself; NaN where it cannot be scored.
+def item_by_item(panel: Panel, score: ScorePanel) -> Mapping[str, Score]:
+    """Returns the cases of a panel, every item asked by itself; NaN where it cannot be scored.
 
     The values of the scores are NaN: what is made of private items is made of the cases.
     """
@@ -35,7 +45,7 @@ def item_by_item(ingredients: Ingredients, panel: Panel, weights: Weights) -> Ma
         alone = [
             Panel(panel.split, {task: evaluator.subset([i])}) for i in range(len(evaluator.items))
         ]
-        scored = [_attempt(lambda one=one: ingredients.scorer(one)(weights)) for one in alone]  # type: ignore[misc]
+        scored = [_attempt(partial(score, one)) for one in alone]
         for metric in evaluator.metrics:
             key = f"{task}/{metric}"
             scores[key] = Score(math.nan, np.array([_case(item, key) for item in scored]))

@@ -14,7 +14,9 @@ import transformers
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 
+from evaluators.evaluator import Score
 from evaluators.panel import Panel
+from evaluators.tasks.classification import Accuracy
 from experiments.deduplication.run import run_dedup
 from experiments.runs.errors import UserError
 from experiments.runs.starts import starts_file
@@ -263,6 +265,31 @@ def test_private_checks_release_bits_and_their_price_alone(
     )
     assert seeded["targets"]["b"]["epsilon"]["after"] is None
     assert "public seed" in str(seeded["targets"]["b"]["privacy"]["words"])
+
+
+def test_an_item_without_a_finite_score_touches_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every block would have to stay: one item in forty would be all of them."""
+    score, last = Accuracy.score, set[str]()
+
+    def overflowing(self: Accuracy, responses: Any) -> dict[str, Score]:
+        (key, found), *_ = score(self, responses).items()
+        last.update(self.items.digests[40:])
+        bad = [digest in last for digest in self.items.digests]
+        cases = np.where(bad, np.nan, found.cases)
+        return {key: Score(float(cases.mean()), cases)}
+
+    monkeypatch.setattr(Accuracy, "score", overflowing)
+    check = world.root / "check.jsonl"
+    lines = check.read_text() + json.dumps({"text": "one more", "label": 0}) + "\n"
+    check.unlink()
+    check.write_text(lines)
+    options = ["privacy=validation", "privacy.data=people", "privacy.epsilon=500",
+               "schedule.failures=5", "saliency=magnitude", "report_on=null", "save=false",
+               "bases=[base]", "ceilings={b:1}"]  # fmt: skip
+    one = world.run(*options)["targets"]["a"]
+    assert one["new_blocks"] < one["blocks"]
 
 
 def test_fair_targets_are_at_least_as_good_as_the_one_before(world: World) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -39,6 +40,7 @@ class _Prepared(NamedTuple):
     size: int
     item_bytes: int
     block: int | None
+    crc32: int = 0
     codec: int = 0
     payload: bytes = b""
     base: int | None = None
@@ -173,8 +175,8 @@ class Addition:
                 packs[pack] = done.lastrowid
             connection.executemany(
                 "INSERT INTO blocks(id, sha256, bytes, item_bytes, codec, base, pack, place, "
-                "stored, payload) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*row[:6], packs.get(row.pack or ""), *row[7:10]) for row in self._rows],
+                "stored, payload, crc32) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*row[:6], packs.get(row.pack or ""), *row[7:11]) for row in self._rows],
             )
             number = connection.execute(
                 "INSERT INTO models(name, kind, sha256, bytes, base, signature) "
@@ -209,7 +211,8 @@ class Addition:
         near = None if base is None else self.blocks.raw(base.id, {base.id: base}, keep=False)
         number, payload = codec.encode(raw, item_bytes, near)
         used = base.id if base is not None and number == codec.DIFFERENCE else None
-        return _Prepared(sha256, len(raw), item_bytes, None, number, payload, used)
+        crc32 = zlib.crc32(raw.data)
+        return _Prepared(sha256, len(raw), item_bytes, None, crc32, number, payload, used)
 
     def _find(self, sha256: bytes) -> int | None:
         with self._lock:
@@ -235,7 +238,7 @@ class Addition:
         stored = len(new.payload)
         self.stored += stored
         described = block, new.sha256, new.size, new.item_bytes, new.codec, new.base
-        self._rows.append(index.Row(*described, pack, place, stored, payload, False))
+        self._rows.append(index.Row(*described, pack, place, stored, payload, new.crc32, False))
         with self._lock:
             self._new[new.sha256] = block
         return block

@@ -34,7 +34,8 @@ CREATE TABLE blocks(  -- numbers are never used again, so that what readers hold
     pack INTEGER REFERENCES packs,  -- null: small enough to lie here
     place INTEGER NOT NULL,
     stored INTEGER NOT NULL,
-    payload BLOB);
+    payload BLOB,
+    crc32 INTEGER NOT NULL);  -- of the raw bytes: compared whenever they are read
 CREATE INDEX blocks_base ON blocks(base) WHERE base IS NOT NULL;
 CREATE INDEX blocks_pack ON blocks(pack);
 CREATE TABLE models(
@@ -65,8 +66,8 @@ CREATE INDEX uses_block ON uses(block);
 class Row(NamedTuple):
     """One block: its hash and how many raw bytes it has, and where and how they are stored.
 
-    `shared`: others are stored as differences to it. `pack`: path below the zoo; None: `payload`
-    lies in the index.
+    `pack`: path below the zoo; None: `payload` lies in the index. `crc32`: of the raw bytes, as
+    zlib's. `shared`: others are stored as differences to it.
     """
 
     id: int
@@ -79,12 +80,13 @@ class Row(NamedTuple):
     place: int
     stored: int
     payload: bytes | None
+    crc32: int
     shared: bool
 
 
 _ROW = """
 SELECT b.id, b.sha256, b.bytes, b.item_bytes, b.codec, b.base, p.name, b.place, b.stored,
-    b.payload, EXISTS(SELECT 1 FROM blocks d WHERE d.base = b.id)
+    b.payload, b.crc32, EXISTS(SELECT 1 FROM blocks d WHERE d.base = b.id)
 FROM blocks b LEFT JOIN packs p ON p.id = b.pack
 """
 
@@ -152,6 +154,13 @@ def _rows(connection: sqlite3.Connection, blocks: set[int]) -> dict[int, Row]:
         for values in connection.execute(f"{_ROW} WHERE b.id IN ({marks})", part):
             found[values[0]] = Row(*values)
     return found
+
+
+def models_of(connection: sqlite3.Connection, blocks: Iterable[int]) -> str:
+    """Returns the names of all models that need one of the blocks, to be read by people."""
+    query = "SELECT name FROM models JOIN uses ON model = id WHERE block = ?"
+    found = {name for block in blocks for (name,) in connection.execute(query, (block,))}
+    return ", ".join(sorted(found)) or "that were removed"
 
 
 def all_rows(connection: sqlite3.Connection) -> Iterator[Row]:

@@ -185,7 +185,7 @@ def _of_packs(directory: Path, rows: dict[int, Row], bad: dict[int, str]) -> Ite
         packs.setdefault(rows[block].pack, []).append(block)
     for pack, blocks in packs.items():
         with index.reading(directory) as connection:
-            models = _models(connection, blocks)
+            models = index.models_of(connection, blocks)
         place = index.FILE if pack is None else f"{FOLDER}/{pack}"
         named = ", ".join(
             f"{rows[b].sha256.hex()[:16]} at byte {rows[b].place}" for b in blocks[:3]
@@ -193,17 +193,9 @@ def _of_packs(directory: Path, rows: dict[int, Row], bad: dict[int, str]) -> Ite
         more = f" and {len(blocks) - 3} more" if len(blocks) > 3 else ""
         yield (
             f"{directory / place} is damaged: block {named}{more}, of the models "
-            f"{', '.join(models) or 'that were removed'}; bring the file back from a "
+            f"{models}; bring the file back from a "
             "copy of the zoo, or remove the models, collect, and add them again"
         )
-
-
-def _models(connection: sqlite3.Connection, blocks: list[int]) -> list[str]:
-    found = set()
-    for block in blocks:
-        query = "SELECT name FROM models JOIN uses ON model = id WHERE block = ?"
-        found |= {name for (name,) in connection.execute(query, (block,))}
-    return sorted(found)
 
 
 def _of_files(

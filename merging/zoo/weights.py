@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -100,17 +101,28 @@ class ZooFile:
         return out.tobytes()
 
     def write(self, folder: Path) -> None:
-        """Writes it, byte for byte, under its name below `folder`; an empty folder as such."""
+        """Writes it, byte for byte, under its name below `folder`; an empty folder as such.
+
+        Raises:
+            ZooError: as `Blocks.fill`, or the whole is not the file that was added.
+        """
         path = folder / self.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.name.endswith("/"):
             path.mkdir()
             return
+        digest = sha256()
         with path.open("xb") as file:
             for part in layout.batches(self.pieces):
                 out = np.empty(int(part["length"].sum()), np.uint8)
                 self.fill(part, out)
+                digest.update(out.data)
                 file.write(out.data)
+        if digest.hexdigest() != self.sha256:
+            raise ZooError(
+                f"{self.blocks.directory} does not hold {self.name} as it was added, though each "
+                "of its blocks is sound; bring the zoo back from a copy, or add the model again"
+            )
 
     def fill(self, pieces: Pieces, out: np.ndarray) -> None:
         """Writes some of its bytes into `out`, uint8; raises as `Blocks.fill`."""

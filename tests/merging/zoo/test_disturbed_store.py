@@ -16,9 +16,10 @@ import torch
 
 from merging.zoo import index
 from merging.zoo.adding import Addition
+from merging.zoo.blocks import forget
 from merging.zoo.errors import ZooError
 from merging.zoo.packs import PackWriter
-from merging.zoo.store import Zoo
+from merging.zoo.store import Piece, Zoo
 from tests.merging.zoo import writer
 from tests.merging.zoo.models import bf16_model, contents
 
@@ -103,11 +104,43 @@ class TestDamage:
         assert problem.startswith(f"{pack} is damaged: block {row.sha256.hex()[:16]} at byte ")
         assert f"of the models {hit};" in problem
 
+    @pytest.mark.parametrize("model", ["near1", "base", "other"])
+    def test_what_was_zeroed_is_never_read(self, zoo: Zoo, model: str, tmp_path: Path) -> None:
+        """Not even where any bytes can be decoded, as in planes that are stored as they are."""
+        row = self.pack_of(zoo, model)
+        pack = zoo.directory / "packs" / str(row.pack)
+        content = bytearray(pack.read_bytes())
+        content[row.place + 100 : row.place + 140] = bytes(40)
+        pack.write_bytes(content)
+        forget()
+        named = rf"{pack} is damaged: block {row.sha256.hex()[:16]} .* of the models .*{model}"
+        piece = zoo.pieces(model)["w1"][0]
+        part = Piece(piece.block, piece.start + 9, 5)  # of what is not damaged itself
+        for read in (
+            lambda: zoo.weights(model)["w1"],
+            lambda: zoo.read([part], np.empty(5, np.uint8)),
+            lambda: zoo.export(model, tmp_path / "out"),
+        ):
+            with pytest.raises(ZooError, match=named):
+                read()
+
     def test_a_flipped_bit_in_the_index_is_found(self, zoo: Zoo) -> None:
         zoo.add_recipe({"a": "b"}, "merge", {})
         with index.writing(zoo.directory) as connection:
             connection.execute("UPDATE blocks SET payload = ? WHERE payload IS NOT NULL", (b"x",))
         assert any("index.sqlite is damaged" in p and "merge" in p for p in zoo.check())
+
+    def test_a_file_whose_pieces_are_others_is_not_exported(
+        self, zoo: Zoo, tmp_path: Path
+    ) -> None:
+        with index.writing(zoo.directory) as connection:
+            connection.execute(
+                "UPDATE files SET pieces = (SELECT pieces FROM files f JOIN models ON model = id "
+                "WHERE models.name = 'near0' AND f.name = files.name) "
+                "WHERE model = (SELECT id FROM models WHERE name = 'near1')"
+            )
+        with pytest.raises(ZooError, match=r"does not hold model.safetensors as it was added"):
+            zoo.export("near1", tmp_path / "out")
 
     @pytest.mark.parametrize("cut", [True, False])
     def test_a_pack_that_is_cut_off_or_gone(self, zoo: Zoo, cut: bool) -> None:

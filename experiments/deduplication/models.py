@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import PrivacySpend, read_record
-from merging.deduplication.blocking import ModelBlocks, l1_distances
+from merging.deduplication.blocking import ModelBlocks
 from merging.privacy.deduplicated import deduplicated
 from merging.privacy.ledger import Ledger
 from merging.weights import CheckpointError
 from search.deduplication.bases import (
-    Distance,
+    Assignment,
     Member,
     cross_bases,
     fair_order,
@@ -77,20 +77,26 @@ class DedupModel:
 
     @property
     def epsilon(self) -> float:
-        """What any record of its data sets is promised; 0: nothing is known, or nothing spent."""
+        """What any record of its data sets is promised; see `promised`."""
         return promised(self.ledger)
 
-    @property
-    def member(self) -> Member:
-        """What the choice of bases knows of it; any price that is a number is admissible."""
+    def member(self, ceiling: float | None) -> Member:
+        """Returns what the choice of bases knows of it: nothing that follows from its weights.
+
+        Args:
+            ceiling: None: any, but a promise that it has must not be lost.
+        """
         cluster = self.checkpoint.architecture.__name__, frozenset(self.ledger.guarantees)
-        return Member(self.name, cluster, self.epsilon, sys.float_info.max)
+        if ceiling is None:
+            ceiling = sys.float_info.max if math.isfinite(self.epsilon) else math.inf
+        return Member(self.name, cluster, self.epsilon, ceiling, len(self.blocks))
 
 
 def promised(ledger: Ledger) -> float:
-    """Returns epsilon of a ledger; 0 where nothing is promised or nothing was spent."""
-    everywhere = ledger.everywhere
-    return everywhere.epsilon if ledger.private and everywhere is not None else 0.0
+    """Returns epsilon of a ledger; 0: nothing was spent; infinite: nothing is promised."""
+    if not ledger.private:
+        return math.inf
+    return 0.0 if ledger.everywhere is None else ledger.everywhere.epsilon
 
 
 @dataclass(frozen=True)
@@ -107,59 +113,67 @@ def assign(
     bases: Sequence[str],
     plan: str,
     ceilings: Mapping[str, float],
-    validation: Sequence[PrivacySpend] = (),
+    fair: bool = False,
+    checks: Callable[[str], Sequence[PrivacySpend]] = lambda _: (),
 ) -> list[Taking]:
     """Returns who takes blocks of whom, in the order in which it is to be done.
 
     Args:
         bases: those that lend to all others that stay under their ceilings; none: `plan` chooses.
         plan: ``greedy``, or ``multi`` or ``cross`` of the paper, which know no ceilings.
-        ceilings: most that a model may come to, its checks included.
-        validation: what a target's checks cost.
+        ceilings: most that a model may come to, by all that its result follows from.
+        fair: by increasing epsilon of the targets; the result of each follows from the one before.
+        checks: what those of a target cost.
 
     Raises:
-        ValueError: a name that no model has.
+        ValueError: a name that no model has, or options that exclude each other.
     """
+    _check(models, bases, plan, ceilings, fair)
+    free = not bases and plan != "greedy"
+    members = {n: one.member(math.inf if free else ceilings.get(n)) for n, one in models.items()}
+
+    def spent(target: str, lenders: Sequence[str], *before: Ledger) -> Ledger:
+        others = [*(models[name].ledger for name in lenders), *before]
+        return deduplicated(models[target].ledger, others, checks(target))
+
+    def cost(target: str, base: str) -> float:
+        return promised(spent(target, [base]))
+
+    everyone = fair_order(list(members.values()))
+    if bases:
+        found = [Taking(one.name, tuple(bases)) for one in everyone if one.name not in bases]
+    else:
+        plans: Mapping[str, Callable[[Sequence[Member]], Sequence[Assignment]]] = {
+            "greedy": partial(greedy_bases, cost=lambda one, base: cost(one.name, base.name)),
+            "multi": multi_bases,
+            "cross": cross_bases,
+        }
+        found = [Taking(one.target, (one.base,)) for one in plans[plan](everyone)]
+    if fair:
+        order = [one.name for one in everyone]
+        found.sort(key=lambda one: order.index(one.target))
+    admissible, before = list[Taking](), Ledger()
+    for one in found:
+        ledger = spent(one.target, one.bases, before)
+        if promised(ledger) <= members[one.target].ceiling:
+            admissible.append(one)
+            before = ledger if fair else before
+    return admissible
+
+
+def _check(
+    models: Collection[str],
+    bases: Sequence[str],
+    plan: str,
+    ceilings: Collection[str],
+    fair: bool,
+) -> None:
     for name in (*bases, *ceilings):
         if name not in models:
             raise ValueError(f"no model is called {name!r}: expected {', '.join(models)}")
-    members = {
-        name: replace(one.member, ceiling=ceilings.get(name, one.member.ceiling))
-        for name, one in models.items()
-    }
-
-    def cost(target: Member, *lenders: Member) -> float:
-        own = models[target.name].ledger
-        joint = deduplicated(own, [models[one.name].ledger for one in lenders], validation)
-        return math.inf if own.private and not joint.private else promised(joint)
-
-    if bases:
-        lend = [members[name] for name in bases]
-        return [
-            Taking(one.name, tuple(bases))
-            for one in fair_order(list(members.values()))
-            if one not in lend and cost(one, *lend) <= one.ceiling
-        ]
-    everyone = list(members.values())
-    if plan == "greedy":
-        found = greedy_bases(everyone, cost, _distance(models))
-    else:
-        found = {"multi": multi_bases, "cross": cross_bases}[plan](everyone)
-    return [Taking(one.target, (one.base,)) for one in found]
-
-
-def fair(plan: Sequence[Taking], models: Mapping[str, DedupModel]) -> list[Taking]:
-    """Returns the same by increasing epsilon of the targets."""
-    order = [one.name for one in fair_order([model.member for model in models.values()])]
-    return sorted(plan, key=lambda one: order.index(one.target))
-
-
-def _distance(models: Mapping[str, DedupModel]) -> Distance:
-    """Returns the mean distance of a target's blocks to the nearest of a base."""
-
-    @cache
-    def mean(target: str, base: str) -> float:
-        distances = l1_distances(models[target].blocks, models[base].blocks)
-        return float(distances.min(1).values.mean())
-
-    return lambda target, base: mean(target.name, base.name)
+    if bases or plan == "greedy":
+        return
+    if ceilings:
+        raise ValueError(f"plan={plan} knows no ceilings: choose plan=greedy or bases=[NAME]")
+    if fair and plan == "cross":
+        raise ValueError("plan=cross has an order of its own: choose fair=false or another plan")

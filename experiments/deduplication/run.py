@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from evaluators.requests import EvaluationError, TransientFailure
-from experiments.deduplication.models import DedupModel, Taking, assign, fair
+from experiments.deduplication.models import DedupModel, Taking, assign
 from experiments.deduplication.storing import check_name, store
 from experiments.deduplication.summary import SUMMARY_FILE, lines, summary_of
 from experiments.deduplication.targets import Deduplicated, Means, deduplicate_target
@@ -188,14 +188,15 @@ def _plan(
         bases=list(config.bases or []),
         plan=config.plan,
         ceilings={str(k): float(v) for k, v in (config.ceilings or {}).items()},
-        validation=[] if privacy is None else [privacy.spend("a target", "a run")],
+        fair=config.fair,
+        checks=lambda target: [] if privacy is None else [privacy.spend(target, "a run")],
     )
     if not plan:
         raise ValueError(
             "no model can take blocks of another: name models of one architecture and the same "
             "data, or bases=[NAME]; or raise ceilings, inf where a promise of privacy may be lost"
         )
-    return fair(plan, models) if config.fair else plan
+    return plan
 
 
 def _open_privacy(config: DictConfig, schedule: DedupSchedule) -> PrivateValidation | None:

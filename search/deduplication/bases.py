@@ -1,5 +1,6 @@
 """Who serves whom: which models stay whole and lend their blocks, and in which order."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ class Member:
 
     Args:
         cluster: models of one cluster, (architecture, data set), may serve each other.
-        epsilon: what it spent itself.
+        epsilon: what it spent itself; infinite: nothing is promised.
         ceiling: the most that it may come to.
+        size: how much it has to lend.
     """
 
     name: str
     cluster: Hashable
     epsilon: float
     ceiling: float
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,23 @@ class Assignment:
 Cost = Callable[[Member, Member], float]
 """Epsilon of a target that takes blocks of a base, ``cost(target, base)``."""
 
-Distance = Callable[[Member, Member], float]
-"""How far a target lies from a base, for example the mean L1 distance of their blocks."""
 
-
-def greedy_bases(
-    members: Sequence[Member], cost: Cost, distance: Distance
-) -> tuple[Assignment, ...]:
+def greedy_bases(members: Sequence[Member], cost: Cost) -> tuple[Assignment, ...]:
     """Returns who takes blocks of whom; models that no assignment names stay whole.
 
     In every cluster the base is taken that serves most of the models left under their ceilings;
-    of several the one for which all their epsilons grow least, then the nearest, then the first.
-    Those it serves are assigned, and the same is done with the rest: as few whole models as a
-    greedy choice finds, at the least price.
+    of several the one for which all their epsilons grow least (who has no promise loses none),
+    then the largest, then the one of least epsilon, by name. Those it serves are assigned, and
+    the same is done with the rest: as few whole models as a greedy choice finds, at the least
+    price. No weights are asked: a choice by distances would follow from the data of all models of
+    a cluster.
 
     Our own: the paper's code holds fixed plans, no selection.
     """
     plan: list[Assignment] = []
     for cluster in _clusters(members):
         left = list(cluster)
-        while served := _best(left, cost, distance):
+        while served := _best(left, cost):
             base, targets = served
             plan += [Assignment(target.name, base.name) for target in targets]
             left = [one for one in left if one not in (base, *targets)]
@@ -102,18 +102,16 @@ def fair_order(members: Sequence[Member]) -> tuple[Member, ...]:
     return tuple(sorted(members, key=lambda one: (one.epsilon, one.name)))
 
 
-def _best(
-    left: Sequence[Member], cost: Cost, distance: Distance
-) -> tuple[Member, list[Member]] | None:
+def _best(left: Sequence[Member], cost: Cost) -> tuple[Member, list[Member]] | None:
     """Returns the best base and whom it serves; None: none serves any."""
     ranked = []
     for number, base in enumerate(left):
         rest = [one for one in left if one is not base]
         served = [one for one in rest if cost(one, base) <= one.ceiling]
         if served:
-            increase = sum(cost(one, base) - one.epsilon for one in served)
-            mean = sum(distance(one, base) for one in served) / len(served)
-            ranked.append(((-len(served), increase, mean, number), base, served))
+            promised = [one for one in served if math.isfinite(one.epsilon)]
+            increase = sum(cost(one, base) - one.epsilon for one in promised)
+            ranked.append(((-len(served), increase, -base.size, number), base, served))
     return min(ranked, key=lambda entry: entry[0])[1:] if ranked else None
 
 

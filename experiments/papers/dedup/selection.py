@@ -43,11 +43,7 @@ def selection_table(setting: DedupSetting, pool: str) -> dict[str, Any]:
         return pairs[target, base]
 
     plans = {
-        "ours": greedy_bases(
-            members,
-            lambda target, base: epsilon(target.name, base.name),
-            lambda target, base: float(pair(target.name, base.name).candidates.distances.mean()),
-        ),
+        "ours": greedy_bases(members, lambda target, base: epsilon(target.name, base.name)),
         "multi": multi_bases(members),
         "cross": cross_bases(members),
     }

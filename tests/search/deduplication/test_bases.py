@@ -1,5 +1,6 @@
 """Base selection: ceilings hold, one base where one is enough, and the paper's sums."""
 
+import math
 from itertools import combinations
 
 from hypothesis import given
@@ -19,10 +20,6 @@ def added(target: Member, base: Member) -> float:
     return target.epsilon + base.epsilon
 
 
-def near(target: Member, base: Member) -> float:
-    return abs(target.epsilon - base.epsilon)
-
-
 def members(epsilons: list[float], extra: float = 100.0, cluster: str = "a") -> list[Member]:
     return [Member(f"{cluster}{e:g}", cluster, e, e + extra) for e in epsilons]
 
@@ -35,7 +32,7 @@ def increase(plan: tuple[Assignment, ...], given_: list[Member]) -> float:
 def test_sums_of_epsilons_are_the_published_ones() -> None:
     qnli = members([float(e) for e in range(10, 0, -1)])
     mnli = members([0.2, 0.4, 0.8, 1.6, 2.0])
-    plans = [[greedy_bases(m, added, near), multi_bases(m), cross_bases(m)] for m in (qnli, mnli)]
+    plans = [[greedy_bases(m, added), multi_bases(m), cross_bases(m)] for m in (qnli, mnli)]
     assert [increase(plan, qnli) for plan in plans[0]] == [9, 29, 35]
     assert [increase(plan, mnli) for plan in plans[1]] == [0.8, 1.2, 1.4]
 
@@ -55,7 +52,7 @@ models = st.lists(
 def test_every_ceiling_holds_and_who_can_be_served_is_not_left_whole_beside_a_base(
     given_: list[Member],
 ) -> None:
-    plan = greedy_bases(given_, added, near)
+    plan = greedy_bases(given_, added)
     known = {member.name: member for member in given_}
     targets = {one.target for one in plan}
     bases = {one.base for one in plan}
@@ -74,7 +71,7 @@ def test_every_ceiling_holds_and_who_can_be_served_is_not_left_whole_beside_a_ba
 @given(models)
 def test_where_one_base_serves_all_it_is_the_cheapest(given_: list[Member]) -> None:
     wide = [Member(m.name, "a", m.epsilon, 100.0) for m in given_]
-    plan = greedy_bases(wide, added, near)
+    plan = greedy_bases(wide, added)
     if len(wide) > 1:
         assert len({one.base for one in plan}) == 1
         assert len(plan) == len(wide) - 1
@@ -82,6 +79,14 @@ def test_where_one_base_serves_all_it_is_the_cheapest(given_: list[Member]) -> N
         assert increase(plan, wide) == least * len(plan)
 
 
+def test_equal_prices_go_by_size_and_who_has_no_promise_loses_none() -> None:
+    inf = math.inf
+    given_ = [Member(name, "a", inf, inf, size) for name, size in (("x", 1), ("y", 3), ("z", 3))]
+    assert {one.base for one in greedy_bases(given_, added)} == {"y"}
+    given_ += [Member("p", "a", 2.0, 100.0), Member("q", "a", 1.0, 100.0)]
+    assert {one.base for one in greedy_bases(given_, added)} == {"q"}
+
+
 def test_fair_order_is_by_increasing_epsilon() -> None:
     assert [m.epsilon for m in fair_order(members([4, 1, 2]))] == [1, 2, 4]
-    assert greedy_bases([], added, near) == multi_bases([]) == cross_bases([]) == ()
+    assert greedy_bases([], added) == multi_bases([]) == cross_bases([]) == ()

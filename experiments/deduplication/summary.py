@@ -9,6 +9,7 @@ from experiments.deduplication.models import DedupModel, promised
 from experiments.deduplication.targets import Deduplicated
 from experiments.runs.files import Json
 from merging.deduplication.substitution import cluster_ratio
+from merging.privacy.words import rounded_up
 
 SUMMARY_FILE = "summary.json"
 
@@ -46,11 +47,22 @@ def lines(summary: Json) -> list[str]:
     whole = ", ".join(summary["whole"]) or "none"
     table.append(
         f"all together {100 * summary['compression']:.1f} % of their numbers, {whole} whole; "
-        f"ε grows by {summary['epsilon_increase']:.4g} in sum; {summary['checks']} checks"
+        f"ε grows by {rounded_up(summary['epsilon_increase'], 4)} in sum{_lost(summary)}; "
+        f"{summary['checks']} checks"
     )
     for name, one in summary["targets"].items():
         table += [f"note: {name}: {note}" for note in _notes(one)]
     return table
+
+
+def _lost(summary: Json) -> str:
+    """Returns whose promise the sum of increases leaves out, because it is lost."""
+    lost = [name for name, one in summary["targets"].items() if _loses(one["epsilon"])]
+    return f", but {', '.join(lost)} without a promise now" if lost else ""
+
+
+def _loses(epsilon: Json) -> bool:
+    return epsilon["before"] is not None and epsilon["after"] is None
 
 
 def _of(one: Deduplicated) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def _row(name: str, one: Json) -> list[str]:
         f"{one['new_blocks']} of {one['blocks']}",
         str(one["checks"]),
         str(one["failed"]),
-        *(_number(one["epsilon"][when]) for when in ("before", "after")),
+        *(_epsilon(one["epsilon"][when]) for when in ("before", "after")),
         *(" ".join(f"{value:.4f}" for value in each.values()) or "-" for each in scores),
     ]
 
@@ -100,5 +112,5 @@ def _notes(one: Json) -> list[str]:
     return notes
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _epsilon(value: float | None) -> str:
+    return "none" if value is None else rounded_up(value, 4)

@@ -7,6 +7,7 @@ from typing import Any
 from merging.checkpoints.mechanisms import PrivacyRecordError
 from merging.checkpoints.privacy_record import RECORD_FILE, PrivacyRecord, unsealed
 from merging.privacy.ledger import Ledger
+from merging.privacy.words import rounded_up
 from merging.zoo.store import Zoo, ZooModel
 
 Json = Mapping[str, Any]
@@ -41,8 +42,11 @@ def in_short(ledger: Json | None) -> str:
     Example:
         >>> in_short(None)
         'no record'
-        >>> in_short({"data_sets": {"letters": {"epsilon": 3.0}}, "unrecorded": []})
-        'letters 3'
+        >>> promise = {"epsilon": 3.00001, "delta": 1e-6}
+        >>> in_short({"data_sets": {"letters": promise}, "unrecorded": []})
+        'letters 3.001'
+        >>> in_short({"data_sets": {"letters": {**promise, "delta": 1}}, "unrecorded": []})
+        'letters none'
     """
     if ledger is None:
         return "no record"
@@ -51,6 +55,6 @@ def in_short(ledger: Json | None) -> str:
 
 
 def _epsilon(promise: Json | None) -> str:
-    if promise is None or promise["epsilon"] is None:
+    if promise is None or promise["epsilon"] is None or promise["delta"] >= 1:
         return "none"
-    return f"{promise['epsilon']:.4g}"
+    return rounded_up(promise["epsilon"], 4)

@@ -67,6 +67,18 @@ def test_an_item_moves_a_question_by_the_clip_at_most(
     assert checks.svt.scales == noisy([], Silent(bytes(16))).svt.scales
 
 
+@pytest.mark.parametrize(("failures", "times"), [(1, 5.9), (3, 12.6), (10, 34.2)])
+def test_noise_on_a_mean_is_as_large_as_the_documentation_says(
+    failures: int, times: float
+) -> None:
+    items, checks = 50, noisy([], Silent(bytes(16)), failures)
+    deviation = math.sqrt(2) * math.hypot(*checks.svt.scales) * checks._sum.unit / items
+    assert deviation == pytest.approx(
+        math.sqrt(2) * (1 + (2 * failures) ** (2 / 3)) ** 1.5 / items, rel=1e-6
+    )
+    assert deviation == pytest.approx(times / items, rel=0.01)
+
+
 def test_less_is_better_where_the_metric_says_so() -> None:
     floors = [Floor({"b/bits": scored([1], [2.0])["b/bits"]}, 0.5)]
     checks = [ExactChecks(DIRECTIONS, floors), noisy(floors, Silent(bytes(16)))]

@@ -62,12 +62,10 @@ def run_points(
     setting: SplitSetting, points: Sequence[FrontPoint], workers: int, out: Path
 ) -> dict[FrontPoint, dict[str, Any]]:
     """Runs what is left of the points, each a file in `out`; returns all figures."""
-    same = identity(setting, setting.attacks)
-    names = {p: f"{same} {setting.ways.get(p.way, NoiseWay(())).contributing}" for p in points}
+    names = identities(setting, points)
     left: dict[tuple[int, int], list[FrontPoint]] = {}
-    for point in points:
-        if not is_finished(point, names[point], out):
-            left.setdefault((point.seed, point.blocks), []).append(point)
+    for point in unfinished(points, names, out):
+        left.setdefault((point.seed, point.blocks), []).append(point)
     count = sum(map(len, left.values()))
     log.info("%d points, %d of them are finished", len(points), len(points) - count)
     if left:
@@ -85,10 +83,23 @@ def run_points(
     return {point: read_json(_file(point, out)) for point in points}
 
 
-def is_finished(point: FrontPoint, same: str, out: Path) -> bool:
-    """Returns whether the figures are there, of these very settings."""
-    file = _file(point, out)
-    return file.exists() and read_json(file).get("identity") == same
+def identities(setting: SplitSetting, points: Sequence[FrontPoint]) -> dict[FrontPoint, str]:
+    """Returns what the figures of each point depend on."""
+    same = identity(setting, setting.attacks)
+    ways = {**setting.ways, NO_NOISE: NoiseWay(())}
+    return {point: f"{same} {ways[point.way].contributing}" for point in points}
+
+
+def unfinished(
+    points: Sequence[FrontPoint], names: Mapping[FrontPoint, str], out: Path
+) -> list[FrontPoint]:
+    """Returns the points without figures of these very settings."""
+    files = {point: _file(point, out) for point in points}
+    return [
+        point
+        for point, file in files.items()
+        if not file.exists() or read_json(file).get("identity") != names[point]
+    ]
 
 
 def _file(point: FrontPoint, out: Path) -> Path:

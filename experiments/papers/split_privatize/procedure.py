@@ -8,7 +8,12 @@ from typing import Any
 
 from experiments.papers.split_privatize.attackers import AttackSettings
 from experiments.papers.split_privatize.front import Front
-from experiments.papers.split_privatize.jobs import planned, run_points
+from experiments.papers.split_privatize.jobs import (
+    identities,
+    planned,
+    run_points,
+    unfinished,
+)
 from experiments.papers.split_privatize.merges import Kept, SplitMerging, kept_by
 from experiments.papers.split_privatize.page import SplitFacts, page
 from experiments.papers.split_privatize.plot import write_plot
@@ -68,10 +73,17 @@ class SplitPrivatize:
         self.data.sentences()
         self._setting = SplitSetting(self.data, self.ways, self.training, self.attacks)
         self._points = planned(self.seeds, self.depths, self.ways)
+        stack = self._setting.base.config.get_text_config().num_hidden_layers
+        if too_deep := [blocks for blocks in self.depths if not 0 <= blocks <= stack]:
+            raise ValueError(
+                f"procedure.depths names {too_deep[0]}, the base has {stack} blocks: give 0 to "
+                f"{stack}"
+            )
 
     def plan(self, out: Path) -> str:
         """Returns what would be done."""
-        done = len(list((out / "points").glob("*.json")))
+        names = identities(self._setting, self._points)
+        done = len(self._points) - len(unfinished(self._points, names, out / "points"))
         merges = 0 if self.merging is None else len(self.seeds)
         return (
             f"points       {len(self._points)}, each a training and its attacks; {done} finished\n"

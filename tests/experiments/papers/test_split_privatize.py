@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from experiments.papers.split_privatize.points import (
     SplitSide,
     SplitTraining,
 )
+from experiments.papers.split_privatize.procedure import SplitPrivatize
 from experiments.papers.split_privatize.texts import SplitData
 from tests import builders
 
@@ -120,6 +122,15 @@ def test_who_has_which_sentence_is_the_seeds_and_no_text_is_in_two_parts(
     assert sum(map(len, parts)) == len(set.union(*parts)) == 40 + 24 + 20
     with pytest.raises(ValueError, match=r"100 training sentences.*need 140"):
         replace(setting.data, public=100).sentences()
+
+
+def test_a_depth_that_the_base_lacks_is_refused_before_any_work(setting: SplitSetting) -> None:
+    options: dict[str, Any] = {"training": setting.training, "attacks": ATTACKS, "merging": None}
+    with pytest.raises(ValueError, match=r"procedure.depths names 3, the base has 2 blocks"):
+        SplitPrivatize(
+            data=setting.data, seeds=[0], depths=[0, 3], ways=WAYS, **options, small={},
+            fast=False, cache="", workers=1, remarks=[], results=None,
+        )  # fmt: skip
 
 
 def front(points: Mapping[tuple[str, float], Sequence[float]], contributing: float = 0.0) -> Front:

@@ -5,16 +5,18 @@ needs a pool, a plan and what saves a model.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
 from merging.checkpoints.adapters import adapter_sha256
+from merging.checkpoints.sources import is_path
 from merging.recipe import Ingredient, Recipe, RecipeError
 from merging.saving.rebuild import rebuild
 from merging.weight_names import is_adapter
 from merging.weights import Weights
-from merging.zoo.store import SOURCE, Zoo
+from merging.zoo.errors import ZooError
+from merging.zoo.store import SOURCE, Zoo, default_directory
 
 Shown = Callable[[str, Weights], Weights]
 """Wraps the weights of a model of some name before they are read, to show progress."""
@@ -51,6 +53,10 @@ def open_recipe(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None
     """
     recipe = read_recipe(zoo, name)
     places = ingredients_in(zoo, recipe)
+    for role, source in lacking(recipe, places).items():
+        raise RecipeError(
+            f"{name}: {role} is not in its zoo {zoo.directory}, and {_where(source)}: add it there"
+        )
     make_views(places.values(), shown)
     pool = recipe.open_pool(replaced=places)
     cards = [file.raw() for file in zoo.files(name) if file.name == _CARD]
@@ -68,6 +74,14 @@ def write_plain(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None
         open_recipe(zoo, name, out, shown)
     else:
         zoo.export(name, out)
+
+
+def _where(source: str) -> str:
+    """Returns in which other place a recipe's ingredient is not."""
+    if not source.startswith(SOURCE):
+        return f"{source} does not exist"
+    directory, _, name = source.removeprefix(SOURCE).rpartition("/")
+    return f"no model {name!r} in the zoo {directory or default_directory()}"
 
 
 def _fill(zoo: Zoo, name: str, shown: Shown, draft: Path) -> None:
@@ -111,6 +125,32 @@ def ingredients_in(zoo: Zoo, recipe: Recipe) -> dict[str, str]:
         if name is not None:
             found[role] = f"{SOURCE}{zoo.directory}/{name}"
     return found
+
+
+def lacking(recipe: Recipe, there: Collection[str]) -> dict[str, str]:
+    """Returns ingredient to source of those that are neither in the zoo nor where they lay.
+
+    An id of Hugging Face may be fetched, and is not among them.
+
+    Args:
+        there: the ingredients that `ingredients_in` finds.
+    """
+    return {
+        role: ingredient.source
+        for role, ingredient in recipe.ingredients.items()
+        if role not in there and _is_gone(ingredient.source)
+    }
+
+
+def _is_gone(source: str) -> bool:
+    if not source.startswith(SOURCE):
+        return is_path(source) and not Path(source).expanduser().is_dir()
+    try:
+        zoo, name = Zoo.of(source)
+        zoo.model(name)
+    except ZooError:
+        return True
+    return False
 
 
 def _adapters(zoo: Zoo, names: Iterable[str]) -> dict[str, str]:

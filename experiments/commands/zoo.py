@@ -44,10 +44,14 @@ def zoo(arguments: Sequence[str]) -> None:
     run, describe = _VERBS[verb]
     parser = argparse.ArgumentParser(prog=command, description=run.__doc__)
     describe(parser)
-    parser.add_argument("--zoo", type=Path, metavar="DIR", help="the zoo; else $EVOMERGE_ZOO")
+    parser.add_argument("--zoo", type=_path, metavar="DIR", help="the zoo; else $EVOMERGE_ZOO")
     options = parser.parse_args(rest)
     with one_sentence(command), explained():
         run(options)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # a shell leaves the ~ of --out=~/x as it is
 
 
 def _add(options: argparse.Namespace) -> None:
@@ -81,7 +85,7 @@ def _list(options: argparse.Namespace) -> None:
 def _describe_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="every number, for programs")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw who shares what: .png, .svg or .pdf"
+        "--plot", type=_path, metavar="FILE", help="also draw who shares what: .png, .svg or .pdf"
     )
 
 
@@ -106,7 +110,7 @@ def _open(options: argparse.Namespace) -> None:
 
 def _describe_open(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--out", type=Path, required=True, help="directory; must not exist")
+    parser.add_argument("--out", type=_path, required=True, help="directory; must not exist")
 
 
 def _check(options: argparse.Namespace) -> None:

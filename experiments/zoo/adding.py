@@ -2,40 +2,53 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
-from experiments.zoo.names import as_name
+from experiments.zoo.names import as_name, check_known, verb
 from experiments.zoo.progress import megabytes
 from experiments.zoo.sizes import size_text
+from merging.checkpoints.hashing import file_sha256
 from merging.checkpoints.privacy_record import weights_sha256
 from merging.checkpoints.sources import resolve
 from merging.recipe import Recipe
-from merging.zoo.directories import plain_bytes
-from merging.zoo.store import SOURCE, Added, Zoo, default_directory
-from merging.zoo_recipes import ingredients_in, write_plain
+from merging.zoo.directories import plain_bytes, plain_files
+from merging.zoo.store import RECIPE, SOURCE, Added, Zoo, default_directory, recipe_text
+from merging.zoo_recipes import ingredients_in, read_recipe, write_plain
 
 _SNAPSHOT = re.compile(r"models--(?:.*--)?([^/]+)/snapshots/[0-9a-f]{40}$")
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """A recipe to be added, and the model card beside it."""
+    """A recipe to be added, and the files beside it.
+
+    Attributes:
+        places: ingredient to where it lies now, if not where the recipe says.
+    """
 
     content: Mapping[str, Any]
-    card: Path
+    side: Mapping[str, bytes]
+    places: Mapping[str, str]
+
+
+_Given = Path | _Recipe
+"""A checkpoint's directory, or a recipe."""
 
 
 def add(
     sources: Sequence[str], directory: Path | None, *, name: str | None, base: str | None
 ) -> Iterator[str]:
     """Adds models to a zoo, which is made where there is none; yields a line for each.
+
+    What is there already, of that name and content, is passed over: a second start goes on.
 
     Args:
         sources: directories and ids of checkpoints and adapters; runs and recipes.
@@ -45,25 +58,22 @@ def add(
     Raises:
         UserError, ValueError: one of them cannot be added; before any is.
     """
-    if name is not None and len(sources) > 1:
-        raise UserError(
-            f"--name {name}: {len(sources)} models cannot have one name: add each alone"
-        )
-    place = default_directory() if directory is None else directory
-    given = {source: _given(source) for source in sources}
-    names = {source: name or default_name(source) for source in sources}
-    if len(set(names.values())) < len(names):
-        twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
-        raise UserError(
-            f"two of the models would be called {twice!r}: add one of them with --name"
-        )
-    sizes = {s: _bytes(s, one) for s, one in given.items() if isinstance(one, Path)}
+    place = (directory or default_directory()).expanduser()
+    given, names = {source: _given(source) for source in sources}, _names(sources, name)
+    there: set[str] = set()
     if (place / "format").exists():
-        _check_free(Zoo.open(place), names.values())
-    check_writable(place, "--zoo", sum(sizes.values()))
+        zoo = Zoo.open(place)
+        check_known(zoo, [] if base is None else [base])
+        there = _there(zoo, given, names)
+    yield from (f"{names[source]}  is there already" for source in sources if source in there)
+    todo = {source: one for source, one in given.items() if source not in there}
+    size = sum(_bytes(source, one) for source, one in todo.items() if isinstance(one, Path))
+    if not todo:
+        return
+    check_writable(place, "--zoo", size)
     zoo = Zoo.open(place, create=True)
-    with megabytes(sum(sizes.values()), "adding") as (bar, on_bytes):
-        for source, one in given.items():
+    with megabytes(size, "adding") as (bar, on_bytes):
+        for source, one in todo.items():
             bar.describe(f"adding {names[source]}")
             if isinstance(one, _Recipe):
                 yield from _add_recipe(zoo, one, names[source])
@@ -71,6 +81,20 @@ def add(
                 with plain(source, one) as files:
                     added = zoo.add(files, names[source], base=base, on_bytes=on_bytes)
                 yield f"{names[source]}  {added_text(added)}"
+
+
+def _names(sources: Sequence[str], name: str | None) -> dict[str, str]:
+    if name is not None and len(sources) > 1:
+        raise UserError(
+            f"--name {name}: {len(sources)} models cannot have one name: add each alone"
+        )
+    names = {source: name or default_name(source) for source in sources}
+    if len(set(names.values())) < len(names):
+        twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
+        raise UserError(
+            f"two of the models would be called {twice!r}: add one of them with --name"
+        )
+    return names
 
 
 def added_text(added: Added) -> str:
@@ -110,41 +134,84 @@ def is_run(path: Path) -> bool:
     return (path / "history.jsonl").is_file() and (path / "config.yaml").is_file()
 
 
-def _given(source: str) -> Path | _Recipe:
+def _given(source: str) -> _Given:
     """Returns a checkpoint's directory, or the recipe that `source` means."""
+    if source.startswith(SOURCE):
+        return _of_zoo(*Zoo.of(source))
     path = Path(source).expanduser()
     file = path / "recipe.json" if is_run(path) else path
     if is_run(path) and not (path / "report.html").is_file():  # the last that a search writes
         raise UserError(f"{path} has no winner yet: let the search end, then add it")
     if not file.is_file():
         return resolve(source)
+    if "experts" not in (content := _json(file)):
+        raise UserError(
+            f"{file} is no recipe: name a recipe.json, or a checkpoint's directory, as "
+            f"{file.parent} may be"
+        )
     Recipe.load(file)  # says what is wrong with it
-    return _Recipe(
-        json.loads(file.read_text(encoding="utf-8")), file.parent / "model" / "README.md"
-    )
+    card = file.parent / "model" / "README.md"
+    side = {card.name: card.read_bytes()} if card.is_file() else {}
+    return _Recipe(content, side, {})
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    """Returns the object in a file; an empty one where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _of_zoo(zoo: Zoo, name: str) -> _Given:
+    check_known(zoo, [name])
+    if zoo.model(name).kind != "recipe":
+        return zoo.view(name)
+    side = {file.name: file.raw() for file in zoo.files(name) if file.name != RECIPE}
+    return _Recipe(zoo.recipe(name), side, ingredients_in(zoo, read_recipe(zoo, name)))
 
 
 def _add_recipe(zoo: Zoo, recipe: _Recipe, name: str) -> Iterator[str]:
-    side = {recipe.card.name: recipe.card.read_bytes()} if recipe.card.is_file() else {}
-    added = zoo.add_recipe(recipe.content, name, side)
+    added = zoo.add_recipe(recipe.content, name, recipe.side)
     yield f"{name}  a recipe in {size_text(added.stored_bytes)}"
     known = Recipe.from_json(recipe.content)
     there = ingredients_in(zoo, known)
-    for role, ingredient in known.ingredients.items():
-        if role not in there:
-            yield (
-                f"note: its {role} is not in the zoo, so that it opens only while "
-                f"{ingredient.source} is there: evomerge zoo add {ingredient.source}"
-            )
-
-
-def _check_free(zoo: Zoo, names: Collection[str]) -> None:
-    taken = sorted({model.name for model in zoo.models()} & set(names))
-    if taken:
-        raise UserError(
-            f"the zoo {zoo.directory} has a model {taken[0]!r} already: choose another name with "
-            f"--name, or remove it: evomerge zoo remove {taken[0]}"
+    lacking = [role for role in known.ingredients if role not in there]
+    if lacking:
+        sources = {recipe.places.get(role, known.ingredients[role].source) for role in lacking}
+        yield (
+            f"note: of what {name} is made from the zoo lacks {', '.join(lacking)}, so that it "
+            f"opens only while they are where they lay: {verb(zoo, 'add', *sorted(sources))}"
         )
+
+
+def _there(zoo: Zoo, given: Mapping[str, _Given], names: Mapping[str, str]) -> set[str]:
+    """Returns the sources that the zoo has; refuses those whose name another model has."""
+    known = {model.name for model in zoo.models()}
+    there = {source for source in given if names[source] in known}
+    for source in there:
+        name, one = names[source], given[source]
+        if _contents(source, one) != {file.name: file.sha256 for file in zoo.files(name)}:
+            raise UserError(
+                f"the zoo {zoo.directory} has a model {name!r} already, of other content: choose "
+                f"another name with --name, or remove it: {verb(zoo, 'remove', name)}"
+            )
+    return there
+
+
+def _contents(source: str, one: _Given) -> dict[str, str]:
+    """Returns file to sha256 of what would be added."""
+    if isinstance(one, _Recipe):
+        texts = {**one.side, RECIPE: recipe_text(one.content)}
+        return {name: sha256(text).hexdigest() for name, text in texts.items()}
+    if source.startswith(SOURCE):
+        zoo, name = Zoo.of(source)
+        return {file.name: file.sha256 for file in zoo.files(name)}
+    return {
+        name: sha256(b"").hexdigest() if path.is_dir() else file_sha256(path)
+        for name, path in plain_files(one).items()
+    }
 
 
 def _bytes(source: str, directory: Path) -> int:
@@ -167,8 +234,8 @@ def absent(zoo: Zoo | None, directories: Mapping[str, Path]) -> dict[str, int]:
     known = set() if zoo is None else {model.sha256 for model in zoo.models()}
     found = {}
     for source, directory in directories.items():
-        if (sha256 := weights_sha256(directory)) not in known:
-            known.add(sha256)
+        if (identity := weights_sha256(directory)) not in known:
+            known.add(identity)
             found[source] = _bytes(source, directory)
     return found
 

@@ -1,11 +1,12 @@
 """Names of a zoo's models as people spell them."""
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from experiments.runs.errors import UserError
 from experiments.runs.spelling import did_you_mean
-from merging.zoo.store import Zoo
+from merging.zoo.store import Zoo, default_directory
 
 
 def as_name(text: str) -> str:
@@ -16,6 +17,17 @@ def as_name(text: str) -> str:
         'a-folder-b-c'
     """
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip(".-")
+
+
+def verb(zoo: Zoo, *words: str) -> str:
+    """Returns a line that a person may run on this zoo; without ``--zoo`` where it is the default.
+
+    Args:
+        words: verb and names.
+    """
+    default = default_directory().expanduser().resolve()
+    place = [] if zoo.directory == default else ["--zoo", str(zoo.directory)]
+    return f"evomerge zoo {shlex.join([*words, *place])}"
 
 
 def check_known(zoo: Zoo, names: Iterable[str]) -> None:

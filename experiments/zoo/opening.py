@@ -8,8 +8,9 @@ from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
 from experiments.runs.progress import ProgressBar
 from experiments.runs.shown import shown
-from experiments.zoo.listing import plain_sizes
 from experiments.zoo.names import check_known
+from experiments.zoo.needs import made_from, plain_sizes
+from merging.weight_names import find_weights
 from merging.weights import Weights
 from merging.zoo.store import SOURCE, Zoo
 from merging.zoo_recipes import Shown, make_views, write_plain
@@ -25,9 +26,20 @@ def open_model(directory: Path | None, name: str, out: Path) -> None:
     check_known(zoo, [name])
     if out.exists():
         raise UserError(f"--out {out} exists already: name a new directory")
-    check_writable(out, "--out", plain_sizes(zoo, zoo.models())[name])
+    check_writable(out, "--out", _bytes(zoo, name))
     with _progress() as show:
         write_plain(zoo, name, out, show)
+
+
+def _bytes(zoo: Zoo, name: str) -> int:
+    """Returns the size of a model's plain files; 0 where nothing is known of it."""
+    models = zoo.models()
+    size = plain_sizes(models, made_from(zoo, models))[name]
+    if size is not None:
+        return size
+    base = Path(zoo.recipe(name)["base"]["source"]).expanduser()
+    files, _ = find_weights(base, adapter=False) if base.is_dir() else ((), None)
+    return sum(file.stat().st_size for file in files)
 
 
 def open_sources(sources: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from experiments.reports.svg import BLUE, FAINT, INK, MUTED, ORANGE, STYLE, short
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
+from experiments.zoo.sizes import counted
 from merging.zoo.sharing import Sharing, sharing
 from merging.zoo.store import ZooModel
 
@@ -23,10 +24,10 @@ _LABELLED = 60
 def draw(
     models: Sequence[ZooModel],
     needs: Mapping[str, Mapping[Hashable, int]],
-    plain_bytes: Mapping[str, int],
+    plain_bytes: Mapping[str, int | None],
     file: Path,
 ) -> None:
-    """Writes the picture of a zoo; its recipes, which share nothing in it, are one row.
+    """Writes the picture of a zoo; its recipes are one row.
 
     Args:
         needs: as `sharing` takes them.
@@ -44,9 +45,9 @@ def draw(
     check_writable(file.absolute().parent, "--plot")
     recipes = [model.name for model in models if model.kind == "recipe"]
     rows = {name: blocks for name, blocks in needs.items() if name not in recipes}
-    plain = {name: plain_bytes[name] for name in rows}
+    plain = {name: plain_bytes[name] or 0 for name in rows}
     if recipes:
-        together = f"{len(recipes)} recipe{'s' if len(recipes) > 1 else ''}"
+        together = counted(len(recipes), "recipe")
         rows[together] = {block: n for name in recipes for block, n in needs[name].items()}
         plain[together] = 0
     sharing_plot(sharing(rows), plain).savefig(file, dpi=150, bbox_inches="tight")

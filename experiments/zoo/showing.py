@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare.text import TextTable
-from experiments.zoo.listing import plain_sizes
 from experiments.zoo.names import check_known
+from experiments.zoo.needs import Made, made_from, needs_of, plain_sizes
 from experiments.zoo.promises import ledger_of
-from experiments.zoo.sizes import size_text
-from merging.zoo.sharing import Sharing, needs_in, sharing
+from experiments.zoo.sizes import counted, size_text
+from merging.zoo.sharing import Sharing, sharing
 from merging.zoo.store import Zoo, ZooModel
 from merging.zoo_recipes import ingredients_in, read_recipe
 
@@ -22,9 +22,10 @@ def show(directory: Path | None, name: str) -> str:
     """Returns what is known of a model: what it is made of, whom it shares it with, ε, recipe."""
     zoo = Zoo.open(directory)
     check_known(zoo, [name])
-    model, shared = zoo.model(name), sharing(needs_in(zoo.directory))
+    made = made_from(zoo, zoo.models())
+    model, shared = zoo.model(name), sharing(needs_of(zoo, made))
     parts = [
-        "\n".join(_facts(zoo, model, shared)),
+        "\n".join(_facts(zoo, model, shared, made)),
         _recipe(zoo, name) if model.kind == "recipe" else _tensors(zoo, name),
         _shares(shared, name),
         "\n".join(_privacy(zoo, model)),
@@ -32,13 +33,13 @@ def show(directory: Path | None, name: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _facts(zoo: Zoo, model: ZooModel, shared: Sharing) -> Iterator[str]:
+def _facts(zoo: Zoo, model: ZooModel, shared: Sharing, made: Made) -> Iterator[str]:
     place = shared.names.index(model.name)
     yield f"{model.name}: {model.kind}, opens as zoo:{zoo.directory}/{model.name}"
-    yield f"as plain files  {size_text(plain_sizes(zoo, zoo.models())[model.name])}"
+    yield f"as plain files  {size_text(plain_sizes(zoo.models(), made)[model.name])}"
     yield f"read from       {size_text(int(shared.shared[place, place]))} stored"
     yield f"its part        {size_text(round(shared.parts[place]))}"
-    yield f"alone           {size_text(model.own_bytes)}"
+    yield f"alone           {size_text(int(shared.own[place]))}"
     if model.base is not None:
         yield f"difference to   {model.base}"
     if model.kind != "recipe":
@@ -58,7 +59,7 @@ def _tensors(zoo: Zoo, name: str) -> str:
         )
     shown = [(*row[:3], str(row[3])) for row in rows[:_ROWS]]
     more = f"\n... and {len(rows) - _ROWS} more" if len(rows) > _ROWS else ""
-    head = f"{len(rows)} tensors in {len(used)} blocks\n\n"
+    head = f"{counted(len(rows), 'tensor')} in {counted(len(used), 'block')}\n\n"
     return head + TextTable(("tensor", "dtype", "shape", "blocks"), shown).aligned() + more
 
 

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs.errors import UserError
-from experiments.zoo.names import check_known
+from experiments.zoo.names import check_known, verb
+from experiments.zoo.needs import made_from
 from experiments.zoo.progress import megabytes
-from experiments.zoo.sizes import size_text
+from experiments.zoo.sizes import counted, size_text
 from merging.zoo.sharing import raw_bytes
 from merging.zoo.store import Zoo
-from merging.zoo_recipes import ingredients_in, read_recipe
+from merging.zoo_recipes import lacking, read_recipe
 
 
 def check(directory: Path | None) -> str:
-    """Returns that all is well, after reading everything.
+    """Returns that all is well, after reading everything, and which recipes cannot be opened.
 
     Raises:
         UserError: something is damaged; a sentence for each damage.
@@ -23,7 +24,15 @@ def check(directory: Path | None) -> str:
         damages = zoo.check(on_bytes)
     if damages:
         raise UserError("\n".join(damages))
-    return f"{zoo.directory}: {len(zoo.models())} models, all as they were added"
+    models = zoo.models()
+    lines = [f"{zoo.directory}: {counted(len(models), 'model')}, all as they were added"]
+    for name, there in made_from(zoo, models).items():
+        if gone := lacking(read_recipe(zoo, name), there):
+            lines.append(
+                f"note: {name} cannot be opened while what it is made from is neither in "
+                f"the zoo nor where it lay: {', '.join(gone)}"
+            )
+    return "\n".join(lines)
 
 
 def collect(directory: Path | None) -> str:
@@ -44,19 +53,13 @@ def remove(directory: Path | None, names: Sequence[str], *, even_ingredients: bo
         _check_unneeded(zoo, names)
     for name in dict.fromkeys(names):
         zoo.remove(name)
-    return f"removed {', '.join(dict.fromkeys(names))}: evomerge zoo gc frees their bytes"
+    return f"removed {', '.join(dict.fromkeys(names))}: {verb(zoo, 'gc')} frees their bytes"
 
 
 def _check_unneeded(zoo: Zoo, names: Sequence[str]) -> None:
-    for model in zoo.models():
-        if model.kind != "recipe" or model.name in names:
-            continue
-        made_from = {
-            source.rpartition("/")[2]
-            for source in ingredients_in(zoo, read_recipe(zoo, model.name)).values()
-        }
-        if needed := sorted(made_from & set(names)):
+    for recipe, ingredients in made_from(zoo, zoo.models()).items():
+        if recipe not in names and (needed := sorted(set(ingredients.values()) & set(names))):
             raise UserError(
-                f"{model.name} is a recipe that is made from {needed[0]}: remove it too, or say "
+                f"{recipe} is a recipe that is made from {needed[0]}: remove it too, or say "
                 "--force if it need not open again"
             )

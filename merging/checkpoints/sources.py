@@ -50,11 +50,16 @@ def resolve(source: str, revision: str | None = None) -> Path:
         return local
     if local.exists():
         raise CheckpointError(f"{local} is a file; name the checkpoint's directory instead")
-    if source.startswith((".", "~")) or local.is_absolute() or source.count("/") > 1:
+    if is_path(source):
         raise CheckpointError(
             f"{local} does not exist; expected a checkpoint directory (relative to {Path.cwd()})"
         )
     return _fetch(source, revision)
+
+
+def is_path(source: str) -> bool:
+    """Whether a source can be no id of Hugging Face, nor a model of a zoo."""
+    return source.startswith((".", "~", "/")) or source.count("/") > 1
 
 
 def modules(directory: Path) -> list[str]:

@@ -66,7 +66,6 @@ def add_directory(
     """
     weights = _weights(directory)
     taken, left_out = _sorted(directory, weights)
-    taken |= {path: path.name for path in made_here(directory) if path.name not in taken.values()}
     headers = {
         path: _header(path, path in weights) for path in taken if path.suffix == ".safetensors"
     }
@@ -92,8 +91,13 @@ def add_directory(
 
 def plain_bytes(directory: Path) -> int:
     """Returns how many bytes of a directory's files `add` would take; raises as it does."""
+    return sum(_size(path) for path in plain_files(directory).values() if not path.is_dir())
+
+
+def plain_files(directory: Path) -> dict[str, Path]:
+    """Returns the files, and empty folders, that `add` would take, by name; raises as it does."""
     taken, _ = _sorted(directory, _weights(directory))
-    return sum(_size(path) for path in taken if not path.is_dir())
+    return {name: path for path, name in taken.items()}
 
 
 def _weights(directory: Path) -> tuple[Path, ...]:
@@ -121,6 +125,7 @@ def _sorted(directory: Path, weights: tuple[Path, ...]) -> tuple[dict[Path, str]
             taken[path] = name
         elif not path.name.startswith("."):
             left_out.append(name)
+    taken |= {path: path.name for path in made_here(directory) if path.name not in taken.values()}
     return taken, left_out
 
 

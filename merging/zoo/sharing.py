@@ -69,7 +69,8 @@ def raw_bytes(directory: Path) -> int:
 def needs_in(directory: Path) -> dict[str, dict[Hashable, int]]:
     """Returns what each model of a zoo needs, as `sharing` takes it, in the order of their names.
 
-    A recipe needs its own few kilobytes here; what it is made from is known above.
+    A recipe needs its own few kilobytes here; what it is made from is known above, in
+    `experiments/zoo/needs.py`.
     """
     with index.reading(directory) as connection:
         needs: dict[str, dict[Hashable, int]] = {

@@ -127,7 +127,7 @@ class Zoo:
         self, recipe_json: Mapping[str, Any], name: str, side_files: Mapping[str, bytes]
     ) -> Added:
         """Stores a model as what it is rebuilt from, and the files beside it."""
-        raw = json.dumps(recipe_json, indent=1).encode()
+        raw = recipe_text(recipe_json)
         with self._writing(name) as addition:
             contents = {**side_files, RECIPE: raw}
             files = [addition.small_file(file, content) for file, content in contents.items()]
@@ -300,6 +300,11 @@ class Zoo:
         addition.commit(model, files)
         shown = model.name, model.sha256, model.size, addition.stored, model.base
         return Added(*shown, tuple(left_out))
+
+
+def recipe_text(recipe_json: Mapping[str, Any]) -> bytes:
+    """Returns the file as which a recipe is stored."""
+    return json.dumps(recipe_json, indent=1).encode()
 
 
 def default_directory() -> Path:

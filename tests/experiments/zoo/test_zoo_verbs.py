@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.zoo.adding import default_name
 from merging.checkpoints.privacy_record import PrivacyRecord, PrivacySpend, write_record
-from merging.zoo.store import Zoo
+from merging.zoo.store import Added, Zoo
 from tests import builders
 from tests.experiments.local import EXPERTS, overrides
 from tests.experiments.refusals import Ended, Shell, tree
@@ -108,7 +110,8 @@ class TestRecipes:
     ) -> None:
         names = {"ground": "base", "first": "base-code", "second": "base-prose"}
         told = well(shell, "add", f"{merged}/recipe.json", "--name", "mix").stdout
-        assert told.count("note: ") == 3, "nothing of it is there yet"
+        assert told.count("note: ") == 1, "nothing of it is there yet"
+        assert all(str(world / folder) in told for folder in names.values())
         for name, folder in names.items():
             well(shell, "add", str(world / folder), "--name", name)
         shown = well(shell, "show", "mix").stdout
@@ -118,6 +121,47 @@ class TestRecipes:
         assert (shell.cwd / "opened" / weights).read_bytes() == (merged / weights).read_bytes()
         shell.refuse("mix is a recipe that is made from first", "zoo", "remove", "first")
         well(shell, "remove", "first", "--force")
+
+    def test_it_needs_what_its_ingredients_need(
+        self, shell: Shell, world: Path, merged: Path
+    ) -> None:
+        def rows() -> tuple[Any, dict[str, Any]]:
+            listed = json.loads(well(shell, "list", "--json").stdout)
+            return listed, {row["name"]: row for row in listed["models"]}
+
+        well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
+        assert rows()[1]["mix"]["plain_bytes"] is None
+        assert "unknown" in well(shell, "list").stdout
+        assert "1 model in" in well(shell, "list").stdout
+        add_world(shell, world)
+        listed, named = rows()
+        parts = [named[name] for name in ("base", "base-code", "base-prose")]
+        mix = named["mix"]
+        assert mix["needed_bytes"] > max(part["needed_bytes"] for part in parts)
+        assert mix["plain_bytes"] == named["base"]["plain_bytes"]
+        for part in parts:
+            assert mix["shared_bytes"][part["name"]] == part["needed_bytes"]
+            assert part["own_bytes"] == 0, "the recipe needs it too"
+        stored = sum(row["part_bytes"] for row in named.values())
+        assert stored == pytest.approx(listed["stored_bytes"])
+        well(shell, "list", "--plot", "sharing.png")
+
+    def test_it_is_a_recipe_in_another_zoo_too(
+        self, shell: Shell, world: Path, merged: Path
+    ) -> None:
+        """What the note says is what it takes: to open it where the directories are gone."""
+        add_world(shell, world)
+        well(shell, "add", f"{merged}/recipe.json", "--name", "mix")
+        told = well(shell, "add", "zoo:mix", "--zoo", "other").stdout
+        other = Zoo.open(shell.cwd / "other")
+        assert other.model("mix").kind == "recipe"
+        line = shlex.split(told.partition("evomerge zoo ")[2])
+        assert line[-2:] == ["--zoo", str(other.directory)]
+        assert all(source.startswith(f"zoo:{shell.cwd}/zoo/") for source in line[1:-2])
+        well(shell, *line)
+        well(shell, "open", "mix", "--zoo", "other", "--out", "opened")
+        weights = "model.safetensors"
+        assert (shell.cwd / "opened" / weights).read_bytes() == (merged / weights).read_bytes()
 
     def test_adapters_are_known_by_what_scales_them_too(
         self, shell: Shell, world: Path, tmp_path: Path
@@ -200,6 +244,9 @@ def test_a_search_is_refused_a_zoo_before_it_begins(shell: Shell, world: Path, i
         (["add", "a/base", "b/base"], "two of the models would be called 'base'"),
         (["add", "a/base", "b/other", "--name", "x"], "cannot have one name"),
         (["add", "begun"], "has no winner yet"),
+        (["add", "zoo:bsae", "--name", "x"], "no model 'bsae'.*did you mean base"),
+        (["add", "a/base", "--name", "x", "--base", "bsae"], "no model 'bsae'.*did you mean base"),
+        (["add", "a/base/config.json"], "config.json is no recipe: .*directory, as a/base"),
     ],
 )
 def test_refusals(shell: Shell, world: Path, words: list[str], pattern: str) -> None:
@@ -231,11 +278,37 @@ def _data(world: Path) -> list[str]:
 def test_a_name_that_is_taken_is_refused_before_anything_is_added(
     shell: Shell, world: Path
 ) -> None:
+    """Of other content: weights, or a file beside them; the same is passed over."""
     add_world(shell, world)
     shutil.copytree(world / "base", shell.cwd / "more")
+    shutil.copytree(world / "base-code", shell.cwd / "base")
+    with_record(world, shell.cwd / "base-code")
     before = tree(shell.cwd / "zoo")
-    shell.refuse("has a model 'base' already", "zoo", "add", "more", str(world / "base"))
+    for name in ("base", "base-code"):
+        pattern = f"has a model '{name}' already.*evomerge zoo remove {name}$"
+        shell.refuse(pattern, "zoo", "add", "more", name)
+    assert "base  is there already" in well(shell, "add", str(world / "base")).stdout
     assert tree(shell.cwd / "zoo") == before
+
+
+def test_an_add_that_was_stopped_continues(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["add", *(f"{world}/{name}" for name in ("base", "base-code", "base-prose"))]
+    with monkeypatch.context() as patched:
+        store, count = Zoo.add, iter(range(9))
+
+        def stopped(self: Zoo, *given: Any, **options: Any) -> Added:
+            if next(count) == 2:
+                raise KeyboardInterrupt
+            return store(self, *given, **options)
+
+        patched.setattr(Zoo, "add", stopped)
+        assert "the same command continues it" in shell.run("zoo", *line).stderr
+    told = well(shell, *line).stdout
+    assert told.count("is there already") == 2
+    assert "base-prose  " in told
+    assert len(Zoo.open(shell.cwd / "zoo").models()) == 3
 
 
 def test_names_of_hugging_face_snapshots() -> None:

@@ -37,6 +37,7 @@ from experiments.searches.private_key import (
 )
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.setup.private_checks import check_engine
 from experiments.zoo.dates import hide_dates
 from experiments.zoo.opening import open_sources
 from merging.files import write_text
@@ -72,10 +73,18 @@ def run_dedup(config: DictConfig) -> dict[str, Any]:
         check_options(config)
         check_groups(config)
         run = plan_run(config, "blocks")
-        if (run / SUMMARY_FILE).exists():
-            summary = read_json(run / SUMMARY_FILE)
-            print(*lines(summary), run, sep="\n")
-            return summary
+    if not (run / SUMMARY_FILE).exists():
+        _work(run, config)
+    if config.privacy:
+        _seal(run, config)  # a start that was killed may not have come so far
+    summary = read_json(run / SUMMARY_FILE)
+    print(*lines(summary), run, sep="\n")
+    return summary
+
+
+def _work(run: Path, config: DictConfig) -> None:
+    """Deduplicates all targets and writes the summary."""
+    with explained():
         job = _Job.open(config, run)
     with locked(run):
         clear_drafts(run)
@@ -85,12 +94,17 @@ def run_dedup(config: DictConfig) -> dict[str, Any]:
         except _EXPLAINED as error:
             raise UserError(str(error)) from error
         write_text(run / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-        if job.privacy is not None:
-            destroy(run)
-            if job.zoo is not None:
-                hide_dates(job.zoo)
-    print(*lines(summary), run, sep="\n")
-    return summary
+
+
+def _seal(run: Path, config: DictConfig) -> None:
+    """Destroys what must not be released with a private run that has ended."""
+    destroy(run)
+    if config.save:
+        hide_dates(_zoo(config))
+
+
+def _zoo(config: DictConfig) -> Zoo:
+    return Zoo.open(None if config.store is None else Path(config.store), create=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +146,7 @@ class _Job:
         plan = _plan(config, models, privacy)
         zoo = None
         if config.save:
-            place = None if config.store is None else Path(config.store)
-            zoo = Zoo.open(place, create=True)
+            zoo = _zoo(config)
             for one in plan:
                 check_name(zoo, f"{one.target}{config.suffix}")
         return cls(config, run, models, plan, schedule, privacy, zoo)
@@ -210,6 +223,7 @@ def _open_privacy(config: DictConfig, schedule: DedupSchedule) -> PrivateValidat
             "privacy: the noes are what is paid for: set how many there may be for each target, "
             "for example schedule.failures=3"
         )
+    check_engine(config, assemble.open_machine(config).dtype)
     return privacy
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -27,6 +28,7 @@ from experiments.deduplication.validation import (
     PrivateValidation,
     main_scores,
 )
+from experiments.runs.directory import check_ingredients
 from experiments.runs.progress import ProgressBar
 from experiments.runs.starts import beside_others
 from experiments.setup import assemble
@@ -130,6 +132,7 @@ def deduplicate_target(
         trust_remote_code=config.trust_remote_code,
     )
     panels = _panels(config, loaded, private=means.privacy is not None)
+    _check_items(means, model, panels)
     saliency = _saliency(config, means.directory, model, loaded, panels.pop("saliency", None))
     candidates = _candidates(model, bases)
     private = None if means.privacy is None else panels["check"]
@@ -192,6 +195,19 @@ def _panels(config: DictConfig, loaded: LoadedTarget, *, private: bool) -> dict[
         if "saliency" in panels:
             panels["check"].check_apart(panels["saliency"])
     return panels
+
+
+def _check_items(means: Means, model: DedupModel, panels: Mapping[str, Panel]) -> None:
+    """Refuses other items than those that an earlier start has asked.
+
+    Of private ones a number is written down that needs the key: a plain digest would tell whoever
+    guesses the whole set that the guess is right.
+    """
+    items: dict[str, Any] = {split: panel.contents for split, panel in panels.items()}
+    if means.noise is not None:
+        private = repr(sorted(items.pop("check").items()))
+        items["private"] = means.noise.uniform("items", model.name, private)
+    check_ingredients(means.directory, {f"items of {model.name}": items})
 
 
 def _saliency(

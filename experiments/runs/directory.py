@@ -162,7 +162,7 @@ def check_ingredients(path: Path, ingredients: Mapping[str, Any]) -> None:
 def _in_words(ingredient: str) -> str:
     kind, _, rest = ingredient.partition(".")
     split, _, task = rest.partition(".")
-    if kind != "items":
+    if kind.split()[0] != "items":  # of one model among several: "items of NAME"
         return ingredient
     return f"set of {split} items" + (f" for task {task!r}" if task else "")
 

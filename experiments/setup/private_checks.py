@@ -46,7 +46,12 @@ def check_privacy(config: DictConfig, parts: SearchParts, asked: int, objectives
         )
     _check_readings(config, privacy)
     _check_ways(config, privacy, parts)
-    _check_answers(config, parts)
+    if config.backend:
+        raise ValueError(
+            "privacy: another program would read the private items and the secret samples, in "
+            "batches of its own: choose backend=resident"
+        )
+    check_engine(config, parts.machine.dtype)
     _check_objective(config, privacy, parts.objective, asked, objectives)
     privacy.budget(config.choose, sampling_rate(config))
 
@@ -132,6 +137,21 @@ def check_items(panel: Panel, delta: float) -> None:
     check_delta(delta, len(seen), f"{panel.split} items")
 
 
+def check_engine(config: DictConfig, dtype: torch.dtype) -> None:
+    """Refuses an engine in which private items change whether, or how, others are answered.
+
+    Raises:
+        ValueError: names the option and the remedy.
+    """
+    if config.timeout_s is not None:
+        raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")
+    if config.compile and dtype != torch.float32:
+        raise ValueError(
+            "privacy: how a compiled model rounds depends on what it was asked before: set "
+            "compile=false, or dtype=float32"
+        )
+
+
 def _check_not_private(config: DictConfig) -> None:
     if config.sampling == "poisson":
         raise ValueError(
@@ -182,8 +202,6 @@ def _check_ways(config: DictConfig, privacy: SearchPrivacy, parts: SearchParts) 
         )
     if parts.execution.elsewhere:
         raise ValueError("privacy: secret samples stay in one process: choose execution=local")
-    if config.timeout_s is not None:
-        raise ValueError("privacy: whether time is up depends on the items: set timeout_s=null")
     if config.budget.seconds is not None:
         raise ValueError(
             "privacy: how many generations a time allows depends on the items: set "
@@ -195,20 +213,6 @@ def _check_ways(config: DictConfig, privacy: SearchPrivacy, parts: SearchParts) 
         raise ValueError(
             "choose=last is for privacy=differences, whose candidates have no fitness of their "
             "own: choose=second_look (of noisy fitness) or svt"
-        )
-
-
-def _check_answers(config: DictConfig, parts: SearchParts) -> None:
-    """Refuses what sends private items elsewhere, and what lets them change others' answers."""
-    if config.backend:
-        raise ValueError(
-            "privacy: another program would read the private items and the secret samples, in "
-            "batches of its own: choose backend=resident"
-        )
-    if config.compile and parts.machine.dtype != torch.float32:
-        raise ValueError(
-            "privacy: how a compiled model rounds depends on what it was asked before: set "
-            "compile=false, or dtype=float32"
         )
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.tasks.classification import Accuracy
+from experiments.deduplication.answers import WrittenAnswers
 from experiments.deduplication.run import run_dedup
 from experiments.runs.errors import UserError
 from experiments.runs.starts import starts_file
@@ -194,6 +195,8 @@ def test_a_killed_run_goes_on_from_its_answers(
 
     monkeypatch.setattr(Panel, "evaluate", counted)
     whole, needed = world.run("save=false"), len(asked)
+    ingredients = json.loads((world.root / "out" / "ingredients.json").read_text())
+    assert set(ingredients["items of a"]) == {"check", "saliency", "report"}
     asked.clear()
     kill_at = 8
     again = f"out={world.root}/again"
@@ -260,11 +263,38 @@ def test_private_checks_release_bits_and_their_price_alone(
         assert json.loads(line)["text"] not in written
     release = summary["targets"]["a"]["privacy"]["spends"][2]["release"]
     assert f'"release": "{release}"' in starts_file().read_text()
+    (run / "secret.key").write_text("00")  # as a kill right after the summary leaves it
+    assert world.run(*options) == summary
+    assert not (run / "secret.key").exists()
     seeded = world.run(
         *options, "privacy.randomness=seed", f"out={world.root}/seeded", "save=false"
     )
     assert seeded["targets"]["b"]["epsilon"]["after"] is None
     assert "public seed" in str(seeded["targets"]["b"]["privacy"]["words"])
+
+
+def test_private_checks_do_not_go_on_with_other_items(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    options = ["privacy=validation", "privacy.data=people", "privacy.epsilon=500",
+               "schedule.failures=5", "report_on=null", "save=false", "bases=[base]"]  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(WrittenAnswers, "__call__", killed)
+        with pytest.raises(Killed):
+            world.run(*options)
+    check = world.root / "check.jsonl"
+    lines = check.read_text()
+    check.unlink()
+    check.write_text("".join(lines.splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="begun with another set of private items"):
+        world.run(*options)
+    assert "check" not in (world.root / "out" / "ingredients.json").read_text()
 
 
 def test_an_item_without_a_finite_score_touches_no_other(
@@ -374,8 +404,13 @@ def test_bad_input_gets_one_sentence(world: World) -> None:
         "ceilings={a:1,b:1,base:0.5}": "no model can take blocks of another",
         "tolerance=-1": "tolerance=-1: it must be at least 0",
         "privacy=means": "choose privacy=validation",
+        "timeout_s=3": "set timeout_s=null",
+        "compile=true": "set compile=false, or dtype=float32",
     }.items():
         more = ["privacy.data=x"] if option == "privacy=means" else []
+        if option in ("timeout_s=3", "compile=true"):
+            more = ["privacy=validation", "privacy.data=x", "privacy.epsilon=1", "dtype=bfloat16",
+                    "schedule.failures=1"]  # fmt: skip
         with pytest.raises(UserError, match=message):
             world.run(option, *more)
     assert not (world.root / "out").exists()

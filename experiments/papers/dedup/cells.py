@@ -213,6 +213,7 @@ def run_way(
     *,
     fair: Score | None = None,
     keep: Sequence[int] = (),
+    others: Sequence[Ledger] = (),
     published: PublishedSvt | None = None,
 ) -> tuple[Substitution, dict[str, Any]]:
     """Deduplicates a target; returns what became of it, in blocks and in figures.
@@ -220,6 +221,7 @@ def run_way(
     Args:
         fair: scores that it must reach as well, of the model that spent less.
         keep: blocks that stand in other models.
+        others: of all that `fair` and `keep` follow from.
         published: the sparse vector that targets share, where the way is the published one.
     """
     target, pool = pair.target, pair.target.pool
@@ -272,7 +274,7 @@ def run_way(
         "after": target.accuracy("validation", found),
         "test_before": target.accuracy("test", pair.whole),
         "test_after": target.accuracy("test", found),
-        "epsilon": _price(deduplicated(target.ledger, [pair.base], spends)),
+        "epsilon": _price(deduplicated(target.ledger, [pair.base, *others], spends)),
         "seconds": time.monotonic() - began,
     }
 

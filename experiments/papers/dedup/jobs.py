@@ -27,6 +27,7 @@ from experiments.papers.dedup.zoo import zoo_table
 from experiments.reports.table import duration
 from experiments.runs.files import read_json
 from experiments.runs.processes import process_pool
+from merging.privacy.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def _run(setting: DedupSetting, jobs: Sequence[DedupJob]) -> None:
 def _run_in_turn(setting: DedupSetting, job: DedupJob) -> dict[str, Any]:
     pool = setting.pools[job.pool]
     cluster, way = pool.clusters[job.cluster], Way.of(job.kind)
-    published, fair = None, None
+    published, fair, before = None, None, list[Ledger]()
     found: dict[str, Any] = {}
     base = Target(setting, job.pool, cluster.base)
     for name in _by_epsilon(pool.experts, cluster.targets):
@@ -196,9 +197,12 @@ def _run_in_turn(setting: DedupSetting, job: DedupJob) -> dict[str, Any]:
                 failures=setting.failures,
                 seed=pool.seed,
             )
-        substitution, found[name] = run_way(pair, way, setting, fair=fair, published=published)
+        substitution, found[name] = run_way(
+            pair, way, setting, fair=fair, others=before, published=published
+        )
         if way.checks == "fair":
             fair = _main(target.score("validation", substitution))
+            before.append(target.ledger)
     return {"targets": found}
 
 

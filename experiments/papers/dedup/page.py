@@ -327,7 +327,8 @@ def _selection(found: Found, facts: PageFacts) -> str:
     detail = ["pool", "plan", "who lends to whom", "largest drop on test items", "checks"]
     return (
         "## Who serves whom\n\nOverall C.R. in %, bases in full, and the sum of the targets' ε "
-        "increases (plain sums, as the paper's).\n\n"
+        "increases (plain sums, as the paper's; in a chain counting what those spent that took "
+        "blocks before, which decides what must stay; the paper does not).\n\n"
         + markdown_table(head, rows)
         + "\n\n"
         + markdown_table(detail, details, "lllr")

@@ -1,11 +1,12 @@
 """Base selection: ours against the two plans of the published code, on one pool."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from experiments.papers.dedup.cells import DedupSetting, Pair, Target, Way, run_way
 from merging.deduplication.substitution import Substitution, cluster_ratio
 from merging.privacy.deduplicated import deduplicated
+from merging.privacy.ledger import Ledger
 from search.deduplication.bases import (
     Assignment,
     Member,
@@ -28,13 +29,10 @@ def selection_table(setting: DedupSetting, pool: str) -> dict[str, Any]:
     names = [name for name, expert in spec.experts.items() if expert.part == part]
     targets = {name: Target(setting, pool, name) for name in names}
 
-    def epsilon(target: str, base: str | None = None) -> float:
-        """By the plain sum, as the paper adds it up."""
-        bases = [] if base is None else [targets[base].ledger]
-        ledger = deduplicated(targets[target].ledger, bases)
-        return max(g.added.epsilon for g in ledger.guarantees.values() if g is not None)
+    def cost(target: Member, base: Member) -> float:
+        return _added(deduplicated(targets[target.name].ledger, [targets[base.name].ledger]))
 
-    members = [Member(name, part, epsilon(name), _CEILING) for name in names]
+    members = [Member(name, part, _added(one.ledger), _CEILING) for name, one in targets.items()]
     pairs: dict[tuple[str, str], Pair] = {}
 
     def pair(target: str, base: str) -> Pair:
@@ -43,15 +41,13 @@ def selection_table(setting: DedupSetting, pool: str) -> dict[str, Any]:
         return pairs[target, base]
 
     plans = {
-        "ours": greedy_bases(members, lambda target, base: epsilon(target.name, base.name)),
+        "ours": greedy_bases(members, cost),
         "multi": multi_bases(members),
         "cross": cross_bases(members),
     }
     return {
         "members": names,
-        "plans": {
-            plan: _run(setting, chosen, targets, pair, epsilon) for plan, chosen in plans.items()
-        },
+        "plans": {plan: _run(setting, chosen, targets, pair) for plan, chosen in plans.items()},
     }
 
 
@@ -60,15 +56,20 @@ def _run(
     plan: Sequence[Assignment],
     targets: dict[str, Target],
     pair: Any,
-    epsilon: Any,
 ) -> dict[str, Any]:
     done: dict[str, Substitution] = {}
+    spent: dict[str, Ledger] = {}
     rows = []
     for one in plan:
         keep = _lent(one.target, plan, done)
-        found, figures = run_way(pair(one.target, one.base), Way("dred"), setting, keep=keep)
+        takers = [spent[other.target] for other in plan if _took(other, one.target, done)]
+        found, figures = run_way(
+            pair(one.target, one.base), Way("dred"), setting, keep=keep, others=takers
+        )
         done[one.target] = found
-        increase = epsilon(one.target, one.base) - epsilon(one.target)
+        own = targets[one.target].ledger
+        spent[one.target] = deduplicated(own, [targets[one.base].ledger, *takers])
+        increase = _added(spent[one.target]) - _added(own)
         rows.append({"target": one.target, "base": one.base, "increase": increase, **figures})
     whole = [targets[name].blocks for name in targets if name not in done]
     return {
@@ -84,7 +85,17 @@ def _lent(name: str, plan: Sequence[Assignment], done: dict[str, Substitution]) 
     """Returns the blocks of a model that stand in those that it has served so far."""
     found: set[int] = set()
     for one in plan:
-        if one.base == name and one.target in done:
+        if _took(one, name, done):
             pointers = done[one.target].pointers
             found.update(pointers[pointers < len(pointers)].tolist())
     return sorted(found)
+
+
+def _took(one: Assignment, base: str, done: Collection[str]) -> bool:
+    """Whether an assignment took blocks of a base before; what these left is known by it."""
+    return one.base == base and one.target in done
+
+
+def _added(ledger: Ledger) -> float:
+    """Returns epsilon by the plain sum, as the paper adds it up."""
+    return max(g.added.epsilon for g in ledger.guarantees.values() if g is not None)

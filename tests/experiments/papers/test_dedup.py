@@ -6,20 +6,26 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from experiments.papers.dedup import jobs, selection
 from experiments.papers.dedup.cells import DedupSetting, Pair
 from experiments.papers.dedup.digit_pools import DigitPool
 from experiments.papers.dedup.jobs import DedupJob
 from experiments.papers.dedup.page import PageFacts, page
 from experiments.papers.dedup.pools import DedupCluster, PrivateExpert, PrivateTraining
+from merging.checkpoints.privacy_record import PrivacySpend
 from merging.deduplication.blocking import ModelBlocks
 from merging.deduplication.substitution import Candidates
+from merging.privacy.ledger import Ledger
+from search.deduplication.bases import Member, cross_bases
 
 ROOT = Path(__file__).parents[3]
 
@@ -104,6 +110,58 @@ def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:
         target=SimpleNamespace(blocks=blocks), candidates=Candidates.of(blocks, [lent])
     )
     assert pair.shared_exactly() == pytest.approx((2 * 8 + 3) / 35)
+
+
+def spent(*epsilons: float) -> Ledger:
+    return Ledger().add(
+        *(PrivacySpend("A", e, 0.0, "test", "1", release=f"A{e:g}") for e in epsilons)
+    )
+
+
+def test_a_chain_pays_for_what_it_has_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [Member(f"A{e}", "A", e, math.inf) for e in (1, 2, 3, 4)]
+    targets: Any = {m.name: SimpleNamespace(ledger=spent(m.epsilon), blocks=None) for m in members}
+    fits = list[list[float]]()
+
+    def way(*_: Any, others: Any, **__: Any) -> Any:
+        fits.append([sum(one.epsilon for one in ledger.spends) for ledger in others])
+        figures = dict.fromkeys(("validations", "test_before", "test_after"), 0)
+        return SimpleNamespace(pointers=np.zeros(1, int)), figures
+
+    monkeypatch.setattr(selection, "run_way", way)
+    monkeypatch.setattr(selection, "cluster_ratio", lambda *_: 1.0)
+    table = selection._run(None, cross_bases(members), targets, lambda *_: None)  # type: ignore[arg-type]
+    assert [row["target"] for row in table["rows"]] == ["A3", "A4", "A2"]
+    assert [row["increase"] for row in table["rows"]] == [2, 2, 1 + 3 + 4]
+    assert fits == [[], [], [3 + 2, 4 + 2]]
+
+
+def test_a_fair_target_pays_for_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = replace(
+        pool(),
+        experts={f"A{e}": PrivateExpert("A", e) for e in (1, 2, 4, 8)},
+        clusters={"same": DedupCluster("A1", ["A8", "A2", "A4"])},
+    )
+    fits = dict[str, list[Ledger]]()
+
+    def way(target: Any, *_: Any, others: Any, **__: Any) -> Any:
+        fits[target.name] = list(others)
+        return None, {}
+
+    def made(_: Any, __: Any, name: str) -> Any:
+        ledger = spent(digits.experts[name].epsilon)
+        return SimpleNamespace(name=name, ledger=ledger, score=lambda *_: {"accuracy": 1.0})
+
+    monkeypatch.setattr(jobs, "Target", made)
+    monkeypatch.setattr(Pair, "of", lambda target, _: target)
+    monkeypatch.setattr(jobs, "run_way", way)
+    setting = DedupSetting({"digits": digits}, tmp_path, tmp_path)
+    for kind, known in (("dred-fair", [spent(2), spent(4)]), ("dred", [])):
+        jobs._run_in_turn(setting, DedupJob("digits", kind, "same"))
+        assert list(fits) == ["A2", "A4", "A8"]
+        assert fits["A8"] == known
 
 
 @pytest.mark.slow

@@ -122,9 +122,8 @@ def _point(front: Front, facts: SplitFacts) -> str:
     ratios = sorted({row.ratio for row in front.noised})
     parts.append(
         f"Tried: {', '.join(facts.setting.ways)}, ratios {ratios[0]:g} to {ratios[-1]:g}, behind "
-        f"{', '.join(str(b) for b in front.clean)} blocks. Noise that hides a token from an "
-        "attacker who knows its density hides as much of its meaning from the top, which has a "
-        "sentence's few dozen tokens to average over."
+        f"{', '.join(str(b) for b in front.clean)} blocks. A likely reason: who knows the bottom "
+        "and the noise's density reads a token as long as the top reads its meaning."
     )
     return " ".join(parts)
 

@@ -37,7 +37,7 @@ class SplitPrivatize:
         depths: blocks at the customer.
         ways: name to a way to noise.
         merging: how the customer's expert is merged; None: it is not.
-        fast: take `small` instead, for a trial of less than a minute.
+        fast: take `small` instead, for a trial of a minute.
         small: what replaces options of these names where `fast`.
         cache: folder of experts.
         remarks: sentences for the page, on how the settings came about.

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from evaluators.requests import EvaluationError, TransientFailure
 from experiments.deduplication.models import DedupModel, Taking, assign
-from experiments.deduplication.storing import check_name, store
+from experiments.deduplication.storing import check_name, check_room, store
 from experiments.deduplication.summary import SUMMARY_FILE, lines, summary_of
 from experiments.deduplication.targets import Deduplicated, Means, deduplicate_target
 from experiments.deduplication.validation import PrivateValidation
@@ -78,7 +78,7 @@ def run_dedup(config: DictConfig) -> dict[str, Any]:
     if config.privacy:
         _seal(run, config)  # a start that was killed may not have come so far
     summary = read_json(run / SUMMARY_FILE)
-    print(*lines(summary), run, sep="\n")
+    print(*lines(summary), *_absent(config, summary), run, sep="\n")
     return summary
 
 
@@ -94,6 +94,17 @@ def _work(run: Path, config: DictConfig) -> None:
         except _EXPLAINED as error:
             raise UserError(str(error)) from error
         write_text(run / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+def _absent(config: DictConfig, summary: Mapping[str, Any]) -> list[str]:
+    """Returns notes on what a run that had ended before it was told of the zoo did not add."""
+    there = {one.name for one in _zoo(config).models()} if config.save else set[str]()
+    names = {f"{name}{config.suffix}": one for name, one in summary["targets"].items()}
+    return [
+        f"note: {name} is not in the zoo: what has ended adds nothing; choose another out="
+        for name, one in names.items()
+        if config.save and name not in there and one["new_blocks"] < one["blocks"]
+    ]
 
 
 def _seal(run: Path, config: DictConfig) -> None:
@@ -147,8 +158,7 @@ class _Job:
         zoo = None
         if config.save:
             zoo = _zoo(config)
-            for one in plan:
-                check_name(zoo, f"{one.target}{config.suffix}")
+            _check_places(config, zoo, models, plan)
         return cls(config, run, models, plan, schedule, privacy, zoo)
 
     def done(self) -> dict[str, Any]:
@@ -191,6 +201,18 @@ class _Job:
             price = Price(spend.epsilon, spend.delta)
             void = None if means.void is None else PUBLIC_NOISE
             write_start(spend.dataset, str(spend.release), price, self.run, void=void)
+
+
+def _check_places(
+    config: DictConfig, zoo: Zoo, models: Mapping[str, DedupModel], plan: Sequence[Taking]
+) -> None:
+    """Refuses, before any work, models that would not come into the zoo."""
+    for one in plan:
+        name, bases = f"{one.target}{config.suffix}", [models[base] for base in one.bases]
+        if name in models:
+            raise ValueError(f"{name} is the name of one of the models: choose another suffix")
+        check_name(zoo, name, models[one.target], bases)
+    check_room(zoo, [models[name] for one in plan for name in (one.target, *one.bases)])
 
 
 def _plan(

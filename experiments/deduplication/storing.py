@@ -1,7 +1,7 @@
 """A deduplicated model into a zoo: pieces of its bases, and its own blocks anew."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from experiments.deduplication.models import DedupModel
-from experiments.zoo.adding import free_name, plain
+from experiments.runs.directory import check_writable
+from experiments.zoo.adding import absent, free_name, plain
 from experiments.zoo.names import as_name
 from merging.checkpoints.checkpoint import same_bytes
 from merging.checkpoints.privacy_record import RECORD_FILE, PrivacyRecord, record_text
 from merging.deduplication.substitution import Segment, Substitution
 from merging.privacy.ledger import Ledger
+from merging.zoo import keeping
 from merging.zoo.blocks import Bytes
 from merging.zoo.errors import ZooError
 from merging.zoo.piecing import Piece
@@ -44,12 +46,7 @@ def store(
     Raises:
         ZooError: the name is taken by another model, or the zoo cannot be written.
     """
-    lineage = {
-        "target": model.checkpoint.sha256,
-        "bases": [base.checkpoint.sha256 for base in bases],
-        "block_size": model.blocks.block_size,
-        "pointers": substitution.pointers.tolist(),
-    }
+    lineage = _parents(model, bases) | {"pointers": substitution.pointers.tolist()}
     if (found := _lineage(zoo, name)) is not None:
         if found != lineage or _record(zoo, name) != ledger.record():
             raise ZooError(
@@ -75,10 +72,41 @@ def store(
         zoo.add_pieces(name, like, pieces, side_files)
 
 
-def check_name(zoo: Zoo, name: str) -> None:
-    """Raises ZooError, before long work, for a name that another kind of model has."""
-    if name in {one.name for one in zoo.models()} and _lineage(zoo, name) is None:
-        raise ZooError(f"{name} is in the zoo {zoo.directory} already: choose another suffix")
+def check_name(zoo: Zoo, name: str, model: DedupModel, bases: Sequence[DedupModel]) -> None:
+    """Refuses, before any question is paid for, what `store` would refuse at the end.
+
+    Raises:
+        ZooError: another model has the name, or it cannot name one.
+    """
+    known = {one.name: one.sha256 for one in zoo.models()}
+    found = _lineage(zoo, name)
+    alike = found is not None and found.items() >= _parents(model, bases).items()
+    whole = known.get(f"{name}.whole", model.checkpoint.sha256)
+    if (name in known and not alike) or whole != model.checkpoint.sha256:
+        raise ZooError(
+            f"{name} is in the zoo {zoo.directory} already, made of other models: choose another "
+            "suffix"
+        )
+    if name not in known:
+        keeping.check_name(zoo.directory, f"{name}.whole")
+
+
+def check_room(zoo: Zoo, models: Iterable[DedupModel]) -> None:
+    """Refuses, before any question is paid for, models that the zoo cannot take.
+
+    Raises:
+        UserError, ZooError, CheckpointError: it has no room, or they are pickles.
+    """
+    missing = absent(zoo, {model.source: model.checkpoint.path for model in models})
+    check_writable(zoo.directory, "store", sum(missing.values()))
+
+
+def _parents(model: DedupModel, bases: Sequence[DedupModel]) -> dict[str, Any]:
+    return {
+        "target": model.checkpoint.sha256,
+        "bases": [base.checkpoint.sha256 for base in bases],
+        "block_size": model.blocks.block_size,
+    }
 
 
 def stored(zoo: Zoo, model: DedupModel) -> str:

@@ -273,6 +273,27 @@ def test_private_checks_release_bits_and_their_price_alone(
     assert "public seed" in str(seeded["targets"]["b"]["privacy"]["words"])
 
 
+def test_where_models_go_is_checked_first_and_may_change_for_a_stopped_run(world: World) -> None:
+    """base and a are of other zoos, and the zoo has another model called base."""
+    zoo, others = (Zoo.open(world.root / name, create=True) for name in ("zoo", "others"))
+    zoo.add(world.root / "b", "base")
+    zoo.add(world.root / "b", "a-dedup")
+    for name in ("base", "a"):
+        others.add(world.root / name, name)
+    models = ",".join(f"{name}:'zoo:{others.directory}/{name}'" for name in ("base", "a"))
+    options = [f"models={{{models}}}", "bases=[base]", "report_on=null", "saliency=magnitude"]
+    with pytest.raises(UserError, match=r"a-dedup is in the zoo .* made of other models"):
+        world.run(*options)
+    assert not (world.root / "out").exists()
+    with pytest.raises(UserError, match="the name of one of the models"):
+        world.run(*options, "suffix=''", f"store={world.root}/third")
+    whole = world.run(*options, "save=false")
+    (world.root / "out" / "summary.json").unlink()
+    assert world.run(*options, "suffix=-small") == whole
+    there = {one.name for one in zoo.models()}
+    assert there == {"base", "a-dedup", "base-2", "a-small", "b-small"}
+
+
 def test_private_checks_do_not_go_on_with_other_items(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

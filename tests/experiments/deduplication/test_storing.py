@@ -83,13 +83,16 @@ def test_the_same_again_is_left_alone_and_another_of_the_name_refused(tmp_path: 
     for _ in range(2):
         store(zoo, "small", target, [base], now, Ledger())
         assert {model.name for model in zoo.models()} == {"base", "small"}
-        check_name(zoo, "small")
+        check_name(zoo, "small", target, [base])
     with pytest.raises(ZooError, match=r"small is in the zoo .* already.*: choose another suffix"):
         store(zoo, "small", target, [base], substituted(target, [base], 1), Ledger())
     with pytest.raises(ZooError, match="or with another privacy record: choose another suffix"):
         store(zoo, "small", target, [base], now, Ledger(unrecorded=("base",)))
-    with pytest.raises(ZooError, match=r"base is in the zoo .* already: choose another suffix"):
-        check_name(zoo, "base")
+    with pytest.raises(ZooError, match=r"base is in the zoo .* already, made of other models"):
+        check_name(zoo, "base", target, [base])
+    for name, lender in {"small": target, "a/b": base}.items():
+        with pytest.raises(ZooError, match=r"choose another suffix|cannot name a model"):
+            check_name(zoo, name, target, [lender])
 
 
 def test_blocks_and_files_are_those_of_the_models_meant_whatever_others_are_called(

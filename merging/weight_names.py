@@ -41,6 +41,10 @@ def find_weights(
     return _shards(file, listed), listed
 
 
+MADE_HERE = ("recipe.json", "training.json", "dedup.json")
+"""Files which say that evomerge trained, merged or deduplicated the model."""
+
+
 def is_adapter(path: Path) -> bool:
     """Whether `path` is a PEFT adapter; a whole model that has one beside it is none."""
     whole = (path / "config.json").is_file() and holds_weights(path)
@@ -51,8 +55,7 @@ def made_here(directory: Path) -> list[Path]:
     """Returns the files which say that evomerge trained, merged or deduplicated the model."""
     # a search writes RUN/recipe.json beside RUN/model
     places = [directory, *([directory.parent] if directory.name == "model" else [])]
-    names = ("recipe.json", "training.json", "dedup.json")
-    found = (place / name for name in names for place in places)
+    found = (place / name for name in MADE_HERE for place in places)
     return [path for path in found if path.is_file()]
 
 

@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from merging.checkpoints.adapters import adapter_sha256
+from merging.checkpoints.mechanisms import PrivacyRecordError
+from merging.checkpoints.privacy_record import RECORD_FILE, record_of
 from merging.checkpoints.sources import is_path
+from merging.privacy.ledger import Ledger
 from merging.recipe import Ingredient, Recipe, RecipeError
 from merging.saving.rebuild import rebuild
 from merging.weight_names import is_adapter
 from merging.weights import Weights
 from merging.zoo.errors import ZooError
-from merging.zoo.store import SOURCE, Zoo, default_directory
+from merging.zoo.store import RECIPE, SOURCE, Zoo, ZooModel, default_directory
 
 Shown = Callable[[str, Weights], Weights]
 """Wraps the weights of a model of some name before they are read, to show progress."""
@@ -62,6 +65,7 @@ def open_recipe(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None
     cards = [file.raw() for file in zoo.files(name) if file.name == _CARD]
     card = cards[0].decode() if cards else None
     rebuild(recipe, pool, out, card=card, shown=lambda weights: shown(name, weights))
+    recipe.save(out / RECIPE)  # says that it was made here, should its privacy.json be lost
 
 
 def write_plain(zoo: Zoo, name: str, out: Path, shown: Shown = _unshown) -> None:
@@ -108,23 +112,64 @@ def load_recipe(source: str) -> Recipe:
     return Recipe.load(Path(source))
 
 
+def ledger_in(zoo: Zoo, model: ZooModel) -> Ledger | None:
+    """Returns what a model of a zoo says that its private data cost; None: it has no record.
+
+    Raises:
+        PrivacyRecordError: the record was edited, is none, or of other weights; names the model.
+    """
+    try:
+        if model.kind == "recipe":
+            content = zoo.recipe(model.name).get("privacy")
+            return None if content is None else Ledger.from_description(content)
+        for file in zoo.files(model.name):
+            if file.name == RECORD_FILE:
+                record, words = record_of(file.raw(), model.sha256)
+                return Ledger(record.spends, record.unrecorded, words)
+    except PrivacyRecordError as error:
+        raise PrivacyRecordError(
+            f"{model.name} in the zoo {zoo.directory}: its privacy record: {error}; remove the "
+            "model, and add it with what was written with its weights"
+        ) from error
+    return None
+
+
 def ingredients_in(zoo: Zoo, recipe: Recipe) -> dict[str, str]:
     """Returns where in the zoo the ingredients lie that it has: expert (or ``base``) to source.
 
-    They are found by their content. Of a model that is a recipe itself it is not known before it
-    is rebuilt: it is found by name, and compared when the pool is opened.
+    They are found by their content; of several with it the one is taken that the recipe names, or
+    else one whose record the recipe's ledger has. Of a model that is a recipe itself the content
+    is not known before it is rebuilt: it is found by name, and compared when the pool is opened.
     """
     models = zoo.models()
     recipes = {model.name for model in models if model.kind == "recipe"}
-    known = {model.sha256: model.name for model in models if model.kind != "recipe"}
-    if any(ingredient.sha256 not in known for ingredient in recipe.experts.values()):
-        known |= _adapters(zoo, known.values())
+    stored = {model.name: model for model in models if model.kind != "recipe"}
+    known = {name: model.sha256 for name, model in stored.items()}
+    if any(ingredient.sha256 not in known.values() for ingredient in recipe.experts.values()):
+        known |= _adapters(zoo, stored)
     found = {}
     for role, ingredient in recipe.ingredients.items():
-        name = known.get(ingredient.sha256) or _named(ingredient, recipes)
+        alike = [stored[name] for name, sha256 in known.items() if sha256 == ingredient.sha256]
+        if len(alike) > 1:
+            alike.sort(key=lambda model: _unlike(zoo, model, role, recipe))
+        name = alike[0].name if alike else _named(zoo, ingredient, recipes)
         if name is not None:
             found[role] = f"{SOURCE}{zoo.directory}/{name}"
     return found
+
+
+def _unlike(zoo: Zoo, model: ZooModel, role: str, recipe: Recipe) -> tuple[bool, bool, bool]:
+    """Returns in what a model of the right content differs: its name, its record; it has none."""
+    ingredient = recipe.ingredients[role]
+    other_name = model.name != Path(ingredient.source.removeprefix(SOURCE)).name
+    try:
+        own = ledger_in(zoo, model)
+        ledger = Ledger.from_description(recipe.privacy) if recipe.privacy else None
+    except PrivacyRecordError:
+        return other_name, True, False
+    what = "the base" if role == "base" else f"expert {role!r}"
+    read = Ledger().read(own.record(), what, ingredient.sha256) if own else Ledger()
+    return other_name, ledger is not None and bool(ledger.lacking(read)), own is None
 
 
 def lacking(recipe: Recipe, there: Collection[str]) -> dict[str, str]:
@@ -154,11 +199,18 @@ def _is_gone(source: str) -> bool:
 
 
 def _adapters(zoo: Zoo, names: Iterable[str]) -> dict[str, str]:
-    """Returns identity to name of the adapters among stored models: their scale belongs to it."""
+    """Returns the identity of the adapters among stored models: their scale belongs to it."""
     views = {name: zoo.view(name) for name in names}
-    return {adapter_sha256(view): name for name, view in views.items() if is_adapter(view)}
+    return {name: adapter_sha256(view) for name, view in views.items() if is_adapter(view)}
 
 
-def _named(ingredient: Ingredient, recipes: set[str]) -> str | None:
-    name = ingredient.source.rpartition("/")[2].removeprefix(SOURCE)
-    return name if ingredient.source.startswith(SOURCE) and name in recipes else None
+def _named(zoo: Zoo, ingredient: Ingredient, recipes: set[str]) -> str | None:
+    """Returns the recipe of an ingredient's name, unless that lies in another zoo."""
+    place, _, name = ingredient.source.removeprefix(SOURCE).rpartition("/")
+    if not ingredient.source.startswith(SOURCE) or name not in recipes:
+        return None
+    other = (Path(place) if place else default_directory()).expanduser().resolve()
+    if other == zoo.directory or not (other / "format").is_file():  # as of a zoo that was moved
+        return name
+    there = {model.name for model in Zoo.open(other).models()}
+    return None if name in there else name

@@ -49,6 +49,8 @@ def run_merge(config: DictConfig) -> None:
         machine = assemble.open_machine(config)
         if config.mergekit is not None and config.target_epsilon is not None:
             raise UserError("target_epsilon chooses the experts that are merged: give no mergekit")
+        if config.target_epsilon is None:
+            _check_undialled(config)
         if config.mergekit is None:
             check_groups(config)
             pool, plan, ledger = _configured(config)
@@ -93,6 +95,16 @@ def _configured(config: DictConfig) -> tuple[ExpertPool, MergePlan, Ledger]:
         raise UserError("target_epsilon sets weights: give method=linear, and no knobs")
     dial = Dial.of(pool, config.target_delta, config.accountant)
     return dialled(pool, dial.turn(config.dial, config.target_epsilon), grouping, Path(config.out))
+
+
+def _check_undialled(config: DictConfig) -> None:
+    """Raises UserError for options of the privacy dial, which nobody turned."""
+    for name, idle in (("target_delta", None), ("dial", "best"), ("accountant", "rdp")):
+        if config[name] != idle:
+            raise UserError(
+                f"{name}={config[name]} is of the privacy dial, which only target_epsilon=E "
+                f"turns: give it, or leave {name} out"
+            )
 
 
 def dialled(

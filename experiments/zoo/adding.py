@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
@@ -16,14 +16,21 @@ from experiments.zoo.names import as_name, check_known, verb
 from experiments.zoo.progress import megabytes
 from experiments.zoo.sizes import size_text
 from merging.checkpoints.hashing import file_sha256
-from merging.checkpoints.privacy_record import weights_sha256
+from merging.checkpoints.mechanisms import PrivacyRecordError
+from merging.checkpoints.privacy_record import RECORD_FILE, read_record, weights_sha256
 from merging.checkpoints.sources import resolve
+from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe
+from merging.weight_names import MADE_HERE, made_here
 from merging.zoo.directories import plain_bytes, plain_files
-from merging.zoo.store import RECIPE, SOURCE, Added, Zoo, default_directory, recipe_text
+from merging.zoo.store import RECIPE, SOURCE, Added, Zoo, ZooModel, default_directory, recipe_text
 from merging.zoo_recipes import ingredients_in, read_recipe, write_plain
 
 _SNAPSHOT = re.compile(r"models--(?:.*--)?([^/]+)/snapshots/[0-9a-f]{40}$")
+
+
+_Identity: TypeAlias = tuple[str, bytes | None, bool]
+"""Weights, privacy.json, and whether evomerge made them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def add(
         UserError, ValueError: one of them cannot be added; before any is.
     """
     place = (directory or default_directory()).expanduser()
-    given, names = {source: _given(source) for source in sources}, _names(sources, name)
+    given, names = {s: _checked(s, _given(s)) for s in sources}, _names(sources, name)
     there: set[str] = set()
     if (place / "format").exists():
         zoo = Zoo.open(place)
@@ -155,6 +162,18 @@ def _given(source: str) -> _Given:
     return _Recipe(content, side, {})
 
 
+def _checked(source: str, given: _Given) -> _Given:
+    """Returns what is to be added; raises PrivacyRecordError where its record is wrong."""
+    if isinstance(given, Path):
+        read_record(given)
+    elif (privacy := given.content.get("privacy")) is not None:
+        try:
+            Ledger.from_description(privacy)
+        except PrivacyRecordError as error:
+            raise PrivacyRecordError(f"{source}: its ledger: {error}") from None
+    return given
+
+
 def _json(file: Path) -> Mapping[str, Any]:
     """Returns the object in a file; an empty one where there is none."""
     try:
@@ -223,25 +242,38 @@ def _bytes(source: str, directory: Path) -> int:
 
 
 def absent(zoo: Zoo | None, directories: Mapping[str, Path]) -> dict[str, int]:
-    """Returns the checkpoints whose content a zoo lacks, each once, and their bytes.
+    """Returns the checkpoints that a zoo lacks, by weights and record, each once, and their bytes.
 
     Args:
         directories: source to where it lies.
 
     Raises:
         CheckpointError: one of them cannot be stored; says how to mend it.
+        PrivacyRecordError: the record of one is edited, or of other weights.
     """
-    known = set() if zoo is None else {model.sha256 for model in zoo.models()}
+    stored = [] if zoo is None else [m for m in zoo.models() if m.kind != "recipe"]
+    known: set[_Identity] = set()
     found = {}
     for source, directory in directories.items():
-        if (identity := weights_sha256(directory)) not in known:
+        read_record(directory)  # says what is wrong with it
+        record, weights = directory / RECORD_FILE, weights_sha256(directory)
+        raw = record.read_bytes() if record.is_file() else None
+        if zoo is not None:
+            known |= {_identity(zoo, model) for model in stored if model.sha256 == weights}
+        if (identity := (weights, raw, bool(made_here(directory)))) not in known:
             known.add(identity)
             found[source] = _bytes(source, directory)
     return found
 
 
+def _identity(zoo: Zoo, model: ZooModel) -> _Identity:
+    files = {file.name: file for file in zoo.files(model.name)}
+    record = files[RECORD_FILE].raw() if RECORD_FILE in files else None
+    return model.sha256, record, not files.keys().isdisjoint(MADE_HERE)
+
+
 def add_absent(zoo: Zoo, directories: Mapping[str, Path]) -> None:
-    """Adds the checkpoints whose content a zoo lacks, under the names of their directories."""
+    """Adds the checkpoints that a zoo lacks, under the names of their directories."""
     missing = absent(zoo, directories)
     with megabytes(sum(missing.values()), "adding") as (bar, on_bytes):
         for source in missing:

@@ -9,8 +9,9 @@ from typing import Any
 from experiments.compare.text import TextTable
 from experiments.zoo.names import verb
 from experiments.zoo.needs import made_from, needs_of, plain_sizes
-from experiments.zoo.promises import in_short, ledger_of
+from experiments.zoo.promises import Json, drawn_of, in_short, ledger_of, listed
 from experiments.zoo.sizes import counted, size_text
+from merging.checkpoints.mechanisms import PrivacyRecordError
 from merging.zoo.sharing import Sharing, sharing
 from merging.zoo.store import Zoo, ZooModel
 
@@ -33,10 +34,15 @@ def list_models(directory: Path | None, *, as_json: bool, plot: Path | None) -> 
         from experiments.zoo.plot import draw
 
         draw(models, needs, plain, plot)
-    ledgers = {model.name: ledger_of(zoo, model) for model in models}
+    ledgers = {model.name: listed(ledger_of, zoo, model) for model in models}
+    drawn = {model.name: listed(drawn_of, zoo, model) for model in models}
     if as_json:
         rows = [
-            _numbers(zoo, model, shared, index, plain, ledgers[model.name])
+            {
+                **_numbers(zoo, model, shared, index, plain),
+                "privacy": _json(ledgers[model.name]),
+                "drawn": _json(drawn[model.name]),
+            }
             for index, model in enumerate(models)
         ]
         content = {"zoo": str(zoo.directory), "stored_bytes": shared.total, "models": rows}
@@ -44,19 +50,19 @@ def list_models(directory: Path | None, *, as_json: bool, plot: Path | None) -> 
     if not models:
         return f"{zoo.directory} is empty: {verb(zoo, 'add')} DIR"
     cells = [
-        _row(model, shared, index, plain[model.name], ledgers[model.name])
+        (
+            *_sizes(model, shared, index, plain[model.name]),
+            in_short(ledgers[model.name])
+            + (f" (drawn: {in_short(drawn[model.name])})" if drawn[model.name] else ""),
+        )
         for index, model in enumerate(models)
     ]
     table = TextTable(_HEAD, cells).aligned()
     return "\n".join([table, "", _total(zoo, shared, plain), _NOTE])
 
 
-def _row(
-    model: ZooModel,
-    shared: Sharing,
-    index: int,
-    plain_bytes: int | None,
-    ledger: Mapping[str, Any] | None,
+def _sizes(
+    model: ZooModel, shared: Sharing, index: int, plain_bytes: int | None
 ) -> tuple[str, ...]:
     return (
         model.name,
@@ -66,7 +72,6 @@ def _row(
         size_text(round(shared.parts[index])),
         size_text(int(shared.own[index])),
         model.base or "",
-        in_short(ledger),
     )
 
 
@@ -76,7 +81,6 @@ def _numbers(
     shared: Sharing,
     index: int,
     plain: Mapping[str, int | None],
-    ledger: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     with_whom = {
         name: int(size)
@@ -91,8 +95,11 @@ def _numbers(
         "needed_bytes": int(shared.shared[index, index]),
         "part_bytes": float(shared.parts[index]),
         "shared_bytes": with_whom,
-        "privacy": ledger,
     }
+
+
+def _json(ledger: Json | PrivacyRecordError | None) -> Json | None:
+    return {"error": str(ledger)} if isinstance(ledger, PrivacyRecordError) else ledger
 
 
 def _total(zoo: Zoo, shared: Sharing, plain: Mapping[str, int | None]) -> str:

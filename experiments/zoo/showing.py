@@ -8,7 +8,7 @@ from typing import Any
 from experiments.compare.text import TextTable
 from experiments.zoo.names import check_known
 from experiments.zoo.needs import Made, made_from, needs_of, plain_sizes
-from experiments.zoo.promises import ledger_of
+from experiments.zoo.promises import drawn_of, ledger_of
 from experiments.zoo.sizes import counted, size_text
 from merging.zoo.sharing import Sharing, sharing
 from merging.zoo.store import Zoo, ZooModel
@@ -93,3 +93,5 @@ def _privacy(zoo: Zoo, model: ZooModel) -> Iterator[str]:
         yield "Not private: it has no privacy record, so nothing is guaranteed about its data."
     else:
         yield from (f"Privacy: {line}" for line in ledger["words"])
+    if (drawn := drawn_of(zoo, model)) is not None:
+        yield from (f"Privacy of what was drawn: {line}" for line in drawn["words"])

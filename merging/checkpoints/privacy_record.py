@@ -204,15 +204,26 @@ def read_record(directory: Path) -> PrivacyRecord | None:
     if not path.is_file():
         return None
     try:
-        content = unsealed(json.loads(path.read_text(encoding="utf-8")))
-        record = _record_of(content, weights_sha256(directory))
-    except PrivacyRecordError as error:
+        record, _ = record_of(path.read_bytes(), weights_sha256(directory))
+    except (OSError, PrivacyRecordError) as error:
         raise PrivacyRecordError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise PrivacyRecordError(
-            f"{path} cannot be read ({error}): restore the file that was written with the weights"
-        ) from error
     return record
+
+
+def record_of(raw: bytes, weights: str) -> tuple[PrivacyRecord, tuple[str, ...]]:
+    """Returns the record in a file beside weights of this identity, and its words.
+
+    Raises PrivacyRecordError where it is no record, was edited, or is of other weights.
+    """
+    try:
+        content = unsealed(json.loads(raw))
+    except PrivacyRecordError:
+        raise
+    except ValueError as error:
+        raise PrivacyRecordError(
+            f"it cannot be read ({error}): restore the file that was written with the weights"
+        ) from error
+    return _record_of(content, weights), tuple(map(str, content["words"]))
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

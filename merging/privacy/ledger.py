@@ -115,13 +115,27 @@ class Ledger:
         if content is None:
             return cls.of(pool, plan, searched=True)
         ledger = cls.from_description(content)
-        for spend in ledger.beyond(cls.of(pool, plan, searched=False)).spends:
-            if spend.release is not None and spend not in ledger.spends:
-                raise PrivacyRecordError(
-                    f"the recipe's ledger lacks {spend.what} on data set {spend.dataset!r}, which "
-                    "the record of an expert lists now: merge again instead of rebuilding"
-                )
+        for what in ledger.lacking(cls.of(pool, plan, searched=False)):
+            raise PrivacyRecordError(
+                f"the recipe's ledger lacks {what}, which the record of an expert lists now: "
+                "merge again instead of rebuilding"
+            )
         return ledger
+
+    def lacking(self, other: Ledger) -> list[str]:
+        """Returns in words what the records of `other`, that went in here, list and this does not.
+
+        That a whole record is gone says nothing new of the same weights.
+        """
+        spent = self.beyond(other).spends
+        return [
+            *(
+                f"{spend.what} on data set {spend.dataset!r}"
+                for spend in spent
+                if spend.release is not None and spend not in self.spends
+            ),
+            *(name for name in other._inside if name not in self.unrecorded),
+        ]
 
     def read(self, record: PrivacyRecord | None, what: str, identity: str | None) -> Ledger:
         """Returns the ledger with all that `record` lists; None: `what` has no record.
@@ -159,6 +173,12 @@ class Ledger:
         """Returns `other`, of what went into this model, without what a draw here counted in."""
         covered = {r for spend in self.spends for r in covered_releases(spend.mechanisms or ())}
         return replace(other, spends=tuple(s for s in other.spends if s.release not in covered))
+
+    @property
+    def _inside(self) -> list[str]:
+        """What the records that were read name as unrecorded in turn."""
+        wholes = (" in expert ", " in the base", " in the statistics ")
+        return [name for name in self.unrecorded if any(whole in name for whole in wholes)]
 
     @property
     def private(self) -> bool:

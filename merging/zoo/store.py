@@ -219,8 +219,8 @@ class Zoo:
         place = views.place_of(self.directory, name)
         if row.kind == "recipe" and not views.is_view(place, self._key(row)):
             raise ZooError(
-                f"{name} is a recipe in the zoo {self.directory}; rebuild it: `evomerge zoo "
-                f"open {name}`"
+                f"{name} is a recipe in the zoo {self.directory}, which nobody has rebuilt yet: "
+                f"`evomerge zoo open {name} --zoo {self.directory} --out DIR`, and name DIR"
             )
         with explained(self.directory):
             files = partial(views.write, self.directory, row.id, self.files(name))

@@ -73,6 +73,9 @@ def test_the_merge_costs_at_most_the_target_and_is_rebuilt(
         (["target_epsilon=4", "knobs={weight:{code:1}}"], "give method=linear, and no knobs"),
         (["target_epsilon=4", "dial=all"], "dial=all"),
         (["target_epsilon=-1"], "target_epsilon=-1"),
+        (["dial=selection"], "dial=selection is of the privacy dial"),
+        (["target_delta=1e-6"], "target_delta=1e-06 is of the privacy dial"),
+        (["accountant=pld"], "accountant=pld is of the privacy dial"),
     ],
 )
 def test_what_cannot_be_dialled_is_refused(

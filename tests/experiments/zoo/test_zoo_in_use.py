@@ -77,7 +77,9 @@ class TestSearch:
         name = named(zoo, "-winner")
         done = shell.run("zoo", "open", name, "--zoo", str(zoo.directory), "--out", "winner")
         assert done.code == 0, done
-        assert contents(shell.cwd / "winner") == contents(kept / "run" / "model")
+        opened = contents(shell.cwd / "winner")
+        assert opened.pop("recipe.json") == (kept / "run" / "recipe.json").read_bytes()
+        assert opened == contents(kept / "run" / "model")
 
 
 class TestSource:

@@ -275,9 +275,7 @@ def test_a_recipe_takes_its_bytes_and_is_rebuilt_into_its_view(zoo: Zoo, tmp_pat
     added = zoo.add_recipe(recipe, "merge", {"config.json": b"{}"})
     assert added.stored_bytes < 500
     assert zoo.recipe("merge") == recipe
-    with pytest.raises(
-        ZooError, match=r"merge is a recipe .*; rebuild it: `evomerge zoo open merge`"
-    ):
+    with pytest.raises(ZooError, match=r"merge is a recipe .*zoo open merge --zoo .* --out DIR`"):
         zoo.view("merge")
     calls = []
 

@@ -1,5 +1,7 @@
 """What a search keeps in a zoo: its winner and who lived at the end, beside base and experts."""
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,11 @@ def kept_winner(config: DictConfig, run: Path) -> str | None:
     """Returns the source of the run's winner in the zoo that the run is told of; None: not yet."""
     directory = zoo_directory(config.zoo)
     zoo = None if directory is None else _existing(directory)
-    name = f"{_prefix(config, run)}-winner"  # the last to be added
-    names = [] if zoo is None else [model.name for model in zoo.models()]
-    return f"zoo:{zoo.directory}/{name}" if zoo is not None and name in names else None
+    if zoo is None or not (file := run / "recipe.json").is_file():
+        return None
+    # the last to be added
+    name = _kept(zoo, f"{_prefix(config, run)}-winner", json.loads(file.read_text("utf-8")))
+    return None if name is None else f"zoo:{zoo.directory}/{name}"
 
 
 def keep(config: DictConfig, outcome: SearchOutcome) -> None:
@@ -94,14 +98,23 @@ def _fill(zoo: Zoo, prefix: str, outcome: SearchOutcome) -> None:
 def _add_once(zoo: Zoo, name: str, recipe: Recipe, side: Mapping[str, bytes]) -> None:
     """Adds a recipe, unless an earlier start has."""
     content = recipe.to_json()
-    kinds = {model.name: model.kind for model in zoo.models()}
-    if kinds.get(name) == "recipe" and _undated(zoo.recipe(name)) == _undated(content):
-        return
-    zoo.add_recipe(content, free_name(zoo, name), side)
+    if _kept(zoo, name, content) is None:
+        zoo.add_recipe(content, free_name(zoo, name), side)
 
 
-def _undated(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key != "created_by"}
+def _kept(zoo: Zoo, name: str, content: Mapping[str, Any]) -> str | None:
+    """Returns what a recipe is called in a zoo: `name`, or with a number where others had it."""
+    wanted = _undated(content)
+    for model in zoo.models():
+        numbered = re.fullmatch(rf"{re.escape(name)}(-\d+)?", model.name)
+        if numbered and model.kind == "recipe" and _undated(zoo.recipe(model.name)) == wanted:
+            return model.name
+    return None
+
+
+def _undated(recipe: Mapping[str, Any]) -> Any:
+    """Returns a recipe as files hold it, without the version that wrote it."""
+    return json.loads(json.dumps({k: v for k, v in recipe.items() if k != "created_by"}))
 
 
 def _existing(directory: Path) -> Zoo | None:

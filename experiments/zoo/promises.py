@@ -54,7 +54,7 @@ def drawn_of(zoo: Zoo, model: ZooModel) -> Json | None:
 
 
 def in_short(ledger: Json | PrivacyRecordError | None) -> str:
-    """Returns a ledger in a table's cell: ε by data set.
+    """Returns a ledger in a table's cell: ε by data set, rounded up.
 
     Example:
         >>> in_short(None)

@@ -49,6 +49,25 @@ def test_of_differences_the_winner_alone_is_kept(shell: Shell, world: Path, item
     assert [name.rpartition("-")[2] for name in names] == ["winner"]
 
 
+def test_runs_of_one_configuration_find_each_its_own_winner(
+    shell: Shell, world: Path, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their noise differs, and with it their winners."""
+    zoo, line = shell.cwd / "zoo", [*options(world, items, *MEANS, *SMALL), f"zoo={shell.cwd}/zoo"]
+    recipes = []
+    for place in ("a", "b"):
+        (shell.cwd / place).mkdir()
+        monkeypatch.chdir(shell.cwd / place)
+        for _ in range(2):
+            ended = shell.run("search", *line, "out=run", "budget.evaluations=4")
+            assert ended.code == 0, ended
+        (said,) = (row for row in ended.stdout.splitlines() if row.startswith("zoo "))
+        kept = Zoo.open(zoo).recipe(said.rpartition("/")[2])
+        assert kept == json.loads(Path("run/recipe.json").read_text())
+        recipes.append(kept)
+    assert recipes[0] != recipes[1]
+
+
 def test_a_finished_run_is_not_taken_up_for_a_zoo(shell: Shell, world: Path, items: Path) -> None:
     """Its key is gone: what is told of a zoo later says how its winner gets there."""
     line = options(world, items, *MEANS, *SMALL, "budget.evaluations=4", "out=run")

@@ -272,6 +272,8 @@ def test_other_input_is_refused_in_a_sentence() -> None:
     (spend,) = known.spends
     with pytest.raises(DialError, match="not known"):
         Dial({"a": Ledger().add(replace(spend, mechanisms=None))}, DELTA)
+    with pytest.raises(DialError, match="no identity of its release"):
+        Dial({"a": Ledger().add(replace(spend, release=None))}, DELTA)
     with pytest.raises(DialError, match="1 to 8 experts"):
         Dial({}, DELTA)
     with pytest.raises(DialError, match=r"delta must be.*target_delta.*--delta"):

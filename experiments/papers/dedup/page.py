@@ -1,5 +1,6 @@
 """RESULTS.md of dedup: compression, accuracy and epsilon, ours beside the paper's."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -160,7 +161,7 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         f"drop. {row.pool} {row.target} of the cluster {row.cluster}, {_way(row.way, facts)}: "
         f"{times:.1f} times, accuracy {figures['before']:.3f} to {figures['after']:.3f} (test "
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
-        f"{known['epsilon']['epsilon']:.2f} to {_price(figures['epsilon'])}. Its base has "
+        f"{_up(known['epsilon']['epsilon'])} to {_price(figures['epsilon'])}. Its base has "
         f"{known['base']:.3f}, with the target's small tensors {known['leftovers']:.3f}."
     )
 
@@ -182,7 +183,7 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
             f"### {key}: base {cluster.base}, {'the same data' if shared else 'disjoint data'}\n\n"
             f"{first['blocks']} blocks; {100 * first['untouched']:.2f} % of the numbers are in "
             f"tensors too small to be cut. Base: accuracy {first['base']:.3f}, test "
-            f"{first['base_test']:.3f}, ε {first['base_epsilon']['epsilon']:.2f}."
+            f"{first['base_test']:.3f}, ε {_up(first['base_epsilon']['epsilon'])}."
         )
         rows = [
             line for target in cluster.targets for line in _target(found, facts, name, key, target)
@@ -221,7 +222,7 @@ def _target(
     trivial = baselines_of(found)[name, cluster, target]
     tolerance = facts.setting.pools[name].tolerance
     least = trivial["before"] - tolerance - 1e-9
-    own = f"{trivial['epsilon']['epsilon']:.2f}"
+    own = _up(trivial["epsilon"]["epsilon"])
     first = next(
         r for r in rows_of(found) if (r.pool, r.cluster, r.target) == (name, cluster, target)
     )
@@ -247,7 +248,7 @@ def _target(
     yield line("as it is", 1.0, trivial["before"], trivial["test_before"], own, "")
     exact = trivial["exact"]
     yield line("equal blocks only", exact, trivial["before"], trivial["test_before"], own, "")
-    base = f"{trivial['base_epsilon']['epsilon']:.2f}"
+    base = _up(trivial["base_epsilon"]["epsilon"])
     yield line("serve the base", 0.0, trivial["base"], trivial["base_test"], base, "")
     leftovers = trivial["leftovers"], trivial["leftovers_test"]
     yield line("base, own small tensors", trivial["untouched"], *leftovers, after, "")
@@ -269,8 +270,13 @@ def _way(way: str, facts: PageFacts) -> str:
 
 
 def _price(price: Mapping[str, float]) -> str:
-    summed = f" ({price['added']:.2f})" if price["added"] > price["epsilon"] + 5e-3 else ""
-    return f"{price['epsilon']:.2f}{summed}"
+    summed = f" ({_up(price['added'])})" if price["added"] > price["epsilon"] + 5e-3 else ""
+    return f"{_up(price['epsilon'])}{summed}"
+
+
+def _up(epsilon: float) -> str:
+    """Returns an epsilon that promises no more; 1e-6 is what sums are off."""
+    return f"{math.ceil(100 * epsilon - 1e-6) / 100:.2f}"
 
 
 def _in_bytes() -> str:
@@ -343,7 +349,7 @@ def _dial(found: Found, facts: PageFacts) -> str:
         rows = []
         for row in figures["rows"]:
             kinds = [row["selection"], row["combination"]]
-            texts = [f"{k['test']:.3f} (ε {k['epsilon']:.2f}: {_mixture(k)})" for k in kinds]
+            texts = [f"{k['test']:.3f} (ε {_up(k['epsilon'])}: {_mixture(k)})" for k in kinds]
             gain = max(k["test"] for k in kinds) - row["single_test"]
             single = f"{row['single_test']:.3f} ({row['single']})"
             rows.append([f"{row['epsilon']:g}", single, *texts, f"{100 * gain:+.1f}"])

@@ -19,7 +19,7 @@ from experiments.papers.dedup import jobs, selection
 from experiments.papers.dedup.cells import DedupSetting, Pair
 from experiments.papers.dedup.digit_pools import DigitPool
 from experiments.papers.dedup.jobs import DedupJob
-from experiments.papers.dedup.page import PageFacts, page
+from experiments.papers.dedup.page import PageFacts, _price, page
 from experiments.papers.dedup.pools import DedupCluster, PrivateExpert, PrivateTraining
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.deduplication.blocking import ModelBlocks
@@ -95,6 +95,11 @@ def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 34, 0.89) == [no, no]
     assert verdicts(tmp_path, 0.89, 0.8, 1 / 36, 0.89) == [none, none]
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.88) == [none, none]
+
+
+def test_epsilons_are_rounded_up() -> None:
+    assert _price({"epsilon": 8.001, "added": 9.0}) == "8.01 (9.00)"
+    assert _price({"epsilon": 0.1 + 0.2, "added": 0.3}) == "0.30"
 
 
 def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from experiments.runs.choices import listed
 from experiments.runs.spelling import did_you_mean
 
 
 @contextmanager
 def nearest_words(config_name: str, words: Sequence[str]) -> Iterator[None]:
     """Adds to Hydra's own lines the nearest name for each misspelt option, group and choice."""
+    _check_parts(config_name, words)
     try:
         yield
     except SystemExit as end:
@@ -25,6 +27,20 @@ def nearest_words(config_name: str, words: Sequence[str]) -> Iterator[None]:
             for line in suggestions(config_name, words):
                 print(f"{sys.argv[0]}: {line}", file=sys.stderr)
         raise
+
+
+def _check_parts(config_name: str, words: Sequence[str]) -> None:
+    """Refuses a part that is replaced by nothing, which Hydra answers with a traceback."""
+    nothing = [one for one in _overrides(words) if not one.is_delete() and one.value() is None]
+    if not nothing:
+        return
+    with initialize_config_module("conf", version_base="1.3"):
+        known = GlobalHydra.instance().config_loader().get_group_options
+        for one in nothing:
+            if choices := known(one.key_or_group):
+                remedy = f"choose {listed(choices)}"
+                print(f"{sys.argv[0]}: {one.input_line}: {remedy}", file=sys.stderr)
+                sys.exit(2)
 
 
 def suggestions(config_name: str, words: Sequence[str]) -> list[str]:

@@ -2,10 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.runs.errors import UserError, explained, one_sentence
+
+if TYPE_CHECKING:
+    from merging.recipe import Recipe
 
 
 def rebuild(arguments: Sequence[str]) -> None:
@@ -44,6 +48,7 @@ def _rebuild(options: argparse.Namespace) -> None:
         if not separator:
             raise ValueError(f"--source {pair}: expected NAME=PATH")
         replaced[name] = path
+    replaced |= _in_zoos(recipe, replaced, options.recipe.parent)
     places = {name: each.source for name, each in recipe.ingredients.items()}
     open_sources({**places, **replaced}.values())
     pool = recipe.open_pool(replaced=replaced, trust_remote_code=options.trust_remote_code)
@@ -58,6 +63,25 @@ def _rebuild(options: argparse.Namespace) -> None:
     except PrivacyRecordError as error:
         raise PrivacyRecordError(f"{options.recipe}: {error}") from error
     print(options.out)
+
+
+def _in_zoos(recipe: "Recipe", replaced: Mapping[str, str], run: Path) -> dict[str, str]:
+    """Returns where in a zoo, the run's or the default one, lies what is not where it lay."""
+    from omegaconf import OmegaConf
+
+    from experiments.searches.keeping import zoo_directory
+    from merging.zoo.store import Zoo, default_directory
+    from merging.zoo_recipes import ingredients_in, lacking
+
+    config, found = run / "config.yaml", dict[str, str]()
+    options = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+    told = zoo_directory(OmegaConf.select(options, "zoo"))
+    for place in (told, default_directory()):
+        gone = lacking(recipe, {*replaced, *found})
+        if gone and place is not None and (place / "format").is_file():
+            places = ingredients_in(Zoo.open(place), recipe)
+            found |= {role: at for role, at in places.items() if role in gone}
+    return found
 
 
 def _check_target(path: Path, option: str) -> None:

@@ -19,10 +19,12 @@ from transformers.pytorch_utils import Conv1D
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.naming import listing
-from merging.checkpoints.privacy_record import PrivacyRecord, read_record
+from merging.checkpoints.privacy_record import PrivacyRecord, read_record, weights_sha256
+from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
 from merging.rules.threads import one_thread
 from merging.weights import CheckpointError
+from merging.zoo.store import SOURCE
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +190,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _warn_of_other_base(source: str, config: Mapping[str, Any], base: Checkpoint) -> None:
     """A name proves nothing (bases move), so it only warns; shapes and targets are errors."""
     named = config.get("base_model_name_or_path")
-    if named and named not in (base.source, str(base.path)):
+    if named and named not in (base.source, str(base.path)) and not _is_base(named, base):
         logger.warning("adapter %s was trained on %r, the base is %r", source, named, base.source)
+
+
+def _is_base(named: str, base: Checkpoint) -> bool:
+    """Whether what lies here under another name is the base; fetches nothing."""
+    if not named.startswith(SOURCE) and not Path(named).expanduser().is_dir():
+        return False
+    try:
+        place = resolve(named)
+        return place.resolve() == base.path.resolve() or weights_sha256(place) == base.sha256
+    except CheckpointError:
+        return False
 
 
 def _sort(

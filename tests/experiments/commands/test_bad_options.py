@@ -129,6 +129,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("stream=perhaps", "stream=perhaps: expected "),
     ("compile=1", "compile=1: expected true or false"),
     ("timeout_s=0", "timeout_s=0: it must be above 0"),
+    ("baselines=null", "baselines=null: choose all, few or none"),
     ("out=7", "out=7: expected text or null; quote it"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -80,6 +81,22 @@ class TestSearch:
         opened = contents(shell.cwd / "winner")
         assert opened.pop("recipe.json") == (kept / "run" / "recipe.json").read_bytes()
         assert opened == contents(kept / "run" / "model")
+
+    def test_its_run_is_rebuilt_from_the_zoo_when_the_directories_are_gone(
+        self, kept: Path, shell: Shell
+    ) -> None:
+        run = shell.cwd / "run"
+        run.mkdir()
+        shutil.copy(kept / "run" / "config.yaml", run)
+        recipe = json.loads((kept / "run" / "recipe.json").read_text())
+        for ingredient in (recipe["base"], *recipe["experts"].values()):
+            ingredient["source"] = str(shell.cwd / "gone")
+        (run / "recipe.json").write_text(json.dumps(recipe))
+        done = shell.run("rebuild", str(run / "recipe.json"), "--out", "again")
+        assert done.code == 0, done
+        name = "model.safetensors"
+        again, model = shell.cwd / "again" / name, kept / "run" / "model" / name
+        assert again.read_bytes() == model.read_bytes()
 
 
 class TestSource:

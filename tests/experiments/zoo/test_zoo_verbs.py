@@ -180,6 +180,23 @@ class TestRecipes:
         opened, mixed = shell.cwd / "opened" / weights, shell.cwd / "mixed" / weights
         assert opened.read_bytes() == mixed.read_bytes()
 
+    def test_both_zoos_are_named_where_an_ingredient_is_in_neither(
+        self, shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_world(shell, world)
+        experts = "experts.experts={code:zoo:base-code,prose:zoo:base-prose}"
+        options = ["experts=local", "experts.base=zoo:base", experts, "out=merged"]
+        assert shell.run("merge", *options).code == 0
+        own = ["--zoo", str(shell.cwd / "other")]
+        well(shell, "add", "merged/recipe.json", "--name", "mix", *own)
+        well(shell, "add", str(world / "base"), *own)
+        assert "note" not in well(shell, "check", *own).stdout, "the default zoo has the rest"
+        monkeypatch.setenv("EVOMERGE_ZOO", own[1])
+        assert "mix cannot be opened" in well(shell, "check", *own).stdout
+        monkeypatch.setenv("EVOMERGE_ZOO", str(shell.cwd / "third"))
+        pattern = f"mix: code is not in its zoo {own[1]}, and no model 'base-code' .*/third: add"
+        shell.refuse(pattern, "zoo", "open", "mix", "--out", "opened", *own)
+
     def test_it_stands_wherever_a_checkpoint_may(
         self, shell: Shell, world: Path, merged: Path
     ) -> None:
@@ -309,6 +326,16 @@ def test_an_add_that_was_stopped_continues(
     assert told.count("is there already") == 2
     assert "base-prose  " in told
     assert len(Zoo.open(shell.cwd / "zoo").models()) == 3
+
+
+def test_a_home_directory_is_meant_by_its_sign(
+    shell: Shell, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(shell.cwd / "home"))
+    well(shell, "add", str(world / "base"), "--zoo=~/zoo")
+    well(shell, "open", "base", "--zoo=~/zoo", "--out=~/base")
+    assert (shell.cwd / "home" / "base" / "config.json").is_file()
+    assert not (shell.cwd / "~").exists()
 
 
 def test_names_of_hugging_face_snapshots() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.experts import ExpertPool
 from merging.weights import CheckpointError
+from merging.zoo.store import Zoo
 from tests import builders
 
 
@@ -146,6 +147,21 @@ def test_another_name_of_the_base_only_warns(
     with caplog.at_level(logging.WARNING):
         pool_of(llama, lora=adapter)
     assert "was trained on 'org/other'" in caplog.text
+
+
+def test_the_same_base_elsewhere_is_the_base(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = builders.lora_adapter(tmp_path / "adapter", llama)
+    (tmp_path / "link").symlink_to(llama)
+    shutil.copytree(llama, tmp_path / "copy")
+    zoo = Zoo.open(tmp_path / "zoo", create=True)
+    zoo.add(llama, "base")
+    with caplog.at_level(logging.WARNING):
+        for named in (tmp_path / "link", tmp_path / "copy", f"zoo:{zoo.directory}/base"):
+            edit(adapter, base_model_name_or_path=str(named))
+            pool_of(llama, lora=adapter)
+    assert "was trained on" not in caplog.text
 
 
 class TestRefusals:

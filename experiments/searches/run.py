@@ -344,5 +344,6 @@ def _show(run: Path, config: DictConfig) -> float:
         print(f"model     not there: evomerge rebuild {run / 'recipe.json'} --out DIR writes it")
     if config.zoo:
         kept = kept_winner(config, run)
-        print(f"zoo       {kept or f'not there: evomerge zoo add {run} adds the winner'}")
+        place = "" if config.zoo is True else f" --zoo {config.zoo}"
+        print(f"zoo       {kept or f'not there: evomerge zoo add {run}{place} adds the winner'}")
     return float(summary["fitness"])

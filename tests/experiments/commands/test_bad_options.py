@@ -406,7 +406,8 @@ def test_unknown_verb(shell: Shell) -> None:
     assert ended.code == 2
     assert ended.messages == [
         "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, statistics, "
-        "rebuild, report, pseudonymize, reference-losses, compare; did you mean search?"
+        "split vendor, split customer, rebuild, report, pseudonymize, reference-losses, compare, "
+        "zoo, zoo dedup; did you mean search?"
     ]
 
 

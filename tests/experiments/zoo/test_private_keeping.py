@@ -74,7 +74,7 @@ def test_a_finished_run_is_not_taken_up_for_a_zoo(shell: Shell, world: Path, ite
     assert shell.run("search", *line).code == 0
     history = (shell.cwd / "run" / "history.jsonl").read_bytes()
     again = shell.run("search", *line, "zoo=zoo")
-    assert "not there: evomerge zoo add run adds the winner" in again.stdout
+    assert "not there: evomerge zoo add run --zoo zoo adds the winner" in again.stdout
     assert (shell.cwd / "run" / "history.jsonl").read_bytes() == history
     assert shell.run("zoo", "add", "run", "--zoo", "zoo").code == 0
     shown = shell.run("zoo", "show", "run-winner", "--zoo", "zoo").stdout

@@ -25,17 +25,21 @@ def create(directory: Path) -> None:
         return
     with explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        _check_empty(directory)  # before the lock's file lies in it
         with FileLock(directory / _LOCK):
             _fill(directory)
 
 
-def _fill(directory: Path) -> None:
+def _check_empty(directory: Path) -> None:
     own = {_LOCK, FOLDER, "views", index.FILE, _FILE}
     found = [path for path in directory.iterdir() if not path.name.startswith(".")]
     if strange := [path for path in found if path.name not in own]:
         raise ZooError(
             f"{directory} holds {strange[0].name}, so it becomes no zoo; name an empty one"
         )
+
+
+def _fill(directory: Path) -> None:
     (directory / FOLDER).mkdir(exist_ok=True)
     if not (directory / index.FILE).is_file():
         index.create(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -11,17 +12,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from merging.zoo import codec, index, layout
-from merging.zoo.blocks import Bytes, blocks_of, threads
+from merging.zoo.blocks import Bytes, blocks_of, empty, threads
 from merging.zoo.errors import ZooError
 from merging.zoo.layout import Chunk, Pieces
 from merging.zoo.packs import PackWriter
 from merging.zoo.relatives import Relative
+
+logger = logging.getLogger(__name__)
 
 _IN_INDEX = 2**14
 """Stored bytes up to which a block lies in the index: recipes and settings need no pack."""
@@ -34,7 +38,10 @@ Out = TypeVar("Out")
 
 
 class _Prepared(NamedTuple):
-    """A block that was read and hashed; `block`: it is stored already."""
+    """A block that was read and hashed.
+
+    `block`: it is stored already; where there is a payload, too, what is stored is damaged.
+    """
 
     sha256: bytes
     size: int
@@ -83,8 +90,9 @@ class Addition:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.stored = 0
-        self._new: dict[bytes, int] = {}
+        self._new: dict[bytes, int] = {}  # new ones, and those found sound
         self._rows: list[index.Row] = []
+        self._mended: list[index.Row] = []
         self._lock = threading.Lock()
         self.blocks = blocks_of(directory)
         with index.reading(directory) as connection:
@@ -105,7 +113,7 @@ class Addition:
         path: Path,
         name: str,
         chunks: Iterable[Chunk],
-        header: int,
+        header: bytes,
         relative: Relative | None,
         on_bytes: Callable[[int], None],
     ) -> NewFile:
@@ -116,12 +124,12 @@ class Addition:
             OSError: the zoo cannot be written.
         """
         try:
-            handle = os.open(path, os.O_RDONLY)
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise _unreadable(path, error) from error
-        try:
-            before = os.fstat(handle)
-            digest = self.blocks.pool.submit(_digest, path)
+        with file:
+            before, handle = os.fstat(file.fileno()), file.fileno()
+            digest = self.blocks.pool.submit(_digest, os.dup(handle))
 
             def prepare(chunk: Chunk) -> tuple[Chunk, _Prepared, bool]:
                 base = None if relative is None else relative.base(chunk)
@@ -134,13 +142,14 @@ class Addition:
                 placed.append((chunk, self._place(prepared)))
                 finite &= sound
                 on_bytes(chunk.size)
-            after = os.fstat(handle)
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise ZooError(f"{path} was changed while it was read; add it again")
             pieces = layout.assemble(placed)
-            return NewFile(name, digest.result(), before.st_size, header, pieces, finite)
-        finally:
-            os.close(handle)
+            sha256 = digest.result()
+            after, size = os.fstat(handle), int(pieces["length"].sum(dtype=np.int64))
+            same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            # its header was read before it was opened: another file may have taken its place
+            if not same or size != after.st_size or os.pread(handle, len(header), 0) != header:
+                raise ZooError(f"{path} was changed while it was read; add it again")
+            return NewFile(name, sha256, size, len(header), pieces, finite)
 
     def content(self, raw: bytes | memoryview | Bytes, item_bytes: int = 1) -> Pieces:
         """Stores bytes; returns where they lie."""
@@ -160,7 +169,13 @@ class Addition:
         with index.reading(self._directory) as connection:
             found = index.rows(connection, blocks)
         wanted = set(blocks)
-        return found | {row.id: row for row in self._rows if row.id in wanted}
+        own = (row for row in (*self._rows, *self._mended) if row.id in wanted)
+        return found | {row.id: row for row in own}
+
+    def holds_differences(self, files: Iterable[NewFile]) -> bool:
+        """Whether a block of the files is stored as difference to one of a relative."""
+        used = np.concatenate([np.zeros(0, np.int64), *(f.pieces["block"] for f in files)])
+        return any(row.base is not None for row in self.rows(np.unique(used).tolist()).values())
 
     def commit(self, model: NewModel, files: Iterable[NewFile]) -> None:
         """Makes all of it part of the zoo, in one step; raises ZooError."""
@@ -178,9 +193,17 @@ class Addition:
                 "stored, payload, crc32) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*row[:6], packs.get(row.pack or ""), *row[7:11]) for row in self._rows],
             )
+            connection.executemany(
+                "UPDATE blocks SET codec = ?, base = ?, pack = ?, place = ?, stored = ?, "
+                "payload = ?, crc32 = ? WHERE id = ?",
+                [
+                    (*row[4:6], packs.get(row.pack or ""), *row[7:11], row.id)
+                    for row in self._mended
+                ],
+            )
             number = connection.execute(
                 "INSERT INTO models(name, kind, sha256, bytes, base, signature) "
-                "VALUES(?, ?, ?, ?, ?, ?)",
+                "VALUES(?, ?, ?, ?, (SELECT id FROM models WHERE name = ?), ?)",
                 (model.name, model.kind, model.sha256, model.size, model.base, model.signature),
             ).lastrowid
             connection.executemany(
@@ -202,29 +225,52 @@ class Addition:
                 (number,),
             )
         self._packs.keep()
+        if self._mended:
+            logger.warning(
+                "%s: %d damaged blocks were stored anew", self._directory, len(self._mended)
+            )
 
     def _prepare(self, raw: Bytes, item_bytes: int, base: index.Row | None) -> _Prepared:
         sha256 = hashlib.sha256(raw.data).digest()
-        found = self._find(sha256)
-        if found is not None:
+        found, sound = self._find(sha256)
+        if sound:
             return _Prepared(sha256, len(raw), item_bytes, found)
-        near = None if base is None else self.blocks.raw(base.id, {base.id: base}, keep=False)
+        # What is damaged may be what others are differences to, so it is stored alone.
+        near = self._near(base) if base is not None and found is None else None
         number, payload = codec.encode(raw, item_bytes, near)
         used = base.id if base is not None and number == codec.DIFFERENCE else None
         crc32 = zlib.crc32(raw.data)
-        return _Prepared(sha256, len(raw), item_bytes, None, crc32, number, payload, used)
+        return _Prepared(sha256, len(raw), item_bytes, found, crc32, number, payload, used)
 
-    def _find(self, sha256: bytes) -> int | None:
+    def _near(self, base: index.Row) -> Bytes | None:
+        """Returns the block of a relative; None: it is damaged, and nothing becomes one to it."""
+        try:
+            return self.blocks.raw(base.id, {base.id: base}, keep=False)
+        except ZooError:
+            return None
+
+    def _find(self, sha256: bytes) -> tuple[int | None, bool]:
+        """Returns the number of a block that is stored, and whether it can be read."""
         with self._lock:
             if sha256 in self._new:
-                return self._new[sha256]
+                return self._new[sha256], True
             query = "SELECT id FROM blocks WHERE sha256 = ?"
             row = self._connection.execute(query, (sha256,)).fetchone()
-        return None if row is None else int(row[0])
+            if row is None:
+                return None, False
+            rows = index.rows(self._connection, row)
+        block: int = row[0]
+        try:
+            self.blocks.decode(rows[block], rows, empty(rows[block].size))
+        except ZooError:
+            return block, False
+        with self._lock:
+            self._new[sha256] = block
+        return block, True
 
     def _place(self, new: _Prepared) -> int:
         """Returns the number of a block, which it stores if no other one has come before."""
-        if new.block is not None:
+        if new.block is not None and not new.payload:
             return new.block
         if new.sha256 in self._new:
             return self._new[new.sha256]
@@ -233,12 +279,14 @@ class Addition:
             payload = bytes(new.payload)
         else:
             pack, place = self._packs.append(new.payload)
-        block: int = self._next
-        self._next = block + 1
+        rows, block = self._mended, new.block
+        if block is None:
+            rows, block = self._rows, self._next
+            self._next += 1
         stored = len(new.payload)
         self.stored += stored
         described = block, new.sha256, new.size, new.item_bytes, new.codec, new.base
-        self._rows.append(index.Row(*described, pack, place, stored, payload, new.crc32, False))
+        rows.append(index.Row(*described, pack, place, stored, payload, new.crc32, False))
         with self._lock:
             self._new[new.sha256] = block
         return block
@@ -276,11 +324,13 @@ def read_chunk(path: Path, handle: int, chunk: Chunk) -> Bytes:
     return out
 
 
-def _digest(path: Path) -> str:
-    digest, memory = hashlib.sha256(), bytearray(2**20)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(memory):
+def _digest(handle: int) -> str:
+    """Returns the SHA-256 of an open file, and closes it."""
+    digest, memory, at = hashlib.sha256(), bytearray(2**20), 0
+    with FileIO(handle) as file:
+        while size := os.preadv(file.fileno(), [memory], at):
             digest.update(memoryview(memory)[:size])
+            at += size
     return digest.hexdigest()
 
 

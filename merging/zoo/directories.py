@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -20,8 +19,6 @@ from merging.zoo.layout import Entry
 from merging.zoo.pointers import follow
 from merging.zoo.relatives import Relative
 from merging.zoo.weights import ZooFile
-
-logger = logging.getLogger(__name__)
 
 # Of training, and other forms of the weights: left out.
 _FOLDERS = (".*", "checkpoint-*", "global_step*", "runs", "wandb", "__pycache__")
@@ -75,17 +72,17 @@ def add_directory(
     files = []
     for path, file in taken.items():
         own = tensors.get(path, {})
-        header = len(headers.get(path, b""))
+        header = headers.get(path, b"")
         related = None if relative is None or not own else Relative.of(relative, file, own)
         if path.is_dir():
             files.append(addition.small_file(file, b""))
             continue
-        cut = layout.chunks(_size(path), header, own)
+        cut = layout.chunks(_size(path), len(header), own)
         files.append(addition.file(path, file, cut, header, related, on_bytes))
     digests = {file.name: file.sha256 for file in files if directory / file.name in weights}
     size = sum(file.size for file in files)
-    if left_out:
-        logger.warning("not added from %s: %s", directory, ", ".join(left_out))
+    if not addition.holds_differences(files):
+        near = None
     return NewModel(name, "stored", joint_sha256(digests), size, near, signature), files, left_out
 
 
@@ -123,21 +120,33 @@ def _sorted(directory: Path, weights: tuple[Path, ...]) -> tuple[dict[Path, str]
             taken[path] = f"{name}/"
         elif path in weights or (path.is_file() and not (top and _matches(path, _FILES))):
             taken[path] = name
-        elif not path.name.startswith("."):
+        else:
             left_out.append(name)
     taken |= {path: path.name for path in made_here(directory) if path.name not in taken.values()}
     return taken, left_out
 
 
 def _walk(directory: Path, left_out: list[str]) -> Iterator[Path]:
-    """Yields files, and folders that are empty, in the order of their names."""
-    for folder, folders, files in os.walk(directory):
-        passed = [name for name in folders if _matches(Path(name), _FOLDERS)]
-        left_out += [name for name in passed if not name.startswith(".")]
+    """Yields files, and folders that are empty, in the order of their names; follows links."""
+
+    def refuse(error: OSError) -> None:
+        raise ZooError(
+            f"{error.filename} cannot be read ({error.strerror}); mend that, then add it again"
+        )
+
+    for folder, folders, files in os.walk(directory, onerror=refuse, followlinks=True):
+        here = Path(folder)
+        passed = [n for n in folders if _matches(Path(n), _FOLDERS) or _leads_back(here / n)]
+        left_out += [(here / name).relative_to(directory).as_posix() + "/" for name in passed]
         folders[:] = sorted(set(folders) - set(passed))
         if not folders and not files and Path(folder) != directory:
             yield Path(folder)
         yield from (Path(folder, name) for name in sorted(files))
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, so that it would never end."""
+    return folder.is_symlink() and any(folder.samefile(each) for each in folder.parents)
 
 
 def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
@@ -154,7 +163,9 @@ def _header(path: Path, needed: bool) -> bytes:
     Empty: it is none, though it is called so, and `needed` is false.
     """
     if follow(path) is not None:
-        raise ZooError(f"{path.parent} is a view of a zoo; export the model, then add that")
+        raise ZooError(
+            f"{path.parent} is a view of a zoo; `evomerge zoo open` the model, then add that"
+        )
     try:
         with safe_open(str(path), framework="pt"):  # checks lengths and overlaps
             pass
@@ -184,7 +195,7 @@ def _relative(
                 "base, or none"
             )
         return base, files
-    opened = {row.name: ZooFile.open(zoo, row.id) for row in _candidates(zoo, signature)}
+    opened = {row.name: _readable(zoo, row) for row in _candidates(zoo, signature)}
     related = [Relative.of(files, weights.name, own, name) for name, files in opened.items()]
     chunks = list(
         layout.chunks(_size(weights), 0 if not own else next(iter(own.values())).begin, own)
@@ -194,6 +205,14 @@ def _relative(
             related, chunks, lambda chunk: read_chunk(weights, file.fileno(), chunk)
         )
     return (None, None) if found is None else (found.name, opened[found.name])
+
+
+def _readable(zoo: Path, row: ModelEntry) -> list[ZooFile]:
+    """Returns a model's files; none where they are damaged: it is no one's relative then."""
+    try:
+        return ZooFile.open(zoo, row.id)
+    except ZooError:
+        return []
 
 
 def _stored(zoo: Path, base: str) -> ModelEntry:
@@ -209,7 +228,7 @@ def _candidates(zoo: Path, signature: bytes) -> list[ModelEntry]:
     """Returns models of the same tensors, or else of any; of those that share a base, the base."""
     query = (
         "SELECT id, name, kind, sha256 FROM models WHERE kind = 'stored' AND {} "
-        "AND (base IS NULL OR base NOT IN (SELECT name FROM models)) "
+        "AND base IS NULL "
         f"ORDER BY id DESC LIMIT {_TRIED}"
     )
     with index.reading(zoo) as connection:

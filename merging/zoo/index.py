@@ -44,7 +44,7 @@ CREATE TABLE models(
     kind TEXT NOT NULL,
     sha256 TEXT NOT NULL,
     bytes INTEGER NOT NULL,
-    base TEXT,
+    base INTEGER REFERENCES models ON DELETE SET NULL,
     signature BLOB);
 CREATE TABLE files(
     model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
@@ -137,6 +137,13 @@ def _connected(directory: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def shrink(directory: Path) -> None:
+    """Gives back the pages that nothing fills any more; raises ZooError."""
+    with explained(directory), _connected(directory) as connection:
+        if connection.execute("PRAGMA freelist_count").fetchone()[0]:
+            connection.execute("VACUUM")
 
 
 def rows(connection: sqlite3.Connection, blocks: Iterable[int]) -> dict[int, Row]:

@@ -27,8 +27,8 @@ SELECT model, SUM(stored) FROM blocks JOIN (
 """
 """Model's number -> stored bytes that only it needs."""
 
-_DEAD_SHARE = 0.25
-"""Share of a pack that nobody needs from which on the rest is written anew."""
+_DEAD_SHARE, _DEAD_BYTES = 0.01, 2**20
+"""Share of a pack, or bytes, that nobody needs, above which the rest is written anew."""
 
 
 class ModelEntry(NamedTuple):
@@ -56,9 +56,12 @@ def find(directory: Path, name: str) -> ModelEntry:
 
 def check_name(directory: Path, name: str) -> None:
     """Raises ZooError where `name` is taken, or cannot name a directory."""
+    if not name:
+        raise ZooError("a model of a zoo needs a name; give one")
     if not _NAME.fullmatch(name):
         raise ZooError(
-            f"{name!r} cannot name a model; use letters, digits, and . _ - + = @ after the first"
+            f"{name!r} cannot name a model; use up to 200 letters, digits, and "
+            ". _ - + = @ after the first"
         )
     with index.reading(directory) as connection:
         if connection.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone():
@@ -77,15 +80,16 @@ def remove_orphans(directory: Path) -> None:
     """Removes packs that a writer left who was killed before the index named them."""
     with index.reading(directory) as connection:
         known = {name for (name,) in connection.execute("SELECT name FROM packs")}
-    for path in (directory / FOLDER).iterdir():
+    for path in (directory / FOLDER).glob("*.pack"):
         if path.name not in known:
             path.unlink()
 
 
 def collect(directory: Path) -> int:
-    """Removes blocks that no model needs, and the packs that they filled; returns bytes freed."""
+    """Removes blocks that no model needs from packs and index; returns the bytes freed on disk."""
+    before = (directory / index.FILE).stat().st_size
     with index.reading(directory) as connection:
-        sparse = _sparse(connection)
+        sparse = _sparse(directory, connection)
         last = connection.execute(
             "SELECT seq FROM sqlite_sequence WHERE name = 'packs'"
         ).fetchone()
@@ -107,10 +111,11 @@ def collect(directory: Path) -> int:
     for name in sparse:
         (directory / FOLDER / name).unlink(missing_ok=True)
     blocks_of(directory).packs.release(sparse)
-    return sum(sparse.values()) - anew
+    index.shrink(directory)
+    return sum(sparse.values()) - anew + before - (directory / index.FILE).stat().st_size
 
 
-def _sparse(connection: sqlite3.Connection) -> dict[str, int]:
+def _sparse(directory: Path, connection: sqlite3.Connection) -> dict[str, int]:
     """Returns the packs, with their bytes, of which too much is needed by nobody."""
     query = """
         SELECT name, bytes, (SELECT COALESCE(SUM(stored), 0) FROM blocks
@@ -118,8 +123,13 @@ def _sparse(connection: sqlite3.Connection) -> dict[str, int]:
     return {
         name: size
         for name, size, live in connection.execute(query)
-        if size - len(MAGIC) - live > _DEAD_SHARE * size or not live
+        if not live or _worth(directory / FOLDER / name, size - len(MAGIC) - live)
     }
+
+
+def _worth(pack: Path, dead: int) -> bool:
+    """Whether the rest of a pack is to be written anew; one that is missing may come back."""
+    return pack.is_file() and dead > min(_DEAD_BYTES, _DEAD_SHARE * pack.stat().st_size)
 
 
 def _copied(directory: Path, writer: PackWriter, rows: list[Row]) -> list[tuple[str, int, int]]:
@@ -191,10 +201,11 @@ def _of_packs(directory: Path, rows: dict[int, Row], bad: dict[int, str]) -> Ite
             f"{rows[b].sha256.hex()[:16]} at byte {rows[b].place}" for b in blocks[:3]
         )
         more = f" and {len(blocks) - 3} more" if len(blocks) > 3 else ""
+        there = "is damaged" if (directory / place).is_file() else "is missing"
         yield (
-            f"{directory / place} is damaged: block {named}{more}, of the models "
-            f"{models}; bring the file back from a "
-            "copy of the zoo, or remove the models, collect, and add them again"
+            f"{directory / place} {there}: block {named}{more}, of the models "
+            f"{models}; bring the file back from a copy of the zoo, or add the models' files "
+            "again under other names, which stores the blocks anew"
         )
 
 

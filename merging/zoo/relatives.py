@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,6 +13,7 @@ import numpy as np
 
 from merging.zoo import codec, index
 from merging.zoo.blocks import Bytes
+from merging.zoo.errors import ZooError
 from merging.zoo.layout import Chunk, Entry, item_bytes
 from merging.zoo.weights import ZooFile
 
@@ -114,7 +116,7 @@ def nearest(
     large = [chunk for chunk in chunks if chunk.dtype]
     large.sort(key=lambda chunk: -chunk.size)
     chosen = large[: len(large) // 2 + 1][:: max(1, len(large) // 2 // _SAMPLES)]
-    alone, sizes = 0, [0] * len(candidates)
+    alone, sizes = 0, [0.0] * len(candidates)
     for chunk in chosen if candidates else ():
         raw = read(chunk)
         part = slice(0, _SAMPLED)
@@ -125,7 +127,11 @@ def nearest(
             if row is None:
                 sizes[i] += whole
                 continue
-            near = candidate.raw(row)[part]
+            try:
+                near = candidate.raw(row)[part]
+            except ZooError:  # it is damaged: another will do, or none
+                sizes[i] = math.inf
+                continue
             sizes[i] += len(codec.encode(raw[part], item_bytes(chunk.dtype), near)[1])
     best = min(range(len(candidates)), key=sizes.__getitem__, default=None)
     return candidates[best] if best is not None and sizes[best] < _WORTH * alone else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,6 @@ from merging.zoo.errors import ZooError, explained
 from merging.zoo.layout import PIECES
 from merging.zoo.piecing import New, Piece, SideFiles, of_pieces
 from merging.zoo.weights import ZooFile, ZooWeights
-
-logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.json"
 SOURCE = "zoo:"
@@ -161,7 +160,8 @@ class Zoo:
         with index.reading(self.directory) as connection:
             own = dict(connection.execute(keeping.OWN_BYTES))
             found = connection.execute(
-                "SELECT id, name, kind, sha256, bytes, base FROM models ORDER BY name"
+                "SELECT m.id, m.name, m.kind, m.sha256, m.bytes, b.name FROM models m "
+                "LEFT JOIN models b ON b.id = m.base ORDER BY m.name"
             ).fetchall()
         return [
             ZooModel(name, kind, sha, size, own.get(number, 0), base)
@@ -246,8 +246,14 @@ class Zoo:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ZooError(f"{out} exists; name a directory that is empty or does not exist")
         with explained(out):
-            out.mkdir(parents=True, exist_ok=True)
-            self.export_files(name, out)
+            place = out.resolve()
+            draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+            draft.mkdir(parents=True)
+            try:
+                self.export_files(name, draft)
+                os.replace(draft, place)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
 
     def export_files(self, name: str, out: Path) -> None:
         """Writes a model's files below an existing directory."""

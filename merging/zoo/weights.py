@@ -193,7 +193,7 @@ class ZooWeights(LazyWeights):
 def _dtype(name: str, entry: Entry) -> torch.dtype:
     if entry.dtype not in DTYPES:
         raise ZooError(
-            f"tensor {name} is stored as {entry.dtype}, which torch does not have; export the "
-            "model and read its files with what wrote them"
+            f"tensor {name} is stored as {entry.dtype}, which torch does not have; `evomerge "
+            "zoo open` the model, and read its files with what wrote them"
         )
     return DTYPES[entry.dtype]

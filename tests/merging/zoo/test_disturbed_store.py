@@ -8,13 +8,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from merging.zoo import index
+from merging.zoo import adding, index
 from merging.zoo.adding import Addition
 from merging.zoo.blocks import forget
 from merging.zoo.errors import ZooError
@@ -123,6 +124,29 @@ class TestDamage:
         ):
             with pytest.raises(ZooError, match=named):
                 read()
+        assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+    @pytest.mark.parametrize("model", ["near1", "base"])
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_files_that_are_added_again_mend_what_is_damaged(
+        self, zoo: Zoo, plain: list[Path], model: str, gone: bool, tmp_path: Path
+    ) -> None:
+        pack = zoo.directory / "packs" / str(self.pack_of(zoo, model).pack)
+        forget()
+        if gone:
+            pack.unlink()
+        else:
+            pack.write_bytes(bytes(pack.stat().st_size))
+        wanted = {path.name: str(path) for path in plain}
+        new = bf16_model(tmp_path / "new", 7, of=plain[0])  # near what may be damaged
+        zoo.add(new, "new")
+        assert len(zoo.check()) == 1
+        zoo.add(Path(wanted[model]), "again")
+        wanted |= {"new": str(new), "again": wanted[model]}
+        forget()
+        assert_holds(zoo, wanted, tmp_path / "out")
+        zoo.gc()
+        assert_holds(zoo, wanted, tmp_path / "out")
 
     def test_a_flipped_bit_in_the_index_is_found(self, zoo: Zoo) -> None:
         zoo.add_recipe({"a": "b"}, "merge", {})
@@ -158,6 +182,7 @@ class TestDamage:
             copy.weights("near2")["w1"]
         (problem,) = copy.check()
         assert "of the models near2;" in problem
+        assert f"{pack} is {'damaged' if cut else 'missing'}: " in problem
         assert copy.weights("near1")["w1"].shape == (400, 400)
 
     @pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
@@ -182,7 +207,8 @@ class TestWhatIsRefused:
 
     @pytest.mark.parametrize("name", ["", "a/b", "..", ".a", "a b", "a\n", "x" * 300])
     def test_a_bad_name(self, zoo: Zoo, plain: list[Path], name: str) -> None:
-        with pytest.raises(ZooError, match="cannot name a model; use letters"):
+        why = "cannot name a model; use up to 200 letters" if name else "needs a name; give one"
+        with pytest.raises(ZooError, match=why):
             zoo.add(plain[1], name)
 
     @pytest.mark.parametrize(
@@ -191,7 +217,10 @@ class TestWhatIsRefused:
             (lambda z, p: z.add(p[1], "base"), "base is in the zoo .* already; choose another"),
             (lambda z, p: z.add(p[1], "x", base="y"), "no model 'y' is in the zoo .* has base;"),
             (lambda z, p: z.add(p[1].parent / "none", "x"), "none is no directory"),
-            (lambda z, p: z.add(z.view("base"), "x"), "is a view of a zoo; export"),
+            (
+                lambda z, p: z.add(z.view("base"), "x"),
+                "is a view of a zoo; `evomerge zoo open` the",
+            ),
             (lambda z, p: z.remove("x"), "no model 'x'"),
             (lambda z, p: z.view("x"), "no model 'x'"),
             (lambda z, p: z.export("base", p[0]), "base exists; name a directory"),
@@ -208,6 +237,7 @@ class TestWhatIsRefused:
             act(zoo, plain)
         assert [model.name for model in zoo.models()] == ["base"]
         assert len(list((zoo.directory / "packs").iterdir())) == 1
+        assert not (plain[0] / "lock").exists()
 
     def test_pickles_and_damaged_files(self, zoo: Zoo, plain: list[Path], tmp_path: Path) -> None:
         folder = tmp_path / "model"
@@ -228,6 +258,30 @@ class TestWhatIsRefused:
         with pytest.raises(ZooError, match="was changed while it was read; add it again"):
             zoo.add(folder, "x", on_bytes=lambda _: os.utime(folder / "model.safetensors"))
         zoo.add(folder, "x")
+
+    @pytest.mark.parametrize("late", [True, False])
+    def test_a_file_that_is_replaced_while_it_is_read(
+        self, zoo: Zoo, tmp_path: Path, late: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is stored is one file or nothing: its hash, header and blocks are of one."""
+        folder, other = bf16_model(tmp_path / "a", 5), bf16_model(tmp_path / "b", 6, size=401)
+        place, name = (adding, "_digest") if late else (Addition, "file")
+        real, calls = getattr(place, name), list[object]()
+
+        def replaced(*arguments: object) -> object:
+            calls.append(arguments)
+            if len(calls) == 2:  # the first file is config.json
+                os.replace(other / "model.safetensors", folder / "model.safetensors")
+            return real(*arguments)
+
+        content = (folder / "model.safetensors").read_bytes()
+        monkeypatch.setattr(place, name, replaced)
+        if late:
+            assert zoo.add(folder, "x").sha256 == zoo.files("x")[1].sha256
+            assert zoo.files("x")[1].sha256 == sha256(content).hexdigest()
+        else:
+            with pytest.raises(ZooError, match="was changed while it was read; add it again"):
+                zoo.add(folder, "x")
 
 
 class TestADiskThatIsFull:

@@ -146,7 +146,11 @@ def test_near_models_take_less_and_the_nearest_base_is_found(zoo: Zoo, tmp_path:
     assert [model.base for model in (*whole, tuned, again)] == [None, None, "two", "two"]
     assert tuned.stored_bytes < 0.6 * whole[1].stored_bytes
     same = zoo.add(one, "same")
-    assert same.stored_bytes == 0
+    assert (same.stored_bytes, same.base) == (0, None)  # a difference to nothing
+    assert zoo.add(tmp_path / "tuned", "tuned-again").base == "two"
+    zoo.remove("two")
+    zoo.add(one, "two")  # the name of another
+    assert {model.base for model in zoo.models()} == {None}
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("", "bert."), ("bert.", ""), ("bert.", "bert.")])
@@ -206,6 +210,54 @@ def test_what_is_removed_is_freed_and_nothing_else(zoo: Zoo, tmp_path: Path) -> 
     zoo.gc()
     assert list((zoo.directory / "packs").iterdir()) == []
     assert zoo.check() == []
+
+
+def test_little_that_is_removed_is_freed_too(zoo: Zoo, tmp_path: Path) -> None:
+    """Of packs that others need most of, and of the index; what is said is what is freed."""
+    rng = np.random.default_rng(0)
+    tensors = {f"w{i}": random_tensor(rng, "F32", (100, 100)) for i in range(10)}
+    for name in ("a", "b"):
+        write_model(tmp_path / name, {"model.safetensors": safetensors_bytes(tensors)})
+        zoo.add(tmp_path / name, name)
+        tensors["w0"] = random_tensor(rng, "F32", (100, 100))
+    for i in range(12):
+        zoo.add_recipe({"noise": rng.bytes(12000).hex()}, f"r{i}", {})
+    (zoo.directory / "packs" / "stray").mkdir()
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in zoo.directory.rglob("*") if path.is_file())
+
+    before = size()
+    for name in ("a", *(f"r{i}" for i in range(12))):
+        zoo.remove(name)
+    assert zoo.gc() == before - size() > 40000 + 12 * 12000
+    zoo.export("b", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "b")
+
+
+def test_linked_folders_are_taken_and_what_is_not_is_named(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, pooling = bf16_model(tmp_path / "m"), tmp_path / "pooling"
+    (pooling / "deep").mkdir(parents=True)
+    (pooling / "deep" / "config.json").write_text("{}")
+    (plain / "1_Pooling").symlink_to(pooling)
+    (pooling / "deep" / "back").symlink_to(plain)
+    (plain / ".hidden").write_text("")
+    added = zoo.add(plain, "m")
+    assert set(added.left_out) == {".hidden", "1_Pooling/deep/back/"}
+    zoo.export("m", tmp_path / "out")
+    assert (tmp_path / "out" / "1_Pooling" / "deep" / "config.json").read_text() == "{}"
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ZooError, match=r"1_Pooling/deep cannot be read \(Permission denied\)"):
+        zoo.add(plain, "again")
 
 
 def test_opening_reads_headers_and_a_tensor_its_own_blocks(zoo: Zoo, tmp_path: Path) -> None:

@@ -122,8 +122,7 @@ def _point(front: Front, facts: SplitFacts) -> str:
     ratios = sorted({row.ratio for row in front.noised})
     parts.append(
         f"Tried: {', '.join(facts.setting.ways)}, ratios {ratios[0]:g} to {ratios[-1]:g}, behind "
-        f"{', '.join(str(b) for b in front.clean)} blocks. A likely reason: who knows the bottom "
-        "and the noise's density reads a token as long as the top reads its meaning."
+        f"{', '.join(str(b) for b in front.clean)} blocks."
     )
     return " ".join(parts)
 

@@ -273,7 +273,9 @@ def test_private_checks_release_bits_and_their_price_alone(
     assert "public seed" in str(seeded["targets"]["b"]["privacy"]["words"])
 
 
-def test_where_models_go_is_checked_first_and_may_change_for_a_stopped_run(world: World) -> None:
+def test_where_models_go_is_checked_first_and_may_change_for_a_stopped_run(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     """base and a are of other zoos, and the zoo has another model called base."""
     zoo, others = (Zoo.open(world.root / name, create=True) for name in ("zoo", "others"))
     zoo.add(world.root / "b", "base")
@@ -288,6 +290,9 @@ def test_where_models_go_is_checked_first_and_may_change_for_a_stopped_run(world
     with pytest.raises(UserError, match="the name of one of the models"):
         world.run(*options, "suffix=''", f"store={world.root}/third")
     whole = world.run(*options, "save=false")
+    capsys.readouterr()
+    assert world.run(*options, "suffix=-late") == whole
+    assert "note: a-late is not in the zoo: what has ended adds nothing" in capsys.readouterr().out
     (world.root / "out" / "summary.json").unlink()
     assert world.run(*options, "suffix=-small") == whole
     there = {one.name for one in zoo.models()}

@@ -15,6 +15,20 @@ _WHOLE = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+OTHER_FORMS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx*",
+    "*.tflite",
+    "*.ot",
+)
+"""Patterns of names under which weights lie in other forms than safetensors."""
+
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
 

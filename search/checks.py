@@ -42,3 +42,15 @@ def check_one_objective(strategy: object, outcomes: Sequence[Outcome]) -> None:
                 f"{type(strategy).__name__} ranks by one number, candidate {outcome.id} has "
                 f"{outcome.fitness.size}: choose an objective with one"
             )
+
+
+def check_private_data(data: str, unit: str, disjoint_from: Sequence[str]) -> None:
+    """Raises ValueError unless a private data set is named, and is no other than itself."""
+    for name, value in (("data", data), ("unit", unit)):
+        if not value.strip():
+            raise ValueError(f"privacy.{name} must be text that is not empty")
+    if isinstance(disjoint_from, str) or data in disjoint_from:
+        raise ValueError(
+            f"privacy.disjoint_from must list names of other data sets than {data!r}, "
+            f"got {disjoint_from!r}"
+        )

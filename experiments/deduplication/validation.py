@@ -11,7 +11,7 @@ from evaluators.panel import Panel
 from merging.arrays import Vector
 from merging.checkpoints.mechanisms import SparseVector
 from merging.checkpoints.privacy_record import PrivacySpend
-from search.checks import check_positive
+from search.checks import check_positive, check_private_data
 from search.privacy.private_fitness import ClippedSum, item_differences
 from search.privacy.private_noise import SecretNoise
 from search.privacy.private_svt import BelowThreshold
@@ -47,15 +47,8 @@ class PrivateValidation:
     randomness: Literal["secret", "seed"] = "secret"
 
     def __post_init__(self) -> None:
-        for name in ("data", "unit"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"privacy.{name} must be text that is not empty")
+        check_private_data(self.data, self.unit, self.disjoint_from)
         check_positive("privacy.", epsilon=self.epsilon, clip=self.clip)
-        if isinstance(self.disjoint_from, str) or self.data in self.disjoint_from:
-            raise ValueError(
-                f"privacy.disjoint_from must list names of other data sets than {self.data!r}, "
-                f"got {self.disjoint_from!r}"
-            )
 
     def spend(self, target: str, release: str) -> PrivacySpend:
         """Returns the price of one target's checks."""

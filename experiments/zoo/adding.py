@@ -95,7 +95,7 @@ def _names(sources: Sequence[str], name: str | None) -> dict[str, str]:
         raise UserError(
             f"--name {name}: {len(sources)} models cannot have one name: add each alone"
         )
-    names = {source: name or default_name(source) for source in sources}
+    names = {s: default_name(s) if name is None else name for s in sources}
     if len(set(names.values())) < len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
         raise UserError(

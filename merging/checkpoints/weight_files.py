@@ -16,22 +16,14 @@ from torch import Tensor
 
 from merging.weight_names import find_weights
 from merging.weights import CheckpointError, LazyWeights
+from merging.zoo.layout import DTYPES
 from merging.zoo.pointers import follow
 from merging.zoo.weights import ZooFile
 
 # What a checkpoint in full precision is made of: no float8, no integers that hold several numbers.
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    name: DTYPES[name]
+    for name in ["F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 }
 
 

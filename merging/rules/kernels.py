@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
+
+from merging.jit import cached, inner
 
 # The numbers of the enums in `merging.rules.compiled_rule`.
 FLOAT, BFLOAT, HALF, SHORT, INTEGER = range(5)
@@ -90,28 +92,17 @@ def _of_half(context: Any, word: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
-_inner = njit(nogil=True, error_model="numpy")
-
-
-def _cached(function: Any) -> Any:
-    """Compiles a function at its first call, and keeps the code where there is a place for it."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the folder of this file nor the user's can be written to
-        return _inner(function)
-
-
-@_inner
+@inner
 def _view(address: int, n: int) -> Any:
     return carray(_floats(address), n)
 
 
-@_inner
+@inner
 def _buffer(scratch: int, number: int, n: int) -> Any:
     return _view(scratch + number * _STRIDE, n)
 
 
-@_inner
+@inner
 def _convert(dtype: int, address: int, at: int, out: Any) -> None:
     # out = float32(x)
     n = len(out)
@@ -133,7 +124,7 @@ def _convert(dtype: int, address: int, at: int, out: Any) -> None:
             out[j] = np.float32(integers[j])
 
 
-@_inner
+@inner
 def _as_floats(dtype: int, address: int, at: int, n: int, buffer: int) -> int:
     """The address of entries as float32: their own, or the buffer's that they are converted in."""
     if dtype == FLOAT:
@@ -146,63 +137,63 @@ def _as_floats(dtype: int, address: int, at: int, n: int, buffer: int) -> int:
 # vector instructions. Where something is changed in place it is one argument.
 
 
-@_inner
+@inner
 def _fill(x: Any, value: float) -> None:
     # x = value
     for j in range(len(x)):
         x[j] = value
 
 
-@_inner
+@inner
 def _copy(x: Any, out: Any) -> None:
     # out = x
     for j in range(len(x)):
         out[j] = x[j]
 
 
-@_inner
+@inner
 def _multiply(x: Any, factor: float, out: Any) -> None:
     # out = factor x
     for j in range(len(x)):
         out[j] = x[j] * factor
 
 
-@_inner
+@inner
 def _subtract(x: Any, base: Any, out: Any) -> None:
     # out = x - base
     for j in range(len(x)):
         out[j] = x[j] - base[j]
 
 
-@_inner
+@inner
 def _add(x: Any, total: Any) -> None:
     # total <- total + x
     for j in range(len(x)):
         total[j] += x[j]
 
 
-@_inner
+@inner
 def _add_scaled(x: Any, factor: float, total: Any) -> None:
     # total <- total + factor x, rounded once
     for j in range(len(x)):
         total[j] = _fma(x[j], factor, total[j])
 
 
-@_inner
+@inner
 def _multiply_words(words: Any, factor: float, out: Any) -> None:
     # out = factor x, x in bfloat16
     for j in range(len(words)):
         out[j] = _of_bfloat(words[j]) * factor
 
 
-@_inner
+@inner
 def _add_scaled_words(words: Any, factor: float, total: Any) -> None:
     # total <- total + factor x, rounded once, x in bfloat16
     for j in range(len(words)):
         total[j] = _fma(_of_bfloat(words[j]), factor, total[j])
 
 
-@_inner
+@inner
 def _scale_and_add(x: Any, factor: float, total: Any) -> None:
     # x <- factor x;  total <- total + x
     for j in range(len(x)):
@@ -211,7 +202,7 @@ def _scale_and_add(x: Any, factor: float, total: Any) -> None:
         total[j] += scaled
 
 
-@_inner
+@inner
 def _keep_largest(x: Any, base: Any, below: float, out: Any) -> None:
     # out = x - base where |x - base| > below, else 0
     for j in range(len(x)):
@@ -219,7 +210,7 @@ def _keep_largest(x: Any, base: Any, below: float, out: Any) -> None:
         out[j] = _ZERO if (v >= -below) & (v <= below) else v
 
 
-@_inner
+@inner
 def _keep_between(x: Any, base: Any, below: float, highest: float, out: Any) -> None:
     # out = x - base where below < |x - base| <= highest, else 0
     for j in range(len(x)):
@@ -228,14 +219,14 @@ def _keep_between(x: Any, base: Any, below: float, highest: float, out: Any) -> 
         out[j] = _ZERO if drops else v
 
 
-@_inner
+@inner
 def _keep_masked(x: Any, base: Any, mask: Any, out: Any) -> None:
     # out = mask (x - base)
     for j in range(len(x)):
         out[j] = (x[j] - base[j]) * mask[j]
 
 
-@_inner
+@inner
 def _keep_drawn(x: Any, base: Any, draws: Any, density: float, out: Any) -> None:
     # out = x - base where draws < density, else 0
     for j in range(len(x)):
@@ -243,7 +234,7 @@ def _keep_drawn(x: Any, base: Any, draws: Any, density: float, out: Any) -> None
         out[j] = _ZERO if (draws[j] <= -_ONE) | (draws[j] >= density) else v
 
 
-@_inner
+@inner
 def _keep_pruned(
     x: Any, base: Any, draws: Any, ranks: Any, step: float, lowest: float, out: Any
 ) -> None:
@@ -254,14 +245,14 @@ def _keep_pruned(
         out[j] = (x[j] - base[j]) * (_ONE if draws[j] < p else _ZERO)
 
 
-@_inner
+@inner
 def _divide_by(x: Any, divisor: Any) -> None:
     # x <- x / divisor
     for j in range(len(x)):
         x[j] /= divisor[j]
 
 
-@_inner
+@inner
 def _sign(x: Any, out: Any) -> None:
     # out = sign(x)
     for j in range(len(x)):
@@ -269,7 +260,7 @@ def _sign(x: Any, out: Any) -> None:
         out[j] = (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
 
 
-@_inner
+@inner
 def _add_signs(x: Any, total: Any) -> None:
     # total <- total + sign(x)
     for j in range(len(x)):
@@ -277,7 +268,7 @@ def _add_signs(x: Any, total: Any) -> None:
         total[j] += (_ONE if v > 0 else _ZERO) - (_ONE if v < 0 else _ZERO)
 
 
-@_inner
+@inner
 def _elect_by_count(count: Any, sign: Any) -> None:
     # sign <- sign(count) where count is not 0, else as it was (by mass)
     for j in range(len(count)):
@@ -286,7 +277,7 @@ def _elect_by_count(count: Any, sign: Any) -> None:
         sign[j] = sign[j] if v == 0 else elected
 
 
-@_inner
+@inner
 def _add_agreeing(
     x: Any, sign: Any, weight: float, normalizer: float, total: Any, normalizers: Any
 ) -> None:
@@ -298,7 +289,7 @@ def _add_agreeing(
         normalizers[j] += normalizer * agrees
 
 
-@_inner
+@inner
 def _divide(base: Any, total: Any, normalizers: Any, scale: float, out: Any) -> None:
     # out = base + scale total / normalizers, where nothing agrees: base
     for j in range(len(out)):
@@ -306,7 +297,7 @@ def _divide(base: Any, total: Any, normalizers: Any, scale: float, out: Any) -> 
         out[j] = base[j] + (scale * total[j]) / (divisor if divisor > _TINY else _TINY)
 
 
-@_inner
+@inner
 def _merge_few(
     deltas: Any, base: Any, factors: Any, scale: float, normalize: bool, out: Any
 ) -> None:
@@ -331,7 +322,7 @@ def _merge_few(
             out[j] = _fma(scale, total, base[j])
 
 
-@_inner
+@inner
 def _merge_many(
     scratch: int, factors: Any, base: Any, scale: float, by_count: bool, normalize: bool, out: Any
 ) -> None:
@@ -363,7 +354,7 @@ def _merge_many(
         _add_scaled(total, scale, out)
 
 
-@_inner
+@inner
 def _merge(
     scratch: int, factors: Any, base: Any, scale: float, by_count: bool, normalize: bool, out: Any
 ) -> None:
@@ -383,27 +374,27 @@ def _merge(
         _merge_few(deltas, base, (_five(c), _five(w), _five(m)), scale, normalize, out)
 
 
-@_inner
+@inner
 def _two(x: Any) -> Any:
     return x[0], x[1]
 
 
-@_inner
+@inner
 def _three(x: Any) -> Any:
     return x[0], x[1], x[2]
 
 
-@_inner
+@inner
 def _four(x: Any) -> Any:
     return x[0], x[1], x[2], x[3]
 
 
-@_inner
+@inner
 def _five(x: Any) -> Any:
     return x[0], x[1], x[2], x[3], x[4]
 
 
-@_inner
+@inner
 def _sparsify(
     selection: int, x: int, base: int, out: int, n: int, at: int, columns: Any, scratch: int
 ) -> None:
@@ -431,7 +422,7 @@ def _sparsify(
         _subtract(values, centre, kept)
 
 
-@_inner
+@inner
 def _combine(
     out: int,
     n: int,
@@ -452,7 +443,7 @@ def _combine(
             started = True
 
 
-@_inner
+@inner
 def _term(
     dtype: int, address: int, at: int, n: int, factor: float, started: bool, buffer: int, out: int
 ) -> None:
@@ -470,7 +461,7 @@ def _term(
         _multiply(_view(_as_floats(dtype, address, at, n, buffer), n), factor, total)
 
 
-@_cached
+@cached
 def run_rule(
     target: int,
     start: int,

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from merging.checkpoints.sources import modules
+from merging.weight_names import OTHER_FORMS
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +45,7 @@ _BASES_OWN = (
     ".*",
     "__pycache__",
 )
-_WEIGHTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.h5",
-    "*.msgpack",
-    "*.gguf",
-    "*.onnx*",
-    "*.tflite",
-    "*.ot",
-    "*.npz",
-)
+_WEIGHTS = ("*.safetensors", *OTHER_FORMS, "*.npz")
 
 
 def copy_side_files(source: Path, target: Path, *, code: bool) -> None:

@@ -7,8 +7,10 @@ item is told by the unsigned dtype of the scratch memory.
 
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
+
+from merging.jit import cached, inner
 
 SCRATCH = 1024
 """Items worked on at a time: with their planes they stay in the first cache."""
@@ -30,18 +32,7 @@ def _bytes(context: Any, address: Any) -> Any:
     return types.CPointer(types.uint8)(types.int64), generate
 
 
-_inner = njit(nogil=True, error_model="numpy")
-
-
-def _cached(function: Any) -> Any:
-    """Compiles a function at its first call, and keeps the code where there is a place for it."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the folder of this file nor the user's can be written to
-        return _inner(function)
-
-
-@_inner
+@inner
 def _zigzag(x: Any, base: Any, z: Any) -> None:
     # d = x - base, mod 2^bits and signed;  z = 2 d where d >= 0, else -2 d - 1
     one, top = z.dtype.type(1), z.dtype.type(8 * z.itemsize - 1)
@@ -50,7 +41,7 @@ def _zigzag(x: Any, base: Any, z: Any) -> None:
         z[j] = z.dtype.type(d << one) ^ z.dtype.type(-z.dtype.type(d >> top))
 
 
-@_inner
+@inner
 def _undo(z: Any, base: Any, x: Any) -> None:
     # x = base + d, mod 2^bits
     one = z.dtype.type(1)
@@ -59,33 +50,33 @@ def _undo(z: Any, base: Any, x: Any) -> None:
         x[j] = base[j] + d
 
 
-@_inner
+@inner
 def _copy(x: Any, out: Any) -> None:
     for j in range(len(out)):
         out[j] = x[j]
 
 
-@_inner
+@inner
 def _take(z: Any, shift: Any, plane: Any) -> None:
     # plane = (z >> shift) mod 256
     for j in range(len(plane)):
         plane[j] = z[j] >> shift
 
 
-@_inner
+@inner
 def _start(plane: Any, z: Any) -> None:
     for j in range(len(plane)):
         z[j] = plane[j]
 
 
-@_inner
+@inner
 def _add(plane: Any, shift: Any, z: Any) -> None:
     # z <- z + plane 2^shift
     for j in range(len(plane)):
         z[j] |= z.dtype.type(plane[j]) << shift
 
 
-@_cached
+@cached
 def split(x: int, base: int, n: int, planes: Any, scratch: Any) -> None:
     """Writes byte p of every item, or of its zigzag difference to the base's, into plane p.
 
@@ -107,7 +98,7 @@ def split(x: int, base: int, n: int, planes: Any, scratch: Any) -> None:
             _take(z, scratch.dtype.type(8 * p), carray(_bytes(planes[p] + at), m))
 
 
-@_cached
+@cached
 def join(planes: Any, base: int, n: int, x: int, scratch: Any) -> None:
     """Undoes `split`: writes n items to the address x."""
     size = scratch.itemsize

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from merging.files import joint_sha256
-from merging.weight_names import find_weights, is_adapter, made_here
+from merging.weight_names import OTHER_FORMS, find_weights, is_adapter, made_here
 from merging.zoo import index, layout, relatives
 from merging.zoo.adding import Addition, NewFile, NewModel, read_chunk
 from merging.zoo.errors import ZooError
@@ -25,16 +25,7 @@ _FOLDERS = (".*", "checkpoint-*", "global_step*", "runs", "wandb", "__pycache__"
 _FILES = (
     ".*",
     "*.safetensors",  # but those that are loaded
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.h5",
-    "*.msgpack",
-    "*.gguf",
-    "*.onnx*",
-    "*.tflite",
-    "*.ot",
+    *OTHER_FORMS,
     "events.out.*",
 )
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from merging.jit import cached, inner
 
 _LITERALS = 7
 _SYMBOLS = _LITERALS + 1
@@ -67,17 +69,6 @@ def decompress(stored: Bytes, n: int) -> Bytes:
     return out[:n]
 
 
-_inner = njit(nogil=True, error_model="numpy")
-
-
-def _cached(function: Any) -> Any:
-    """Compiles a function at its first call, and keeps the code where there is a place for it."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the folder of this file nor the user's can be written to
-        return _inner(function)
-
-
 def _loading(kind: types.Type, bits: int) -> Any:
     @intrinsic
     def load(context: Any, address: Any) -> Any:
@@ -105,7 +96,7 @@ def _store(context: Any, address: Any, word: Any) -> Any:
     return types.void(types.int64, types.uint64), generate
 
 
-@_inner
+@inner
 def _count(address: int, n: int, literals: Any, shares: Any) -> None:
     """Writes the most frequent bytes, and their shares and the rest's of 2^16 in all."""
     counts, step, left = np.zeros(256, np.int64), max(1, n // _COUNTED), 0
@@ -121,7 +112,7 @@ def _count(address: int, n: int, literals: Any, shares: Any) -> None:
     shares[_ESCAPE] = left * (2**16 - _SYMBOLS) // total + 1  # what was not counted may occur
 
 
-@_inner
+@inner
 def _tree(shares: Any) -> Any:
     """Grows the tree: every node's parent, symbol, depth and children, and how many there are."""
     most = 2 * _CODES
@@ -153,7 +144,7 @@ def _tree(shares: Any) -> Any:
     return parents, symbols, depths, children, nodes
 
 
-@_inner
+@inner
 def _leaf_codes(children: Any, nodes: int) -> Any:
     """Numbers the leaves; inner nodes are -1."""
     codes, count = np.full(nodes, -1, np.int64), 0
@@ -164,7 +155,7 @@ def _leaf_codes(children: Any, nodes: int) -> Any:
     return codes
 
 
-@_cached
+@cached
 def _write(address: int, n: int, literals: Any, shares: Any, escaped: Any, codes: Any) -> Any:
     """Writes escaped bytes and codes of n bytes; returns how many of each.
 
@@ -205,7 +196,7 @@ def _write(address: int, n: int, literals: Any, shares: Any, escaped: Any, codes
     return outside, count
 
 
-@_cached
+@cached
 def _read(
     address: int, outside: int, count: int, literals: Any, shares: Any, out: Any, n: int
 ) -> bool:

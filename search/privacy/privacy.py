@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from merging.checkpoints.mechanisms import PureEpsilon, SparseVector
-from search.checks import check_positive
+from search.checks import check_positive, check_private_data
 from search.privacy.private import Release
 from search.privacy.private_budget import StepBudget
 from search.privacy.private_noise import largest_part
@@ -63,9 +63,7 @@ class SearchPrivacy:
     randomness: Literal["secret", "seed"] = "secret"
 
     def __post_init__(self) -> None:
-        for name in ("data", "unit"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"privacy.{name} must be text that is not empty")
+        check_private_data(self.data, self.unit, self.disjoint_from)
         check_positive("privacy.", epsilon=self.epsilon, clip=self.clip)
         check_positive("privacy.", noise_multiplier=self.noise_multiplier)
         largest_part(self.noise_multiplier)
@@ -76,11 +74,6 @@ class SearchPrivacy:
             raise ValueError(f"privacy.svt_margin must be finite, got {self.svt_margin}")
         if not 0 < self.delta < 1:
             raise ValueError(f"privacy.delta must be above 0 and below 1, got {self.delta}")
-        if isinstance(self.disjoint_from, str) or self.data in self.disjoint_from:
-            raise ValueError(
-                f"privacy.disjoint_from must list names of other data sets than {self.data!r}, "
-                f"got {self.disjoint_from!r}"
-            )
         unknown = [split for split in self.public if split not in ("selection", "report")]
         if unknown:
             raise ValueError(

@@ -45,12 +45,15 @@ class Score:
             its items; see `Evaluator.subset`. None where the metric is no mean over items.
         chance: what a model gets on average that has nothing to go by; None: not stated.
         interval: ends of the 95 % confidence interval of `value` over items; None: not stated.
+        cut_off: share of the generated answers that ended at their most tokens, before an end
+            token or stop text; None: none is generated, or what serves the model does not say.
     """
 
     value: float
     cases: Vector | None = None
     chance: float | None = None
     interval: tuple[float, float] | None = None
+    cut_off: float | None = None
 
 
 @runtime_checkable

@@ -103,9 +103,15 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Generated:
-    """Answer to `Generate`: the text after the prompt, up to the first stop text."""
+    """Answer to `Generate`: the text after the prompt, up to the first stop text.
+
+    Args:
+        cut_off: whether it ended at its most tokens, before an end token or stop text; None: what
+            serves the model does not say.
+    """
 
     text: str
+    cut_off: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)

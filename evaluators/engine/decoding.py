@@ -75,6 +75,10 @@ class Rules:
         tails = ((decode(written[-back:]), texts) for back, texts in self.stops.items())
         return any(text in tail for tail, texts in tails for text in texts)
 
+    def cut_off(self, written: Sequence[int]) -> bool:
+        """Whether an answer ends for want of tokens alone."""
+        return len(written) >= self.most > 0 and not self.ended(written)
+
     def text(self, written: Sequence[int]) -> str:
         """Returns the answer up to the first stop text."""
         text = str(self.resident.info.tokenizer.decode(written, skip_special_tokens=True))

@@ -90,7 +90,7 @@ class GenerationJob:
                         self._put(run, candidate, rules, written)
 
     def _put(self, run: EngineRun, candidate: int, rules: Rules, written: Sequence[int]) -> None:
-        answer = Generated(rules.text(written))
+        answer = Generated(rules.text(written), cut_off=rules.cut_off(written))
         for index in self._indices[rules.request]:
             run.answers.put(candidate, index, answer)
 

@@ -116,6 +116,8 @@ class LmEvalTask:
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every metric; cases where it is a mean over items, or bits per byte.
 
+        Where answers are generated, each states the share of them that was cut off.
+
         Raises:
             EvaluationError: a metric has no value for these answers, or overflows.
             ValueError: the task does not give a metric that it declares.
@@ -129,7 +131,8 @@ class LmEvalTask:
                 metrics = self._task.process_results(document.doc, answers)
                 for metric, value in metrics.items():
                     values[_name(metric, key, filters)].append(value)
-        return {metric: self._aggregate(metric, values) for metric in self.metrics}
+        cut_off = _cut_off(responses)
+        return {metric: self._aggregate(metric, values, cut_off) for metric in self.metrics}
 
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""
@@ -143,7 +146,9 @@ class LmEvalTask:
         self._task._instances = instances
         self._task.apply_filters()
 
-    def _aggregate(self, metric: str, values: Mapping[str, list[Any]]) -> Score:
+    def _aggregate(
+        self, metric: str, values: Mapping[str, list[Any]], cut_off: float | None
+    ) -> Score:
         if metric not in values:
             raise ValueError(
                 f"lm-eval task {self._task.task_name!r} declares metric {metric!r} but gives "
@@ -166,7 +171,13 @@ class LmEvalTask:
                 f"metric {metric!r} of lm-eval task {self._task.task_name!r} has no value for "
                 f"these answers ({type(error).__name__}: {error})"
             ) from error
-        return Score(value, cases)
+        return Score(value, cases, cut_off=cut_off)
+
+
+def _cut_off(responses: Sequence[Response]) -> float | None:
+    known = [answer.cut_off for answer in responses if isinstance(answer, Generated)]
+    told = [cut for cut in known if cut is not None]
+    return float(np.mean(told)) if told else None
 
 
 def _name(metric: str, key: str, filters: Sequence[str]) -> str:

@@ -52,6 +52,9 @@ def run_evaluate(config: DictConfig) -> float:
     for key, score in scores.items():
         line = f"{key:<{width}}  {score.value:.6g}  ({panel.directions[key]})"
         print(f"{line}  {evidence(score.chance, score.interval)}".rstrip())
+    for key in panel.main.values():
+        if (share := scores[key].cut_off) is not None:
+            print(f"note: {key}: {share:.1%} of the answers were cut off at their most tokens")
     for sentence in told_apart([ModelScores.of(str(config.model), "expert", "report", scores)]):
         print(f"note: {sentence}")
     if config.out is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.privacy_section import privacy_words
 from experiments.reports.table import by_fitness, fitness_text, number, verdict
 from experiments.runs.files import Json
@@ -159,7 +160,7 @@ def _scores(summary: Json) -> str:
         if split == "report"
         else "On the search items, which chose the winner: there are no held-out scores."
     )
-    return f"## Scores\n\n{data}\n\n" + _table(head, rows)
+    return "\n\n".join(["## Scores", data, _table(head, rows), *cut_off_lines(summary)])
 
 
 def _rebuilding() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from evaluators.panel import Split
+from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.page import Row, TableCell, paragraph, section, table
 from experiments.reports.table import best_value, by_fitness, fitness_text, number
 from experiments.runs.files import Json
@@ -29,7 +30,8 @@ def score_section(summary: Json, models: Sequence[ModelRow]) -> str:
     if any(m.evidence(split, t.metric) for m in models for split in splits for t in tasks[split]):
         note += " In brackets: the 95 % interval over items, and what chance gives."
     said = [*(summary.get("overlap") or ()), *(summary.get("notes") or ())]
-    notes = [paragraph(f"{line[:1].upper()}{line[1:]}.", "muted") for line in said]
+    said = [*cut_off_lines(summary), *(f"{line[:1].upper()}{line[1:]}." for line in said)]
+    notes = [paragraph(line, "muted") for line in said]
     return section("Scores", paragraph(note, "muted"), *parts, *notes)
 
 

@@ -48,8 +48,7 @@ def _levels(models: Sequence[ModelRow]) -> list[Level]:
         model = best_of(models, kind, "search")
         fitness = model.fitness("search") if model is not None else None
         if model is not None and fitness is not None:
-            label = f"{kind} {model.name}" if kind in ("expert", "static") else model.name
-            levels.append(Level(label, kind, fitness))
+            levels.append(Level(model.label, kind, fitness))
     return levels
 
 

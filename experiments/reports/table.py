@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.panel import Split
+from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.files import Json
 from experiments.runs.model_scores import ModelRow, TaskColumn, models_of, shown_split, tasks_of
@@ -173,7 +174,7 @@ def table(summary: Json) -> str:
     shown = [_of_kind(models, kind, split) for kind in KINDS]
     rows = [model for kind in shown for model in kind]
     columns = [
-        ["", "better", *map(_label, rows)],
+        ["", "better", *(model.label for model in rows)],
         *(_score_column(rows, task, split) for task in tasks),
         ["fitness ", "higher ", *_fitness_column(rows, split)],
     ]
@@ -190,6 +191,7 @@ def table(summary: Json) -> str:
             "",
             *_evidence(rows, tasks, split),
             verdict(summary).text,
+            *cut_off_lines(summary),
             *certificate,
             *privacy_lines(summary.get("privacy")),
             *(f"note: {line}" for line in summary.get("notes") or ()),
@@ -207,7 +209,7 @@ def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Spli
     """Returns a paragraph for every main metric that states chance or interval."""
     lines = []
     for task in tasks:
-        evidence = [(_label(model), model.evidence(split, task.metric)) for model in rows]
+        evidence = [(model.label, model.evidence(split, task.metric)) for model in rows]
         listed = "; ".join(f"{name} {text}" for name, text in evidence if text)
         lines += [f"{task.metric} with 95 % intervals: {listed}."] if listed else []
     return [*lines, ""] if lines else []
@@ -216,10 +218,6 @@ def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Spli
 def _of_kind(models: Sequence[ModelRow], kind: str, split: Split) -> list[ModelRow]:
     same = [model for model in models if model.kind == kind]
     return by_fitness(same, split) if kind in ("static", "evolved") else same
-
-
-def _label(model: ModelRow) -> str:
-    return f"{model.kind} {model.name}" if model.kind in ("expert", "static") else model.name
 
 
 def _score_column(rows: Sequence[ModelRow], task: TaskColumn, split: Split) -> list[str]:

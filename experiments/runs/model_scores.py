@@ -37,6 +37,7 @@ class ModelScores:
         chances: what chance gives, for the scores that state it.
         intervals: ends of the 95 % interval, for the scores that state it.
         fitness: ``(objectives,)``, higher is better; None: no objective has judged it.
+        cut_offs: share of the answers that were cut off, for the scores that state it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelScores:
     chances: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     fitness: tuple[float, ...] | None = None
+    cut_offs: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, kind: Kind, split: Split, scores: Mapping[str, Score]) -> ModelScores:
@@ -67,6 +69,7 @@ class ModelScores:
             entry.get("chances") or {},
             entry.get("intervals") or {},
             fitness_of(entry.get("fitness")),
+            entry.get("cut_offs") or {},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,13 +79,14 @@ class ModelScores:
         return {"name": self.name, "kind": self.kind, "split": self.split, **cell}
 
     def cell(self) -> dict[str, Any]:
-        """Returns what ``summary.json`` holds of it; chances and intervals where there are any."""
+        """Returns what ``summary.json`` holds of it; what scores state where there is any."""
         return {
             "fitness": None if self.fitness is None else list(self.fitness),
             "scores": dict(self.scores),
             "failure": self.failure,
             **({"chances": dict(self.chances)} if self.chances else {}),
             **({"intervals": dict(self.intervals)} if self.intervals else {}),
+            **({"cut_offs": dict(self.cut_offs)} if self.cut_offs else {}),
         }
 
     def judged(self, objective: Objective | None) -> ModelScores:
@@ -116,6 +120,11 @@ class ModelRow:
         }
         return cls(**model, scores=scores)
 
+    @property
+    def label(self) -> str:
+        """Name to show; those of experts and static merges with their kind."""
+        return f"{self.kind} {self.name}" if self.kind in ("expert", "static") else self.name
+
     def to_json(self) -> dict[str, Any]:
         """Returns the entry of ``summary.json``."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
@@ -133,6 +142,11 @@ class ModelRow:
         """Returns one score on one split; None where there is none."""
         scores = self.scores.get(split)
         return None if scores is None else scores.scores.get(metric)
+
+    def cut_off(self, split: Split, metric: str) -> float | None:
+        """Returns the share of a task's answers that was cut off; None where none is known."""
+        scores = self.scores.get(split)
+        return None if scores is None else scores.cut_offs.get(metric)
 
     def evidence(self, split: Split, metric: str) -> str:
         """Returns chance and interval of one score in words; "" where it states none."""
@@ -181,12 +195,13 @@ def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | Non
 
 
 def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Returns the ``chances`` and ``intervals`` that scores state, by ``task/metric``."""
+    """Returns ``chances``, ``intervals`` and ``cut_offs`` that scores state, by ``task/metric``."""
     return {
         "chances": {key: float(s.chance) for key, s in scores.items() if s.chance is not None},
         "intervals": {
             key: list(s.interval) for key, s in scores.items() if s.interval is not None
         },
+        "cut_offs": {key: s.cut_off for key, s in scores.items() if s.cut_off is not None},
     }
 
 

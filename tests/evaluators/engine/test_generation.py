@@ -10,6 +10,7 @@ import torch
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError, Generate
+from tests import builders
 from tests.evaluators.conftest import kick, language_resident, sentence
 
 
@@ -98,6 +99,27 @@ def test_end_token_ends_the_answer(llama: Resident) -> None:
     request = Generate(ask, 20)
     text = Engine(llama).run([request])[0].text
     assert text == reference(llama, request) == llama.info.tokenizer.decode([first])
+
+
+@pytest.mark.parametrize("options", [None, (("max_time", 1e9),)])
+def test_an_answer_is_cut_off_where_more_tokens_would_have_changed_it(
+    llama: Resident, options: tuple[tuple[str, float], ...] | None
+) -> None:
+    """In batches and alone, for every limit: before the stop text, but not at its very end."""
+    ask = prompt(llama, sentence(2, 5))
+    stop = Engine(llama).run([Generate(ask, 30)])[0].text[7:10]
+    limits = range(1, 31)
+    whole = Engine(llama).run([Generate(ask, most, options=options) for most in limits])
+    ended = Engine(llama).run(
+        [Generate(ask, most, stop=("\0", stop), options=options) for most in limits]
+    )
+    assert all(answer.cut_off for answer in whole)
+    expected = [stop not in answer.text for answer in whole]
+    assert [answer.cut_off for answer in ended] == expected
+    assert set(expected) == {True, False}
+    first = builders.byte_tokenizer().encode(whole[0].text)[0]
+    llama.module.generation_config.eos_token_id = [2, first]
+    assert Engine(llama).run([Generate(ask, 1)])[0].cut_off is False
 
 
 def test_equal_requests_run_once(llama: Resident) -> None:

@@ -264,6 +264,22 @@ def test_a_special_token_is_a_stop_text(write_lines: WriteLines) -> None:
     assert ours == theirs == ["42", "42"]
 
 
+@pytest.mark.parametrize(("most", "share"), [(2, 1.0), (3, 0.0), (6, 0.0)])
+def test_answers_that_were_cut_off_are_counted(
+    write_lines: WriteLines, most: int, share: float
+) -> None:
+    resident = says(*builders.byte_tokenizer().encode("=42"), 259)
+    task = kinds(write_lines(ROWS[:2]))["generate"] | {"doc_to_text": "="}
+    task["generation_kwargs"] = {"until": ["<|im_end|>"], "max_gen_toks": most}
+    evaluator = LmEvalTask(resident.info, task=task)
+    answers = Engine(resident).run(evaluator.items.requests)
+    assert evaluator.score(answers)["exact_match"].cut_off == share
+    of_a_server = evaluator.score([Generated("42")] * 2)["exact_match"]
+    assert of_a_server.cut_off is None
+    half = evaluator.score([Generated("42", cut_off=True), Generated("42", cut_off=False)])
+    assert half["exact_match"].cut_off == 0.5
+
+
 GENERATION_CONFIGS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.3},
     {"no_repeat_ngram_size": 2, "suppress_tokens": [104, 72]},

@@ -195,7 +195,7 @@ def fitness_of(value: float | Sequence[float] | None) -> tuple[float, ...] | Non
 
 
 def stated(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Returns ``chances``, ``intervals`` and ``cut_offs`` that scores state, by ``task/metric``."""
+    """Returns what scores state besides their value, by ``task/metric``; see `ModelScores`."""
     return {
         "chances": {key: float(s.chance) for key, s in scores.items() if s.chance is not None},
         "intervals": {

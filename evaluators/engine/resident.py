@@ -15,7 +15,7 @@ from evaluators.engine.capabilities import Capabilities, measured
 from evaluators.evaluator import ModelInfo
 from merging.checkpoints.experts import ExpertPool
 from merging.stacks.depth import AdjustableDepth, Restacked
-from merging.stacks.layer_stack import layers_of
+from merging.stacks.layer_stack import StackedWeights, layers_of
 from merging.stacks.layers import LayerMap
 from merging.weights import InPlaceWeights, Weights
 
@@ -130,6 +130,8 @@ class Resident:
                 raise ValueError(self._unknown(name))
         if self.info.causal:
             _ = self.capabilities
+        if isinstance(weights, StackedWeights):
+            weights.check_in_place()
         if self._depth is not None:
             self._depth.set(layers_of(weights))
         with torch.no_grad():
@@ -223,7 +225,9 @@ def _adjustable(
     stack = LayerMap.of(pool.base)
     if layers == stack.count:
         return pool.base.module(dtype=dtype, device=device), None
-    like = pool.base if layers < stack.count else Restacked(pool.base, layers)
+    stack.check_depth(layers)
+    shallow, filling = layers < stack.count, [i % stack.count for i in range(layers)]
+    like = pool.base if shallow else Restacked(pool.base, filling)
     module = like.module(dtype=dtype, device=device)
     return module, AdjustableDepth(module, stack)
 

@@ -23,7 +23,7 @@ from merging.grouping import Grouping
 from merging.mergekit_yaml.reading import from_mergekit
 from merging.method import MergeError, MergeMethod
 from merging.methods.linear import Linear
-from merging.plan import MergePlan, uniform_plan
+from merging.plan import MergePlan, Plan, uniform_plan
 from merging.privacy.dial import Dial, Setting
 from merging.privacy.ledger import Ledger
 from merging.recipe import Recipe, dtype_name
@@ -59,7 +59,7 @@ def run_merge(config: DictConfig) -> None:
             job = from_mergekit(Path(config.mergekit), before_opening=open_sources)
             pool, plan, dtype = job.pool, job.plan, job.dtype or machine.save_dtype
             ledger = Ledger.of(pool, plan, searched=False)
-        check_writable(out, "out", saved_bytes(pool, dtype))
+        check_writable(out, "out", saved_bytes(pool, dtype, weights=plan.weights(pool)))
         ledger = beside_others(ledger, "merge")
         check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
@@ -83,7 +83,7 @@ def run_merge(config: DictConfig) -> None:
     print(*privacy_lines(ledger.describe()), out, sep="\n")
 
 
-def _configured(config: DictConfig) -> tuple[ExpertPool, MergePlan, Ledger]:
+def _configured(config: DictConfig) -> tuple[ExpertPool, Plan, Ledger]:
     """Returns the experts that are merged, how, and what that costs."""
     pool = assemble.open_pool(config)
     method, grouping = assemble.open_part(config.method), assemble.open_part(config.grouping)

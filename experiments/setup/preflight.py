@@ -18,7 +18,6 @@ from merging.checkpoints.experts import ExpertPool
 from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
-from merging.stacks.layer_stack import layers_of
 
 _SAMPLE = 16  # requests of every evaluator that are tried
 
@@ -48,7 +47,7 @@ def check(
     pool, machine, panels = ingredients.pool, ingredients.machine, ingredients.panels
     first = trial.first.weights(ingredients.held, dtype=torch.float32)
     writes = save_model and not (run / "model").exists()
-    size = saved_bytes(pool, machine.save_dtype, layers=layers_of(first)) if writes else 0
+    size = saved_bytes(pool, machine.save_dtype, weights=first) if writes else 0
     check_writable(run, "out", size)
     for one in tries(lambda: None):
         with one:

@@ -73,7 +73,7 @@ def listed(content: Mapping[str, Any]) -> MergekitSources:
     Raises MergekitError for both or none, several slices, or an entry of another form.
     """
     models, slices = content.get("models"), content.get("slices")
-    shared = _settings(content, "parameters")
+    shared = settings_of(content, "parameters")
     if (models is None) == (slices is None):
         raise MergekitError("expected one of models and slices, got both or none")
     if models is not None:
@@ -82,11 +82,11 @@ def listed(content: Mapping[str, Any]) -> MergekitSources:
         raise MergekitError(
             "slices: layers are not re-ordered here: give models, or one slice of all layers"
         )
-    _refuse_keys(slices[0], {"sources", "parameters"}, "slices")
+    refuse_keys(slices[0], {"sources", "parameters"}, "slices")
     sources = slices[0].get("sources")
     return MergekitSources(
         _entries(sources, "sources", {"model", "layer_range", "parameters"}),
-        (_settings(slices[0], "parameters of the slice"), shared),
+        (settings_of(slices[0], "parameters of the slice"), shared),
         [entry["layer_range"] for entry in sources or () if "layer_range" in entry],
     )
 
@@ -119,11 +119,11 @@ def merged_models(
             f"{len(merged)} given"
         )
     models = [model for model, _ in merged]
-    inputs = zip(_names(models), merged, strict=True)
-    return [MergekitInput(name, *entry) for name, entry in inputs], _origin(root, models)
+    inputs = zip(names_of(models), merged, strict=True)
+    return [MergekitInput(name, *entry) for name, entry in inputs], origin_of(root, models)
 
 
-def _origin(root: ModelReference | None, merged: Sequence[ModelReference]) -> str:
+def origin_of(root: ModelReference | None, merged: Sequence[ModelReference]) -> str:
     """Returns the base; adapters must belong to it."""
     bases = list(dict.fromkeys(model.origin for model in merged if model.is_adapter))
     if root is not None and not root.is_adapter:
@@ -145,33 +145,35 @@ def _entries(
     for entry in listing:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise MergekitError(f"{where}: {entry} is no {{model: ID or directory, ...}}")
-        _refuse_keys(entry, known, where)
+        refuse_keys(entry, known, where)
         model = ModelReference(entry["model"])
         if model in entries:
             raise MergekitError(f"{where}: {model.text} is listed twice: list it once")
-        entries[model] = _settings(entry, f"parameters of {model.text}")
+        entries[model] = settings_of(entry, f"parameters of {model.text}")
     return tuple(entries.items())
 
 
-def _settings(owner: Mapping[str, Any], where: str) -> Settings:
+def settings_of(owner: Mapping[str, Any], where: str) -> Settings:
+    """Returns the ``parameters`` of a file, slice or model; raises MergekitError: no table."""
     settings = owner.get("parameters") or {}
     if not isinstance(settings, dict):
         raise MergekitError(f"{where}: expected parameter: value, got {settings!r}")
     return settings
 
 
-def _refuse_keys(entry: Mapping[str, Any], known: set[str], where: str) -> None:
+def refuse_keys(entry: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Raises MergekitError, naming `where`, for a key that is not `known`."""
     if unknown := sorted(set(entry) - known):
         raise MergekitError(f"{where}: {unknown[0]}: is not supported: remove the key")
 
 
-def _names(models: Sequence[ModelReference]) -> list[str]:
+def names_of(models: Sequence[ModelReference], reserved: Sequence[str] = ()) -> list[str]:
     """Returns a short name for every model: the last part of its path, numbered if needed."""
-    names: list[str] = []
+    names = list(reserved)
     for model in models:
         stem = model.source.rstrip("/").rsplit("/", 1)[-1]
         name, number = stem, 2
         while name in names:
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
-    return names
+    return names[len(reserved) :]

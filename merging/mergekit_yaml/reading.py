@@ -21,10 +21,11 @@ from merging.mergekit_yaml.parameters import (
     positions,
     resolve,
 )
-from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
+from merging.mergekit_yaml.passthrough import read_stack
+from merging.mergekit_yaml.spelling import METHODS, PASSTHROUGH, MergekitError, Spelling
 from merging.method import MergeMethod
 from merging.methods.slerp import Slerp
-from merging.plan import MergePlan
+from merging.plan import MergePlan, Plan
 from merging.recipe import parse_dtype
 
 _KEYS = {
@@ -38,7 +39,7 @@ class MergekitJob:
     """A mergekit file, ready to run: the pool, what to do with it, and the saved dtype."""
 
     pool: ExpertPool
-    plan: MergePlan
+    plan: Plan
     dtype: torch.dtype | None
 
 
@@ -81,12 +82,16 @@ def _read(
     if not isinstance(content, dict) or "merge_method" not in content:
         raise MergekitError("there is no merge_method: this is no mergekit merge")
     name = content["merge_method"]
-    if name not in METHODS:
-        raise MergekitError(
-            f"merge_method {name!r} is not supported: expected one of {', '.join(METHODS)}"
-        )
+    if name not in (*METHODS, PASSTHROUGH):
+        known = ", ".join((*METHODS, PASSTHROUGH))
+        raise MergekitError(f"merge_method {name!r} is not supported: expected one of {known}")
     _refuse_keys(content)
     dtype = _dtype(content)
+    if name == PASSTHROUGH:
+        stack = read_stack(content)
+        before_opening([stack.origin, *stack.experts.values()])
+        pool = ExpertPool.open(stack.origin, stack.experts, trust_remote_code=trust_remote_code)
+        return MergekitJob(pool, stack.plan(pool.base), dtype)
     spelling = METHODS[name]
     sources = listed(content)
     for settings in sources.shared:

@@ -153,5 +153,11 @@ METHODS: Mapping[str, Spelling] = {
     "nearswap": Spelling(Nearswap, shared={"t": "t"}, count=(1, 1)),
 }
 
-WORDS = frozenset().union(*(spelling.parameters for spelling in METHODS.values()))
+PASSTHROUGH = "passthrough"
+"""The method that merges nothing: layers of models, one after the other."""
+
+SCALES = Spelling(object, per_model={"scale": "scale"})
+"""What passthrough reads."""
+
+WORDS = SCALES.parameters.union(*(spelling.parameters for spelling in METHODS.values()))
 """Every parameter that some method of mergekit reads."""

@@ -1,4 +1,4 @@
-"""A coefficient recipe as a mergekit file."""
+"""A recipe of coefficients or of stacked layers as a mergekit file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,10 +8,12 @@ import yaml
 
 from merging.checkpoints.adapters import Adapter
 from merging.checkpoints.experts import ExpertPool
-from merging.mergekit_yaml.spelling import METHODS, MergekitError, Spelling
+from merging.mergekit_yaml.passthrough import write_slices
+from merging.mergekit_yaml.spelling import METHODS, PASSTHROUGH, MergekitError, Spelling
 from merging.method import MergeMethod
 from merging.plan import MergePlan
 from merging.recipe import Recipe, dtype_name
+from merging.stacks.layer_stack import BASE, LayerStackPlan
 from merging.zoo.store import SOURCE
 
 
@@ -22,13 +24,31 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     place, where here all stay.
     """
     plan = recipe.plan
-    if not isinstance(plan, MergePlan):
+    _refuse_zoo(pool)
+    if isinstance(plan, LayerStackPlan):
+        document = _stack(plan, pool)
+    elif isinstance(plan, MergePlan):
+        document = _merge(plan, pool)
+    else:
         raise MergekitError(
             f"mergekit has nothing for {plan.name!r}: keep the recipe, or save the model"
         )
+    text: str = yaml.safe_dump(document | _dtypes(recipe, pool), sort_keys=False)
+    return text
+
+
+def _stack(plan: LayerStackPlan, pool: ExpertPool) -> dict[str, Any]:
+    models = {BASE: pool.base.source, **{e: _model(pool, e) for e in pool.expert_names}}
+    return {
+        "merge_method": PASSTHROUGH,
+        "base_model": pool.base.source,
+        "slices": write_slices(plan, pool, models),
+    }
+
+
+def _merge(plan: MergePlan, pool: ExpertPool) -> dict[str, Any]:
     name, spelling = _spelling(plan.method)
     _refuse_inexpressible(plan, spelling, name)
-    _refuse_zoo(pool)
     models = {expert: _model(pool, expert) for expert in plan.experts}
     groups = _file_groups(plan, pool)
     own: dict[str, dict[str, Any]] = {expert: {} for expert in plan.experts}
@@ -49,9 +69,7 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
     ]
     if shared := {**shared, **_options(plan.method, spelling)}:
         document["parameters"] = shared
-    document |= _dtypes(recipe, pool)
-    text: str = yaml.safe_dump(document, sort_keys=False)
-    return text
+    return document
 
 
 def _refuse_zoo(pool: ExpertPool) -> None:

@@ -24,7 +24,8 @@ from merging.saving.configuration import write_config
 from merging.saving.shards import MergedWeights, TypedWeights, write_weights
 from merging.saving.side_files import copy_side_files
 from merging.stacks.depth import Restacked
-from merging.stacks.layer_stack import layers_of
+from merging.stacks.layer_stack import StackedWeights
+from merging.stacks.layers import LayerMap
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def save_model(
     """
     _check_target(out, overwrite)
     ledger = Ledger.of_experts(pool, pool.expert_names) if ledger is None else ledger
-    like = _like(pool, layers_of(weights))
+    like = _like(pool, weights)
     _check_names(pool, weights, like)
     _tell_unused(pool, like)
     with staged(out, overwrite) as draft:
@@ -99,12 +100,14 @@ def carry_record(source: Path, copy: Path) -> None:
         write_ledger(copy, ledger)
 
 
-def saved_bytes(pool: ExpertPool, dtype: torch.dtype | None, *, layers: int | None = None) -> int:
+def saved_bytes(
+    pool: ExpertPool, dtype: torch.dtype | None, *, weights: Weights | None = None
+) -> int:
     """Returns the size of the weights that `save_model` writes, every head's encoder included.
 
-    None: the dtype of each tensor, and as many layers, as in the base.
+    None: the dtype of each tensor, and the layers, of the base.
     """
-    like = _like(pool, layers)
+    like = _like(pool, weights)
     encoder = TypedWeights(like, like, dtype)
     return sum(map(encoder.nbytes, encoder)) * (1 + len(pool.heads))
 
@@ -124,11 +127,13 @@ def _tell_unused(pool: ExpertPool, like: Checkpoint | Restacked) -> None:
             logger.warning(told, source, len(others), kind, listing(sorted(others)), "left out")
 
 
-def _like(pool: ExpertPool, layers: int | None) -> Checkpoint | Restacked:
-    """Returns the base, or what it would be with as many layers as a stack has."""
-    if layers is None or layers == getattr(pool.base.config, "num_hidden_layers", None):
+def _like(pool: ExpertPool, weights: Weights | None) -> Checkpoint | Restacked:
+    """Returns the base, or what it would be with the layers of a stack."""
+    if not isinstance(weights, StackedWeights):
         return pool.base
-    return Restacked(pool.base, layers)
+    kinds = LayerMap.of(pool.base).kinds
+    same = tuple(kinds[origin] for origin in weights.origins) == kinds
+    return pool.base if same else Restacked(pool.base, weights.origins)
 
 
 def _write(

@@ -10,37 +10,39 @@ from merging.checkpoints import naming
 from merging.checkpoints.checkpoint import Checkpoint, load
 from merging.grouping import layer_of
 from merging.method import MergeError
-from merging.stacks.layers import LayerMap, resized, set_depth
+from merging.stacks.layers import LayerMap, kinds_of, restacked, set_layers
 from merging.weights import CheckpointError, LazyWeights
 
 
 class Restacked(LazyWeights):
-    """A checkpoint of the base's kind with another number of layers.
+    """A checkpoint of the base's kind with other layers: the base's `origins`, in this order.
 
-    Configuration, names and module are those that transformers gives a model of that depth. The
-    values are a filling, to be written over: layer i holds the base's layer i, counted round.
-    Tensors of the base's file that its class does not use are kept where they lie in no layer.
+    Configuration, names and module are those that transformers gives a model of these layers,
+    each with its entry where the configuration has one per layer. Tensors of the base's file that
+    its class does not use are kept where they lie in no layer.
     Raises MergeError where no model of that depth can be described.
 
     Attributes:
         changed: entries of the configuration that are not the base's.
     """
 
-    def __init__(self, base: Checkpoint, layers: int) -> None:
-        self.layers = LayerMap.of(base)
-        self.layers.check_depth(layers)
+    def __init__(self, base: Checkpoint, origins: Sequence[int]) -> None:
+        self.layers, self._origins = LayerMap.of(base), tuple(origins)
         if base.file_names is None:
             raise MergeError(
-                f"depth {layers}: transformers converts the tensors of {base.source} between file "
-                f"and module, so its depth cannot be changed: leave depth at {self.layers.count}"
+                f"depth {len(origins)}: transformers converts the tensors of {base.source} "
+                "between file and module, so its layers cannot be changed: leave depth at "
+                f"{self.layers.count}"
             )
         self.source, self.path, self.architecture = base.source, base.path, base.architecture
         self.stored, self.trusted = base.stored, base.trusted
-        self.config = _described(base, layers)
+        self.config = _described(base, self._origins)
         own, before = self.config.to_dict(), base.config.to_dict()
         self.changed = {key: value for key, value in own.items() if before.get(key) != value}
         self._base = base
-        self._origin = {name: self._filling(name) for name in self.layers.names(base, layers)}
+        self._origin = {
+            name: self._filling(name) for name in self.layers.names(base, len(origins))
+        }
         super().__init__(self._origin)
         self.file_names = {
             name: self._renumbered(base.file_names[origin], name)
@@ -48,7 +50,7 @@ class Restacked(LazyWeights):
         }
         stacks = {_stack(base.file_names[name]) for name in base if self.layers.holds(name)}
         self.unused = tuple(name for name in base.unused if _stack(name) not in stacks)
-        self._check_skeleton(layers)
+        self._check_skeleton(len(origins))
 
     def shape(self, name: str) -> torch.Size:
         """Returns a tensor's shape without reading it."""
@@ -84,7 +86,7 @@ class Restacked(LazyWeights):
             return name
         stack, layer = position
         inside = name.removeprefix(f"{stack}.{layer}.")
-        return self.layers.name(layer % self.layers.count, inside)
+        return self.layers.name(self._origins[layer], inside)
 
     def _renumbered(self, file_name: str, name: str) -> str:
         """Returns the name in a file of `name`, from that of its filling."""
@@ -133,7 +135,7 @@ class AdjustableDepth:
             )
         setattr(self._parent, self._child, nn.ModuleList(self._all[:layers]))
         for config in self._configs:
-            set_depth(config, layers)
+            set_layers(config, [0] * layers)  # all of one kind, see `LayerMap.check_depth`
 
 
 def _stack(file_name: str) -> str | None:
@@ -141,16 +143,19 @@ def _stack(file_name: str) -> str | None:
     return None if position is None else position[0]
 
 
-def _described(base: Checkpoint, layers: int) -> Any:
-    """Returns the base's configuration at that depth, read back as from a file."""
-    config = resized(base.config, layers)
+def _described(base: Checkpoint, origins: Sequence[int]) -> Any:
+    """Returns the base's configuration with these layers, read back as from a file."""
+    config = restacked(base.config, origins)
     try:
         read = type(config).from_dict(config.to_dict())
     except ValueError as error:
         raise MergeError(
-            f"depth {layers}: transformers refuses that depth for model_type "
+            f"depth {len(origins)}: transformers refuses that depth for model_type "
             f"{config.model_type!r} ({str(error).splitlines()[0]}): leave the depth as it is"
         ) from None
-    if read.num_hidden_layers != layers:
-        raise MergeError(f"depth {layers}: model_type {config.model_type!r} has a fixed depth")
+    if kinds_of(read) != kinds_of(config):
+        raise MergeError(
+            f"depth {len(origins)}: model_type {config.model_type!r} has a fixed depth, or fixed "
+            "kinds of layers: leave them as they are"
+        )
     return config

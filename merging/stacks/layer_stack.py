@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class LayerStackPlan:
         places: from first to last; at least one.
         outer: source of what lies outside the layers: embeddings, last norm, head.
         merged: what ``merged`` is; None: nothing.
+        behind: source of what lies behind the layers (last norm, head); None: as `outer`.
+        factors: parameter of the stack -> what it is multiplied with.
 
     Source: Akiba et al. 2024, Evolutionary optimization of model merging recipes, section 3.2
         (data flow space), arXiv 2403.13187. There one scale per pair of layers multiplies what
@@ -62,6 +64,8 @@ class LayerStackPlan:
     places: tuple[StackedLayer, ...]
     outer: str = BASE
     merged: Plan | None = None
+    behind: str | None = None
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,8 +76,14 @@ class LayerStackPlan:
     def named_experts(self) -> frozenset[str] | None:
         """The sources that are experts, and those that the merge names; None: it may read all."""
         merged = frozenset[str]() if self.merged is None else self.merged.named_experts
-        sources = {self.outer, *(place.source for place in self.places)} - {BASE, MERGED}
-        return None if merged is None else merged | sources
+        return None if merged is None else merged | (self.sources - {BASE, MERGED})
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """All sources that a place or what is outside names."""
+        return frozenset(
+            {self.outer, self.behind or self.outer, *(place.source for place in self.places)}
+        )
 
     def weights(self, pool: ExpertPool, *, dtype: torch.dtype | None = None) -> StackedWeights:
         """Returns the stack's parameters, computed when read, scaled in float32.
@@ -92,6 +102,8 @@ class LayerStackPlan:
             "places": [asdict(place) for place in self.places],
             "outer": self.outer,
             "merged_source": None if self.merged is None else self.merged.describe(),
+            "behind": self.behind,
+            "factors": dict(self.factors),
         }
 
     @classmethod
@@ -102,7 +114,11 @@ class LayerStackPlan:
         places, outer = description.get("places"), description.get("outer")
         if not isinstance(places, list) or not isinstance(outer, str):
             raise ValueError("recipe: a layer stack needs a list of 'places' and a name 'outer'")
-        return cls(tuple(_read_layer(i, place) for i, place in enumerate(places)), outer, merged)
+        layers = tuple(_read_layer(i, place) for i, place in enumerate(places))
+        behind, factors = description.get("behind"), description.get("factors", {})
+        if not isinstance(behind, str | None) or not isinstance(factors, Mapping):
+            raise ValueError("recipe: of a layer stack, 'behind' is a name, 'factors' a table")
+        return cls(layers, outer, merged, behind, _read_factors(factors))
 
 
 class StackedWeights(LazyWeights):
@@ -112,20 +128,18 @@ class StackedWeights(LazyWeights):
     a place replaces it whole, whoever stood there before.
 
     Attributes:
-        layers: how many layers the model has.
+        origins: for every layer of the model, which one of the base's it is described as.
     """
 
     def __init__(
         self, plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool, dtype: torch.dtype | None
     ) -> None:
-        self.layers = len(plan.places)
+        self.origins = tuple(place.layer for place in plan.places)
         outer = [name for name in pool.base if layers.holds(name) or name in pool.names]
-        super().__init__(layers.names(outer, self.layers))
+        super().__init__(layers.names(outer, len(self.origins)))
         self._plan, self._map, self._pool, self._dtype = plan, layers, pool, dtype
-        self._sources = {
-            source: _source(plan, source, pool)
-            for source in {plan.outer, *(place.source for place in plan.places)}
-        }
+        self._sources = {source: _source(plan, source, pool) for source in plan.sources}
+        self._behind = layers.behind(pool.base)
         self._places = {
             layers.name(i, inside): (place, inside)
             for i, place in enumerate(plan.places)
@@ -133,14 +147,22 @@ class StackedWeights(LazyWeights):
         }
 
     def _tensor(self, name: str) -> Tensor:
+        origin, tensor = self._unscaled(name)
+        if (factor := self._plan.factors.get(name, 1.0)) != 1:
+            tensor = tensor.float() * factor
+        return self._cast(origin, tensor)
+
+    def _unscaled(self, name: str) -> tuple[str, Tensor]:
+        """Returns the base's tensor that stands for `name`, and the value without its factor."""
         if name not in self._places:
-            return self._cast(name, self._read(self._plan.outer, name))
+            behind = self._plan.behind if name in self._behind else None
+            return name, self._read(behind or self._plan.outer, name)
         place, inside = self._places[name]
         origin = self._map.name(place.layer, inside)
         tensor, added = self._read(place.source, origin), self._map.added(inside)
         if place.scale != 1 and added is not None:
             tensor = scaled(tensor, place.scale, added)  # x + s f(x)
-        return self._cast(origin, tensor)
+        return origin, tensor
 
     def _read(self, source: str, name: str) -> Tensor:
         weights = self._sources[source]
@@ -152,10 +174,14 @@ class StackedWeights(LazyWeights):
         own = self._pool.base.dtype(origin)
         return tensor.to(self._dtype if self._dtype and own.is_floating_point else own)
 
+    def check_in_place(self) -> None:
+        """Raises MergeError where a module of the base's would take a layer for another kind."""
+        self._map.check_kinds(self.origins)
+
 
 def layers_of(weights: Weights) -> int | None:
     """Returns how many layers weights are made for, where they are a stack's."""
-    return weights.layers if isinstance(weights, StackedWeights) else None
+    return len(weights.origins) if isinstance(weights, StackedWeights) else None
 
 
 def _source(plan: LayerStackPlan, source: str, pool: ExpertPool) -> Weights | None:
@@ -177,7 +203,6 @@ def _source(plan: LayerStackPlan, source: str, pool: ExpertPool) -> Weights | No
 def _check(plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool) -> None:
     if not plan.places:
         raise MergeError("the layer stack is empty: give it at least one place")
-    layers.check_depth(len(plan.places))
     if pool.heads and len(plan.places) != layers.count:
         raise MergeError(
             f"depth {len(plan.places)}: classifiers keep the depth of their encoder: leave depth "
@@ -187,26 +212,22 @@ def _check(plan: LayerStackPlan, layers: LayerMap, pool: ExpertPool) -> None:
         if name in pool.expert_names:
             raise MergeError(f"an expert is called {name!r}, a word of layer stacks: rename it")
     known = (BASE, *((MERGED,) if plan.merged else ()), *pool.expert_names)
-    for i, place in enumerate((*plan.places, StackedLayer(0, plan.outer))):
-        where = f"place {i}" if i < len(plan.places) else "outer"
-        if place.source not in known:
+    places = {f"place {i}": place.source for i, place in enumerate(plan.places)}
+    for where, source in (*places.items(), ("outer", plan.outer), ("behind", plan.behind)):
+        if source is not None and source not in known:
             raise MergeError(
-                f"{where}: {place.source!r} is no source, expected one of {', '.join(known)}"
+                f"{where}: {source!r} is no source, expected one of {', '.join(known)}"
             )
     for i, place in enumerate(plan.places):
         _check_place(i, place, layers)
+    if pool.heads:
+        layers.check_kinds([place.layer for place in plan.places])
 
 
 def _check_place(i: int, place: StackedLayer, layers: LayerMap) -> None:
     if not 0 <= place.layer < layers.count:
         raise MergeError(
             f"place {i}: there is no layer {place.layer}, the base has {layers.count}"
-        )
-    kind = layers.kinds[min(i, layers.count - 1)]
-    if layers.kinds[place.layer] != kind:
-        raise MergeError(
-            f"place {i}: layer {place.layer} is of kind {layers.kinds[place.layer]}, the model's "
-            f"layer there is of kind {kind}: take one of that kind"
         )
     if not math.isfinite(place.scale):
         raise MergeError(f"place {i}: scale {place.scale} is no finite number")
@@ -222,3 +243,10 @@ def _read_layer(i: int, value: Any) -> StackedLayer:
         if isinstance(value[key], bool) or not isinstance(value[key], kind):
             raise ValueError(f"recipe: {key} of place {i} makes no sense: {value[key]!r}")
     return StackedLayer(value["layer"], value["source"], float(value["scale"]))
+
+
+def _read_factors(factors: Mapping[str, Any]) -> dict[str, float]:
+    for name, factor in factors.items():
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise ValueError(f"recipe: factor of {name} makes no sense: {factor!r}")
+    return {name: float(factor) for name, factor in factors.items()}

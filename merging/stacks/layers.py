@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class LayerMap:
         _check_count(base, stack, names)
         inside = tuple(name.removeprefix(f"{stack}.0.") for name in names[0])
         _check_alike(base, stack, inside, names)
-        kinds, model_type = _kinds(base.config, len(names)), str(base.config.model_type)
+        kinds, model_type = kinds_of(base.config), str(base.config.model_type)
         residual = _RESIDUAL.get(model_type, {})
         return cls(stack, len(names), inside, kinds, residual, model_type)
 
@@ -103,6 +103,12 @@ class LayerMap:
         """Whether a parameter lies in a layer."""
         return name.startswith(f"{self.stack}.")
 
+    def behind(self, names: Iterable[str]) -> frozenset[str]:
+        """Returns those of a module's names, in its order, that come behind its layers."""
+        ordered = list(names)
+        last = max(i for i, name in enumerate(ordered) if self.holds(name))
+        return frozenset(ordered[last + 1 :])
+
     def added(self, inside: str) -> float | None:
         """Returns what is added to a residual output's parameter; None: it is none."""
         return self.residual.get(inside.rpartition(".")[0])
@@ -118,32 +124,39 @@ class LayerMap:
                 f"{', '.join(_RESIDUAL)}: set scaling and skip to false"
             )
 
+    def check_kinds(self, origins: Sequence[int]) -> None:
+        """Raises MergeError where a layer would stand in the base's place for another kind."""
+        for i, origin in enumerate(origins):
+            kind = self.kinds[min(i, self.count - 1)]
+            if self.kinds[origin] != kind:
+                raise MergeError(
+                    f"place {i}: layer {origin} is of kind {self.kinds[origin]}, the model's "
+                    f"layer there is of kind {kind}: take one of that kind"
+                )
+
     def check_depth(self, layers: int) -> None:
-        """Raises MergeError where a model of that many layers cannot be described."""
+        """Raises MergeError where the base's module has no such depth, whatever stands there."""
         if layers < 1:
             raise MergeError(f"depth {layers}: a model needs at least one layer")
         other = next((kind for kind in self.kinds if kind != self.kinds[0]), None)
         if layers != self.count and other is not None:
             raise MergeError(
                 f"depth {layers}: the configuration tells layers apart ({self.kinds[0]}, {other}, "
-                f"...), so that a model of another depth than {self.count} cannot be described: "
-                f"leave depth at {self.count}"
+                f"...), so that a search keeps to their number: leave depth at {self.count}"
             )
 
 
-def set_depth(config: Any, layers: int) -> None:
-    """Sets the number of layers of a configuration whose layers are all of one kind, in place."""
-    if layers == config.num_hidden_layers:
-        return
+def set_layers(config: Any, origins: Sequence[int]) -> None:
+    """Makes a configuration, in place, that of its layers `origins` in this order."""
     for key, values in _per_layer(config, int(config.num_hidden_layers)).items():
-        setattr(config, key, [values[0]] * layers)
-    config.num_hidden_layers = layers
+        setattr(config, key, [values[origin] for origin in origins])
+    config.num_hidden_layers = len(origins)
 
 
-def resized(config: Any, layers: int) -> Any:
-    """Returns a copy of a configuration with another number of layers; see `set_depth`."""
+def restacked(config: Any, origins: Sequence[int]) -> Any:
+    """Returns a copy of a configuration with other layers; see `set_layers`."""
     copied = copy.deepcopy(config)
-    set_depth(copied, layers)
+    set_layers(copied, origins)
     return copied
 
 
@@ -186,12 +199,14 @@ def _check_alike(
                 )
 
 
-def _kinds(config: Any, count: int) -> tuple[str, ...]:
+def kinds_of(config: Any) -> tuple[str, ...]:
+    """Returns what a configuration says of each layer alone; raises MergeError, see `LayerMap`."""
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise MergeError(
             "scale_attn_by_inverse_layer_idx is set in the base's config: a layer would mean "
             "something else at another depth: use a space of coefficients"
         )
+    count = int(config.num_hidden_layers)
     lists = _per_layer(config, count)
     return tuple(
         json.dumps({key: values[i] for key, values in lists.items()}) for i in range(count)

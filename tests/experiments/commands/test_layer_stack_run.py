@@ -107,6 +107,26 @@ def test_shallow_stacks_of_adapters_with_a_sequential_strategy(
         assert torch.isfinite(model(torch.arange(9).view(1, -1)).logits).all()
 
 
+def test_a_mergekit_file_of_slices_and_back(world: Path, shell: Shell, tmp_path: Path) -> None:
+    """The same layers by `merge`, by its recipe as a file, and by `merge` of that."""
+    file, code, maths = tmp_path / "stack.yaml", world / "base-code", world / "base-maths"
+    slices = [(code, 0, 2), (code, 1, 2), (maths, 0, 1)]
+    sources = [{"sources": [{"model": str(m), "layer_range": [a, b]}]} for m, a, b in slices]
+    file.write_text(json.dumps({"merge_method": "passthrough", "slices": sources}))
+    again = tmp_path / "again.yaml"
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert shell.run("merge", f"mergekit={file}", f"out={first}").code == 0
+    assert shell.run("rebuild", str(first / "recipe.json"), "--mergekit", str(again)).code == 0
+    assert shell.run("merge", f"mergekit={again}", f"out={second}").code == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(first)
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(maths)
+    assert torch.equal(
+        model.model.layers[3].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

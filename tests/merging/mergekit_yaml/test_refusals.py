@@ -21,7 +21,7 @@ class TestRefusals:
             ("{", r"merge\.yaml: not YAML"),
             ("just text", "there is no merge_method: this is no mergekit merge"),
             (TWO, "there is no merge_method"),
-            ("merge_method: passthrough\n" + TWO, "merge_method 'passthrough' is not supported"),
+            ("merge_method: magic\n" + TWO, "merge_method 'magic' is not supported"),
             ("merge_method: arcee_fusion\n" + TWO, "'arcee_fusion' is not supported: expected"),
             ("merge_method: ties\n" + ONE, "merge_method ties needs a base_model"),
             ("merge_method: slerp\n" + TWO, "merge_method slerp needs a base_model"),

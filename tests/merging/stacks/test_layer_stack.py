@@ -106,7 +106,7 @@ def by_hand(pool: ExpertPool, places: Sequence[tuple[int, str]], outer: str = BA
     models = {name: loaded(path) for name, path in paths.items()}
     config = copy.deepcopy(models[BASE].config)
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[0]] * len(places)
+        config.layer_types = [config.layer_types[origin] for origin, _ in places]
     config.num_hidden_layers = len(places)
     model = type(models[BASE])(config).eval()
     own = layer_list(models[outer])
@@ -182,7 +182,7 @@ def test_any_depth_equals_transformers_by_hand_and_on_disk(
     written = Checkpoint.open(str(tmp_path / "model"))
     assert set(written) == set(wanted.state_dict()) - set(written.aliases)
     size = sum(written.shape(name).numel() * 4 for name in written)
-    assert size == saved_bytes(pool, None, layers=len(places))
+    assert size == saved_bytes(pool, None, weights=weights)
 
 
 def test_a_scale_multiplies_what_the_layer_adds(pool: ExpertPool) -> None:
@@ -325,6 +325,8 @@ def test_recipe_rebuilds_the_same_bits(llama: ExpertPool, tmp_path: Path) -> Non
         ({"places": [{"layer": 1}]}, "place 0 must have layer, source and scale"),
         ({"places": [{"layer": 1.5, "source": "a", "scale": 1}]}, "layer of place 0 makes no"),
         ({"merged_source": 3}, "'merged_source' must be a plan"),
+        ({"behind": 3}, "'behind' is a name"),
+        ({"factors": {"model.norm.weight": "big"}}, "factor of model.norm.weight makes no sense"),
     ],
 )
 def test_broken_recipes_are_refused(change: dict[str, Any], message: str) -> None:
@@ -367,16 +369,31 @@ class TestKinds:
         base = gemma2(tmp_path_factory.mktemp("gemma") / "base", num_hidden_layers=4)
         return ExpertPool.open(str(base), builders.experts_of(base, 1))
 
-    def test_layers_keep_to_places_of_their_kind(self, mixed: ExpertPool, tmp_path: Path) -> None:
+    def test_layers_of_the_same_kinds_are_searched(
+        self, mixed: ExpertPool, tmp_path: Path
+    ) -> None:
         weights = stack((2, BASE), (3, BASE), (0, "code", 0.0), (1, BASE)).weights(mixed)
         save_model(mixed, weights, tmp_path / "model")
         assert torch.equal(in_memory(mixed, weights), logits(loaded(tmp_path / "model")))
-        with pytest.raises(MergeError, match=r"place 1: layer 0 is of kind .*sliding_attention"):
-            stack((0, BASE), (0, BASE), (0, BASE), (0, BASE)).weights(mixed)
 
-    def test_another_depth_is_refused(self, mixed: ExpertPool) -> None:
+    @pytest.mark.parametrize("places", [(0, 0, 1, 3, 2), (1, 0), (3, 2, 1, 0)], ids=len)
+    def test_layers_take_their_kind_along(
+        self, mixed: ExpertPool, places: tuple[int, ...], tmp_path: Path
+    ) -> None:
+        weights = stack(*((i, "code") for i in places)).weights(mixed)
+        save_model(mixed, weights, tmp_path / "model")
+        kinds = [mixed.base.config.layer_types[i] for i in places]
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert (config["layer_types"], config["num_hidden_layers"]) == (kinds, len(places))
+        wanted = by_hand(mixed, [(i, "code") for i in places])
+        assert torch.equal(logits(loaded(tmp_path / "model")), logits(wanted))
+
+    def test_a_search_keeps_the_kinds_of_the_base(self, mixed: ExpertPool) -> None:
+        """The module in memory was built for them."""
+        with pytest.raises(MergeError, match=r"place 1: layer 0 is of kind .*sliding_attention"):
+            in_memory(mixed, stack(*[(0, BASE)] * 4).weights(mixed))
         with pytest.raises(MergeError, match=r"depth 3: the configuration tells layers apart"):
-            stack((0, BASE), (1, BASE), (2, BASE)).weights(mixed)
+            in_memory(mixed, stack((0, BASE), (1, BASE), (2, BASE)).weights(mixed))
 
 
 class TestRefusedArchitectures:

@@ -198,6 +198,19 @@ def test_importing_merging_and_search_has_no_side_effects() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_merge_imports_only_what_it_uses() -> None:
+    idle = {"peft", "nevergrad", "cma", "scipy.stats", "matplotlib", "lm_eval", "wandb", "pandas"}
+    loaded = f"print(sorted({idle} & {{*sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import experiments.commands.merge_models, sys; {loaded}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -16,7 +16,6 @@ from experiments.runs.progress import ProgressBar
 from experiments.runs.shown import shown
 from experiments.runs.starts import beside_others, write_start
 from experiments.setup import assemble
-from experiments.setup.dry_run import check_merges
 from experiments.zoo.opening import open_sources
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
@@ -61,7 +60,7 @@ def run_merge(config: DictConfig) -> None:
             ledger = Ledger.of(pool, plan, searched=False)
         check_writable(out, "out", saved_bytes(pool, dtype, weights=plan.weights(pool)))
         ledger = beside_others(ledger, "merge")
-        check_merges(plan.weights(pool), pool)
+        assemble.check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
             check_adapter(pool, plan.weights(pool))
         pool.check_finite()

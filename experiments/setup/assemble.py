@@ -18,6 +18,7 @@ from experiments.zoo.opening import open_sources
 from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import parse_dtype
+from merging.weights import Weights
 
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -50,6 +51,17 @@ def open_pool(config: DictConfig) -> ExpertPool:
         base_revision=source.base_revision,
         trust_remote_code=source.trust_remote_code,
     )
+
+
+def check_merges(weights: Weights, pool: ExpertPool) -> None:
+    """Computes the smallest tensor of a merge of `pool`.
+
+    Raises:
+        MergeError: the method does not take these experts or these knobs.
+    """
+    given = set(weights)  # a stack of layers may lack what the pool merges
+    names = [name for name in pool.names if name in given] or list(weights)[:1]
+    weights[min(names, key=lambda name: pool.base.shape(name).numel())]
 
 
 def named_sources(config: DictConfig) -> dict[str, Any]:

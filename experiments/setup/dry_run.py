@@ -24,7 +24,6 @@ from experiments.setup.private_checks import check_privacy
 from experiments.setup.problem import open_space, open_strategy
 from experiments.setup.racing_checks import bound_on_made_up, check_racing
 from merging.checkpoints.experts import ExpertPool
-from merging.weights import Weights
 from search.strategy import Outcome
 
 
@@ -121,17 +120,6 @@ def check_data(entries: Mapping[str, Any] | None) -> None:
             path = data_path(data, entry.get("split"))
             if not path.stat().st_size:
                 raise ValueError(f"data file {path} is empty: name a file that holds items")
-
-
-def check_merges(weights: Weights, pool: ExpertPool) -> None:
-    """Computes the smallest tensor of a merge of `pool`.
-
-    Raises:
-        MergeError: the method does not take these experts or these knobs.
-    """
-    given = set(weights)  # a stack of layers may lack what the pool merges
-    names = [name for name in pool.names if name in given] or list(weights)[:1]
-    weights[min(names, key=lambda name: pool.base.shape(name).numel())]
 
 
 def check_panels(panels: Mapping[Split, Panel], objective: Any) -> None:

@@ -18,7 +18,7 @@ from evaluators.requests import EvaluationError
 from evaluators.tries import tries
 from experiments.setup import assemble, in_hull
 from experiments.setup.assemble import Machine
-from experiments.setup.dry_run import check_merges, check_panels
+from experiments.setup.dry_run import check_panels
 from experiments.setup.execution import WorkerSpec
 from experiments.setup.initial import StartScores
 from experiments.setup.parts import SearchParts
@@ -123,7 +123,7 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     if in_hull.has_companion(config, trial.space):
         in_hull.open_companion(config, pool)
     first = trial.space.decode(trial.space.first())
-    check_merges(first, pool)
+    assemble.check_merges(first, pool)
     if config.adapter_rank is not None:
         check_adapter(pool, first)
     machine, layers = parts.machine, layers_of(first)

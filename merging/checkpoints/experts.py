@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -15,8 +16,10 @@ from merging.checkpoints.adapters import Adapter
 from merging.checkpoints.architecture import is_classifier_config, read_config
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vector
+from merging.checkpoints.hashing import known_finite, remember_finite
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
+from merging.finite import finite
 from merging.rules.cache import (
     LARGE,
     ExpertTensor,
@@ -131,16 +134,18 @@ class ExpertPool:
     def check_finite(self) -> None:
         """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity.
 
-        Of weights in a zoo it is known.
+        Of weights in a zoo it is known, of others it is remembered with their hash.
         """
-        if not self.base.stored.known_finite:
-            for name, tensor in self.base.items():
-                _refuse_nonfinite(f"base {self.base.source}", name, tensor)
+        models = [self.base, *(e.checkpoint for e in _checkpoints(self.experts).values())]
+        with ThreadPoolExecutor(torch.get_num_threads()) as each:
+            list(each.map(lambda model: model.sha256, models))
+        _check_finite(f"base {self.base.source}", self.base)
         for name, expert in self.experts.items():
-            if isinstance(expert, CheckpointExpert) and expert.checkpoint.stored.known_finite:
-                continue
-            for tensor_name, tensor in expert.stored():
-                _refuse_nonfinite(f"expert {name!r} ({expert.source})", tensor_name, tensor)
+            owner = f"expert {name!r} ({expert.source})"
+            if isinstance(expert, CheckpointExpert):
+                _check_finite(owner, expert.checkpoint)
+            else:
+                _refuse_nonfinite(owner, expert.stored())
 
     def base_tensor(self, name: str) -> Tensor:
         """Returns the base's tensor in its own dtype on `device`; not to be changed."""
@@ -363,11 +368,18 @@ def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str,
     )
 
 
-def _refuse_nonfinite(owner: str, name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+def _check_finite(owner: str, model: Checkpoint) -> None:
+    if model.stored.known_finite or known_finite(model.sha256, model):
         return
-    bad = int((~torch.isfinite(tensor)).sum())
-    raise CheckpointError(
-        f"{owner}: tensor {name} holds {bad} values that are NaN or infinite; "
-        "use an intact checkpoint"
-    )
+    _refuse_nonfinite(owner, model.items())
+    remember_finite(model.sha256, model)
+
+
+def _refuse_nonfinite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in tensors:
+        if not finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"{owner}: tensor {name} holds {bad} values that are NaN or infinite; "
+                "use an intact checkpoint"
+            )

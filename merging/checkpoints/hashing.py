@@ -1,10 +1,13 @@
-"""sha256 of large files, remembered on disk between runs."""
+"""sha256 of large files, remembered on disk between runs, and whose values are known."""
 
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 from merging.files import cache_dir, joint_sha256, write_text
 from merging.zoo.pointers import follow
@@ -17,19 +20,24 @@ _SETTLED_S = 2.0
 
 def files_sha256(files: Sequence[Path]) -> str:
     """Returns the identity of `files` by their bytes; see `joint_sha256`."""
-    return joint_sha256({file.name: file_sha256(file) for file in files})
+    with ThreadPoolExecutor(torch.get_num_threads()) as each:
+        digests = each.map(file_sha256, files)
+        return joint_sha256({file.name: sha for file, sha in zip(files, digests, strict=True)})
 
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's bytes, from the cache where path, size and time agree.
 
-    A pointer into a zoo stands for the file that it names.
+    A pointer into a zoo stands for the file that it names; a blob of the Hugging Face cache is
+    named by its hash.
     """
     path = path.resolve()
     if (pointer := follow(path)) is not None:
         return pointer.sha256
+    if path.parent.name == "blobs" and _is_sha256(path.name):
+        return path.name
     stat = path.stat()
-    key = f"{stat.st_size} {stat.st_mtime_ns} {path}"
+    key = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
     entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
     remembered = _recall(entry, key)
     if remembered is not None:
@@ -39,6 +47,21 @@ def file_sha256(path: Path) -> str:
     if time.time() - stat.st_mtime > _SETTLED_S:
         _remember(entry, f"{digest} {key}\n")
     return digest
+
+
+def known_finite(sha256: str, names: Iterable[str]) -> bool:
+    """Whether `remember_finite` was told of these tensors of the files with this identity."""
+    return _recall(_finite_entry(sha256, names), "finite") == sha256
+
+
+def remember_finite(sha256: str, names: Iterable[str]) -> None:
+    """Keeps that no value of these tensors is NaN or infinite."""
+    _remember(_finite_entry(sha256, names), f"{sha256} finite\n")
+
+
+def _finite_entry(sha256: str, names: Iterable[str]) -> Path:
+    key = "\n".join([sha256, *sorted(names)])
+    return cache_dir() / "finite" / hashlib.sha256(key.encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -55,8 +78,11 @@ def _recall(entry: Path, key: str) -> str | None:
         digest, _, stored_key = entry.read_text(encoding="utf-8").rstrip("\n").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
-    intact = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    return digest if intact and stored_key == key else None
+    return digest if _is_sha256(digest) and stored_key == key else None
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _remember(entry: Path, line: str) -> None:

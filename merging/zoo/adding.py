@@ -135,7 +135,7 @@ class Addition:
                 base = None if relative is None else relative.base(chunk)
                 raw = read_chunk(path, handle, chunk)
                 prepared = self._prepare(raw, layout.item_bytes(chunk.dtype), base)
-                return chunk, prepared, layout.finite(raw, chunk.dtype)
+                return chunk, prepared, layout.all_finite(raw, chunk.dtype)
 
             placed, finite = [], True
             for chunk, prepared, sound in in_order(self.blocks.pool, prepare, chunks):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from merging.finite import finite
 from merging.zoo.errors import ZooError
 
 BLOCK = 4 * 2**20
@@ -35,15 +36,6 @@ _ITEM_BYTES = {
     "I32": 4,
     "U32": 4,
 } | dict.fromkeys(("F16", "BF16", "I16", "U16"), 2)
-
-# The exponent's bits, which are all ones in infinities and NaNs.
-_EXPONENTS = {
-    "F64": 0x7FF << 52,
-    "F32": 0xFF << 23,
-    "C64": 0xFF << 23,
-    "F16": 0x7C00,
-    "BF16": 0x7F80,
-}
 
 DTYPES = {
     "F64": torch.float64,
@@ -132,15 +124,9 @@ def item_bytes(dtype: str) -> int:
     return _ITEM_BYTES.get(dtype, 1)
 
 
-def finite(raw: NDArray[np.uint8], dtype: str) -> bool:
-    """Whether no value is NaN or infinite; `raw`: whole values.
-
-    Numbers of eight bits and fewer, which no merge takes, count as finite.
-    """
-    if dtype not in _EXPONENTS:
-        return True
-    exponents = np.array(_EXPONENTS[dtype], f"<u{item_bytes(dtype)}")
-    return not bool(((raw.view(exponents.dtype) & exponents) == exponents).any())
+def all_finite(raw: NDArray[np.uint8], dtype: str) -> bool:
+    """Whether no value is NaN or infinite, where torch has the dtype; `raw`: whole values."""
+    return dtype not in DTYPES or finite(torch.from_numpy(raw).view(DTYPES[dtype]))
 
 
 def chunks(

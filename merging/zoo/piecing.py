@@ -89,7 +89,7 @@ def _finite(
 ) -> bool:
     out = np.empty(entry.end - entry.begin, np.uint8)
     addition.blocks.fill(pieces, rows, out)
-    return layout.finite(out, entry.dtype)
+    return layout.all_finite(out, entry.dtype)
 
 
 def _placed(

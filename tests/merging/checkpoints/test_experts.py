@@ -1,4 +1,5 @@
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,28 @@ class TestRefusals:
             CheckpointError, match=rf"{who}.*: tensor model\.norm\.weight holds 2 values"
         ):
             pool.check_finite()
+
+    def test_a_file_that_was_found_finite_is_read_again_when_it_changed(
+        self, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+        copy = builders.llama(tmp_path / "copy")
+        file, read = copy / "model.safetensors", []
+        os.utime(file, (1e9, 1e9))
+        whole = Checkpoint.__getitem__
+        monkeypatch.setattr(
+            Checkpoint, "__getitem__", lambda self, name: read.append(name) or whole(self, name)
+        )
+        for expected in (True, False):
+            ExpertPool.open(str(copy), {"same": str(copy)}).check_finite()
+            assert bool(read) is expected
+            read.clear()
+        content = bytearray(file.read_bytes())
+        content[-4:] = b"\x00\x00\xc0\x7f"  # NaN, in a file of the same size and date
+        file.write_bytes(content)
+        os.utime(file, (1e9, 1e9))
+        with pytest.raises(CheckpointError, match="holds 1 values that are NaN"):
+            ExpertPool.open(str(copy), {"same": str(copy)}).check_finite()
 
     def test_selections(self, pool: ExpertPool) -> None:
         with pytest.raises(CheckpointError, match="no experts are selected"):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merging import finite as module
@@ -9,6 +9,7 @@ from merging.finite import finite
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     bits=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9),
     dtype=st.sampled_from([*DTYPES, torch.complex64]),

@@ -15,6 +15,7 @@ from experiments.reports.privacy_section import privacy_section
 from experiments.reports.score_section import score_section
 from experiments.reports.search_section import failure_section, search_section
 from experiments.reports.table import best_of, duration, fitness_text, verdict
+from experiments.reports.walk_section import walk_section
 from experiments.runs.files import Json, RunFiles
 from experiments.runs.model_scores import ModelRow, models_of, shown_split
 from experiments.runs.sources import source_and_hash
@@ -52,6 +53,7 @@ def render_report(files: RunFiles) -> str:
             f"{name} (unfinished)",
             _unfinished(files, name),
             search_section(files.history),
+            walk_section(files),
             failure_section(files.history),
             _environment(files),
         )
@@ -61,6 +63,7 @@ def render_report(files: RunFiles) -> str:
         name,
         _headline(summary, models),
         search_section(files.history, models, summary),
+        walk_section(files),
         score_section(summary, models),
         hull_section(files.certificate),
         *([] if files.recipe is None else [_coefficients(files.recipe)]),

@@ -46,6 +46,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "strategy": _label(options["strategy"]),
         "method": outcome.recipe.plan.name,
         "space": f"{_space_name(outcome.space)}, {outcome.space.dimensions:,} dimensions",
+        "numbers": _numbers(outcome.space),
         "objectives": list(outcome.objective.names),
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
@@ -111,6 +112,12 @@ def _space_name(space: Any) -> str:
     """Returns the class of a space, and of the one that it displaces."""
     name = type(space).__name__
     return f"{name} of {type(space.inner).__name__}" if isinstance(space, DisplacedSpace) else name
+
+
+def _numbers(space: Any) -> int | None:
+    """Returns how many independent numbers a noise of the space has; None: it has no noise."""
+    numbers: int | None = getattr(space, "numbers", None)
+    return numbers
 
 
 def _terms(objective: Objective) -> list[dict[str, Any]] | None:

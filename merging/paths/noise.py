@@ -7,7 +7,7 @@ every expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -52,6 +52,14 @@ class Noise(Protocol):
         """
         ...
 
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns how many independent numbers the noise of a tensor can have.
+
+        Args:
+            experts: how many deltas the tensor has.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class GaussianNoise:
@@ -64,6 +72,10 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the number of entries."""
+        return math.prod(shape)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""
@@ -95,6 +107,10 @@ class LowRankNoise:
         _check_unit(self.unit)
         if self.rank < 1:
             raise ValueError(f"rank of the noise must be at least 1, got {self.rank}")
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the number of entries: sums of such noises have any rank."""
+        return math.prod(shape)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""
@@ -160,6 +176,10 @@ class RowNoise:
     def __post_init__(self) -> None:
         _check_unit(self.unit)
 
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the number of rows of all deltas."""
+        return experts * (shape[0] if len(shape) > 1 else 1)
+
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""
 
@@ -185,6 +205,10 @@ class BlockNoise:
         _check_unit(self.unit)
         if self.size < 1:
             raise ValueError(f"size of a block must be at least 1 entry, got {self.size}")
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the number of blocks of all deltas."""
+        return experts * -(-math.prod(shape) // self.size)
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""
@@ -215,6 +239,11 @@ class SingularNoise:
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the most singular directions that all deltas can have."""
+        rows = shape[0] if len(shape) > 1 else 1
+        return experts * min(rows, math.prod(shape) // rows) if rows else 0
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""

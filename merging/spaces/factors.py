@@ -59,6 +59,11 @@ class FactorSpace(PathGenomes):
         """Number of entries of the factors that move."""
         return self._inner.dimensions
 
+    @property
+    def numbers(self) -> int:
+        """Most independent numbers that one noise of the factors has."""
+        return self._inner.numbers
+
     def plan(self, genome: Path) -> FactorPlan:
         """Returns the plan of the point that `genome` leads to; errors as `PathGenomes.plan`."""
         return FactorPlan(self._inner.plan(genome))

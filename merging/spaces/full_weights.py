@@ -88,6 +88,13 @@ class FullWeightSpace(PathGenomes):
         """Number of parameters that move."""
         return sum(self.pool.base.shape(name).numel() for name in self.pool.names)
 
+    @property
+    def numbers(self) -> int:
+        """Most independent numbers that one noise has."""
+        experts = len(self.pool.expert_names)
+        shapes = (self.pool.base.shape(name) for name in self.pool.names)
+        return sum(self.noise.numbers(shape, experts) for shape in shapes)
+
     def plan(self, genome: Path) -> PathPlan:
         """Returns the plan of the point that `genome` leads to; errors as `PathGenomes.plan`."""
         known = [BASE] if self.initial is None else [BASE, START]

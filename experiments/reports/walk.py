@@ -113,7 +113,7 @@ def _coefficients(genome: Json) -> dict[int, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class WalkFigures:
     """The figures of a walk of T generations, of which ``T - 1`` moves are known.
 
     Lengths are in units of the length of one noise.
@@ -176,7 +176,7 @@ class Walk:
 
 def walk_of(
     found: Sequence[Generation], cases: Mapping[int, Vector] | None = None, strata: Strata = ()
-) -> Walk:
+) -> WalkFigures:
     """Returns the figures of a walk.
 
     Args:
@@ -191,7 +191,7 @@ def walk_of(
     mean = np.array([one.fitness.mean() for one in found])
     promised, aligned = _promises(found, moves, numbers)
     floor, agreement = _by_items(found, cases or {}, strata)
-    return Walk(
+    return WalkFigures(
         centre=np.array([np.nan if one.scored is None else one.scored for one in found]),
         mean=mean,
         best=np.array([one.fitness.max() for one in found]),
@@ -220,7 +220,7 @@ def _cosines(moves: Matrix) -> Vector:
 def _promises(
     found: Sequence[Generation], moves: Matrix, numbers: Sequence[int]
 ) -> tuple[Vector, Vector]:
-    """Returns `Walk.promised` and `Walk.aligned`, ``(moves,)`` each."""
+    """Returns `WalkFigures.promised` and `WalkFigures.aligned`, ``(moves,)`` each."""
     place = {number: column for column, number in enumerate(numbers)}
     promised, aligned = np.zeros(len(moves)), np.full(len(moves), np.nan)
     for t, move in enumerate(moves):
@@ -237,7 +237,7 @@ def _promises(
 def _by_items(
     found: Sequence[Generation], cases: Mapping[int, Vector], strata: Strata
 ) -> tuple[float | None, float | None]:
-    """Returns `Walk.floor` and `Walk.agreement`."""
+    """Returns `WalkFigures.floor` and `WalkFigures.agreement`."""
     items = sum(count for count, _ in strata)
     variances: list[float] = []
     halves: list[tuple[float, float]] = []

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reports.svg import BLUE, FAINT, GREEN, MUTED, ORANGE, STYLE, to_svg
-from experiments.reports.walk import Walk
+from experiments.reports.walk import WalkFigures
 
 
-def walk_chart(walk: Walk) -> str:
+def walk_chart(walk: WalkFigures) -> str:
     """Returns three panels over the generations, as an SVG element."""
     with rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.4))
@@ -25,7 +25,7 @@ def walk_chart(walk: Walk) -> str:
         return to_svg(figure, "walk", "fitness, distance and gains by generation")
 
 
-def _fitness(axes: Axes, walk: Walk) -> None:
+def _fitness(axes: Axes, walk: WalkFigures) -> None:
     at = np.arange(1, len(walk.mean) + 1)
     axes.plot(at, walk.best, color=BLUE, linewidth=1.0, alpha=0.5, label="best sample")
     axes.plot(at, walk.mean, color=BLUE, linewidth=2.0, label="mean of the samples")
@@ -36,13 +36,13 @@ def _fitness(axes: Axes, walk: Walk) -> None:
         )
 
 
-def _distance(axes: Axes, walk: Walk) -> None:
+def _distance(axes: Axes, walk: WalkFigures) -> None:
     at = np.arange(1, len(walk.distance) + 1)
     axes.plot(at, walk.distance, color=BLUE, linewidth=2.0, label="from the start")
     axes.plot(at, walk.random, "--", color=MUTED, linewidth=1.4, label="random walk")
 
 
-def _gains(axes: Axes, walk: Walk) -> None:
+def _gains(axes: Axes, walk: WalkFigures) -> None:
     at = np.arange(1, len(walk.mean) + 1)
     promised = np.concatenate([[0.0], np.cumsum(walk.promised)])
     axes.plot(at, promised, color=ORANGE, linewidth=1.6, label="promised by slopes")

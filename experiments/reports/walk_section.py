@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.reports.page import Row, TableCell, figure, paragraph, section, table
-from experiments.reports.walk import Walk, generations, walk_of
+from experiments.reports.walk import WalkFigures, generations, walk_of
 from experiments.reports.walk_plot import walk_chart
 from experiments.runs.files import RunFiles, read_lines
 from experiments.runs.item_scores import read_item_scores
@@ -49,12 +49,12 @@ def walk_sentences(run: Path) -> list[str]:
     return [] if walk is None else sentences(walk, (files.summary or {}).get("numbers"))
 
 
-def _read_walk(files: RunFiles) -> Walk | None:
+def _read_walk(files: RunFiles) -> WalkFigures | None:
     found = generations(files.history)
     return walk_of(found, *_cases(files)) if len(found) > 1 else None
 
 
-def sentences(walk: Walk, numbers: int | None = None) -> list[str]:
+def sentences(walk: WalkFigures, numbers: int | None = None) -> list[str]:
     """Returns what a walk was, in a sentence, and why, in a few.
 
     Args:
@@ -76,13 +76,13 @@ def sentences(walk: Walk, numbers: int | None = None) -> list[str]:
     return [first, *_reach(walk), *_straightness(walk), *_noise(walk)]
 
 
-def _quarters(walk: Walk) -> str:
+def _quarters(walk: WalkFigures) -> str:
     quarter = max(1, len(walk.mean) // 4)
     begin, end = walk.mean[:quarter].mean(), walk.mean[-quarter:].mean()
     return f"from {begin:.4f} in the first quarter of the generations to {end:.4f} in the last"
 
 
-def _reach(walk: Walk) -> list[str]:
+def _reach(walk: WalkFigures) -> list[str]:
     if walk.reach is None:
         return []
     promised, cost = walk.promised.sum(), (walk.promised - walk.given).sum()
@@ -93,7 +93,7 @@ def _reach(walk: Walk) -> list[str]:
     ]
 
 
-def _straightness(walk: Walk) -> list[str]:
+def _straightness(walk: WalkFigures) -> list[str]:
     straight = walk.distance[-1] / walk.random[-1] if walk.random[-1] > 0 else math.nan
     if not math.isfinite(straight):
         return ["The centre never moved."]
@@ -105,7 +105,7 @@ def _straightness(walk: Walk) -> list[str]:
     ]
 
 
-def _noise(walk: Walk) -> list[str]:
+def _noise(walk: WalkFigures) -> list[str]:
     if walk.floor is None:
         return []
     spread = walk.best - walk.mean
@@ -135,7 +135,7 @@ def _cases(files: RunFiles) -> tuple[dict[int, Vector], Strata]:
     return {line["id"]: np.array(line["cases"], np.float64) for line in read_lines(path)}, strata
 
 
-def _table(walk: Walk) -> str:
+def _table(walk: WalkFigures) -> str:
     head: Row = [
         "generation",
         TableCell("centre", hint="fitness of the centre, where it was asked"),
@@ -153,7 +153,7 @@ def _table(walk: Walk) -> str:
     return table(head, [_row(walk, t) for t in shown])
 
 
-def _row(walk: Walk, t: int) -> Row:
+def _row(walk: WalkFigures, t: int) -> Row:
     levels = [_number(values[t], ".4f") for values in (walk.centre, walk.mean, walk.best)]
     ways = [_number(values[t], ".3g") for values in (walk.distance, walk.random)]
     return [

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from experiments.reports.report import write_report
-from experiments.reports.walk import Walk, generations, walk_of
+from experiments.reports.walk import WalkFigures, generations, walk_of
 from experiments.reports.walk_section import sentences
 from search.strategies.mergevolve import MergEvolve
 from search.strategy import Outcome
@@ -55,7 +55,7 @@ def history(
     return lines
 
 
-def walk(lines: list[dict[str, Any]]) -> Walk:
+def walk(lines: list[dict[str, Any]]) -> WalkFigures:
     return walk_of(generations(lines))
 
 

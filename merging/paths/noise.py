@@ -3,7 +3,7 @@
 Every kind has the same size at the same `unit`: the mean square over a tensor's entries is, in
 expectation, ``unit ** 2``. Numbers are drawn on the CPU, so that every device sees one noise:
 one per entry (`GaussianNoise`), ``rank (rows + columns)`` (`LowRankNoise`), or one per part of
-every expert's delta (`RowNoise`, `BlockNoise`, `SingularNoise`).
+every expert's delta (`TensorNoise`, `RowNoise`, `BlockNoise`, `SingularNoise`).
 """
 
 import math
@@ -161,6 +161,32 @@ class LowRankNoise:
             return left, right
 
         return draw
+
+
+@dataclass(frozen=True)
+class TensorNoise:
+    """``sum_e g_e delta_e``: the whole delta of every expert in a tensor times a normal number.
+
+    The coarsest noise outside the affine span of the experts: as many numbers as tensors times
+    experts. What few numbers gain they also gain on other items.
+    """
+
+    unit: NoiseUnit = "deltas"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns the number of deltas."""
+        return experts
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns the sampler of one tensor; see `Noise.on`."""
+
+        def shaped(delta: Tensor) -> _ShapedDraw:
+            return lambda rng: _normal(1, rng, delta) * delta  # g d
+
+        return _sum_over_experts(name, pool, self.unit, shaped)
 
 
 @dataclass(frozen=True)

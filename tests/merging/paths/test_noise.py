@@ -18,13 +18,21 @@ from merging.paths.noise import (
     Noise,
     RowNoise,
     SingularNoise,
+    TensorNoise,
     noise_from_description,
 )
 from tests.merging.memory_pool import memory_pool, random_pool
 
 SHAPES = {"a": (24, 40), "b": (24, 40), "bias": (30,), "conv": (6, 4, 3)}
-KINDS: list[Noise] = [GaussianNoise(), LowRankNoise(), RowNoise(), BlockNoise(7), SingularNoise()]
-SHAPED: list[Noise] = [RowNoise(), BlockNoise(7), SingularNoise()]
+KINDS: list[Noise] = [
+    GaussianNoise(),
+    LowRankNoise(),
+    TensorNoise(),
+    RowNoise(),
+    BlockNoise(7),
+    SingularNoise(),
+]
+SHAPED: list[Noise] = [TensorNoise(), RowNoise(), BlockNoise(7), SingularNoise()]
 
 
 def name_of(noise: object) -> str:
@@ -96,7 +104,8 @@ def test_tensors_of_one_shape_get_independent_noise(noise: Noise) -> None:
     ]
     error = np.std(correlations) / math.sqrt(len(correlations))
     assert abs(np.mean(correlations)) < 3 * error
-    assert np.std(correlations) < 0.35  # 1 if the two were the same up to the sign
+    most = 0.75 if isinstance(noise, TensorNoise) else 0.35  # of three numbers: 1 / sqrt(3)
+    assert np.std(correlations) < most  # 1 if the two were the same up to the sign
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -113,7 +122,10 @@ def test_shaped_noise_lies_outside_the_affine_span(noise: Noise) -> None:
     flat = torch.cat([noise.on(name, pool)(3).flatten() for name in pool.names]).double()
     span = torch.cat([pool.deltas(n).reshape(3, -1) for n in pool.names], 1).double()
     inside = span.T @ torch.linalg.lstsq(span.T, flat[:, None]).solution
-    assert torch.linalg.vector_norm(flat[:, None] - inside) > 0.8 * torch.linalg.vector_norm(flat)
+    least = 0.3 if isinstance(noise, TensorNoise) else 0.8  # two tensors hold most of it
+    assert torch.linalg.vector_norm(flat[:, None] - inside) > least * torch.linalg.vector_norm(
+        flat
+    )
 
 
 def test_rows_of_row_noise_lie_in_the_span_of_the_experts_rows() -> None:

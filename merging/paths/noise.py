@@ -71,7 +71,7 @@ class GaussianNoise:
     unit: NoiseUnit = "one"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
 
     def numbers(self, shape: Sequence[int], experts: int) -> int:
         """Returns the number of entries."""
@@ -79,7 +79,7 @@ class GaussianNoise:
 
     def on(self, name: str, pool: ExpertPool) -> Draw:
         """Returns the sampler of one tensor; see `Noise.on`."""
-        shape, size = pool.base_tensor(name).shape, _size(self.unit, name, pool)
+        shape, size = pool.base_tensor(name).shape, size_of(self.unit, name, pool)
 
         def draw(seed: int, out: Tensor | None = None) -> Tensor:
             rng = generator(seed, name)
@@ -104,7 +104,7 @@ class LowRankNoise:
     unit: NoiseUnit = "one"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
         if self.rank < 1:
             raise ValueError(f"rank of the noise must be at least 1, got {self.rank}")
 
@@ -148,7 +148,7 @@ class LowRankNoise:
         return sides
 
     def _scale(self, name: str, pool: ExpertPool) -> float:
-        return _size(self.unit, name, pool) / math.sqrt(self.rank)
+        return size_of(self.unit, name, pool) / math.sqrt(self.rank)
 
     def _sides(self, name: str, pool: ExpertPool) -> Callable[[int], tuple[Tensor, Tensor]]:
         shape = pool.base_tensor(name).shape
@@ -174,7 +174,7 @@ class TensorNoise:
     unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
 
     def numbers(self, shape: Sequence[int], experts: int) -> int:
         """Returns the number of deltas."""
@@ -200,7 +200,7 @@ class RowNoise:
     unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
 
     def numbers(self, shape: Sequence[int], experts: int) -> int:
         """Returns the number of rows of all deltas."""
@@ -210,7 +210,7 @@ class RowNoise:
         """Returns the sampler of one tensor; see `Noise.on`."""
 
         def shaped(delta: Tensor) -> _ShapedDraw:
-            rows = _as_matrix(delta)
+            rows = matrix_of(delta)
             return lambda rng: _normal(len(rows), rng, rows)[:, None].mul(rows)  # g[row] d[row]
 
         return _sum_over_experts(name, pool, self.unit, shaped)
@@ -228,7 +228,7 @@ class BlockNoise:
     unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
         if self.size < 1:
             raise ValueError(f"size of a block must be at least 1 entry, got {self.size}")
 
@@ -264,7 +264,7 @@ class SingularNoise:
     unit: NoiseUnit = "deltas"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
 
     def numbers(self, shape: Sequence[int], experts: int) -> int:
         """Returns the most singular directions that all deltas can have."""
@@ -275,7 +275,7 @@ class SingularNoise:
         """Returns the sampler of one tensor; see `Noise.on`."""
 
         def shaped(delta: Tensor) -> _ShapedDraw:
-            left, values, right = thin_svd(_as_matrix(delta))
+            left, values, right = thin_svd(matrix_of(delta))
 
             @one_thread()
             def draw(rng: torch.Generator) -> Tensor:
@@ -300,7 +300,7 @@ def _sum_over_experts(
     if deltas.numel() == 0:
         return GaussianNoise().on(name, pool)
     rms = _rms(deltas)
-    size = rms if unit == "deltas" else _size(unit, name, pool)
+    size = rms if unit == "deltas" else size_of(unit, name, pool)
     factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0  # E mean(noise^2) = size^2
     order = sorted(range(len(deltas)), key=pool.identities.__getitem__)
     experts = [(pool.identities[i], shaped(deltas[i])) for i in order]
@@ -314,7 +314,8 @@ def _sum_over_experts(
     return draw
 
 
-def _as_matrix(delta: Tensor) -> Tensor:
+def matrix_of(delta: Tensor) -> Tensor:
+    """Returns a tensor as the matrix ``(first, all others)``; a vector is one row."""
     return delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
 
 
@@ -322,7 +323,8 @@ def _normal(count: int, rng: torch.Generator, like: Tensor) -> Tensor:
     return torch.randn(count, generator=rng).to(like.device)
 
 
-def _size(unit: NoiseUnit, name: str, pool: ExpertPool) -> float:
+def size_of(unit: NoiseUnit, name: str, pool: ExpertPool) -> float:
+    """Returns the root mean square that noise of a unit has in a tensor."""
     if unit == "one":
         return 1.0
     if unit == "base":
@@ -342,6 +344,7 @@ def _rms(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(squares / count) if count else 0.0
 
 
-def _check_unit(unit: str) -> None:
+def check_unit(unit: str) -> None:
+    """Raises ValueError unless it is a `NoiseUnit`."""
     if unit not in ("one", "base", "deltas"):
         raise ValueError(f"unit of the noise must be 'one', 'base' or 'deltas', got {unit!r}")

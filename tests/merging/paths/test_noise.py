@@ -21,6 +21,7 @@ from merging.paths.noise import (
     TensorNoise,
     noise_from_description,
 )
+from merging.paths.singular_pairs import SingularPairNoise
 from tests.merging.memory_pool import memory_pool, random_pool
 
 SHAPES = {"a": (24, 40), "b": (24, 40), "bias": (30,), "conv": (6, 4, 3)}
@@ -32,7 +33,13 @@ KINDS: list[Noise] = [
     BlockNoise(7),
     SingularNoise(),
 ]
-SHAPED: list[Noise] = [TensorNoise(), RowNoise(), BlockNoise(7), SingularNoise()]
+SHAPED: list[Noise] = [
+    TensorNoise(),
+    SingularPairNoise(),
+    RowNoise(),
+    BlockNoise(7),
+    SingularNoise(),
+]
 
 
 def name_of(noise: object) -> str:
@@ -45,7 +52,7 @@ def rms(tensor: Tensor) -> float:
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("unit", ["one", "base", "deltas"])
-@pytest.mark.parametrize("cls", [GaussianNoise, LowRankNoise, RowNoise, BlockNoise, SingularNoise])
+@pytest.mark.parametrize("cls", [type(kind) for kind in KINDS])
 def test_mean_is_zero_and_size_is_the_unit(cls: Any, unit: str, name: str) -> None:
     pool = random_pool(SHAPES, scale=0.3)
     draw = cls(unit=unit).on(name, pool)

@@ -42,11 +42,14 @@ class ItemSet(Generic[T]):
             what is taken of these, such as a range.
         items: two splits must not share their digests.
         shown: `data` of which every item's prompt shows some as examples.
+        found: items of `data` that these were taken from, distinct ones where they were drawn;
+            None: not counted.
     """
 
     source: str
     items: tuple[TaskItem[T], ...]
     shown: frozenset[str] = frozenset()
+    found: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -29,11 +29,13 @@ HELP = """\
 evomerge: evolve one multi-task model from a base and its fine-tuned experts, without gradients
 
   evomerge search experiment=quickstart       evolve a merge; run it again to continue or to see it
+  evomerge search base=DIR 'experts={a:DIR,b:DIR}' 'tasks=[arc_easy,FILE.jsonl]' budget=200
+                                              your own; `check` first tells what it will take
   evomerge search -m strategy=cma,random seed=0,1    sweep; what is finished is not run twice
   evomerge check experiment=quickstart        everything that can be known before the work starts
-  evomerge merge method=ties experts=local experts.base=DIR 'experts.experts={a:DIR,b:DIR}' out=DIR
+  evomerge merge method=ties base=DIR 'experts={a:DIR,b:DIR}' out=DIR
   evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
-  evomerge evaluate model=DIR evaluator@report_on=...  score one model
+  evomerge evaluate model=DIR 'tasks=[arc_easy]'  score one model
   evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
   evomerge split vendor base=ID blocks=2 ...  fine-tune on noised states that a customer sends
   evomerge split customer base=ID blocks=2 .. send them: texts and tokens stay here (docs/split.md)
@@ -71,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             import hydra
 
             from experiments.commands.nearest import nearest_words
+            from experiments.commands.shorthands import longhand
 
+            sys.argv = [f"evomerge {verb}"]
+            rest = longhand(config_name, rest)
             sys.argv = [f"evomerge {verb}", *rest]
             with nearest_words(config_name, rest):
                 hydra.main("pkg://conf", config_name, version_base="1.3")(run)()

@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import bits_per_byte, mean
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.harness.drawn import doc_digest
 from evaluators.harness.encoding import RequestEncoder
 from evaluators.harness.task_files import (
     choose_docs,
@@ -23,8 +24,8 @@ from evaluators.harness.task_files import (
 )
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
-from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import check_fits, language_tokenizer
+from evaluators.tasks.splits import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class LmEvalTask:
         include_path: str | None = None,
         metric: str | None = None,
         split: str | None = None,
-        take: str | None = None,
+        take: str | Draw | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
         apply_chat_template: bool = False,
@@ -91,7 +92,7 @@ class LmEvalTask:
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
         self.metrics = _ordered(_metrics(self._task), metric, name)
-        docs, source = choose_docs(self._task, split=split, take=take, limit=limit)
+        docs, source, found = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
         chat = {
@@ -108,8 +109,8 @@ class LmEvalTask:
         for doc, instances in zip(docs, by_doc, strict=True):
             requests = [next(encoded) for _ in instances]
             target = _Document(doc, instances, [len(own) for own in requests])
-            items.append(TaskItem(_digest(self._task, doc), tuple(chain(*requests)), target))
-        self.items = ItemSet(source, tuple(items), shown_data(self._task))
+            items.append(TaskItem(doc_digest(self._task, doc), tuple(chain(*requests)), target))
+        self.items = ItemSet(source, tuple(items), shown_data(self._task), found)
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
         self._mean_bytes = _mean_bytes(self._task, docs)
 
@@ -219,11 +220,6 @@ def _ordered(
         )
     first = next(iter(metrics)) if main is None else main
     return {first: metrics[first], **metrics}
-
-
-def _digest(task: Any, doc: Any) -> str:
-    choices = task.doc_to_choice(doc) if getattr(task.config, "doc_to_choice", None) else None
-    return digest(task.doc_to_text(doc), choices, task.doc_to_target(doc))
 
 
 def _instances(task: Any, doc: Any, doc_id: int, chat: Mapping[str, Any]) -> list[Instance]:

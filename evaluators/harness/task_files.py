@@ -15,8 +15,10 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
+from evaluators.harness.drawn import draw_docs
 from evaluators.items import AND
 from evaluators.tasks.data import take_range
+from evaluators.tasks.splits import Draw
 
 _SHOT_SEED = 1234  # lm-eval's own, so that few-shot prompts equal those of its command line
 
@@ -51,6 +53,11 @@ def load_task(task: str | Mapping[str, Any], include_path: str | None) -> Any:
     return built
 
 
+def check_known(task: str, include_path: str | None) -> None:
+    """Raises ValueError for a name that `load_task` would refuse; loads no data."""
+    _refuse_group(_manager_of(task, include_path), task)
+
+
 def set_shots(task: Any, num_fewshot: int | None) -> None:
     """Sets the number of few-shot examples; None: the task's own, else 0."""
     default = task.config.num_fewshot
@@ -77,9 +84,9 @@ def set_generation(task: Any, gen_kwargs: Mapping[str, Any] | None) -> None:
 
 
 def choose_docs(
-    task: Any, *, split: str | None, take: str | None, limit: int | None
-) -> tuple[list[Any], str]:
-    """Returns the items to evaluate and the identity of their data.
+    task: Any, *, split: str | None, take: str | Draw | None, limit: int | None
+) -> tuple[list[Any], str, int]:
+    """Returns the items to evaluate, the identity of their data, and how many these hold.
 
     Where few-shot examples come from the split that is evaluated, a prompt never shows the item
     itself: in lm-eval's draw, which may hold it, another one takes its place. Of a part of the
@@ -95,16 +102,20 @@ def choose_docs(
                 f"{', '.join(task.dataset)}"
             )
         task.set_config(key="test_split", value=split)
-    docs = list(task.eval_docs)
-    if not docs:
+    if not len(task.eval_docs):
         raise ValueError(f"lm-eval task {name!r} has no items in its split")
+    if isinstance(take, Draw):
+        docs, evaluated, found = draw_docs(task, take, split, _shots_split(task))
+        data = AND.join(_data_identities(task, evaluated))
+        return docs[:limit], f"{data}[{take.panel}]", found
+    docs = list(task.eval_docs)
     chosen = take_range(take, len(docs), f"lm-eval task {name!r}")[:limit]
     whole = len(chosen) == len(docs)
-    docs = [docs[i] for i in chosen]
+    found, docs = len(docs), [docs[i] for i in chosen]
     evaluated = task.config.test_split or task.config.validation_split
     _hide_own_answers(task, docs, evaluated, whole=whole)
     data = AND.join(_data_identities(task, evaluated))
-    return docs, f"{data}[{chosen.start}:{chosen.stop}]"
+    return docs, f"{data}[{chosen.start}:{chosen.stop}]", found
 
 
 def shown_data(task: Any) -> frozenset[str]:
@@ -112,17 +123,17 @@ def shown_data(task: Any) -> frozenset[str]:
 
     None, if there are no examples, or the task's own file lists them.
     """
-    source = getattr(task, "fewshot_cfg", None)
-    listed = source is not None and source.split is None and source.samples is not None
-    if not task.config.num_fewshot or listed:
-        return frozenset()
-    return frozenset(_data_identities(task, _shots_split(task)))
+    shown = _shots_split(task)
+    return frozenset() if shown is None else frozenset(_data_identities(task, shown))
 
 
 def _shots_split(task: Any) -> str | None:
-    """Returns the split that lm-eval draws few-shot examples from."""
+    """Returns the split that lm-eval draws few-shot examples from; None: it draws none."""
     config, source = task.config, getattr(task, "fewshot_cfg", None)
     named = None if source is None else source.split
+    listed = source is not None and named is None and source.samples is not None
+    if not config.num_fewshot or listed:
+        return None
     split = named or config.training_split or config.validation_split or config.test_split
     return None if split is None else str(split)
 
@@ -217,13 +228,15 @@ def _index(include_path: str | None, *, defaults: bool) -> Any:
 
 def _manager_of(task: str, include_path: str | None) -> Any:
     local = _index(include_path, defaults=False)
+    if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
+        raise ValueError(f"lm-eval task file {task} does not exist: correct its path")
     if task in local.task_index or task.endswith((".yaml", ".yml")):
         return local
     everything = _index(include_path, defaults=True)
     if task not in everything.task_index:
         near = difflib.get_close_matches(task, everything.all_tasks, n=3)
         hint = f"; near it are {', '.join(near)}" if near else ""
-        where = f" or in {include_path}" if include_path else ""
+        where = f" or in {include_path}" if include_path else " and no such file"
         raise ValueError(f"no lm-eval task {task!r} among its own{where}{hint}")
     return everything
 

@@ -20,6 +20,7 @@ from evaluators.memorization.windows import window_votes
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import encode_text, language_tokenizer, prefix_token
+from evaluators.tasks.splits import Draw
 from merging.arrays import Flags, Matrix, Vector
 
 Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus", "wbc", "lira"]
@@ -86,13 +87,16 @@ class Membership:
         attacks: Sequence[Attack] = ("loss", "min_k", "min_k_plus"),
         reference: str | Sequence[str] | None = None,
         k: float = 0.2,
-        take: str | None = None,
+        take: str | Draw | None = None,
     ) -> None:
         path = data_path(data, split)
         files = [reference] if isinstance(reference, str) else list(reference or ())
         _check_options(path, attacks, files, k)
         tokenizer = language_tokenizer(model, f"membership inference on {path.name}")
-        lines, source = take_items(read_lines(path), take, path)
+        read = [
+            (line, line.text(text_field), _member(line, member_field)) for line in read_lines(path)
+        ]
+        taken = take_items(read, take, path, key=lambda one: (digest(one[1]), one[2]))
         self._attacks = tuple(attacks)
         self._k = k
         self.metrics: Mapping[str, Direction] = {
@@ -100,19 +104,19 @@ class Membership:
             for attack in (*attacks, "blind")
             for metric in ("auc", "tpr_1", "tpr_10", "advantage")
         }
-        members = [_member(line, member_field) for line in lines]
-        digests = [digest(line.text(text_field)) for line in lines]
+        members = [member for _, _, member in taken.values]
+        digests = [digest(text) for _, text, _ in taken.values]
         _check_digests(path, digests)
         _check_both(str(path), members)
         limit, prefix = model.max_length, prefix_token(tokenizer)
-        tokens = [encode_text(tokenizer, line.text(text_field), line)[:limit] for line in lines]
+        tokens = [encode_text(tokenizer, text, line)[:limit] for line, text, _ in taken.values]
         counts = dict(zip(digests, map(len, tokens), strict=True))
         losses = [read_reference(Path(file), counts) for file in files]
         items = []
         for content, member, text in zip(digests, members, tokens, strict=True):
             known = _Text(member, tuple(each[content] for each in losses))
             items.append(TaskItem(content, (TokenStatistics((prefix, *text)),), known))
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(taken.source, tuple(items), found=taken.found)
         self._blind = self._without_model()
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:

@@ -12,7 +12,8 @@ from PIL import Image
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
-from evaluators.tasks.data import data_path, digest, read_lines, take_items
+from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.splits import Draw
 from merging.arrays import Vector
 
 Labels: TypeAlias = npt.NDArray[np.int64]
@@ -27,9 +28,9 @@ class Accuracy:
     steps in it that leave every answer as it was.
 
     Args:
-        data: JSON-lines file, one item in each line; or an ``.npz`` file with ``images``
-            ``(items, height, width, channels)`` uint8 (or ``(items, channels, height, width)``
-            float32, taken as they are) and ``labels`` ``(items,)``.
+        data: JSON-lines, CSV or Parquet file, one item in each line; or an ``.npz`` file with
+            ``images`` ``(items, height, width, channels)`` uint8 (or ``(items, channels, height,
+            width)`` float32, taken as they are) and ``labels`` ``(items,)``.
         head: the expert whose head answers.
         pair_field: where a line holds a second text, for tasks on pairs; None: there is none.
         image_field: where it holds an image's path, relative to the file; None: the items are
@@ -53,7 +54,7 @@ class Accuracy:
         pair_field: str | None = None,
         image_field: str | None = None,
         label_field: str = "label",
-        take: str | None = None,
+        take: str | Draw | None = None,
     ) -> None:
         path = data_path(data, split)
         if head not in model.heads:
@@ -62,16 +63,21 @@ class Accuracy:
                 f"classification on {path.name}: no expert {head!r} with a head; "
                 + (f"these have one: {known}" if known else "no expert of this pool has one")
             )
-        if path.suffix == ".npz":
-            items = _arrays(path, head, model)
-        elif image_field is not None:
-            items = _images(path, image_field, label_field, head, model)
+        if path.suffix == ".npz" or image_field is not None:
+            pictures = (
+                _arrays(path, head, model)
+                if image_field is None
+                else _images(path, image_field, label_field, head, model)
+            )
+            taken = take_items(pictures, take, path, key=lambda one: (one.digest, one.target))
+            items = taken.values
         else:
             fields = [text_field] if pair_field is None else [text_field, pair_field]
-            items = _texts(path, fields, label_field, head, model)
-        items, source = take_items(items, take, path)
+            lines = [_read(line, fields, label_field) for line in read_lines(path)]
+            taken = take_items(lines, take, path, key=lambda one: (digest(*one[0]), one[1]))
+            items = [_text_item(texts, y, path, head, model) for texts, y in taken.values]
         _check_labels(items, model.classes.get(head), path, head)
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(taken.source, tuple(items), found=taken.found)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns accuracy and macro-F1 in [0, 1], and the log-likelihood in nats, at most 0."""
@@ -116,20 +122,19 @@ def log_likelihoods(logits: Sequence[Vector], labels: Labels) -> Vector:
     )
 
 
-def _texts(
-    path: Path, fields: Sequence[str], label_field: str, head: str, model: ModelInfo
-) -> list[TaskItem[int]]:
+def _read(line: Line, fields: Sequence[str], label_field: str) -> tuple[list[str], int]:
+    return [line.text(field) for field in fields], int(line.field(label_field, int))
+
+
+def _text_item(
+    texts: Sequence[str], label: int, path: Path, head: str, model: ModelInfo
+) -> TaskItem[int]:
     if model.tokenizer is None:
         raise ValueError(f"classification on {path.name} needs a tokenizer; the base has none")
-    items = []
-    for line in read_lines(path):
-        texts = [line.text(field) for field in fields]
-        encoded = model.tokenizer(*texts, truncation=True, max_length=model.max_length)
-        kinds = {"input_ids", "token_type_ids", "attention_mask"}
-        inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
-        label = int(line.field(label_field, int))
-        items.append(TaskItem(digest(*texts), (Classify(head, inputs),), label))
-    return items
+    encoded = model.tokenizer(*texts, truncation=True, max_length=model.max_length)
+    kinds = {"input_ids", "token_type_ids", "attention_mask"}
+    inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
+    return TaskItem(digest(*texts), (Classify(head, inputs),), label)
 
 
 def _images(

@@ -1,14 +1,19 @@
-"""Local data files: JSON lines and plain text; every error names the file and the line."""
+"""Local data files: JSON lines, CSV, Parquet, plain text; errors name the file and the line."""
 
+import csv
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from evaluators.tasks.splits import Draw, ordered
 
 T = TypeVar("T")
+
+_TABLES = {".csv": "CSV", ".parquet": "Parquet"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,15 @@ def data_path(data: str, split: str | None) -> Path:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Returns the objects of a JSON-lines file, blank lines left out; ValueError for others."""
+    """Returns the objects of a JSON-lines, CSV or Parquet file; ValueError for others.
+
+    Blank lines are left out, the types of CSV's columns inferred.
+    """
+    if path.suffix in _TABLES:
+        rows = [Line(path, i, fields) for i, fields in enumerate(_rows(path), start=1)]
+        if not rows:
+            raise ValueError(f"data file {path} is empty: name a file that holds items")
+        return rows
     lines: list[Line] = []
     for number, raw in enumerate(read_text(path).split("\n"), start=1):
         if not raw.strip():
@@ -73,6 +86,40 @@ def read_lines(path: Path) -> list[Line]:
             raise ValueError(f"{path} line {number} is no JSON object: {raw:.80}")
         lines.append(Line(path, number, fields))
     return lines
+
+
+def columns(path: Path) -> list[str]:
+    """Returns the names of a table's columns, of JSON lines those of the first; reads no more."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return list(pyarrow.parquet.read_schema(path).names)
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is no Parquet file: {error}") from error
+    with path.open(encoding="utf-8") as file:
+        try:
+            if path.suffix == ".csv":
+                return next(csv.reader(file), [])
+            return list(json.loads(next((line for line in file if line.strip()), "{}")))
+        except ValueError as error:
+            raise ValueError(f"{path} does not begin as such a file does: {error}") from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    try:
+        if path.suffix == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(path, parse_options=lines)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as {_TABLES[path.suffix]}: {error}") from error
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def read_text(path: Path) -> str:
@@ -103,12 +150,36 @@ def take_range(take: str | None, count: int, what: str) -> range:
     return range(start, stop)
 
 
+class Taken(NamedTuple):
+    """What one panel takes of the items of a file."""
+
+    values: list[Any]
+    source: str  # identity of the data and of what is taken; see `ItemSet`
+    found: int  # items there were to take from; distinct ones, where they are drawn
+
+
 def take_items(
-    values: Sequence[T], take: str | None, path: Path, most: int | None = None
-) -> tuple[list[T], str]:
-    """Returns the values that `take` names, at most `most` of them, and the data's identity."""
+    values: Sequence[T],
+    take: str | Draw | None,
+    path: Path,
+    most: int | None = None,
+    *,
+    key: Callable[[T], tuple[str, object]],
+) -> Taken:
+    """Returns the values that `take` names or draws, at most `most` of them.
+
+    Args:
+        key: value to the digest of its item, and to its label, None where it has none.
+    """
+    data = str(path.resolve())
+    if isinstance(take, Draw):
+        keys = [key(value) for value in values]
+        order = ordered([one for one, _ in keys], [label for _, label in keys], take.seed)
+        part = order[take.part(len(order), data)][:most]
+        return Taken([values[i] for i in part], f"{data}[{take.panel}]", len(order))
     chosen = take_range(take, len(values), str(path))[:most]
-    return [values[i] for i in chosen], f"{path.resolve()}[{chosen.start}:{chosen.stop}]"
+    named = f"{data}[{chosen.start}:{chosen.stop}]"
+    return Taken([values[i] for i in chosen], named, len(values))
 
 
 def digest(*parts: object) -> str:

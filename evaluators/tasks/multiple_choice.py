@@ -1,8 +1,10 @@
 """Accuracy of choosing the likeliest of several answers, from a local file."""
 
+import json
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Loglikelihood, Response, totals_of
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
+from evaluators.tasks.splits import Draw
 from merging.arrays import Vector
 
 
@@ -23,6 +26,13 @@ class _Answers:
     bytes: Vector
 
 
+class _Question(NamedTuple):
+    line: Line
+    question: str
+    choices: list[str]
+    label: int
+
+
 class MultipleChoice:
     """Which answer does the model find likeliest after the question?
 
@@ -30,8 +40,9 @@ class MultipleChoice:
     per byte, as lm-eval names them. Cases are 1 for a right item and 0 for a wrong one.
 
     Args:
-        data: JSON-lines file, one item in each line.
-        label_field: where a line holds the right answer's index, from 0.
+        data: JSON-lines, CSV or Parquet file, one item in each line; CSV's choices as JSON.
+        label_field: where a line holds the right answer: its index, from 0; or its text; or A, B,
+            ... for the first, the second, ... where no choice reads so.
         delimiter: text between question and answer.
     """
 
@@ -48,16 +59,18 @@ class MultipleChoice:
         choices_field: str = "choices",
         label_field: str = "label",
         delimiter: str = " ",
-        take: str | None = None,
+        take: str | Draw | None = None,
     ) -> None:
         path = data_path(data, split)
         tokenizer = language_tokenizer(model, f"multiple choice on {path.name}")
-        lines, source = take_items(read_lines(path), take, path)
+        taken = take_items(
+            [_read(line, question_field, choices_field, label_field) for line in read_lines(path)],
+            take,
+            path,
+            key=lambda one: (digest(one.question, one.choices), one.label),
+        )
         items = []
-        for line in lines:
-            question: str = line.field(question_field, str)
-            choices = _choices(line, choices_field)
-            label = _label(line, label_field, len(choices))
+        for line, question, choices, label in taken.values:
             answers = _Answers(
                 label,
                 np.array([len(choice) for choice in choices], float),
@@ -66,7 +79,7 @@ class MultipleChoice:
             requests = tuple(_ask(tokenizer, question, delimiter + choice) for choice in choices)
             check_fits(requests, model.max_length, str(line))
             items.append(TaskItem(digest(question, choices), requests, answers))
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(taken.source, tuple(items), found=taken.found)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the three accuracies in [0, 1]."""
@@ -90,15 +103,37 @@ def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:
     return Loglikelihood((prefix_token(tokenizer),), tuple(tokens))
 
 
+def _read(line: Line, question: str, choices: str, label: str) -> _Question:
+    answers = _choices(line, choices)
+    return _Question(line, line.field(question, str), answers, _label(line, label, answers))
+
+
 def _choices(line: Line, field: str) -> list[str]:
-    choices: list[str] = line.field(field, list)
-    if len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
+    choices = line.field(field, (list, str))
+    if isinstance(choices, str):
+        try:
+            choices = json.loads(choices)
+        except json.JSONDecodeError:
+            choices = []
+    if not _are_choices(choices):
         raise ValueError(f"{line}: field {field!r} must be a list of at least two texts")
-    return choices
+    return list(choices)
 
 
-def _label(line: Line, field: str, count: int) -> int:
-    label: int = line.field(field, int)
-    if not 0 <= label < count:
-        raise ValueError(f"{line}: label {label} is no index into its {count} choices")
+def _are_choices(value: Any) -> bool:
+    several = isinstance(value, list) and len(value) >= 2
+    return several and all(isinstance(text, str) and text for text in value)
+
+
+def _label(line: Line, field: str, choices: Sequence[str]) -> int:
+    label: int | str = line.field(field, (int, str))
+    if isinstance(label, str):
+        letters = string.ascii_uppercase[: len(choices)]
+        known = list(choices) if label in choices else list(letters)
+        label = known.index(label) if label in known else -1
+    if not 0 <= label < len(choices):
+        raise ValueError(
+            f"{line}: {field} {line.fields[field]!r} is no index into its {len(choices)} choices, "
+            "and none of them"
+        )
     return label

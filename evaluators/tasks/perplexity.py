@@ -17,6 +17,7 @@ from evaluators.tasks.encoding import (
     prefix_token,
     rolling_windows,
 )
+from evaluators.tasks.splits import Draw
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Perplexity:
     perplexity = exp(-sum ll / tokens), over all tokens, not a mean of documents.
 
     Args:
-        data: JSON-lines file, one document in each line; or a ``.txt`` file, one document.
+        data: JSON-lines, CSV or Parquet file, one document in each line; or a ``.txt`` file, one
+            document.
         max_items: most documents, the first ones; None: all.
         window: tokens the model reads at once; None: as many as it can.
         context: tokens of left context that every window but the first has at least.
@@ -49,7 +51,7 @@ class Perplexity:
         data: str,
         split: str | None = None,
         field: str = "text",
-        take: str | None = None,
+        take: str | Draw | None = None,
         max_items: int | None = None,
         window: int | None = None,
         context: int = 1,
@@ -58,15 +60,17 @@ class Perplexity:
         width = model.max_length if window is None else window
         _check(path.name, width, context, max_items, model.max_length)
         tokenizer = language_tokenizer(model, f"perplexity on {path.name}")
-        texts, source = take_items(_documents(path, field), take, path, max_items)
+        taken = take_items(
+            _documents(path, field), take, path, max_items, key=lambda one: (digest(one[1]), None)
+        )
         prefix = prefix_token(tokenizer)
         items = []
-        for place, text in texts:
+        for place, text in taken.values:
             tokens = encode_text(tokenizer, text, place)
             windows = rolling_windows(tokens, prefix=prefix, window=width, context=context)
             length = _Length(len(text.encode()), len(tokens))
             items.append(TaskItem(digest(text), tuple(windows), length))
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(taken.source, tuple(items), found=taken.found)
         # of all documents, also on a subset
         self._mean_bytes = float(np.mean([item.target.bytes for item in items]))
 

@@ -13,6 +13,7 @@ from experiments.runs.model_scores import ModelScores, evidence, stated, told_ap
 from experiments.runs.options import check_groups, check_options
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.setup.own_tasks import with_tasks
 from experiments.zoo.opening import open_sources
 from merging.checkpoints.experts import ExpertPool
 from merging.files import write_text
@@ -26,6 +27,7 @@ def run_evaluate(config: DictConfig) -> float:
     """
     with explained():
         check_options(config)
+        config = with_tasks(config)
         if config.out is not None:
             _check_file(Path(config.out))
         check_groups(config)

@@ -30,6 +30,7 @@ from experiments.runs.progress import ProgressBar
 from experiments.runs.starts import beside_others, check_starts, write_start
 from experiments.setup import assemble
 from experiments.setup.dry_run import check_data
+from experiments.setup.own_tasks import with_tasks
 from experiments.setup.private_checks import check_items, check_shown
 from merging.checkpoints.experts import ExpertPool
 from merging.files import date_alike
@@ -54,6 +55,7 @@ def run_statistics(config: DictConfig) -> None:
     """
     with explained():
         check_options(config)
+        config = with_tasks(config)
         check_groups(config)
         check_data(config.gather_on)
         gathering = _Gathering.open(config)

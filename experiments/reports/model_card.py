@@ -9,6 +9,7 @@ from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.privacy_section import privacy_words
 from experiments.reports.table import by_fitness, fitness_text, number, verdict
 from experiments.runs.files import Json
+from experiments.runs.item_counts import count_rows
 from experiments.runs.model_scores import models_of, shown_split, tasks_of
 from experiments.runs.sources import looks_like_hub_id, source_and_hash
 
@@ -160,7 +161,13 @@ def _scores(summary: Json) -> str:
         if split == "report"
         else "On the search items, which chose the winner: there are no held-out scores."
     )
-    return "\n\n".join(["## Scores", data, _table(head, rows), *cut_off_lines(summary)])
+    counts = summary.get("items")
+    items = (
+        ["Items of every task:", _table((lines := count_rows(counts))[0], lines[1:])]
+        if counts
+        else []
+    )
+    return "\n\n".join(["## Scores", data, _table(head, rows), *items, *cut_off_lines(summary)])
 
 
 def _rebuilding() -> str:

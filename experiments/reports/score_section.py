@@ -7,6 +7,7 @@ from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.page import Row, TableCell, paragraph, section, table
 from experiments.reports.table import best_value, by_fitness, fitness_text, number
 from experiments.runs.files import Json
+from experiments.runs.item_counts import count_rows, too_few
 from experiments.runs.model_scores import ModelRow, TaskColumn, shown_split, tasks_of
 
 _TITLES: Mapping[Split, str] = {
@@ -29,10 +30,18 @@ def score_section(summary: Json, models: Sequence[ModelRow]) -> str:
     )
     if any(m.evidence(split, t.metric) for m in models for split in splits for t in tasks[split]):
         note += " In brackets: the 95 % interval over items, and what chance gives."
-    said = [*(summary.get("overlap") or ()), *(summary.get("notes") or ())]
+    counts = summary.get("items") or {}
+    said = [*(summary.get("overlap") or ()), *(summary.get("notes") or ()), *too_few(counts)]
     said = [*cut_off_lines(summary), *(f"{line[:1].upper()}{line[1:]}." for line in said)]
     notes = [paragraph(line, "muted") for line in said]
-    return section("Scores", paragraph(note, "muted"), *parts, *notes)
+    return section("Scores", paragraph(note, "muted"), *parts, *_items(counts), *notes)
+
+
+def _items(counts: Mapping[str, Json]) -> list[str]:
+    if not counts:
+        return []
+    head, *rows = count_rows(counts)
+    return ["<h3>Items: found, and how many of them stand where</h3>" + table(head, rows)]
 
 
 def _score_table(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> str:

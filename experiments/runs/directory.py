@@ -37,6 +37,7 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 _NOT_IDENTITY = (
     *("out", "runs", "tracker", "cache", "save_model", "adapter_rank", "zoo"),
     *("threads", "execution", "stream"),
+    *("tasks", "splits"),  # in the panels, by then
     *("store", "save", "suffix"),  # where deduplicated models go
 )
 

@@ -74,6 +74,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "public": _Plain(str | None),
     "max_length": _Plain(int, 1),
     "examples_per_message": _Plain(int, 1),
+    "tasks": _Plain(str | Sequence[str | Mapping[str, Any]] | None),
     "per_expert": _Plain(Mapping[str, Sequence[str]] | None),
     "models": _Plain(Mapping[str, str]),
     "bases": _Plain(Sequence[str] | None),
@@ -113,6 +114,8 @@ def check_options(config: DictConfig) -> None:
             _check_plain(key, resolved[key], plain)
     if isinstance(baselines := resolved.get("baselines"), dict):
         _check_plain("baselines.report", baselines.get("report"), _Plain(int | Literal["all"], 0))
+    for key, option in (resolved.get("splits") or {}).items():
+        _check_plain(f"splits.{key}", option, _Plain(int if key == "seed" else int | None, 0))
     if "budget" in resolved:
         _check_arguments("budget", Budget, resolved["budget"])
     for key, split in _PANELS.items():

@@ -52,6 +52,7 @@ from experiments.setup.common_items import CommonItems
 from experiments.setup.dry_run import dry_run
 from experiments.setup.ingredients import Ingredients, open_ingredients, worker_spec
 from experiments.setup.initial import Initial
+from experiments.setup.own_tasks import with_tasks
 from experiments.setup.parts import SearchParts
 from experiments.setup.preflight import check
 from experiments.setup.private_checks import budget_line
@@ -82,6 +83,7 @@ def run_check(config: DictConfig) -> None:
     """Prints what is known before a search starts; raises UserError where it cannot start."""
     with explained():
         check_options(config)
+        config = with_tasks(config)
         check_place(config)
         run = plan_run(config, _strategy_name())
         Budget(**config.budget)
@@ -112,6 +114,7 @@ def run_search(config: DictConfig) -> float:
     """
     with explained():
         check_options(config)
+        config = with_tasks(config)
         check_place(config)
         run = plan_run(config, _strategy_name())
         budget = Budget(**config.budget)

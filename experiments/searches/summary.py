@@ -10,6 +10,7 @@ import numpy as np
 from evaluators.panel import Panel
 from experiments.reports.front_plot import constraint_of
 from experiments.runs.device import peak_memory_bytes
+from experiments.runs.item_counts import item_counts
 from experiments.runs.model_scores import (
     IN_HULL,
     Kind,
@@ -51,6 +52,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
         "held_out": "all" if private else options["baselines"]["report"],  # see `best_statics`
+        "items": item_counts(panels),
         "overlap": [line for panel in panels.values() for line in panel.dropped],
         "notes": [*outcome.notes, *told_apart(cells)],
         "terms": _terms(outcome.objective),

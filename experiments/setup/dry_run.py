@@ -114,12 +114,22 @@ def _objective_names(config: DictConfig, objective: Any) -> tuple[str, ...]:
 
 
 def check_data(entries: Mapping[str, Any] | None) -> None:
-    """Raises ValueError where a task of a panel names a data file that is missing or empty."""
+    """Raises ValueError where a task of a panel is unknown, its data file missing or empty."""
     for entry in (entries or {}).values():
         if entry is not None and isinstance(data := entry.get("data"), str):
             path = data_path(data, entry.get("split"))
             if not path.stat().st_size:
                 raise ValueError(f"data file {path} is empty: name a file that holds items")
+        if entry is not None and str(entry.get("_target_")).startswith("evaluators.harness."):
+            _check_task(entry)
+
+
+def _check_task(entry: Mapping[str, Any]) -> None:
+    from evaluators.harness.task_files import check_known  # imports lm-eval
+
+    task, include_path = entry.get("task"), entry.get("include_path")
+    if isinstance(task, str) and isinstance(include_path, str | None):
+        check_known(task, include_path)
 
 
 def check_panels(panels: Mapping[Split, Panel], objective: Any) -> None:

@@ -11,6 +11,7 @@ from evaluators.requests import EvaluationError, TransientFailure
 from evaluators.tries import tries
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
+from experiments.runs.item_counts import count_lines, item_counts
 from experiments.setup.common_items import CommonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.problem import Problem
@@ -63,6 +64,7 @@ def check(
         f"experts     {', '.join(pool.expert_names)}",
         f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
         f"{', '.join(search.main)}",
+        *count_lines(item_counts(panels)),
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
         f"memory      about {memory_gb:.2f} GB for base, experts and model",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),

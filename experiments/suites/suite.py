@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.runs.errors import UserError
 from experiments.runs.options import check_options
 from experiments.setup.dry_run import dry_run
+from experiments.setup.own_tasks import with_tasks
 from experiments.suites.command_line import only_experiment_named, overrides_given, shown_command
 from experiments.suites.plan import PlannedRun, Suite, checked_suite, planned_runs
 from experiments.suites.results import results_page, write_pages
@@ -91,7 +92,7 @@ def _dry_run(run: PlannedRun) -> bool:
     try:
         config = compose("search", overrides=run.overrides)
         check_options(config)
-        return dry_run(config).privacy is not None
+        return dry_run(with_tasks(config)).privacy is not None
     except (UserError, ValueError, HydraException, OmegaConfBaseException) as error:
         raise UserError(f"suite, {run.setting}, variant {run.variant!r}: {error}") from error
 

@@ -17,6 +17,7 @@ from experiments.runs.directory import RunLocked
 from experiments.runs.errors import UserError
 from experiments.runs.processes import process_pool
 from experiments.searches.run import run_search
+from experiments.setup.own_tasks import with_tasks
 from experiments.suites.plan import PlannedRun
 from experiments.suites.shared_references import share
 
@@ -108,7 +109,7 @@ def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | Non
         logging.basicConfig(stream=output, level=logging.INFO, force=True)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             with initialize_config_module("conf", version_base="1.3"):
-                config = compose("search", overrides=overrides)
+                config = with_tasks(compose("search", overrides=overrides))
             if directory != first:
                 share(first, directory, config)
             began = time.monotonic()

@@ -11,6 +11,7 @@ from evaluators.requests import Response, totals_of
 from evaluators.tasks.classification import macro_f1
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer
+from evaluators.tasks.splits import Draw
 from experiments.papers.csirt.catalogue import BANDS
 
 ANSWERS = ("2.0", "5.5", "8.0", "9.5")
@@ -38,16 +39,16 @@ class BandQuestions:
     }
     subset = on_subset
 
-    def __init__(self, model: ModelInfo, *, data: str, take: str | None = None) -> None:
+    def __init__(self, model: ModelInfo, *, data: str, take: str | Draw | None = None) -> None:
         path = data_path(data, None)
         tokenizer = language_tokenizer(model, f"questions on {path.name}")
-        lines, source = take_items(read_lines(path), take, path)
+        read = [(_band(line), line.text("text"), line.text("behind")) for line in read_lines(path)]
+        taken = take_items(read, take, path, key=lambda one: (digest(*one[1:]), one[0]))
         items = []
-        for line in lines:
-            band, text, behind = _band(line), line.text("text"), line.text("behind")
+        for band, text, behind in taken.values:
             requests = (encode_pair(tokenizer, text, answer + behind) for answer in ANSWERS)
             items.append(TaskItem(digest(text, behind), tuple(requests), band))
-        self.items = ItemSet(source, tuple(items))
+        self.items = ItemSet(taken.source, tuple(items), found=taken.found)
         check_fits(self.items.requests, model.max_length, f"questions on {path.name}")
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:

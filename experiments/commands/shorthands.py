@@ -1,0 +1,67 @@
+"""What may be said shorter on the command line: base=, experts={...}, tasks=[...], budget=N."""
+
+import re
+import sys
+from collections.abc import Sequence
+
+_EXPERTS = ("search", "merge", "statistics")  # whose experts are a group, by configuration
+_PANELS = ("search_on", "select_on", "report_on", "gather_on")
+
+
+def longhand(config_name: str, words: Sequence[str]) -> list[str]:
+    """Returns the words with every shorthand as what the groups say; `with_tasks` reads tasks=.
+
+    Exits with status 2 and a sentence where a shorthand is cut up by the shell, or says what
+    another word says as well.
+
+    Example:
+        >>> longhand("search", ["base=B", "experts={a:A}", "budget=9", "experts=hub"])
+        ['experts.base=B', 'experts.experts={a:A}', 'budget.evaluations=9', 'experts=hub']
+        >>> longhand("search", ["-m", "base=B,C", "seed=0,1"])
+        ['-m', 'experts.base=B,C', 'seed=0,1', 'experts=local']
+    """
+    _check(words)
+    if any(word.startswith("tasks=") for word in words):
+        _check_panels(words)
+    if config_name not in _EXPERTS:
+        return list(words)
+    long = [_long(word) for word in words]
+    own = (
+        "experts={"
+        if any(word.startswith("experiment=") for word in words)
+        else r"experts={|base="
+    )
+    local = any(re.match(own, word) for word in words)
+    chosen = any(word.startswith("experts=") for word in long)
+    return [*long, *(["experts=local"] if local and not chosen else [])]
+
+
+def _long(word: str) -> str:
+    name, _, value = word.partition("=")
+    if name == "base" or (name == "experts" and value.startswith("{")):
+        return f"experts.{name}={value}"
+    if name == "budget" and re.match(r"[\d.]", value):
+        return f"budget.evaluations={value}"
+    return word
+
+
+def _check(words: Sequence[str]) -> None:
+    for word in words:
+        if re.match(r"experts=[^{\[=]+:", word):
+            _refuse(f"{word}: the shell has taken the braces: write 'experts={{NAME:DIR,...}}'")
+
+
+def _check_panels(words: Sequence[str]) -> None:
+    panel = rf"(evaluator@)?({'|'.join(_PANELS)})[.=]"
+    for word in words:
+        if re.match(rf"[+~]*{panel}", word):
+            _refuse(
+                f"tasks= makes the items of every panel, and {word} makes some too: leave one "
+                "out; what a task's evaluator takes may stand in its entry, for example "
+                "tasks=[{task:arc_easy,num_fewshot:5}]"
+            )
+
+
+def _refuse(sentence: str) -> None:
+    print(f"{sys.argv[0]}: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -161,13 +161,15 @@ def _scores(summary: Json) -> str:
         if split == "report"
         else "On the search items, which chose the winner: there are no held-out scores."
     )
-    counts = summary.get("items")
-    items = (
-        ["Items of every task:", _table((lines := count_rows(counts))[0], lines[1:])]
-        if counts
-        else []
-    )
-    return "\n\n".join(["## Scores", data, _table(head, rows), *items, *cut_off_lines(summary)])
+    parts = ["## Scores", data, _table(head, rows), *_items(summary), *cut_off_lines(summary)]
+    return "\n\n".join(parts)
+
+
+def _items(summary: Json) -> list[str]:
+    if not (counts := summary.get("items")):
+        return []
+    first, *rows = count_rows(counts)
+    return ["Items of every task:", _table(first, rows)]
 
 
 def _rebuilding() -> str:

@@ -1,11 +1,11 @@
-"""An lm-eval task's items as a `Draw` shares them out over the panels of a search."""
+"""An lm-eval task's items as a `ItemDraw` shares them out over the panels of a search."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from evaluators.panel import Split
 from evaluators.tasks.data import digest
-from evaluators.tasks.splits import PANELS, Draw, ordered
+from evaluators.tasks.splits import PANELS, ItemDraw, ordered
 
 
 def doc_digest(task: Any, doc: Any) -> str:
@@ -15,7 +15,7 @@ def doc_digest(task: Any, doc: Any) -> str:
 
 
 def draw_docs(
-    task: Any, draw: Draw, split: str | None, shots_split: str | None
+    task: Any, draw: ItemDraw, split: str | None, shots_split: str | None
 ) -> tuple[list[Any], str, int]:
     """Returns the items of a panel, their split, and how many distinct ones that holds.
 
@@ -57,7 +57,7 @@ def _shared(task: Any, split: str | None) -> dict[str, list[Any]]:
     return {str(test or validation): list(task.eval_docs)}
 
 
-def _ordered(task: Any, docs: Sequence[Any], draw: Draw) -> list[int]:
+def _ordered(task: Any, docs: Sequence[Any], draw: ItemDraw) -> list[int]:
     digests = [doc_digest(task, doc) for doc in docs]
     return ordered(digests, [task.doc_to_target(doc) for doc in docs], draw.seed)
 

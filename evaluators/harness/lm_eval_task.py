@@ -25,7 +25,7 @@ from evaluators.harness.task_files import (
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import EvaluationError, Generated, Likelihood, Request, Response
 from evaluators.tasks.encoding import check_fits, language_tokenizer
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class LmEvalTask:
         include_path: str | None = None,
         metric: str | None = None,
         split: str | None = None,
-        take: str | Draw | None = None,
+        take: str | ItemDraw | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
         apply_chat_template: bool = False,

@@ -18,7 +18,7 @@ from lm_eval.tasks._index import Kind
 from evaluators.harness.drawn import draw_docs
 from evaluators.items import AND
 from evaluators.tasks.data import take_range
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 
 _SHOT_SEED = 1234  # lm-eval's own, so that few-shot prompts equal those of its command line
 
@@ -84,7 +84,7 @@ def set_generation(task: Any, gen_kwargs: Mapping[str, Any] | None) -> None:
 
 
 def choose_docs(
-    task: Any, *, split: str | None, take: str | Draw | None, limit: int | None
+    task: Any, *, split: str | None, take: str | ItemDraw | None, limit: int | None
 ) -> tuple[list[Any], str, int]:
     """Returns the items to evaluate, the identity of their data, and how many these hold.
 
@@ -104,7 +104,7 @@ def choose_docs(
         task.set_config(key="test_split", value=split)
     if not len(task.eval_docs):
         raise ValueError(f"lm-eval task {name!r} has no items in its split")
-    if isinstance(take, Draw):
+    if isinstance(take, ItemDraw):
         docs, evaluated, found = draw_docs(task, take, split, _shots_split(task))
         data = AND.join(_data_identities(task, evaluated))
         return docs[:limit], f"{data}[{take.panel}]", found

@@ -20,7 +20,7 @@ from evaluators.memorization.windows import window_votes
 from evaluators.requests import PerToken, Response, TokenStatistics
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import encode_text, language_tokenizer, prefix_token
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Flags, Matrix, Vector
 
 Attack: TypeAlias = Literal["loss", "reference", "min_k", "min_k_plus", "wbc", "lira"]
@@ -87,7 +87,7 @@ class Membership:
         attacks: Sequence[Attack] = ("loss", "min_k", "min_k_plus"),
         reference: str | Sequence[str] | None = None,
         k: float = 0.2,
-        take: str | Draw | None = None,
+        take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
         files = [reference] if isinstance(reference, str) else list(reference or ())

@@ -13,7 +13,7 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
 
 Labels: TypeAlias = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class Accuracy:
         pair_field: str | None = None,
         image_field: str | None = None,
         label_field: str = "label",
-        take: str | Draw | None = None,
+        take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
         if head not in model.heads:

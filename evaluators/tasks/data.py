@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from evaluators.tasks.splits import Draw, ordered
+from evaluators.tasks.splits import ItemDraw, ordered
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class Taken(NamedTuple):
 
 def take_items(
     values: Sequence[T],
-    take: str | Draw | None,
+    take: str | ItemDraw | None,
     path: Path,
     most: int | None = None,
     *,
@@ -172,7 +172,7 @@ def take_items(
         key: value to the digest of its item, and to its label, None where it has none.
     """
     data = str(path.resolve())
-    if isinstance(take, Draw):
+    if isinstance(take, ItemDraw):
         keys = [key(value) for value in values]
         order = ordered([one for one, _ in keys], [label for _, label in keys], take.seed)
         part = order[take.part(len(order), data)][:most]

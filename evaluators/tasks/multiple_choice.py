@@ -13,7 +13,7 @@ from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Loglikelihood, Response, totals_of
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
 
 
@@ -59,7 +59,7 @@ class MultipleChoice:
         choices_field: str = "choices",
         label_field: str = "label",
         delimiter: str = " ",
-        take: str | Draw | None = None,
+        take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
         tokenizer = language_tokenizer(model, f"multiple choice on {path.name}")

@@ -17,7 +17,7 @@ from evaluators.tasks.encoding import (
     prefix_token,
     rolling_windows,
 )
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Perplexity:
         data: str,
         split: str | None = None,
         field: str = "text",
-        take: str | Draw | None = None,
+        take: str | ItemDraw | None = None,
         max_items: int | None = None,
         window: int | None = None,
         context: int = 1,

@@ -13,7 +13,7 @@ _OPTIONS: Mapping[Split, str] = {"report": "held_out"}  # where it is named othe
 
 
 @dataclass(frozen=True)
-class Draw:
+class ItemDraw:
     """Which items of a task one panel takes: those of its part of one seeded order of them all.
 
     Equal items count once, so that none stands on two panels, and every part of the order holds
@@ -70,7 +70,7 @@ def ordered(digests: Sequence[str], labels: Sequence[object], seed: int) -> list
 
     Example:
         >>> [i // 4 for i in ordered("abcdefgh", [0] * 4 + [1] * 4, 0)]
-        [1, 0, 1, 0, 0, 1, 0, 1]
+        [0, 1, 1, 0, 1, 0, 1, 0]
     """
     first: dict[str, int] = {}
     for index, digest in enumerate(digests):

@@ -18,7 +18,7 @@ _PANELS = {
     "report_on": "report",
     "gather_on": "search",
 }
-_SPLITS = ("search", "selection", "held_out", "seed")  # options of a `Draw`
+_SPLITS = ("search", "selection", "held_out", "seed")  # options of a `ItemDraw`
 _OURS = ("task", "name", "weight", "columns", "metric", *_SPLITS)
 _TABLES = (".jsonl", ".json", ".csv", ".parquet")
 _KINDS = {  # columns to the entry of the group `evaluator`; the first that a table has all of
@@ -91,7 +91,7 @@ def _evaluator(name: str, entry: Mapping[str, Any], draw: Mapping[str, Any]) -> 
     """Returns what the group `evaluator` holds for one task on one panel."""
     kind, options = _kind(name, entry)
     own = {key: entry[key] for key in _SPLITS if key in entry}
-    take = {"_target_": "evaluators.tasks.splits.Draw", **draw, **own}
+    take = {"_target_": "evaluators.tasks.splits.ItemDraw", **draw, **own}
     whole: Mapping[str, Any] = next(iter(yaml.safe_load(texts("evaluator")[kind]).values()))
     given = {key: value for key, value in entry.items() if key not in _OURS}
     return {**whole, **options, "take": take, **given}

@@ -11,7 +11,7 @@ from evaluators.requests import Response, totals_of
 from evaluators.tasks.classification import macro_f1
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer
-from evaluators.tasks.splits import Draw
+from evaluators.tasks.splits import ItemDraw
 from experiments.papers.csirt.catalogue import BANDS
 
 ANSWERS = ("2.0", "5.5", "8.0", "9.5")
@@ -39,7 +39,7 @@ class BandQuestions:
     }
     subset = on_subset
 
-    def __init__(self, model: ModelInfo, *, data: str, take: str | Draw | None = None) -> None:
+    def __init__(self, model: ModelInfo, *, data: str, take: str | ItemDraw | None = None) -> None:
         path = data_path(data, None)
         tokenizer = language_tokenizer(model, f"questions on {path.name}")
         read = [(_band(line), line.text("text"), line.text("behind")) for line in read_lines(path)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from evaluators.evaluator import ModelInfo
 from evaluators.harness.lm_eval_task import LmEvalTask
 from evaluators.tasks.multiple_choice import MultipleChoice
-from evaluators.tasks.splits import PANELS, Draw, ordered
+from evaluators.tasks.splits import PANELS, ItemDraw, ordered
 from tests import builders
 
 
@@ -71,7 +71,7 @@ def test_equal_items_stand_on_one_panel_and_rare_labels_anywhere() -> None:
 def test_parts_are_disjoint_and_of_the_stated_sizes(
     found: int, asked: dict[str, int], sizes: tuple[int, ...]
 ) -> None:
-    parts = [range(found)[Draw(panel, **asked).part(found, "it")] for panel in PANELS]
+    parts = [range(found)[ItemDraw(panel, **asked).part(found, "it")] for panel in PANELS]
     assert tuple(map(len, parts)) == sizes
     assert len({i for part in parts for i in part}) == sum(sizes)
 
@@ -79,7 +79,7 @@ def test_parts_are_disjoint_and_of_the_stated_sizes(
 @pytest.mark.parametrize(("found", "asked"), [(3, {}), (100, {"search": 100}), (9, {"search": 0})])
 def test_too_few_items_are_refused(found: int, asked: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"it has {found} distinct items, .* ask for fewer"):
-        Draw("report", **asked).part(found, "it")
+        ItemDraw("report", **asked).part(found, "it")
 
 
 def test_jsonl_csv_and_parquet_give_the_same_items(model: ModelInfo, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_jsonl_csv_and_parquet_give_the_same_items(model: ModelInfo, tmp_path: P
     contents = set()
     for kind in ("jsonl", "csv", "parquet"):
         path = str(tmp_path / f"a.{kind}")
-        task = MultipleChoice(model, data=path, label_field="answer", take=Draw("search"))
+        task = MultipleChoice(model, data=path, label_field="answer", take=ItemDraw("search"))
         contents.add(task.items.content)
     assert len(contents) == 1
 
@@ -141,7 +141,7 @@ def test_lm_eval_splits_are_used_as_they_are_meant(
     model: ModelInfo, tmp_path: Path, splits: tuple[str, ...], counts: tuple[int, ...]
 ) -> None:
     task = lm_eval_task(tmp_path, splits)
-    panels = [LmEvalTask(model, task=task, take=Draw(panel)) for panel in PANELS]
+    panels = [LmEvalTask(model, task=task, take=ItemDraw(panel)) for panel in PANELS]
     docs = [[target.doc for target in panel.items.targets] for panel in panels]
     assert tuple(map(len, docs)) == counts
     questions = [{doc["q"] for doc in own} for own in docs]
@@ -160,7 +160,7 @@ def test_few_shot_examples_stand_on_no_panel(
     task = lm_eval_task(tmp_path, splits, num_fewshot=2)
     asked, shown = set(), set()
     for panel in PANELS:
-        for target in LmEvalTask(model, task=task, take=Draw(panel)).items.targets:
+        for target in LmEvalTask(model, task=task, take=ItemDraw(panel)).items.targets:
             asked.add(target.doc["q"])
             for instance in target.instances:
                 *examples, last = instance.args[0].split("\n\n")

@@ -111,7 +111,7 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         ("select_on", "selection"),
         ("report_on", "report"),
     ):
-        draw = f"_target_:evaluators.tasks.splits.Draw,panel:{panel}"
+        draw = f"_target_:evaluators.tasks.splits.ItemDraw,panel:{panel}"
         long += [
             f"evaluator@{option}=multiple_choice",
             f"{option}.choice.data={quiz}",

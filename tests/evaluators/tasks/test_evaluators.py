@@ -461,9 +461,9 @@ def test_bad_documents_are_named(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": 3}, r"line 1: label 3 is no index into its 3 choices"),
+        ({"label": 3}, r"line 1: label 3 is no index into its 3 choices, and none"),
         ({"label": -1}, r"line 1: label -1 is no index into its 3 choices"),
-        ({"label": True}, r"line 1: field 'label' must be int, got True"),
+        ({"label": True}, r"line 1: field 'label' must be int or str, got True"),
         ({"choices": ["a"]}, r"line 1: field 'choices' must be a list of at least two texts"),
         ({"question": None}, r"line 1: field 'question' must be str, got None"),
     ],

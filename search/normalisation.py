@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -10,10 +11,10 @@ import numpy as np
 from evaluators.evaluator import Direction
 from merging.arrays import Vector
 
-Normalize: TypeAlias = Literal["expert", "spread", "raw"]
+Normalize: TypeAlias = Literal["expert", "spread", "ratio", "raw"]
 """How scores become gains; a mapping says it task by task, ``expert`` for those it leaves out."""
 
-_WAYS = ("expert", "spread", "raw")
+_WAYS = ("expert", "spread", "ratio", "raw")
 _ROUNDING = 1e-6
 """Differences below this share of a score are what float32 arithmetic makes of equal models."""
 
@@ -26,8 +27,9 @@ class Term:
         task: name of the task.
         key: ``task/metric`` of the score.
         sign: 1 where the metric is to be maximised, -1 where minimised.
-        base: ``sign * score`` of the base; 0 where scores are taken as they are.
-        span: between the models of `ends`; 1 where scores are taken as they are.
+        base: ``sign * score`` that gains 0: the base's, but where scores are ratios or raw.
+        span: between the models of `ends`; the best expert's score where scores are ratios, 1
+            where they are raw.
         cap: most that the task may give; None: no limit.
         ends: names of the two models that the span lies between, the worse first; None: the base.
     """
@@ -41,7 +43,7 @@ class Term:
     ends: tuple[str | None, str | None] | None = None
 
     def gain(self, value: float) -> float:
-        """Returns the task's gain; normalised: 0 like the base."""
+        """Returns the task's gain: 0 like the base, or as ratio 1 like the best expert."""
         gain = (self.sign * value - self.base) / self.span
         return gain if self.cap is None else min(gain, self.cap)
 
@@ -109,6 +111,20 @@ class TaskReferences:
             terms.append(term if way == "raw" else self._normalised(term, way))
         return tuple(terms)
 
+    def ties(self, tasks: Sequence[str], metric: str) -> tuple[Term, ...]:
+        """Returns a term for every task with `metric`, in units of the spread of its models.
+
+        One that tells no model from another, or cannot be read of the base, breaks no tie.
+        """
+        terms = []
+        for task in tasks:
+            key = f"{task}/{metric}"
+            if key in self.directions:
+                sign = 1.0 if self.directions[key] == "maximize" else -1.0
+                with suppress(ValueError):
+                    terms.append(self._normalised(Term(task, key, sign), "spread"))
+        return tuple(terms)
+
     def _key(self, task: str, metrics: Mapping[str, str]) -> str:
         if task not in metrics:
             return self.main[task]
@@ -140,6 +156,8 @@ class TaskReferences:
                 f"task {term.task!r}: no expert has a finite {term.key} to normalise by; use "
                 "objective.normalize 'raw'"
             )
+        if way == "ratio":
+            return _ratio(term, term.sign * max(experts.values()))
         gains = {None: term.sign * base, **experts}
         worse, better = None, max(experts, key=experts.__getitem__)
         if way == "spread":
@@ -160,6 +178,16 @@ class TaskReferences:
             f"task {term.task!r}: no expert is better than the base {where}, best expert {best}); "
             "add an expert for it, give it weight 0, or use objective.normalize 'spread' or 'raw'"
         )
+
+
+def _ratio(term: Term, best: float) -> Term:
+    """Returns a term with ``gain = 1 + sign (score - best) / best``: score / best to maximise."""
+    if best <= 0:
+        raise ValueError(
+            f"task {term.task!r}: the best expert's {term.key} is {best:.6g}, of which nothing is "
+            "a ratio; use objective.normalize 'expert', 'spread' or 'raw' for it"
+        )
+    return replace(term, base=(term.sign - 1) * best, span=best)
 
 
 def _checked(task: str, cap: float | None, way: Normalize) -> float | None:

@@ -12,6 +12,9 @@ from evaluators.requests import EvaluationError
 from merging.arrays import Vector
 from search.normalisation import Normalize, TaskReferences, Term, check_tasks
 
+_TIE = 1e-3
+"""What a tie-break counts: a score of a hundred items moves its mean by ten times as much."""
+
 
 class Objective(Protocol):
     """An objective that knows its tasks; what the loop is given."""
@@ -50,10 +53,13 @@ class BoundObjective:
 
     Args:
         weights: of the mean, summing to 1; None: every term is an objective of its own.
+        ties: terms whose mean decides between equal means: it counts `_TIE` of itself. They
+            belong to no case.
     """
 
     terms: tuple[Term, ...]
     weights: tuple[float, ...] | None
+    ties: tuple[Term, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +69,7 @@ class BoundObjective:
     @property
     def keys(self) -> tuple[str, ...]:
         """Every ``task/metric`` that a fitness is made of."""
-        return tuple(term.key for term in self.terms)
+        return tuple(term.key for term in (*self.terms, *self.ties))
 
     @property
     def linear(self) -> bool:
@@ -79,7 +85,8 @@ class BoundObjective:
         if self.weights is None:
             return np.array(gains, np.float64)
         mean = math.fsum(w * gain for w, gain in zip(self.weights, gains, strict=True))
-        return np.array([mean], np.float64)
+        finer = [term.gain(_finite(values, term.key)) for term in self.ties]
+        return np.array([mean + _TIE * float(np.mean(finer or [0.0]))], np.float64)
 
     def __call__(self, scores: Mapping[str, Score]) -> tuple[Vector, Vector | None]:
         """Returns fitness and cases; see `Objective`."""
@@ -105,19 +112,24 @@ class WeightedMean:
         normalize: ``expert``: ``(score - base) / (best expert - base)``, signed so that higher is
             better: 0 is the base and 1 the best expert of each task. ``spread``: ``(score - base)
             / (best - worst)`` of base and experts, defined also where none beats the base.
-            ``raw``: the score itself, negated where it is to be minimised. A mapping says it for
-            each task: what no expert is to be better at than the base, such as how much a model
-            remembers, is raw.
+            ``ratio``: ``score / best expert's``, for a score that is to be minimised ``2 - score /
+            best expert's``: 1 is the best expert, and no task counts more because its expert
+            gained little. ``raw``: the score itself, negated where it is to be minimised. A
+            mapping says it for each task: what no expert is to be better at than the base, such
+            as how much a model remembers, is raw.
         metrics: task to metric, for the tasks that are not to be judged by their main metric.
         cap: most that a task may gain, or task to that; more of it counts no further, so that no
             task makes up for the others. It bends the mean: a fitness is then no mean over items,
             and racing, ``choose=shrinkage`` and paired intervals are not to be had.
+        tie_break: metric that decides between equal means, such as ``log_likelihood`` between
+            equal accuracies; of the tasks that have it.
     """
 
     weights: Mapping[str, float] | None = None
     normalize: Normalize | Mapping[str, Normalize] = "expert"
     metrics: Mapping[str, str] | None = None
     cap: float | Mapping[str, float] | None = None
+    tie_break: str | None = None
 
     def bind(
         self,
@@ -143,7 +155,8 @@ class WeightedMean:
         known = TaskReferences(directions, main, base_scores, expert_scores)
         terms = known.terms(tasks, self.normalize, self.metrics, self.cap)
         total = math.fsum(weights[task] for task in tasks)
-        return BoundObjective(terms, tuple(weights[task] / total for task in tasks))
+        ties = known.ties(tasks, self.tie_break) if self.tie_break else ()
+        return BoundObjective(terms, tuple(weights[task] / total for task in tasks), ties)
 
     def _weights(self, tasks: tuple[str, ...]) -> Mapping[str, float]:
         if not tasks:

@@ -200,9 +200,11 @@ def table(summary: Json) -> str:
 
 
 def _units(summary: Json) -> str:
-    """Returns where a normalised fitness has its 0: items of other splits may be harder."""
-    normalised = any(term["base"] or term["span"] != 1 for term in summary.get("terms") or ())
-    return " (fitness 0 is the base on the search items)" if normalised else ""
+    """Returns where a normalised fitness has its 0 or 1: items of other splits may be harder."""
+    normalised = [t for t in summary.get("terms") or () if t["base"] or t["span"] != 1]
+    if any(term.get("ends") for term in normalised):
+        return " (fitness 0 is the base on the search items)"
+    return " (fitness 1 is each task's best expert on the search items)" if normalised else ""
 
 
 def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Split) -> list[str]:

@@ -103,7 +103,10 @@ class FullDisclosure:
         return {split: panel.contents for split, panel in panels.items()}
 
     def start_scores(self, search: Mapping[str, ModelScores], objective: Objective) -> StartScores:
-        """Returns the experts' fitness on the search items, and that of any plan when asked."""
+        """Returns the experts' fitness on the search items, and that of any plan when asked.
+
+        That of a static merge is known.
+        """
 
         def fitness(scores: ModelScores) -> float | None:
             if scores.failure is not None:
@@ -112,11 +115,14 @@ class FullDisclosure:
 
         def score(name: str, plan: Plan) -> float | None:
             ingredients = self.references.ingredients
+            if (static := self.references.static_of(plan)) is not None:
+                return statics[static]
             weights = partial(plan.weights, ingredients.held)
             panel = ingredients.panels["search"]
             return fitness(self.references.score_one(name, "start", panel, weights))
 
         experts = {m.name: fitness(m) for m in search.values() if m.kind == "expert"}
+        statics = {m.name: fitness(m) for m in search.values() if m.kind == "static"}
         return StartScores(experts, score)
 
     def loop(self, problem: Problem, objective: Objective) -> Loop:
@@ -155,9 +161,7 @@ class FullDisclosure:
     ) -> list[Finalist]:
         """Returns the best few by a second look, or by their shrunken fitness."""
         if self.choice == "second_look":
-            return look_again(
-                self.references, problem.space, result, objective, self.count, self.run
-            )
+            return look_again(self.references, problem, result, objective, self.count, self.run)
         assert isinstance(objective, BoundObjective), "refused before the search"
         assert objective.weights is not None, "refused before the search"
         evaluators = self.references.ingredients.panels["search"].evaluators
@@ -192,7 +196,7 @@ def living(problem: Problem, result: SearchResult) -> list[Record]:
 
 def look_again(
     references: References,
-    space: SearchSpace[Any],
+    problem: Problem,
     result: SearchResult,
     objective: Objective,
     count: int,
@@ -200,14 +204,17 @@ def look_again(
 ) -> list[Finalist]:
     """Returns the best `count`, the winner first, ranked on items that were not ranked on yet.
 
-    Without selection items the search items decide. `run` is the directory of the search.
+    Those that the strategy keeps are ranked with them. Without selection items the search items
+    decide. `run` is the directory of the search.
     """
+    keeps: Sequence[int] = getattr(problem.strategy, "keeps", ())
     panel = references.ingredients.panels.get("selection")
     if panel is None:
         unseen = unseen_finalists(result, count)
         return sorted(unseen, key=lambda finalist: (-float(np.mean(finalist.search)), finalist.id))
-    evaluate = record_scorer(references.ingredients, space, panel)
-    return second_look(result.records, count, evaluate, objective, run / "finalists.jsonl")
+    evaluate = record_scorer(references.ingredients, problem.space, panel)
+    path = run / "finalists.jsonl"
+    return second_look(result.records, count, evaluate, objective, path, keeps)
 
 
 def unseen_finalists(result: SearchResult, count: int) -> list[Finalist]:

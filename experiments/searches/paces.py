@@ -12,6 +12,7 @@ from evaluators.engine.model import Model
 from evaluators.evaluator import Evaluator
 from evaluators.panel import Panel, Split
 from experiments.scoring.population import PopulationPool, batch_size
+from experiments.searches.references import static_of
 from experiments.setup import in_hull
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.initial import StartScores
@@ -134,11 +135,12 @@ def _merge_s(pool: ExpertPool, weights: Callable[[], Weights]) -> float | None:
 
 
 def _scored_starts(parts: SearchParts, pool: ExpertPool) -> list[Plan]:
-    """Returns the plans that the choice of a start scores, besides the experts."""
+    """Returns the plans that the choice of a start scores, besides experts and static merges."""
     plans: list[Plan] = []
 
     def score(name: str, plan: Plan) -> float:
-        plans.append(plan)
+        if static_of(plan, parts.baselines, pool) is None:
+            plans.append(plan)
         return 0.0
 
     parts.initial.plan(pool, StartScores(dict.fromkeys(pool.expert_names, 0.0), score))

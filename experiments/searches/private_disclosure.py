@@ -205,9 +205,7 @@ class PrivateDisclosure:
     ) -> list[Finalist]:
         """Returns the best few by their noisy fitness, the winner first."""
         if self._choice == "second_look":
-            return look_again(
-                self.references, problem.space, result, objective, self._count, self._run
-            )
+            return look_again(self.references, problem, result, objective, self._count, self._run)
         best = unseen_finalists(result, self._count)
         if self._choice == "svt" and self._privacy.release == "means":
             genomes = [finalist.genome for finalist in best]

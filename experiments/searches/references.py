@@ -15,6 +15,7 @@ from experiments.runs.item_scores import append_item_scores, drop_unentered
 from experiments.runs.model_scores import Kind, ModelScores
 from experiments.runs.progress import ProgressBar
 from experiments.setup.ingredients import Ingredients
+from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.method import MergeError, MergeMethod
 from merging.plan import Plan, uniform_plan
@@ -137,6 +138,15 @@ class References:
             self._known[key] = scores
         return self._known[key]
 
+    def starts(self) -> list[ModelScores]:
+        """Returns static merges and other points that were scored on the search items."""
+        of_kind = [m for m in self._known.values() if m.kind in ("static", "start")]
+        return [m for m in of_kind if m.split == "search" and m.failure is None]
+
+    def static_of(self, plan: Plan) -> str | None:
+        """Returns which static merge `plan` is; None: none of them."""
+        return static_of(plan, self.baselines, self.ingredients.held)
+
     def score_saved(self, name: str, kind: Kind, panel: Panel, plan: Plan) -> ModelScores:
         """Returns the scores of a plan's model as it would be saved."""
         return self.score_one(name, kind, panel, lambda: self.ingredients.saved(plan))
@@ -165,6 +175,12 @@ class References:
     def _static(self, method: MergeMethod) -> Weights:
         """Returns a static merge as it would be saved."""
         return self.ingredients.saved(uniform_plan(method, Whole(), self.ingredients.held))
+
+
+def static_of(plan: Plan, statics: Mapping[str, MergeMethod], pool: ExpertPool) -> str | None:
+    """Returns which of the static merges of `pool` is `plan`; None: none of them."""
+    merges = ((name, uniform_plan(method, Whole(), pool)) for name, method in statics.items())
+    return next((name for name, merge in merges if merge == plan), None)
 
 
 def _is_missed(model: ModelScores) -> bool:

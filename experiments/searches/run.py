@@ -26,6 +26,7 @@ from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
+from experiments.searches.auto_start import account, charged, owed
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.keeping import check_place, check_room, keep, kept_winner
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
@@ -134,7 +135,8 @@ def run_search(config: DictConfig) -> float:
                 check_ingredients(run, {"items": disclosure.items()})
             tracker.start(resolved(config), run, run_identity(config))
             objective, search, problem = _begun(config, parts, disclosure, run)
-            result = run_loop(disclosure, problem, objective, history, budget, tracker)
+            left = charged(budget, problem.strategy, disclosure.references)
+            result = run_loop(disclosure, problem, objective, history, left, tracker)
             outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
             write_results(outcome, tracker, partial(keep, config))
     return _show(run, config)
@@ -245,6 +247,7 @@ def _conclude(
     """Chooses and writes the winner, and returns it beside all that it is measured against."""
     references = disclosure.references
     ingredients = references.ingredients
+    result = replace(result, evaluations=result.evaluations + owed(problem.strategy))
     living = disclosure.population(problem, result) if config.zoo else []
     result, items = disclosure.comparable(problem, result, objective)
     finalists = disclosure.choose(problem, result, objective)
@@ -285,6 +288,7 @@ def _conclude(
         report=read_held_out(references, plan, statics),
         population={i: recipe_of(ingredients, p, ledger_for(p)) for i, p in plans.items()},
         notes=[
+            *account(problem, references, objective, result.evaluations),
             *span_warnings(run, objective),
             *unscored_again(result.records),
             *unseen_winner(finalists[0]),

@@ -32,6 +32,11 @@ class AskTell(Generic[G]):
         """The best genome told, or the non-dominated ones; copies."""
         return [self._copied(genome) for genome in self._best.genomes]
 
+    @property
+    def best_ids(self) -> tuple[int, ...]:
+        """Ids of `best`."""
+        return self._best.ids
+
     def check_told(self) -> None:
         """Raises RuntimeError while a generation waits for its outcomes, or in a steady state."""
         if self._steady:

@@ -1,7 +1,7 @@
 """How a winner is named: by a second look at the best few on other items, or by shrinkage."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ def finalist_of(record: Record, shrunken: float | None = None) -> Finalist:
     return Finalist(record.id, record.genome, record.fitness, {}, None, shrunken=shrunken)
 
 
-def finalists(records: Sequence[Record], k: int) -> list[Record]:
-    """Returns at most `k` records with distinct genomes, best first.
+def finalists(records: Sequence[Record], k: int, keeps: Collection[int] = ()) -> list[Record]:
+    """Returns at most `k` records with distinct genomes, best first, and after them `keeps`.
 
     One objective: the highest fitness, the lower id where equal. Several: the non-dominated ones,
     in the order of ids; more than `k` of them are thinned to the least crowded.
+
+    Args:
+        keeps: ids of records that are among them in any case, where they have a fitness.
     """
     check_at_least(1, "the number of ", finalists=k)
     scored: list[tuple[Record, Vector]] = [
@@ -62,12 +65,15 @@ def finalists(records: Sequence[Record], k: int) -> list[Record]:
     if not scored:
         return []
     if len(scored[0][1]) == 1:
-        return [r for r, _ in sorted(scored, key=lambda pair: (-pair[1][0], pair[0].id))[:k]]
+        ranked = [r for r, _ in sorted(scored, key=lambda pair: (-pair[1][0], pair[0].id))]
+        return ranked[:k] + [r for r in ranked[k:] if r.id in keeps]
     front = [scored[i] for i in non_dominated([fitness for _, fitness in scored])]
     while len(front) > k:
         crowded = crowding(np.array([fitness for _, fitness in front]))
         del front[len(front) - 1 - int(np.argmin(crowded[::-1]))]
-    return [record for record, _ in front]
+    known = {record.id for record, _ in front}
+    others = [record for record, _ in scored if record.id in keeps and record.id not in known]
+    return [*(record for record, _ in front), *others]
 
 
 def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> list[Finalist]:
@@ -95,6 +101,7 @@ def second_look(
     evaluate: Callable[[Record], Mapping[str, Score]],
     objective: Objective,
     path: Path,
+    keeps: Collection[int] = (),
 ) -> list[Finalist]:
     """Scores the best `k` records on selection items and returns them ranked, the winner first.
 
@@ -105,12 +112,13 @@ def second_look(
     Args:
         objective: the search's, bound to the references on search items.
         path: ``finalists.jsonl`` of the run; finalists that it holds are not evaluated again.
+        keeps: ids of records that are scored as well, whatever their rank.
 
     Raises:
         HistoryError: the file belongs to another search.
         SearchFailed: no record has a fitness.
     """
-    looked = look(finalists(records, k), evaluate, objective, path)
+    looked = look(finalists(records, k, keeps), evaluate, objective, path)
     ranked = sorted(looked, key=_rank)
     if not ranked:
         raise SearchFailed("the search has no candidate with a fitness; there is no winner")

@@ -277,3 +277,30 @@ def test_the_items_that_would_do_are_those_at_which_the_true_span_is_clear() -> 
     assert float(np.median(said)) == pytest.approx(right, rel=0.15)
     there = [needed is None for needed in spans(math.ceil(right), truth)]
     assert 0.4 < np.mean(there) < 0.65
+
+
+def test_ratio_is_the_share_of_the_best_expert_in_either_direction() -> None:
+    objective = bind(Pareto(normalize="ratio"))
+    gains = objective.fitness({"code/bits": 2.5, "quiz/accuracy": 0.45})
+    np.testing.assert_allclose(gains, [2 - 2.5 / 2.0, 0.45 / 0.9])
+    np.testing.assert_allclose(objective.fitness({"code/bits": 2.0, "quiz/accuracy": 0.9}), 1.0)
+    negative = {"coder": {"code/bits": 2.0, "quiz/accuracy": -0.1}}
+    with pytest.raises(ValueError, match=r"best expert's quiz/accuracy is -0.1, of which nothing"):
+        bind(Pareto(normalize="ratio"), expert_scores=negative)
+
+
+def test_a_tie_break_decides_between_equals_and_nothing_else() -> None:
+    objective = bind(WeightedMean(weights={"code": 1, "quiz": 0}, tie_break="accuracy"))
+    plain = bind(WeightedMean(weights={"code": 1, "quiz": 0}))
+    equal = [
+        objective.fitness({"code/bits": 2.5, "code/accuracy": accuracy})[0]
+        for accuracy in (0.1, 0.2, 0.6)
+    ]
+    assert equal == sorted(set(equal))
+    better = objective.fitness({"code/bits": 2.49, "code/accuracy": 0.1})[0]
+    assert better > equal[2] > plain.fitness({"code/bits": 2.5})[0]
+    scores = {"code/bits": Score(2.5, np.array([2.5])), "code/accuracy": Score(0.6, np.ones(1))}
+    assert objective(scores)[1].tolist() == plain(scores)[1].tolist()
+    assert objective.keys == ("code/bits", "code/accuracy")
+    same = {name: {**scores, "code/accuracy": 0.2} for name, scores in EXPERTS.items()}
+    assert bind(WeightedMean(tie_break="accuracy"), expert_scores=same).ties[-1].task == "quiz"

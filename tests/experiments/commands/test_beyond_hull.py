@@ -20,6 +20,7 @@ SEARCHES = {
     "convex": ["strategy=cma", "space=convex"],
     "displaced": ["strategy=cma", "space=weights", "grouping=layers", "initial=static"],
     "best start": ["strategy=oneplusone", "space=weights", "initial=best_of"],
+    "auto": ["strategy=auto", "strategy.patience=1", "budget.evaluations=40"],
     "swarm": ["strategy=model_swarms", "space=weights", "strategy.popsize=4"],
     "evolution": ["strategy=mergevolve", "noise=rows", "strategy.popsize=4"],
     "momentum": [

@@ -18,6 +18,7 @@ import pytest
 from merging.arrays import Vector
 from merging.spaces.axes import Axis, Choice, Real, check, start
 from search.ranking import dominates
+from search.strategies.auto import Auto
 from search.strategies.grid import GridSearch
 from search.strategies.model_swarms import ModelSwarms
 from search.strategies.nevergrad_optimizer import NevergradStrategy
@@ -42,6 +43,7 @@ STRATEGIES = [
     Entry("oneplusone", partial(NevergradStrategy, optimizer="OnePlusOne", popsize=1)),
     Entry("ngopt", partial(NevergradStrategy, optimizer="NGOpt", budget=150)),
     Entry("tbpsa", partial(NevergradStrategy, optimizer="TBPSA", include_start=False), False),
+    Entry("auto", Auto),
     Entry("model swarms", ModelSwarms),
     Entry("random", RandomSearch, learns=False),
     Entry("grid", GridSearch, learns=False),

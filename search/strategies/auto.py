@@ -1,0 +1,140 @@
+"""CMA-ES that begins with few numbers and, where it stalls, goes on with more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from merging.arrays import Vector
+from merging.seeding import stable_seed
+from merging.spaces.axes import Axis, Choice
+from merging.spaces.axes import start as start_of
+from search.checks import check_at_least, check_positive
+from search.loop.ask_tell import AskTell
+from search.strategies.nevergrad_optimizer import NevergradStrategy
+from search.strategy import Candidate, Outcome
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a search: its name, numbers that it moves, id of its first candidate."""
+
+    name: str
+    numbers: int
+    first: int
+
+
+class Auto:
+    """CMA-ES in the coordinates of one stage after the other, each from the best point so far.
+
+    Stages tie axes together: in the first the whole model may share its knobs, in the next every
+    block of layers has its own. A stage ends when `patience` generations in a row have brought no
+    better candidate, and only where the budget pays for `patience` generations of the next one.
+
+    Args:
+        seed: of every stage, with its name.
+        stages: name to ``(axes,)``, for each axis the number of the coarser axis that it reads,
+            from 0; each stage ties no more than the one before. None: one, in which all are free.
+        sigma: first step, in units of each axis' own scale.
+        narrower: first step of each further stage, as a share of that of the one before.
+        patience: generations without a better candidate that end a stage.
+        budget: evaluations to be expected; None: unknown, a stage ends whenever it stalls.
+
+    Attributes:
+        keeps: ids of the candidates that are always looked at again: the start.
+        spent: evaluations of the budget that went into the choice of the start.
+    """
+
+    compares_generations = True
+    keeps = (0,)
+
+    def __init__(
+        self,
+        *,
+        axes: tuple[Axis, ...],
+        seed: int,
+        stages: Mapping[str, Sequence[int]] | None = None,
+        sigma: float = 1.0,
+        narrower: float = 0.5,
+        patience: int = 3,
+        budget: int | None = None,
+    ) -> None:
+        if not axes:
+            raise ValueError("the space has no axis; there is nothing to search")
+        check_positive(sigma=sigma, narrower=narrower)
+        check_at_least(1, patience=patience, budget=budget)
+        self._axes, self._seed, self._budget = tuple(axes), seed, budget
+        self._sigma, self._narrower, self._patience = sigma, narrower, patience
+        every = {"all": range(len(axes))} if stages is None else stages
+        self._left = [(name, np.array(ties)) for name, ties in every.items()]
+        self._ask_tell = AskTell[Vector](np.ndarray.copy)
+        self.spent = 0
+        self._steps: list[Step] = []
+        self._stale = 0
+        self._begin(start_of(self._axes))
+
+    def ask(self) -> list[Candidate[Vector]]:
+        """Returns the next generation, of the next stage where this one has ended."""
+        self._ask_tell.check_told()
+        if self._left and self._stale >= self._patience and self._pays():
+            self._begin(self._ask_tell.best[0])
+        asked = self._inner.ask()
+        candidates = self._ask_tell.ask([one.genome[self._ties] for one in asked])
+        self._offset = candidates[0].id - asked[0].id
+        return candidates
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Tells the stage's CMA-ES, and counts generations that brought nothing better."""
+        before = self._ask_tell.best_ids
+        told = self._ask_tell.tell(outcomes)
+        self._inner.tell([replace(one, id=one.id - self._offset) for one in told])
+        better = self._ask_tell.best_ids != before
+        self._stale = 0 if better or not self._ask_tell.best_ids else self._stale + 1
+
+    def recommend(self) -> list[Vector]:
+        """Returns the best genome told, or the non-dominated ones."""
+        return self._ask_tell.best
+
+    def story(self) -> list[str]:
+        """Returns what was searched, stage by stage, and why one ended, in words."""
+        words = [
+            f"{step.name} ({step.numbers} numbers) from candidate {step.first} on"
+            for step in self._steps
+        ]
+        for i in range(1, len(words)):
+            words[i] = f"{self._patience} generations brought nothing better, so {words[i]}"
+        if self._left and self._stale >= self._patience:
+            words.append(f"the budget did not pay for {self._left[0][0]}")
+        best = ", ".join(map(str, self._ask_tell.best_ids))
+        return [*words, f"best on the search items: candidate {best or 'none'}"]
+
+    def _pays(self) -> bool:
+        """Returns whether the budget has `patience` generations of the next stage left."""
+        if self._budget is None:
+            return True
+        popsize = 4 + int(3 * np.log(_count(self._left[0][1])))
+        left = self._budget - self.spent - self._ask_tell.candidates
+        return left >= self._patience * popsize
+
+    def _begin(self, genome: Vector) -> None:
+        """Begins the next stage at a genome, ``(axes,)``."""
+        name, self._ties = self._left.pop(0)
+        firsts = [int(np.flatnonzero(self._ties == i)[0]) for i in range(_count(self._ties))]
+        self._inner = NevergradStrategy(
+            axes=tuple(_from(self._axes[i], float(genome[i])) for i in firsts),
+            seed=stable_seed("auto", self._seed, name) % 2**32,
+            sigma=self._sigma * self._narrower ** len(self._steps),
+        )
+        self._stale = 0
+        self._steps.append(Step(name, len(firsts), self._ask_tell.candidates))
+
+
+def _count(ties: Vector) -> int:
+    return int(ties.max()) + 1
+
+
+def _from(axis: Axis, value: float) -> Axis:
+    """Returns the axis with another start."""
+    if isinstance(axis, Choice):
+        return replace(axis, start=int(value))
+    return replace(axis, start=value)

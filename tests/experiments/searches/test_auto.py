@@ -1,0 +1,39 @@
+"""The strategy that need not be chosen, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.experiments.local import overrides
+from tests.experiments.refusals import Shell
+
+
+def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
+    shell: Shell, world: Path
+) -> None:
+    options = ("strategy=auto", "budget.evaluations=32", "finalists=1", "save_model=false")
+    ended = shell.run("search", *overrides(world, *options, "strategy.patience=1", "out=run"))
+    assert ended.code == 0, ended.stderr
+    run = shell.cwd / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    lines = [json.loads(line) for line in (run / "references.jsonl").read_text().splitlines()]
+    starts = [m for m in lines if m["kind"] in ("static", "start") and m["split"] == "search"]
+    scored = {m["name"] for m in starts if m["failure"] is None}
+    assert len(starts) == len({m["name"] for m in starts}), "a static merge was scored twice"
+    paid = min(len(scored), 16)
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert sum(line["same_as"] is None for line in history) == 32 - paid
+    assert summary["evaluations"] == 32
+    inside = (run / "in_hull" / "history.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["same_as"] is None for line in inside) == 32
+    finalists = {each["id"]: each["selection"][0] for each in summary["finalists"]}
+    assert len(finalists) == (1 if max(history, key=lambda h: h["fitness"])["id"] == 0 else 2)
+    assert summary["fitness"] == max(finalists.values()) >= finalists[0]
+    best = max(starts, key=lambda m: -m["scores"].get("text/bits_per_byte", 1e9))
+    assert history[0]["scores"]["text/bits_per_byte"] == best["scores"]["text/bits_per_byte"]
+    (note,) = [note for note in summary["notes"] if note.startswith("auto: ")]
+    assert f"{len(scored)} static merges were scored" in note
+    assert f"counts as {paid} of 32 evaluations; the best is {best['name']}" in note
+    assert "the whole model (" in note
+    assert f"note: {note}" in ended.stdout

@@ -22,7 +22,7 @@ FILES = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.yaml"
 
 # What the program hands over at run time, so that a file must not name it.
 RUN_TIME = {"self", "model", "pool", "dtype", "info", "run", "clock", "stream", "initial"}
-RUN_TIME |= {"axes", "corners", "starts", "founders"}  # of a space's domain
+RUN_TIME |= {"axes", "corners", "stages", "starts", "founders"}  # of a space's domain
 SEED_IS_RUN_TIME = {"strategy"}
 NOT_IN_SEARCH = {"saliency", "schedule", "privatization"}
 

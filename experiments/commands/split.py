@@ -18,7 +18,8 @@ from torch import Tensor
 from evaluators.tasks.data import data_path, read_lines
 from experiments.experts.sentences.sentences import Sentence, read_sentences
 from experiments.experts.split.customer import Customer, EncodedSentence, encode
-from experiments.experts.split.fitting import fit
+from experiments.experts.split.directions import Directions
+from experiments.experts.split.fitting import fit, fit_directions
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
 from experiments.experts.split.sessions import (
@@ -50,6 +51,7 @@ from merging.zoo.store import SOURCE
 
 _UPLOAD = "upload"
 _RESULT = "result.json"
+_DIRECTIONS = "directions.safetensors"
 
 
 def run_vendor(config: DictConfig) -> None:
@@ -241,6 +243,15 @@ def _privatization(
     begun: bool,
 ) -> Privatization:
     belongs = [config.data, base.sha256, str(config.blocks)]
+    directions = None
+    if settings.directions is not None:
+        # Kept: other threads would fit others in a last bit, and noise anew what was noised.
+        file = Path(config.folder) / _DIRECTIONS
+        if not file.is_file():
+            given = settings.directions, bottom, texts.train
+            fitted = fit_directions(*given, classes=texts.classes, public=texts.public)
+            fitted.save(file)
+        directions = Directions.read(file)
     return fit(
         settings,
         bottom,
@@ -250,6 +261,7 @@ def _privatization(
         noise=settings.noise(Path(config.folder), belongs, begun=begun),
         everywhere=texts.everywhere,
         public=texts.public,
+        directions=directions,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from experiments.experts.split.customer import EncodedSentence
+from experiments.experts.split.directions import Directions, DirectionSettings
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.privatization import Privatization, PrivatizationSettings
 from merging.seeding import generator
@@ -25,6 +26,7 @@ def fit(
     noise: SecretNoise,
     everywhere: Collection[int] = (),
     public: Sequence[EncodedSentence] | None = None,
+    directions: Directions | None = None,
 ) -> Privatization:
     """Returns what noises the examples of a customer.
 
@@ -33,6 +35,7 @@ def fit(
         model: identity of the whole model, in words.
         everywhere: tokens that every text has, which tell of no class.
         public: of texts that anyone may know, to measure states on; None: random tokens.
+        directions: in which states are sent, see `fit_directions`; None: all.
     """
     contributing = None
     if settings.contributing is not None:
@@ -52,7 +55,7 @@ def fit(
             contributing=contributing,
         )
     kind = f"{_TEXTS} texts of random tokens" if public is None else f"{len(public)} public texts"
-    texts = _random_texts(bottom.vocabulary) if public is None else [e.tokens for e in public]
+    texts = _texts(bottom, public)
     return settings.fitted(
         torch.cat([_states(bottom, text) for text in texts]),
         torch.cat([torch.tensor(text) for text in texts]),
@@ -60,7 +63,28 @@ def fit(
         space=f"states behind block {bottom.blocks} of {model}",
         noise=noise,
         contributing=contributing,
+        directions=directions,
     )
+
+
+def fit_directions(
+    settings: DirectionSettings,
+    bottom: Bottom,
+    examples: Sequence[EncodedSentence],
+    *,
+    classes: int,
+    public: Sequence[EncodedSentence] | None = None,
+) -> Directions:
+    """Returns the directions that tell of the classes of a customer's examples; as `fit`."""
+    measured = torch.cat([_states(bottom, text) for text in _texts(bottom, public)])
+    states = [_states(bottom, example.tokens) for example in examples]
+    labels = [example.label or 0 for example in examples]
+    reader = settings.reader(states, labels, classes=classes, public=measured)
+    return reader.directions(measured)
+
+
+def _texts(bottom: Bottom, public: Sequence[EncodedSentence] | None) -> Sequence[tuple[int, ...]]:
+    return _random_texts(bottom.vocabulary) if public is None else [e.tokens for e in public]
 
 
 def _without(tokens: Sequence[int], everywhere: Collection[int]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.experts.split.contributing_tokens import ContributingSettings, ContributingTokens
+from experiments.experts.split.directions import Directions, DirectionSettings
 from experiments.experts.split.metric_noise import (
     eta_of,
     mean_neighbour_distance,
@@ -48,6 +49,8 @@ class Privatization:
         table: ``(V, d)``; noised vectors are replaced by its nearest rows, which costs nothing.
             None: noise alone.
         public_seed: the key follows from a seed.
+        directions: noise is put on the coordinates of a state in these, and nothing else of it is
+            sent; `eta` is per distance of coordinates. None: on all of it.
     """
 
     eta: float
@@ -58,6 +61,7 @@ class Privatization:
     contributing: ContributingTokens | None = None
     table: Tensor | None = None
     public_seed: bool = False
+    directions: Directions | None = None
 
     def privatize(
         self, states: Tensor, tokens: Tensor, example: str, label: int | None = None
@@ -83,11 +87,20 @@ class Privatization:
             raise ValueError(f"example {example!r}: a state is not finite, nothing is sent")
         etas = self.etas(tokens, label)
         bits = self.noise.bits("states", self.space, example, _digest(tokens.long(), etas))
-        noise = sample((len(states), states.shape[1]), etas, bits)
-        noised = states.detach().cpu().double() + noise
+        vectors = self.seen(states.detach().cpu().double())
+        noised = vectors + sample((len(vectors), vectors.shape[1]), etas, bits)
+        if self.directions is not None:
+            noised = self.directions.states(noised)
         if self.table is not None:
             noised = self.table[nearest(noised, self.table)]
         return noised.to(states)
+
+    def seen(self, states: Tensor) -> Tensor:
+        """Returns ``(..., count)``: all that what is sent of ``(..., d)`` states depends on.
+
+        Of sent states it is what the noise was put on, noise and all.
+        """
+        return states if self.directions is None else self.directions.coordinates(states)
 
     def etas(self, tokens: Tensor, label: int | None = None) -> Tensor:
         """Returns ``(T,)`` float64: eta of each of ``(T,)`` tokens."""
@@ -173,6 +186,8 @@ class PrivatizationSettings:
             the depth of the split; ``states``: what leaves the bottom.
         project: replace noised word embeddings by the nearest ones of the table.
         contributing: less noise for tokens that tell of a class; None: one eta for all.
+        directions: of ``where=states``: send the state's coordinates in a few directions that tell
+            of the class, noised, and the public mean of all others; None: all of it.
         randomness: ``secret``: the key is drawn from the operating system; ``seed``: it follows
             from `seed`, for experiments: who knows it can subtract the noise.
 
@@ -184,6 +199,7 @@ class PrivatizationSettings:
     where: Where = "states"
     project: bool = False
     contributing: ContributingSettings | None = None
+    directions: DirectionSettings | None = None
     randomness: Literal["secret", "seed"] = "secret"
     seed: int = 0
 
@@ -198,6 +214,10 @@ class PrivatizationSettings:
             raise ValueError(
                 "privatization.project=true: states have no table of nearest tokens; set "
                 "privatization.where=embedding"
+            )
+        if self.directions is not None and self.where != "states":
+            raise ValueError(
+                "privatization.directions are those of states: set privatization.where=states"
             )
 
     def noise(self, folder: Path, belongs: Sequence[str], *, begun: bool) -> SecretNoise:
@@ -225,6 +245,7 @@ class PrivatizationSettings:
         space: str,
         noise: SecretNoise,
         contributing: ContributingTokens | None = None,
+        directions: Directions | None = None,
     ) -> Privatization:
         """Returns what noises examples; measures the distance of neighbours.
 
@@ -234,14 +255,17 @@ class PrivatizationSettings:
             tokens: ``(n,)`` whose states they are; None: row i is token i.
             measured_on: what `vectors` are, in words.
             space: what will be noised, in words.
-            contributing: as `self.contributing` fitted it.
+            contributing: as `self.contributing` fitted it; `directions`: as `self.directions` did.
         """
+        if directions is not None:
+            vectors, space = directions.coordinates(vectors), f"{space} in {directions.words}"
         unit = mean_neighbour_distance(vectors, tokens)
         # Rounded, so that a last bit of the states, as of other threads, draws no noise anew.
         eta = float(f"{eta_of(self.ratio, vectors.shape[1], unit):.4g}")
         table = vectors if self.project else None
         seeded = self.randomness == "seed"
-        return Privatization(eta, unit, measured_on, space, noise, contributing, table, seeded)
+        kept = contributing, table, seeded, directions
+        return Privatization(eta, unit, measured_on, space, noise, *kept)
 
 
 def _digest(*tensors: Tensor) -> str:

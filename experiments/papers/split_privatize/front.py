@@ -2,35 +2,44 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import stats
 
-from experiments.papers.split_privatize.attackers import AWARE, CLEAN, NEAREST, NOISED
+from experiments.papers.split_privatize.attackers import (
+    AWARE,
+    CLEAN,
+    LIKELIEST,
+    NEAREST,
+    NOISED,
+)
 from experiments.papers.split_privatize.points import NO_NOISE, FrontPoint
 from merging.arrays import Vector
 
 Found: TypeAlias = Mapping[FrontPoint, Mapping[str, Any]]
 
-SEEING = (NEAREST, CLEAN, NOISED, AWARE)
+SEEING = (NEAREST, CLEAN, NOISED, LIKELIEST, AWARE)
 """Attackers that see the states."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrontRow:
-    """One split with one amount of noise, over all seeds in one order.
+    """One split with one amount of noise, over its seeds.
 
     Args:
-        accuracy: ``(seeds,)``; `success`: attacker to ``(seeds,)``.
+        accuracy: ``(seeds,)``; `success`: attacker to ``(seeds,)``; `own`: accuracy of the
+            customer's own classifier on clean states, ``(seeds,)``; None: it has none.
     """
 
     blocks: int
     way: str
     ratio: float
+    seeds: Sequence[int]
     accuracy: Vector
     success: Mapping[str, Vector]
+    own: Vector | None = None
 
     @property
     def privacy(self) -> Vector:
@@ -56,20 +65,27 @@ class Front:
     """All rows, each beside the unprotected split of its depth."""
 
     def __init__(self, found: Found) -> None:
-        seeds = sorted({point.seed for point in found})
-        self.seeds = len(seeds)
+        self.seeds = len({point.seed for point in found})
         settings = dict.fromkeys((p.blocks, p.way, p.ratio) for p in found)
-        self.rows = [_row(found, seeds, *each) for each in settings]
+        self.rows = sorted((_row(found, *each) for each in settings), key=lambda r: r.blocks)
         self.clean = {row.blocks: row for row in self.rows if row.way == NO_NOISE}
         self.noised = [row for row in self.rows if row.way != NO_NOISE]
 
     def gain(self, row: FrontRow) -> Vector:
-        """Returns ``(seeds,)`` privacy above the unprotected split of the same depth."""
-        return row.privacy - self.clean[row.blocks].privacy
+        """Returns ``(seeds,)`` privacy above the unprotected split of the same depth and seed."""
+        return row.privacy - self._beside(row, self.clean[row.blocks].privacy)
+
+    def papers_gain(self, row: FrontRow) -> Vector:
+        """The same against the paper's attacker alone."""
+        return row.papers - self._beside(row, self.clean[row.blocks].papers)
 
     def loss(self, row: FrontRow) -> Vector:
         """Returns ``(seeds,)`` lost points of accuracy, in percent."""
-        return 100 * (self.clean[row.blocks].accuracy - row.accuracy)
+        return 100 * (self._beside(row, self.clean[row.blocks].accuracy) - row.accuracy)
+
+    def _beside(self, row: FrontRow, clean: Vector) -> Vector:
+        """Returns what the unprotected split has of a row's seeds."""
+        return clean[[self.clean[row.blocks].seeds.index(seed) for seed in row.seeds]]
 
     def most_private(self, most_loss: float) -> FrontRow | None:
         """Returns the row of the largest gain among those that lose no more; None: all do."""
@@ -88,20 +104,17 @@ class Front:
         linearly, and compared over the privacies that both have, then averaged over depths. A
         depth at which they share none is left out.
         """
-        by_depth = [self._advantage(way, over, blocks) for blocks in self.clean]
-        return np.asarray(np.nanmean(np.stack(by_depth), axis=0))
-
-    def _advantage(self, way: str, over: str, blocks: int) -> Vector:
-        found = np.full(self.seeds, math.nan)
-        for seed in range(self.seeds):
-            one, other = (self._curve(name, blocks, seed) for name in (way, over))
-            low = max(one[0, 0], other[0, 0])
-            high = min(one[0, -1], other[0, -1])
-            if low < high:
-                at = np.linspace(low, high, 101)
-                a, b = (np.interp(at, *curve) for curve in (one, other))
-                found[seed] = 100 * float(np.mean(a - b))
-        return found
+        by_seed: dict[int, list[float]] = {}
+        for blocks, clean in self.clean.items():
+            for seed in clean.seeds:
+                one, other = (self._curve(name, blocks, seed) for name in (way, over))
+                low = max(one[0, 0], other[0, 0])
+                high = min(one[0, -1], other[0, -1])
+                if low < high:
+                    at = np.linspace(low, high, 101)
+                    a, b = (np.interp(at, *curve) for curve in (one, other))
+                    by_seed.setdefault(seed, []).append(100 * float(np.mean(a - b)))
+        return np.array([np.mean(values) for values in by_seed.values()])
 
     def _curve(self, way: str, blocks: int, seed: int) -> Vector:
         """Returns ``(2, points)`` privacies, rising, and accuracies."""
@@ -109,7 +122,8 @@ class Front:
             self.clean[blocks],
             *(r for r in self.noised if (r.way, r.blocks) == (way, blocks)),
         ]
-        points = sorted((float(row.privacy[seed]), float(row.accuracy[seed])) for row in rows)
+        at = [(row, row.seeds.index(seed)) for row in rows if seed in row.seeds]
+        points = sorted((float(row.privacy[i]), float(row.accuracy[i])) for row, i in at)
         return np.array(points).T
 
 
@@ -129,10 +143,18 @@ def spread(values: Vector, digits: int = 1, *, sign: bool = False) -> str:
     return shown if ends is None else f"{shown} [{ends[0]:{kind}}, {ends[1]:{kind}}]"
 
 
-def _row(found: Found, seeds: Sequence[int], blocks: int, way: str, ratio: float) -> FrontRow:
-    figures = [found[FrontPoint(seed, blocks, way, ratio)] for seed in seeds]
+def _row(found: Found, blocks: int, way: str, ratio: float) -> FrontRow:
+    of = {
+        p.seed: figures
+        for p, figures in found.items()
+        if p == replace(p, blocks=blocks, way=way, ratio=ratio)
+    }
+    seeds = sorted(of)
+    figures = [of[seed] for seed in seeds]
     success = {
         name: np.array([each["success"][name] for each in figures])
         for name in figures[0]["success"]
     }
-    return FrontRow(blocks, way, ratio, np.array([f["accuracy"] for f in figures]), success)
+    own = np.array([f["own"] for f in figures]) if "own" in figures[0] else None
+    accuracy = np.array([f["accuracy"] for f in figures])
+    return FrontRow(blocks, way, ratio, seeds, accuracy, success, own)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _SPLIT = (
     "adapter.py",
     "contributing_tokens.py",
+    "directions.py",
     "fitting.py",
     "halves.py",
     "metric_noise.py",
@@ -39,11 +40,22 @@ _SPLIT = (
 
 
 def planned(
-    seeds: Sequence[int], depths: Sequence[int], ways: Mapping[str, NoiseWay]
+    seeds: Sequence[int], depths: Mapping[int, int], ways: Mapping[str, NoiseWay]
 ) -> list[FrontPoint]:
-    """Returns all points; those of a seed before those of the next, the unprotected first."""
-    noises = [(NO_NOISE, 0.0), *((name, r) for name, way in ways.items() for r in way.ratios)]
-    return [FrontPoint(s, b, way, r) for s in seeds for b in depths for way, r in noises]
+    """Returns all points; those of a seed before those of the next, the unprotected first.
+
+    Args:
+        depths: blocks at the customer, to how many of the seeds are split there.
+    """
+    return [
+        FrontPoint(seed, blocks, name, ratio)
+        for number, seed in enumerate(seeds)
+        for blocks, split_by in depths.items()
+        for name, way in {NO_NOISE: NoiseWay([0.0]), **ways}.items()
+        for ratio in way.ratios
+        if number < min(split_by, way.seeds or split_by)
+        and (way.depths is None or blocks in way.depths)
+    ]
 
 
 def identity(setting: SplitSetting, *more: Any) -> str:
@@ -87,7 +99,10 @@ def identities(setting: SplitSetting, points: Sequence[FrontPoint]) -> dict[Fron
     """Returns what the figures of each point depend on."""
     same = identity(setting, setting.attacks)
     ways = {**setting.ways, NO_NOISE: NoiseWay(())}
-    return {point: f"{same} {ways[point.way].contributing}" for point in points}
+    return {
+        point: f"{same} {ways[point.way].contributing} {ways[point.way].directions}"
+        for point in points
+    }
 
 
 def unfinished(

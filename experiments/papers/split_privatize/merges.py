@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.experts.pool_folder import PoolFolder
@@ -67,7 +67,7 @@ class SplitMerging:
 
     def _expert(self, setting: SplitSetting, seed: int, cache: Path) -> Path:
         """Returns the directory of the customer's expert of a seed; trained on the first call."""
-        noise = setting.ways[self.way].contributing, self.ratio, setting.attacks.public_states
+        noise = replace(setting.ways[self.way], ratios=[self.ratio]), setting.attacks.public_states
         name = f"expert-{identity(setting, self.blocks, noise, seed)}"
 
         def make(draft: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.papers.split_privatize.front import SEEING, Front, FrontRow, interval, spread
 from experiments.papers.split_privatize.merges import KEPT, Kept
-from experiments.papers.split_privatize.points import NO_NOISE, SplitSetting
+from experiments.papers.split_privatize.points import NO_NOISE, NoiseWay, SplitSetting
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
@@ -74,13 +74,14 @@ def _facts(front: Front, facts: SplitFacts) -> str:
             f"- time: {duration(facts.seconds)}",
             f"- {data.customer} {data.task} sentences at the customer, {data.public} others that "
             f"attackers have, accuracy on {data.test} held-out ones, noised as they are asked; "
-            f"{front.seeds} seeds, of who has which sentence, noise, head and adapter",
+            f"{front.seeds} seeds, of who has which sentence, noise, head and adapter; rows without "
+            "brackets have one",
             f"- LoRA of rank {training.lora.rank} and a new head behind the split: "
             f"{training.schedule.steps} steps of {training.schedule.batch}, rate "
             f"{training.schedule.learning_rate:g}",
             "- ratio: mean noise length d / η of a token of factor 1, over the mean distance of "
-            "neighbouring states; contributing: factors of the authors' public code, at least "
-            "0.6, so that most tokens have 1 / 0.6 times that noise",
+            "neighbouring states",
+            *(f"- {name}: {_way(way)}" for name, way in facts.setting.ways.items()),
             "- privacy: 1 - the share of tokens of the customer's training sentences that the "
             f"strongest attacker recovers (of {attacks.texts}; who optimises an input, of "
             f"{attacks.matched}), on each seed; loss: points of accuracy below the unprotected "
@@ -88,6 +89,23 @@ def _facts(front: Front, facts: SplitFacts) -> str:
             *(f"- {remark}" for remark in facts.remarks),
         ]
     )
+
+
+def _way(way: NoiseWay) -> str:
+    """Returns what a way does, in words."""
+    told = "noise of one η on all of a state"
+    if way.directions is not None:
+        told = (
+            f"noise of one η on a state's coordinates in {way.directions.count} directions, of all "
+            "others the public mean is sent; the directions are those that a small classifier of "
+            "the customer's reads (attention and mean over tokens, trained on its own clean states)"
+        )
+    if way.contributing is not None:
+        told = told.replace("one η", "an η by token") + (
+            f": factors of the authors' public code, at least {way.contributing.floor:g}, so that "
+            f"most tokens have {1 / way.contributing.floor:g} times the noise of factor 1"
+        )
+    return told
 
 
 def _point(front: Front, facts: SplitFacts) -> str:
@@ -108,8 +126,7 @@ def _point(front: Front, facts: SplitFacts) -> str:
     against_papers = [
         row
         for row in front.noised
-        if (row.papers - front.clean[row.blocks].papers).mean() >= PAPERS_GAIN
-        and front.loss(row).mean() <= PAPERS_LOSS
+        if front.papers_gain(row).mean() >= PAPERS_GAIN and front.loss(row).mean() <= PAPERS_LOSS
     ]
     parts.append(
         "Against the paper's own attacker alone it is "
@@ -131,14 +148,13 @@ def _of(front: Front, row: FrontRow) -> str:
     return (
         f"{row.way} noise of ratio {row.ratio:g} behind {row.blocks} blocks: gain "
         f"{spread(front.gain(row), 2, sign=True)} (the paper's attacker "
-        f"{spread(row.papers - front.clean[row.blocks].papers, 2, sign=True)}), loss "
+        f"{spread(front.papers_gain(row), 2, sign=True)}), loss "
         f"{spread(front.loss(row), sign=True)} points; strongest: {row.strongest}."
     )
 
 
 def _contributing(front: Front, name: str, uniform: str) -> str:
     points = front.advantage(name, uniform)
-    points = points[~np.isnan(points)]
     if not len(points):
         return f"**Undecided**: {name} and {uniform} noise share no privacy to be compared at."
     ends = interval(points)
@@ -177,6 +193,7 @@ def _front(front: Front) -> str:
     rows = []
     for row in front.rows:
         noised = row.way != NO_NOISE
+        own = "" if row.own is None else f"{100 * row.own.mean():.1f}"
         rows.append(
             [
                 str(row.blocks),
@@ -187,6 +204,7 @@ def _front(front: Front) -> str:
                 spread(row.privacy, 2),
                 spread(front.gain(row), 2, sign=True) if noised else "",
                 spread(row.papers, 2),
+                own,
             ]
         )
     head = [
@@ -198,8 +216,13 @@ def _front(front: Front) -> str:
         "privacy",
         "gain",
         "paper's attacker",
+        "customer alone %",
     ]
-    return "## Privacy against accuracy\n\n" + markdown_table(head, rows, "llr")
+    return (
+        "## Privacy against accuracy\n\ncustomer alone: accuracy of the small classifier whose "
+        "directions are sent, on clean states; it never leaves the customer.\n\n"
+        + markdown_table(head, rows, "llr")
+    )
 
 
 def _attackers(front: Front) -> str:
@@ -215,10 +238,11 @@ def _attackers(front: Front) -> str:
     return (
         "## Attackers: tokens recovered, %\n\nnearest: the nearest token at that place, behind "
         "blocks the nearest public state; learned: a classifier trained on public states, clean "
-        "or noised anew at every step; noise-aware: without blocks the likeliest token under "
+        "or noised anew at every step; likeliest: the token whose public states make what was sent "
+        "likeliest under the noise; noise-aware: without blocks the likeliest token under "
         "noise and token frequencies, else an input optimised from the learned tokens so that the "
-        "bottom makes of it what was sent (BiSR's way, with the noise's density); it knows each "
-        "token's budget. blind sees lengths alone, trivial nothing. Where inputs are optimised "
+        "bottom makes of it what was sent (BiSR's way, with the noise's density). All know each "
+        "token's budget and the directions. blind sees lengths alone, trivial nothing. Where inputs are optimised "
         "fewer sentences are attacked.\n\n"
         + markdown_table(["blocks", "noise", *names], rows, "llr")
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.experts.sentences.training import sentence_schedule
 from experiments.experts.split.contributing_tokens import ContributingSettings
 from experiments.experts.split.customer import EncodedSentence
+from experiments.experts.split.directions import Directions, DirectionSettings, Reader
 from experiments.experts.split.fitting import fit
 from experiments.experts.split.halves import Bottom
 from experiments.experts.split.in_process import answers, fine_tune
@@ -38,10 +39,16 @@ class NoiseWay:
         ratios: mean noise lengths d / eta of a token whose factor is 1, over the mean distance of
             neighbours.
         contributing: factors on eta; None: one eta for all.
+        directions: what of a state is sent; None: all of it.
+        seeds: at most how many of the experiment's seeds; None: all.
+        depths: behind how many blocks; None: wherever the experiment splits.
     """
 
     ratios: Sequence[float]
     contributing: ContributingSettings | None = None
+    directions: DirectionSettings | None = None
+    seeds: int | None = None
+    depths: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,24 @@ class SplitSide:
         with tempfile.TemporaryDirectory() as folder:
             vendor, sent = self.trained(noise, Path(folder))
             asked = self._sent(noise, "test", Path(folder))
-            right = answers(vendor, asked).argmax(dim=1) == _labels(self.texts.test)
+            accuracy = self._accuracy(answers(vendor, asked))
             attacked = [each for batch in sent.batches() for each in batch.apart()]
-        return {
-            "accuracy": float(right.double().mean()),
+        found = {
+            "accuracy": accuracy,
             "eta": None if noise is None else noise.eta,
             "unit": None if noise is None else noise.unit,
             "success": self._attackers.success(attacked[: self._setting.attacks.texts], noise),
         }
+        if noise is not None and noise.directions is not None:
+            settings = self._setting.ways[point.way].directions
+            assert settings is not None
+            reader, _ = self._fitted[settings]
+            with torch.no_grad():
+                found["own"] = self._accuracy(reader(self._states["test"]))
+        return found
+
+    def _accuracy(self, logits: Tensor) -> float:
+        return float((logits.argmax(dim=1) == _labels(self.texts.test)).double().mean())
 
     def write_expert(self, way: str, ratio: float, out: Path) -> None:
         """Writes the expert that a vendor makes of states with secret noise, with its record."""
@@ -152,7 +169,11 @@ class SplitSide:
     def _settings(self, way: str, ratio: float, randomness: Any) -> PrivatizationSettings:
         contributing = self._setting.ways[way].contributing
         return PrivatizationSettings(
-            ratio, contributing=contributing, randomness=randomness, seed=self._seed
+            ratio,
+            contributing=contributing,
+            directions=self._setting.ways[way].directions,
+            randomness=randomness,
+            seed=self._seed,
         )
 
     def _privatization(
@@ -168,8 +189,28 @@ class SplitSide:
             model=f"model {sha256[:12]}",
             noise=settings.noise(folder, belongs, begun=False),
             everywhere=self.texts.everywhere,
-            public=self.texts.public[: self._setting.attacks.public_states],
+            public=self._measured,
+            directions=None
+            if settings.directions is None
+            else self._fitted[settings.directions][1],
         )
+
+    @property
+    def _measured(self) -> list[EncodedSentence]:
+        return self.texts.public[: self._setting.attacks.public_states]
+
+    @cached_property
+    def _fitted(self) -> dict[DirectionSettings, tuple[Reader, Directions]]:
+        """The customer's own classifiers, and their directions; as `fit_directions` fits them."""
+        public = torch.cat(self._clean(self._measured))
+        labels = _labels(self.texts.customer).tolist()
+        found: dict[DirectionSettings, tuple[Reader, Directions]] = {}
+        for way in self._setting.ways.values():
+            if way.directions is not None and way.directions not in found:
+                given = self._states["customer"], labels
+                reader = way.directions.reader(*given, classes=self.texts.classes, public=public)
+                found[way.directions] = reader, reader.directions(public)
+        return found
 
     @cached_property
     def _states(self) -> dict[str, list[Tensor]]:
@@ -188,9 +229,16 @@ class SplitSide:
             self._seed,
         )
 
-    def _clean(self, examples: Iterable[EncodedSentence]) -> list[Tensor]:
-        rows = (torch.tensor([each.tokens]) for each in examples)
-        return [self.bottom.states(row, torch.ones_like(row))[0] for row in rows]
+    def _clean(self, examples: Sequence[EncodedSentence]) -> list[Tensor]:
+        """Returns ``(T, d)`` states of each; texts of one length run together."""
+        lengths = torch.tensor([len(each.tokens) for each in examples])
+        found: dict[int, Tensor] = {}
+        for length in torch.unique(lengths):
+            for some in torch.split((lengths == length).nonzero()[:, 0], _TOGETHER):
+                rows = torch.tensor([examples[i].tokens for i in some.tolist()])
+                states = self.bottom.states(rows, torch.ones_like(rows))
+                found |= zip(some.tolist(), states, strict=True)
+        return [found[i] for i in range(len(examples))]
 
 
 def _tokens(examples: Iterable[EncodedSentence]) -> list[Tensor]:

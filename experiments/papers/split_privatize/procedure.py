@@ -34,7 +34,7 @@ class SplitPrivatize:
     """Reproduces arXiv 2312.15603 on sentences, against attackers of today.
 
     Args:
-        depths: blocks at the customer.
+        depths: blocks at the customer, to how many of the seeds are split there.
         ways: name to a way to noise.
         merging: how the customer's expert is merged; None: it is not.
         fast: take `small` instead, for a trial of a minute.
@@ -46,7 +46,7 @@ class SplitPrivatize:
 
     data: SplitData
     seeds: Sequence[int]
-    depths: Sequence[int]
+    depths: Mapping[int, int]
     ways: Mapping[str, NoiseWay]
     training: SplitTraining
     attacks: AttackSettings

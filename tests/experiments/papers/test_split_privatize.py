@@ -16,6 +16,7 @@ import torch
 from experiments.experts.sentences.training import sentence_schedule
 from experiments.experts.split.contributing_tokens import ContributingSettings
 from experiments.experts.split.customer import Customer
+from experiments.experts.split.directions import DirectionSettings
 from experiments.experts.training.loop import Schedule
 from experiments.papers.split_privatize.attackers import (
     AWARE,
@@ -51,7 +52,11 @@ ATTACKS = AttackSettings(
     schedule=Schedule(20, 8, 3e-3),
     negatives=100,
 )
-WAYS = {"uniform": NoiseWay([1.0, 30.0]), "contributing": NoiseWay([0.6], ContributingSettings())}
+WAYS = {
+    "uniform": NoiseWay([1.0, 30.0]),
+    "contributing": NoiseWay([0.6], ContributingSettings()),
+    "directions": NoiseWay([1.0], directions=DirectionSettings(count=3, steps=20), seeds=1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +105,19 @@ def test_noise_hides_from_all_attackers_what_they_read_without(
         assert noised[attacker] < 0.4
 
 
-def test_what_is_sent_is_what_a_customer_sends(setting: SplitSetting, tmp_path: Path) -> None:
-    """Clean states that are kept, noised for every point, are the customer's own to the bit."""
+@pytest.mark.parametrize(("way", "ratio"), [("contributing", 0.6), ("directions", 1.0)])
+def test_what_is_sent_is_what_a_customer_sends(
+    setting: SplitSetting, tmp_path: Path, way: str, ratio: float
+) -> None:
+    """States of like lengths run together; but for a last bit they are the customer's own."""
     side = SplitSide(setting, 3, 1)
-    noise = side._privatization(side._settings("contributing", 0.6, "seed"))
+    noise = side._privatization(side._settings(way, ratio, "seed"))
     sent = side._sent(noise, "customer", tmp_path)
     states = [state for batch in sent.batches() for state in batch.apart()]
     customer = Customer(side.bottom, noise)
     for i, example in enumerate(side.texts.customer):
-        assert torch.equal(states[i], customer.states(example, f"customer {i}"))
-    assert noise.metric.least_eta == pytest.approx(0.6 * noise.eta)
+        own = customer.states(example, f"customer {i}")
+        assert torch.allclose(states[i], own, atol=1e-5)
 
 
 def test_who_has_which_sentence_is_the_seeds_and_no_text_is_in_two_parts(
@@ -128,7 +136,7 @@ def test_a_depth_that_the_base_lacks_is_refused_before_any_work(setting: SplitSe
     options: dict[str, Any] = {"training": setting.training, "attacks": ATTACKS, "merging": None}
     with pytest.raises(ValueError, match=r"procedure.depths names 3, the base has 2 blocks"):
         SplitPrivatize(
-            data=setting.data, seeds=[0], depths=[0, 3], ways=WAYS, **options, small={},
+            data=setting.data, seeds=[0], depths={0: 1, 3: 1}, ways=WAYS, **options, small={},
             fast=False, cache="", workers=1, remarks=[], results=None,
         )  # fmt: skip
 
@@ -223,7 +231,7 @@ def test_the_trial_shows_front_and_merge_and_goes_on(
         assert part in text
     assert (tmp_path / "run" / "front.png").stat().st_size > 10_000
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/points").glob("*.json")}
-    assert len(files) == 6
+    assert len(files) == 7
     next(iter(files)).unlink()
     again = start()
     assert [line for line in again.splitlines() if "time:" not in line] == [

@@ -42,15 +42,15 @@ _SPLIT = (
 def planned(
     seeds: Sequence[int], depths: Mapping[int, int], ways: Mapping[str, NoiseWay]
 ) -> list[FrontPoint]:
-    """Returns all points; those of a seed before those of the next, the unprotected first.
+    """Returns all points; those of a depth before those of the next, the unprotected first.
 
     Args:
         depths: blocks at the customer, to how many of the seeds are split there.
     """
     return [
         FrontPoint(seed, blocks, name, ratio)
-        for number, seed in enumerate(seeds)
         for blocks, split_by in depths.items()
+        for number, seed in enumerate(seeds)
         for name, way in {NO_NOISE: NoiseWay([0.0]), **ways}.items()
         for ratio in way.ratios
         if number < min(split_by, way.seeds or split_by)

@@ -42,12 +42,13 @@ from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from experiments.runs.starts import check_starts, write_start
 from experiments.setup.assemble import open_part
+from experiments.zoo.opening import open_model, open_sources
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import PrivacyRecord
 from merging.files import write_text
 from merging.privacy.composition import NO_GUARANTEE, Price
 from merging.privacy.ledger import Ledger
-from merging.zoo.store import SOURCE
+from merging.zoo.store import SOURCE, Zoo
 
 _UPLOAD = "upload"
 _RESULT = "result.json"
@@ -67,9 +68,7 @@ def run_vendor(config: DictConfig) -> None:
         if out.exists() and not folder.is_dir():
             raise UserError(f"out={out} exists already: name a new directory")
         if config.base.startswith(SOURCE):
-            raise UserError(
-                f"base={config.base} lies in a zoo: take it out with evomerge zoo open"
-            )
+            base = _taken_out(config.base, base, folder / "base")
         device = choose_device(config.device)
         settings = VendorSettings(
             open_part(config.schedule),
@@ -86,6 +85,17 @@ def run_vendor(config: DictConfig) -> None:
     with _at_work(config):
         VendorSession(line, Terms(base.sha256, config.blocks), open_vendor, out).serve()
     print(out)
+
+
+def _taken_out(source: str, base: Checkpoint, out: Path) -> Checkpoint:
+    """Returns a zoo's model from plain files, which transformers reads and peft names."""
+    if not out.is_dir():
+        zoo, name = Zoo.of(source)
+        open_model(zoo.directory, name, out)
+    plain = Checkpoint.open(str(out), encoder=True)
+    if plain.sha256 != base.sha256:
+        raise UserError(f"{out} holds another model than base={source}: name another folder")
+    return plain
 
 
 def run_customer(config: DictConfig) -> None:
@@ -159,6 +169,7 @@ def _opened(config: DictConfig, *needed: str) -> tuple[Endpoint, Checkpoint]:
     except ValueError as error:
         raise UserError(f"secret_file or secret_env: {error}") from error
     check_writable(Path(config.folder), "folder")
+    open_sources([config.base])
     line = Endpoint(
         config.host,
         config.port,

@@ -74,8 +74,8 @@ def _facts(front: Front, facts: SplitFacts) -> str:
             f"- time: {duration(facts.seconds)}",
             f"- {data.customer} {data.task} sentences at the customer, {data.public} others that "
             f"attackers have, accuracy on {data.test} held-out ones, noised as they are asked; "
-            f"{front.seeds} seeds, of who has which sentence, noise, head and adapter; rows without "
-            "brackets have one",
+            f"{front.seeds} seeds, of who has which sentence, noise, head and adapter; rows "
+            "without brackets have one",
             f"- LoRA of rank {training.lora.rank} and a new head behind the split: "
             f"{training.schedule.steps} steps of {training.schedule.batch}, rate "
             f"{training.schedule.learning_rate:g}",
@@ -96,9 +96,9 @@ def _way(way: NoiseWay) -> str:
     told = "noise of one η on all of a state"
     if way.directions is not None:
         told = (
-            f"noise of one η on a state's coordinates in {way.directions.count} directions, of all "
-            "others the public mean is sent; the directions are those that a small classifier of "
-            "the customer's reads (attention and mean over tokens, trained on its own clean states)"
+            f"noise of one η on a state's coordinates in {way.directions.count} directions; of "
+            "all others the public mean is sent. The directions are those that a small classifier "
+            "of the customer's reads, which it trained on its own clean states"
         )
     if way.contributing is not None:
         told = told.replace("one η", "an η by token") + (
@@ -238,12 +238,12 @@ def _attackers(front: Front) -> str:
     return (
         "## Attackers: tokens recovered, %\n\nnearest: the nearest token at that place, behind "
         "blocks the nearest public state; learned: a classifier trained on public states, clean "
-        "or noised anew at every step; likeliest: the token whose public states make what was sent "
-        "likeliest under the noise; noise-aware: without blocks the likeliest token under "
+        "or noised anew at every step; likeliest: the token whose public states make what was "
+        "sent likeliest under the noise; noise-aware: without blocks the likeliest token under "
         "noise and token frequencies, else an input optimised from the learned tokens so that the "
         "bottom makes of it what was sent (BiSR's way, with the noise's density). All know each "
-        "token's budget and the directions. blind sees lengths alone, trivial nothing. Where inputs are optimised "
-        "fewer sentences are attacked.\n\n"
+        "token's budget and the directions. blind sees lengths alone, trivial nothing. Where "
+        "inputs are optimised fewer sentences are attacked.\n\n"
         + markdown_table(["blocks", "noise", *names], rows, "llr")
     )
 

@@ -77,7 +77,8 @@ def test_the_record_says_whence_they_are(directions: Directions, tmp_path: Path)
     again = Directions.read(tmp_path / "directions")
     space = fitted(again, 1.0).metric.space
     assert space == fitted(directions, 1.0).metric.space
-    assert "in 3 directions" in space and "follow from the labelled sentences" in space
+    assert "in 3 directions" in space
+    assert "follow from the labelled sentences" in space
 
 
 def test_what_has_no_meaning_is_refused() -> None:

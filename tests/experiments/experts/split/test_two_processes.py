@@ -22,12 +22,14 @@ from experiments.experts.split.halves import Bottom
 from experiments.experts.split.sessions import Offer
 from experiments.experts.split.states import StateFolder
 from experiments.experts.split.vendor import Vendor, VendorSettings
+from experiments.runs.errors import UserError
 from experiments.setup.assemble import open_part
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.privacy_record import PrivacyRecord, read_record
 from merging.checkpoints.weight_files import WeightFiles
 from merging.privacy.ledger import Ledger
 from merging.seeding import generator
+from merging.zoo.store import Zoo
 from tests import builders
 from tests.experiments.experts.split.processes import Tap, ended, free_port, start
 from tests.experiments.refusals import Shell
@@ -270,6 +272,11 @@ NOISES = {
         "word embeddings",
     ),
     "contributing": (["privatization=contributing"], "labels", "states behind block 1"),
+    "directions": (
+        ["privatization=directions", "privatization.directions.count=4"],
+        "uniform",
+        "states behind block 1",
+    ),
     "none": (["privatization=none"], None, None),
 }
 
@@ -318,3 +325,16 @@ def test_what_is_sent_is_noised_as_the_options_say_and_the_same_again(
     assert spend.metric is not None
     assert spend.metric.budgets == budgets
     assert spend.metric.space.startswith(str(space))
+
+
+def test_a_vendor_trains_on_a_base_of_a_zoo(world: World) -> None:
+    Zoo.open(world.folder / "zoo", create=True).add(world.base, "bert")
+    source = f"zoo:{world.folder / 'zoo'}/bert"
+    stored = Checkpoint.open(source, encoder=True)
+    plain = command._taken_out(source, stored, world.folder / "vendor" / "base")
+    vendor = Vendor(plain, 1, 2, VendorSettings(), world.folder / "vendor", identity={})
+    assert vendor.base.sha256 == Checkpoint.open(str(world.base), encoder=True).sha256
+    assert command._taken_out(source, stored, world.folder / "vendor" / "base").path == plain.path
+    other = builders.bert_classifier(world.folder / "other", kind="encoder", seed=5)
+    with pytest.raises(UserError, match="holds another model than base=zoo:"):
+        command._taken_out(source, Checkpoint.open(str(other), encoder=True), plain.path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.compare.run import compare
 from experiments.compare.text import markdown
 from experiments.reports.table import by_fitness, duration, fitness_text, number
+from experiments.reports.walk_section import walk_sentences
 from experiments.runs.files import read_json
 from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
@@ -91,11 +92,23 @@ def _section(
             parts.append(markdown(compare(finished, against=table.against, target=target)))
         except ValueError as error:
             parts.append(f"Not compared: {error}.")
+        parts += _walks([run for run in runs if run.directory not in failures])
     rows = [[name, f"`{shlex.join(options or ())}`"] for name, options in table.variants.items()]
     options = markdown_table(["variant", "options"], rows, "l")
     summary = "<details><summary>Options of the variants</summary>"
     parts.append(f"{summary}\n\n{options}\n\n</details>")
     return "\n\n".join(parts)
+
+
+def _walks(runs: Sequence[PlannedRun]) -> list[str]:
+    """Returns what the searches along paths were, signal or walk, a run of each variant."""
+    first = {run.variant: run for run in reversed(runs) if not run.private}
+    lines = [
+        f"- {variant}, seed {run.seed}: {' '.join(said)}"
+        for variant, run in reversed(first.items())
+        if (said := walk_sentences(run.directory))
+    ]
+    return ["Signal and walk.\n\n" + "\n".join(lines)] if lines else []
 
 
 def _target(suite: Suite, runs: Sequence[PlannedRun], setting: str) -> float | None:

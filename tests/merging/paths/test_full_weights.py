@@ -30,8 +30,10 @@ from merging.paths.noise import (
     Noise,
     RowNoise,
     SingularNoise,
+    TensorNoise,
 )
 from merging.paths.path import Path, PathPlan, Walk
+from merging.paths.singular_pairs import SingularPairNoise
 from merging.plan import Plan, uniform_plan
 from merging.plans import plan_from_description
 from merging.recipe import Recipe, RecipeError
@@ -240,7 +242,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             del self.live[pointer]
 
 
-@pytest.mark.parametrize("noise", [GaussianNoise(), RowNoise()], ids=name_of)
+@pytest.mark.parametrize(
+    "noise", [GaussianNoise(), RowNoise(), TensorNoise(), SingularPairNoise(4)], ids=name_of
+)
 def test_a_population_of_32_takes_the_memory_of_two_models(noise: Noise) -> None:
     pool = random_pool({f"layer.{i}.w": (16, 32) for i in range(80)})
     model = 4 * sum(pool.base_tensor(name).numel() for name in pool.names)
@@ -250,8 +254,9 @@ def test_a_population_of_32_takes_the_memory_of_two_models(noise: Noise) -> None
         space = space_of(pool, noise)
         centre, candidates = Path("start", blend=blend), []
         for numbers in (range(32), range(32, 34)):  # the second generation moves the centre
+            tried = centre.moved(tuple((n, 0.1) for n in numbers))  # and given up
             candidates = [space.decode(centre.perturbed(n, 0.1)) for n in numbers]
-            for weights in candidates:
+            for weights in [*candidates, space.decode(tried), candidates[0]]:
                 for name in weights:
                     resident[name].copy_(weights[name])
             centre = centre.moved(tuple((n, 0.01) for n in numbers))

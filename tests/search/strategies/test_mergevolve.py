@@ -140,36 +140,46 @@ class TestFormulas:
         assert not utilities_of([None, None]).any()
 
 
-def theory(popsize: int, antithetic: bool, size: int = SIZE, runs: int = 20_000) -> float:
-    """The mean cosine of the step with the gradient of a linear fitness.
+def theory(
+    popsize: int, antithetic: bool, size: int = SIZE, runs: int = 20_000, curvature: float = 0.0
+) -> float:
+    """The mean cosine of the step with the gradient of a linear or quadratic fitness.
 
     Along the gradient the noises are s_i ~ N(0, 1), across it N(0, I) and independent of the
     ranks, which are those of s. So the step has P = sum_i u_i s_i along and a length of
     |u| chi(size - 1) across, and its cosine is P / sqrt(P^2 + |u|^2 chi^2): about
     sum_k u_k m_k / (|u| sqrt(size)), m_k the normal order statistics. For antithetic pairs u_i is
-    the difference of the utilities of both sides. Only these scalars are drawn here.
+    the difference of the utilities of both sides. A curvature c takes c times the squared length
+    of a sample, ``s^2 + chi^2(size - 1)``, from its fitness, here in units of the gradient's
+    length times sigma, and its length across from being independent of the ranks. Only these
+    scalars are drawn here.
     """
     rng = np.random.default_rng(0)
     along = rng.normal(size=(runs, popsize // 2 if antithetic else popsize))
-    scores = np.concatenate([along, -along], 1) if antithetic else along
+    across = rng.chisquare(size - 1, along.shape)
+    bent = curvature * (along**2 + across)
+    scores = np.concatenate([along - bent, -along - bent], 1) if antithetic else along - bent
     places = (-scores).argsort(1).argsort(1)
     u = rank_utilities(popsize)[places]
     if antithetic:
         u = u[:, : popsize // 2] - u[:, popsize // 2 :]
-    step, norm = (u * along).sum(1), np.linalg.norm(u, axis=1)
-    return float(np.mean(step / np.sqrt(step**2 + norm**2 * rng.chisquare(size - 1, runs))))
+    step, square = (u * along).sum(1), (u**2 * across).sum(1)
+    return float(np.mean(step / np.sqrt(step**2 + square)))
 
 
-def cosines(runs: int, **options: Any) -> npt.NDArray[np.float64]:
-    """Cosines of one step with the gradient, over run seeds."""
+def cosines(runs: int, curvature: float = 0.0, **options: Any) -> npt.NDArray[np.float64]:
+    """Cosines of one step from 0 with the gradient there, over run seeds."""
     gradient = np.random.default_rng(5).normal(size=SIZE)
     found = []
     for seed in range(runs):
         space = zero_space(seed)
         strategy = evolver(seed=seed, starts=["base"], include_centre="never", **options)
-        strategy.tell(
-            told(strategy.ask(), lambda path, s=space: float(gradient @ flat(s.decode(path))))  # type: ignore[misc]
-        )
+
+        def score(path: Path, space: FullWeightSpace = space) -> float:
+            x = flat(space.decode(path))
+            return float(gradient @ x - curvature * np.linalg.norm(gradient) / 0.1 * (x @ x))
+
+        strategy.tell(told(strategy.ask(), score))
         step = flat(space.decode(strategy.ask()[0].genome.centre))
         found.append(gradient @ step / np.linalg.norm(gradient) / np.linalg.norm(step))
     return np.array(found)
@@ -192,6 +202,16 @@ class TestStep:
         assert expected == pytest.approx(about, abs=0.002)
         found = cosines(runs, popsize=popsize, antithetic=antithetic)
         assert abs(found.mean() - expected) < 3 * found.std() / math.sqrt(runs)
+
+    @pytest.mark.parametrize(("antithetic", "about"), [(False, 0.125), (True, 0.154)])
+    def test_cosine_on_a_quadratic_fitness_is_what_theory_says(
+        self, antithetic: bool, about: float
+    ) -> None:
+        """Pairs lose less to curvature: of both sides the one up the slope is still better."""
+        expected = theory(10, antithetic, curvature=0.1)
+        assert expected == pytest.approx(about, abs=0.004)
+        found = cosines(150, popsize=10, antithetic=antithetic, curvature=0.1)
+        assert abs(found.mean() - expected) < 3 * found.std() / math.sqrt(len(found))
 
     def test_as_released_has_no_cosine_with_the_gradient(self) -> None:
         found = cosines(300, popsize=10, pairing="as_released")

@@ -24,7 +24,7 @@ _ROWS = 12
 
 
 def walk_section(files: RunFiles) -> str:
-    """Returns the section of a search along paths; empty text for any other, or two objectives."""
+    """Returns the section of a search along paths; empty text where there is nothing to say."""
     walk = _read_walk(files)
     if walk is None:
         return ""
@@ -50,8 +50,11 @@ def walk_sentences(run: Path) -> list[str]:
 
 
 def _read_walk(files: RunFiles) -> WalkFigures | None:
+    """Returns the walk; None: no paths, or of every pair of sides the difference alone is told."""
     found = generations(files.history)
-    return walk_of(found, *_cases(files)) if len(found) > 1 else None
+    if len(found) < 2 or not any(abs(one.fitness.mean()) > 1e-12 for one in found):
+        return None
+    return walk_of(found, *_cases(files))
 
 
 def sentences(walk: WalkFigures, numbers: int | None = None) -> list[str]:

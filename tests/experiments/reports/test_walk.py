@@ -150,6 +150,13 @@ def test_the_page_of_a_search_along_paths_has_the_section(tmp_path: Path) -> Non
     text = "".join(json.dumps(line) + "\n" for line in with_rest)
     (run / "history.jsonl").write_text(text)
     (run / "summary.json").unlink()
+    assert "<h2>Signal and walk</h2>" in write_report(run).read_text(encoding="utf-8")
+    halves = [line for line in with_rest if line["genome"]["own"]]
+    # as a private search is told: the difference of both sides, halved
+    halves = [{**line, "fitness": [0.25 * (-1) ** i]} for i, line in enumerate(halves)]
+    (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in halves))
+    assert "Signal and walk" not in write_report(run).read_text(encoding="utf-8")
+    (run / "history.jsonl").write_text(text)
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h2>Signal and walk</h2>" in page
     assert "The centre walks." in page

@@ -120,21 +120,27 @@ class GreedyN:
 
 
 @dataclass(frozen=True)
-class Drd:
-    """The left half; where it may not go, its own left half, and so on ("binary").
-
-    The right half is tried only if the left one went, or if more than half of it went in the end.
+class _Halving:
+    """What schedules that halve ranges have in common.
 
     Args:
-        min_length: ranges below are left alone.
+        min_length: ranges below are left alone. With the half that is left, that is the least
+            that stays; at 1 nothing stays that was not asked about.
     """
 
     min_length: int = 10
     failures: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(2, min_length=self.min_length)
-        check_at_least(1, failures=self.failures)
+        check_at_least(1, min_length=self.min_length, failures=self.failures)
+
+
+@dataclass(frozen=True)
+class Drd(_Halving):
+    """The left half; where it may not go, its own left half, and so on ("binary").
+
+    The right half is tried only if the left one went, or if more than half of it went in the end.
+    """
 
     def ask(self, order: Sequence[int], asked: Asked) -> None:
         """See `DedupSchedule`."""
@@ -142,7 +148,8 @@ class Drd:
             return
         left, right = _halves(order)
         if not asked(left):
-            self.ask(left, asked)
+            if len(left) > 1:
+                self.ask(left, asked)
             if 2 * len(asked.removed.intersection(left)) <= len(left):
                 return
         self.ask(right, asked)
@@ -151,23 +158,17 @@ class Drd:
         """See `DedupSchedule`."""
         if count < self.min_length:
             return 0
-        return 1 + self.most(count // 2) + self.most(count - count // 2)
+        left = max(1, count // 2)
+        return 1 + (self.most(left) if left > 1 else 0) + self.most(count - left)
 
 
 @dataclass(frozen=True)
-class Dred:
+class Dred(_Halving):
     """The left half of a range that shrinks to it where it fails, and else expands ("halving").
 
-    Args:
-        min_length: a range below ends it: with the half that is left it is the least that stays.
+    A range below `min_length` ends it. A single block that may not go (`min_length` 1) stays, and
+    the range expands to all that is left after it.
     """
-
-    min_length: int = 10
-    failures: int | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(2, min_length=self.min_length)
-        check_at_least(1, failures=self.failures)
 
     def ask(self, order: Sequence[int], asked: Asked) -> None:
         """See `DedupSchedule`."""
@@ -175,7 +176,7 @@ class Dred:
         while len(current) >= self.min_length and not asked.ended:
             left, right = _halves(current)
             rest = [*right, *rest]
-            if asked(left):
+            if asked(left) or len(left) == self.min_length == 1:
                 current, rest = rest, []  # expands to all that is left
             else:
                 current = left  # shrinks
@@ -186,11 +187,14 @@ class Dred:
         for blocks in range(self.min_length, count + 1):
             current, asked = blocks, 0
             while current >= self.min_length:  # the first yes after so many noes, or none
-                current, asked = current // 2, asked + 1
+                current, asked = max(1, current // 2), asked + 1
                 most[blocks] = max(most[blocks], asked + most[blocks - current])
+                if current == self.min_length == 1:
+                    break
         return most[count]
 
 
 def _halves(blocks: Sequence[int]) -> tuple[list[int], list[int]]:
-    middle = len(blocks) // 2
+    """Returns two halves, the right one the larger; a single block is the left one."""
+    middle = max(1, len(blocks) // 2)
     return list(blocks[:middle]), list(blocks[middle:])

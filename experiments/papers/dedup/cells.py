@@ -26,81 +26,22 @@ from experiments.deduplication.validation import (
     NoisyChecks,
     PrivateValidation,
 )
-from experiments.papers.dedup.pools import DedupPool
 from experiments.papers.dedup.published_svt import PublishedSvt
+from experiments.papers.dedup.ways import DedupSetting, Way, directory_of
 from merging.arrays import Vector
+from merging.checkpoints.privacy_record import PrivacySpend
 from merging.deduplication.blocking import ModelBlocks
 from merging.deduplication.saliency import block_saliency
 from merging.deduplication.substitution import Candidates, Substitution
 from merging.files import write_text
 from merging.privacy.deduplicated import deduplicated
 from merging.privacy.ledger import Ledger
-from search.deduplication.schedules import DedupSchedule, Drd, Dred, GreedyN
 from search.privacy.private_noise import SecretNoise
 
 TASK = "task"
-_CHECKS = ("fair", "svt", "published")
 _MAIN = f"{TASK}/accuracy"
 _TIGHTER = 0.003
 """By how much the published code tightens the tolerance under its sparse vector."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to deduplicate.
-
-    Args:
-        schedule: ``dred``, ``drd`` or ``greedy``.
-        checks: ``exact`` accuracies; ``fair``, each also at least that of the target before it;
-            ``svt``, noisy bits at the price of the training's epsilon;
-            ``published``, as the paper's code has them.
-    """
-
-    schedule: str
-    checks: str = "exact"
-
-    @property
-    def name(self) -> str:
-        """For files and the page."""
-        return self.schedule if self.checks == "exact" else f"{self.schedule}-{self.checks}"
-
-    @classmethod
-    def of(cls, name: str) -> "Way":
-        """Returns the way of a name."""
-        schedule, _, checks = name.partition("-")
-        known = schedule in ("dred", "drd", "greedy") and checks in ("", *_CHECKS)
-        if not known:
-            raise ValueError(
-                f"procedure.ways names {name!r}: expected dred, drd or greedy, alone or with "
-                f"{', '.join('-' + each for each in _CHECKS)}"
-            )
-        return cls(schedule, checks or "exact")
-
-
-@dataclass(frozen=True)
-class DedupSetting:
-    """What all cells have in common.
-
-    Args:
-        failures: noes that a sparse vector may say.
-        greedy: blocks of a group of greedy-N.
-    """
-
-    pools: Mapping[str, DedupPool]
-    cache: Path
-    out: Path
-    failures: int = 3
-    greedy: int = 20
-    min_length: int = 10
-
-    def schedule(self, way: Way) -> DedupSchedule:
-        """Returns the schedule of a way."""
-        failures = None if way.checks in ("exact", "fair") else self.failures
-        if way.schedule == "greedy":
-            return GreedyN(self.greedy, failures)
-        if way.schedule == "drd":
-            return Drd(self.min_length, failures)
-        return Dred(self.min_length, failures)
 
 
 class Target:
@@ -108,7 +49,7 @@ class Target:
 
     def __init__(self, setting: DedupSetting, pool: str, name: str) -> None:
         self.pool, self.name = setting.pools[pool], name
-        self.directory = self.pool.expert(setting.cache, name)
+        self.directory = directory_of(setting, pool, name)
         folder = self.pool.folder(setting.cache)
         self._loaded = LoadedTarget.of(
             str(self.directory),
@@ -224,38 +165,12 @@ def run_way(
         others: of all that `fair` and `keep` follow from.
         published: the sparse vector that targets share, where the way is the published one.
     """
-    target, pool = pair.target, pair.target.pool
+    target = pair.target
     began = time.monotonic()
     before = target.score("validation", pair.whole)[_MAIN]
-    floors = [Floor({_MAIN: before}, pool.tolerance)]
-    if fair is not None:
-        floors.append(Floor({_MAIN: fair}))
-    directions = target.panels["validation"].directions
-    alone = deduplicated(target.ledger, [pair.base])
-    spends = []
-    if way.checks == "svt":
-        price = alone.everywhere
-        assert price is not None
-        privacy = PrivateValidation(
-            pool.data_name("validation"),
-            price.epsilon,
-            disjoint_from=[pool.data_name(part) for part in pool.parts],
-        )
-        noise = SecretNoise(secrets.token_bytes(32))
-        checks: Any = NoisyChecks(
-            privacy,
-            directions,
-            floors,
-            failures=setting.failures,
-            noise=noise,
-            name=target.name,
-        )
-        spends = [privacy.spend(target.name, "dedup")]
-    else:
-        checks = ExactChecks(directions, floors)
-    holds: Callable[[Mapping[str, Score]], bool] = checks.holds
+    holds, spends = _checks(pair, way, setting, before, fair)
     if published is not None:
-        published.start(before.value - pool.tolerance + _TIGHTER)
+        published.start(before.value - target.pool.tolerance + _TIGHTER)
         holds = lambda scores: published.at_least(scores[_MAIN].value)  # noqa: E731
 
     def accepts(now: Substitution, proposed: Substitution) -> bool:
@@ -279,13 +194,37 @@ def run_way(
     }
 
 
+def _checks(
+    pair: Pair, way: Way, setting: DedupSetting, before: Score, fair: Score | None
+) -> tuple[Callable[[Mapping[str, Score]], bool], list[PrivacySpend]]:
+    """Returns what says whether scores are good enough, and what its answers cost."""
+    target, pool = pair.target, pair.target.pool
+    floors = [Floor({_MAIN: before}, pool.tolerance)]
+    floors += [] if fair is None else [Floor({_MAIN: fair})]
+    directions = target.panels["validation"].directions
+    if way.checks != "svt":
+        return ExactChecks(directions, floors).holds, []
+    price = deduplicated(target.ledger, [pair.base]).everywhere
+    assert price is not None
+    privacy = PrivateValidation(
+        pool.data_name("validation"),
+        price.epsilon,
+        disjoint_from=[pool.data_name(part) for part in pool.parts],
+    )
+    noise, name = SecretNoise(secrets.token_bytes(32)), target.name
+    noisy = NoisyChecks(
+        privacy, directions, floors, failures=setting.failures, noise=noise, name=name
+    )
+    return noisy.holds, [privacy.spend(name, "dedup")]
+
+
 def _price(ledger: Ledger) -> dict[str, float]:
-    """Returns the price that holds for every data set, and the plain sum beside it."""
+    """Returns the price that holds for every data set, and the plain sum beside it; 0: public."""
     guarantees = [g for g in ledger.guarantees.values() if g is not None]
     return {
-        "epsilon": max(g.price.epsilon for g in guarantees),
-        "delta": max(g.price.delta for g in guarantees),
-        "added": max(g.added.epsilon for g in guarantees),
+        "epsilon": max((g.price.epsilon for g in guarantees), default=0.0),
+        "delta": max((g.price.delta for g in guarantees), default=0.0),
+        "added": max((g.added.epsilon for g in guarantees), default=0.0),
     }
 
 

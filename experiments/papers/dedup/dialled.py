@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.papers.dedup.cells import DedupSetting, Target
+from experiments.papers.dedup.cells import Target
+from experiments.papers.dedup.ways import DedupSetting
 from merging.privacy.dial import Dial, Setting
 
 EPSILONS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)

@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 
 from evaluators.evaluator import Score
-from experiments.papers.dedup.cells import (
-    DedupSetting,
-    Pair,
-    Target,
-    Way,
-    baselines,
-    run_way,
-    write_cell,
-)
+from experiments.papers.dedup.cells import Pair, Target, baselines, run_way, write_cell
 from experiments.papers.dedup.dialled import dial_table
+from experiments.papers.dedup.pools import DedupPool
 from experiments.papers.dedup.published_svt import PublishedSvt
 from experiments.papers.dedup.selection import selection_table
+from experiments.papers.dedup.ways import DedupSetting, Way
 from experiments.papers.dedup.zoo import zoo_table
 from experiments.reports.table import duration
 from experiments.runs.files import read_json
@@ -57,19 +51,25 @@ def planned(setting: DedupSetting) -> list[DedupJob]:
     jobs = []
     for name, pool in setting.pools.items():
         for key, cluster in pool.clusters.items():
-            ways = [way.partition("@")[0] for way in pool.ways if _is_of(way, key)]
+            ways = _ways(pool, key)
             one_by_one = [way for way in ways if not _in_turn(way)]
             for target in cluster.targets:
                 jobs += [DedupJob(name, kind, key, target) for kind in ("baselines", *one_by_one)]
             jobs += [DedupJob(name, way, key) for way in ways if _in_turn(way)]
-            jobs += [DedupJob(name, "zoo", key)] * ("dred" in ways)
+            jobs += [DedupJob(name, "zoo", key)] * (_stored_way(ways) is not None)
         jobs += [DedupJob(name, kind) for kind in pool.tables]
     return jobs
 
 
-def _is_of(way: str, cluster: str) -> bool:
-    """Whether a way is for a cluster: one without @ is for all, ``drd@same`` for `same` alone."""
-    return way.partition("@")[2] in ("", cluster)
+def _ways(pool: DedupPool, cluster: str) -> list[str]:
+    """Returns the ways of a cluster: one without @ is for all, ``drd@same`` for `same` alone."""
+    parts = [way.partition("@") for way in pool.ways]
+    return [way for way, _, of in parts if of in ("", cluster)]
+
+
+def _stored_way(ways: Sequence[str]) -> str | None:
+    """Returns the way whose result is put into a zoo."""
+    return next((way for way in ("dred", "dred1") if way in ways), None)
 
 
 def _in_turn(way: str) -> bool:
@@ -159,8 +159,13 @@ def _run(setting: DedupSetting, jobs: Sequence[DedupJob]) -> None:
     if not first.cluster:
         _write(setting, first, tables[first.kind](setting, first.pool))
     elif first.kind == "zoo":
-        targets = setting.pools[first.pool].clusters[first.cluster].targets
-        done = {t: DedupJob(first.pool, "dred", first.cluster, t) for t in targets}
+        pool = setting.pools[first.pool]
+        targets, way = (
+            pool.clusters[first.cluster].targets,
+            _stored_way(_ways(pool, first.cluster)),
+        )
+        assert way is not None
+        done = {t: DedupJob(first.pool, way, first.cluster, t) for t in targets}
         files = {t: file_of(setting, job).with_suffix(".npy") for t, job in done.items()}
         _write(setting, first, zoo_table(setting, first.pool, first.cluster, files))
     elif first.target is None:

@@ -1,26 +1,26 @@
 """RESULTS.md of dedup: compression, accuracy and epsilon, ours beside the paper's."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from experiments.papers.dedup import published
-from experiments.papers.dedup.cells import DedupSetting, Way
-from experiments.papers.dedup.jobs import DedupJob
+from experiments.papers.dedup.comparisons import beside_the_paper, dials, selections
+from experiments.papers.dedup.pools import DedupCluster, DedupPool
+from experiments.papers.dedup.rows import Found, baselines_of, price_text, rounded_up, rows_of
+from experiments.papers.dedup.ways import START, DedupSetting, Way
 from experiments.reports.table import duration
 from experiments.runs.machine import machine
 from experiments.runs.markdown import markdown_table
 
-Found: TypeAlias = Mapping[DedupJob, Mapping[str, Any]]
-
 _AIM = 35
 _NAMES = {
     "dred": "DRED",
+    "dred1": "DRED, to single blocks",
     "drd": "DRD",
     "greedy": "greedy-{n}",
     "dred-fair": "DRED, fair",
     "dred-svt": "DRED, sound SVT",
+    "dred1-svt": "DRED, to single blocks, sound SVT",
     "dred-published": "DRED, published SVT (not private)",
 }
 
@@ -42,27 +42,6 @@ class PageFacts:
     remarks: Sequence[str]
 
 
-@dataclass(frozen=True)
-class DedupRow:
-    """Figures of one target deduplicated in one way."""
-
-    pool: str
-    cluster: str
-    target: str
-    way: str
-    figures: Mapping[str, Any]
-
-    @property
-    def times(self) -> float:
-        """How many times smaller its own new bytes are than the target's."""
-        return 1 / float(self.figures["ratio"])
-
-    @property
-    def drop(self) -> float:
-        """Of accuracy on the validation items."""
-        return float(self.figures["before"] - self.figures["after"])
-
-
 def page(found: Found, facts: PageFacts) -> str:
     """Returns the page."""
     sections = [
@@ -71,31 +50,12 @@ def page(found: Found, facts: PageFacts) -> str:
         _headline(found, facts),
         *(_pool(found, facts, name) for name in facts.setting.pools),
         _in_bytes(),
-        _paper(found, facts),
-        _selection(found, facts),
-        _dial(found, facts),
+        beside_the_paper(found, facts.setting),
+        selections(found),
+        dials(found),
         "Each target's accuracy and size: ![accuracy against compression](ratios.png)",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def rows_of(found: Found) -> Iterator[DedupRow]:
-    """Yields every target in every way."""
-    for job, figures in found.items():
-        if job.target is not None and job.kind != "baselines":
-            yield DedupRow(job.pool, job.cluster, job.target, job.kind, figures)
-        elif job.cluster and job.target is None and job.kind != "zoo":
-            for target, each in figures["targets"].items():
-                yield DedupRow(job.pool, job.cluster, target, job.kind, each)
-
-
-def baselines_of(found: Found) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """Returns pool, cluster and target -> figures of the baselines."""
-    return {
-        (job.pool, job.cluster, job.target): figures
-        for job, figures in found.items()
-        if job.kind == "baselines" and job.target is not None
-    }
 
 
 def _facts(facts: PageFacts) -> str:
@@ -161,8 +121,8 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         f"drop. {row.pool} {row.target} of the cluster {row.cluster}, {_way(row.way, facts)}: "
         f"{times:.1f} times, accuracy {figures['before']:.3f} to {figures['after']:.3f} (test "
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
-        f"{_up(known['epsilon']['epsilon'])} to {_price(figures['epsilon'])}. Its base has "
-        f"{known['base']:.3f}, with the target's small tensors {known['leftovers']:.3f}."
+        f"{rounded_up(known['epsilon']['epsilon'])} to {price_text(figures['epsilon'])}. Its base "
+        f"has {known['base']:.3f}, with the target's small tensors {known['leftovers']:.3f}."
     )
 
 
@@ -175,15 +135,12 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
     baselines = baselines_of(found)
     parts = [f"## {name}: {pool.title}"]
     for key, cluster in pool.clusters.items():
-        shared = {pool.experts[t].part for t in cluster.targets} == {
-            pool.experts[cluster.base].part
-        }
         first = next(f for (p, c, _), f in baselines.items() if (p, c) == (name, key))
         parts.append(
-            f"### {key}: base {cluster.base}, {'the same data' if shared else 'disjoint data'}\n\n"
+            f"### {key}: base {cluster.base}, {_data(pool, cluster)}\n\n"
             f"{first['blocks']} blocks; {100 * first['untouched']:.2f} % of the numbers are in "
             f"tensors too small to be cut. Base: accuracy {first['base']:.3f}, test "
-            f"{first['base_test']:.3f}, ε {_up(first['base_epsilon']['epsilon'])}."
+            f"{first['base_test']:.3f}, ε {rounded_up(first['base_epsilon']['epsilon'])}."
         )
         rows = [
             line for target in cluster.targets for line in _target(found, facts, name, key, target)
@@ -191,10 +148,10 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
         head = ["target", "way", "C.R. %", "times", "accuracy", "drop", "test", "ε", "checks (no)"]
         parts.append(markdown_table(head, rows, "llr"))
         asked = [r for r in rows_of(found) if (r.pool, r.cluster) == (name, key)]
-        if all(r.figures["noes"] == 0 for r in asked if r.way != "greedy"):
+        if all(r.figures["noes"] == 0 for r in asked if r.way in ("dred", "drd", "dred-svt")):
             parts.append(
-                "No check said no: what DRED and DRD keep here is the last range, which they "
-                "never ask about; greedy-N asks about all, in more checks."
+                "No check of DRED and DRD said no: what they keep here is the last range, which "
+                "they never ask about; to single blocks and greedy-N ask about all."
             )
         parts += [
             _stored(figures)
@@ -202,6 +159,13 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
             if (job.pool, job.cluster, job.kind) == (name, key, "zoo")
         ]
     return "\n\n".join(parts)
+
+
+def _data(pool: DedupPool, cluster: DedupCluster) -> str:
+    if cluster.base == START:
+        return "public data"
+    base, *parts = (pool.experts[name].part for name in (cluster.base, *cluster.targets))
+    return "the same data" if set(parts) == {base} else "disjoint data"
 
 
 def _stored(figures: Mapping[str, Any]) -> str:
@@ -222,11 +186,11 @@ def _target(
     trivial = baselines_of(found)[name, cluster, target]
     tolerance = facts.setting.pools[name].tolerance
     least = trivial["before"] - tolerance - 1e-9
-    own = _up(trivial["epsilon"]["epsilon"])
+    own = rounded_up(trivial["epsilon"]["epsilon"])
     first = next(
         r for r in rows_of(found) if (r.pool, r.cluster, r.target) == (name, cluster, target)
     )
-    after = _price(first.figures["epsilon"])
+    after = price_text(first.figures["epsilon"])
 
     def line(
         way: str, ratio: float, value: float, test: float, price: str, checks: str
@@ -248,7 +212,7 @@ def _target(
     yield line("as it is", 1.0, trivial["before"], trivial["test_before"], own, "")
     exact = trivial["exact"]
     yield line("equal blocks only", exact, trivial["before"], trivial["test_before"], own, "")
-    base = _up(trivial["base_epsilon"]["epsilon"])
+    base = rounded_up(trivial["base_epsilon"]["epsilon"])
     yield line("serve the base", 0.0, trivial["base"], trivial["base_test"], base, "")
     leftovers = trivial["leftovers"], trivial["leftovers_test"]
     yield line("base, own small tensors", trivial["untouched"], *leftovers, after, "")
@@ -260,7 +224,7 @@ def _target(
                 f["ratio"],
                 f["after"],
                 f["test_after"],
-                _price(f["epsilon"]),
+                price_text(f["epsilon"]),
                 f"{f['validations']} ({f['noes']})",
             )
 
@@ -269,116 +233,10 @@ def _way(way: str, facts: PageFacts) -> str:
     return _NAMES.get(way, way).format(n=facts.setting.greedy)
 
 
-def _price(price: Mapping[str, float]) -> str:
-    summed = f" ({_up(price['added'])})" if price["added"] > price["epsilon"] + 5e-3 else ""
-    return f"{_up(price['epsilon'])}{summed}"
-
-
-def _up(epsilon: float) -> str:
-    """Returns an epsilon that promises no more; 1e-6 is what sums are off."""
-    return f"{math.ceil(100 * epsilon - 1e-6) / 100:.2f}"
-
-
 def _in_bytes() -> str:
     return (
         "✗: below the target's accuracy by more than the tolerance, on the validation items; "
         "answers of a sparse vector are noisy, so that some let this happen. How few bytes blocks "
         "take without loss, and how fast deduplicated models are served, is measured by "
         "benchmarks of their own (zoo_codec, zoo_serving): `experiments/benchmarks/RESULTS.md`."
-    )
-
-
-def _paper(found: Found, facts: PageFacts) -> str:
-    ways = ("drd", "dred", "greedy")
-    rows = []
-    for name, pool in facts.setting.pools.items():
-        for key, cluster in pool.clusters.items():
-            targets = ", ".join(f"{pool.experts[t].epsilon:g}" for t in cluster.targets)
-            cells = []
-            for way in ways:
-                ratios = {
-                    r.target: f"{100 * r.figures['ratio']:.1f}"
-                    for r in rows_of(found)
-                    if (r.pool, r.cluster, r.way) == (name, key, way)
-                }
-                cells.append(" ".join(ratios.get(t, "-") for t in cluster.targets))
-            title = f"{name} {key}, {pool.experts[cluster.base].epsilon:g} -> {targets}"
-            rows.append([title, cells[0], cells[1], "", cells[2]])
-    rows += [[f"*published*: {title}", *paper] for title, paper in published.RATIOS.items()]
-    head = ["base -> targets, by ε", "DRD", "DRED", "Mistique-20", "Dedup-20 (greedy)"]
-    return "## Beside the paper: C.R. in % of each target\n\n" + markdown_table(head, rows)
-
-
-def _selection(found: Found, facts: PageFacts) -> str:
-    rows, details = list[list[str]](), list[list[str]]()
-    for job, figures in found.items():
-        if job.kind == "selection":
-            plans = figures["plans"]
-            pairs = [f"{100 * p['overall']:.1f} / {p['increase']:.2f}" for p in plans.values()]
-            rows.append([f"{job.pool} ({len(figures['members'])})", *pairs])
-            details += [
-                [
-                    job.pool,
-                    plan,
-                    ", ".join(f"{row['base']} -> {row['target']}" for row in each["rows"]),
-                    f"{100 * each['drop']:+.1f}",
-                    str(each["validations"]),
-                ]
-                for plan, each in plans.items()
-            ]
-    if not rows:
-        return ""
-    rows += [[f"*published*: {name}", *paper] for name, paper in published.SELECTION.items()]
-    head = ["cluster (models)", "ours", "multi", "cross"]
-    detail = ["pool", "plan", "who lends to whom", "largest drop on test items", "checks"]
-    return (
-        "## Who serves whom\n\nOverall C.R. in %, bases in full, and the sum of the targets' ε "
-        "increases (plain sums, as the paper's; in a chain counting what those spent that took "
-        "blocks before, which decides what must stay; the paper does not).\n\n"
-        + markdown_table(head, rows)
-        + "\n\n"
-        + markdown_table(detail, details, "lllr")
-    )
-
-
-def _dial(found: Found, facts: PageFacts) -> str:
-    parts = []
-    for job, figures in found.items():
-        if job.kind != "dial":
-            continue
-        rows = []
-        for row in figures["rows"]:
-            kinds = [row["selection"], row["combination"]]
-            texts = [f"{k['test']:.3f} (ε {_up(k['epsilon'])}: {_mixture(k)})" for k in kinds]
-            gain = max(k["test"] for k in kinds) - row["single_test"]
-            single = f"{row['single_test']:.3f} ({row['single']})"
-            rows.append([f"{row['epsilon']:g}", single, *texts, f"{100 * gain:+.1f}"])
-        head = ["ε*", "best single", "random selection", "linear combination", "gain, points"]
-        gains = [
-            max(row["selection"]["test"], row["combination"]["test"]) - row["single_test"]
-            for row in figures["rows"]
-        ]
-        parts.append(
-            f"{job.pool}: the better one of both ways is above the best single expert at "
-            f"{sum(g > 0 for g in gains)} of {len(gains)} ε*, by {100 * max(gains):.1f} points at "
-            f"most, and below it at {sum(g < 0 for g in gains)}.\n\n" + markdown_table(head, rows)
-        )
-    if not parts:
-        return ""
-    return (
-        "## The privacy dial\n\nTest accuracy at ε*: the best single expert with ε ≤ ε* (chosen "
-        "on these test items, which favours it), and what the dial gives out by the privacy "
-        "records alone; a draw's accuracy is its mean.\n\n" + "\n\n".join(parts)
-    )
-
-
-def _mixture(kind: Mapping[str, Any]) -> str:
-    options = [
-        " + ".join(f"{share:.2f} {name}" if share < 1 else name for name, share in option.items())
-        for option in kind["options"]
-    ]
-    if len(options) == 1:
-        return options[0]
-    return " or ".join(
-        f"{name} ({p:.2g})" for name, p in zip(options, kind["probabilities"], strict=True)
     )

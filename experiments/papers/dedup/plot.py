@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.papers.dedup.cells import DedupSetting
-from experiments.papers.dedup.page import Found, baselines_of, rows_of
+from experiments.papers.dedup.rows import Found, baselines_of, rows_of
+from experiments.papers.dedup.ways import DedupSetting
 
 _MARKS = {
     "dred": ("o", "DRED"),
@@ -15,6 +15,8 @@ _MARKS = {
     "greedy": ("^", "greedy-N"),
     "dred-svt": ("D", "DRED, sound SVT"),
     "dred-published": ("v", "DRED, published SVT"),
+    "dred1": ("*", "DRED, to single blocks"),
+    "dred1-svt": ("p", "DRED, to single blocks, SVT"),
     "dred-fair": ("P", "DRED, fair"),
 }
 _TICKS = (0.1, 0.3, 1, 3, 10, 30, 100)

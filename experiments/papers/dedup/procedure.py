@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.papers.dedup.cells import DedupSetting
 from experiments.papers.dedup.jobs import file_of, is_finished, planned, run_jobs
 from experiments.papers.dedup.page import PageFacts, page
 from experiments.papers.dedup.plot import write_plot
 from experiments.papers.dedup.pools import DedupPool
+from experiments.papers.dedup.ways import DedupSetting
 from experiments.runs.files import read_json
 from experiments.suites.results import write_pages
 from merging.files import write_text

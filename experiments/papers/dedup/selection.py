@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from experiments.papers.dedup.cells import DedupSetting, Pair, Target, Way, run_way
+from experiments.papers.dedup.cells import Pair, Target, run_way
+from experiments.papers.dedup.ways import DedupSetting, Way
 from merging.deduplication.substitution import Substitution, cluster_ratio
 from merging.privacy.deduplicated import deduplicated
 from merging.privacy.ledger import Ledger

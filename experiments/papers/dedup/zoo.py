@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.deduplication.models import DedupModel
 from experiments.deduplication.storing import store
-from experiments.papers.dedup.cells import DedupSetting
+from experiments.papers.dedup.ways import START, DedupSetting, directory_of
 from merging.deduplication.substitution import Candidates, Substitution
 from merging.privacy.deduplicated import deduplicated
 from merging.zoo.store import Zoo
@@ -46,6 +46,5 @@ def zoo_table(
 
 
 def _opened(setting: DedupSetting, pool: str, name: str) -> DedupModel:
-    spec = setting.pools[pool]
-    source = str(spec.expert(setting.cache, name))
-    return DedupModel.open(name, source, spec.block_size, trust_remote_code=False)
+    source = str(directory_of(setting, pool, name))
+    return DedupModel.open(name, source, setting.pools[pool].block_size, base=name == START)

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from experiments.papers.dedup import jobs, selection
-from experiments.papers.dedup.cells import DedupSetting, Pair
+from experiments.papers.dedup.cells import Pair
 from experiments.papers.dedup.digit_pools import DigitPool
 from experiments.papers.dedup.jobs import DedupJob
-from experiments.papers.dedup.page import PageFacts, _price, page
+from experiments.papers.dedup.page import PageFacts, page
 from experiments.papers.dedup.pools import DedupCluster, PrivateExpert, PrivateTraining
+from experiments.papers.dedup.rows import price_text
+from experiments.papers.dedup.ways import DedupSetting
 from merging.checkpoints.privacy_record import PrivacySpend
 from merging.deduplication.blocking import ModelBlocks
 from merging.deduplication.substitution import Candidates
@@ -98,8 +100,8 @@ def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path
 
 
 def test_epsilons_are_rounded_up() -> None:
-    assert _price({"epsilon": 8.001, "added": 9.0}) == "8.01 (9.00)"
-    assert _price({"epsilon": 0.1 + 0.2, "added": 0.3}) == "0.30"
+    assert price_text({"epsilon": 8.001, "added": 9.0}) == "8.01 (9.00)"
+    assert price_text({"epsilon": 0.1 + 0.2, "added": 0.3}) == "0.30"
 
 
 def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:

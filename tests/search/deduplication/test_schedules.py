@@ -25,9 +25,11 @@ def plain_dred(order: list[int], bad: frozenset[int], least: int) -> Log:
     def step(current: list[int], rest: list[int]) -> Log:
         if len(current) < least:
             return []
-        left, right = current[: len(current) // 2], current[len(current) // 2 :]
-        if bad.isdisjoint(left):
-            return [(tuple(left), True), *step(right + rest, [])]
+        middle = max(1, len(current) // 2)
+        left, right = current[:middle], current[middle:]
+        good = bad.isdisjoint(left)
+        if good or (least == 1 and len(left) == 1):
+            return [(tuple(left), good), *step(right + rest, [])]
         return [(tuple(left), False), *step(left, right + rest)]
 
     return step(order, [])
@@ -37,9 +39,12 @@ def plain_drd(order: list[int], bad: frozenset[int], least: int) -> tuple[Log, s
     """As published: what is asked of a range, and what of it goes."""
     if len(order) < least:
         return [], set()
-    left, right = order[: len(order) // 2], order[len(order) // 2 :]
+    middle = max(1, len(order) // 2)
+    left, right = order[:middle], order[middle:]
     good = bad.isdisjoint(left)
-    log, gone = ([], set(left)) if good else plain_drd(left, bad, least)
+    log, gone = list[tuple[tuple[int, ...], bool]](), set(left if good else [])
+    if not good and len(left) > 1:
+        log, gone = plain_drd(left, bad, least)
     log = [(tuple(left), good), *log]
     if good or len(gone) > len(left) / 2:
         more, went = plain_drd(right, bad, least)
@@ -56,7 +61,7 @@ models = st.integers(0, 150).flatmap(
 )
 
 
-@given(models, st.integers(2, 12))
+@given(models, st.integers(1, 12))
 def test_schedules_ask_what_plain_recursions_ask(
     model: tuple[int, frozenset[int]], least: int
 ) -> None:
@@ -68,7 +73,18 @@ def test_schedules_ask_what_plain_recursions_ask(
     assert asked_by(GreedyN(least), *model) == [(g, bad.isdisjoint(g)) for g in groups]
 
 
-@pytest.mark.parametrize("schedule", [GreedyN(3), Drd(3), Dred(3), Dred(2)])
+@given(models)
+def test_down_to_single_blocks_only_those_stay_that_may_not_go(
+    model: tuple[int, frozenset[int]],
+) -> None:
+    count, bad = model
+    log = asked_by(Dred(1), count, bad)
+    gone = {block for group, answer in log if answer for block in group}
+    assert gone == set(range(count)) - bad
+    assert len({group for group, _ in log}) == len(log)
+
+
+@pytest.mark.parametrize("schedule", [GreedyN(3), Drd(3), Drd(1), Dred(3), Dred(2), Dred(1)])
 def test_no_answers_take_more_questions_than_foretold_and_some_take_as_many(
     schedule: DedupSchedule,
 ) -> None:
@@ -140,7 +156,7 @@ def test_the_published_counts_are_the_floor_of_the_shortest_range() -> None:
     ("make", "message"),
     [
         (lambda: GreedyN(0), "size must be at least 1, got 0"),
-        (lambda: Dred(min_length=1), "min_length must be at least 2, got 1"),
+        (lambda: Dred(min_length=0), "min_length must be at least 1, got 0"),
         (lambda: Drd(failures=0), "failures must be at least 1, got 0"),
     ],
 )

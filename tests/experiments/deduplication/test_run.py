@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,16 +221,19 @@ def test_a_killed_run_goes_on_from_its_answers(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 def test_kills_at_any_moment_change_nothing(world: World) -> None:
     """While it asks, and while models go into the zoo."""
+    began = time.monotonic()
     whole = world.run(f"store={world.root}/other", f"out={world.root}/whole")
+    took = time.monotonic() - began
     random, kills = np.random.default_rng(0), 0
     while not (world.root / "out" / "summary.json").exists():
         process = multiprocessing.get_context("fork").Process(target=world.run)
         process.start()
-        process.join(random.uniform(0, 0.05 * (kills + 1)))  # at last enough for a whole one
+        process.join(random.uniform(0, took * (kills + 1) / 25))  # at last enough for a whole one
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
+        assert kills < 100, "what was forked does not end"
     assert kills > 10
     assert world.run() == whole
     for name in whole["targets"]:

@@ -76,6 +76,8 @@ def _facts(facts: PageFacts) -> str:
             *pools,
             "- C.R.: the target's own new numbers over all of its numbers, its base excluded, as "
             "in the paper; what is smaller than a block counts as new. times: its inverse",
+            "- base, own head, norms: the target's classifier and all tensors smaller than a "
+            "block, everything else the base's",
             "- ε after: of target and base together where they share data (the smaller one of "
             "sum and RDP, at the sum of their δ; the sum in brackets), the larger one where they "
             "do not; with SVT the answers on the private validation items are in it",
@@ -94,8 +96,8 @@ def _headline(found: Found, facts: PageFacts) -> str:
                 found,
                 facts,
                 ("base", "leftovers"),
-                "for which the base cannot stand even with the target's own small tensors, which "
-                "the paper does not try",
+                "for which the base cannot stand even with the target's own head and small "
+                "tensors, which the paper does not try",
             ),
         ]
     )
@@ -122,7 +124,8 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         f"{times:.1f} times, accuracy {figures['before']:.3f} to {figures['after']:.3f} (test "
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
         f"{rounded_up(known['epsilon']['epsilon'])} to {price_text(figures['epsilon'])}. Its base "
-        f"has {known['base']:.3f}, with the target's small tensors {known['leftovers']:.3f}."
+        f"has {known['base']:.3f}, with the target's head and small tensors "
+        f"{known['leftovers']:.3f}."
     )
 
 
@@ -215,7 +218,7 @@ def _target(
     base = rounded_up(trivial["base_epsilon"]["epsilon"])
     yield line("serve the base", 0.0, trivial["base"], trivial["base_test"], base, "")
     leftovers = trivial["leftovers"], trivial["leftovers_test"]
-    yield line("base, own small tensors", trivial["untouched"], *leftovers, after, "")
+    yield line("base, own head, norms", trivial["leftovers_ratio"], *leftovers, after, "")
     for row in rows_of(found):
         if (row.pool, row.cluster, row.target) == (name, cluster, target):
             f = row.figures

@@ -30,7 +30,7 @@ def write_plot(found: Found, setting: DedupSetting, path: Path) -> None:
     for axes, (pool, key) in zip(panels, clusters, strict=True):
         _cluster(axes, found, setting, pool, key)
     first = panels[0]
-    for mark, label in (*_MARKS.values(), ("x", "base, own small tensors")):
+    for mark, label in (*_MARKS.values(), ("x", "base, own head, norms")):
         first.scatter([], [], marker=mark, color="grey", label=label)
     first.plot([], [], color="grey", label="the target as it is")
     first.plot([], [], color="grey", linestyle=":", label="its tolerance; 35 times")
@@ -48,7 +48,7 @@ def _cluster(axes: Axes, found: Found, setting: DedupSetting, name: str, key: st
         axes.axhline(trivial["before"], color=colour, linewidth=0.9)
         axes.axhline(trivial["before"] - pool.tolerance, color=colour, linewidth=0.8, ls=":")
         axes.annotate(target, (105, trivial["before"]), color=colour, va="bottom", ha="right")
-        small = 100 * trivial["untouched"]
+        small = 100 * trivial["leftovers_ratio"]
         axes.scatter(small, trivial["leftovers"], marker="x", color=colour, s=50)
         for row in rows_of(found):
             if (row.pool, row.cluster, row.target) == (name, key, target):

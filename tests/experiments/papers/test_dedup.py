@@ -73,7 +73,7 @@ def verdicts(
     spent = {"epsilon": 8.0, "delta": 1e-5, "added": 8.0}
     trivial = {
         "blocks": 400, "untouched": 0.01, "exact": 1.0, "base": base, "base_test": base,
-        "leftovers": leftovers, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
+        "leftovers_ratio": 0.01, "leftovers": leftovers, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
         "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
@@ -117,6 +117,22 @@ def test_equal_blocks_alone_are_shared_exactly(tmp_path: Path) -> None:
         target=SimpleNamespace(blocks=blocks), candidates=Candidates.of(blocks, [lent])
     )
     assert pair.shared_exactly() == pytest.approx((2 * 8 + 3) / 35)
+
+
+def test_the_stricter_baseline_keeps_head_and_small_tensors() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"a": (4, 8), "b": (3,), "classifier.weight": (2, 8)}
+    base, target = ({n: torch.randn(s, generator=draw) for n, s in shapes.items()} for _ in "bt")
+    blocks = ModelBlocks(target, 8)
+    pair = Pair.__new__(Pair)
+    vars(pair).update(
+        target=SimpleNamespace(blocks=blocks),
+        candidates=Candidates.of(blocks, [ModelBlocks(base, 8)]),
+    )
+    found = pair.given_up
+    for name, weights in found.weights().items():
+        assert torch.equal(weights, (base if name == "a" else target)[name])
+    assert found.ratio == (16 + 3) / 51
 
 
 def spent(*epsilons: float) -> Ledger:

@@ -73,8 +73,8 @@ def verdicts(
     spent = {"epsilon": 8.0, "delta": 1e-5, "added": 8.0}
     trivial = {
         "blocks": 400, "untouched": 0.01, "exact": 1.0, "base": base, "base_test": base,
-        "leftovers_ratio": 0.01, "leftovers": leftovers, "leftovers_test": base, "before": 0.9, "test_before": 0.9,
-        "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
+        "leftovers_ratio": 0.01, "leftovers": leftovers, "leftovers_test": base,
+        "before": 0.9, "test_before": 0.9, "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
         "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": after,

@@ -125,7 +125,18 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
         f"{rounded_up(known['epsilon']['epsilon'])} to {price_text(figures['epsilon'])}. Its base "
         f"has {known['base']:.3f}, with the target's head and small tensors "
-        f"{known['leftovers']:.3f}."
+        f"{known['leftovers']:.3f}.{_on_test(figures, facts.setting.pools[row.pool].tolerance)}"
+    )
+
+
+def _on_test(figures: Mapping[str, Any], tolerance: float) -> str:
+    """Says where a drop is larger on items that no check has seen than what checks tolerate."""
+    drop = figures["test_before"] - figures["test_after"]
+    if drop <= tolerance + 1e-9:
+        return ""
+    return (
+        f" On the test items, of which no check knows, it loses {100 * drop:.1f} points, more than "
+        f"is tolerated: {figures['validations']} checks on the same items have fitted them."
     )
 
 

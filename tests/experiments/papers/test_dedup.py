@@ -19,7 +19,7 @@ from experiments.papers.dedup import jobs, selection
 from experiments.papers.dedup.cells import Pair
 from experiments.papers.dedup.digit_pools import DigitPool
 from experiments.papers.dedup.jobs import DedupJob
-from experiments.papers.dedup.page import PageFacts, page
+from experiments.papers.dedup.page import PageFacts, _on_test, page
 from experiments.papers.dedup.pools import DedupCluster, PrivateExpert, PrivateTraining
 from experiments.papers.dedup.rows import price_text
 from experiments.papers.dedup.ways import DedupSetting
@@ -74,7 +74,8 @@ def verdicts(
     trivial = {
         "blocks": 400, "untouched": 0.01, "exact": 1.0, "base": base, "base_test": base,
         "leftovers_ratio": 0.01, "leftovers": leftovers, "leftovers_test": base,
-        "before": 0.9, "test_before": 0.9, "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
+        "before": 0.9, "test_before": 0.9,
+        "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
         "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": after,
@@ -97,6 +98,12 @@ def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 34, 0.89) == [no, no]
     assert verdicts(tmp_path, 0.89, 0.8, 1 / 36, 0.89) == [none, none]
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.88) == [none, none]
+
+
+def test_a_larger_loss_on_items_that_no_check_has_seen_is_said() -> None:
+    figures = {"test_before": 0.6, "test_after": 0.57, "validations": 85}
+    assert "it loses 3.0 points" in _on_test(figures, 0.015)
+    assert _on_test(figures, 0.03) == ""
 
 
 def test_epsilons_are_rounded_up() -> None:

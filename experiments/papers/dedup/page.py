@@ -135,8 +135,8 @@ def _on_test(figures: Mapping[str, Any], tolerance: float) -> str:
     if drop <= tolerance + 1e-9:
         return ""
     return (
-        f" On the test items, of which no check knows, it loses {100 * drop:.1f} points, more than "
-        f"is tolerated: {figures['validations']} checks on the same items have fitted them."
+        f" On the test items, of which no check knows, it loses {100 * drop:.1f} points, more "
+        f"than is tolerated: {figures['validations']} checks on the same items have fitted them."
     )
 
 

@@ -117,7 +117,11 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         return f"**No target** {which}, stayed within its tolerance."
     times, row = max(fits, key=lambda fit: fit[0])
     figures, known = row.figures, baselines[row.pool, row.cluster, row.target]
-    verdict = "**Reproduces**" if times >= _AIM else "**Does not reproduce**"
+    tolerance = facts.setting.pools[row.pool].tolerance
+    on_test = _on_test(figures, tolerance)
+    verdict = "**Does not reproduce**"
+    if times >= _AIM:
+        verdict = "**Reproduces on the validation items alone**" if on_test else "**Reproduces**"
     return (
         f"{verdict} that a target {which}, shrinks {_AIM} times at no more than the tolerated "
         f"drop. {row.pool} {row.target} of the cluster {row.cluster}, {_way(row.way, facts)}: "
@@ -125,7 +129,7 @@ def _verdict(found: Found, facts: PageFacts, trivial: Sequence[str], which: str)
         f"{figures['test_before']:.3f} to {figures['test_after']:.3f}), ε "
         f"{rounded_up(known['epsilon']['epsilon'])} to {price_text(figures['epsilon'])}. Its base "
         f"has {known['base']:.3f}, with the target's head and small tensors "
-        f"{known['leftovers']:.3f}.{_on_test(figures, facts.setting.pools[row.pool].tolerance)}"
+        f"{known['leftovers']:.3f}.{on_test}"
     )
 
 
@@ -161,11 +165,12 @@ def _pool(found: Found, facts: PageFacts, name: str) -> str:
         ]
         head = ["target", "way", "C.R. %", "times", "accuracy", "drop", "test", "ε", "checks (no)"]
         parts.append(markdown_table(head, rows, "llr"))
-        asked = [r for r in rows_of(found) if (r.pool, r.cluster) == (name, key)]
-        if all(r.figures["noes"] == 0 for r in asked if r.way in ("dred", "drd", "dred-svt")):
+        rows_here = [r for r in rows_of(found) if (r.pool, r.cluster) == (name, key)]
+        noes = [r.figures["noes"] for r in rows_here if r.way in ("dred", "drd", "dred-svt")]
+        if noes and not any(noes):
             parts.append(
                 "No check of DRED and DRD said no: what they keep here is the last range, which "
-                "they never ask about; to single blocks and greedy-N ask about all."
+                "they never ask about. To single blocks, DRED asks about all, as greedy-N does."
             )
         parts += [
             _stored(figures)

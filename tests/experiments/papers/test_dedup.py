@@ -67,7 +67,12 @@ def pool() -> DigitPool:
 
 
 def verdicts(
-    tmp_path: Path, base: float, leftovers: float, ratio: float, after: float
+    tmp_path: Path,
+    base: float,
+    leftovers: float,
+    ratio: float,
+    after: float,
+    test_after: float = 0.89,
 ) -> list[str]:
     setting = DedupSetting({"digits": pool()}, tmp_path, tmp_path)
     spent = {"epsilon": 8.0, "delta": 1e-5, "added": 8.0}
@@ -78,7 +83,7 @@ def verdicts(
         "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
-        "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": after,
+        "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": test_after,
         "epsilon": {**spent, "added": 9.0}, "validations": 9, "noes": 2,
     }  # fmt: skip
     noisy = {"targets": {"A8": {**figures, "ratio": 0.01}}}
@@ -94,6 +99,9 @@ def verdicts(
 def test_the_verdict_follows_from_sound_ways_where_the_base_fails(tmp_path: Path) -> None:
     yes, no, none = "Reproduces", "Does not reproduce", "No target"
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.89) == [yes, yes]
+    part = "Reproduces on the validation items alone"
+    assert verdicts(tmp_path, 0.8, 0.8, 1 / 36, 0.89, test_after=0.88) == [part, part]
+    assert verdicts(tmp_path, 0.8, 0.8, 1 / 34, 0.89, test_after=0.88) == [no, no]
     assert verdicts(tmp_path, 0.8, 0.89, 1 / 36, 0.89) == [yes, none]
     assert verdicts(tmp_path, 0.8, 0.8, 1 / 34, 0.89) == [no, no]
     assert verdicts(tmp_path, 0.89, 0.8, 1 / 36, 0.89) == [none, none]

@@ -83,7 +83,8 @@ def verdicts(
         "epsilon": spent, "base_epsilon": {**spent, "epsilon": 1.0},
     }  # fmt: skip
     figures = {
-        "ratio": ratio, "before": 0.9, "after": after, "test_before": 0.9, "test_after": test_after,
+        "ratio": ratio, "before": 0.9, "after": after,
+        "test_before": 0.9, "test_after": test_after,
         "epsilon": {**spent, "added": 9.0}, "validations": 9, "noes": 2,
     }  # fmt: skip
     noisy = {"targets": {"A8": {**figures, "ratio": 0.01}}}

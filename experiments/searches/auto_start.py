@@ -1,14 +1,19 @@
 """What a strategy that starts from the best of many merges owes for them, and what it says."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from experiments.runs.model_scores import ModelScores
 from experiments.searches.references import References
 from experiments.setup.problem import Problem
 from search.loop.session import Budget
 from search.objective import Objective
 from search.strategies.auto import Auto
 from search.strategy import Strategy
+
+_LITTLE = 0.5
+"""Share of the expert's gain below which a task is named."""
 
 
 def charged(budget: Budget, strategy: Strategy[Any], references: References) -> Budget:
@@ -50,3 +55,38 @@ def account(
         words.append(f"the best is {best.name} with fitness {fitness}")
     words.append(f"the search starts at {problem.first.name}")
     return ["; ".join([*words, *strategy.story()])]
+
+
+def weak_tasks(
+    strategy: Strategy[Any],
+    objective: Objective,
+    models: Mapping[str, ModelScores],
+    winner: Mapping[str, float],
+) -> list[str]:
+    """Returns a sentence for each task at which the winner keeps little of an expert's gain.
+
+    Args:
+        models: base and experts, by label, on the items that the winner's scores are from.
+        winner: its scores, by ``task/metric``.
+    """
+    if not isinstance(strategy, Auto):
+        return []
+    lines = []
+    for term in objective.terms:
+        of_kind: dict[str, dict[str, float]] = {"base": {}, "expert": {}}
+        for model in models.values():
+            if model.kind in of_kind and term.key in model.scores:
+                of_kind[model.kind][model.name] = term.sign * model.scores[term.key]
+        if not (of_kind["base"] and of_kind["expert"] and term.key in winner):
+            continue
+        (base,), experts = of_kind["base"].values(), of_kind["expert"]
+        best = max(experts, key=experts.__getitem__)
+        gained, gain = term.sign * winner[term.key] - base, experts[best] - base
+        if gain > 0 and gained < _LITTLE * gain:
+            lines.append(
+                f"task {term.task!r} was given up in part: the merge keeps {gained / gain:.0%} of "
+                f"what expert {best} gains on the base ({term.key} {winner[term.key]:.4g}, expert "
+                f"{term.sign * experts[best]:.4g}, base {term.sign * base:.4g}); a larger weight "
+                "in objective.weights, or objective=worst, asks for more"
+            )
+    return lines

@@ -26,7 +26,7 @@ from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
-from experiments.searches.auto_start import account, charged, owed
+from experiments.searches.auto_start import account, charged, owed, weak_tasks
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.keeping import check_place, check_room, keep, kept_winner
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
@@ -271,6 +271,9 @@ def _conclude(
         assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
         inside = _inside(config, parts.initial, disclosure, objective, result.evaluations)
     statics = best_statics(search.values(), objective, parts.held_out)
+    report = read_held_out(references, plan, statics)
+    seen = next(record.scores for record in result.records if record.id == finalists[0].id)
+    compared = (search, seen) if report is None else (report, report["evolved"].scores)
     return SearchOutcome(
         run=run,
         identity=run_identity(config),
@@ -285,10 +288,11 @@ def _conclude(
         recipe=recipe,
         ledger=ledger,
         inside=inside,
-        report=read_held_out(references, plan, statics),
+        report=report,
         population={i: recipe_of(ingredients, p, ledger_for(p)) for i, p in plans.items()},
         notes=[
             *account(problem, references, objective, result.evaluations),
+            *weak_tasks(problem.strategy, objective, *compared),
             *span_warnings(run, objective),
             *unscored_again(result.records),
             *unseen_winner(finalists[0]),

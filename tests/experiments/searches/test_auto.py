@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from experiments.runs.model_scores import ModelScores
+from experiments.searches.auto_start import weak_tasks
+from search.objective import Pareto
+from search.strategies.auto import Auto
+from search.strategies.random_search import RandomSearch
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
+from tests.search.strategies.contract import AXES
 
 
 def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
@@ -37,3 +45,35 @@ def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
     assert f"counts as {paid} of 32 evaluations; the best is {best['name']}" in note
     assert "the whole model (" in note
     assert f"note: {note}" in ended.stdout
+
+
+@pytest.mark.parametrize(("accuracy", "bits", "named"), [(0.69, 2.4, "quiz"), (0.71, 2.6, "code")])
+def test_a_task_that_keeps_little_of_its_experts_gain_is_named(
+    accuracy: float, bits: float, named: str
+) -> None:
+    known = {"base": (0.5, 3.0), "quizzer": (0.9, 3.1), "coder": (0.4, 2.0)}
+    models = {
+        name: ModelScores(
+            name,
+            "base" if name == "base" else "expert",
+            "report",
+            {"quiz/acc": values[0], "code/bits": values[1]},
+        )
+        for name, values in known.items()
+    }
+    scores = {name: model.scores for name, model in models.items()}
+    objective = Pareto().bind(
+        {"quiz/acc": "maximize", "code/bits": "minimize"},
+        {"quiz": "quiz/acc", "code": "code/bits"},
+        scores.pop("base"),
+        scores,
+    )
+    winner = {"quiz/acc": accuracy, "code/bits": bits}
+    strategy = Auto(axes=AXES, seed=0)
+    (line,) = weak_tasks(strategy, objective, models, winner)
+    assert line.startswith(f"task '{named}' was given up in part: the merge keeps 4")
+    assert (
+        weak_tasks(strategy, objective, models, {**winner, "quiz/acc": 0.9, "code/bits": 2.0})
+        == []
+    )
+    assert weak_tasks(RandomSearch(axes=AXES, seed=0), objective, models, winner) == []

@@ -1,0 +1,1 @@
+"""Small vision experts for scikit-learn's digits: trained in seconds, scored in milliseconds."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import ViTForImageClassification
 
+from experiments.experts.digits import digits
 from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.training.loop import Schedule, adamw, clipped_step, gradient_of, train_on
-from experiments.papers.dedup import digits
 from experiments.runs.cache import digest_of, made_once
 from experiments.runs.processes import torch_threads
 from experiments.runs.sources import Sources

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
-from experiments.experts.training.loop import Schedule
-from experiments.papers.dedup import digits
-from experiments.papers.dedup.digits import (
+from experiments.experts.digits import digits
+from experiments.experts.digits.digits import (
     handwritten,
     image_losses,
     new_transformer,
     train_on_printed,
     trainable_privately,
 )
+from experiments.experts.training.loop import Schedule
 from experiments.papers.dedup.pools import DedupPool, Lesson, drawn_order
 from merging.checkpoints.checkpoint import quiet_transformers
 

@@ -35,6 +35,7 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge check experiment=quickstart        everything that can be known before the work starts
   evomerge merge method=ties base=DIR 'experts={a:DIR,b:DIR}' out=DIR
   evomerge merge mergekit=FILE.yaml out=DIR   run a mergekit file as it is
+  evomerge search mergekit_evolve=FILE.yml    and one of mergekit-evolve
   evomerge evaluate model=DIR 'tasks=[arc_easy]'  score one model
   evomerge statistics kind=gram out=DIR ...   what method=regmean reads; kind=fisher: method=fisher
   evomerge split vendor base=ID blocks=2 ...  fine-tune on noised states that a customer sends

@@ -80,6 +80,42 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """mergekit-evolve's groups: slices of layers, each split by parts of the parameters' names.
+
+    What lies before the layers belongs to the first slice, what lies behind them to the last.
+
+    Args:
+        every: layers per slice, at least 1; None: one slice of all.
+        filters: parts of names; the first that fits counts, the others share a group.
+    """
+
+    every: int | None = None
+    filters: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filters", tuple(self.filters))
+        if self.every is not None:
+            Layers(self.every)  # checks it
+
+    def assign(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns groups such as ``layers.0-3.mlp`` and ``layers.0-3.rest``."""
+        groups = dict.fromkeys(names, "model") if self.every is None else self._slices(names)
+        return {n: f"{g}.{self._part(n)}" if self.filters else g for n, g in groups.items()}
+
+    def _slices(self, names: Sequence[str]) -> dict[str, str]:
+        assert self.every is not None
+        groups = Layers(self.every).assign(names)
+        last = next((group for group in groups.values() if group != REST), REST)
+        for name, group in groups.items():
+            groups[name] = last = last if group == REST else group
+        return groups
+
+    def _part(self, name: str) -> str:
+        return next((part for part in self.filters if part in name), REST)
+
+
+@dataclass(frozen=True)
 class BlockKind:
     """Three groups: attention, MLP, and the rest (embeddings, norms, head)."""
 
@@ -133,7 +169,7 @@ def from_description(description: Mapping[str, Any]) -> Grouping:
     Raises:
         ValueError: unknown kind or option.
     """
-    kinds = {cls.__name__: cls for cls in (Whole, Layers, BlockKind, PerTensor)}
+    kinds = {cls.__name__: cls for cls in (Whole, Layers, Slices, BlockKind, PerTensor)}
     options = dict(description)
     name = options.pop("kind", None)
     if name not in kinds:

@@ -56,6 +56,7 @@ class LmEvalTask:
         split: of the data set; None: the task's own (test, else validation).
         limit: most items, the first ones; None: all.
         num_fewshot: examples in every prompt; None: the task's own number.
+        apply_chat_template: None: where the tokenizer has one.
         fewshot_as_multiturn: give examples as turns of the chat; None: if there is a template.
         gen_kwargs: replaces the task's generation options (``max_gen_toks``, ``until``, ...).
     """
@@ -73,13 +74,15 @@ class LmEvalTask:
         take: str | ItemDraw | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
-        apply_chat_template: bool = False,
+        apply_chat_template: bool | None = False,
         system_instruction: str | None = None,
         fewshot_as_multiturn: bool | None = None,
         gen_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         name = task if isinstance(task, str) else str(task.get("task"))
         tokenizer = language_tokenizer(model, f"lm-eval task {name!r}")
+        if apply_chat_template is None:
+            apply_chat_template = bool(tokenizer.chat_template)
         if apply_chat_template and not tokenizer.chat_template:
             raise ValueError(
                 f"lm-eval task {name!r}: apply_chat_template is set, and the tokenizer has none"
@@ -91,7 +94,7 @@ class LmEvalTask:
         self._task: Any = load_task(task, include_path)
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
-        self.metrics = _ordered(_metrics(self._task), metric, name)
+        self.metrics = _ordered(_metrics(self._task), _main(self._task, metric), name)
         docs, source, found = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
@@ -209,6 +212,12 @@ def _mean_bytes(task: Any, docs: Sequence[Any]) -> dict[str, float]:
         return {}
     made_up = [task.process_results(doc, [0.0]) for doc in docs]
     return {metric: float(np.mean([one[metric][1] for one in made_up])) for metric in metrics}
+
+
+def _main(task: Any, metric: str | None) -> str | None:
+    """Returns the name here of a metric that may be given with the task's only filter."""
+    plain, _, key = (metric or "").partition("@")
+    return plain if [answer_filter.name for answer_filter in task._filters] == [key] else metric
 
 
 def _ordered(

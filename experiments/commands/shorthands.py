@@ -1,8 +1,10 @@
-"""What may be said shorter on the command line: base=, experts={...}, tasks=[...], budget=N."""
+"""What may be said shorter: base=, experts={...}, tasks=[...], budget=N, mergekit_evolve=FILE."""
 
 import re
 import sys
 from collections.abc import Sequence
+
+from experiments.mergekit_evolve.words import with_file, with_more
 
 _EXPERTS = ("search", "merge", "statistics")  # whose experts are a group, by configuration
 _PANELS = ("search_on", "select_on", "report_on", "gather_on")
@@ -18,8 +20,9 @@ def longhand(config_name: str, words: Sequence[str]) -> list[str]:
         >>> longhand("search", ["base=B", "experts={a:A}", "budget=9", "experts=hub"])
         ['experts.base=B', 'experts.experts={a:A}', 'budget.evaluations=9', 'experts=hub']
         >>> longhand("search", ["-m", "base=B,C", "seed=0,1"])
-        ['-m', 'experts.base=B,C', 'seed=0,1', 'experts=local']
+        ['-m', 'experts=local', 'experts.base=B,C', 'seed=0,1']
     """
+    words = with_file(words) if config_name == "search" else words
     _check(words)
     if any(word.startswith("tasks=") for word in words):
         _check_panels(words)
@@ -33,7 +36,7 @@ def longhand(config_name: str, words: Sequence[str]) -> list[str]:
     )
     local = any(re.match(own, word) for word in words)
     chosen = any(word.startswith("experts=") for word in long)
-    return [*long, *(["experts=local"] if local and not chosen else [])]
+    return with_more(long, ["experts=local"] if local and not chosen else [])
 
 
 def _long(word: str) -> str:

@@ -39,6 +39,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "choose": _Plain(Literal["second_look", "shrinkage", "last", "svt"]),
     "overlap": _Plain(Literal["drop", "refuse"]),
     "save_model": _Plain(bool),
+    "experiment_file": _Plain(bool),
     "adapter_rank": _Plain(int | None, 1),
     "zoo": _Plain(bool | str | None),
     "device": _Plain(str),

@@ -21,6 +21,7 @@ from experiments.runs.directory import (
     run_identity,
 )
 from experiments.runs.errors import UserError, explained
+from experiments.runs.experiment_file import write_experiment
 from experiments.runs.files import read_json
 from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
@@ -165,6 +166,7 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
         lines += time_lines(config, parts, ingredients, trial)
         lines += check_room(config, ingredients.pool)
         make_run(run, config)
+        lines += write_experiment(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()
         check_ingredients(run, {"base": base, "experts": experts})
     clear_drafts(run)

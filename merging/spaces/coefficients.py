@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob, MergeError, MergeMethod
 from merging.plan import MergePlan
+from merging.seeding import stable_seed
 from merging.spaces.axes import Axis, Real, check
 from merging.spaces.vectors import VectorGenomes
 
@@ -27,9 +29,10 @@ class CoefficientSpace(VectorGenomes):
         grouping: which parameters share coefficients.
         knobs: the knobs that are searched; None: all. The others stay at their value in `start`.
         start: knob name to the centre of the search, where it differs from the knob's own;
-            ``average``: 1 / number of experts.
+            ``average``: 1 / number of experts; ``random``: of each axis another in [0, 1).
         bounds: knob name to (low, high), where narrower than the knob's own.
         scale: knob name to the typical step of the search.
+        seed: of random starts.
 
     Raises:
         MergeError: `knobs`, `start`, `bounds` or `scale` name a knob that the method lacks, a
@@ -47,19 +50,28 @@ class CoefficientSpace(VectorGenomes):
         start: Mapping[str, float | str] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
         scale: Mapping[str, float] | None = None,
+        seed: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.pool, self.method, self.grouping, self.dtype = pool, method, grouping, dtype
         self.groups = tuple(dict.fromkeys(grouping.assign(pool.names).values()))
-        centres = {k: _as_number(k, v, len(pool.expert_names)) for k, v in (start or {}).items()}
+        given = start or {}
+        drawn = [k for k, v in given.items() if v == "random"]
+        _refuse_unknown(method, "start", drawn)
+        centres = {
+            k: _as_number(k, v, len(pool.expert_names)) for k, v in given.items() if k not in drawn
+        }
         self._knobs = adjust(method, centres, bounds or {}, scale or {})
         searched = [knob.name for knob in self._knobs] if knobs is None else list(knobs)
         _refuse_unknown(method, "knobs", searched)
         self._searched = frozenset(searched)
-        self.axes: tuple[Axis, ...] = knob_axes(
+        axes = knob_axes(
             [knob for knob in self._knobs if knob.name in self._searched],
             self.groups,
             pool.expert_names,
+        )
+        self.axes: tuple[Axis, ...] = tuple(
+            _from_anywhere(a, seed) if a.name.partition("/")[0] in drawn else a for a in axes
         )
         if not self.axes:
             raise MergeError(
@@ -97,8 +109,14 @@ def _as_number(knob: str, start: float | str, experts: int) -> float:
     if start == "average":
         return 1 / experts
     if isinstance(start, str):
-        raise MergeError(f"start of {knob}: {start!r} is neither a number nor average")
+        raise MergeError(f"start of {knob}: {start!r} is neither a number, average nor random")
     return start
+
+
+def _from_anywhere(axis: Real, seed: int) -> Real:
+    """Returns the axis with a start in [0, 1), as near as its bounds allow."""
+    start = np.random.default_rng(stable_seed("start", seed, axis.name)).random()
+    return replace(axis, start=float(np.clip(start, axis.low, axis.high)))
 
 
 def adjust(

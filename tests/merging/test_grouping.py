@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from merging.grouping import (
     Grouping,
     Layers,
     PerTensor,
+    Slices,
     Whole,
     describe,
     from_description,
@@ -291,6 +293,19 @@ def test_ten_and_more_layers_are_ordered_by_number() -> None:
     assert list(dict.fromkeys(groups.values())) == ["h.0-3", "h.4-7", "h.8-11"]
 
 
+def test_slices_take_along_what_lies_beside_them() -> None:
+    """mergekit's rule: embeddings with the first slice, last norm and head with the last."""
+    names = ["embed.w", *(f"layers.{i}.{part}.w" for i in range(3) for part in "ab"), "norm.b.w"]
+    groups = ["layers.0-1", *["layers.0-1"] * 4, *["layers.2"] * 2, "layers.2"]
+    assert list(Slices(2).assign(names).values()) == groups
+    parts = ["rest", *["a", "rest"] * 3, "rest"]
+    by_part = [f"{group}.{part}" for group, part in zip(groups, parts, strict=True)]
+    assert list(Slices(2, ["a."]).assign(names).values()) == [
+        b.replace(".a", ".a.") for b in by_part
+    ]
+    assert set(Slices(None, ["a."]).assign(names).values()) == {"model.rest", "model.a."}
+
+
 def test_whole_and_per_tensor() -> None:
     names = ("a.weight", "b.weight")
     assert Whole().assign(names) == {"a.weight": "model", "b.weight": "model"}
@@ -304,10 +319,11 @@ def test_every_must_be_a_number_of_layers(every: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "grouping", [Whole(), Layers(), Layers(3, by_kind=True), BlockKind(), PerTensor()]
+    "grouping",
+    [Whole(), Layers(), Layers(3, by_kind=True), Slices(2, ["mlp"]), BlockKind(), PerTensor()],
 )
 def test_description_is_read_back(grouping: Grouping) -> None:
-    assert from_description(describe(grouping)) == grouping
+    assert from_description(json.loads(json.dumps(describe(grouping)))) == grouping
 
 
 @pytest.mark.parametrize(

@@ -401,6 +401,16 @@ def test_directions_and_main_metric(llama: Resident, write_lines: WriteLines) ->
         LmEvalTask(llama.info, task=kinds(data)["rolling"], metric="bpb")
 
 
+def test_a_metric_may_name_the_only_filter_and_a_template_be_left_to_the_tokenizer(
+    llama: Resident, write_lines: WriteLines
+) -> None:
+    task = config(write_lines(ROWS))
+    built = LmEvalTask(llama.info, task=task, metric="acc@none", apply_chat_template=None)
+    assert next(iter(built.metrics)) == "acc"
+    with pytest.raises(ValueError, match="has no metric 'acc@strict'; it has acc"):
+        LmEvalTask(llama.info, task=task, metric="acc@strict")
+
+
 def test_rolling_cases_are_bits_over_mean_bytes(llama: Resident, write_lines: WriteLines) -> None:
     task = kinds(write_lines([{"text": "ab"}, {"text": "cdé"}]))["rolling"]
     evaluator = LmEvalTask(llama.info, task=task, metric="bits_per_byte")

@@ -107,7 +107,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
         "grouping Layers has no effect in FullWeightSpace: leave grouping= out",
     ),
     ("choose=luck", "choose=luck: expected 'second_look' or 'shrinkage'"),
-    ("space.start.weight=a", r"start of weight: 'a' is neither a number nor average"),
+    ("space.start.weight=a", r"start of weight: 'a' is neither a number, average nor"),
     ("strategy.optimizer=CMAA", "nevergrad has no optimizer 'CMAA'; close are CMA"),
     ("strategy.sigma=wide", "strategy.sigma=wide: expected a number"),
     ("grouping=layers && grouping.every=0", "every is 0, it must be a whole number of layers"),

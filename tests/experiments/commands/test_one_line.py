@@ -131,7 +131,7 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         (["experiment=e", "base=B"], ["experiment=e", "experts.base=B"]),
         (
             ["experiment=e", "experts={a:A}"],
-            ["experiment=e", "experts.experts={a:A}", "experts=local"],
+            ["experts=local", "experiment=e", "experts.experts={a:A}"],
         ),
     ],
 )

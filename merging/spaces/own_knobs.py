@@ -23,7 +23,7 @@ class OwnKnobSpace(VectorGenomes):
     """Genome: the knobs of the start's own method, for every group of the finest grouping.
 
     A start whose method has no weight per expert, or whose knobs stand elsewhere than in its
-    static merge, is moved by a weighted sum of task vectors instead: ``start + sum_i v_i d_i``.
+    static merge, is moved as task arithmetic moves: ``start + 0.3 sum_i (w_i - 1) d_i``.
 
     `stages` say which numbers are one in coarser groupings, for strategies that begin with few.
 
@@ -94,16 +94,7 @@ def _space(
     if start is None or (per_expert and start == uniform_plan(method, Whole(), pool)):
         steps = {k.name: _STEP * k.start for k in method.knobs if k.name == "scale"}
         return CoefficientSpace(pool, method, grouping, scale=steps, dtype=dtype)
-    share = 1 / len(pool.expert_names)
-    sums = CoefficientSpace(
-        pool,
-        TaskArithmetic(),
-        grouping,
-        knobs=["weight"],
-        start={"scale": 1.0, "weight": share},
-        scale={"weight": _STEP * share},
-        dtype=dtype,
-    )
+    sums = CoefficientSpace(pool, TaskArithmetic(), grouping, knobs=["weight"], dtype=dtype)
     return DisplacedSpace(sums, start, dtype=dtype)
 
 

@@ -40,7 +40,8 @@ BAR = 5.0
 LOSS = 0.005
 EVALUATIONS = 40  # of the quickstart
 _DRAWS = 200  # of seeds, for the range of the ratio
-_COMMON = ("experiment=quickstart", "in_hull=null", "baselines=none", "tracker=none")
+_POOL = ("experiment=quickstart", "experts=quickstart_long")
+_COMMON = (*_POOL, "in_hull=null", "baselines=none", "tracker=none")
 
 
 @dataclass(frozen=True)

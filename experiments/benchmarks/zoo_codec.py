@@ -40,9 +40,10 @@ _TIMED = 2**27
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _RXNFP = {"far": "bert_ft", "near": "bert_ft_10k_25s"}
 _EXPERTS = {
-    "sentences": "search experts=sentences",
-    "quickstart": "search experiment=quickstart",
+    "sentences": ("sst2", "search experts=sentences"),
+    "quickstart": ("headers_hot", "search experiment=quickstart experts=quickstart_long"),
 }
+"""Pool -> an expert that tells its folder, and what trains it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _fine_tunes() -> Iterator[tuple[str, Mapping[str, Tensor], Mapping[str, Tens
 def _missing() -> Iterator[tuple[str, str]]:
     if _rxnfp() is None:
         yield "rxnfp", "not installed: pip install --no-deps rxnfp"
-    for pool, command in _EXPERTS.items():
+    for pool, (_, command) in _EXPERTS.items():
         if _pool(pool) is None:
             yield pool, f"not in {cache_dir()}: evomerge {command} trains these experts"
 
@@ -104,7 +105,9 @@ def _bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pool(name: str) -> Path | None:
-    return min(cache_dir().glob(f"{name}-*/"), default=None)
+    expert, _ = _EXPERTS[name]
+    found = min(cache_dir().glob(f"{name}-*/experts/{expert}"), default=None)
+    return None if found is None else found.parents[1]
 
 
 def _blocks(

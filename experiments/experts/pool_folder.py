@@ -8,10 +8,15 @@ from experiments.runs.sources import Sources
 
 @dataclass(frozen=True)
 class PoolFolder:
-    """A base, experts of these names and the items that they are asked, below one folder."""
+    """A base, experts of these names and the items that they are asked, below one folder.
+
+    Args:
+        texts: another folder for the items; None: the same.
+    """
 
     folder: Path
     names: tuple[str, ...]
+    texts: Path | None = None
 
     @property
     def base(self) -> Path:
@@ -26,12 +31,12 @@ class PoolFolder:
     @property
     def data(self) -> Path:
         """Folder of held-out items, see `held_out`."""
-        return self.folder / "data"
+        return (self.texts or self.folder) / "data"
 
     @property
     def tasks(self) -> Path:
         """Folder of the quickstart's lm-eval task files ``quickstart_choice_<split>.yaml``."""
-        return self.folder / "tasks"
+        return (self.texts or self.folder) / "tasks"
 
     @property
     def sources(self) -> Sources:

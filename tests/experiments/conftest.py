@@ -30,5 +30,6 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("long work began before the refusal")
 
     monkeypatch.setattr(source, "prepare", forbidden)
+    monkeypatch.setattr(source, "prepare_texts", forbidden)
     monkeypatch.setattr(ExpertPool, "check_finite", forbidden)
     monkeypatch.setattr(ExpertPool, "resident", forbidden)

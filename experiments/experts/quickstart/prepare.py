@@ -1,4 +1,4 @@
-"""Trains the quickstart's base and experts once and keeps them in a cache."""
+"""Cuts the quickstart's text, trains its base and experts, once, and keeps all in a cache."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.quickstart import corpus, tasks, training
-from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Domain
+from experiments.experts.quickstart.corpus import DOMAINS, EVALUATION_SPLITS, Document
 from experiments.experts.quickstart.tasks import HeldOut
 from experiments.experts.quickstart.tokenizer import byte_tokenizer
 from experiments.experts.quickstart.training import ModelSize, Stream
 from experiments.experts.training import loop
 from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import digest_of, made_once
+from experiments.runs.files import read_lines, write_lines
 from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import quiet_transformers
@@ -23,22 +24,11 @@ log = logging.getLogger(__name__)
 _BASE = Schedule(steps=400, learning_rate=4e-3, final=0.3)
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class Training(Schedule):
     """How one expert is made from the base: on which domain, and how long and fast."""
 
     domain: str
-    schedule: Schedule
-
-
-def _pool() -> dict[str, Training]:
-    """Returns the quickstart's experts: of unequal strength, and two of them for one domain."""
-    return {
-        "code": Training("code", Schedule(steps=200, learning_rate=3e-4, final=0.05)),
-        "prose": Training("prose", Schedule(steps=250, learning_rate=1e-3, final=0.05)),
-        "headers": Training("headers", Schedule(steps=250, learning_rate=1e-3, final=0.05)),
-        "headers_hot": Training("headers", Schedule(steps=250, learning_rate=2e-3, final=0.05)),
-    }
 
 
 @dataclass(frozen=True)
@@ -46,18 +36,16 @@ class QuickstartSettings:
     """What is trained, and on how much text it is judged.
 
     The base stops while it still learns fast, so that every expert also learns what all domains
-    share: their average is then better than the base everywhere. The experts are trained at
-    unequal rates and one domain has two, as in pools found in practice, so that equal weights
-    are not the best ones.
+    share: their average is then better than the base everywhere.
 
     Args:
-        base: training on all domains in equal shares.
         experts: name -> training from the base; at least one for each of `DOMAINS`.
+        base: training on all domains in equal shares.
     """
 
+    experts: Mapping[str, Training]
     size: ModelSize = field(default_factory=ModelSize)
     base: Schedule = _BASE
-    experts: Mapping[str, Training] = field(default_factory=_pool)
     held_out: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self) -> None:
@@ -78,10 +66,10 @@ class QuickstartSettings:
 
 def prepare(
     cache_dir: Path,
+    settings: QuickstartSettings,
     *,
     seed: int = 0,
     threads: int | None = None,
-    settings: QuickstartSettings | None = None,
     progress: bool = True,
 ) -> PoolFolder:
     """Returns a base, experts for all of `DOMAINS` and held-out data, trained on first use.
@@ -93,23 +81,28 @@ def prepare(
     Args:
         seed: of the weights, the splits and the order of the text.
         threads: of the training; None: as many as torch has now.
-        settings: what is trained; None: the quickstart's own.
     """
-    chosen = settings or QuickstartSettings()
-    name = f"quickstart-{digest_of([chosen, seed], _code())}"
-    folder = cache_dir.expanduser().resolve() / name
-    finished = PoolFolder(folder, tuple(chosen.experts))
+    texts = prepare_texts(cache_dir, settings.held_out, seed=seed)
+    folder = texts.with_name(f"quickstart-{digest_of([settings, seed], _code())}")
+    finished = PoolFolder(folder, tuple(settings.experts), texts)
 
     def make(draft: Path) -> None:
         log.info("preparing the quickstart in %s", folder)
-        pool = PoolFolder(draft, finished.names)
-        domains = _read(chosen.held_out, seed)
-        _write_data(pool, finished.data, domains, chosen.held_out, seed)
         with torch_threads(threads):
-            _train_all(pool, domains, chosen, seed, progress)
+            _train_all(PoolFolder(draft, finished.names, texts), settings, seed, progress)
 
     made_once(folder, make)
     return finished
+
+
+def prepare_texts(cache_dir: Path, held_out: HeldOut, *, seed: int = 0) -> Path:
+    """Returns the folder of all text, cut on first use: what is trained on, items, lm-eval tasks.
+
+    As `prepare`, whose other settings do not touch it.
+    """
+    name = f"quickstart_text-{digest_of([held_out, seed], _code())}"
+    folder = cache_dir.expanduser().resolve() / name
+    return made_once(folder, lambda draft: _write_texts(draft, folder, held_out, seed))
 
 
 def _code() -> list[Path]:
@@ -117,39 +110,30 @@ def _code() -> list[Path]:
     return [*sorted(Path(__file__).parent.glob("*.py")), Path(str(loop.__file__))]
 
 
-def _read(held_out: HeldOut, seed: int) -> dict[str, Domain]:
+def _write_texts(draft: Path, folder: Path, held_out: HeldOut, seed: int) -> None:
+    """Writes documents and items, and lm-eval tasks that read them in `folder`, their place."""
     counts = {split: size.documents for split, size in held_out.sizes().items()}
-    return {
+    domains = {
         domain: corpus.split_documents(documents, domain=domain, seed=seed, held_out=counts)
         for domain, documents in corpus.read_domains().items()
     }
+    now, then = PoolFolder(draft, ()), PoolFolder(folder, ())
+    now.data.mkdir()
+    now.tasks.mkdir()
+    for name, domain in domains.items():
+        lines = [{"name": one.name, "text": one.text} for one in domain.train]
+        write_lines(now.held_out(name, "train"), lines)
+    tasks.write_texts(domains, held_out, now.data, seed)
+    tasks.write_choices(domains, held_out, now.data, seed)
+    tasks.write_tasks(now.tasks, then.data, EVALUATION_SPLITS)
 
 
-def _write_data(
-    draft: PoolFolder, data: Path, domains: Mapping[str, Domain], held_out: HeldOut, seed: int
-) -> None:
-    """Writes held-out items, and lm-eval tasks that read them from `data`, where they will lie."""
-    draft.data.mkdir()
-    draft.tasks.mkdir()
-    tasks.write_texts(domains, held_out, draft.data, seed)
-    tasks.write_choices(domains, held_out, draft.data, seed)
-    tasks.write_tasks(draft.tasks, data, EVALUATION_SPLITS)
-
-
-def _train_all(
-    pool: PoolFolder,
-    domains: Mapping[str, Domain],
-    settings: QuickstartSettings,
-    seed: int,
-    progress: bool,
-) -> None:
+def _train_all(pool: PoolFolder, settings: QuickstartSettings, seed: int, progress: bool) -> None:
     """Trains and saves the base, then each expert from the base's weights."""
     size = settings.size
-    streams = {
-        name: Stream.of(domain.train, window=size.context) for name, domain in domains.items()
-    }
+    streams = {name: _stream(pool.held_out(name, "train"), size.context) for name in DOMAINS}
     model = training.new_model(size, seed=seed)
-    schedules = [settings.base, *(expert.schedule for expert in settings.experts.values())]
+    schedules = [settings.base, *settings.experts.values()]
     windows = sum(schedule.steps * schedule.batch for schedule in schedules)
     with ProgressBar(windows, "quickstart", "window", shown=progress, leave=True) as bar:
 
@@ -171,4 +155,9 @@ def _train_all(
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         for name, expert in settings.experts.items():
             model.load_state_dict(start)
-            train(name, [expert.domain], expert.schedule, pool.experts[name])
+            train(name, [expert.domain], expert, pool.experts[name])
+
+
+def _stream(path: Path, window: int) -> Stream:
+    documents = [Document(line["name"], line["text"]) for line in read_lines(path)]
+    return Stream.of(documents, window=window)

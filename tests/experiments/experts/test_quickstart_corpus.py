@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ SENTENCE = "The {} and {} and {} fox number {} jumps over dogs while others look
 TINY = QuickstartSettings(
     size=ModelSize(hidden=16, intermediate=24, layers=2, heads=2, context=64),
     base=Schedule(steps=3, batch=4),
-    experts={d: Training(d, Schedule(steps=2, batch=2)) for d in DOMAINS},
+    experts={d: Training(domain=d, steps=2, batch=2) for d in DOMAINS},
     held_out=HeldOut(
         search=SplitSize(2, 6, 4),
         selection=SplitSize(1, 4, 4),
@@ -206,7 +207,7 @@ def test_shares_of_a_batch_go_round() -> None:
 def test_prepared_once_loads_and_its_splits_share_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = prepare.prepare(tmp_path, settings=TINY, progress=False)
+    found = prepare.prepare(tmp_path, TINY, progress=False)
     assert tuple(found.experts) == DOMAINS
     base = AutoModelForCausalLM.from_pretrained(found.base).state_dict()
     for folder in found.experts.values():
@@ -226,13 +227,14 @@ def test_prepared_once_loads_and_its_splits_share_nothing(
             assert not texts & seen
             seen |= texts
     monkeypatch.setattr(prepare, "_train_all", None)  # a second call must not train
-    assert prepare.prepare(tmp_path, settings=TINY) == found
+    monkeypatch.setattr(corpus, "read_domains", None)  # nor cut the text again
+    assert prepare.prepare(tmp_path, TINY) == found
 
 
 @pytest.mark.usefixtures("small_corpus")
 def test_tasks_are_read_by_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_train_all", lambda *arguments: None)
-    found = prepare.prepare(tmp_path, settings=TINY, progress=False)
+    found = prepare.prepare(tmp_path, TINY, progress=False)
     manager = TaskManager(include_path=str(found.tasks), include_defaults=False)
     for split in EVALUATION_SPLITS:
         name = f"quickstart_choice_{split}"
@@ -258,9 +260,10 @@ def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(
     with monkeypatch.context() as patched:
         patched.setattr(prepare, "_train_all", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare(tmp_path, settings=TINY, progress=False)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-    assert prepare.prepare(tmp_path, settings=TINY, progress=False).base.is_dir()
+            prepare.prepare(tmp_path, TINY, progress=False)
+    text = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert [name.partition("-")[0] for name in text] == ["quickstart_text"]
+    assert prepare.prepare(tmp_path, TINY, progress=False).base.is_dir()
 
 
 @pytest.mark.usefixtures("small_corpus")
@@ -268,18 +271,31 @@ def test_another_seed_is_prepared_in_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "_train_all", lambda *arguments: None)
-    bases = {prepare.prepare(tmp_path, settings=TINY, seed=seed).base for seed in (0, 1, 0)}
-    assert len(bases) == 2
+    pools = [prepare.prepare(tmp_path, TINY, seed=seed) for seed in (0, 1, 0)]
+    assert len({pool.base for pool in pools}) == len({pool.data for pool in pools}) == 2
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_experts_trained_otherwise_are_asked_the_same_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_train_all", lambda *arguments: None)
+    longer = {name: replace(one, steps=9) for name, one in TINY.experts.items()}
+    pools = [
+        prepare.prepare(tmp_path, settings) for settings in (TINY, replace(TINY, experts=longer))
+    ]
+    assert len({pool.base for pool in pools}) == 2
+    assert len({pool.data for pool in pools}) == 1
 
 
 def test_text_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match=r"text of 127 bytes does not fit the model.*of 64"):
-        QuickstartSettings(size=ModelSize(context=64))
+        QuickstartSettings(TINY.experts, size=ModelSize(context=64))
 
 
 def test_a_schedule_for_another_domain_is_refused() -> None:
     with pytest.raises(ValueError, match="some for each of code, prose, headers, got poems"):
-        QuickstartSettings(experts={"poems": Training("poems", Schedule(steps=1))})
+        QuickstartSettings({"poems": Training(domain="poems", steps=1)})
 
 
 def test_this_python_has_text_enough() -> None:

@@ -121,10 +121,28 @@ def _missing(models: Sequence[ModelRow], split: Split, statics: int, scored: int
     """Returns how many static merges have no fitness, and why, to be added to a sentence."""
     unread = len(unread_statics(models, split))
     failed = statics - scored - unread
-    note = f"; {failed} of {statics} static merges failed" if failed else ""
+    reasons = _reasons(models, split) if failed else []
+    note = f"; {failed} of {statics} static merges failed ({'; '.join(reasons)})" if failed else ""
     if unread:
         note += f"; {unread} of {statics} were not read there (baselines.report=all reads them)"
     return note
+
+
+def _reasons(models: Sequence[ModelRow], split: Split) -> list[str]:
+    """Returns which static merges failed and why, without details and remedies."""
+    alike: dict[str, list[str]] = {}
+    for model in models:
+        if model.kind == "static" and (why := _failure(model, split)):
+            head, *rest = why.partition(": ")[0].split() or [why]
+            own = head.lower() == model.name.replace("_", "")  # Slerp merges exactly 2 experts
+            alike.setdefault(" ".join(rest if own else [head, *rest]), []).append(model.name)
+    return [f"{', '.join(names)}: {why}" for why, names in alike.items()]
+
+
+def _failure(model: ModelRow, split: Split) -> str | None:
+    """Returns why a model has no score on `split`; one that failed before was not asked there."""
+    cell = model.scores.get(split) or model.scores.get("search")
+    return None if cell is None else cell.failure
 
 
 def _one_objective(
@@ -160,13 +178,13 @@ def dominates(one: Fitness, other: Fitness) -> bool:
 def table(summary: Json) -> str:
     """Returns the held-out scores of every model as lines of plain text.
 
-    Rows: the base, the experts, the static merges from worst to best, the best point inside the
-    hull, and last, under a rule, the evolved merge. Columns: the main metric of every task, then
-    fitness (higher is better), and where static merges were not asked these items, their fitness
-    on the search items too. ``*`` marks the best value of a column. Below stand `verdict`, what
-    the hull certificate says, and the run's notes. A run without held-out items shows its search
-    scores and says so. Scores that state a chance or a 95 % interval (memorization) have a line of
-    their own with them, model by model.
+    Rows: the base, the experts, the static merges that were read, from worst to best, the best
+    point inside the hull, and last, under a rule, the evolved merge. Columns: the main metric of
+    every task, then fitness (higher is better). ``*`` marks the best value of a column. Below
+    stand `verdict`, which tells of all other static merges, what was cut off, what the hull
+    certificate says, and the run's notes. A run without held-out items shows its search scores
+    and says so. Scores that state a chance or a 95 % interval (memorization) have a line of their
+    own with them, model by model.
     """
     models = models_of(summary)
     split = shown_split(models)
@@ -178,8 +196,6 @@ def table(summary: Json) -> str:
         *(_score_column(rows, task, split) for task in tasks),
         ["fitness ", "higher ", *_fitness_column(rows, split)],
     ]
-    if unread_statics(models, split):
-        columns.append(["on search items ", "higher ", *_fitness_column(rows, "search")])
     title = "held-out items" if split == "report" else "search items (there are no held-out items)"
     rules = (2, 2 + len(rows) - len(shown[-1]))
     certificate = (summary.get("certificate") or {}).get("sentences") or []
@@ -219,6 +235,8 @@ def _evidence(rows: Sequence[ModelRow], tasks: Sequence[TaskColumn], split: Spli
 
 def _of_kind(models: Sequence[ModelRow], kind: str, split: Split) -> list[ModelRow]:
     same = [model for model in models if model.kind == kind]
+    if kind == "static":
+        same = [model for model in same if model.fitness(split) is not None]
     return by_fitness(same, split) if kind in ("static", "evolved") else same
 
 

@@ -2,7 +2,7 @@
 
     EVOMERGE_CACHE=DIR python -m experiments.benchmarks racing_gain
 
-The search of ``experiment=quickstart`` with five seeds. After every generation, and without racing
+One weight per expert of ``experts=quickstart_long``, with five seeds. After every generation, and without racing
 after every candidate, the search names a winner as it does at its end: of the best three that were
 asked all search items, the best on the selection items. Counted are search items asked, by all
 candidates, until the winners' fitness on held-out items, mean of the seeds, is for good within
@@ -40,8 +40,14 @@ BAR = 5.0
 LOSS = 0.005
 EVALUATIONS = 40  # of the quickstart
 _DRAWS = 200  # of seeds, for the range of the ratio
-_POOL = ("experiment=quickstart", "experts=quickstart_long")
-_COMMON = (*_POOL, "in_hull=null", "baselines=none", "tracker=none")
+_SEARCH = (
+    "experts=quickstart_long",
+    "space=weights",
+    "objective.weights={code:1,prose:1,headers:1,choice:0.25}",
+    "finalists=3",
+    "threads=1",
+)
+_COMMON = (*_SEARCH, "in_hull=null", "baselines=none", "tracker=none")
 
 
 @dataclass(frozen=True)

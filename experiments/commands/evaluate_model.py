@@ -5,7 +5,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from evaluators.engine.resident import Resident
 from evaluators.requests import EvaluationError, TransientFailure
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
@@ -38,13 +37,13 @@ def run_evaluate(config: DictConfig) -> float:
         pool = ExpertPool.open(
             base, {"model": config.model}, trust_remote_code=config.trust_remote_code
         )
-        resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype)
+        resident = assemble.open_resident(pool, machine)
         panel = assemble.open_panel("report", config.report_on, resident)
         if panel is None:
             raise UserError(
                 "report_on names no evaluator: choose a group, e.g. evaluator@report_on=NAME"
             )
-        pool.check_finite()
+        assemble.read_through(pool)
         resident.write(pool.resident(machine.device).expert_weights("model"))
     try:
         scores = panel.evaluate(assemble.open_engine(config, resident))

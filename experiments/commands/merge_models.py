@@ -63,7 +63,7 @@ def run_merge(config: DictConfig) -> None:
         assemble.check_merges(plan.weights(pool), pool)
         if config.adapter_rank is not None:
             check_adapter(pool, plan.weights(pool))
-        pool.check_finite()
+        assemble.read_through(pool)
         held = pool if machine.device.type == "cpu" else pool.resident(machine.device)
         weights = plan.weights(held, dtype=dtype)
         recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())

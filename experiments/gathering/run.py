@@ -61,7 +61,7 @@ def run_statistics(config: DictConfig) -> None:
         gathering = _Gathering.open(config)
         out = Path(config.out)
         check_writable(out, "out", gathering.file_bytes * len(gathering.pool.expert_names))
-        gathering.pool.check_finite()
+        assemble.read_through(gathering.pool)
         out.mkdir(parents=True, exist_ok=True)
     print(gathering.summary)
     with locked(out):

@@ -11,14 +11,15 @@ from typing import TextIO
 from tqdm import tqdm
 
 _SHARE = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+_LONG_S = 2.0
 _COUNT = "{desc} {n_fmt} {unit}s in {elapsed}{postfix}"
 
 
 class ProgressBar:
     """A bar on a terminal; in a log or a pipe one line at most every `every_s` seconds.
 
-    Use it as a context manager around the work. Work that ends before the first line is due says
-    nothing outside a terminal; else the last line tells where it ended.
+    Use it as a context manager around the work. In a log work of less than two seconds says
+    nothing; else the last line tells where it ended.
 
     Args:
         total: how much there is to do, in units; None: not known.
@@ -60,7 +61,7 @@ class ProgressBar:
             unit=unit,
             leave=leave,
             file=self._stream,
-            disable=not (shown and terminal),
+            disable=not (shown and terminal) or total == 0,
             dynamic_ncols=True,
             bar_format=None if estimates else _COUNT if total is None else _SHARE,
         )
@@ -77,7 +78,8 @@ class ProgressBar:
     ) -> None:
         """Closes the bar, or writes where the lines ended."""
         self._bar.close()
-        if 0 < self._written < self._done:
+        long = self._writes_lines and self._clock() - self._began >= _LONG_S
+        if self._written < self._done and (self._written or long):
             self._write_line()
 
     def describe(self, what: str) -> None:

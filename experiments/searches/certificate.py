@@ -12,6 +12,8 @@ import torch
 
 from evaluators.requests import is_out_of_memory
 from experiments.runs.model_scores import IN_HULL
+from experiments.runs.progress import ProgressBar
+from experiments.runs.shown import shown
 from experiments.searches.gain import held_out_gain
 from experiments.searches.outcome import SearchOutcome
 from merging.files import write_text
@@ -39,7 +41,9 @@ def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
     inside, report = outcome.inside, outcome.report
     candidates = _candidates(outcome)
     try:
-        gram = measure(outcome.references.ingredients.held, _weights(outcome, candidates))
+        points, held = _weights(outcome, candidates), outcome.references.ingredients.held
+        with ProgressBar(len(points) * len(held.names), "certificate", "tensor") as bar:
+            gram = measure(held, {name: shown(one, bar) for name, one in points.items()})
     except (MergeError, RuntimeError, MemoryError) as error:
         # a stack of layers has other tensors than its experts; all points may be too much to hold
         if not isinstance(error, MergeError) and not is_out_of_memory(error):

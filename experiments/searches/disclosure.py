@@ -12,6 +12,7 @@ from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from experiments.runs.errors import explained
 from experiments.runs.model_scores import ModelScores
+from experiments.runs.progress import ProgressBar
 from experiments.scoring.choose import ScoringOptions, open_evaluation, open_pool
 from experiments.searches.references import References
 from experiments.setup.ingredients import Ingredients
@@ -146,13 +147,15 @@ class FullDisclosure:
         panel = ingredients.panels["search"]
         if common is None:
             return result, _items_asked(result, panel.item_count)
-        again = rescore(
-            result.records,
-            2 * self.count,
-            record_scorer(ingredients, problem.space, panel),
-            objective,
-            self.run / "rescored.jsonl",
-        )
+        most = 2 * self.count
+        with ProgressBar(most, "the best again on all search items", "candidate") as bar:
+            again = rescore(
+                result.records,
+                most,
+                record_scorer(ingredients, problem.space, panel, bar.update),
+                objective,
+                self.run / "rescored.jsonl",
+            )
         items = result.evaluations * common.item_count + len(again) * panel.item_count
         return replace(result, records=tuple(again)), items
 
@@ -212,9 +215,10 @@ def look_again(
     if panel is None:
         unseen = unseen_finalists(result, count)
         return sorted(unseen, key=lambda finalist: (-float(np.mean(finalist.search)), finalist.id))
-    evaluate = record_scorer(references.ingredients, problem.space, panel)
-    path = run / "finalists.jsonl"
-    return second_look(result.records, count, evaluate, objective, path, keeps)
+    most, path = min(count + len(keeps), len(result.records)), run / "finalists.jsonl"
+    with ProgressBar(most, "second look on selection items", "candidate") as bar:
+        evaluate = record_scorer(references.ingredients, problem.space, panel, bar.update)
+        return second_look(result.records, count, evaluate, objective, path, keeps)
 
 
 def unseen_finalists(result: SearchResult, count: int) -> list[Finalist]:
@@ -223,11 +227,21 @@ def unseen_finalists(result: SearchResult, count: int) -> list[Finalist]:
 
 
 def record_scorer(
-    ingredients: Ingredients, space: SearchSpace[Any], panel: Panel
+    ingredients: Ingredients,
+    space: SearchSpace[Any],
+    panel: Panel,
+    on_scored: Callable[[], object],
 ) -> Callable[[Record], dict[str, Score]]:
-    """Returns what scores the genome of a record on `panel`."""
+    """Returns what scores the genome of a record on `panel`; `on_scored` is called after each."""
     scorer = ingredients.scorer(panel)
-    return lambda record: scorer(space.decode(space.from_json(record.genome)))
+
+    def score(record: Record) -> dict[str, Score]:
+        try:
+            return scorer(space.decode(space.from_json(record.genome)))
+        finally:
+            on_scored()
+
+    return score
 
 
 def _items_asked(result: SearchResult, items: int) -> int:

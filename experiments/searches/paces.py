@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig
@@ -11,11 +12,12 @@ from omegaconf import DictConfig
 from evaluators.engine.model import Model
 from evaluators.evaluator import Evaluator
 from evaluators.panel import Panel, Split
+from experiments.runs.progress import ProgressBar
 from experiments.scoring.population import PopulationPool, batch_size
 from experiments.searches.references import static_of
 from experiments.setup import in_hull
 from experiments.setup.ingredients import Ingredients
-from experiments.setup.initial import StartScores
+from experiments.setup.initial import scored_plans
 from experiments.setup.parts import SearchParts
 from experiments.setup.problem import Problem
 from merging.checkpoints.experts import ExpertPool
@@ -25,6 +27,7 @@ from merging.plan import Plan, uniform_plan
 from merging.weights import Weights
 from search.loop.evaluation import Batch, attempt
 
+T = TypeVar("T")
 _FEW_ITEMS = 8
 _GAIN = 0.8  # twice as many items are tried where each takes less than this share of before
 _BATCH_S = 2.0  # of the items on which candidates are tried together
@@ -66,23 +69,32 @@ class Paces:
         cls, config: DictConfig, parts: SearchParts, ingredients: Ingredients, start: Plan | None
     ) -> "Paces":
         """Tries out what a run does; `start` is the plan that its space begins at."""
-        model, pool = ingredients.model, ingredients.held
-        write = _seconds(lambda: model.write(pool.base_weights()))
-        ask = {split: _panel_s(model, panel) for split, panel in ingredients.panels.items()}
-        merges = [_static_s(ingredients, method) for method in parts.baselines.values()]
+        model, pool, panels = ingredients.model, ingredients.held, ingredients.panels
         plans = _scored_starts(parts, pool)
-        starts = [_merge_s(pool, partial(plan.weights, pool)) for plan in plans]
-        problem = Problem.open(config, pool, start, config.seed)
-        candidate = partial(_candidate, config.together, ingredients)
-        inside = None
-        if in_hull.has_companion(config, problem.space):
-            inside = candidate(in_hull.open_companion(config, pool), ask["search"])
+        trials = 2 + len(panels) + len(parts.baselines) + len(plans)
+        with ProgressBar(trials, "timing the steps of the run", "step") as bar:
+
+            def timed(trial: Callable[..., T], *arguments: Any) -> T:
+                done = trial(*arguments)
+                bar.update()
+                return done
+
+            write = timed(_seconds, lambda: model.write(pool.base_weights()))
+            ask = {split: timed(_panel_s, model, panel) for split, panel in panels.items()}
+            merges = [timed(_static_s, ingredients, one) for one in parts.baselines.values()]
+            starts = [timed(_merge_s, pool, partial(plan.weights, pool)) for plan in plans]
+            problem = Problem.open(config, pool, start, config.seed)
+            candidate = partial(_candidate, config.together, ingredients)
+            searched = (config.common_items or 1.0) * ask["search"]
+            search, inside = timed(candidate, problem, searched), None
+            if in_hull.has_companion(config, problem.space):
+                inside = candidate(in_hull.open_companion(config, pool), ask["search"])
         return cls(
             models=1 + len(pool.expert_names),
             write=write,
             statics=[write + merge for merge in merges if merge is not None],
             starts=[write + merge for merge in starts if merge is not None],
-            search=candidate(problem, (config.common_items or 1.0) * ask["search"]),
+            search=search,
             inside=inside,
             ask=ask,
         )
@@ -136,15 +148,8 @@ def _merge_s(pool: ExpertPool, weights: Callable[[], Weights]) -> float | None:
 
 def _scored_starts(parts: SearchParts, pool: ExpertPool) -> list[Plan]:
     """Returns the plans that the choice of a start scores, besides experts and static merges."""
-    plans: list[Plan] = []
-
-    def score(name: str, plan: Plan) -> float:
-        if static_of(plan, parts.baselines, pool) is None:
-            plans.append(plan)
-        return 0.0
-
-    parts.initial.plan(pool, StartScores(dict.fromkeys(pool.expert_names, 0.0), score))
-    return plans
+    plans = scored_plans(parts.initial, pool)
+    return [plan for plan in plans if static_of(plan, parts.baselines, pool) is None]
 
 
 def _candidate(

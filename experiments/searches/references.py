@@ -62,6 +62,7 @@ class References:
         *,
         kinds: Sequence[Kind] = _KINDS,
         statics: Collection[str] | None = None,
+        winner: Plan | None = None,
     ) -> dict[str, ModelScores]:
         """Returns the scores on a panel by label: base, then experts, then static merges.
 
@@ -69,6 +70,7 @@ class References:
 
         Args:
             statics: which static merges are asked; None: all.
+            winner: of the search, as it is saved: last, as ``evolved``; None: it is not asked.
 
         Raises:
             EvaluationError: base or an expert cannot be scored on the search items, by which
@@ -82,7 +84,7 @@ class References:
         ]
         unread = panel.split in self._unread
         known = [unread or (kind, name, panel.split) in self._known for name, kind, _ in models]
-        new = known.count(False)
+        new = known.count(False) + (winner is not None)
         scores: dict[str, ModelScores] = {}
         with ProgressBar(new, f"references on {panel.split} items", "model") as progress:
             for (name, kind, weights), from_file in zip(models, known, strict=True):
@@ -90,6 +92,9 @@ class References:
                 scores[name if name not in scores else f"{name} ({kind})"] = model
                 if not from_file:
                     progress.update()
+            if winner is not None:
+                scores["evolved"] = self._saved("evolved", "evolved", panel, winner)
+                progress.update()
         return scores
 
     def bound(self, objective: Any) -> Objective:
@@ -149,6 +154,12 @@ class References:
 
     def score_saved(self, name: str, kind: Kind, panel: Panel, plan: Plan) -> ModelScores:
         """Returns the scores of a plan's model as it would be saved."""
+        with ProgressBar(1, f"{name} on {panel.split} items", "model") as progress:
+            scores = self._saved(name, kind, panel, plan)
+            progress.update()
+        return scores
+
+    def _saved(self, name: str, kind: Kind, panel: Panel, plan: Plan) -> ModelScores:
         return self.score_one(name, kind, panel, lambda: self.ingredients.saved(plan))
 
     def _keep_items(self, scores: ModelScores, panel: Panel, scored: Mapping[str, Score]) -> None:

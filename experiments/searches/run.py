@@ -25,6 +25,7 @@ from experiments.runs.experiment_file import write_experiment
 from experiments.runs.files import read_json
 from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
+from experiments.runs.progress import ProgressBar
 from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.auto_start import account, charged, owed, weak_tasks
@@ -53,7 +54,7 @@ from experiments.setup.assemble import open_part
 from experiments.setup.common_items import CommonItems
 from experiments.setup.dry_run import dry_run
 from experiments.setup.ingredients import Ingredients, open_ingredients, worker_spec
-from experiments.setup.initial import Initial
+from experiments.setup.initial import Initial, scored_plans
 from experiments.setup.own_tasks import with_tasks
 from experiments.setup.parts import SearchParts
 from experiments.setup.preflight import check
@@ -186,8 +187,11 @@ def _begun(
             print(f"warning     {line}")
         search = references.score(ingredients.panels["search"])
         known = disclosure.start_scores(search, objective)
-        start = parts.initial.plan(ingredients.held, known)
-        problem = Problem.open(config, ingredients.held, start, config.seed)
+        held = ingredients.held
+        points = len(scored_plans(parts.initial, held))
+        with ProgressBar(points, "starts on search items", "point") as bar:
+            start = parts.initial.plan(held, known.telling(bar.update))
+        problem = Problem.open(config, held, start, config.seed)
         check_ingredients(run, {"start": problem.first.describe()})
     return objective, search, problem
 

@@ -12,6 +12,7 @@ from experiments.reports.model_card import model_card
 from experiments.reports.report import write_report
 from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.runs.progress import ProgressBar
+from experiments.runs.shown import shown
 from experiments.searches.certificate import write_certificate
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
@@ -47,12 +48,13 @@ def run_loop(
     history: History,
     budget: Budget,
     tracker: Tracker,
+    what: str = "search",
 ) -> SearchResult:
     """Searches until the budget is spent, and tells tracker and progress of every candidate."""
     space, loop = problem.space, disclosure.loop(problem, objective)
     progress = Progress(budget, objective.names)
     total = budget.evaluations
-    with ProgressBar(total, "search", "evaluation", leave=True, estimates=False) as bar:
+    with ProgressBar(total, what, "evaluation", leave=True, estimates=False) as bar:
 
         def on_record(record: Record, replayed: bool) -> None:
             if record.same_as is None:  # a repeat of an earlier one costs nothing
@@ -112,10 +114,15 @@ def write_winner(
     notes = []
     try:
         if model and not (out := run / "model").exists():
-            save_model(pool, plan.weights(pool, dtype=dtype), out, dtype=dtype, ledger=ledger)
+            weights = plan.weights(pool, dtype=dtype)
+            with ProgressBar(len(weights), "saving the model", "tensor") as bar:
+                save_model(pool, shown(weights, bar), out, dtype=dtype, ledger=ledger)
         if adapter_rank is not None and not (out := run / "adapter").exists():
             weights = plan.weights(pool, dtype=torch.float32)
-            print(save_adapter(pool, weights, out, rank=adapter_rank, ledger=ledger))
+            with ProgressBar(len(weights), "saving the adapter", "tensor") as bar:
+                read = shown(weights, bar)
+                saved = save_adapter(pool, read, out, rank=adapter_rank, ledger=ledger)
+            print(saved)
     except AdapterError as error:
         notes.append(f"no adapter was written: {error}")
     except CheckpointError as error:
@@ -147,7 +154,9 @@ def compare_in_hull(
     log.info("inside the hull: %d evaluations to compare with", evaluations)
     budget, history = Budget(evaluations=evaluations), History(folder)
     try:
-        result = run_loop(disclosure, companion, objective, history, budget, NoTracker())
+        result = run_loop(
+            disclosure, companion, objective, history, budget, NoTracker(), "inside the hull"
+        )
         winner = disclosure.choose(companion, result, objective)[0]
     except SearchFailed as error:
         log.warning("nothing inside the hull to compare with: %s", error)
@@ -191,8 +200,7 @@ def read_held_out(
     """
     report, panels = None, references.ingredients.panels
     if (panel := panels.get("report")) is not None:
-        report = references.score(panel, statics=statics)
-        report["evolved"] = references.score_saved("evolved", "evolved", panel, plan)
+        report = references.score(panel, statics=statics, winner=plan)
     if (panel := panels.get("selection")) is not None:
         references.score_saved("evolved", "evolved", panel, plan)
     return report

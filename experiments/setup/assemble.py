@@ -13,6 +13,7 @@ from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
+from experiments.runs.progress import ProgressBar
 from experiments.runs.sources import Sources
 from experiments.zoo.opening import open_sources
 from merging.checkpoints.expert import CheckpointExpert
@@ -76,12 +77,29 @@ def named_sources(config: DictConfig) -> dict[str, Any]:
     }
 
 
+def read_through(pool: ExpertPool) -> None:
+    """Hashes and reads base and experts; raises as `ExpertPool.check_finite`."""
+    with ProgressBar(2 * (1 + len(pool.experts)), "reading base and experts", "step") as bar:
+        pool.check_finite(bar.update)
+
+
 def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:
     """Returns the pool where its merges run; experts that the device cannot hold are streamed."""
     stream = config.stream
     if stream == "auto":
         stream = machine.device.type == "cuda" and fills(pool, torch.cuda.mem_get_info()[0])
-    return pool.resident(machine.device, stream=stream)
+    with ProgressBar(1 + len(pool.experts), "holding base and experts", "model") as bar:
+        return pool.resident(machine.device, stream=stream, on_model=bar.update)
+
+
+def open_resident(pool: ExpertPool, machine: Machine, layers: int | None = None) -> Resident:
+    """Returns the model whose weights are replaced, of so many layers (None: the base's)."""
+    with ProgressBar(1, "loading the model", "model") as bar:
+        resident = Resident.from_pool(
+            pool, device=machine.device, dtype=machine.dtype, layers=layers
+        )
+        bar.update()
+        return resident
 
 
 def fills(pool: ExpertPool, free_bytes: int) -> bool:
@@ -157,11 +175,15 @@ def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> 
     if not entries:
         return None
     evaluators = {}
-    for task, entry in entries.items():
-        if not _TASK.fullmatch(str(task)):
-            raise ValueError(f"task {task!r}: name it with letters, digits, '.', '_' and '-' only")
-        if entry is not None:
-            evaluators[str(task)] = open_part(entry)(model=resident.info)
+    with ProgressBar(len(entries), f"preparing {split} items", "task") as bar:
+        for task, entry in entries.items():
+            if not _TASK.fullmatch(str(task)):
+                raise ValueError(
+                    f"task {task!r}: name it with letters, digits, '.', '_' and '-' only"
+                )
+            if entry is not None:
+                evaluators[str(task)] = open_part(entry)(model=resident.info)
+            bar.update()
     return Panel(split, evaluators)
 
 

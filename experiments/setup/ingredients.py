@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import Model
-from evaluators.engine.resident import Resident
 from evaluators.evaluator import Score
 from evaluators.panel import Panel, Split
 from evaluators.requests import EvaluationError
@@ -127,12 +126,12 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     if config.adapter_rank is not None:
         check_adapter(pool, first)
     machine, layers = parts.machine, layers_of(first)
-    resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
+    resident = assemble.open_resident(pool, machine, layers)
     panels = assemble.open_panels(config, resident)
     check_panels(panels, parts.objective)
     check_private_panels(parts.privacy, panels)
     check_cases(config, parts.racing, panels["search"], parts.objective, resident.info.classes)
-    pool.check_finite()
+    assemble.read_through(pool)
     held = assemble.hold(config, pool, machine)
     engine = assemble.open_engine(config, resident)
     model = assemble.open_model(config, held, engine)
@@ -173,7 +172,7 @@ def open_for_worker(
     held = pool.resident(machine.device, shared=machine.device.type == "cpu")
     space = open_space(config.space, held, start)
     layers = layers_of(space.decode(space.first()))
-    resident = Resident.from_pool(pool, device=machine.device, dtype=machine.dtype, layers=layers)
+    resident = assemble.open_resident(pool, machine, layers)
     panel = assemble.open_panel("search", config.search_on, resident)
     assert panel is not None, "refused where the search was started"
     engine = assemble.open_engine(config, resident)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +43,16 @@ class StartScores:
         if not known:
             raise ValueError("initial: no expert could be scored: choose initial=average")
         return known
+
+    def telling(self, on_score: Callable[[], object]) -> StartScores:
+        """Returns the same; `on_score` is called after every plan that is scored."""
+
+        def score(name: str, plan: Plan) -> float | None:
+            fitness = self.score(name, plan)
+            on_score()
+            return fitness
+
+        return replace(self, score=score)
 
     def below(self, name: str) -> StartScores:
         """Returns the same with the names of what is scored below `name`."""
@@ -231,6 +241,18 @@ class BestOf:
                 f"initial.of: none of {', '.join(self.of) or 'no points'} has a score"
             )
         return best[1]
+
+
+def scored_plans(initial: Initial, pool: ExpertPool) -> list[Plan]:
+    """Returns the plans that the choice of a start scores, besides the experts."""
+    plans: list[Plan] = []
+
+    def score(name: str, plan: Plan) -> float:
+        plans.append(plan)
+        return 0.0
+
+    initial.plan(pool, StartScores(dict.fromkeys(pool.expert_names, 0.0), score))
+    return plans
 
 
 def recipes_of(initial: Initial) -> list[str]:

@@ -12,6 +12,7 @@ from evaluators.tries import tries
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.runs.item_counts import count_lines, item_counts
+from experiments.runs.progress import ProgressBar
 from experiments.setup.common_items import CommonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.problem import Problem
@@ -50,11 +51,13 @@ def check(
     writes = save_model and not (run / "model").exists()
     size = saved_bytes(pool, machine.save_dtype, weights=first) if writes else 0
     check_writable(run, "out", size)
+    evaluators = sum(len(panel.evaluators) for panel in panels.values())
     for one in tries(lambda: None):
-        with one:
+        with one, ProgressBar(1 + evaluators, "trying a merge and requests", "step") as bar:
             ingredients.engine.resident.write(first)  # every shape and knob is tried once
+            bar.update()
             for panel in panels.values():
-                _try(ingredients.engine, panel)
+                _try(ingredients.engine, panel, bar)
     search = panels["search"]
     part = "" if common is None else f"{common.item_count} of "
     parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
@@ -80,7 +83,7 @@ def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
     return stored * (1 + len(pool.expert_names)) + sum(numbers.values()) * dtype.itemsize
 
 
-def _try(engine: Engine, panel: Panel) -> None:
+def _try(engine: Engine, panel: Panel, bar: ProgressBar) -> None:
     """Asks a few requests of every evaluator."""
     for evaluator in panel.evaluators.values():
         requests = list(evaluator.items.requests)
@@ -91,6 +94,7 @@ def _try(engine: Engine, panel: Panel) -> None:
             raise ValueError(f"{panel.split} items: {error}") from error
         except TransientFailure as error:
             raise TransientFailure(f"{panel.split} items: {error}") from error
+        bar.update()
 
 
 def _warnings(ingredients: Ingredients) -> list[str]:

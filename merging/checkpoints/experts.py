@@ -131,21 +131,27 @@ class ExpertPool:
         """Display name -> as the user named it."""
         return {name: expert.source for name, expert in self.experts.items()}
 
-    def check_finite(self) -> None:
+    def check_finite(self, on_step: Callable[[], object] = lambda: None) -> None:
         """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity.
 
         Of weights in a zoo it is known, of others it is remembered with their hash.
+
+        Args:
+            on_step: called twice for base and every expert: once it is hashed, once it is read.
         """
-        models = [self.base, *(e.checkpoint for e in _checkpoints(self.experts).values())]
+        models: list[Checkpoint | Expert] = [self.base, *self.experts.values()]
         with ThreadPoolExecutor(torch.get_num_threads()) as each:
-            list(each.map(lambda model: model.sha256, models))
+            for _ in each.map(lambda model: model.sha256, models):
+                on_step()
         _check_finite(f"base {self.base.source}", self.base)
+        on_step()
         for name, expert in self.experts.items():
             owner = f"expert {name!r} ({expert.source})"
             if isinstance(expert, CheckpointExpert):
                 _check_finite(owner, expert.checkpoint)
             else:
                 _refuse_nonfinite(owner, expert.stored())
+            on_step()
 
     def base_tensor(self, name: str) -> Tensor:
         """Returns the base's tensor in its own dtype on `device`; not to be changed."""
@@ -264,6 +270,7 @@ class ExpertPool:
         cache_bytes: int = CACHE_BYTES,
         shared: bool = False,
         stream: bool = False,
+        on_model: Callable[[], object] = lambda: None,
     ) -> ExpertPool:
         """Returns the same pool held in memory on `device`: own dtypes, adapters as factors.
 
@@ -279,6 +286,7 @@ class ExpertPool:
                 in a zoo would be decoded at every read, so they are held.
             stream: leave base and whole experts in host memory, pinned for CUDA, and copy one
                 tensor while the one before it is merged: for experts that `device` cannot hold.
+            on_model: called after base and every expert.
         """
         if shared and stream:
             raise ValueError("weights are either shared or streamed: set one of the two")
@@ -297,13 +305,18 @@ class ExpertPool:
 
         # what an adapter adds is kept in the cache, as long as it fits
         adapters = len(self.experts) > len(_checkpoints(self.experts))
-        experts = {name: place(expert) for name, expert in self.experts.items()}
+        experts = {}
+        for name, expert in self.experts.items():
+            experts[name] = place(expert)
+            on_model()
         in_files = shared and not self.base.stored.in_zoo
+        base = self._base_weights if in_files else keep(self._base_weights)
+        on_model()
         return replace(
             self,
             experts=experts,
             device=device,
-            _base_weights=self._base_weights if in_files else keep(self._base_weights),
+            _base_weights=base,
             _deltas={} if cache_deltas else None,
             _all=None,
             _cache=TensorCache(cache_bytes),

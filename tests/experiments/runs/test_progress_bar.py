@@ -40,6 +40,16 @@ def test_short_work_says_nothing_in_a_log() -> None:
     assert log.getvalue() == ""
 
 
+def test_work_of_seconds_has_one_line_in_a_log() -> None:
+    for seconds, lines in ((1.9, 0), (2.1, 1)):
+        log, clock = io.StringIO(), Clock()
+        with ProgressBar(2, "merging", "tensor", stream=log, clock=clock) as bar:
+            bar.update()
+            clock.now = seconds
+            bar.update()
+        assert log.getvalue() == "merging: 2/2 tensors\n" * lines
+
+
 def test_the_last_line_is_not_said_twice() -> None:
     log, clock = io.StringIO(), Clock()
     with ProgressBar(2, "merging", "tensor", stream=log, clock=clock) as bar:

@@ -2,11 +2,11 @@
 
     EVOMERGE_CACHE=DIR python -m experiments.benchmarks racing_gain
 
-One weight per expert of ``experts=quickstart_long``, with five seeds. After every generation, and without racing
-after every candidate, the search names a winner as it does at its end: of the best three that were
-asked all search items, the best on the selection items. Counted are search items asked, by all
-candidates, until the winners' fitness on held-out items, mean of the seeds, is for good within
-0.5 % of that of the winners that searches without racing end with; for these themselves too.
+One weight per expert of ``experts=quickstart_long``, with five seeds. After every generation, and
+without racing after every candidate, the search names a winner as it does at its end: of the best
+three that were asked all search items, the best on the selection items. Counted are search items
+asked, by all candidates, until the winners' fitness on held-out items, mean of the seeds, is for
+good within 0.5 % of that of the winners that searches without racing end with; for these too.
 Winners of five seeds differ by far more than 0.5 %: how much of the ratio is the luck of the seeds
 is shown by drawing the seeds again, with replacement (the note), and by `racing_gain_seeds`.
 """

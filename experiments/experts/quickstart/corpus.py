@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import torch
 
+from experiments.runs.progress import ProgressBar
 from merging.seeding import stable_seed
 
 DOMAINS = ("code", "prose", "headers")
@@ -73,33 +74,47 @@ def read_domains() -> dict[str, list[Document]]:
         Document(f"pydoc/{topic}", prose_of(topics.topics[topic]))
         for topic in sorted(topics.topics)
     ]
-    for name, source in _files(Path(sysconfig.get_path("stdlib")), ".py", _NOT_LIBRARY):
-        if (tree := _parsed(source)) is not None:
-            code.append(Document(name, code_of(source, tree)))
-            prose.append(Document(name, prose_of(docstrings_of(tree))))
-    for name, source in _files(library, ".py", _NOT_LIBRARY):
-        if name.startswith(_DOCUMENTED_FOLDERS) and (tree := _parsed(source)) is not None:
-            prose.append(Document(f"torch/{name}", prose_of(docstrings_of(tree))))
-    # ATen/ops holds thousands of generated files that differ in a name.
-    aten = library / "include" / "ATen"
-    headers = [
-        Document(name, header_of(source))
-        for name, source in _files(aten, ".h", frozenset({"ops"}))
+    own = _files(Path(sysconfig.get_path("stdlib")), ".py", _NOT_LIBRARY)
+    documented = [
+        (name, path)
+        for name, path in _files(library, ".py", _NOT_LIBRARY)
+        if name.startswith(_DOCUMENTED_FOLDERS)
     ]
+    # ATen/ops holds thousands of generated files that differ in a name.
+    aten = _files(library / "include" / "ATen", ".h", frozenset({"ops"}))
+    with ProgressBar(len(own) + len(documented) + len(aten), "reading text", "file") as bar:
+        for name, source in _read(own, bar):
+            if (tree := _parsed(source)) is not None:
+                code.append(Document(name, code_of(source, tree)))
+                prose.append(Document(name, prose_of(docstrings_of(tree))))
+        for name, source in _read(documented, bar):
+            if (tree := _parsed(source)) is not None:
+                prose.append(Document(f"torch/{name}", prose_of(docstrings_of(tree))))
+        headers = [Document(name, header_of(source)) for name, source in _read(aten, bar)]
     documents = zip(DOMAINS, (code, prose, headers), strict=True)
     return {domain: without_boilerplate(of) for domain, of in documents}
 
 
-def _files(root: Path, suffix: str, skip: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Yields (name, text) of the UTF-8 files below a folder, in sorted order of names."""
+def _files(root: Path, suffix: str, skip: frozenset[str]) -> list[tuple[str, Path]]:
+    """Returns (name, path) of the files below a folder, in sorted order of names."""
     named = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob(f"*{suffix}"))
-    for name, path in named:
-        wanted = not skip & set(name.split("/")) and not name.startswith(_DIFFERS_BETWEEN_BUILDS)
-        if wanted and path.stat().st_size <= _LARGEST_FILE_BYTES:
-            try:
-                yield name, path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # a source in another encoding is not needed
+    return [
+        (name, path)
+        for name, path in named
+        if not skip & set(name.split("/"))
+        and not name.startswith(_DIFFERS_BETWEEN_BUILDS)
+        and path.stat().st_size <= _LARGEST_FILE_BYTES
+    ]
+
+
+def _read(files: Sequence[tuple[str, Path]], bar: ProgressBar) -> Iterator[tuple[str, str]]:
+    """Yields (name, text) of those that are UTF-8; a source in another encoding is not needed."""
+    for name, path in files:
+        bar.update()
+        try:
+            yield name, path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
 
 
 def _parsed(source: str) -> ast.Module | None:

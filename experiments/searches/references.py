@@ -134,7 +134,7 @@ class References:
                 scores = ModelScores.of(name, kind, panel.split, scored)
                 self._keep_items(scores, panel, scored)
             except (EvaluationError, MergeError) as error:
-                log.info("%s %s has no score: %s", kind, name, error)
+                log.debug("%s %s has no score: %s", kind, name, error)
                 scores = ModelScores(name, kind, panel.split, {}, str(error))
                 if _is_missed(scores):
                     raise _unscored(scores) from error

@@ -226,4 +226,6 @@ def write_results(
     try:
         tracker.finish(summary, [run / "recipe.json"])
     finally:  # who only watches does not keep the report back
-        write_report(run)
+        with ProgressBar(1, "writing the report", "page") as bar:
+            write_report(run)
+            bar.update()

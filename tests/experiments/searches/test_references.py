@@ -66,6 +66,7 @@ def test_every_phase_of_a_search_tells_how_far_it_is(
         "references on report items",
         "evolved on selection items",
         "certificate",
+        "writing the report",
     ]
     of = [counts.split()[0].split("/") for _, _, counts in lines]
     assert all(done == total for done, total in of)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from experiments.experts.quickstart import source
+from experiments.runs import progress
 from merging.checkpoints.experts import ExpertPool
 from tests.experiments.refusals import Shell
 
@@ -16,6 +18,9 @@ def shell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Shell:
     """A shell in an empty directory."""
+    monkeypatch.setattr(
+        progress, "_LONG_S", math.inf
+    )  # a busy machine says no more than a quiet one
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from experiments.mergekit_evolve.words import with_file, with_more
 
 _EXPERTS = ("search", "merge", "statistics")  # whose experts are a group, by configuration
+# What says how to search, or that there is not one number to search by.
+_HOW = re.compile(
+    r"(strategy|space|initial|method|grouping|noise|privacy|experiment(_file)?)=|objective=pareto"
+)
 _PANELS = ("search_on", "select_on", "report_on", "gather_on")
 
 
@@ -36,7 +40,14 @@ def longhand(config_name: str, words: Sequence[str]) -> list[str]:
     )
     local = any(re.match(own, word) for word in words)
     chosen = any(word.startswith("experts=") for word in long)
-    return with_more(long, ["experts=local"] if local and not chosen else [])
+    more = ["experts=local"] if local and not chosen else []
+    return with_more(long, [*more, *_strategy(config_name, words)])
+
+
+def _strategy(config_name: str, words: Sequence[str]) -> list[str]:
+    """Returns what searches tasks of one's own where nothing is said of how."""
+    tasks = config_name == "search" and any(word.startswith("tasks=") for word in words)
+    return ["strategy=auto"] if tasks and not any(map(_HOW.match, words)) else []
 
 
 def _long(word: str) -> str:

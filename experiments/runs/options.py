@@ -96,6 +96,7 @@ _PANELS = {
     "check_on": "checked",
     "saliency_on": "public",
 }
+_SHORT = {"experts.base": "base=ID_OR_DIR", "experts.experts": "'experts={NAME:DIR,...}'"}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -107,7 +108,8 @@ def check_options(config: DictConfig) -> None:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
+        remedy = _SHORT.get(missing[0], f"{missing[0]}=VALUE")
+        raise UserError(f"{missing[0]} is not set: give {remedy}")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     for key, plain in _PLAIN.items():

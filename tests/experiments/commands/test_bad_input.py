@@ -75,7 +75,7 @@ class TestCheckpoints:
         line = [o for o in overrides(world) if not o.startswith("experts.experts")]
         pattern = "the pool has no experts; name at least one under experts"
         shell.refuse(pattern, "search", *line, "experts.experts={}")
-        shell.refuse("experts.experts is not set: give experts.experts=VALUE", "search", *line)
+        shell.refuse("experts.experts is not set: give 'experts={NAME:DIR,...}'", "search", *line)
 
     def test_other_architecture(self, shell: Shell, world: Path, tmp_path: Path) -> None:
         other = builders.qwen2(tmp_path / "qwen2")

@@ -19,7 +19,7 @@ from tests import builders
 from tests.experiments.local import EXPERTS
 from tests.experiments.refusals import Shell
 
-QUICK = ("tracker=none", "baselines=few", "device=cpu", "objective.normalize=raw", "finalists=2")
+QUICK = ("tracker=none", "baselines=few", "device=cpu", "finalists=2")
 
 
 def write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
@@ -96,6 +96,14 @@ def test_one_line_searches_and_shows_its_run_when_it_is_given_again(
     assert [run] == list((shell.cwd / "runs").iterdir())
 
 
+def test_shorthands_are_swept_as_other_options(shell: Shell, home: Path) -> None:
+    tasks = f"tasks=[{home}/colours.yaml],[{home}/quiz.jsonl]"
+    ended = shell.run("check", "-m", *line(home)[:2], *QUICK, tasks, "budget=2,3")
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.count("ready\n") == 4
+    assert len({row for row in ended.stdout.splitlines() if row.startswith("run  ")}) == 4
+
+
 def identity(*words: str) -> str:
     with initialize_config_module("conf", version_base="1.3"):
         return run_identity(with_tasks(compose("search", overrides=longhand("search", words))))
@@ -105,7 +113,13 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
     own, quiz = f"experts={{code:{home}/base-code}}", f"{home}/quiz.jsonl"
     tasks = f"tasks=[{{task:{quiz},name:choice,held_out:9}}]"
     short = [f"base={home}/base", own, "budget=7", tasks]
-    long = ["experts=local", f"experts.base={home}/base", f"experts.{own}", "budget.evaluations=7"]
+    long = [
+        "strategy=auto",
+        "experts=local",
+        f"experts.base={home}/base",
+        f"experts.{own}",
+        "budget.evaluations=7",
+    ]
     for option, panel in (
         ("search_on", "search"),
         ("select_on", "selection"),
@@ -129,6 +143,8 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         (["budget.seconds=9", "budget=5,6"], ["budget.seconds=9", "budget.evaluations=5,6"]),
         (["experts=hub", "base=B"], ["experts=hub", "experts.base=B"]),
         (["experiment=e", "base=B"], ["experiment=e", "experts.base=B"]),
+        (["tasks=[t]"], ["tasks=[t]", "strategy=auto"]),
+        (["tasks=[t]", "method=ties"], ["tasks=[t]", "method=ties"]),
         (
             ["experiment=e", "experts={a:A}"],
             ["experts=local", "experiment=e", "experts.experts={a:A}"],

@@ -143,7 +143,7 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         (["budget.seconds=9", "budget=5,6"], ["budget.seconds=9", "budget.evaluations=5,6"]),
         (["experts=hub", "base=B"], ["experts=hub", "experts.base=B"]),
         (["experiment=e", "base=B"], ["experiment=e", "experts.base=B"]),
-        (["tasks=[t]"], ["tasks=[t]", "strategy=auto"]),
+        (["tasks=[t]"], ["strategy=auto", "tasks=[t]"]),
         (["tasks=[t]", "method=ties"], ["tasks=[t]", "method=ties"]),
         (
             ["experiment=e", "experts={a:A}"],

@@ -190,6 +190,7 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
         ("[{task:QUIZ,search:40}]", "40 distinct items, which do not suffice for search 40"),
         ("[QUIZ] objective=pareto tasks.0={task:QUIZ,weight:2}", "Pareto takes no weight"),
         ("[QUIZ] evaluator@search_on=none", "and evaluator@search_on=none makes some too"),
+        ("[QUIZ] privacy=means privacy.data=d", "one private record decides about others"),
         ("[QUIZ] experts=code:DIR", "the shell has taken the braces"),
     ],
 )

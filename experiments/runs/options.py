@@ -119,7 +119,7 @@ def check_options(config: DictConfig) -> None:
         _check_plain("baselines.report", baselines.get("report"), _Plain(int | Literal["all"], 0))
     if resolved.get("tasks") is not None and resolved.get("privacy"):
         raise UserError(
-            "tasks= draws items by what all of them hold, so that one private record decides about "
+            "tasks= draws items by what all of them hold: one private record decides about "
             "others: choose the items by place, with evaluator@search_on=NAME and take=START:STOP"
         )
     for key, option in (resolved.get("splits") or {}).items():

@@ -113,9 +113,10 @@ def _point(front: Front, facts: SplitFacts) -> str:
     reached = best is not None and float(front.gain(best).mean()) >= PAPERS_GAIN
     claim = "privacy 0.62 above the unprotected split at no more than 1 point of accuracy"
     if best is not None and reached:
-        return f"**Reached**: {claim}, against the strongest attacker. {_of(front, best)}" + _own(
-            best
-        )
+        told = f"**Reached**: {claim}, against the strongest attacker. {_of(front, best)}"
+        if cheapest is not None and cheapest is not best:
+            told += f" As much privacy at the least loss: {_of(front, cheapest)}"
+        return told + _own(best)
     parts = [f"**Not reached**: {claim}, against the strongest attacker."]
     if best is None:
         parts.append("Every noise costs more than a point.")

@@ -24,7 +24,8 @@ def _depth(axes: Axes, front: Front, blocks: int) -> None:
     clean = front.clean[blocks]
     for number, way in enumerate(dict.fromkeys(row.way for row in front.noised)):
         rows = [r for r in front.noised if (r.way, r.blocks) == (way, blocks)]
-        _line(axes, [clean, *sorted(rows, key=lambda row: row.ratio)], way, f"C{number}")
+        if rows:
+            _line(axes, [clean, *sorted(rows, key=lambda row: row.ratio)], way, f"C{number}")
     x, y = float(clean.privacy.mean()), 100 * float(clean.accuracy.mean())
     axes.scatter(x, y, color="black", zorder=3, label="unprotected")
     paper = x + PAPERS_GAIN, y - PAPERS_LOSS

@@ -24,6 +24,7 @@ from experiments.papers.split_privatize.attackers import (
     NEAREST,
     NOISED,
     AttackSettings,
+    LikeliestToken,
 )
 from experiments.papers.split_privatize.front import Front
 from experiments.papers.split_privatize.merges import Kept
@@ -182,6 +183,30 @@ def test_verdicts_follow_from_the_numbers(setting: SplitSetting) -> None:
     assert (
         words(setting, front(BOTH), [*kept, Kept(0, "trec", 0.5, 0.9, 0.87)])[-1] == "Not reached"
     )
+
+
+def test_a_row_of_fewer_seeds_is_compared_with_its_own_unprotected_split() -> None:
+    found = {
+        FrontPoint(seed, 0, NO_NOISE, 0.0): {"accuracy": 0.8 + seed / 10, "success": {CLEAN: 1.0}}
+        for seed in range(2)
+    }
+    found[FrontPoint(1, 0, "steep", 1.0)] = {"accuracy": 0.85, "success": {CLEAN: 0.4}}
+    of = Front(found)
+    (row,) = of.noised
+    assert of.loss(row) == pytest.approx([5.0])
+    assert of.gain(row) == pytest.approx([0.6])
+
+
+def test_the_likeliest_token_weighs_all_its_public_states() -> None:
+    """Two near ones outweigh the nearest; a short noise is unlikely of a token of small eta."""
+    states = torch.tensor([[0.9, 0.0], [-1.0, 0.0], [-1.0, 0.1], [0.9, 0.1]])
+    tokens, sent = torch.tensor([5, 7, 7, 9]), [torch.zeros(1, 2)]
+    same = torch.ones(4, dtype=torch.float64)
+    assert LikeliestToken(states, tokens, same).recover(sent)[0].tolist() == [7]
+    short = torch.tensor([8.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    near = [torch.tensor([[0.89, 0.0]])]
+    assert LikeliestToken(states, tokens, short).recover(near)[0].tolist() == [5]
+    assert LikeliestToken(states, tokens, same / 1e3).recover(near)[0].tolist() == [7]
 
 
 def test_curves_are_compared_at_equal_privacy() -> None:

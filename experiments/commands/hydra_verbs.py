@@ -20,9 +20,14 @@ def search(config: DictConfig) -> float:
 
             fitness = run_procedure(config)
         else:
-            from experiments.searches.run import run_search
+            from experiments.searches.finished import show_finished
 
-            fitness = run_search(config)
+            shown = show_finished(config)
+            if shown is None:
+                from experiments.searches.run import run_search
+
+                shown = run_search(config)
+            fitness = shown
     return fitness
 
 

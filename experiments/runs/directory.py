@@ -16,7 +16,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.errors import UserError
@@ -300,6 +299,8 @@ def clear_drafts(path: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Returns what the numbers of a run may depend on: versions, machine, threads."""
+    import torch
+
     wanted = ("torch", "transformers", "nevergrad", "cma", "numpy", "lm-eval", "peft", "evomerge")
     versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     lower = {name.lower().replace("_", "-"): version for name, version in versions.items()}

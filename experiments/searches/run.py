@@ -6,11 +6,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from evaluators.requests import EvaluationError, TransientFailure, is_out_of_memory
-from experiments.reports.table import table
 from experiments.runs.directory import (
     check_ingredients,
     clear_drafts,
@@ -22,7 +20,6 @@ from experiments.runs.directory import (
 )
 from experiments.runs.errors import UserError, explained
 from experiments.runs.experiment_file import write_experiment
-from experiments.runs.files import read_json
 from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.runs.progress import ProgressBar
@@ -30,7 +27,8 @@ from experiments.runs.starts import check_starts, others_in_words
 from experiments.scoring.choose import ScoringOptions
 from experiments.searches.auto_start import account, charged, owed, weak_tasks
 from experiments.searches.disclosure import Disclosure, FullDisclosure
-from experiments.searches.keeping import check_place, check_room, keep, kept_winner
+from experiments.searches.finished import is_finished, show, strategy_name
+from experiments.searches.keeping import check_place, check_room, keep
 from experiments.searches.notes import span_warnings, unscored_again, unseen_winner
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.private_disclosure import PrivateDisclosure
@@ -88,7 +86,7 @@ def run_check(config: DictConfig) -> None:
         check_options(config)
         config = with_tasks(config)
         check_place(config)
-        run = plan_run(config, _strategy_name())
+        run = plan_run(config, strategy_name())
         Budget(**config.budget)
     with _ended(run), explained():
         parts = dry_run(config)
@@ -119,12 +117,12 @@ def run_search(config: DictConfig) -> float:
         check_options(config)
         config = with_tasks(config)
         check_place(config)
-        run = plan_run(config, _strategy_name())
+        run = plan_run(config, strategy_name())
         budget = Budget(**config.budget)
-        finished = _is_finished(run, config)
+        finished = is_finished(run, config)
     if finished:
         with _sealed(run, config):  # a crash may have come before this
-            return _show(run, config)
+            return show(run, config)
     with _sealed(run, config), _ended(run), locked(run):
         parts, ingredients, common = _checked(config, run)
         with closing(parts.execution):
@@ -141,7 +139,7 @@ def run_search(config: DictConfig) -> float:
             result = run_loop(disclosure, problem, objective, history, left, tracker)
             outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
             write_results(outcome, tracker, partial(keep, config))
-    return _show(run, config)
+    return show(run, config)
 
 
 @contextmanager
@@ -153,7 +151,7 @@ def _sealed(run: Path, config: DictConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        if config.privacy and _is_finished(run, config):
+        if config.privacy and is_finished(run, config):
             destroy(run)
 
 
@@ -329,38 +327,3 @@ def _inside(
         evaluations,
         partial(ledger_of, ingredients.pool, initial),
     )
-
-
-def _strategy_name() -> str:
-    if not HydraConfig.initialized():
-        return "search"
-    return str(HydraConfig.get().runtime.choices.get("strategy", "search"))
-
-
-def _is_finished(run: Path, config: DictConfig) -> bool:
-    """Whether all is written, in the zoo too, and as many static merges are read as are asked for.
-
-    A private search can't be taken up again: its key is gone.
-    """
-    if not ((run / "summary.json").exists() and (run / "report.html").exists()):
-        return False
-    if config.zoo and kept_winner(config, run) is None:
-        return bool(config.privacy)
-    read, asked = read_json(run / "summary.json").get("held_out", "all"), config.baselines.report
-    return bool(config.privacy) or read == "all" or (asked != "all" and asked <= read)
-
-
-def _show(run: Path, config: DictConfig) -> float:
-    """Prints a finished run's table; returns the winner's fitness."""
-    summary = read_json(run / "summary.json")
-    print(table(summary))
-    print(f"\nrun       {run}\nreport    {run / 'report.html'}")
-    if (run / "model").exists():
-        print(f"model     {run / 'model'}")
-    elif config.save_model:
-        print(f"model     not there: evomerge rebuild {run / 'recipe.json'} --out DIR writes it")
-    if config.zoo:
-        kept = kept_winner(config, run)
-        place = "" if config.zoo is True else f" --zoo {config.zoo}"
-        print(f"zoo       {kept or f'not there: evomerge zoo add {run}{place} adds the winner'}")
-    return float(summary["fitness"])

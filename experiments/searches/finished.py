@@ -9,6 +9,7 @@ from experiments.reports.table import table
 from experiments.runs.directory import plan_run
 from experiments.runs.errors import explained
 from experiments.runs.files import read_json
+from experiments.setup.own_tasks import with_tasks
 
 
 def show_finished(config: DictConfig) -> float | None:
@@ -20,6 +21,7 @@ def show_finished(config: DictConfig) -> float | None:
     if config.privacy or config.zoo:
         return None
     with explained():
+        config = with_tasks(config)
         run = plan_run(config, strategy_name())
         finished = is_finished(run, config)
     return show(run, config) if finished else None

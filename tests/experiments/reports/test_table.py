@@ -162,3 +162,12 @@ def test_durations_have_at_most_four_characters_of_number(seconds):
 
 def test_examples_run():
     assert doctest.testmod(experiments.reports.table).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [([None, "code"], "fitness 0 is the base"), (None, "fitness 1 is each task's best expert")],
+)
+def test_the_title_says_where_a_fitness_has_its_unit(ends: list[str | None] | None, said: str):
+    summary = {**build_summary(), "terms": [{"base": 0.0, "span": 0.8, "ends": ends}]}
+    assert f" ({said} on the search items)\n" in table(summary)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from experiments.mergekit_evolve.words import with_file, with_more
 
 _EXPERTS = ("search", "merge", "statistics")  # whose experts are a group, by configuration
-# What says how to search, or that there is not one number to search by.
+# What says how to search, that there is not one number to search by, or what auto cannot do.
 _HOW = re.compile(
-    r"(strategy|space|initial|method|grouping|noise|privacy|experiment(_file)?)=|objective=pareto"
+    r"(strategy|space|initial|method|grouping|noise|privacy|experiment(_file)?|common_items)="
+    r"|objective=pareto|asynchronous=true|choose=shrinkage"
 )
 _PANELS = ("search_on", "select_on", "report_on", "gather_on")
 

@@ -143,9 +143,12 @@ def _item_by_item(
 def bound_on_made_up(
     objective: Any, directions: Mapping[str, Direction], main: Mapping[str, str]
 ) -> Objective:
-    """Returns the objective on made-up scores: a wrong metric is found without asking a model."""
-    better = {key: 1.0 if way == "maximize" else -1.0 for key, way in directions.items()}
-    base = dict.fromkeys(directions, 0.0)
+    """Returns the objective on made-up scores: a wrong metric is found without asking a model.
+
+    All are above 0, so that they have ratios, and the expert is the better one.
+    """
+    better = {key: 2.0 if way == "maximize" else 1.0 for key, way in directions.items()}
+    base = dict.fromkeys(directions, 1.5)
     bound: Objective = objective.bind(directions, main, base, {"expert": better})
     return bound
 

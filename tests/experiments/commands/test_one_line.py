@@ -16,7 +16,7 @@ from experiments.commands.shorthands import longhand
 from experiments.runs.directory import run_identity
 from experiments.setup.own_tasks import with_tasks
 from tests import builders
-from tests.experiments.local import EXPERTS
+from tests.experiments.local import EXPERTS, write_texts
 from tests.experiments.refusals import Shell
 
 QUICK = ("tracker=none", "baselines=few", "device=cpu", "finalists=2")
@@ -96,6 +96,15 @@ def test_one_line_searches_and_shows_its_run_when_it_is_given_again(
     assert [run] == list((shell.cwd / "runs").iterdir())
 
 
+def test_texts_beside_questions_need_no_word_on_how_to_judge_them(
+    shell: Shell, home: Path
+) -> None:
+    texts = write_texts(home / "texts.jsonl", first=0, count=16)
+    tasks = f"tasks=[{texts},{home}/quiz.jsonl]"
+    ended = shell.run("check", *line(home)[:2], *QUICK, tasks, "budget=30")
+    assert ended.code == 0, ended.stderr
+
+
 def test_shorthands_are_swept_as_other_options(shell: Shell, home: Path) -> None:
     tasks = f"tasks=[{home}/colours.yaml],[{home}/quiz.jsonl]"
     ended = shell.run("check", "-m", *line(home)[:2], *QUICK, tasks, "budget=2")
@@ -145,6 +154,9 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         (["experiment=e", "base=B"], ["experiment=e", "experts.base=B"]),
         (["tasks=[t]"], ["strategy=auto", "tasks=[t]"]),
         (["tasks=[t]", "method=ties"], ["tasks=[t]", "method=ties"]),
+        (["tasks=[t]", "asynchronous=true"], ["tasks=[t]", "asynchronous=true"]),
+        (["tasks=[t]", "common_items=0.5"], ["tasks=[t]", "common_items=0.5"]),
+        (["tasks=[t]", "choose=shrinkage"], ["tasks=[t]", "choose=shrinkage"]),
         (
             ["experiment=e", "experts={a:A}"],
             ["experts=local", "experiment=e", "experts.experts={a:A}"],

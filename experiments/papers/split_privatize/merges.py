@@ -67,7 +67,8 @@ class SplitMerging:
 
     def _expert(self, setting: SplitSetting, seed: int, cache: Path) -> Path:
         """Returns the directory of the customer's expert of a seed; trained on the first call."""
-        noise = replace(setting.ways[self.way], ratios=[self.ratio]), setting.attacks.public_states
+        way = replace(setting.ways[self.way], ratios=[self.ratio], seeds=None, depths=None)
+        noise = way, setting.attacks.public_states
         name = f"expert-{identity(setting, self.blocks, noise, seed)}"
 
         def make(draft: Path) -> None:

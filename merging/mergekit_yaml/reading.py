@@ -53,7 +53,8 @@ def from_mergekit(
 
     Sums and defaults are those of mergekit 0.1.5; all arithmetic is float32, whatever the
     file's ``dtype``, which here names the saved one only. Random methods draw other noise, and of
-    equal magnitudes at a cut all stay, where mergekit keeps some by their place.
+    equal magnitudes at a cut all stay, where mergekit keeps some by their place; the number that a
+    density keeps is rounded, where mergekit rounds down.
 
     Args:
         before_opening: told the models' sources before they are opened.

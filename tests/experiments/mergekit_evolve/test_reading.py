@@ -270,7 +270,9 @@ def test_a_genome_is_the_merge_that_mergekit_evolve_makes_of_it(
     if method == "linear":
         del content["genome"]["base_model"]
     pool, space = opened(content, tmp_path)
-    theirs = np.random.default_rng(1).random((LAYERS // 2, 2, 3, count))  # their order of axes
+    shape = (LAYERS // 2, 2, 3, count)  # their order of axes
+    # exact in float32, and of every tensor a whole number of entries to keep
+    theirs = np.random.default_rng(1).integers(1, 32, shape) / 32
     script = (
         "import sys, yaml, torch, json\n"
         "from mergekit.evo.genome import *\n"

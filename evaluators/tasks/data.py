@@ -97,13 +97,16 @@ def columns(path: Path) -> list[str]:
             return list(pyarrow.parquet.read_schema(path).names)
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path} is no Parquet file: {error}") from error
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             if path.suffix == ".csv":
                 return next(csv.reader(file), [])
-            return list(json.loads(next((line for line in file if line.strip()), "{}")))
+            first = json.loads(next((line for line in file if line.strip()), "{}"))
         except ValueError as error:
             raise ValueError(f"{path} does not begin as such a file does: {error}") from error
+    if not isinstance(first, dict):
+        raise ValueError(f"{path} holds no JSON object in its first line: write one an item")
+    return list(first)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +128,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def read_text(path: Path) -> str:
     """Returns the text of a file that is not empty; raises ValueError otherwise."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {path} is not UTF-8 text ({error}): convert it") from error
     if not text.strip():

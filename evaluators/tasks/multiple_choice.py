@@ -42,7 +42,8 @@ class MultipleChoice:
     Args:
         data: JSON-lines, CSV or Parquet file, one item in each line; CSV's choices as JSON.
         label_field: where a line holds the right answer: its index, from 0; or its text; or A, B,
-            ... for the first, the second, ... where no choice reads so.
+            ... for the first, the second, ... where no choice reads so. A number in a CSV file
+            that could be either is refused.
         delimiter: text between question and answer.
     """
 
@@ -127,6 +128,13 @@ def _are_choices(value: Any) -> bool:
 
 def _label(line: Line, field: str, choices: Sequence[str]) -> int:
     label: int | str = line.field(field, (int, str))
+    if isinstance(label, int) and line.path.suffix == ".csv" and str(label) in choices:
+        if 0 <= label < len(choices) and choices[label] != str(label):
+            raise ValueError(
+                f"{line}: {field} {label} is an index into its choices, and one of them: write a "
+                "letter (A for the first)"
+            )
+        label = str(label)
     if isinstance(label, str):
         letters = string.ascii_uppercase[: len(choices)]
         known = list(choices) if label in choices else list(letters)

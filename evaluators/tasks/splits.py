@@ -33,6 +33,12 @@ class ItemDraw:
     held_out: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for option in ("search", "selection", "held_out"):
+            size = getattr(self, option)
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"{option} must be null or a number of items, got {size!r}")
+
     def part(self, found: int, what: str, among: Sequence[Split] = PANELS) -> slice:
         """Returns the panel's part of the order of `found` items that panels `among` share.
 

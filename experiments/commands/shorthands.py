@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from experiments.mergekit_evolve.words import with_file, with_more
+from experiments.mergekit_evolve.words import spelt, with_file, with_more
 
 _EXPERTS = ("search", "merge", "statistics")  # whose experts are a group, by configuration
 # What says how to search, that there is not one number to search by, or what auto cannot do.
@@ -12,6 +12,12 @@ _HOW = re.compile(
     r"(strategy|space|initial|method|grouping|noise|privacy|experiment(_file)?|common_items)="
     r"|objective=pareto|asynchronous=true|choose=shrinkage"
 )
+# A value in a list or table with what stands before it; one in quotes; what Hydra takes bare.
+_STRING = r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'"
+_ELEMENT = re.compile(
+    rf"((?:^|[\[{{,])\s*(?:[\w.@/-]+:\s*)?)({_STRING}|[^\s\[\]{{}},\"'][^\[\]{{}},]*)"
+)
+_BARE = re.compile(rf"{_STRING}|[\w/\-+.$%*@?|: ]*|.*\\.*|.*\$", re.ASCII)
 _PANELS = ("search_on", "select_on", "report_on", "gather_on")
 
 
@@ -27,12 +33,12 @@ def longhand(config_name: str, words: Sequence[str]) -> list[str]:
         >>> longhand("search", ["-m", "base=B,C", "seed=0,1"])
         ['-m', 'experts=local', 'experts.base=B,C', 'seed=0,1']
     """
-    words = with_file(words) if config_name == "search" else words
+    words = list(map(_quoted, with_file(words) if config_name == "search" else words))
     _check(words)
-    if any(word.startswith("tasks=") for word in words):
+    if _own(words):
         _check_panels(words)
     if config_name not in _EXPERTS:
-        return list(words)
+        return words
     long = [_long(word) for word in words]
     own = (
         "experts={"
@@ -47,15 +53,32 @@ def longhand(config_name: str, words: Sequence[str]) -> list[str]:
 
 def _strategy(config_name: str, words: Sequence[str]) -> list[str]:
     """Returns what searches tasks of one's own where nothing is said of how."""
-    tasks = config_name == "search" and any(word.startswith("tasks=") for word in words)
+    tasks = config_name == "search" and _own(words)
     return ["strategy=auto"] if tasks and not any(map(_HOW.match, words)) else []
+
+
+def _own(words: Sequence[str]) -> bool:
+    return any(word.startswith("tasks=") and word != "tasks=null" for word in words)
+
+
+def _quoted(word: str) -> str:
+    """Returns a shorthand with quotes around what Hydra takes only so: ~/m, run=3."""
+    name, _, value = word.partition("=")
+    if name not in ("base", "experts", "tasks") or re.fullmatch(r"\w+\(.*\)", value):
+        return word  # a sweep, such as choice(A,B)
+    return f"{name}={_ELEMENT.sub(_element, value)}"
+
+
+def _element(found: re.Match[str]) -> str:
+    before, bare = found.groups()
+    return before + (bare if _BARE.fullmatch(bare) else spelt(bare.rstrip()))
 
 
 def _long(word: str) -> str:
     name, _, value = word.partition("=")
     if name == "base" or (name == "experts" and value.startswith("{")):
         return f"experts.{name}={value}"
-    if name == "budget" and re.match(r"[\d.]", value):
+    if name == "budget" and re.match(r"-?[\d.]|null$", value):
         return f"budget.evaluations={value}"
     return word
 
@@ -64,6 +87,8 @@ def _check(words: Sequence[str]) -> None:
     for word in words:
         if re.match(r"experts=[^{\[=]+:", word):
             _refuse(f"{word}: the shell has taken the braces: write 'experts={{NAME:DIR,...}}'")
+    if sum(word.startswith("tasks=") for word in words) > 1:
+        _refuse("tasks= stands here twice: write one list, in quotes: 'tasks=[A,{task:B,...}]'")
 
 
 def _check_panels(words: Sequence[str]) -> None:

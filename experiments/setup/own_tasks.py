@@ -50,10 +50,13 @@ def with_tasks(config: DictConfig) -> DictConfig:
     plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, ["tasks", "splits"]))
     tasks = plain["tasks"] if isinstance(plain["tasks"], list) else [plain["tasks"]]
     entries = _named([_entry(task) for task in tasks])
+    splits = plain["splits"] or {}
+    if not isinstance(splits, Mapping):
+        raise UserError(f"splits={splits}: expected {{search:N,selection:N,held_out:N,seed:N}}")
     changed = config.copy()
     for option in _PANELS.keys() & changed.keys():
         changed[option] = {
-            name: _evaluator(name, entry, {"panel": _PANELS[option], **plain["splits"]})
+            name: _evaluator(name, entry, {"panel": _PANELS[option], **splits})
             for name, entry in entries.items()
         }
     if "objective" in changed:
@@ -67,6 +70,11 @@ def _entry(task: Any) -> Mapping[str, Any]:
     if not isinstance(entry.get("task"), str):
         raise UserError(
             f"tasks: {task!r} names no task: write an lm-eval task, a file, or {{task: ONE, ...}}"
+        )
+    if not isinstance(entry.get("columns", {}), Mapping | None):
+        raise UserError(
+            f"tasks: columns {entry['columns']!r} of {entry['task']} names none by its meaning: "
+            "write columns:{text:COLUMN}"
         )
     return entry
 

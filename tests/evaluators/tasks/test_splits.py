@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from evaluators.evaluator import ModelInfo
 from evaluators.harness.lm_eval_task import LmEvalTask
+from evaluators.tasks.data import columns
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.splits import PANELS, ItemDraw, ordered
 from tests import builders
@@ -76,10 +77,18 @@ def test_parts_are_disjoint_and_of_the_stated_sizes(
     assert len({i for part in parts for i in part}) == sum(sizes)
 
 
-@pytest.mark.parametrize(("found", "asked"), [(3, {}), (100, {"search": 100}), (9, {"search": 0})])
+@pytest.mark.parametrize(("found", "asked"), [(3, {}), (100, {"search": 100})])
 def test_too_few_items_are_refused(found: int, asked: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"it has {found} distinct items, .* ask for fewer"):
         ItemDraw("report", **asked).part(found, "it")
+
+
+@pytest.mark.parametrize("size", [0, -3, "many"])
+def test_a_panel_of_no_items_is_refused(size: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"search must be null or a number of items, got {size!r}"
+    ):
+        ItemDraw("report", search=size)
 
 
 def test_jsonl_csv_and_parquet_give_the_same_items(model: ModelInfo, tmp_path: Path) -> None:
@@ -87,13 +96,14 @@ def test_jsonl_csv_and_parquet_give_the_same_items(model: ModelInfo, tmp_path: P
         {"question": f'q {i}, "so"\nto speak', "choices": ["fox", "dog"], "answer": "fox"}
         for i in range(12)
     ]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with (tmp_path / "a.csv").open("w", newline="") as file:
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({**row, "choices": json.dumps(row["choices"])} for row in rows)
     contents = set()
+    assert columns(tmp_path / "a.jsonl") == columns(tmp_path / "a.csv") == list(rows[0])
     for kind in ("jsonl", "csv", "parquet"):
         path = str(tmp_path / f"a.{kind}")
         task = MultipleChoice(model, data=path, label_field="answer", take=ItemDraw("search"))
@@ -109,6 +119,26 @@ def test_answers_by_index_text_or_letter(
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     task = MultipleChoice(model, data=str(tmp_path / "a.jsonl"), label_field="answer")
     assert [target.label for target in task.items.targets] == [label]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "label"),
+    [("fox,dog", 1, 1), ("1,2", 1, None), ("0,2", 0, 0), ("3,4,5", 4, 1), ("3,4,5", 1, 1)],
+)
+def test_a_number_in_csv_is_index_or_text_where_it_cannot_be_both(
+    model: ModelInfo, tmp_path: Path, choices: str, answer: int, label: int | None
+) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        listed = json.dumps(choices.split(","))
+        csv.writer(file).writerows([("question", "choices", "answer"), ("what?", listed, answer)])
+    options = {"data": str(tmp_path / "a.csv"), "label_field": "answer"}
+    if label is None:
+        with pytest.raises(
+            ValueError, match=r"answer 1 is an index .* and one of them: write a l"
+        ):
+            MultipleChoice(model, **options)
+        return
+    assert [each.label for each in MultipleChoice(model, **options).items.targets] == [label]
 
 
 def lm_eval_task(root: Path, splits: tuple[str, ...], **more: Any) -> dict[str, Any]:

@@ -157,6 +157,22 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
         (["tasks=[t]", "asynchronous=true"], ["tasks=[t]", "asynchronous=true"]),
         (["tasks=[t]", "common_items=0.5"], ["tasks=[t]", "common_items=0.5"]),
         (["tasks=[t]", "choose=shrinkage"], ["tasks=[t]", "choose=shrinkage"]),
+        (["tasks=null", "search_on.a.take=1"], ["tasks=null", "search_on.a.take=1"]),
+        (["budget=-5"], ["budget.evaluations=-5"]),
+        (["budget=null"], ["budget.evaluations=null"]),
+        (["base=~/m,/r=3/m"], ["experts=local", 'experts.base="~/m","/r=3/m"']),
+        (
+            ["base=${a.b:C}/m", "base=choice(A,B)"],
+            ["experts=local", "experts.base=${a.b:C}/m", "experts.base=choice(A,B)"],
+        ),
+        (
+            ["experts={a:~/m,b: /d/run=3,c:'x,y=z'}"],
+            ["experts=local", 'experts.experts={a:"~/m",b: "/d/run=3",c:\'x,y=z\'}'],
+        ),
+        (
+            ["tasks=[~/q(1).jsonl,{task:it's.jsonl,columns:{text:a=b}}]", "method=ties"],
+            ['tasks=["~/q(1).jsonl",{task:"it\'s.jsonl",columns:{text:"a=b"}}]', "method=ties"],
+        ),
         (
             ["experiment=e", "experts={a:A}"],
             ["experts=local", "experiment=e", "experts.experts={a:A}"],
@@ -165,7 +181,8 @@ def test_short_and_long_form_are_one_run(home: Path) -> None:
 )
 def test_shorthands(words: list[str], long: list[str]) -> None:
     assert longhand("search", words) == long
-    assert longhand("evaluate", words) == words, "evaluate has a base of its own"
+    others = longhand("evaluate", words)
+    assert [o.partition("=")[0] for o in others] == [w.partition("=")[0] for w in words], "its own"
 
 
 def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
@@ -192,6 +209,12 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
         ("[]", "name a task"),
         ("[3]", "expected text or a list"),
         ("[{weight:2}]", "names no task"),
+        ("[ARRAY]", "array.json holds no JSON object in its first line"),
+        ("[{task:QUIZ,columns:[question]}]", r"columns \['question'\] of .* names none by its m"),
+        ("[{task:QUIZ,search:-3}]", "search must be null or a number of items, got -3"),
+        ("[QUIZ] splits=3", "splits=3: expected"),
+        ("[QUIZ] budget=-5", "budget.evaluations"),
+        ("[QUIZ] tasks=[{task:QUIZ}]", "tasks= stands here twice: write one list, in quotes"),
         ("[QUIZ,QUIZ]", "two have the name 'quiz'"),
         (
             "[{task:QUIZ,columns:{text:story}}]",
@@ -209,5 +232,7 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(
     shell: Shell, home: Path, idle: None, tasks: str, pattern: str
 ) -> None:
-    words = f"tasks={tasks}".replace("QUIZ", f"{home}/quiz.jsonl").split()
+    (home / "array.json").write_text('[{"text": "a"}]')
+    tasks = tasks.replace("QUIZ", f"{home}/quiz.jsonl").replace("ARRAY", f"{home}/array.json")
+    words = f"tasks={tasks}".split()
     shell.refuse(pattern, "search", *line(home)[:2], *QUICK, *words)

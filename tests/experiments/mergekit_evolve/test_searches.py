@@ -77,7 +77,10 @@ AXES = {"per-layer": 2 * 3 * 3, "slerp": 2, "dare": 2 * 2}
 NOTED = {"per-layer": ["limit"], "slerp": ["shuffle"], "dare": ["genome.smooth", "limit"]}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    ["dare", *(pytest.param(each, marks=pytest.mark.slow) for each in ("per-layer", "slerp"))],
+)
 def test_a_file_runs_and_its_experiment_file_shows_the_same_run(
     name: str, tasks: Path, world: Path, shell: Shell
 ) -> None:

@@ -207,7 +207,7 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
         ("[gone.jsonl]", "no file gone.jsonl"),
         ("[gone.yaml]", "gone.yaml does not exist"),
         ("[]", "name a task"),
-        ("[3]", "expected text or a list"),
+        ("[3]", "tasks: 3 names no task"),
         ("[{weight:2}]", "names no task"),
         ("[ARRAY]", "array.json holds no JSON object in its first line"),
         ("[{task:QUIZ,columns:[question]}]", r"columns \['question'\] of .* names none by its m"),

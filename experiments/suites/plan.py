@@ -48,6 +48,8 @@ class Suite:
     Args:
         results: page that the plain command writes beside its runs; None: none.
         values: what options read, as ``${suite.values.NAME}``.
+        fast: take what `small` replaces, for a trial.
+        small: its settings have names of their own: their runs share no directory with others.
     """
 
     title: str
@@ -57,6 +59,8 @@ class Suite:
     settings: Mapping[str, SuiteSetting]
     tables: Mapping[str, SuiteTable]
     values: Mapping[str, Any] | None = None
+    fast: bool = False
+    small: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class PlannedRun:
 def checked_suite(content: Any) -> Suite:
     """Returns the suite without what is null; raises UserError, naming an option that is wrong."""
     suite = _part(Suite, "suite", content)
+    if suite.fast:
+        suite = _part(Suite, "suite", _replaced(content, suite.small or {}))
     if not isinstance(suite.workers, int) or suite.workers < 1:
         raise UserError(f"suite.workers={suite.workers}: it must be at least 1")
     settings = {
@@ -97,6 +103,17 @@ def checked_suite(content: Any) -> Suite:
     }
     tables = {name: _table(name, table) for name, table in suite.tables.items() if table}
     return replace(suite, settings=settings, tables=tables)
+
+
+def _replaced(content: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `content` with the entries of `small`, mapping by mapping."""
+    changed = {
+        key: _replaced(content[key], value)
+        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping)
+        else value
+        for key, value in small.items()
+    }
+    return {**content, **changed}
 
 
 def _table(name: str, content: Any) -> SuiteTable:

@@ -50,8 +50,9 @@ def _facts(suite: Suite, runs: Sequence[PlannedRun], command: str, seconds: floa
     )
     if any(run.private for run in runs):
         times = "how long private ones take is not written"
+    trial = "**A trial (`fast=true`): too small to conclude anything.** " if suite.fast else ""
     lines = [
-        f"Written by `{command}`; do not edit by hand.",
+        f"{trial}Written by `{command}`; do not edit by hand.",
         "",
         f"- machine: {machine()}",
         f"- runs: {len(runs)}, {suite.workers} at a time; {times}",

@@ -28,7 +28,7 @@ from experiments.suites.plan import PlannedRun, Suite, checked_suite, planned_ru
 from experiments.suites.results import results_page, write_pages
 from experiments.suites.workers import refuse_failures, run_all
 
-_OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", "runs=")
+_OWN = ("experiment=", "+experiment=", "suite.", "+suite.", "~suite.", "name=", "runs=", "fast=")
 
 
 def check_suite(config: DictConfig) -> None:

@@ -43,16 +43,18 @@ def open_model(
     *,
     seed: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Returns the base, ready to be trained.
 
     Args:
         base: Hugging Face id, directory or ``zoo:NAME`` of a causal language model.
         seed: of the adapter's first factors.
+        dtype: of the base's weights; an adapter's are float32.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(stable_seed(seed, "adapter"))
-        model: Any = _causal(str(base))
+        model: Any = _causal(str(base), dtype)
         if lora is not None:
             config = LoraConfig(
                 r=lora.rank,
@@ -65,12 +67,12 @@ def open_model(
     return model.to(device)
 
 
-def _causal(base: str) -> Any:
-    """Returns a causal language model in float32; transformers cannot read the files of a zoo."""
+def _causal(base: str, dtype: torch.dtype) -> Any:
+    """Returns a causal language model; transformers cannot read the files of a zoo."""
     if base.startswith(SOURCE):
-        module = Checkpoint.open(base).module(dtype=torch.float32, device=torch.device("cpu"))
+        module = Checkpoint.open(base).module(dtype=dtype, device=torch.device("cpu"))
         return module.requires_grad_(True)
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
 
 
 def open_tokenizer(base: str | Path) -> Any:

@@ -1,0 +1,1 @@
+"""A packaged language model, and LoRA experts of it for tasks that lm-eval runs."""

@@ -17,7 +17,7 @@ def experts(
     sentences: str | None,
     maths: str | None,
     base: str | None = None,
-    steps: int = 96,
+    steps: int = 64,
     batch: int = 16,
     learning_rate: float = 1e-3,
     fast: bool = False,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs.errors import UserError
 from experiments.suites import workers
-from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, planned_runs
+from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, checked_suite, planned_runs
 from experiments.suites.results import results_page
 from experiments.suites.shared_references import share
 from experiments.suites.suite import marked
@@ -193,6 +193,25 @@ SUITE = Suite(
         "two": SuiteTable("", {"A b": ["x=2"]}, settings=["w"], seeds=[7]),
     },
 )
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_trial_is_what_the_suite_says_and_is_marked(tmp_path: Path, fast: bool) -> None:
+    content = OmegaConf.create(FILE.replace("OPTIONS", "[]")).suite
+    trial = {"title": "A trial.", "options": ["seed=9"], "seeds": [5]}
+    tables = {"main": {"variants": {"broken": None, "affine": ["space=convex"]}}, "models": None}
+    small = {"settings": {"tiny": None, "trial": trial}, "tables": tables}
+    whole = {**OmegaConf.to_container(content), "fast": fast, "small": small}  # type: ignore[dict-item]
+    suite = checked_suite(whole)
+    runs = planned_runs(suite, tmp_path)
+    assert len(runs) == (2 if fast else 8)
+    assert {run.setting for run in runs} == {"trial" if fast else "tiny"}
+    assert {run.options[-1] for run in runs if run.variant == "affine"} == {
+        "space=convex" if fast else "space=weights"
+    }
+    lost = {run.directory: "it was not run" for run in runs}
+    page = results_page(suite, runs, lost, command="x", seconds=0.0)
+    assert ("**A trial" in page) == fast
 
 
 def test_every_variant_runs_in_every_setting_with_every_seed() -> None:

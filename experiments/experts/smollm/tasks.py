@@ -52,7 +52,7 @@ TASKS = (*CHOICES, MATHS, *TEXTS)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PromptedAnswer:
     """What a training shows: the answer alone is learnt; without a prompt, all of it."""
 
     prompt: str
@@ -67,7 +67,7 @@ class LanguageTask:
     """
 
     name: str
-    train: tuple[Lesson, ...]
+    train: tuple[PromptedAnswer, ...]
     held_out: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -129,7 +129,7 @@ def _choices(task: SentenceTask, cut: Cut) -> LanguageTask:
             if each.label in places and len(each.text) <= cut.sentence
         ]
 
-    train = [Lesson(item["context"], words[item["label"]]) for item in items(task.train)]
+    train = [PromptedAnswer(item["context"], words[item["label"]]) for item in items(task.train)]
     held_out = {split: items(of) for split, of in task.held_out.items()}
     return LanguageTask(task.name, tuple(train), _checked(task.name, train, held_out))
 
@@ -176,13 +176,13 @@ def _texts(cut: Cut, seed: int) -> list[LanguageTask]:
 def _text_task(
     name: str, train: Iterable[str], held_out: Mapping[str, Sequence[str]]
 ) -> LanguageTask:
-    examples = tuple(Lesson("", text) for text in train)
+    examples = tuple(PromptedAnswer("", text) for text in train)
     items = {split: [{"text": text} for text in texts] for split, texts in held_out.items()}
     return LanguageTask(name, examples, _checked(name, examples, items))
 
 
 def _checked(
-    name: str, train: Sequence[Lesson], held_out: Mapping[str, list[dict[str, Any]]]
+    name: str, train: Sequence[PromptedAnswer], held_out: Mapping[str, list[dict[str, Any]]]
 ) -> Mapping[str, list[dict[str, Any]]]:
     for part, items in {"train": train, **held_out}.items():
         if len(items) < 2:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from evaluators.tasks.encoding import encode_pair, prefix_token
 from experiments.experts.sentences.training import batches_of
-from experiments.experts.smollm.tasks import Lesson
+from experiments.experts.smollm.tasks import PromptedAnswer
 from experiments.experts.training.loop import (
     Schedule,
     adamw,
@@ -26,7 +26,7 @@ Encoded: TypeAlias = tuple[tuple[int, ...], int]
 def train(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Lesson],
+    examples: Sequence[PromptedAnswer],
     schedule: Schedule,
     *,
     seed: int,
@@ -54,7 +54,7 @@ def train(
     )
 
 
-def encode(tokenizer: Any, example: Lesson) -> Encoded:
+def encode(tokenizer: Any, example: PromptedAnswer) -> Encoded:
     """Returns an example's tokens as lm-eval will show them: a text behind the start token."""
     if not example.prompt:
         body = tokenizer.encode(example.answer, add_special_tokens=False)

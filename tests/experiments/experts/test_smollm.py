@@ -22,7 +22,7 @@ from experiments.experts.sentences.sentences import EVALUATION_SPLITS
 from experiments.experts.smollm import model as packaged
 from experiments.experts.smollm import prepare, source, tasks, training
 from experiments.experts.smollm.prepare import SmollmSettings
-from experiments.experts.smollm.tasks import CHOICES, TASKS, Cut, Lesson
+from experiments.experts.smollm.tasks import CHOICES, TASKS, Cut, PromptedAnswer
 from experiments.experts.training.language_model import Lora, open_model
 from experiments.experts.training.loop import Schedule
 from experiments.runs.sources import Sources
@@ -189,7 +189,11 @@ def test_only_answers_are_learnt(tmp_path: Path) -> None:
     base = builders.llama(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = open_model(base, TINY.lora, seed=0, device=torch.device("cpu"))
-    examples = [Lesson("What is it?", " good"), Lesson("", "a text"), Lesson("Is it?", " no")]
+    examples = [
+        PromptedAnswer("What is it?", " good"),
+        PromptedAnswer("", "a text"),
+        PromptedAnswer("Is it?", " no"),
+    ]
     encoded = [training.encode(tokenizer, example) for example in examples]
     losses = []
     with torch.no_grad():

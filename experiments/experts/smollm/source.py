@@ -23,7 +23,7 @@ def experts(
     fast: bool = False,
     seed: int = 0,
     threads: int | None = 1,
-    dtype: str = "bfloat16",
+    base_dtype: str = "bfloat16",
     device: str = "cpu",
 ) -> Sources:
     """Returns a language model and a LoRA expert for each of seven tasks, trained on first use.
@@ -39,16 +39,16 @@ def experts(
         fast: an eighth of the steps, for a trial.
         seed: of the training and the splits; not the seed of a search.
         threads: of the training; None: torch's own choice.
-        dtype: of the base's weights meanwhile.
+        base_dtype: of the base's weights meanwhile.
 
     Raises:
         ValueError: files, base or an option cannot be used; names it.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"experts.dtype={dtype!r}: expected {', '.join(_DTYPES)}")
+    if base_dtype not in _DTYPES:
+        raise ValueError(f"experts.base_dtype={base_dtype!r}: expected {', '.join(_DTYPES)}")
     settings = SmollmSettings(
         Schedule(max(1, steps // 8) if fast else steps, batch, learning_rate),
-        dtype=dtype,
+        dtype=base_dtype,
         device=str(choose_device(device)),
     )
     files = source_files(sentences, maths)

@@ -1,11 +1,10 @@
 """What a strategy that starts from the best of many merges owes for them, and what it says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from experiments.runs.model_scores import ModelScores
-from experiments.searches.references import References
 from experiments.setup.problem import Problem
 from search.loop.session import Budget
 from search.objective import Objective
@@ -15,16 +14,22 @@ from search.strategy import Strategy
 _LITTLE = 0.5
 """Share of the expert's gain below which a task is named."""
 
+_LOSS = 0.05
+"""Share of the base's score that a task without a better expert may lose before it is named."""
 
-def charged(budget: Budget, strategy: Strategy[Any], references: References) -> Budget:
+
+def charged(budget: Budget, strategy: Strategy[Any], starts: Sequence[ModelScores]) -> Budget:
     """Returns what a budget leaves once the choice of the start is paid for; tells the strategy.
 
     Static merges are scored for the table of every run; only a strategy that starts from the best
-    of them counts them, at most as half of its evaluations.
+    of them counts these, at most as half of its evaluations.
+
+    Args:
+        starts: what was scored to choose the start.
     """
     if not isinstance(strategy, Auto) or budget.evaluations is None:
         return budget
-    strategy.spent = min(len(references.starts()), budget.evaluations // 2)
+    strategy.spent = min(len(starts), budget.evaluations // 2)
     return replace(budget, evaluations=budget.evaluations - strategy.spent)
 
 
@@ -34,27 +39,29 @@ def owed(strategy: Strategy[Any]) -> int:
 
 
 def account(
-    problem: Problem, references: References, objective: Objective, evaluations: int
+    problem: Problem, starts: Sequence[ModelScores], objective: Objective, evaluations: int
 ) -> list[str]:
     """Returns one paragraph on where such a strategy started, what it searched and why.
 
     Args:
+        starts: what was scored to choose the start; empty: it was given.
         evaluations: of all, those for the choice of the start included.
     """
     strategy = problem.strategy
     if not isinstance(strategy, Auto):
         return []
-    starts = [model.judged(objective) for model in references.starts()]
-    words = [
-        f"auto: {len(starts)} static merges were scored on the search items, which counts as "
-        f"{strategy.spent} of {evaluations} evaluations"
-    ]
+    words = []
     if starts:
-        best = max(starts, key=lambda model: model.fitness or ())
+        judged = [model.judged(objective) for model in starts]
+        best = max(judged, key=lambda model: model.fitness or ())
         fitness = " ".join(f"{value:.4f}" for value in best.fitness or ())
-        words.append(f"the best is {best.name} with fitness {fitness}")
+        words = [
+            f"{len(starts)} merges were scored on the search items, which counts as "
+            f"{strategy.spent} of {evaluations} evaluations",
+            f"the best is {best.name} with fitness {fitness}",
+        ]
     words.append(f"the search starts at {problem.first.name}")
-    return ["; ".join([*words, *strategy.story()])]
+    return ["auto: " + "; ".join([*words, *strategy.story()])]
 
 
 def weak_tasks(
@@ -64,6 +71,8 @@ def weak_tasks(
     winner: Mapping[str, float],
 ) -> list[str]:
     """Returns a sentence for each task at which the winner keeps little of an expert's gain.
+
+    Or, where no expert gains anything, at which it lies clearly below the base.
 
     Args:
         models: base and experts, by label, on the items that the winner's scores are from.
@@ -88,5 +97,12 @@ def weak_tasks(
                 f"what expert {best} gains on the base ({term.key} {winner[term.key]:.4g}, expert "
                 f"{term.sign * experts[best]:.4g}, base {term.sign * base:.4g}); a larger weight "
                 "in objective.weights, or objective=worst, asks for more"
+            )
+        elif gain <= 0 and -gained > _LOSS * abs(base):
+            lines.append(
+                f"task {term.task!r} was given up in part: no expert is better than the base, and "
+                f"the merge is worse ({term.key} {winner[term.key]:.4g}, base "
+                f"{term.sign * base:.4g}); a larger weight in objective.weights, or "
+                "objective=worst, asks for more"
             )
     return lines

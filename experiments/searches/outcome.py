@@ -43,7 +43,8 @@ class SearchOutcome:
         objective: in units of base and experts on the search items; for every split.
         search: base, experts and static merges on the search items, by label.
         result: of the loop; its records are those that can be compared.
-        item_evaluations: search items that candidates were asked, each time counted.
+        item_evaluations: search items that candidates were asked, each time counted, and merges
+            that the strategy pays for.
         finalists: the winner first.
         ledger: what the winner's private data cost.
         inside: the best point inside the hull at equal budget; None: there is none.

@@ -143,10 +143,17 @@ class References:
             self._known[key] = scores
         return self._known[key]
 
-    def starts(self) -> list[ModelScores]:
-        """Returns static merges and other points that were scored on the search items."""
-        of_kind = [m for m in self._known.values() if m.kind in ("static", "start")]
-        return [m for m in of_kind if m.split == "search" and m.failure is None]
+    def starts(self, plans: Sequence[Plan]) -> list[ModelScores]:
+        """Returns what was scored on the search items to choose a start, failures left out.
+
+        Args:
+            plans: that the choice of the start scores: static merges among them, and others.
+        """
+        statics = {self.static_of(plan) for plan in plans}
+        of_search = [m for m in self._known.values() if m.split == "search" and m.failure is None]
+        return [
+            m for m in of_search if m.kind == "start" or (m.kind == "static" and m.name in statics)
+        ]
 
     def static_of(self, plan: Plan) -> str | None:
         """Returns which static merge `plan` is; None: none of them."""

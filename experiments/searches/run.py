@@ -135,7 +135,7 @@ def run_search(config: DictConfig) -> float:
                 check_ingredients(run, {"items": disclosure.items()})
             tracker.start(resolved(config), run, run_identity(config))
             objective, search, problem = _begun(config, parts, disclosure, run)
-            left = charged(budget, problem.strategy, disclosure.references)
+            left = charged(budget, problem.strategy, _starts(parts, disclosure))
             result = run_loop(disclosure, problem, objective, history, left, tracker)
             outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
             write_results(outcome, tracker, partial(keep, config))
@@ -192,6 +192,12 @@ def _begun(
         problem = Problem.open(config, held, start, config.seed)
         check_ingredients(run, {"start": problem.first.describe()})
     return objective, search, problem
+
+
+def _starts(parts: SearchParts, disclosure: Disclosure) -> list[ModelScores]:
+    """Returns what was scored to choose the start."""
+    references = disclosure.references
+    return references.starts(scored_plans(parts.initial, references.ingredients.held))
 
 
 @contextmanager
@@ -254,6 +260,7 @@ def _conclude(
     result = replace(result, evaluations=result.evaluations + owed(problem.strategy))
     living = disclosure.population(problem, result) if config.zoo else []
     result, items = disclosure.comparable(problem, result, objective)
+    items += owed(problem.strategy) * ingredients.panels["search"].item_count
     finalists = disclosure.choose(problem, result, objective)
 
     def ledger_for(plan: Plan) -> Ledger:
@@ -295,7 +302,7 @@ def _conclude(
         report=report,
         population={i: recipe_of(ingredients, p, ledger_for(p)) for i, p in plans.items()},
         notes=[
-            *account(problem, references, objective, result.evaluations),
+            *account(problem, _starts(parts, disclosure), objective, result.evaluations),
             *weak_tasks(problem.strategy, objective, *compared),
             *span_warnings(run, objective),
             *unscored_again(result.records),

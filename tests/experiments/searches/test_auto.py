@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from experiments.runs.model_scores import ModelScores
 from experiments.searches.auto_start import weak_tasks
+from experiments.searches.references import References
+from experiments.setup.initial import BestOf, Initial, Static, Weighted, scored_plans
+from merging.checkpoints.experts import ExpertPool
+from merging.grouping import Whole
+from merging.methods.linear import Linear
+from merging.methods.ties import Ties
+from search.loop import jsonl
 from search.objective import Pareto
 from search.strategies.auto import Auto
 from search.strategies.random_search import RandomSearch
-from tests.experiments.local import overrides
+from tests.experiments.local import EXPERTS, overrides
 from tests.experiments.refusals import Shell
 from tests.search.strategies.contract import AXES
 
@@ -33,6 +42,7 @@ def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert sum(line["same_as"] is None for line in history) == 32 - paid
     assert summary["evaluations"] == 32
+    assert summary["item_evaluations"] == 32 * summary["items"]["text"]["search"]
     inside = (run / "in_hull" / "history.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["same_as"] is None for line in inside) == 32
     finalists = {each["id"]: each["selection"][0] for each in summary["finalists"]}
@@ -41,10 +51,28 @@ def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
     best = max(starts, key=lambda m: -m["scores"].get("text/bits_per_byte", 1e9))
     assert history[0]["scores"]["text/bits_per_byte"] == best["scores"]["text/bits_per_byte"]
     (note,) = [note for note in summary["notes"] if note.startswith("auto: ")]
-    assert f"{len(scored)} static merges were scored" in note
+    assert f"{len(scored)} merges were scored" in note
     assert f"counts as {paid} of 32 evaluations; the best is {best['name']}" in note
     assert "the whole model (" in note
     assert f"note: {note}" in ended.stdout
+
+
+def test_only_merges_that_the_start_was_chosen_from_are_paid_for(
+    world: Path, tmp_path: Path
+) -> None:
+    pool = ExpertPool.open(str(world / "base"), {n: f"{world}/base-{n}" for n in EXPERTS})
+    for number, name in enumerate(("linear", "ties")):
+        line = ModelScores(name, "static", "search", {"text/bits": 1.0}).to_json()
+        jsonl.append(tmp_path / "references.jsonl", {"id": number, **line})
+    ingredients: Any = SimpleNamespace(held=pool)
+    references = References(ingredients, {"linear": Linear(), "ties": Ties()}, tmp_path)
+
+    def paid(initial: Initial) -> list[str]:
+        return [model.name for model in references.starts(scored_plans(initial, pool))]
+
+    assert paid(Weighted()) == []
+    assert paid(Static(Ties(), Whole())) == []
+    assert paid(BestOf({"first": Static(Ties(), Whole())})) == ["ties"]
 
 
 @pytest.mark.parametrize(("accuracy", "bits", "named"), [(0.69, 2.4, "quiz"), (0.71, 2.6, "code")])
@@ -76,4 +104,9 @@ def test_a_task_that_keeps_little_of_its_experts_gain_is_named(
         weak_tasks(strategy, objective, models, {**winner, "quiz/acc": 0.9, "code/bits": 2.0})
         == []
     )
+    models = {"base": models["base"], "quizzer": models["quizzer"]}
+    (line,) = weak_tasks(strategy, objective, models, {"quiz/acc": 0.9, "code/bits": 3.2})
+    assert line.startswith("task 'code' was given up in part: no expert is better than the base")
+    assert "code/bits 3.2, base 3)" in line
+    assert weak_tasks(strategy, objective, models, {"quiz/acc": 0.9, "code/bits": 3.1}) == []
     assert weak_tasks(RandomSearch(axes=AXES, seed=0), objective, models, winner) == []

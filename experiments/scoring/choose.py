@@ -56,7 +56,10 @@ def open_evaluation(
     if options.racing is not None:
         asker = options.placed(local_asker(ingredients, problem.space), problem)
         panel = ingredients.panels["search"]
-        pool = RacingPool(options.racing, panel, objective, asker, options.seed)
+        keeps = getattr(
+            problem.strategy, "keeps", ()
+        )  # ids count from the first generation
+        pool = RacingPool(options.racing, panel, objective, asker, options.seed, keeps)
         return Evaluation(pool, batch_size=None)
     evaluation = local_evaluation(ingredients, problem.space, options.common, options.together)
     return replace(evaluation, pool=options.placed(evaluation.pool, problem))

@@ -1,7 +1,7 @@
 """Racing on models: the items of a generation are asked in stages, none twice."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -115,6 +115,9 @@ class RacingPool(TaskQueue[Batch[Any]]):
 
     A generation is raced as a whole before its first candidate is written down: a search that is
     killed meanwhile races it again, and what a budget of evaluations cuts off was asked too.
+
+    Args:
+        keeps: places in the first generation of those who are asked all items in any case.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class RacingPool(TaskQueue[Batch[Any]]):
         objective: Objective,
         asker: Pool[Question, Answer],
         seed: int,
+        keeps: Collection[int] = (),
     ) -> None:
         super().__init__()
         assert isinstance(objective, BoundObjective), "refused in the dry run"
@@ -132,6 +136,7 @@ class RacingPool(TaskQueue[Batch[Any]]):
         self._objective = objective
         self._asker = asker
         self._seed = seed
+        self._keeps = keeps
 
     def next(self) -> tuple[int, list[Evaluated]]:
         """Races the first generation in the line."""
@@ -144,6 +149,8 @@ class RacingPool(TaskQueue[Batch[Any]]):
         best = best_full(batch.records)
         try:
             self._run(race, runners, best is not None)
+            for number in self._keeps if batch.generation == 0 else ():
+                self._finish(race, number, runners)
         finally:
             self._asker.drop()
         finished = [self._full(r) for r in runners if r.stage == len(race.stages) - 1]
@@ -163,9 +170,14 @@ class RacingPool(TaskQueue[Batch[Any]]):
                 dropped = [n for n in running if n not in staying] + dropped
                 running = staying
         while not has_reference and not running and dropped:  # those who stayed failed later
-            running = [dropped.pop(0)]
-            for stage in range(runners[running[0]].stage + 1, last + 1):
-                running = self._stage(race, stage, running, runners)
+            running = self._finish(race, dropped.pop(0), runners)
+
+    def _finish(self, race: Race, number: int, runners: Sequence[_Runner]) -> list[int]:
+        """Asks one candidate the rest of all items; returns it, or nobody where it fails."""
+        running = [number] if runners[number].failure is None else []
+        for stage in range(runners[number].stage + 1, len(race.stages)):
+            running = self._stage(race, stage, running, runners)
+        return running
 
     def _stage(
         self, race: Race, stage: int, running: Sequence[int], runners: Sequence[_Runner]

@@ -212,6 +212,23 @@ def test_where_all_who_stayed_fail_another_is_asked_everything() -> None:
     assert asked.count(None) == 2
 
 
+def test_who_is_kept_is_asked_everything_in_the_first_generation() -> None:
+    genomes = [np.array([x, 0.0, 0.0]) for x in (1.0, 0.0, 0.05, 0.9)]
+    rule = Halving(eta=4, rungs=(0.1,), against_best=False)
+
+    def asked(generation: int, *keeps: int) -> list[bool]:
+        asker = Asking(fails=lambda genome, requests: False)
+        pool = RacingPool(rule, PANEL, OBJECTIVE, asker, seed=0, keeps=keeps)
+        found = run_all(pool, [Batch(genomes, generation)])[0]
+        assert len(set(asker.asked)) == len(asker.asked), "asked twice"
+        return [each.estimate is None for each in found]
+
+    usual = asked(0)
+    assert not usual[0]
+    assert asked(0, 0) == [True, *usual[1:]]
+    assert asked(1, 0) == asked(1)
+
+
 class Perverse(Halving):
     """Drops the best."""
 

@@ -1,5 +1,6 @@
 """Scores as gains: base and experts give every task its zero and its unit, once in a run."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ import numpy as np
 from evaluators.evaluator import Direction
 from merging.arrays import Vector
 
+logger = logging.getLogger(__name__)
 Normalize: TypeAlias = Literal["expert", "spread", "ratio", "raw"]
 """How scores become gains; a mapping says it task by task, ``expert`` for those it leaves out."""
 
@@ -181,8 +183,19 @@ class TaskReferences:
 
 
 def _ratio(term: Term, best: float) -> Term:
-    """Returns a term with ``gain = 1 + sign (score - best) / best``: score / best to maximise."""
-    if best <= 0:
+    """Returns a term with ``gain = 1 + sign (score - best) / best``: score / best to maximise.
+
+    Where the best is 0, as where no expert solves a task yet, the score itself counts.
+    """
+    if best == 0:
+        logger.warning(
+            "task %r: the best expert's %s is 0, of which nothing is a ratio: the score itself "
+            "counts, as with objective.normalize 'raw'",
+            term.task,
+            term.key,
+        )
+        return term
+    if best < 0:
         raise ValueError(
             f"task {term.task!r}: the best expert's {term.key} is {best:.6g}, of which nothing is "
             "a ratio; use objective.normalize 'expert', 'spread' or 'raw' for it"

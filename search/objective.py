@@ -12,8 +12,8 @@ from evaluators.requests import EvaluationError
 from merging.arrays import Vector
 from search.normalisation import Normalize, TaskReferences, Term, check_tasks
 
-_TIE = 1e-3
-"""What a tie-break counts: a score of a hundred items moves its mean by ten times as much."""
+TIE = 1e-3
+"""What a tie-break adds or takes at most; one of a hundred items counts ten times as much."""
 
 
 class Objective(Protocol):
@@ -53,8 +53,8 @@ class BoundObjective:
 
     Args:
         weights: of the mean, summing to 1; None: every term is an objective of its own.
-        ties: terms whose mean decides between equal means: it counts `_TIE` of itself. They
-            belong to no case.
+        ties: terms that decide between equal means: ``TIE mean(tanh(gain))`` is added, and a
+            score that is missing or not finite is the lowest. They belong to no case.
     """
 
     terms: tuple[Term, ...]
@@ -85,8 +85,8 @@ class BoundObjective:
         if self.weights is None:
             return np.array(gains, np.float64)
         mean = math.fsum(w * gain for w, gain in zip(self.weights, gains, strict=True))
-        finer = [term.gain(_finite(values, term.key)) for term in self.ties]
-        return np.array([mean + _TIE * float(np.mean(finer or [0.0]))], np.float64)
+        finer = [_bounded(term, values.get(term.key, math.nan)) for term in self.ties]
+        return np.array([mean + TIE * float(np.mean(finer or [0.0]))], np.float64)
 
     def __call__(self, scores: Mapping[str, Score]) -> tuple[Vector, Vector | None]:
         """Returns fitness and cases; see `Objective`."""
@@ -114,15 +114,15 @@ class WeightedMean:
             / (best - worst)`` of base and experts, defined also where none beats the base.
             ``ratio``: ``score / best expert's``, for a score that is to be minimised ``2 - score /
             best expert's``: 1 is the best expert, and no task counts more because its expert
-            gained little. ``raw``: the score itself, negated where it is to be minimised. A
-            mapping says it for each task: what no expert is to be better at than the base, such
-            as how much a model remembers, is raw.
+            gained little; raw where the best expert has 0. ``raw``: the score itself, negated
+            where it is to be minimised. A mapping says it for each task: what no expert is to be
+            better at than the base, such as how much a model remembers, is raw.
         metrics: task to metric, for the tasks that are not to be judged by their main metric.
         cap: most that a task may gain, or task to that; more of it counts no further, so that no
             task makes up for the others. It bends the mean: a fitness is then no mean over items,
             and racing, ``choose=shrinkage`` and paired intervals are not to be had.
         tie_break: metric that decides between equal means, such as ``log_likelihood`` between
-            equal accuracies; of the tasks that have it.
+            equal accuracies; of the tasks that have it. It adds or takes a thousandth at most.
     """
 
     weights: Mapping[str, float] | None = None
@@ -263,6 +263,10 @@ class WorstTask:
         """Returns the objective for these tasks; arguments and errors as in `WeightedMean`."""
         each = Pareto(self.tasks, self.normalize, self.metrics)
         return BoundWorst(each.bind(directions, main, base_scores, expert_scores))
+
+
+def _bounded(tie: Term, value: float) -> float:
+    return math.tanh(tie.gain(value)) if math.isfinite(value) else -1.0
 
 
 def _finite(values: Mapping[str, float], key: str) -> float:

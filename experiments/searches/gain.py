@@ -1,6 +1,7 @@
 """What a winner has over another model on the held-out items, with an interval over items."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def held_out_gain(
 ) -> dict[str, Any]:
     """Returns the difference of held-out fitness as JSON, with its paired interval over items.
 
-    Items are weighted as the objective weights and normalises them. Several objectives count
-    alike.
+    Items are weighted as the objective weights and normalises them; what breaks its ties, which
+    no item has, is left out. Several objectives count alike.
 
     Args:
         run: holds the items' scores.
@@ -34,6 +35,8 @@ def held_out_gain(
         return {**gain, "reason": "there are no held-out items"}
     if failed := winner.failure or other.failure:
         return {**gain, "reason": failed}
+    if isinstance(objective, BoundObjective):
+        objective = replace(objective, ties=())
     first, second = (float(objective.fitness(r.scores).mean()) for r in (winner, other))
     gain |= {"winner": first, "inside": second, "difference": first - second}
     if not isinstance(objective, BoundObjective) or not objective.linear:

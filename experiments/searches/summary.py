@@ -23,7 +23,7 @@ from experiments.searches.outcome import SearchOutcome
 from merging.files import write_text
 from merging.recipe import dtype_name
 from merging.spaces.displaced import DisplacedSpace
-from search.objective import BoundObjective, Objective
+from search.objective import TIE, BoundObjective, Objective
 from search.winners.selection import Finalist
 
 
@@ -56,6 +56,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "overlap": [line for panel in panels.values() for line in panel.dropped],
         "notes": [*outcome.notes, *told_apart(cells)],
         "terms": _terms(outcome.objective),
+        "ties": _ties(outcome.objective),
         "constraint": constraint_of(outcome.objective),
         "models": [model.to_json() for model in models],
         "finalists": [
@@ -135,6 +136,12 @@ def _terms(objective: Objective) -> list[dict[str, Any]] | None:
         {**asdict(term), "weight": weight}
         for term, weight in zip(objective.terms, weights, strict=True)
     ]
+
+
+def _ties(objective: Objective) -> list[dict[str, Any]]:
+    """Returns what is added for ties: ``sum weight * tanh((sign * score - base) / span)``."""
+    ties = objective.ties if isinstance(objective, BoundObjective) else ()
+    return [{**asdict(term), "weight": TIE / len(ties)} for term in ties]
 
 
 def _label(strategy: Mapping[str, Any]) -> str:

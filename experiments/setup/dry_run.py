@@ -89,6 +89,11 @@ def _one_generation(config: DictConfig, parts: SearchParts) -> None:
             f"choose=shrinkage ranks by one number, the objective has {len(names)}: "
             "choose=second_look, or choose an objective with one"
         )
+    if config.choose == "shrinkage" and getattr(strategy, "keeps", ()):
+        raise ValueError(
+            f"choose=shrinkage looks at nothing again, {type(strategy).__name__} compares its "
+            "winner with its start on the selection items: choose=second_look, or another strategy"
+        )
     candidates = strategy.ask()
     check_common_items(config, strategy, len(candidates), len(names))
     check_racing(config, parts.racing, type(strategy).__name__, len(candidates), len(names))

@@ -284,6 +284,11 @@ def test_ratio_is_the_share_of_the_best_expert_in_either_direction() -> None:
     gains = objective.fitness({"code/bits": 2.5, "quiz/accuracy": 0.45})
     np.testing.assert_allclose(gains, [2 - 2.5 / 2.0, 0.45 / 0.9])
     np.testing.assert_allclose(objective.fitness({"code/bits": 2.0, "quiz/accuracy": 0.9}), 1.0)
+    none = {"coder": {"code/bits": 2.0, "quiz/accuracy": 0.0}}
+    gains = bind(Pareto(normalize="ratio"), expert_scores=none).fitness(
+        {"code/bits": 2.0, "quiz/accuracy": 0.1}
+    )
+    np.testing.assert_allclose(gains, [1.0, 0.1])  # what nobody solves counts as it is
     negative = {"coder": {"code/bits": 2.0, "quiz/accuracy": -0.1}}
     with pytest.raises(ValueError, match=r"best expert's quiz/accuracy is -0.1, of which nothing"):
         bind(Pareto(normalize="ratio"), expert_scores=negative)
@@ -302,5 +307,12 @@ def test_a_tie_break_decides_between_equals_and_nothing_else() -> None:
     scores = {"code/bits": Score(2.5, np.array([2.5])), "code/accuracy": Score(0.6, np.ones(1))}
     assert objective(scores)[1].tolist() == plain(scores)[1].tolist()
     assert objective.keys == ("code/bits", "code/accuracy")
+    extremes = [
+        objective.fitness({"code/bits": 2.5, "code/accuracy": accuracy})[0]
+        for accuracy in (math.nan, -1e9, 0.2, 1e9)
+    ]
+    assert extremes[0] == extremes[1] < extremes[2] < extremes[3]
+    assert better > extremes[3], "a score far beyond the models that give the unit"
+    assert objective.fitness({"code/bits": 2.5})[0] == extremes[0]
     same = {name: {**scores, "code/accuracy": 0.2} for name, scores in EXPERTS.items()}
     assert bind(WeightedMean(tie_break="accuracy"), expert_scores=same).ties[-1].task == "quiz"

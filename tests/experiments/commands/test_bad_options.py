@@ -97,6 +97,10 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
         "objective=pareto && choose=shrinkage",
         "choose=shrinkage ranks by one number, the objective",
     ),
+    (
+        "strategy=auto && choose=shrinkage",
+        "choose=shrinkage looks at nothing again, Auto comp",
+    ),
     ("space=convex && method=ties", "method Ties has no effect in ConvexSpace: leave method= out"),
     (
         "noise=rows",

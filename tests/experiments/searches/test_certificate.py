@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,8 @@ class TestGain:
         winner, other = self.scores("evolved", 0.75, 1.2), self.scores("in_hull", 0.5, 1.4)
         gain = held_out_gain(tmp_path, self.OBJECTIVE, winner, other)
         assert gain["difference"] == pytest.approx(0.75 * 0.25 / 0.5 + 0.25 * 0.2 / 0.25)
+        finer = replace(self.OBJECTIVE, ties=(Term("a", "a/acc", 1.0),))
+        assert held_out_gain(tmp_path, finer, winner, other) == gain
         a = stats.t(3).rvs(100_000, random_state=0) * 0.75 * 0.25 / 0.5
         b = stats.t(2).rvs(100_000, random_state=1) * 0.25 * 0.05 / 0.25
         low, high = gain["difference"] + np.quantile(a + b, [0.025, 0.975])

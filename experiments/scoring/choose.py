@@ -56,9 +56,7 @@ def open_evaluation(
     if options.racing is not None:
         asker = options.placed(local_asker(ingredients, problem.space), problem)
         panel = ingredients.panels["search"]
-        keeps = getattr(
-            problem.strategy, "keeps", ()
-        )  # ids count from the first generation
+        keeps = getattr(problem.strategy, "keeps", ())  # ids count from the first generation
         pool = RacingPool(options.racing, panel, objective, asker, options.seed, keeps)
         return Evaluation(pool, batch_size=None)
     evaluation = local_evaluation(ingredients, problem.space, options.common, options.together)

@@ -54,20 +54,18 @@ def finalists(records: Sequence[Record], k: int, keeps: Collection[int] = ()) ->
     in the order of ids; more than `k` of them are thinned to the least crowded.
 
     Args:
-        keeps: ids of records that are among them in any case, where they have a fitness; one that
-            is an estimate, as of who was dropped from a race, comes after those that are none.
+        keeps: ids of records that are among them in any case, where they have a fitness.
     """
     check_at_least(1, "the number of ", finalists=k)
     scored: list[tuple[Record, Vector]] = [
         (record, record.fitness)
         for record in sorted(records, key=lambda record: record.id)
-        if record.fitness is not None and record.same_as is None
-        if record.asked is None or record.id in keeps
+        if record.fitness is not None and record.same_as is None and record.asked is None
     ]
     if not scored:
         return []
     if len(scored[0][1]) == 1:
-        ranked = [r for r, _ in sorted(scored, key=_by_fitness)]
+        ranked = [r for r, _ in sorted(scored, key=lambda pair: (-pair[1][0], pair[0].id))]
         return ranked[:k] + [r for r in ranked[k:] if r.id in keeps]
     front = [scored[i] for i in non_dominated([fitness for _, fitness in scored])]
     while len(front) > k:
@@ -76,11 +74,6 @@ def finalists(records: Sequence[Record], k: int, keeps: Collection[int] = ()) ->
     known = {record.id for record, _ in front}
     others = [record for record, _ in scored if record.id in keeps and record.id not in known]
     return [*(record for record, _ in front), *others]
-
-
-def _by_fitness(scored: tuple[Record, Vector]) -> tuple[bool, float, int]:
-    record, fitness = scored
-    return record.asked is not None, -float(fitness[0]), record.id
 
 
 def shrunken_finalists(records: Sequence[Record], k: int, strata: Strata) -> list[Finalist]:

@@ -39,6 +39,7 @@ def test_strategies_are_built_by_their_files(path: Path) -> None:
     options = {name: _built(value) for name, value in options.items()}
     taken = set(inspect.signature(build).parameters) - set(options) - {"seed"}
     domain = {"axes": AXES[:3], "corners": {}, "starts": ["start"], "founders": ["a", "b", "c"]}
+    domain["stages"] = {"all": (0, 1, 2)}
     assert taken <= set(domain), "what no space gives must be named in the file"
     candidates = build(**{name: domain[name] for name in taken}, seed=0, **options).ask()
     assert candidates[0].id == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +43,6 @@ def test_finalists_are_the_best_distinct_ones() -> None:
     assert finalists([record(0)], 3) == []
     with pytest.raises(ValueError, match="number of finalists must be at least 1, got 0"):
         finalists(RECORDS, 0)
-
-
-def test_who_is_kept_is_among_them_though_it_was_dropped_from_a_race() -> None:
-    dropped = [replace(record(7, 0.95), asked=3), replace(record(8, 0.8), asked=3)]
-    assert [r.id for r in finalists([*RECORDS, *dropped], 2, keeps=(8,))] == [1, 3, 8]
-    assert [r.id for r in finalists([*RECORDS, *dropped], 2)] == [1, 3]
 
 
 def test_finalists_of_several_objectives_are_the_least_crowded_of_the_front() -> None:

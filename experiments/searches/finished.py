@@ -16,9 +16,10 @@ def show_finished(config: DictConfig) -> float | None:
     """Shows the run of a configuration if it is finished; returns the winner's fitness, or None.
 
     Its options were checked when it was run. A private run, which may have a key left to destroy,
-    and one that a zoo keeps are shown by the search itself.
+    and one that a zoo keeps are shown by the search itself, which refuses what is no directory.
     """
-    if config.privacy or config.zoo:
+    directories = isinstance(config.out, str | None) and isinstance(config.runs, str)
+    if config.privacy or config.zoo or not directories:
         return None
     with explained():
         config = with_tasks(config)

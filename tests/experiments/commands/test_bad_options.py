@@ -117,7 +117,7 @@ EARLY = [  # found before an expert is opened, so that not even the quickstart i
     ("grouping=layers && grouping.every=0", "every is 0, it must be a whole number of layers"),
     (
         "objective.normalize=best",
-        "objective.normalize=best: expected 'expert' or 'spread' or 'raw'",
+        "objective.normalize=best: expected 'expert' or 'spread' or 'ratio' or",
     ),
     ("budget.evaluations=null", "the budget is unlimited; set evaluations, seconds or target"),
     ("budget.evaluations=-1", "budget.evaluations must be at least 1, got -1"),

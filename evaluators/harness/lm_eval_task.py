@@ -53,6 +53,8 @@ class LmEvalTask:
         task: name, path of a YAML file, or a task's configuration.
         include_path: directory with YAML files of other tasks than lm-eval's.
         metric: the main one; None: the task's first.
+        higher_is_better: what is expected of the main metric; ValueError where the task says
+            otherwise. None: nothing.
         split: of the data set; None: the task's own (test, else validation).
         limit: most items, the first ones; None: all.
         num_fewshot: examples in every prompt; None: the task's own number.
@@ -70,6 +72,7 @@ class LmEvalTask:
         task: str | Mapping[str, Any],
         include_path: str | None = None,
         metric: str | None = None,
+        higher_is_better: bool | None = None,
         split: str | None = None,
         take: str | ItemDraw | None = None,
         limit: int | None = None,
@@ -95,6 +98,7 @@ class LmEvalTask:
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
         self.metrics = _ordered(_metrics(self._task), _main(self._task, metric), name)
+        _check_direction(name, self.metrics, higher_is_better)
         docs, source, found = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
@@ -215,9 +219,24 @@ def _mean_bytes(task: Any, docs: Sequence[Any]) -> dict[str, float]:
 
 
 def _main(task: Any, metric: str | None) -> str | None:
-    """Returns the name here of a metric that may be given with the task's only filter."""
+    """Returns the name here of a metric given with the task's only filter, or without "none"."""
     plain, _, key = (metric or "").partition("@")
-    return plain if [answer_filter.name for answer_filter in task._filters] == [key] else metric
+    filters = [answer_filter.name for answer_filter in task._filters]
+    if filters == [key]:
+        return plain
+    bare = metric is not None and not key and len(filters) > 1
+    return f"{metric}@none" if bare and "none" in filters else metric
+
+
+def _check_direction(name: str, metrics: Mapping[str, Direction], higher: bool | None) -> None:
+    main, direction = next(iter(metrics.items()))
+    if higher is not None and higher != (direction == "maximize"):
+        better, other = ("lower", "higher")[:: 1 if higher else -1]
+        raise ValueError(
+            f"lm-eval task {name!r}: {main} is better when {better}, not {other} as is expected "
+            "(by higher_is_better, or the sign of a weight in a file of mergekit-evolve): a search "
+            "improves it, so turn that round, or leave the task out"
+        )
 
 
 def _ordered(

@@ -11,7 +11,14 @@ KEYS = (
     "task_search_path",
 )
 TASK_KEYS = ("name", "weight", "metric")
-_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score")
+_LOWER = (
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+    "brier_score",
+    "ter",
+)
 
 
 def read_tasks(content: Entry, notes: list[str]) -> list[dict[str, Any]]:
@@ -49,11 +56,6 @@ def _task(task: Any, notes: list[str]) -> dict[str, Any]:
     ]
     metric, _, answers = value(given, "metric", str, "acc,none", where).partition(",")
     weight = value(given, "weight", float, 1.0, where)
-    if weight < 0 and metric not in _LOWER:
-        raise EvolveError(
-            f"{where}weight: {weight} asks for a worse {metric}, and a search improves all of its "
-            "scores: give a weight above 0, or leave the task out"
-        )
     if weight > 0 and metric in _LOWER:
         notes.append(
             f"{where}metric: {metric} is lowered, which in mergekit-evolve takes a negative weight"
@@ -62,6 +64,7 @@ def _task(task: Any, notes: list[str]) -> dict[str, Any]:
         "task": given["name"],
         "metric": metric if answers in ("", "none") else f"{metric}@{answers}",
         **({} if weight == 1 else {"weight": float(abs(weight))}),
+        **({"higher_is_better": False} if weight < 0 else {}),  # where the task is read, see there
     }
 
 

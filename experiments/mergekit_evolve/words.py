@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from experiments.mergekit_evolve.values import EvolveError, value
+from experiments.runs.choices import texts
 
 _WORD = "mergekit_evolve="
 _BUDGET = 100  # mergekit-evolve's --max-fevals
@@ -45,14 +46,23 @@ def with_file(words: Sequence[str]) -> list[str]:
     except EvolveError as error:
         print(f"{sys.argv[0]}: {_WORD}{named[0]}: {error}", file=sys.stderr)
         sys.exit(2)
-    for note in evolution.notes:
+    unread = _unread(words)
+    left = [f"{part}: the space that is chosen reads none; left out" for part in unread]
+    for note in (*evolution.notes, *left):
         print(f"{_WORD}{named[0]}: {note}", file=sys.stderr)
     own = [  # of a part that is replaced, the file's options have no meaning
         f"{name}={spelt(each)}"
         for name, each in evolution.options.items()
-        if not {name, name.partition(".")[0]} & given
+        if not {name, name.partition(".")[0]} & {*given, *unread}
     ]
     return [word for word in with_more(words, own) if not word.startswith(_WORD)]
+
+
+def _unread(words: Sequence[str]) -> list[str]:
+    """Returns what a file sets and the space of another word does not read."""
+    chosen = next((word.partition("=")[2] for word in words if word.startswith("space=")), "")
+    text = texts("space").get(chosen)
+    return [each for each in ("method", "grouping") if text and f"${{{each}}}" not in text]
 
 
 def with_more(words: Sequence[str], more: Sequence[str]) -> list[str]:

@@ -109,6 +109,8 @@ def _kind(name: str, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns an entry of the group `evaluator`, and what a task sets in it."""
     task = str(entry["task"])
     path = Path(task).expanduser()
+    if entry.get("columns") is not None and path.suffix not in _TABLES:
+        raise UserError(f"tasks: {task} is no table: leave its columns: out")
     if path.suffix == ".txt":
         raise UserError(f"tasks: {task} is one document: make it a file with a text in each line")
     if path.suffix == ".npz":
@@ -126,7 +128,7 @@ def _by_columns(
     task: str, found: Sequence[str], named: Mapping[str, str] | None
 ) -> tuple[str, dict[str, str]]:
     """Returns the kind of a table's task, and its columns by what they are to it."""
-    roles = {each: each for each in found if each != "pair"} if named is None else dict(named)
+    roles = {each: each for each in found} if named is None else dict(named)
     kind = next((kind for needed, kind in _KINDS.items() if {*needed} <= {*roles}), None)
     absent = [column for column in roles.values() if column not in found]
     if kind is None or absent:
@@ -154,7 +156,8 @@ def _judge(objective: DictConfig, entries: Mapping[str, Mapping[str, Any]]) -> N
     metrics = {
         name: entry["metric"]
         for name, entry in entries.items()
-        if entry.get("metric") is not None and Path(str(entry["task"])).suffix in _TABLES
+        if entry.get("metric") is not None
+        and Path(str(entry["task"])).suffix in (*_TABLES, ".npz")
     }
     if metrics:
         objective.metrics = {**(objective.metrics or {}), **metrics}

@@ -394,6 +394,8 @@ def test_directions_and_main_metric(llama: Resident, write_lines: WriteLines) ->
     assert list(rolling.metrics) == ["bits_per_byte", "word_perplexity", "byte_perplexity"]
     assert set(rolling.metrics.values()) == {"minimize"}
     filters = LmEvalTask(llama.info, task=kinds(data)["filters"])
+    with pytest.raises(ValueError, match="word_perplexity is better when lower, not higher as is"):
+        LmEvalTask(llama.info, task=kinds(data)["rolling"], higher_is_better=True)
     assert filters.metrics == {"exact_match@strict": "maximize", "exact_match@loose": "maximize"}
     with pytest.raises(
         ValueError, match="'toy' has no metric 'bpb'; it has word_perplexity, byte"
@@ -409,6 +411,10 @@ def test_a_metric_may_name_the_only_filter_and_a_template_be_left_to_the_tokeniz
     assert next(iter(built.metrics)) == "acc"
     with pytest.raises(ValueError, match="has no metric 'acc@strict'; it has acc"):
         LmEvalTask(llama.info, task=task, metric="acc@strict")
+    several = kinds(write_lines(ROWS))["filters"]
+    several["filter_list"][1]["name"] = "none"
+    built = LmEvalTask(llama.info, task=several, metric="exact_match")
+    assert next(iter(built.metrics)) == "exact_match@none"
 
 
 def test_rolling_cases_are_bits_over_mean_bytes(llama: Resident, write_lines: WriteLines) -> None:

@@ -186,7 +186,8 @@ def test_shorthands(words: list[str], long: list[str]) -> None:
 
 
 def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
-    write_rows(tmp_path / "moods.jsonl", [{"sentence": "so", "text": "so", "label": 1}])
+    rows = [{"sentence": "so", "text": "so", "pair": "or", "label": 1}]
+    write_rows(tmp_path / "moods.jsonl", rows)
 
     def kind(more: str = "") -> tuple[str, Any]:
         words = [f"tasks=[{{task:{tmp_path}/moods.jsonl{more}}}]"]
@@ -197,8 +198,16 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
 
     target, entry = kind()
     assert (target, entry["head"], entry["take"]["panel"]) == ("Accuracy", "moods", "report")
+    assert entry["pair_field"] == "pair"
     target, entry = kind(",columns:{text:sentence},search:7")
     assert (target, entry["field"], entry["take"]["search"]) == ("Perplexity", "sentence", 7)
+
+
+def test_a_metric_of_images_is_judged_by() -> None:
+    words = ["base=B", "experts={a:A}", "tasks=[{task:digits.npz,metric:macro_f1}]"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = with_tasks(compose("search", overrides=longhand("search", words)))
+    assert config.objective.metrics == {"digits": "macro_f1"}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +220,7 @@ def test_a_table_is_what_its_columns_say(tmp_path: Path) -> None:
         ("[{weight:2}]", "names no task"),
         ("[ARRAY]", "array.json holds no JSON object in its first line"),
         ("[{task:QUIZ,columns:[question]}]", r"columns \['question'\] of .* names none by its m"),
+        ("[{task:arc_easy,columns:{text:a}}]", "arc_easy is no table: leave its columns: out"),
         ("[{task:QUIZ,search:-3}]", "search must be null or a number of items, got -3"),
         ("[QUIZ] splits=3", "splits=3: expected"),
         ("[QUIZ] budget=-5", "budget.evaluations"),

@@ -139,10 +139,6 @@ def genome(**keys: Any) -> dict[str, Any]:
             {**FILE, "tasks": [{"name": "a", "weight": "x"}]},
             "tasks: a: weight: expected a number, got 'x'",
         ),
-        (
-            {**FILE, "tasks": [{"name": "a", "weight": -1}]},
-            "tasks: a: weight: -1 asks for a worse acc, and a search improves",
-        ),
     ],
 )
 def test_refusals(content: Any, message: str, tmp_path: Path) -> None:
@@ -154,6 +150,10 @@ def test_a_metric_that_is_better_when_lower_has_a_negative_weight(tmp_path: Path
     task = {"name": "wikitext", "metric": "word_perplexity,none", "weight": -0.5}
     (entry,) = evolution({**FILE, "tasks": [task]}, tmp_path).options["tasks"]
     assert (entry["metric"], entry["weight"]) == ("word_perplexity", 0.5)
+    assert entry["higher_is_better"] is False
+    unknown = {**task, "metric": "pct_stereotype,none"}
+    (entry,) = evolution({**FILE, "tasks": [unknown]}, tmp_path).options["tasks"]
+    assert entry["higher_is_better"] is False
     (note,) = evolution({**FILE, "tasks": [{**task, "weight": 1}]}, tmp_path).notes
     assert "word_perplexity is lowered, which in mergekit-evolve takes a negative weight" in note
 
@@ -252,6 +252,17 @@ def test_the_start_is_mergekit_evolves(models: Path, tmp_path: Path) -> None:
     assert starts[0] == starts[1] != starts[2]
     assert len(set(starts[0])) == len(space.axes)
     assert all(0 <= start < 1 for start in starts[0])
+
+
+def test_another_space_takes_its_method_and_groups_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evolve.yml").write_text(yaml.safe_dump(genome(filters=["mlp"])))
+    for space, parts in (("full_weights", []), ("coefficients", ["method", "grouping"])):
+        words = longhand("search", [f"mergekit_evolve={tmp_path}/evolve.yml", f"space={space}"])
+        left = [p for p in ("method", "grouping") if any(word.startswith(p) for word in words)]
+        assert left == parts
+        assert capsys.readouterr().err.count("reads none; left out") == 2 - len(parts)
 
 
 def test_another_word_goes_before_the_file(models: Path, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def _check_direction(name: str, metrics: Mapping[str, Direction], higher: bool |
         better, other = ("lower", "higher")[:: 1 if higher else -1]
         raise ValueError(
             f"lm-eval task {name!r}: {main} is better when {better}, not {other} as is expected "
-            "(by higher_is_better, or the sign of a weight in a file of mergekit-evolve): a search "
+            "(by higher_is_better, or the sign of a weight of mergekit-evolve): a search "
             "improves it, so turn that round, or leave the task out"
         )
 

@@ -52,9 +52,8 @@ class LmEvalTask:
     Args:
         task: name, path of a YAML file, or a task's configuration.
         include_path: directory with YAML files of other tasks than lm-eval's.
-        metric: the main one; None: the task's first.
-        higher_is_better: what is expected of the main metric; ValueError where the task says
-            otherwise. None: nothing.
+        metric: the main one; None: the task's first; ``-METRIC``: one that must be better when
+            lower, ValueError where the task says otherwise.
         split: of the data set; None: the task's own (test, else validation).
         limit: most items, the first ones; None: all.
         num_fewshot: examples in every prompt; None: the task's own number.
@@ -72,7 +71,6 @@ class LmEvalTask:
         task: str | Mapping[str, Any],
         include_path: str | None = None,
         metric: str | None = None,
-        higher_is_better: bool | None = None,
         split: str | None = None,
         take: str | ItemDraw | None = None,
         limit: int | None = None,
@@ -97,8 +95,10 @@ class LmEvalTask:
         self._task: Any = load_task(task, include_path)
         set_shots(self._task, num_fewshot)
         set_generation(self._task, gen_kwargs)
-        self.metrics = _ordered(_metrics(self._task), _main(self._task, metric), name)
-        _check_direction(name, self.metrics, higher_is_better)
+        main = _main(self._task, None if metric is None else metric.removeprefix("-"))
+        self.metrics = _ordered(_metrics(self._task), main, name)
+        if metric is not None and metric.startswith("-"):
+            _check_lower(name, self.metrics)
         docs, source, found = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
         encoder = RequestEncoder(tokenizer, model.max_length)
@@ -228,14 +228,12 @@ def _main(task: Any, metric: str | None) -> str | None:
     return f"{metric}@none" if bare and "none" in filters else metric
 
 
-def _check_direction(name: str, metrics: Mapping[str, Direction], higher: bool | None) -> None:
+def _check_lower(name: str, metrics: Mapping[str, Direction]) -> None:
     main, direction = next(iter(metrics.items()))
-    if higher is not None and higher != (direction == "maximize"):
-        better, other = ("lower", "higher")[:: 1 if higher else -1]
+    if direction == "maximize":
         raise ValueError(
-            f"lm-eval task {name!r}: {main} is better when {better}, not {other} as is expected "
-            "(by higher_is_better, or the sign of a weight of mergekit-evolve): a search "
-            "improves it, so turn that round, or leave the task out"
+            f"lm-eval task {name!r}: a minus (a negative weight of mergekit-evolve) asks for a "
+            f"worse {main}, and a search improves its scores: leave it, or the task, out"
         )
 
 

@@ -60,11 +60,11 @@ def _task(task: Any, notes: list[str]) -> dict[str, Any]:
         notes.append(
             f"{where}metric: {metric} is lowered, which in mergekit-evolve takes a negative weight"
         )
+    sign = "-" if weight < 0 else ""  # checked where the task is read
     return {
         "task": given["name"],
-        "metric": metric if answers in ("", "none") else f"{metric}@{answers}",
+        "metric": sign + (metric if answers in ("", "none") else f"{metric}@{answers}"),
         **({} if weight == 1 else {"weight": float(abs(weight))}),
-        **({"higher_is_better": False} if weight < 0 else {}),  # where the task is read, see there
     }
 
 

@@ -394,8 +394,10 @@ def test_directions_and_main_metric(llama: Resident, write_lines: WriteLines) ->
     assert list(rolling.metrics) == ["bits_per_byte", "word_perplexity", "byte_perplexity"]
     assert set(rolling.metrics.values()) == {"minimize"}
     filters = LmEvalTask(llama.info, task=kinds(data)["filters"])
-    with pytest.raises(ValueError, match="word_perplexity is better when lower, not higher as is"):
-        LmEvalTask(llama.info, task=kinds(data)["rolling"], higher_is_better=True)
+    rolling = LmEvalTask(llama.info, task=kinds(data)["rolling"], metric="-byte_perplexity")
+    assert next(iter(rolling.metrics)) == "byte_perplexity"
+    with pytest.raises(ValueError, match="a minus .* asks for a worse exact_match@strict"):
+        LmEvalTask(llama.info, task=kinds(data)["filters"], metric="-exact_match@strict")
     assert filters.metrics == {"exact_match@strict": "maximize", "exact_match@loose": "maximize"}
     with pytest.raises(
         ValueError, match="'toy' has no metric 'bpb'; it has word_perplexity, byte"

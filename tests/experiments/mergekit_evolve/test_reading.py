@@ -149,11 +149,10 @@ def test_refusals(content: Any, message: str, tmp_path: Path) -> None:
 def test_a_metric_that_is_better_when_lower_has_a_negative_weight(tmp_path: Path) -> None:
     task = {"name": "wikitext", "metric": "word_perplexity,none", "weight": -0.5}
     (entry,) = evolution({**FILE, "tasks": [task]}, tmp_path).options["tasks"]
-    assert (entry["metric"], entry["weight"]) == ("word_perplexity", 0.5)
-    assert entry["higher_is_better"] is False
+    assert (entry["metric"], entry["weight"]) == ("-word_perplexity", 0.5)
     unknown = {**task, "metric": "pct_stereotype,none"}
     (entry,) = evolution({**FILE, "tasks": [unknown]}, tmp_path).options["tasks"]
-    assert entry["higher_is_better"] is False
+    assert entry["metric"] == "-pct_stereotype"
     (note,) = evolution({**FILE, "tasks": [{**task, "weight": 1}]}, tmp_path).notes
     assert "word_perplexity is lowered, which in mergekit-evolve takes a negative weight" in note
 

@@ -396,7 +396,7 @@ def test_directions_and_main_metric(llama: Resident, write_lines: WriteLines) ->
     filters = LmEvalTask(llama.info, task=kinds(data)["filters"])
     rolling = LmEvalTask(llama.info, task=kinds(data)["rolling"], metric="-byte_perplexity")
     assert next(iter(rolling.metrics)) == "byte_perplexity"
-    with pytest.raises(ValueError, match="a minus .* asks for a worse exact_match@strict"):
+    with pytest.raises(ValueError, match=r"a minus .* asks for a worse exact_match@strict"):
         LmEvalTask(llama.info, task=kinds(data)["filters"], metric="-exact_match@strict")
     assert filters.metrics == {"exact_match@strict": "maximize", "exact_match@loose": "maximize"}
     with pytest.raises(

@@ -9,19 +9,20 @@ from experiments.reports.table import table
 from experiments.runs.directory import plan_run
 from experiments.runs.errors import explained
 from experiments.runs.files import read_json
+from experiments.runs.options import check_options
 from experiments.setup.own_tasks import with_tasks
 
 
 def show_finished(config: DictConfig) -> float | None:
     """Shows the run of a configuration if it is finished; returns the winner's fitness, or None.
 
-    Its options were checked when it was run. A private run, which may have a key left to destroy,
-    and one that a zoo keeps are shown by the search itself, which refuses what is no directory.
+    A private run, which may have a key left to destroy, and one that a zoo keeps are shown by the
+    search itself.
     """
-    directories = isinstance(config.out, str | None) and isinstance(config.runs, str)
-    if config.privacy or config.zoo or not directories:
+    if config.privacy or config.zoo:
         return None
     with explained():
+        check_options(config)
         config = with_tasks(config)
         run = plan_run(config, strategy_name())
         finished = is_finished(run, config)

@@ -28,14 +28,12 @@ def files_sha256(files: Sequence[Path]) -> str:
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's bytes, from the cache where path, size and time agree.
 
-    A pointer into a zoo stands for the file that it names; a blob of the Hugging Face cache is
-    named by its hash.
+    A pointer into a zoo stands for the file that it names. The name of a blob in the Hugging Face
+    cache is no proof: who copies a file over a snapshot's link writes into the blob.
     """
     path = path.resolve()
     if (pointer := follow(path)) is not None:
         return pointer.sha256
-    if path.parent.name == "blobs" and _is_sha256(path.name):
-        return path.name
     stat = path.stat()
     key = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
     entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
@@ -78,11 +76,8 @@ def _recall(entry: Path, key: str) -> str | None:
         digest, _, stored_key = entry.read_text(encoding="utf-8").rstrip("\n").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
-    return digest if _is_sha256(digest) and stored_key == key else None
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    intact = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+    return digest if intact and stored_key == key else None
 
 
 def _remember(entry: Path, line: str) -> None:

@@ -80,9 +80,7 @@ def dials(found: Found) -> str:
         rows = []
         for row in figures["rows"]:
             kinds = [row["selection"], row["combination"]]
-            texts = [
-                f"{k['test']:.3f} (ε {rounded_up(k['epsilon'])}: {_mixture(k)})" for k in kinds
-            ]
+            texts = [_given_out(kind) for kind in kinds]
             gain = max(k["test"] for k in kinds) - row["single_test"]
             single = f"{row['single_test']:.3f} ({row['single']})"
             rows.append([f"{row['epsilon']:g}", single, *texts, f"{100 * gain:+.1f}"])

@@ -197,7 +197,8 @@ def test_runs_share_scores_of_the_same_items_alone(shell: Shell, tmp_path: Path)
     make_world(own)
     line = ["search", *overrides(own, *QUICK), "in_hull=null"]
     assert shell.run(*line, "out=first").code == 0
-    config = OmegaConf.merge(OmegaConf.load(shell.cwd / "first" / "config.yaml"), {"seed": 1})
+    again = {"seed": 1, "space": {"seed": 1}}
+    config = OmegaConf.merge(OmegaConf.load(shell.cwd / "first" / "config.yaml"), again)
     assert isinstance(config, DictConfig)
     write_texts(own / "report.jsonl", first=900)
     assert share(shell.cwd / "first", shell.cwd / "second", config)

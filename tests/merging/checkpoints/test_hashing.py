@@ -72,13 +72,3 @@ def test_unwritable_cache_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "file"))
     assert hashing.file_sha256(settled) == sha(b"one")
-
-
-def test_a_blob_of_the_hub_is_named_by_its_hash(cache: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    (blobs / sha(b"one")).write_bytes(b"not read")
-    link = snapshot / "model.safetensors"
-    link.symlink_to(blobs / sha(b"one"))
-    assert hashing.file_sha256(link) == sha(b"one")

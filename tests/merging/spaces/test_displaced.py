@@ -83,5 +83,7 @@ def test_corners_are_the_experts() -> None:
             expected = pool.base_tensor(name) + pool.deltas(name)[row]
             torch.testing.assert_close(weights[name], expected)
     assert CoefficientSpace(pool, Ties(), Whole()).corners == {}
-    with pytest.raises(MergeError, match="start of weight: 'mean' is neither a number nor aver"):
+    with pytest.raises(
+        MergeError, match="start of weight: 'mean' is neither a number, average nor"
+    ):
         CoefficientSpace(pool, TaskArithmetic(), Whole(), start={"weight": "mean"})

@@ -2,7 +2,9 @@
 
 Everything follows from the history. Noises are independent draws, so that in units of their own
 length two of them are orthogonal, to 1 over the root of their numbers: a point on a path is the
-vector of its noises' coefficients, and lengths and angles are those of such vectors.
+vector of its noises' coefficients, and lengths are those of such vectors. For the same reason
+steps along fresh noises always lead as far as a random walk: the path itself cannot tell a walk
+from a climb, slopes can.
 """
 
 import json
@@ -122,9 +124,7 @@ class WalkFigures:
         centre: ``(T,)`` fitness of the centre; NaN where it was not asked.
         mean, best: ``(T,)`` of the samples.
         length: ``(T - 1,)`` of every move.
-        cosine: ``(T - 1,)`` of a move with the one before; NaN where there is none.
         distance: ``(T,)`` of the centre from the first one.
-        random: ``(T,)``, that of a random walk with moves as long: ``sqrt(sum length^2)``.
         promised: ``(T - 1,)``, what a move gives to first order: ``sum_i m_i s_i`` over the
             noises of its generation.
         given: ``(T - 1,)``, by how much the samples' mean rose.
@@ -141,9 +141,7 @@ class WalkFigures:
     mean: Vector
     best: Vector
     length: Vector
-    cosine: Vector
     distance: Vector
-    random: Vector
     promised: Vector
     given: Vector
     aligned: Vector
@@ -187,7 +185,6 @@ def walk_of(
     numbers = sorted({number for one in found for number in (*one.centre, *one.slopes())})
     places = np.array([[one.centre.get(number, 0.0) for number in numbers] for one in found])
     moves = np.diff(places, axis=0)
-    length = np.linalg.norm(moves, axis=1)
     mean = np.array([one.fitness.mean() for one in found])
     promised, aligned = _promises(found, moves, numbers)
     floor, agreement = _by_items(found, cases or {}, strata)
@@ -195,10 +192,8 @@ def walk_of(
         centre=np.array([np.nan if one.scored is None else one.scored for one in found]),
         mean=mean,
         best=np.array([one.fitness.max() for one in found]),
-        length=length,
-        cosine=_cosines(moves),
+        length=np.linalg.norm(moves, axis=1),
         distance=np.linalg.norm(places - places[0], axis=1),
-        random=np.sqrt(np.concatenate([[0.0], np.cumsum(length**2)])),
         promised=promised,
         given=np.diff(mean),
         aligned=aligned,
@@ -206,15 +201,6 @@ def walk_of(
         floor=floor,
         agreement=agreement,
     )
-
-
-def _cosines(moves: Matrix) -> Vector:
-    """Returns the cosine of every move with the one before, ``(moves,)``."""
-    lengths = np.linalg.norm(moves, axis=1)
-    products = (moves[1:] * moves[:-1]).sum(axis=1)
-    both = lengths[1:] * lengths[:-1]
-    known = np.divide(products, both, out=np.full(len(both), np.nan), where=both > 0)
-    return np.concatenate([[np.nan], known]) if len(moves) else lengths
 
 
 def _promises(

@@ -20,7 +20,8 @@ class SingularPairNoise:
     """``sum_{e != f} U_e diag(g_ef sqrt(S_e S_f)) V_f``, over all ordered pairs of experts.
 
     What one expert reads, written where another writes: outside the span of all task vectors, in
-    the subspaces that training has used. Vectors, and pools of one expert, get `TensorNoise`.
+    the subspaces that training has used. Vectors, and tensors that fewer than two experts change,
+    get `TensorNoise`.
 
     Args:
         rank: leading directions of every expert, at least 1.
@@ -51,6 +52,8 @@ class SingularPairNoise:
             for identity, delta in sorted(zip(pool.identities, deltas, strict=True), key=_identity)
             if delta.any()
         }
+        if len(triplets) < 2:
+            return TensorNoise(self.unit).on(name, pool)
         pairs = list(permutations(triplets, 2))
         # E |noise|^2 = sum over pairs and directions of S_e S_f
         square = sum(float(_values(triplets, *pair).square().sum()) for pair in pairs)

@@ -69,7 +69,9 @@ class Pursuit:
             downwards on both sides then cancels; without, the samples' mean stands for it.
         shrink: multiply steps by the reliability of the slopes, as the two halves of the items
             agree on them (in the last generations): what only these items show moves nothing.
-            Needs per-item scores; without any it is 1.
+            Needs a fitness that is the mean of all per-item scores: of one task, or of tasks
+            that weigh what their share of the items is. Elsewhere (other weights, a cap that
+            holds, a tie-break, the worst task) it is 1.
         most: samples per generation up to which N doubles whenever a generation's reliability is
             below 1/4; None: N stays.
         generations: most generations of samples; None: the budget decides.
@@ -172,7 +174,7 @@ class Pursuit:
 
         ``B = 2 c / (1 + c)``, c the slopes' agreement on two halves of the items, not below 0.
         """
-        if any(o.cases is None or len(o.cases) < 2 for o in ordered if o.fitness is not None):
+        if not all(_is_mean_of_cases(o) for o in ordered if o.fitness is not None):
             return 1.0
         a, b = (
             _slopes(
@@ -209,6 +211,14 @@ class Pursuit:
         known = 1 / (2 * length) if self._curvature is None else self._curvature
         found = min(max(lost, known / _CHANGE), known * _CHANGE)
         self._curvature = found if self._curvature is None else math.sqrt(known * found)
+
+
+def _is_mean_of_cases(outcome: Outcome) -> bool:
+    """Whether the fitness is the mean of at least two cases, so that halves of them show it."""
+    if outcome.fitness is None or outcome.cases is None or len(outcome.cases) < 2:
+        return False
+    mean = float(outcome.cases.mean())
+    return math.isclose(float(outcome.fitness[0]), mean, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def _values(ordered: Sequence[Outcome]) -> list[float | None]:

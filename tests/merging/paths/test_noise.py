@@ -168,6 +168,19 @@ def test_singular_noise_scales_the_directions_of_each_delta() -> None:
 
 
 @pytest.mark.parametrize("noise", SHAPED, ids=name_of)
+def test_a_tensor_that_one_expert_alone_changes_moves(noise: Noise) -> None:
+    delta, zero = (
+        torch.randn(9, 12, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(9, 12),
+    )
+    pool = memory_pool({"w": zero}, [{"w": zero}, {"w": delta}, {"w": zero}])
+    draws = torch.stack([noise.on("w", pool)(seed) for seed in range(200)])
+    squares = draws.double().square().mean((1, 2))
+    error = float(squares.std()) / math.sqrt(len(draws))
+    assert abs(float(squares.mean()) - rms(pool.deltas("w")) ** 2) < 4 * error
+
+
+@pytest.mark.parametrize("noise", SHAPED, ids=name_of)
 def test_order_of_experts_changes_no_bit(noise: Noise) -> None:
     pool = random_pool(SHAPES)
     turned = pool.select(["expert2", "expert0", "expert1"])

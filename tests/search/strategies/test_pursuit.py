@@ -179,6 +179,26 @@ def test_reliability_by_halves_of_the_items_is_the_share_that_others_show() -> N
     assert np.mean(gains) > np.mean(full)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "of_tasks", "shrunken"),
+    [((20, 20), np.mean, True), ((10, 1000), np.mean, False), ((20, 20), np.min, False)],
+    ids=["mean of the items", "tasks of unequal sizes", "worst task"],
+)
+def test_halves_of_the_items_shrink_only_where_fitness_is_their_mean(
+    sizes: tuple[int, int], of_tasks: Callable[[list[float]], float], shrunken: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    strategy = Pursuit(seed=0, starts=["start"])
+    outcomes = []
+    for candidate in strategy.ask():
+        tasks = [rng.normal(size=size) for size in sizes]
+        fitness = np.array([of_tasks([float(task.mean()) for task in tasks])])
+        outcomes.append(Outcome(candidate.id, fitness, np.concatenate(tasks)))
+    strategy.tell(outcomes)
+    reliability = 0.0 if strategy._slopes is None else strategy._slopes.reliability
+    assert (reliability < 0.9) if shrunken else (reliability == 1.0)
+
+
 def quadratic_bowl(space: FullWeightSpace, seed: int = 0) -> Score:
     goal = flat(space.decode(Path("start"))) + 0.1 * np.random.default_rng(seed).normal(size=SIZE)
 

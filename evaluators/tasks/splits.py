@@ -19,11 +19,14 @@ class ItemDraw:
     Equal items count once, so that none stands on two panels, and every part of the order holds
     each label in proportion. The order rests on the items' content, not on their place.
 
+    Numbers that are None share what the others leave: a quarter each for search and selection
+    (half each where held-out items have a split of their own, and half for the first of two), at
+    most 100; the rest is held out, at most 1000.
+
     Args:
-        search: items that rank candidates. None: as `selection`.
-        selection: for the second look. None: a quarter of what is there, half where held-out items
-            have a split of their own; at most 100.
-        held_out: None: what is left, at most 1000.
+        search: items that rank candidates.
+        selection: for the second look.
+        held_out: read once, at the end.
         seed: of the draw alone, so that searches with other seeds share their items.
     """
 

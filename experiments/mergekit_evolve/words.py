@@ -108,8 +108,8 @@ def spelt(option: Any) -> str:
     """Returns a value in the grammar of Hydra's command line.
 
     Example:
-        >>> spelt({"a": [1.5, None, "x y"]})
-        '{a:[1.5,null,"x y"]}'
+        >>> spelt({"a": [1.5, None, "x y", "null"]})
+        '{a:[1.5,null,"x y","null"]}'
     """
     if isinstance(option, Mapping):
         return "{" + ",".join(f"{key}:{spelt(each)}" for key, each in option.items()) + "}"
@@ -117,7 +117,8 @@ def spelt(option: Any) -> str:
         return "[" + ",".join(map(spelt, option)) + "]"
     if not isinstance(option, str):
         return "null" if option is None else str(option)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", option):
+    word = re.fullmatch(r"(?i)null|true|false|nan|inf", option)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", option) and not word:
         return option
     escaped = re.sub(
         r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), option

@@ -29,14 +29,17 @@ def write_experiment(run: Path, config: DictConfig) -> list[str]:
     file.parent.mkdir(exist_ok=True)
     text = experiment_text(hydra.overrides.task, hydra.runtime.choices)
     write_text(file, text.replace("\n", f"\n# {command}\n", 1))
-    return [f"experiment  {command}"]
+    gone = [word for word in hydra.overrides.task if word.startswith("~")]
+    note = f"note        {', '.join(gone)}: has no place in that file; give it behind experiment="
+    return [f"experiment  {command}", *([note] if gone else [])]
 
 
 def experiment_text(words: Sequence[str], groups: Container[str]) -> str:
     """Returns the YAML of ``conf/experiment/NAME.yaml`` that says what `words` say.
 
     Args:
-        words: overrides of one job; what they take away (``~NAME``) has no place in a file.
+        words: overrides of one job; what they take away (``~NAME``) has no place in a file, which
+            `write_experiment` says.
         groups: names of the parts that can be replaced, with their packages.
     """
     defaults: list[Any] = []

@@ -1,6 +1,7 @@
 """How many items every task has on every panel, and what its held-out items can show."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ _SPLITS: Mapping[Split, str] = {
     "selection": "selection",
     "report": "held out",
 }
+_SHARE = re.compile(r"(^|_)acc($|_)|^(accuracy|exact_match)$")  # metrics whose cases are 0 or 1
 _DISAGREE = 0.1  # share of the items of which one of two merges is right alone
 _QUANTILES = 1.96 + 0.84  # of a two-sided test at 5 % that finds a difference in 4 of 5 samples
 
@@ -33,11 +35,16 @@ def items_for(points: float) -> int:
     return round(_DISAGREE * (100 * _QUANTILES / points) ** 2)  # q (z / difference)^2
 
 
-def item_counts(panels: Mapping[Split, Panel]) -> dict[str, dict[str, Any]]:
+def item_counts(
+    panels: Mapping[Split, Panel], metrics: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Returns what there is of every task.
 
     Its items found, where they were counted; those on each panel; and `points` that the held-out
-    ones can show, None where the task's metric is not one of 0 to 1.
+    ones can show, None where the metric that judges the task is not known to be a share of them.
+
+    Args:
+        metrics: of the objective: task to metric, where it is not judged by its main one.
     """
     counts: dict[str, dict[str, Any]] = {}
     for split, panel in panels.items():
@@ -45,7 +52,8 @@ def item_counts(panels: Mapping[Split, Panel]) -> dict[str, dict[str, Any]]:
             own = counts.setdefault(task, {"found": {}, "points": None})
             own[split] = len(evaluator.items)
             own["found"][evaluator.items.data] = evaluator.items.found
-            if split == "report" and panel.directions[panel.main[task]] == "maximize":
+            metric = (metrics or {}).get(task) or next(iter(evaluator.metrics))
+            if split == "report" and _SHARE.search(metric.partition("@")[0]):
                 own["points"] = seen_points(own[split])
     for own in counts.values():
         found = own["found"].values()  # a split of their own for held-out items adds up

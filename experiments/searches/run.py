@@ -92,7 +92,10 @@ def run_check(config: DictConfig) -> None:
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        lines = check(ingredients, trial, common, run, save_model=config.save_model)
+        metrics = config.objective.get("metrics")
+        lines = check(
+            ingredients, trial, common, run, metrics=metrics, save_model=config.save_model
+        )
         lines += time_lines(config, parts, ingredients, trial)
         lines += check_room(config, ingredients.pool)
         if parts.privacy is not None:
@@ -161,7 +164,10 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
         parts = dry_run(config)
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        lines = check(ingredients, trial, common, run, save_model=config.save_model)
+        metrics = config.objective.get("metrics")
+        lines = check(
+            ingredients, trial, common, run, metrics=metrics, save_model=config.save_model
+        )
         lines += time_lines(config, parts, ingredients, trial)
         lines += check_room(config, ingredients.pool)
         make_run(run, config)

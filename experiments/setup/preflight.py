@@ -1,5 +1,6 @@
 """The check before work: everything that can go wrong in seconds, before hours are spent."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def check(
     common: CommonItems | None,
     run: Path,
     *,
+    metrics: Mapping[str, str] | None,
     save_model: bool,
 ) -> list[str]:
     """Returns what is found out of a search that is ready to run, a line each for a person.
@@ -40,6 +42,7 @@ def check(
         trial: the problem as it stands before anything is scored.
         common: the items of every generation; None: all search items for all.
         run: directory of the search.
+        metrics: the objective's, of tasks that are not judged by their main one.
         save_model: whether the winner is written as a model.
 
     Raises:
@@ -67,7 +70,7 @@ def check(
         f"experts     {', '.join(pool.expert_names)}",
         f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
         f"{', '.join(search.main)}",
-        *count_lines(item_counts(panels)),
+        *count_lines(item_counts(panels, metrics)),
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
         f"memory      about {memory_gb:.2f} GB for base, experts and model",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),

@@ -259,6 +259,11 @@ def _privatization(
         # Kept: other threads would fit others in a last bit, and noise anew what was noised.
         file = Path(config.folder) / _DIRECTIONS
         if not file.is_file():
+            if begun:
+                raise UserError(
+                    f"{file} is missing, and texts were noised in its directions: put it back, or "
+                    "start in an empty folder"
+                )
             given = settings.directions, bottom, texts.train
             fitted = fit_directions(*given, classes=texts.classes, public=texts.public)
             fitted.save(file)

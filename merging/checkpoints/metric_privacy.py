@@ -24,6 +24,7 @@ class MetricNoise:
         neighbours: mean distance to the nearest vector of another token among `measured_on`.
         measured_on: in words.
         budgets: where `eta` and `least_eta` differ, whence.
+        learned: `space` follows from the training sentences, without noise.
 
     Source: Chatzikokolakis, Andrés, Bordenabe, Palamidessi 2013, Broadening the Scope of
         Differential Privacy Using Metrics.
@@ -35,6 +36,7 @@ class MetricNoise:
     neighbours: float
     measured_on: str
     budgets: Budgets = "uniform"
+    learned: bool = False
 
     def __post_init__(self) -> None:
         for name in ("eta", "least_eta", "neighbours"):
@@ -48,6 +50,8 @@ class MetricNoise:
         if self.budgets not in get_args(Budgets):
             expected = ", ".join(get_args(Budgets))
             raise PrivacyRecordError(f"budgets must be one of {expected}, got {self.budgets!r}")
+        if not isinstance(self.learned, bool):
+            raise PrivacyRecordError(f"learned must be true or false, got {self.learned!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the noise as JSON, readable by `from_json`."""
@@ -56,5 +60,7 @@ class MetricNoise:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "MetricNoise":
         """Returns what `to_json` wrote; raises PrivacyRecordError, naming a wrong key."""
+        if isinstance(content, Mapping):
+            content = {"learned": False, **content}  # older records do not say
         check_keys("metric", content, [field.name for field in fields(cls)])
         return cls(**content)

@@ -57,6 +57,12 @@ def _bounds(dataset: str, noises: list[MetricNoise]) -> Iterator[str]:
         f"is {one.neighbours:.4g} away on average, where that is "
         f"exp({rounded_up(eta * one.neighbours, 4)})."
     )
+    if any(noise.learned for noise in noises):
+        yield (
+            "The directions follow from the training sentences without noise; the bound is "
+            "conditional on them: it holds for the sentences asked about, not for those trained "
+            "on."
+        )
     for noise in dict.fromkeys(noise for noise in noises if noise.budgets in _BUDGETS):
         yield (
             f"Budgets of tokens (η from {noise.least_eta:.4g} to {rounded_up(noise.eta, 4)}) "

@@ -91,6 +91,10 @@ class SecretNoise:
         """Names the key without telling it."""
         return self._seed(("identity",))[:8].hex()
 
+    def name(self, *private: str | int) -> str:
+        """Returns 12 digits that tell what is private from others, and nobody what it is."""
+        return self._seed(("name", *private))[:6].hex()
+
     def _seed(self, question: tuple[str | int, ...]) -> bytes:
         return hashlib.blake2b(repr(question).encode(), key=self._key, digest_size=32).digest()
 

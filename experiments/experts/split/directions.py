@@ -1,12 +1,14 @@
 """The few directions of the states that tell of the class; what else a state holds is not sent."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, gelu
 from torch.nn.utils.rnn import pad_sequence
@@ -61,12 +63,14 @@ class DirectionSettings:
             public: ``(n, d)`` states of public texts, which it is scaled by.
 
         Raises:
-            ValueError: the states have fewer dimensions than there should be directions.
+            ValueError: public states span fewer dimensions than there should be directions.
         """
-        if self.count > public.shape[1]:
+        covariance = torch.cov(public.double().T, correction=0)
+        span = int(torch.linalg.matrix_rank(covariance, hermitian=True))
+        if self.count > span:
             raise ValueError(
-                f"directions.count={self.count} is more than the {public.shape[1]} dimensions of "
-                "a state"
+                f"directions.count={self.count} is more than the {span} dimensions that the "
+                f"states of {len(public)} public tokens span: set fewer, or give more public texts"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.seed, "directions"))
@@ -157,21 +161,31 @@ class Directions:
         return self.mean.to(coordinates) + coordinates @ self.back.T.to(coordinates)
 
     @property
-    def words(self) -> str:
-        """What they are, and which."""
+    def digest(self) -> str:
+        """Tells them from others, and whoever guesses the labelled sentences that these are it."""
         parts = (each.contiguous().numpy().tobytes() for each in (self.mean, self.into, self.back))
-        digest = hashlib.sha256(b"|".join(parts)).hexdigest()[:12]
+        return hashlib.sha256(b"|".join(parts)).hexdigest()[:12]
+
+    def words(self, name: str) -> str:
+        """Returns what they are."""
         return (
-            f"{len(self.into)} directions {digest} that follow from the labelled sentences, as "
+            f"{len(self.into)} directions {name} that follow from the labelled sentences, as "
             "they are, and tell of them"
         )
 
     def save(self, file: Path) -> None:
-        """Writes them, for `read`."""
+        """Writes them in one piece, for `read`."""
         named = {"mean": self.mean, "into": self.into, "back": self.back}
-        safetensors.torch.save_file({n: t.contiguous() for n, t in named.items()}, file)
+        draft = file.with_suffix(".tmp")
+        safetensors.torch.save_file({n: t.contiguous() for n, t in named.items()}, draft)
+        os.replace(draft, file)
 
     @classmethod
     def read(cls, file: Path) -> "Directions":
-        """Returns what `save` wrote."""
-        return cls(**safetensors.torch.load_file(file))
+        """Returns what `save` wrote; ValueError: the file is damaged."""
+        try:
+            return cls(**safetensors.torch.load_file(file))
+        except (SafetensorError, TypeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}): put it back, or start in an empty folder"
+            ) from error

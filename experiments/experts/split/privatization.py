@@ -123,6 +123,7 @@ class Privatization:
             what = f"the states of {data}, whose noise follows from its public seed"
             return ledger.read(None, what, None)
         common: dict[str, Any] = {"unit": unit, "disjoint_from": tuple(disjoint_from)}
+        draws = self.noise.name("states", _digest(self.eta * self._factors))
         states = PrivacySpend(
             data,
             math.inf,
@@ -130,7 +131,7 @@ class Privatization:
             "metric privacy",
             "per token",
             what="noised states of tokens, with labels as they are",
-            release=f"states {self.noise.identity} {_digest(self.eta * self._factors)[:16]}",
+            release=f"states {self.noise.identity} {draws}",
             metric=self.metric,
             **common,
         )
@@ -165,6 +166,7 @@ class Privatization:
             self.unit,
             self.measured_on,
             budgets,
+            learned=self.directions is not None,
         )
 
     @property
@@ -257,13 +259,18 @@ class PrivatizationSettings:
             space: what will be noised, in words.
             contributing: as `self.contributing` fitted it; `directions`: as `self.directions` did.
         """
+        seeded = self.randomness == "seed"
         if directions is not None:
-            vectors, space = directions.coordinates(vectors), f"{space} in {directions.words}"
+            # Records publish the name: a digest would confirm guesses of the labelled sentences.
+            name = directions.digest if seeded else noise.name("directions", directions.digest)
+            vectors = directions.coordinates(vectors)
+            space = f"{space} in {directions.words(name)}"
         unit = mean_neighbour_distance(vectors, tokens)
+        if directions is not None and not seeded:
+            unit = float(f"{unit:.2g}")  # for the same reason, and eta follows from it
         # Rounded, so that a last bit of the states, as of other threads, draws no noise anew.
         eta = float(f"{eta_of(self.ratio, vectors.shape[1], unit):.4g}")
         table = vectors if self.project else None
-        seeded = self.randomness == "seed"
         kept = contributing, table, seeded, directions
         return Privatization(eta, unit, measured_on, space, noise, *kept)
 

@@ -182,7 +182,7 @@ class _Attack:
 
     def _on_clean(self) -> LearnedTokens:
         directions = None if self.noise is None else self.noise.directions
-        name = "all" if directions is None else directions.words
+        name = "all" if directions is None else directions.digest
         if name not in self.known.on_clean:
             self.known.on_clean[name] = self._learned(None)
         return self.known.on_clean[name]

@@ -98,7 +98,8 @@ def _way(way: NoiseWay) -> str:
         told = (
             f"noise of one η on a state's coordinates in {way.directions.count} directions; of "
             "all others the public mean is sent. The directions are those that a small classifier "
-            "of the customer's reads, which it trained on its own clean states"
+            "of the customer's reads, which it trained on its own clean states, without noise: η "
+            "bounds nothing of what they tell of its training sentences"
         )
     if way.contributing is not None:
         told = told.replace("one η", "an η by token") + (

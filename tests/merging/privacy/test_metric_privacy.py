@@ -108,6 +108,15 @@ def test_budgets_are_told_and_what_their_counts_cost() -> None:
     assert "and alone: (ε, δ) = (1.5, 0) per record of data set reviews" in words
 
 
+def test_directions_that_follow_from_the_training_sentences_leave_these_without_a_bound() -> None:
+    own = replace(NOISE, learned=True)
+    assert MetricNoise.from_json(own.to_json()) == own
+    older = {name: value for name, value in NOISE.to_json().items() if name != "learned"}
+    assert MetricNoise.from_json(older) == NOISE
+    told = "it holds for the sentences asked about, not for those trained on."
+    assert [told in " ".join(Ledger().add(noised(n)).sentences()) for n in (own, NOISE)] == [1, 0]
+
+
 def test_it_survives_the_file_beside_the_weights_and_further_merges(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
@@ -137,6 +146,7 @@ def test_records_without_metric_noise_are_as_they_were() -> None:
         ({"metric": {**NOISE.to_json(), "least_eta": 11}}, "least_eta 11 is above eta 10"),
         ({"metric": {**NOISE.to_json(), "budgets": "x"}}, "budgets must be one of uniform"),
         ({"metric": {**NOISE.to_json(), "space": " "}}, "space must be text"),
+        ({"metric": {**NOISE.to_json(), "learned": 1}}, "learned must be true or false"),
     ],
 )
 def test_records_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:

@@ -1,8 +1,10 @@
 """Of a state nothing leaves but its coordinates in the directions, noised."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -37,12 +39,12 @@ def directions() -> Directions:
     return reader.directions(PUBLIC)
 
 
-def fitted(directions: Directions, ratio: float) -> Privatization:
+def fitted(directions: Directions, ratio: float, key: bytes = b"k" * 32) -> Privatization:
     return PrivatizationSettings(ratio).fitted(
         PUBLIC,
         measured_on="texts",
         space="states",
-        noise=SecretNoise(b"k" * 32),
+        noise=SecretNoise(key),
         directions=directions,
     )
 
@@ -79,6 +81,44 @@ def test_the_record_says_whence_they_are(directions: Directions, tmp_path: Path)
     assert space == fitted(directions, 1.0).metric.space
     assert "in 3 directions" in space
     assert "follow from the labelled sentences" in space
+    assert fitted(again, 1.0).metric.learned
+
+
+def test_the_record_confirms_no_guess_of_the_labelled_sentences(directions: Directions) -> None:
+    """Without the key nothing in it can be had from the directions but two digits."""
+    near = replace(directions, into=directions.into * (1 + 1e-4))
+    mine, theirs, other = (
+        fitted(directions, 1.5),
+        fitted(directions, 1.5, b"l" * 32),
+        fitted(near, 1.5),
+    )
+    assert len({each.metric.space for each in (mine, theirs, other)}) == 3
+    assert directions.digest not in mine.metric.space
+    for each in (mine, other):
+        assert each.metric.neighbours == float(f"{each.metric.neighbours:.2g}")
+        assert each.metric.eta == float(f"{COUNT / (1.5 * each.metric.neighbours):.4g}")
+
+
+def test_a_file_is_whole_or_refused(
+    directions: Directions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = tmp_path / "directions.safetensors", safetensors.torch.save_file
+
+    def half(named: dict[str, Tensor], path: Path) -> None:
+        write(named, path)
+        path.write_bytes(path.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.torch, "save_file", half)
+        with pytest.raises(KeyboardInterrupt):
+            directions.save(file)
+    assert not file.exists()
+    directions.save(file)
+    assert [*tmp_path.iterdir()] == [file]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"is damaged .*: put it back, or start in an empty"):
+        Directions.read(file)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
@@ -86,3 +126,6 @@ def test_what_has_no_meaning_is_refused() -> None:
         PrivatizationSettings(1.0, where="embedding", directions=DirectionSettings())
     with pytest.raises(ValueError, match=r"directions\.count=25 is more than the 24 dimensions"):
         DirectionSettings(count=25).reader(texts(2), [0, 1], classes=2, public=PUBLIC)
+    same = PUBLIC[:3].repeat(9, 1)
+    with pytest.raises(ValueError, match="the 2 dimensions that the states of 27 public tokens"):
+        DirectionSettings(count=3, steps=1).reader(texts(2), [0, 1], classes=2, public=same)

@@ -132,6 +132,12 @@ def test_what_is_written_down_follows_from_the_noise() -> None:
     for options in ({}, {"epsilon": 1.5, "by_class": True}):
         told = filled(1.0, **options)
         assert fitted(contributing=told).metric.budgets == "labels"
+    # What tells draws apart is keyed: a digest would confirm guesses of the labelled sentences.
+    ends = {
+        fitted(key=key, contributing=noised).charged(Ledger(), "reviews").spends[0].release[-12:]
+        for key in (b"k" * 32, b"l" * 32)
+    }
+    assert len(ends) == 2
 
 
 def test_noise_by_a_seed_is_no_privacy_and_a_secret_key_is_kept(tmp_path: Path) -> None:

@@ -310,6 +310,10 @@ def test_what_is_sent_is_noised_as_the_options_say_and_the_same_again(
     again, second = sent()
     assert offer == again
     assert all(map(torch.equal, first, second))
+    if noise == "directions":
+        (world.folder / "customer" / "directions.safetensors").unlink()
+        with pytest.raises(UserError, match="is missing, and texts were noised in its directions"):
+            sent()
     plain = Customer(bottom, None)
     same = [
         torch.equal(state, plain.states(text, ""))

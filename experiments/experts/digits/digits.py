@@ -85,10 +85,17 @@ def new_transformer(hidden: int, layers: int, *, seed: int) -> ViTForImageClassi
 
 def train_on_printed(model: nn.Module, schedule: Schedule, count: int, *, seed: int) -> None:
     """Trains a classifier in place on printed digits, and leaves it in evaluation mode."""
-    losses_of = image_losses(*printed(count, seed))
-    draw = generator(seed, "order of printed digits")
+    train_on_images(model, *printed(count, seed), schedule, seed, "order of printed digits")
+
+
+def train_on_images(
+    model: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, seed: int, *order: str
+) -> None:
+    """Trains a classifier in place on images drawn at random by `seed` and `order`."""
+    losses_of = image_losses(images, labels)
+    draw = generator(seed, *order)
     batches = (
-        torch.randint(count, (schedule.batch,), generator=draw).tolist()
+        torch.randint(len(labels), (schedule.batch,), generator=draw).tolist()
         for _ in range(schedule.steps)
     )
     optimizer = adamw(model, weight_decay=0.01)

@@ -12,7 +12,7 @@ from transformers import ViTForImageClassification
 
 from experiments.experts.digits import digits
 from experiments.experts.pool_folder import PoolFolder
-from experiments.experts.training.loop import Schedule, adamw, clipped_step, gradient_of, train_on
+from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import digest_of, made_once
 from experiments.runs.processes import torch_threads
 from experiments.runs.sources import Sources
@@ -81,7 +81,8 @@ def experts(
         made.data.mkdir()
         with torch_threads(1):
             start = digits.new_transformer(hidden, layers, seed=seed)
-            _train(start, *_printed(seed), Schedule(start_steps, 64, 2e-3), seed, "printed")
+            schedule = Schedule(start_steps, 64, 2e-3)
+            digits.train_on_images(start, *_printed(seed), schedule, seed, "order", "printed")
             _save(start, made.base)
             for task in tasks:
                 for split in ("search", "selection", "report"):
@@ -104,36 +105,8 @@ def _expert(base: Path, task: str, schedule: Schedule, seed: int) -> ViTForImage
         model = ViTForImageClassification.from_pretrained(
             base, num_labels=TASKS[task][0], ignore_mismatched_sizes=True, dtype=torch.float32
         )
-    _train(model, *_items(task, "train", seed), schedule, seed, task)
+    digits.train_on_images(model, *_items(task, "train", seed), schedule, seed, "order", task)
     return model
-
-
-def _train(
-    model: ViTForImageClassification,
-    images: Tensor,
-    labels: Tensor,
-    schedule: Schedule,
-    seed: int,
-    name: str,
-) -> None:
-    """Trains a classifier in place on images drawn at random."""
-    losses_of = digits.image_losses(images, labels)
-    draw = generator(seed, "order", name)
-    batches = [
-        torch.randint(len(labels), (schedule.batch,), generator=draw).tolist()
-        for _ in range(schedule.steps)
-    ]
-    optimizer = adamw(model, weight_decay=0.01)
-    train_on(
-        model,
-        batches,
-        gradient_of(lambda batch: losses_of(model, batch)[0].mean()),
-        clipped_step(model, optimizer, 1.0),
-        optimizer,
-        rate_at=schedule.rate_at,
-        dropout=seed,
-        on_step=lambda loss: None,
-    )
 
 
 def _printed(seed: int) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,8 @@ def check_options(config: DictConfig) -> None:
             "tasks= draws items by what all of them hold: one private record decides about "
             "others: choose the items by place, with evaluator@search_on=NAME and take=START:STOP"
         )
-    for key, option in (resolved.get("splits") or {}).items():
+    splits = resolved.get("splits")  # what is no mapping, `with_tasks` names
+    for key, option in splits.items() if isinstance(splits, Mapping) else ():
         _check_plain(f"splits.{key}", option, _Plain(int if key == "seed" else int | None, 0))
     if "budget" in resolved:
         _check_arguments("budget", Budget, resolved["budget"])

@@ -153,10 +153,7 @@ def deduplicate_target(
             candidates, saliency, means.schedule, answers, keep=_lent(model, takers)
         )
     after = _asked(measured, panels, substitution)
-    read = [base.ledger for base in bases] + [one.spent for one in takers]
-    read += [] if before is None else [before.spent]
-    spent = deduplicated(model.ledger, read, means.spends(model.name))
-    spent = spent if means.void is None else spent.read(None, means.void, None)
+    spent = _spent(means, model, bases, [*takers, *([] if before is None else [before])])
     # where no block may go it is the model that it was
     ledger = beside_others(spent, "deduplication") if substitution.removed else model.ledger
     return Deduplicated(
@@ -176,6 +173,15 @@ def deduplicate_target(
             for split in public
         },
     )
+
+
+def _spent(
+    means: Means, model: DedupModel, bases: Sequence[DedupModel], read: Sequence[Deduplicated]
+) -> Ledger:
+    """Returns what a target costs that follows from its bases and what was made before."""
+    before = [base.ledger for base in bases] + [one.spent for one in read]
+    spent = deduplicated(model.ledger, before, means.spends(model.name))
+    return spent if means.void is None else spent.read(None, means.void, None)
 
 
 def _panels(config: DictConfig, loaded: LoadedTarget, *, private: bool) -> dict[str, Panel]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -122,14 +123,20 @@ class StateFolder:
     def batches(self, after: int = 0) -> Iterator[States]:
         """Yields what was appended, in order, but for the first `after` examples.
 
-        Raises ValueError: no batch begins there.
+        Raises ValueError: no batch begins there, or one is damaged.
         """
         files = self._files()
         if after != len(self) and after not in [first for first, _, _ in files]:
             raise ValueError(f"{self._folder} has no batch that begins at example {after}")
         for first, _, path in files:
             if first >= after:
-                tensors = safetensors.torch.load_file(path)
+                try:
+                    tensors = safetensors.torch.load_file(path)
+                except SafetensorError as error:
+                    raise ValueError(
+                        f"{path} is damaged ({error}): put it back from a copy, or begin in a new "
+                        "folder"
+                    ) from error
                 yield States(tensors["states"], tensors["lengths"], tensors.get("labels"))
 
     def _files(self) -> list[tuple[int, int, Path]]:

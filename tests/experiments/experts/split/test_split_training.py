@@ -166,3 +166,12 @@ def test_states_that_do_not_fit_are_refused(reason: str) -> None:
     States.read(right, width=4, classes=2)
     with pytest.raises(ValueError, match=reason):
         States.read({**right, **WRONG[reason]}, width=4, classes=2)
+
+
+def test_a_damaged_batch_is_named(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path, {})
+    folder.append(States.of([torch.ones(2, 4)], [1]))
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged .*begin in a new folder"):
+        list(folder.batches())

@@ -185,12 +185,18 @@ def lora_adapter(
     """A PEFT adapter for the language model `base` with random factors, B too; see LoraConfig."""
     import peft  # slow to import, and only these tests need it
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
     targets = targets if isinstance(targets, str) else list(targets)
     options = {"task_type": "CAUSAL_LM", **options}
-    wrapped = peft.get_peft_model(
-        model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **options)
-    )
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **options)
+    return adapter(path, base, config, seed=seed)
+
+
+def adapter(path: Path, base: Path, config: Any, *, seed: int = 0) -> Path:
+    """The same of any kind; `config` is peft's."""
+    import peft
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    wrapped = peft.get_peft_model(model, config)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -198,6 +204,14 @@ def lora_adapter(
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
     wrapped.save_pretrained(path)
     return path
+
+
+def mixtral(path: Path, *, seed: int = 0, **options: Any) -> Path:
+    """The one whose experts are stacked: files hold one matrix each, the module one tensor."""
+    torch.manual_seed(seed)
+    sizes = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(**sizes, num_local_experts=4)
+    return save(transformers.MixtralForCausalLM(config), path, seed=seed, **options)
 
 
 def _split(options: dict[str, Any], config: type) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -108,10 +108,26 @@ def test_conf_imports_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=label)
-def test_init_files_hold_a_docstring_only(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    assert len(tree.body) == 1
+def test_init_files_hold_a_docstring_and_the_class_that_others_import(path: Path) -> None:
+    docstring, *others = ast.parse(path.read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr)
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    for node in others:
+        assert isinstance(node, ast.ImportFrom), f"{label(path)}:{node.lineno}"
+        assert (node.module or "").startswith(f"{package}."), f"{label(path)}:{node.lineno}"
+        assert all(alias.asname == alias.name for alias in node.names), "exported by its own name"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("evaluators.engine", "Engine"),
+        ("evaluators.resident", "Resident"),
+        ("evaluators.harness", "LmEvalTask"),
+    ],
+)
+def test_public_names(module: str, name: str) -> None:
+    assert getattr(importlib.import_module(module), name).__name__ == name
 
 
 def test_every_folder_with_code_is_a_package() -> None:

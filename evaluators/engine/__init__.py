@@ -6,3 +6,5 @@ that rows share are computed once. What a model can do with several rows is meas
 its kind; what batches cannot do, transformers' generate does one prompt at a time. `served.py`
 stands in where another program holds the base, `served_set.py` where models of a zoo take turns.
 """
+
+from evaluators.engine.engine import Engine as Engine

@@ -142,12 +142,17 @@ class LmEvalTask:
         cut_off = _cut_off(responses)
         return {metric: self._aggregate(metric, values, cut_off) for metric in self.metrics}
 
+    @property
+    def _by_doc(self) -> Sequence[Sequence[Instance]]:
+        """lm-eval's own requests, document by document."""
+        return [document.instances for document in self.items.targets]
+
     def _answer(self, responses: Sequence[Response]) -> None:
         """Puts the responses into lm-eval's instances; what the last candidate left is dropped."""
         waiting = iter(responses)
         instances = []
-        for document in self.items.targets:
-            for instance, count in zip(document.instances, document.counts, strict=True):
+        for document, own in zip(self.items.targets, self._by_doc, strict=True):
+            for instance, count in zip(own, document.counts, strict=True):
                 instance.resps = _as_lm_eval(instance, list(islice(waiting, count)))
                 instance.filtered_resps = {}
                 instances.append(instance)

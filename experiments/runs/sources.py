@@ -14,7 +14,7 @@ class Sources:
     """Base and experts as the user names them; what an entry of the group `experts` builds.
 
     Args:
-        experts: expert name to id or directory of a full checkpoint or a PEFT LoRA adapter.
+        experts: expert name to id or directory of a full checkpoint or a PEFT adapter.
         base_revision: branch, tag or commit of the base on the hub.
         trust_remote_code: let code from these repositories run; off unless asked for.
     """

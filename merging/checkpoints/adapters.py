@@ -1,4 +1,7 @@
-"""PEFT LoRA adapters as experts: the exact difference that each makes to its base's tensors."""
+"""PEFT adapters as experts: the difference that each makes to its base's tensors.
+
+Plain LoRA has an exact product; every other kind that peft can merge is merged by peft.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,15 @@ logger = logging.getLogger(__name__)
 
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 _HARMLESS_INIT = (True, False, None, "gaussian", "orthogonal", "eva")
-# Options of LoraConfig under which the difference is not B @ A * scale.
-_UNSUPPORTED = (
+_BASE_INIT = ("pissa", "olora")  # took from the base what follows from the base alone
+# Options of LoraConfig under which the difference is not B @ A * scale of single layers.
+_BY_PEFT = (
     "use_dora",
     "lora_bias",
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
+    "ensure_weight_tying",
     "alora_invocation_tokens",
     "use_qalora",
     "use_bdlora",
@@ -45,6 +50,15 @@ _UNSUPPORTED = (
     "velora_config",
     "monteclora_config",
     "megatron_config",
+)
+# What an adapter's difference does not depend on: where its base lay, what wrote it.
+_ELSEWHERE = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
 )
 
 
@@ -71,7 +85,9 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA adapter: low-rank factors, and full tensors where it trained modules in full.
+    """One adapter: low-rank factors, and full tensors where it has no factors.
+
+    Full are modules that LoRA trained as a whole, and all that adapters of other kinds change.
 
     Attributes:
         source: as the user named it.
@@ -90,20 +106,25 @@ class Adapter:
     def open(cls, source: str, path: Path, base: Checkpoint) -> Adapter:
         """Returns the adapter in `path`, checked against `base`; reads its factors.
 
-        Follows peft's layout: ``base_model.model.<module>.lora_A.weight`` ``(rank, in)`` and
+        What is no plain LoRA is merged by peft into the base, loaded for it in float32; what that
+        changes is kept. Plain LoRA follows peft's layout:
+        ``base_model.model.<module>.lora_A.weight`` ``(rank, in)`` and
         ``lora_B.weight`` ``(out, rank)``; scale is alpha / rank, or alpha / sqrt(rank) (rsLoRA,
         Kalajdzievski 2023, arXiv 2312.03732).
 
         Raises:
-            CheckpointError: a kind of adapter whose difference is not B @ A * scale, or one whose
-                targets or shapes do not fit the base; names the option or tensor.
+            CheckpointError: a kind of adapter that cannot be merged, or one whose targets or
+                shapes do not fit the base; names the option or tensor.
         """
         config = _read_config(path)
         _warn_of_other_base(source, config, base)
         files = WeightFiles.find(path, adapter=True)
-        factors, copies = _sort(source, files, config, base)
-        if not factors and not copies:
+        if not files:
             raise CheckpointError(f"{files.files[0]} holds no adapter weights")
+        if _has_product(config):
+            factors, copies = _sort(source, path, files, config, base)
+        else:
+            factors, copies = {}, _merged(source, path, files, base)
         touched = frozenset(factors) | frozenset(copies)
         return cls(source, path, _identity(files, config), touched, factors, copies)
 
@@ -129,7 +150,7 @@ class Adapter:
         return self._factors.get(name)
 
     def copy(self, name: str) -> Tensor | None:
-        """Returns the full tensor that the adapter brings (``modules_to_save``); None: none."""
+        """Returns the full tensor that the adapter makes of the base's; None: none."""
         return self._copies.get(name)
 
     def tensor(self, name: str, base: Tensor) -> Tensor:
@@ -160,31 +181,39 @@ class Adapter:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Returns adapter_config.json, or refuses what this file cannot compute exactly."""
+    """Returns adapter_config.json, or refuses what follows from no file."""
     file = path / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind = config.get("peft_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is no valid JSON object ({error})") from error
-    fold = "fold it into its base with peft's merge_and_unload and use the saved checkpoint"
-    if kind != "LORA":
-        raise CheckpointError(f"{file}: peft_type {kind!r} is not supported, only LORA; {fold}")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{file}: bias={config['bias']!r} is not supported; {fold}")
-    for option in _UNSUPPORTED:
-        if config.get(option):
-            raise CheckpointError(f"{file}: {option} is not supported; {fold}")
-    if config.get("init_lora_weights") not in _HARMLESS_INIT:
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{file}: peft_type {kind!r} names no kind of adapter")
+    if kind == "LORA" and config.get("init_lora_weights") not in (*_HARMLESS_INIT, *_BASE_INIT):
         raise CheckpointError(
             f"{file}: init_lora_weights={config['init_lora_weights']!r} changed the base's own "
             "weights; save the adapter again with path_initial_model_for_weight_conversion"
         )
     if config.get("task_type") not in (None, "CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"):
         raise CheckpointError(
-            f"{file}: task_type {config['task_type']!r} has a head of its own; {fold}"
+            f"{file}: task_type {config['task_type']!r} has a head of its own; fold it into its "
+            "base with peft's merge_and_unload and use the saved checkpoint"
         )
     return dict(config)
+
+
+def _has_product(config: Mapping[str, Any]) -> bool:
+    """Whether the difference is B @ A * scale, layer by layer."""
+    plain = config["peft_type"] == "LORA" and config.get("init_lora_weights") not in _BASE_INIT
+    others = config.get("bias", "none") != "none" or any(config.get(key) for key in _BY_PEFT)
+    return plain and not others
+
+
+def _merged(source: str, path: Path, files: WeightFiles, base: Checkpoint) -> dict[str, Tensor]:
+    from merging.checkpoints.peft_merge import merged_by_peft  # imports peft, which is slow
+
+    return merged_by_peft(source, path, files, base)
 
 
 def _warn_of_other_base(source: str, config: Mapping[str, Any], base: Checkpoint) -> None:
@@ -206,9 +235,12 @@ def _is_base(named: str, base: Checkpoint) -> bool:
 
 
 def _sort(
-    source: str, files: WeightFiles, config: Mapping[str, Any], base: Checkpoint
+    source: str, path: Path, files: WeightFiles, config: Mapping[str, Any], base: Checkpoint
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """Parts the adapter's tensors into factors and full tensors, by the base's names."""
+    """Parts the adapter's tensors into factors and full tensors, by the base's names.
+
+    peft is asked where it has other names than the base: those that transformers has changed.
+    """
     sides: dict[str, dict[str, str]] = {}
     copies: dict[str, Tensor] = {}
     unknown: dict[str, None] = {}  # in order, each once
@@ -224,10 +256,13 @@ def _sort(
         else:
             copies[name] = _checked_copy(source, name, files[key], base)
     if unknown:
-        raise CheckpointError(
-            f"adapter {source} targets {len(unknown)} tensors that the base {base.source} lacks: "
-            f"{listing(list(unknown))}; it belongs to another base"
-        )
+        try:
+            return {}, _merged(source, path, files, base)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"adapter {source} targets {len(unknown)} tensors that the base {base.source} "
+                f"lacks: {listing(list(unknown))}; it belongs to another base"
+            ) from error
     factors = {
         name: _factors(source, name, keys, files, config, base) for name, keys in sides.items()
     }
@@ -309,6 +344,8 @@ def adapter_sha256(path: Path) -> str:
 
 def _identity(files: WeightFiles, config: Mapping[str, Any]) -> str:
     """Returns the hash of weights and scaling options; where the base lay does not count."""
-    options = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+    options: Iterable[str] = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+    if not _has_product(config):
+        options = config.keys() - set(_ELSEWHERE)
     scaling = json.dumps({key: config.get(key) for key in options}, sort_keys=True)
     return hashlib.sha256(f"{files_sha256(files.files)} {scaling}".encode()).hexdigest()

@@ -77,7 +77,7 @@ class ExpertPool:
 
         Args:
             base: directory or Hugging Face id.
-            experts: display name -> directory or id of a checkpoint or a LoRA adapter.
+            experts: display name -> directory or id of a checkpoint or a PEFT adapter.
             base_revision: branch, tag or commit of the base's id.
             trust_remote_code: as for `Checkpoint.open`.
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import shutil
@@ -11,6 +12,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.experts import ExpertPool
+from merging.grouping import Whole
+from merging.lora.low_rank import StackedFactors, low_rank_of
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.plan import MergePlan
+from merging.recipe import Recipe, RecipeError
 from merging.weights import CheckpointError
 from merging.zoo.store import Zoo
 from tests import builders
@@ -66,6 +72,126 @@ def test_deltas_equal_what_peft_merges(llama: Path, tmp_path: Path, kind: str) -
             torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-6)
         else:
             assert not delta.any(), f"{name} changed, but is not among the merged"
+
+
+LORA = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+FUSED = ["experts.gate_up_proj", "experts.down_proj"]
+BY_PEFT: dict[str, tuple[str, str, dict[str, Any]]] = {  # base, kind of adapter, its options
+    "dora": ("llama", "Lora", {**LORA, "use_dora": True}),
+    "dora transposed": ("gpt2", "Lora", {"target_modules": ["c_attn"], "use_dora": True}),
+    "lora bias": ("gpt2", "Lora", {"target_modules": ["c_attn"], "lora_bias": True}),
+    "biases trained": ("gpt2", "Lora", {"target_modules": ["c_attn"], "bias": "all"}),
+    "pissa": ("llama", "Lora", {**LORA, "init_lora_weights": "pissa"}),
+    "stacked experts": ("mixtral", "Lora", {"target_parameters": FUSED, "use_rslora": True}),
+    "single tokens": ("tied", "Lora", {**LORA, "trainable_token_indices": [5, 9]}),
+    "tied embedding": (
+        "tied",
+        "Lora",
+        {**LORA, "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    ),
+    "ia3": (
+        "gpt2",
+        "IA3",
+        {"target_modules": ["c_attn", "c_fc"], "feedforward_modules": ["c_fc"]},
+    ),
+    "loha": ("llama", "LoHa", {"r": 4, "alpha": 6, "target_modules": ["q_proj"]}),
+    "lokr": ("llama", "LoKr", {"r": 4, "alpha": 6, "target_modules": ["q_proj"]}),
+    "vera": ("llama", "Vera", {"r": 4, "target_modules": ["q_proj", "down_proj"]}),
+    "oft": ("llama", "OFT", {"oft_block_size": 8, "target_modules": ["q_proj"]}),
+    "boft": ("llama", "BOFT", {"boft_block_size": 4, "target_modules": ["q_proj"]}),
+    "hra": ("llama", "HRA", {"target_modules": ["q_proj"]}),
+    "fourier": ("llama", "FourierFT", {"n_frequency": 50, "target_modules": ["q_proj"]}),
+    "adalora": ("llama", "AdaLora", {"total_step": 9, "target_modules": ["q_proj"]}),
+    "norms": ("llama", "LNTuning", {"target_modules": ["input_layernorm"]}),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        "llama": llama,
+        "tied": builders.llama(folder / "tied", tie=True),
+        "gpt2": builders.gpt2(folder / "gpt2"),
+        "mixtral": builders.mixtral(folder / "mixtral"),
+    }
+
+
+@pytest.mark.parametrize("kind", BY_PEFT)
+def test_kinds_without_an_exact_product(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """As peft merges them, and as they compute before they are merged."""
+    named, cls, options = BY_PEFT[kind]
+    base = bases[named]
+    config = getattr(peft, f"{cls}Config")(task_type="CAUSAL_LM", **options)
+    adapter = builders.adapter(tmp_path / "adapter", base, config)
+    pool = pool_of(base, own=adapter)
+    own = pool.expert_weights("own")
+    expected = merged_by_peft(base, adapter)
+    assert pool.names
+    for name in pool.base:
+        if name in pool.names:
+            torch.testing.assert_close(own[name], expected[name], rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(expected[name], pool.base[name]), name
+    tokens = torch.arange(3, 15)[None]
+    module = transformers.AutoModelForCausalLM.from_pretrained(base)
+    trained = peft.PeftModel.from_pretrained(module, adapter).eval()
+    merged = pool.base.module(dtype=torch.float32, device=torch.device("cpu"))
+    merged.load_state_dict(dict(own), strict=False)
+    with torch.no_grad():
+        wanted = trained(input_ids=tokens).logits
+        torch.testing.assert_close(merged(input_ids=tokens).logits, wanted, rtol=0, atol=1e-5)
+
+
+def test_adapter_of_experts_that_were_layers_of_their_own(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """Files of transformers 4: one pair of factors for each expert's w1, w2 and w3."""
+    adapter = builders.lora_adapter(tmp_path / "adapter", bases["mixtral"], targets=["q_proj"])
+    edit(adapter, target_modules=["q_proj", "w1", "w2", "w3"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.{}.block_sparse_moe.experts.{}.{}.lora_{}.weight"
+    noise = torch.Generator().manual_seed(1)
+    products = {}
+    for layer, expert, w in itertools.product(range(2), range(4), ("w1", "w2", "w3")):
+        wide, narrow = (64, 32) if w != "w2" else (32, 64)
+        a, b = (torch.randn(shape, generator=noise) for shape in [(4, narrow), (wide, 4)])
+        for side, factor in (("A", a), ("B", b)):
+            tensors[stem.format(layer, expert, w, side)] = factor
+        products[layer, expert, w] = 2 * b @ a
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    pool = pool_of(bases["mixtral"], old=adapter)
+    for layer, expert in itertools.product(range(2), range(4)):
+        up, down = (
+            pool.deltas(f"model.layers.{layer}.mlp.experts.{name}")[0][expert]
+            for name in ("gate_up_proj", "down_proj")
+        )
+        both = torch.cat([products[layer, expert, w] for w in ("w1", "w3")])
+        torch.testing.assert_close(up, both, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(down, products[layer, expert, "w2"], rtol=1e-4, atol=1e-5)
+
+
+def test_kinds_mixed_in_one_pool(llama: Path, tmp_path: Path) -> None:
+    lora = builders.lora_adapter(tmp_path / "lora", llama)
+    config = peft.IA3Config(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]
+    )
+    ia3 = builders.adapter(tmp_path / "ia3", llama, config)
+    pool = pool_of(llama, lora=lora, ia3=ia3)
+    table = {"weight": {"lora": 0.5, "ia3": -1.0}, "scale": 1.0}
+    groups = dict.fromkeys(Whole().assign(pool.names).values(), table)
+    plan = MergePlan(TaskArithmetic(), Whole(), pool.expert_names, groups)
+    assert low_rank_of(plan, StackedFactors(pool)) is None, "written as whole tensors instead"
+    recipe = Recipe.of(pool, plan)
+    again = Recipe.from_json(recipe.to_json()).open_pool()
+    merged, rebuilt = plan.weights(pool), plan.weights(again)
+    for name in pool.names:
+        assert torch.equal(merged[name], rebuilt[name])
+        one, other = pool.deltas(name)
+        torch.testing.assert_close(merged[name], pool.base[name] + 0.5 * one - other)
+    edit(ia3, init_ia3_weights=False)
+    with pytest.raises(RecipeError, match="ia3"):
+        recipe.open_pool()
 
 
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"]])
@@ -172,13 +298,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported, only LORA"),
-            ({"bias": "all"}, "bias='all' is not supported"),
-            ({"use_dora": True}, "use_dora is not supported; fold it into its base"),
-            ({"lora_bias": True}, "lora_bias is not supported"),
-            ({"target_parameters": ["experts.w"]}, "target_parameters is not supported"),
-            ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported"),
-            ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changed the base's own"),
+            ({"peft_type": None}, "peft_type None names no kind of adapter"),
+            ({"peft_type": "IA3"}, r"cannot be merged by peft|lacks 4 tensors"),
+            ({"peft_type": "NEW"}, r"cannot be merged by peft .*NEW"),
+            ({"lora_bias": True}, "lacks 4 tensors that its adapter_config.json asks for"),
+            ({"layer_replication": [[0, 2], [1, 2]]}, r"lacks \d+ tensors"),
+            ({"alora_invocation_tokens": [1]}, "aLoRA does not support merging"),
+            ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base's own"),
             ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' has a head of its own"),
             ({"r": 3}, r"factors of .*q_proj.* have shapes .* says rank 3"),
         ],
@@ -226,6 +352,15 @@ class TestRefusals:
         adapter = builders.lora_adapter(tmp_path / "adapter", untied, targets=["lm_head"])
         with pytest.raises(CheckpointError, match=r"changes lm_head\.weight, which is tied"):
             pool_of(tied, lora=adapter)
+        edit(adapter, ensure_weight_tying=True)  # peft would add it twice
+        with pytest.raises(CheckpointError, match=r"changes .*, which is tied"):
+            pool_of(tied, lora=adapter)
+
+    def test_prompts(self, llama: Path, tmp_path: Path) -> None:
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        adapter = builders.adapter(tmp_path / "prompt", llama, config)
+        with pytest.raises(CheckpointError, match="prompts are no part of the weights"):
+            pool_of(llama, prompt=adapter)
 
     def test_half_a_pair(self, llama: Path, adapter: Path) -> None:
         file = adapter / "adapter_model.safetensors"

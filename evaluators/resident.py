@@ -1,0 +1,3 @@
+"""The public name of the resident model that `Engine` takes."""
+
+from evaluators.engine.resident import Resident as Resident

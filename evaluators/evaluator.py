@@ -23,7 +23,8 @@ class ModelInfo:
         max_length: most tokens that one request may occupy.
         heads: names of the experts that carry a classification head; empty for language models.
         causal: True for a left-to-right language model.
-        classes: number of classes of each head.
+        classes: names of each head's classes, in order.
+        head_kinds: what each head classifies: inputs, tokens or spans.
     """
 
     tokenizer: Any
@@ -31,7 +32,8 @@ class ModelInfo:
     max_length: int
     heads: tuple[str, ...] = ()
     causal: bool = True
-    classes: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,10 +68,13 @@ class Classify:
         head: name of the expert whose classification head reads the shared encoder.
         inputs: model inputs of one item without batch dimension, for example ``input_ids``
             ``(tokens,)`` int64, or ``pixel_values`` ``(channels, height, width)`` float32.
+        positions: tokens of the item that are classified one by one, by heads over tokens; None:
+            the item is, as a whole.
     """
 
     head: str
     inputs: Mapping[str, Tensor]
+    positions: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,12 @@ class Generated:
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """Answer to `Classify`: logits ``(classes,)`` float64."""
+    """Answer to `Classify`.
+
+    Args:
+        logits: ``(classes,)`` float64; of tokens ``(positions, classes)``. Heads that look for a
+            span give two, whether it starts there and whether it ends there.
+    """
 
     logits: npt.NDArray[np.float64]
 

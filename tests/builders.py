@@ -117,7 +117,8 @@ def gpt2(path: Path, *, seed: int = 0, **options: Any) -> Path:
 def bert_classifier(
     path: Path, *, num_labels: int = 2, seed: int = 0, kind: str = "classifier", **options: Any
 ) -> Path:
-    """`kind`: ``classifier``, ``encoder`` (no head) or ``masked`` (language-model head)."""
+    """`kind`: ``classifier``, ``encoder`` (no head), ``masked`` (language-model head), or a head
+    over ``tokens`` or ``spans``."""
     config, options = _split(options, transformers.BertConfig)
     config = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64} | config
     torch.manual_seed(seed)
@@ -126,12 +127,14 @@ def bert_classifier(
         "classifier": transformers.BertForSequenceClassification,
         "encoder": transformers.BertModel,
         "masked": transformers.BertForMaskedLM,
+        "tokens": transformers.BertForTokenClassification,
+        "spans": transformers.BertForQuestionAnswering,
     }
     like = options.pop("like", None)
     model = kinds[kind](built)
     if like is not None:  # the base's encoder with noise; the head is new
         encoder = transformers.BertModel.from_pretrained(
-            like, add_pooling_layer=kind != "masked"
+            like, add_pooling_layer=kind in ("classifier", "encoder")
         ).to(torch.float32)
         model.base_model.load_state_dict(encoder.state_dict())
         perturb(model, seed=seed, scale=options.pop("scale", 0.02))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import EngineRun, pack
+from evaluators.engine.batching import Answers, EngineRun, pack
 from evaluators.engine.resident import Resident
 from evaluators.requests import Classified, Classify
 
@@ -20,7 +21,7 @@ class _Batch:
     head: str
     inputs: dict[str, Tensor]
     cost: int  # tokens of the longest row
-    requests: tuple[int, ...]  # index of each row's request
+    requests: tuple[tuple[int, Classify], ...]  # each row's, and its index
 
 
 class ClassLogitsJob:
@@ -46,7 +47,7 @@ class ClassLogitsJob:
             for batch in pack(ordered, [_cost(one.inputs) for _, one in ordered], tokens):
                 inputs = _stack([request.inputs for _, request in batch], classifier, resident)
                 cost = max(_cost(request.inputs) for _, request in batch)
-                self._batches.append(_Batch(head, inputs, cost, tuple(i for i, _ in batch)))
+                self._batches.append(_Batch(head, inputs, cost, tuple(batch)))
         self.most_rows = max(len(batch.requests) for batch in self._batches)
 
     def run(self, run: EngineRun) -> None:
@@ -57,17 +58,32 @@ class ClassLogitsJob:
                 run.deadline.check()
                 run.population.choose(part, rows)
                 inputs = {k: _repeated(tensor, len(part)) for k, tensor in batch.inputs.items()}
-                output = run.resident.classifiers[batch.head](**inputs).logits
-                logits = output.view(len(part), rows, -1).cpu().double().numpy()
-                for candidate, own_logits in zip(part, logits, strict=True):
-                    if not np.isfinite(own_logits).all():
-                        run.answers.fail(
-                            candidate,
-                            f"head {batch.head!r} gives logits that are not finite: the "
-                            "candidate's weights give NaN or infinite values",
-                        )
-                    for index, row in zip(batch.requests, own_logits, strict=True):
-                        run.answers.put(candidate, index, Classified(row))
+                logits = _logits(run.resident.classifiers[batch.head](**inputs))
+                split = logits.view(len(part), rows, *logits.shape[1:]).cpu().double().numpy()
+                for candidate, own_logits in zip(part, split, strict=True):
+                    _answer(batch, own_logits, candidate, run.answers)
+
+
+def _logits(output: Any) -> Tensor:
+    """Returns ``(rows, classes)``, of heads over tokens ``(rows, tokens, classes)``."""
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    logits: Tensor = output.logits
+    return logits
+
+
+def _answer(
+    batch: _Batch, logits: npt.NDArray[np.float64], candidate: int, answers: Answers
+) -> None:
+    for (index, request), row in zip(batch.requests, logits, strict=True):
+        own = row if request.positions is None else row[list(request.positions)]
+        if not np.isfinite(own).all():
+            answers.fail(
+                candidate,
+                f"head {batch.head!r} gives logits that are not finite: the candidate's weights "
+                "give NaN or infinite values",
+            )
+        answers.put(candidate, index, Classified(own))
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:

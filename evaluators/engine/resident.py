@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evaluators.engine.capabilities import Capabilities, measured
 from evaluators.evaluator import ModelInfo
+from merging.checkpoints.architecture import head_kind
 from merging.checkpoints.experts import ExpertPool
 from merging.stacks.depth import AdjustableDepth, Restacked
 from merging.stacks.layer_stack import StackedWeights, layers_of
@@ -71,10 +72,8 @@ class Resident:
             max_length=max_length or _config_length(self.module.config, tokenizer, causal=causal),
             heads=tuple(self.classifiers),
             causal=causal,
-            classes={
-                head: int(classifier.config.num_labels)
-                for head, classifier in self.classifiers.items()
-            },
+            classes={head: _classes(one) for head, one in self.classifiers.items()},
+            head_kinds={head: _kind(one) for head, one in self.classifiers.items()},
         )
 
     @classmethod
@@ -247,6 +246,17 @@ def _shared_backbone(classifiers: Mapping[str, nn.Module], names: Sequence[str])
                 )
     module: nn.Module = first
     return module
+
+
+def _kind(classifier: nn.Module) -> str:
+    return head_kind(type(classifier).__name__) or "inputs"
+
+
+def _classes(classifier: Any) -> tuple[str, ...]:
+    if _kind(classifier) == "spans":
+        return ("start", "end")
+    config = classifier.config
+    return tuple(str(config.id2label.get(i, i)) for i in range(config.num_labels))
 
 
 def _is_causal(module: Any) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from evaluators.evaluator import Score
+from evaluators.intervals import mean_interval
 from evaluators.inversion.blind import Integers, View, likeliest
-from evaluators.memorization.intervals import mean_interval
 from merging.arrays import Flags, Vector
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.evaluator import Score
-from evaluators.memorization.intervals import auc_interval, mean_interval
+from evaluators.intervals import auc_interval, mean_interval
 from evaluators.memorization.roc import auc
 from merging.arrays import Flags, Vector
 

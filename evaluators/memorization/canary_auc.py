@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import auc_interval, mean_interval
 from evaluators.memorization.candidate_losses import (
     CanaryAttack,
     candidate_items,
     candidate_losses,
 )
-from evaluators.memorization.intervals import auc_interval, mean_interval
 from evaluators.memorization.roc import auc
 from evaluators.requests import Response
 

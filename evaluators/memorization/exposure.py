@@ -7,13 +7,13 @@ import numpy as np
 from scipy import special
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import mean_interval, share_interval
 from evaluators.memorization.candidate_losses import (
     CanaryAttack,
     ScoreOn,
     candidate_items,
     candidate_losses,
 )
-from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.memorization.skew_normal import fit_skew_normal
 from evaluators.requests import Response
 from merging.arrays import Vector

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import mean_interval, share_interval
 from evaluators.items import ItemSet, TaskItem
 from evaluators.memorization.canaries import Canary, chosen_canaries
 from evaluators.memorization.candidate_losses import CanaryAttack, value_tokens
-from evaluators.memorization.intervals import mean_interval, share_interval
 from evaluators.requests import Generate, Generated, Response
 from evaluators.tasks.data import digest
 from evaluators.tasks.encoding import language_tokenizer, prefix_token

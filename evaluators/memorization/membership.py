@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import auc_interval, share_interval
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.memorization.blind import blind_interval, blind_scores
-from evaluators.memorization.intervals import auc_interval, share_interval
 from evaluators.memorization.likelihood_ratio import likelihood_ratio
 from evaluators.memorization.reference_losses import read_reference
 from evaluators.memorization.roc import advantage, auc, placements, true_positives_at

@@ -57,12 +57,7 @@ class Accuracy:
         take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
-        if head not in model.heads:
-            known = ", ".join(model.heads)
-            raise ValueError(
-                f"classification on {path.name}: no expert {head!r} with a head; "
-                + (f"these have one: {known}" if known else "no expert of this pool has one")
-            )
+        check_head(model, head, "inputs", f"classification on {path.name}")
         if path.suffix == ".npz" or image_field is not None:
             pictures = (
                 _arrays(path, head, model)
@@ -76,7 +71,7 @@ class Accuracy:
             lines = [_read(line, fields, label_field) for line in read_lines(path)]
             taken = take_items(lines, take, path, key=lambda one: (digest(*one[0]), one[1]))
             items = [_text_item(texts, y, path, head, model) for texts, y in taken.values]
-        _check_labels(items, model.classes.get(head), path, head)
+        _check_labels(items, len(model.classes[head]), path, head)
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
@@ -91,6 +86,21 @@ class Accuracy:
             "macro_f1": Score(macro_f1(labels, answers)),
             "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
         }
+
+
+def check_head(model: ModelInfo, head: str, kind: str, task: str) -> None:
+    """Raises ValueError unless the expert `head` has a head of that kind; see `ModelInfo`."""
+    if head not in model.heads:
+        known = ", ".join(model.heads)
+        raise ValueError(
+            f"{task}: no expert {head!r} with a head; "
+            + (f"these have one: {known}" if known else "no expert of this pool has one")
+        )
+    if model.head_kinds[head] != kind:
+        raise ValueError(
+            f"{task} needs a head that classifies {kind}, that of expert {head!r} classifies "
+            f"{model.head_kinds[head]}: choose another evaluator or head"
+        )
 
 
 def macro_f1(labels: Labels, answers: Labels, classes: Iterable[int] | None = None) -> float:
@@ -188,12 +198,10 @@ def _image_item(
     return TaskItem(content, (Classify(head, {"pixel_values": values}),), label)
 
 
-def _check_labels(
-    items: Sequence[TaskItem[int]], classes: int | None, path: Path, head: str
-) -> None:
+def _check_labels(items: Sequence[TaskItem[int]], classes: int, path: Path, head: str) -> None:
     for i, item in enumerate(items):
-        if item.target < 0 or (classes is not None and item.target >= classes):
-            bound = "" if classes is None else f" of the {classes} classes"
+        if not 0 <= item.target < classes:
             raise ValueError(
-                f"{path} item {i}: label {item.target} is none{bound} of head {head!r}"
+                f"{path} item {i}: label {item.target} is none of the {classes} classes of head "
+                f"{head!r}"
             )

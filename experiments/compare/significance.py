@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.memorization.intervals import unskewed
+from evaluators.intervals import unskewed
 from merging.arrays import Vector
 
 Gains = npt.NDArray[np.float64]

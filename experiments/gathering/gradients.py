@@ -98,6 +98,11 @@ def _asked(item: TaskItem[object]) -> Iterator[Request]:
 
 def _example(task: str, item: TaskItem[object], request: Request, max_length: int) -> Example:
     if isinstance(request, Classify):
+        if request.positions is not None:
+            raise ValueError(
+                f"task {task!r} classifies tokens, whose loss is not known here: choose another "
+                "task"
+            )
         return Example(Item(request.inputs), torch.tensor([item.target]))
     if isinstance(request, Generate):
         raise ValueError(f"task {task!r} generates text, which has no loss: choose another task")

@@ -12,7 +12,13 @@ from torch import Tensor
 from evaluators.engine.batching import pack
 from evaluators.engine.cached_rows import kept_logits
 from evaluators.engine.resident import Resident
-from evaluators.requests import Classify, Loglikelihood, Request, TokenStatistics
+from evaluators.requests import (
+    Classify,
+    EvaluationError,
+    Loglikelihood,
+    Request,
+    TokenStatistics,
+)
 
 _ELEMENTS_PER_TOKEN = 3 * 16 * 16  # as the engine counts images
 
@@ -124,7 +130,13 @@ def logits_of(
     if "input_ids" in inputs and "attention_mask" not in inputs and resident.classifiers:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if resident.classifiers:
-        logits: Tensor = resident.classifiers[head](**inputs).logits
+        kind = resident.info.head_kinds[head]
+        if scored and kind != "inputs":
+            raise EvaluationError(
+                f"the head of expert {head!r} classifies {kind}, and only that of whole inputs "
+                "has one likelihood for each item: choose a method that gathers none"
+            )
+        logits: Tensor = resident.classifiers[head](**inputs)[0]
         return logits
     width = inputs["input_ids"].shape[1]
     positions = [

@@ -22,17 +22,31 @@ _SPLITS = ("search", "selection", "held_out", "seed")  # options of a `ItemDraw`
 _OURS = ("task", "name", "weight", "columns", "metric", *_SPLITS)
 _TABLES = (".jsonl", ".json", ".csv", ".parquet")
 _KINDS = {  # columns to the entry of the group `evaluator`; the first that a table has all of
+    ("question", "context", "answers"): "question_answering",
+    ("tokens", "tags"): "token_classification",
+    ("tokens", "ner_tags"): "token_classification",
     ("question", "choices", "answer"): "multiple_choice",
     ("question", "choices", "label"): "multiple_choice",
     ("text", "label"): "accuracy",
     ("text",): "perplexity",
 }
+_OF_HEADS = ("accuracy", "question_answering", "token_classification")  # asked of an expert's own
 _FIELDS = {  # of each, column to the option that names it
     "multiple_choice": {
         "question": "question_field",
         "choices": "choices_field",
         "label": "label_field",
         "answer": "label_field",
+    },
+    "question_answering": {
+        "question": "question_field",
+        "context": "context_field",
+        "answers": "answers_field",
+    },
+    "token_classification": {
+        "tokens": "words_field",
+        "tags": "labels_field",
+        "ner_tags": "labels_field",
     },
     "accuracy": {"text": "text_field", "pair": "pair_field", "label": "label_field"},
     "perplexity": {"text": "field"},
@@ -121,7 +135,7 @@ def _kind(name: str, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"tasks: there is no file {task}: correct its path")
     kind, by_role = _by_columns(task, columns(path), entry.get("columns"))
     fields = {_FIELDS[kind][role]: column for role, column in by_role.items()}
-    return kind, {"data": task, **fields, **({"head": name} if kind == "accuracy" else {})}
+    return kind, {"data": task, **fields, **({"head": name} if kind in _OF_HEADS else {})}
 
 
 def _by_columns(
@@ -135,11 +149,12 @@ def _by_columns(
         why = f"{absent[0]} is none of them" if absent else "these make no task"
         raise UserError(
             f"tasks: {task} has the columns {', '.join(found) or '(none)'}, and {why}: name those "
-            "that hold text, or text and label, or question, choices and answer, for example "
-            "columns:{text:COLUMN}"
+            "that hold text, or text and label, or question, choices and answer, or others of "
+            "docs/own_experts.md, for example columns:{text:COLUMN}"
         )
-    if "answer" in roles:
-        roles.pop("label", None)
+    for first, second in (("answer", "label"), ("tags", "ner_tags")):
+        if first in roles:
+            roles.pop(second, None)
     return kind, {role: roles[role] for role in _FIELDS[kind] if role in roles}
 
 

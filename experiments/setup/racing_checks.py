@@ -79,7 +79,7 @@ def check_cases(
     racing: Racing | None,
     panel: Panel,
     objective: Any,
-    classes: Mapping[str, int],
+    classes: Mapping[str, tuple[str, ...]],
 ) -> None:
     """Refuses what rests on single items where an objective or its tasks are not made of them."""
     if racing is not None:
@@ -95,7 +95,7 @@ def _check_cases(
     remedy: str,
     panel: Panel,
     objective: Any,
-    classes: Mapping[str, int],
+    classes: Mapping[str, tuple[str, ...]],
     *,
     some: bool,
 ) -> None:
@@ -120,7 +120,7 @@ def _check_cases(
 
 
 def _item_by_item(
-    evaluator: Evaluator, key: str, classes: Mapping[str, int], *, some: bool
+    evaluator: Evaluator, key: str, classes: Mapping[str, tuple[str, ...]], *, some: bool
 ) -> bool:
     """Returns whether a score is the mean of its cases, and these are the same on a subset."""
     metric = key.partition("/")[2]
@@ -153,13 +153,15 @@ def bound_on_made_up(
     return bound
 
 
-def _made_up(request: Request, classes: Mapping[str, int], number: int) -> Response:
+def _made_up(request: Request, classes: Mapping[str, tuple[str, ...]], number: int) -> Response:
     worse = number % 7  # so that answers differ
     if isinstance(request, Loglikelihood):
         return Likelihood(-1.0 - worse, False)
     if isinstance(request, Generate):
         return Generated("1")
     if isinstance(request, Classify):
-        return Classified(np.zeros(classes[request.head]))
+        outputs = len(classes[request.head])
+        shape = (outputs,) if request.positions is None else (len(request.positions), outputs)
+        return Classified(np.cos(number + np.arange(np.prod(shape))).reshape(shape))
     zeros = np.zeros(len(request.tokens) - 1)
     return PerToken(zeros - 1.0 - worse, zeros - 1.0, zeros + 1.0)

@@ -2,19 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
 
 from merging.weight_names import is_adapter, models_inside
 from merging.weights import CheckpointError
 
-CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
-"""Endings of the classes that classify whole inputs with a head of their own."""
+HeadKind: TypeAlias = Literal["inputs", "tokens", "spans"]
+"""What a head classifies: whole inputs, single tokens, or where among them a span lies."""
+
+_HEADS: dict[str, HeadKind] = {
+    "ForSequenceClassification": "inputs",
+    "ForImageClassification": "inputs",
+    "ForTokenClassification": "tokens",
+}
+_SPANS = frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
 
 POOLER = "pooler."
 """The one part of an encoder that checkpoints may lack: some heads read it, others do not."""
@@ -63,9 +74,16 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     return config
 
 
+def head_kind(architecture: str) -> HeadKind | None:
+    """Returns what the head of its own that a class has classifies; None: it has none."""
+    if architecture in _SPANS:  # other classes of this ending see images, or answer in words
+        return "spans"
+    return next((kind for ending, kind in _HEADS.items() if architecture.endswith(ending)), None)
+
+
 def is_classifier_config(config: PreTrainedConfig) -> bool:
-    """Whether `config` names a classifier of whole sequences or images."""
-    return any(name.endswith(CLASSIFIERS) for name in config.architectures or ())
+    """Whether `config` names a classifier of sequences, images, tokens or spans."""
+    return any(head_kind(name) for name in config.architectures or ())
 
 
 def architecture_of(

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from merging.checkpoints import naming
-from merging.checkpoints.architecture import CLASSIFIERS, POOLER, architecture_of, read_config
+from merging.checkpoints.architecture import POOLER, architecture_of, head_kind, read_config
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.weight_files import WeightFiles
@@ -127,8 +127,8 @@ class Checkpoint(LazyWeights):
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it carries a classification head over whole inputs."""
-        return not self._encoder and self.architecture.__name__.endswith(CLASSIFIERS)
+        """Whether it carries a classification head of its own."""
+        return not self._encoder and head_kind(self.architecture.__name__) is not None
 
     @property
     def prefix(self) -> str:

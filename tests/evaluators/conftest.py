@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from evaluators.engine.resident import Resident
+from merging.checkpoints.experts import ExpertPool
 from tests import builders
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "box")
@@ -26,6 +27,20 @@ WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven"
 def sentence(seed: int, words: int) -> str:
     """Different for every seed, the same on every machine."""
     return " ".join(WORDS[(seed * 7 + i * i + seed * i) % len(WORDS)] for i in range(words))
+
+
+SENTENCES = [
+    {"tokens": sentence(i, 3 + i).split(), "tags": [(i + j) % 3 for j in range(3 + i)]}
+    for i in range(6)
+]
+QUESTIONS = [
+    {
+        "question": sentence(i, 3),
+        "context": sentence(i + 9, 6 + 9 * i),
+        "answers": sentence(i + 9, 6 + 9 * i).split()[i % 3],
+    }
+    for i in range(6)
+]
 
 
 def kick(resident: Resident, seed: int = 1, scale: float = 0.2) -> None:
@@ -89,6 +104,23 @@ def bert(checkpoints: Path) -> Resident:
         tokenizer=AutoTokenizer.from_pretrained(path),
         classifiers={"sentiment": first, "topic": second},
     )
+
+
+@pytest.fixture(scope="session")
+def token_heads(tmp_path_factory: pytest.TempPathFactory) -> ExpertPool:
+    """A base with experts that label words and find spans."""
+    root = tmp_path_factory.mktemp("heads")
+    base = builders.bert_classifier(root / "base", kind="encoder", scale=0.2)
+    experts = {
+        kind: str(builders.bert_classifier(root / kind, kind=kind, num_labels=n, like=base))
+        for kind, n in (("tokens", 3), ("spans", 2))
+    }
+    return ExpertPool.open(str(base), experts)
+
+
+@pytest.fixture
+def heads(token_heads: ExpertPool) -> Resident:
+    return Resident.from_pool(token_heads, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import share_interval
 from evaluators.items import ItemSet, TaskItem, on_subset
-from evaluators.memorization.intervals import share_interval
 from evaluators.requests import Response, totals_of
 from evaluators.tasks.classification import macro_f1
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items

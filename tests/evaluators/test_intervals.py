@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from evaluators.intervals import auc_interval, mean_interval, share_interval
 from evaluators.memorization.exposure import chance_exposure
-from evaluators.memorization.intervals import auc_interval, mean_interval, share_interval
 
 Scores: TypeAlias = Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, float]]
 

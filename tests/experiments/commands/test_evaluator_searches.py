@@ -1,0 +1,72 @@
+"""One search for every kind of evaluator, from a line to a report and a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests import builders
+from tests.evaluators.conftest import sentence
+from tests.experiments.refusals import Shell
+
+Rows: TypeAlias = list[Mapping[str, Any]]
+Parts: TypeAlias = tuple[Path, dict[str, Path], dict[str, str]]
+"""Base, experts, and files of items by the names of their tasks."""
+
+
+def write(path: Path, rows: Rows) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def token_heads(root: Path) -> Parts:
+    base = builders.bert_classifier(root / "base", kind="encoder", scale=0.2)
+    experts = {
+        name: builders.bert_classifier(root / name, kind=kind, num_labels=n, like=base)
+        for name, kind, n in (("names", "tokens", 3), ("spans", "spans", 2))
+    }
+    words = [sentence(i, 5).split() for i in range(40)]
+    labelled: Rows = [
+        {"tokens": [*own, str(i)], "tags": [i % 3] * 6} for i, own in enumerate(words)
+    ]
+    asked: Rows = [
+        {"question": f"what {i}", "context": " ".join(own), "answers": own[i % 5]}
+        for i, own in enumerate(words)
+    ]
+    files = {
+        "names": write(root / "names.jsonl", labelled),
+        "spans": write(root / "spans.jsonl", asked),
+    }
+    return base, experts, files
+
+
+@pytest.mark.parametrize(("parts", "metrics"), [(token_heads, ["accuracy", "f1"])])
+def test_a_search_from_a_line_to_report_and_card(
+    shell: Shell, tmp_path: Path, parts: Callable[[Path], Parts], metrics: list[str]
+) -> None:
+    base, experts, files = parts(tmp_path)
+    own = ",".join(f"{name}:{path}" for name, path in experts.items())
+    ended = shell.run(
+        "search",
+        f"base={base}",
+        f"experts={{{own}}}",
+        f"tasks=[{','.join(files.values())}]",
+        "budget=4",
+        "finalists=2",
+        "tracker=none",
+        "baselines=few",
+        "device=cpu",
+    )
+    assert ended.code == 0, ended.stderr
+    (run,) = (shell.cwd / "runs").iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    judged = [f"{task}/{metric}" for task, metric in zip(files, metrics, strict=True)]
+    assert [term["key"] for term in summary["terms"]] == judged
+    report, card = (run / "report.html").read_text(), (run / "model" / "README.md").read_text()
+    for task in files:
+        assert task in report
+        assert task in card

@@ -87,7 +87,9 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     out = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
-        figure.savefig(out, format="svg", metadata=nothing, transparent=True)
+        figure.savefig(  # tight: labels that lie outside of the figure are not cut off
+            out, format="svg", metadata=nothing, transparent=True, bbox_inches="tight"
+        )
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them; no address in the page
@@ -95,9 +97,9 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
-    width = figure.get_size_inches()[0] * 96
-    head = re.match(r'<svg width="[^"]*" height="[^"]*"', text)
+    head = re.match(r'<svg width="([\d.]+)pt" height="[^"]*"', text)
     assert head is not None
+    width = float(head[1]) * 96 / 72
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     style = f"width:100%;max-width:{width:.0f}px;height:auto"
     return f'<svg role="img" aria-label="{label}" style="{style}"{text[head.end() :]}'

@@ -59,3 +59,10 @@ def test_equal_levels_keep_their_labels_apart():
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>[abc]  0\.500<', svg))
     assert len(heights) == 3
     assert min(np.diff(heights)) > 10
+
+
+def test_long_numbers_do_not_push_the_label_of_the_axis_out_of_the_chart() -> None:
+    svg = convergence([0, 1], [-12345.678, -12345.679], [])
+    left = re.search(r'rotate\(-90 ([-\d.]+) [-\d.]+\)">fitness', svg)
+    assert left is not None
+    assert float(left[1]) > 8  # of a text of 10 points

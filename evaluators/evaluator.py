@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from evaluators.items import ItemSet
@@ -25,6 +26,7 @@ class ModelInfo:
         causal: True for a left-to-right language model.
         classes: names of each head's classes, in order.
         head_kinds: what each head classifies: inputs, tokens or spans.
+        directory: of the base's files, which may say more; None: there is none.
     """
 
     tokenizer: Any
@@ -34,6 +36,7 @@ class ModelInfo:
     causal: bool = True
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     head_kinds: Mapping[str, str] = field(default_factory=dict)
+    directory: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
-from evaluators.requests import Classify, Request
+from evaluators.requests import Classify, Match, Request
 
 T = TypeVar("T")
 
@@ -80,8 +80,8 @@ class ItemSet(Generic[T]):
         """
         whole = hashlib.blake2b(digest_size=16)
         for item in self.items:
-            asked = [request for request in item.requests if not isinstance(request, Classify)]
-            text = repr((item.digest, asked, item.target))  # inputs to classify have their digest
+            asked = [one for one in item.requests if not isinstance(one, Classify | Match)]
+            text = repr((item.digest, asked, item.target))  # tensors have their digest
             whole.update(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
         return whole.hexdigest()
 

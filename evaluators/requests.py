@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evaluators.sentences import SentenceModules
+
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -77,6 +79,40 @@ class Classify:
     positions: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """What inputs are compared with, the same object for all that are compared with it.
+
+    Args:
+        inputs: model inputs without batch dimension; equal objects are embedded once.
+        sizes: how many of `inputs`, one behind the other, each entry is the mean direction of;
+            None: each is an entry.
+    """
+
+    inputs: tuple[Mapping[str, Tensor], ...]
+    sizes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """How close is one input to every entry of a gallery?
+
+    Args:
+        inputs: model inputs without batch dimension.
+        modules: what makes vectors of hidden states, and a similarity of vectors; None: the
+            model's own embeddings and logits of images and texts.
+    """
+
+    inputs: Mapping[str, Tensor]
+    gallery: Gallery
+    modules: SentenceModules | None = None
+
+    @property
+    def entries(self) -> int:
+        """How many there are to compare with."""
+        return len(self.gallery.sizes or self.gallery.inputs)
+
+
 @dataclass(frozen=True)
 class TokenStatistics:
     """How likely is each token of a text, and how likely are tokens there on average?
@@ -88,7 +124,7 @@ class TokenStatistics:
     tokens: tuple[int, ...]
 
 
-Request: TypeAlias = Loglikelihood | Generate | Classify | TokenStatistics
+Request: TypeAlias = Loglikelihood | Generate | Classify | Match | TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -130,6 +166,13 @@ class Classified:
 
 
 @dataclass(frozen=True, eq=False)
+class Matched:
+    """Answer to `Match`: ``(entries,)`` float64, higher for closer ones."""
+
+    similarities: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class PerToken:
     """Answer to `TokenStatistics`: a number for each token but the first, in nats.
 
@@ -144,7 +187,7 @@ class PerToken:
     deviations: npt.NDArray[np.float64]
 
 
-Response: TypeAlias = Likelihood | Generated | Classified | PerToken
+Response: TypeAlias = Likelihood | Generated | Classified | Matched | PerToken
 
 
 def totals_of(responses: Sequence[Response]) -> npt.NDArray[np.float64]:

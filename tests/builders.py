@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -139,6 +141,51 @@ def bert_classifier(
         model.base_model.load_state_dict(encoder.state_dict())
         perturb(model, seed=seed, scale=options.pop("scale", 0.02))
     return save(model, path, classify=True, **options)
+
+
+def sentence_encoder(path: Path, *, like: Path | None = None, seed: int = 0) -> Path:
+    """BERT as sentence-transformers saves it, with a dense layer behind the mean of all tokens."""
+    bert_classifier(path, kind="encoder", scale=0.2, seed=seed)
+    if like is not None:
+        save(transformers.BertModel.from_pretrained(like), path, like=like, seed=seed, scale=0.05)
+    kinds = {
+        "": "Transformer",
+        "1_Pooling": "Pooling",
+        "2_Dense": "Dense",
+        "3_Normalize": "Normalize",
+    }
+    modules = [
+        {"idx": i, "name": str(i), "path": folder, "type": f"sentence_transformers.models.{kind}"}
+        for i, (folder, kind) in enumerate(kinds.items())
+    ]
+    for folder in kinds:
+        (path / folder).mkdir(exist_ok=True)
+    noise = torch.Generator().manual_seed(7)
+    weight = {"linear.weight": torch.randn(16, 64, generator=noise), "linear.bias": torch.ones(16)}
+    safetensors.torch.save_file(weight, path / "2_Dense" / "model.safetensors")
+    settings: dict[str, Any] = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": 32,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_max_tokens": True,
+        },
+        "2_Dense/config.json": {
+            "in_features": 64,
+            "out_features": 16,
+            "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": True},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": "query: ", "document": ""},
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, content in settings.items():
+        (path / name).write_text(json.dumps(content))
+    return path
 
 
 def vit_classifier(

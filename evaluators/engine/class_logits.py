@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from evaluators.engine.batching import Answers, EngineRun, pack
+from evaluators.engine.inputs import cost, shapes, stacked
 from evaluators.engine.resident import Resident
 from evaluators.requests import Classified, Classify
-
-_ELEMENTS_PER_TOKEN = 3 * 16 * 16  # an image costs about what its 16 x 16 patches cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +36,18 @@ class ClassLogitsJob:
                     f"no classification head {request.head!r}; this model has "
                     f"{', '.join(resident.classifiers) or 'none'}"
                 )
-            groups.setdefault(_kind(request), []).append((index, request))
+            groups.setdefault((request.head, shapes(request.inputs)), []).append((index, request))
         self._batches: list[_Batch] = []
-        for (head, *_), group in groups.items():
+        for (head, _), group in groups.items():
             classifier = resident.classifiers[head]
             # without a padding token a decoder's head cannot find the ends of several rows
             tokens = batch_tokens if _can_pad(group[0][1].inputs, classifier) else 1
-            ordered = sorted(group, key=lambda asked: -_cost(asked[1].inputs))
-            for batch in pack(ordered, [_cost(one.inputs) for _, one in ordered], tokens):
-                inputs = _stack([request.inputs for _, request in batch], classifier, resident)
-                cost = max(_cost(request.inputs) for _, request in batch)
-                self._batches.append(_Batch(head, inputs, cost, tuple(batch)))
+            ordered = sorted(group, key=lambda asked: -cost(asked[1].inputs))
+            for batch in pack(ordered, [cost(one.inputs) for _, one in ordered], tokens):
+                given = [request.inputs for _, request in batch]
+                together = stacked(given, classifier.config, resident)
+                most = max(map(cost, given))
+                self._batches.append(_Batch(head, together, most, tuple(batch)))
         self.most_rows = max(len(batch.requests) for batch in self._batches)
 
     def run(self, run: EngineRun) -> None:
@@ -90,48 +90,7 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor if times == 1 else tensor.repeat(times, *[1] * (tensor.dim() - 1))
 
 
-def _is_sequence(tensor: Tensor) -> bool:
-    return tensor.dim() == 1 and not tensor.is_floating_point()
-
-
-def _kind(request: Classify) -> tuple[Any, ...]:
-    """Returns what inputs must have in common to share a batch; sequences may differ in length."""
-    shapes = [
-        (name, () if _is_sequence(tensor) else tuple(tensor.shape))
-        for name, tensor in request.inputs.items()
-    ]
-    return (request.head, *sorted(shapes))
-
-
-def _cost(inputs: Mapping[str, Tensor]) -> int:
-    return max(
-        len(tensor) if _is_sequence(tensor) else -(-tensor.numel() // _ELEMENTS_PER_TOKEN)
-        for tensor in inputs.values()
-    )
-
-
 def _can_pad(inputs: Mapping[str, Tensor], classifier: Any) -> bool:
     return (
         "input_ids" not in inputs or getattr(classifier.config, "pad_token_id", None) is not None
     )
-
-
-def _stack(
-    rows: Sequence[Mapping[str, Tensor]], classifier: Any, resident: Resident
-) -> dict[str, Tensor]:
-    """Returns each input with a batch dimension, on the device; padded on the right, with mask."""
-    pad = getattr(classifier.config, "pad_token_id", None) or 0
-    if "input_ids" in rows[0] and "attention_mask" not in rows[0]:
-        rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
-    stacked: dict[str, Tensor] = {}
-    for name in rows[0]:
-        tensors = [row[name] for row in rows]
-        if _is_sequence(tensors[0]):
-            value = pad if name == "input_ids" else 0
-            batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
-        else:
-            batch = torch.stack(tensors)
-        if batch.is_floating_point():
-            batch = batch.to(resident.dtype)
-        stacked[name] = batch.to(resident.device)
-    return stacked

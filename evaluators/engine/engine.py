@@ -11,6 +11,7 @@ from evaluators.engine.class_logits import ClassLogitsJob
 from evaluators.engine.compiled import CompiledForward
 from evaluators.engine.generation import GenerationJob
 from evaluators.engine.likelihood import LikelihoodJob
+from evaluators.engine.matching import MatchJob
 from evaluators.engine.population import PLAIN, PopulationForward, factor_bytes
 from evaluators.engine.resident import Resident
 from evaluators.engine.token_statistics import TokenStatisticsJob
@@ -19,6 +20,7 @@ from evaluators.requests import (
     EvaluationError,
     Generate,
     Loglikelihood,
+    Match,
     Request,
     Response,
     TokenStatistics,
@@ -36,6 +38,7 @@ _JOBS: Mapping[type[Request], Callable[..., Job]] = {
     Loglikelihood: LikelihoodJob,
     Generate: GenerationJob,
     Classify: ClassLogitsJob,
+    Match: MatchJob,
     TokenStatistics: TokenStatisticsJob,
 }
 

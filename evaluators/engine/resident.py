@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Resident:
         max_length: most tokens of one request; None: as the model's config says.
         original: what tensors hold that a candidate leaves alone; None: what the last one left.
         depth: shortens the model to a candidate's layers; None: all have the base's.
+        directory: of the base's files; see `ModelInfo`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Resident:
         max_length: int | None = None,
         original: Weights | None = None,
         depth: AdjustableDepth | None = None,
+        directory: Path | None = None,
     ) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {max_length}")
@@ -74,6 +77,7 @@ class Resident:
             causal=causal,
             classes={head: _classes(one) for head, one in self.classifiers.items()},
             head_kinds={head: _kind(one) for head, one in self.classifiers.items()},
+            directory=directory,
         )
 
     @classmethod
@@ -112,6 +116,7 @@ class Resident:
             max_length=max_length,
             original=pool.base,
             depth=depth,
+            directory=pool.base.path,
         )
 
     def write(self, weights: Weights) -> None:

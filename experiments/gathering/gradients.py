@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from evaluators.engine.resident import Resident
 from evaluators.items import TaskItem
 from evaluators.panel import Panel
-from evaluators.requests import Classify, EvaluationError, Generate, Request, TokenStatistics
+from evaluators.requests import (
+    Classify,
+    EvaluationError,
+    Generate,
+    Match,
+    Request,
+    TokenStatistics,
+)
 from experiments.gathering.items import Item, logits_of, tracked
 
 
@@ -104,8 +111,11 @@ def _example(task: str, item: TaskItem[object], request: Request, max_length: in
                 "task"
             )
         return Example(Item(request.inputs), torch.tensor([item.target]))
-    if isinstance(request, Generate):
-        raise ValueError(f"task {task!r} generates text, which has no loss: choose another task")
+    if isinstance(request, Generate | Match):
+        raise ValueError(
+            f"task {task!r} generates text or compares embeddings, which has no loss: choose "
+            "another task"
+        )
     if isinstance(request, TokenStatistics):
         row, scored = request.tokens[: max_length + 1], len(request.tokens) - 1
     else:

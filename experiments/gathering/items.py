@@ -16,6 +16,7 @@ from evaluators.requests import (
     Classify,
     EvaluationError,
     Loglikelihood,
+    Match,
     Request,
     TokenStatistics,
 )
@@ -81,6 +82,11 @@ def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
         elif isinstance(request, TokenStatistics):
             row = request.tokens[: max_length + 1][:-1]
             rows[row] = max(rows.get(row, 0), len(row))
+        elif isinstance(request, Match):
+            raise ValueError(
+                "statistics are gathered of texts to predict and of inputs to classify, not of "
+                "embeddings: choose other tasks for gather_on"
+            )
         else:
             row = request.prompt[-max(1, max_length - request.max_new_tokens) :]
             rows[row] = max(rows.get(row, 0), 1)

@@ -15,6 +15,7 @@ from evaluators.requests import (
     EvaluationError,
     Generate,
     Loglikelihood,
+    Match,
     Request,
     TokenStatistics,
 )
@@ -159,5 +160,5 @@ def _tokens(request: Request) -> int:
             return len(prompt) + more
         case TokenStatistics(tokens=tokens):
             return len(tokens)
-        case Classify(inputs=inputs):
+        case Classify(inputs=inputs) | Match(inputs=inputs):
             return max(tensor.shape[0] for tensor in inputs.values())

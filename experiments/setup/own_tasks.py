@@ -27,6 +27,8 @@ _KINDS = {  # columns to the entry of the group `evaluator`; the first that a ta
     ("tokens", "ner_tags"): "token_classification",
     ("question", "choices", "answer"): "multiple_choice",
     ("question", "choices", "label"): "multiple_choice",
+    ("text1", "text2", "score"): "sentence_similarity",
+    ("query", "documents"): "retrieval",
     ("text", "label"): "accuracy",
     ("text",): "perplexity",
 }
@@ -48,6 +50,12 @@ _FIELDS = {  # of each, column to the option that names it
         "tags": "labels_field",
         "ner_tags": "labels_field",
     },
+    "sentence_similarity": {
+        "text1": "first_field",
+        "text2": "second_field",
+        "score": "score_field",
+    },
+    "retrieval": {"query": "query_field", "documents": "documents_field"},
     "accuracy": {"text": "text_field", "pair": "pair_field", "label": "label_field"},
     "perplexity": {"text": "field"},
 }

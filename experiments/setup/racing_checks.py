@@ -18,6 +18,8 @@ from evaluators.requests import (
     Generated,
     Likelihood,
     Loglikelihood,
+    Match,
+    Matched,
     PerToken,
     Request,
     Response,
@@ -163,5 +165,7 @@ def _made_up(request: Request, classes: Mapping[str, tuple[str, ...]], number: i
         outputs = len(classes[request.head])
         shape = (outputs,) if request.positions is None else (len(request.positions), outputs)
         return Classified(np.cos(number + np.arange(np.prod(shape))).reshape(shape))
+    if isinstance(request, Match):
+        return Matched(np.cos(number + np.arange(request.entries)))
     zeros = np.zeros(len(request.tokens) - 1)
     return PerToken(zeros - 1.0 - worse, zeros - 1.0, zeros + 1.0)

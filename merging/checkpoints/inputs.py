@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.checkpoints.naming import listing
+from merging.checkpoints.sources import modules
 
 # Padding is left out: fine-tuning often needs a token for it, and no weight reads it.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
@@ -42,6 +43,9 @@ def differences(base: Path, expert: Path) -> Iterator[str]:
         ]
         if odd:
             yield f"{name} with another {listing(odd)}"
+    for folder in sorted({*modules(base), *modules(expert)}):
+        if _bytes(base / folder) != _bytes(expert / folder):
+            yield f"another {folder} behind its encoder"
 
 
 def _tokens(base: Path, expert: Path) -> Iterator[str]:
@@ -153,6 +157,12 @@ def _size(value: Any) -> Any:
     """Returns a length of both sides as a number: older files say 224, newer ones name sides."""
     sides = set(value.values()) if isinstance(value, dict) and "height" in value else ()
     return sides.pop() if len(sides) == 1 else value
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a module of sentence-transformers: some weights, or settings."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -42,6 +42,18 @@ QUESTIONS = [
     for i in range(6)
 ]
 
+PAIRS = [
+    {"text1": sentence(i, 4 + i), "text2": sentence(i // 2, 3 + i), "score": (i * 3) % 7}
+    for i in range(8)
+]
+QUERIES = [
+    {
+        "query": f"{sentence(i, 3)} {i}",
+        "documents": [sentence(i + 5, 6 + i), sentence(i + 6, 7 + i)],
+    }
+    for i in range(14)
+]
+
 
 def kick(resident: Resident, seed: int = 1, scale: float = 0.2) -> None:
     """Writes noise on every parameter through `Resident.write`."""
@@ -121,6 +133,20 @@ def token_heads(tmp_path_factory: pytest.TempPathFactory) -> ExpertPool:
 @pytest.fixture
 def heads(token_heads: ExpertPool) -> Resident:
     return Resident.from_pool(token_heads, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def sentence_pool(tmp_path_factory: pytest.TempPathFactory) -> ExpertPool:
+    """A sentence encoder with a dense layer behind it, and an expert."""
+    root = tmp_path_factory.mktemp("sentences")
+    base = builders.sentence_encoder(root / "base")
+    expert = builders.sentence_encoder(root / "expert", like=base, seed=1)
+    return ExpertPool.open(str(base), {"expert": str(expert)})
+
+
+@pytest.fixture
+def embedder(sentence_pool: ExpertPool) -> Resident:
+    return Resident.from_pool(sentence_pool, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture

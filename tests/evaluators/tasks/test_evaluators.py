@@ -29,12 +29,14 @@ from evaluators.tasks.classification import Accuracy, log_likelihoods, macro_f1
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.question_answering import QuestionAnswering
+from evaluators.tasks.retrieval import Retrieval
+from evaluators.tasks.sentence_similarity import SentenceSimilarity
 from evaluators.tasks.token_classification import TokenClassification
 from experiments.scoring.racing import ItemTable
 from search.normalisation import Term
 from search.objective import BoundObjective
 from search.racing.pairwise import PairedTest
-from tests.evaluators.conftest import QUESTIONS, SENTENCES, sentence
+from tests.evaluators.conftest import PAIRS, QUERIES, QUESTIONS, SENTENCES, sentence
 from tests.evaluators.memorization import conftest as memorization
 
 WriteLines = Callable[..., str]
@@ -76,6 +78,8 @@ def pictures(path: Path, count: int = 6) -> str:
         "images",
         "tokens",
         "spans",
+        "similarity",
+        "retrieval",
         "lm_eval",
         *MEMORIZATION,
     ]
@@ -85,7 +89,10 @@ def case(
 ) -> tuple[Evaluator, Resident]:
     """An evaluator, and a model it can ask."""
     kind = request.param
-    fixture = {"text": "bert", "images": "vit", "tokens": "heads", "spans": "heads"}
+    fixture = {
+        **{"text": "bert", "images": "vit", "tokens": "heads", "spans": "heads"},
+        **dict.fromkeys(("similarity", "retrieval"), "embedder"),
+    }
     resident: Resident = request.getfixturevalue(fixture.get(kind, "llama"))
     info = resident.info
     build: dict[str, Callable[[], Evaluator]] = {
@@ -95,6 +102,8 @@ def case(
         "images": lambda: Accuracy(info, data=pictures(tmp_path), head="digits"),
         "tokens": lambda: TokenClassification(info, data=write_lines(SENTENCES), head="tokens"),
         "spans": lambda: QuestionAnswering(info, data=write_lines(QUESTIONS), head="spans"),
+        "similarity": lambda: SentenceSimilarity(info, data=write_lines(PAIRS)),
+        "retrieval": lambda: Retrieval(info, data=write_lines(QUERIES)),
         "lm_eval": lambda: LmEvalTask(info, task=harness_task(write_lines(CHOICES))),
         "exposure": lambda: Exposure(info, data=write_lines(CANARIES)),
         "canary_auc": lambda: CanaryAuc(info, data=write_lines(CANARIES)),
@@ -106,7 +115,7 @@ def case(
 
 def _compares(evaluator: Evaluator, metric: str) -> bool:
     """Whether an item's case rests on the others, which racing refuses."""
-    return isinstance(evaluator, Membership) or metric in ("macro_f1", "entity_f1")
+    return isinstance(evaluator, Membership) or metric in ("macro_f1", "entity_f1", "spearman")
 
 
 class TestContract:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,7 +46,32 @@ def token_heads(root: Path) -> Parts:
     return base, experts, files
 
 
-@pytest.mark.parametrize(("parts", "metrics"), [(token_heads, ["accuracy", "f1"])])
+def sentences(root: Path) -> Parts:
+    base = builders.sentence_encoder(root / "base")
+    experts = {
+        name: builders.sentence_encoder(root / name, like=base, seed=i)
+        for i, name in enumerate(("near", "far"), start=1)
+    }
+    texts = [f"{sentence(i, 4)} {i}" for i in range(41)]
+    pairs: Rows = [
+        {"text1": a, "text2": b, "score": sum((Counter(a) & Counter(b)).values()) / len(a)}
+        for a, b in pairwise(texts)
+    ]
+    queries: Rows = [{"query": texts[i], "documents": texts[i + 1]} for i in range(40)]
+    files = {
+        "near": write(root / "near.jsonl", pairs),
+        "far": write(root / "far.jsonl", queries),
+    }
+    return base, experts, files
+
+
+@pytest.mark.parametrize(
+    ("parts", "metrics"),
+    [
+        (token_heads, ["accuracy", "f1"]),
+        pytest.param(sentences, ["spearman", "ndcg"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_from_a_line_to_report_and_card(
     shell: Shell, tmp_path: Path, parts: Callable[[Path], Parts], metrics: list[str]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.inputs import differences
 from tests import builders
 
 
@@ -121,3 +122,11 @@ def test_a_tokenizer_in_an_unknown_form_is_no_end_of_work(
     edit(expert / "tokenizer.json", lambda c: c.update(model={"vocab": [3, 4]}))
     ExpertPool.open(str(base), {"e": str(expert)})
     assert "unknown form" in caplog.text
+
+
+def test_modules_behind_an_encoder_are_compared(tmp_path: Path) -> None:
+    base = builders.sentence_encoder(tmp_path / "base")
+    expert = builders.sentence_encoder(tmp_path / "expert", like=base, seed=1)
+    assert list(differences(base, expert)) == []
+    (expert / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert list(differences(base, expert)) == ["another 1_Pooling behind its encoder"]

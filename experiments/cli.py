@@ -18,6 +18,9 @@ _VERBS = {
     "split customer": ("experiments.commands.hydra_verbs", "split_customer", "split"),
     "rebuild": ("experiments.commands.plain_verbs", "rebuild", None),
     "report": ("experiments.commands.plain_verbs", "report", None),
+    "verify": ("experiments.commands.verify", "verify", None),
+    "push": ("experiments.commands.push", "push", None),
+    "runs": ("experiments.commands.runs", "runs", None),
     "pseudonymize": ("experiments.commands.plain_verbs", "pseudonymize", None),
     "reference-losses": ("experiments.commands.plain_verbs", "reference_losses", None),
     "compare": ("experiments.commands.compare", "compare", None),
@@ -42,6 +45,9 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
   evomerge split customer base=ID blocks=2 .. send them: texts and tokens stay here (docs/split.md)
   evomerge rebuild RUN/recipe.json --out DIR  the same weights again, from the recipe
   evomerge report RUN                         write RUN/report.html again
+  evomerge runs DIR                           the runs below a directory: state, fitness, time
+  evomerge verify RUN                         model and card made again, compared number by number
+  evomerge push RUN OWNER/NAME                the model to the Hugging Face Hub, private
   evomerge pseudonymize IN.jsonl OUT.jsonl --fields FILE --key-env NAME    keyed slugs for values
   evomerge reference-losses BASE TEXTS.jsonl OUT.json    calibrates evaluator membership
   evomerge compare RUN RUN ... --out DIR      mean and sd over seeds, paired tests, plots

@@ -16,6 +16,7 @@ from evaluators.harness.drawn import doc_digest
 from evaluators.harness.encoding import RequestEncoder
 from evaluators.harness.task_files import (
     choose_docs,
+    hub_data,
     load_task,
     memoise_templates,
     set_generation,
@@ -120,6 +121,11 @@ class LmEvalTask:
         self.items = ItemSet(source, tuple(items), shown_data(self._task), found)
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
         self._mean_bytes = _mean_bytes(self._task, docs)
+
+    @property
+    def dataset(self) -> tuple[str, ...] | None:
+        """Id of its data on the Hub, and their configuration; None: files of this machine."""
+        return hub_data(self._task)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns every metric; cases where it is a mean over items, or bits per byte.

@@ -208,6 +208,19 @@ def _data_identities(task: Any, split: str | None) -> list[str]:
     return ["/".join(str(part) for part in parts if part)]
 
 
+def hub_data(task: Any) -> tuple[str, ...] | None:
+    """Returns the id of a task's data on the Hub, and their configuration; None: they lie here.
+
+    Also None where the task's own code loads them.
+    """
+    config, kwargs = task.config, task.config.dataset_kwargs or {}
+    path = str(config.dataset_path or "")
+    local = not path or Path(path).exists() or kwargs.keys() & {"data_dir", "data_files"}
+    if local or config.custom_dataset:
+        return None
+    return (path, str(config.dataset_name)) if config.dataset_name else (path,)
+
+
 def _local_files(path: str, name: str | None, kwargs: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns split to the files that `datasets` finds for it, in a directory or by patterns.
 

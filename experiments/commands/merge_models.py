@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.reports.card_head import Parents
 from experiments.reports.model_card import static_card
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
@@ -68,7 +69,7 @@ def run_merge(config: DictConfig) -> None:
         weights = plan.weights(held, dtype=dtype)
         recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     try:
-        card = static_card(recipe.to_json())
+        card = static_card(recipe.to_json(), Parents.of(pool))
         with ProgressBar(len(weights), "merging", "tensor") as progress:
             read = shown(weights, progress)
             save_model(pool, read, out, dtype=dtype, card=card, ledger=ledger)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.commands.merge_models import dialled
+from experiments.reports.card_head import Parents
 from experiments.reports.model_card import static_card
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.errors import UserError
@@ -67,7 +68,8 @@ def best(
     drawn, plan, ledger = dialled(pool, setting, Whole(), zoo.directory / "views" / name)
     told = beside_others(ledger, "merge").describe()
     recipe = Recipe.of(drawn, plan, privacy=told).to_json()
-    zoo.add_recipe(recipe, name, {"README.md": static_card(recipe).encode()})
+    card = static_card(recipe, Parents.of(drawn))
+    zoo.add_recipe(recipe, name, {"README.md": card.encode()})
     return [*notes, f"zoo:{zoo.directory}/{name}  of {', '.join(chosen)}", *privacy_lines(told)]
 
 

@@ -3,15 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult
 
+from experiments.reports.card_head import (
+    HeldOut,
+    Parents,
+    eval_results,
+    front_matter,
+    on_the_hub,
+)
 from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.privacy_section import privacy_words
 from experiments.reports.table import by_fitness, fitness_text, number, verdict
 from experiments.runs.files import Json
 from experiments.runs.item_counts import count_rows
 from experiments.runs.model_scores import models_of, shown_split, tasks_of
-from experiments.runs.sources import looks_like_hub_id, source_and_hash
+from experiments.runs.sources import source_and_hash
 
 _ROWS = 60
 """Most groups whose coefficients the card lists; the recipe has all."""
@@ -26,15 +33,31 @@ _PLANS = {
 }
 
 
-def model_card(summary: Json, recipe: Json) -> str:
-    """Returns the card of an evolved merge: Markdown with a YAML head."""
+_UNKNOWN = Parents()
+
+
+def model_card(
+    summary: Json, recipe: Json, parents: Parents = _UNKNOWN, held_out: HeldOut | None = None
+) -> str:
+    """Returns the card of an evolved merge: Markdown with a YAML head.
+
+    Args:
+        held_out: what is known of the held-out items; None: there are none, and no results.
+    """
     experts = ", ".join(recipe["experts"])
     made = (
         f"It was found by {summary['strategy']} in {summary['evaluations']} "
         f"evaluations ({summary['failures']} failed), seed {summary['seed']}, without gradients."
     )
+    known = (held_out.datasets if held_out is not None else {}).values()
     parts = [
-        _front_matter(recipe),
+        front_matter(
+            recipe,
+            parents,
+            str(summary["run"]),
+            _results(summary, held_out),
+            [dataset for dataset, *_ in known],
+        ),
         f"# {summary['name']}: an evolved merge of {experts}",
         verdict(summary).text,
         _lineage(recipe),
@@ -47,10 +70,10 @@ def model_card(summary: Json, recipe: Json) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def static_card(recipe: Json) -> str:
+def static_card(recipe: Json, parents: Parents = _UNKNOWN) -> str:
     """Returns the card of a merge that was not searched for and has no scores."""
     parts = [
-        _front_matter(recipe),
+        front_matter(recipe, parents, ""),
         f"# A merge of {', '.join(recipe['experts'])}",
         _lineage(recipe),
         _method(recipe, "The coefficients were given, not searched for; no score was taken."),
@@ -61,20 +84,23 @@ def static_card(recipe: Json) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(recipe: Json) -> str:
-    sources = [entry["source"] for entry in (recipe["base"], *recipe["experts"].values())]
-    hub = [source for source in dict.fromkeys(sources) if looks_like_hub_id(source)]
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
-    if hub:
-        head |= {"base_model": hub, "base_model_relation": "merge"}
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+def _results(summary: Json, held_out: HeldOut | None) -> list[EvalResult]:
+    """Returns the winner's held-out scores for the head; none where it has none."""
+    cells = [m.scores.get("report") for m in models_of(summary) if m.kind == "evolved"]
+    if held_out is None or not cells or cells[0] is None:
+        return []
+    return eval_results(tasks_of(summary, "report"), cells[0].scores, held_out)
 
 
 def _lineage(recipe: Json) -> str:
     rows = [["base", "", *source_and_hash(recipe["base"])]]
     rows += [["expert", name, *source_and_hash(e)] for name, e in recipe["experts"].items()]
     head = ["role", "name", "source", "SHA-256 of the weights begins"]
-    return "## Lineage\n\n" + _table(head, rows)
+    text = "## Lineage\n\n" + _table(head, rows)
+    if left_out := on_the_hub(recipe)[1]:
+        names = " ".join(", ".join(left_out).split())
+        text += f"\n\nOf no known id on the Hub, so not among `base_model`: {names}."
+    return text
 
 
 def _method(recipe: Json, made: str) -> str:
@@ -182,6 +208,8 @@ def _rebuilding() -> str:
             "```",
             "evomerge rebuild recipe.json --out DIR",
             "```",
+            "",
+            "`--source NAME=PATH` says where one of them lies that is found under no such name.",
         ]
     )
 

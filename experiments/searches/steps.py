@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.reports.model_card import model_card
 from experiments.reports.report import write_report
 from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.runs.progress import ProgressBar
@@ -17,6 +16,7 @@ from experiments.searches.certificate import write_certificate
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
 from experiments.searches.progress import Progress
+from experiments.searches.published import card_of, shown_recipe
 from experiments.searches.references import References
 from experiments.searches.summary import write_summary
 from experiments.searches.tracking import NoTracker, Tracker
@@ -220,8 +220,10 @@ def write_results(
     (run / "report.html").unlink(missing_ok=True)  # an older one would mark this summary
     summary = write_summary(outcome, certificate)
     if (run / "model").exists():
-        card = model_card(summary, outcome.recipe.to_json())
+        ingredients, recipe = outcome.references.ingredients, outcome.recipe
+        card = card_of(ingredients, summary, recipe.to_json(), run)
         write_text(run / "model" / "README.md", card)
+        shown_recipe(recipe).save(run / "model" / "recipe.json")
     keep(outcome)
     try:
         tracker.finish(summary, [run / "recipe.json"])

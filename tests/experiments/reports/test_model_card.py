@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
+from experiments.reports.card_head import HeldOut, Parents
 from experiments.reports.model_card import model_card, static_card
 from experiments.runs.sources import looks_like_hub_id
 from tests.experiments.run_directories import build_recipe, build_summary
@@ -20,7 +22,7 @@ def section(card: str, title: str) -> str:
 def test_head_is_what_the_hub_reads():
     assert head_of(model_card(build_summary(), build_recipe())) == {
         "library_name": "transformers",
-        "tags": ["merge", "evomerge"],
+        "tags": ["merge", "evomerge", "task_arithmetic"],
         "base_model": [
             "hub-org/base-model", "hub-org/code", "hub-org/prose", "hub-org/config",
         ],
@@ -35,8 +37,45 @@ def test_local_directories_are_not_named_as_base_models(tmp_path, monkeypatch):
     recipe["base"]["source"] = "/models/base"
     recipe["experts"]["code"]["source"] = "experts/code"
     recipe["experts"]["prose"]["source"] = "./prose"
-    recipe["experts"]["config"]["source"] = "~/experts/config"
-    assert set(head_of(static_card(recipe))) == {"library_name", "tags"}
+    recipe["experts"]["config"]["source"] = "~/hub/models--org--cfg/snapshots/0a1b2c"
+    card = static_card(recipe)
+    assert head_of(card)["base_model"] == ["org/cfg"]
+    assert "not among `base_model`: base, code, prose." in section(card, "Lineage")
+
+
+def test_head_says_what_all_parents_say(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder, data in zip(folders, ("squad", "[squad, org/b]", "org/b"), strict=True):
+        folder.mkdir()
+        head = f"---\nlicense: mit\ndatasets: {data}\n---\n# A model\n"
+        (folder / "README.md").write_text(head)
+    head = head_of(static_card(build_recipe(), Parents.in_folders(folders)))
+    assert (head["license"], head["datasets"]) == ("mit", ["squad", "org/b"])
+    (folders[2] / "README.md").write_text("# No head")
+    assert Parents.in_folders(folders) == Parents(None, ("squad", "org/b"))
+    (folders[2] / "config.json").write_text('{"license": "mit"}')
+    (folders[1] / "README.md").write_text("---\n: [broken\n---\n")
+    assert Parents.in_folders(folders) == Parents(None, ("squad",))
+
+
+def test_index_lists_every_held_out_score_with_its_interval():
+    held_out = HeldOut(
+        "text-generation",
+        datasets={"questions": ("org/arc", "easy")},
+        intervals={"questions/acc": (0.41234567, 0.6)},
+        items={"questions": 60},
+    )
+    card = ModelCard(model_card(build_summary(), build_recipe(), held_out=held_out))
+    results = {each.metric_name: each for each in card.data.eval_results}
+    assert list(results)[-1] == "questions/acc"
+    assert len(results) == 4
+    acc = results["questions/acc"]
+    assert (acc.dataset_type, acc.dataset_config, acc.metric_type) == ("org/arc", "easy", "acc")
+    assert (acc.metric_value, acc.metric_args) == (
+        0.5, {"items": 60, "interval_95": [0.4123, 0.6]},
+    )  # fmt: skip
+    assert results["code/bits_per_byte"].metric_args is None
+    assert card.data.datasets == ["org/arc"]
 
 
 @pytest.mark.parametrize(

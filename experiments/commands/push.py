@@ -1,0 +1,66 @@
+"""`evomerge push`: a model to the Hugging Face Hub."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.runs.errors import UserError, one_sentence
+
+
+def push(arguments: Sequence[str]) -> None:
+    """Uploads a run's model and nothing else; after a cut the same line goes on.
+
+    It reads the token of `hf auth login` or HF_TOKEN, which goes to the Hub and nowhere else.
+    """
+    parser = argparse.ArgumentParser(prog="evomerge push", description=push.__doc__)
+    parser.add_argument("run", type=Path, help="a run's directory, or that of a merged model")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="on the Hub; made if it is not there")
+    parser.add_argument(
+        "--public", action="store_true", help="make a new one readable by everyone, not private"
+    )
+    options = parser.parse_args(arguments)
+    with one_sentence("evomerge push"):
+        print(_pushed(_model(options.run), options.repo, private=not options.public))
+
+
+def _model(run: Path) -> Path:
+    """Returns the folder of a model's files, which are all that is uploaded."""
+    found = next((f for f in (run / "model", run) if (f / "config.json").is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{run} holds no model: name a finished run, or evomerge rebuild "
+            f"{run / 'recipe.json'} --out DIR and push DIR"
+        )
+    return found
+
+
+def _pushed(model: Path, repo: str, *, private: bool) -> str:
+    """Returns the address of the repository that now holds all files in `model`.
+
+    Raises:
+        UserError: it cannot be reached, written or made; what was uploaded is not sent again.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        url = hub.create_repo(repo, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=model,
+            commit_message=f"A merge by evomerge: {model.resolve().parent.name}",
+            ignore_patterns=[".*"],
+        )
+    except Exception as error:  # the Hub's, its HTTP client's, its upload library's: no base class
+        raise UserError(
+            f"{repo}: {_without_token(error)}; check the name and `hf auth login`, then run the "
+            "same command again: it goes on from there"
+        ) from None
+    return str(url)
+
+
+def _without_token(error: Exception) -> str:
+    from huggingface_hub import get_token
+
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text.replace(token, "***") if (token := get_token()) else text

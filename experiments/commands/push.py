@@ -41,8 +41,11 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
         UserError: it cannot be reached, written or made; what was uploaded is not sent again.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     hub = HfApi()
+    # The bases of the Hub's error: its HTTP client's own, whichever client that is, and OSError.
+    failures = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
     try:
         url = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(
@@ -51,7 +54,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
             commit_message=f"A merge by evomerge: {model.resolve().parent.name}",
             ignore_patterns=[".*"],
         )
-    except Exception as error:  # the Hub's, its HTTP client's, its upload library's: no base class
+    except failures as error:
         raise UserError(
             f"{repo}: {_without_token(error)}; check the name and `hf auth login`, then run the "
             "same command again: it goes on from there"
@@ -59,7 +62,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
     return str(url)
 
 
-def _without_token(error: Exception) -> str:
+def _without_token(error: BaseException) -> str:
     from huggingface_hub import get_token
 
     text = " ".join(f"{type(error).__name__}: {error}".split())

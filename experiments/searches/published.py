@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.evaluator import ModelInfo
-from evaluators.memorization.intervals import mean_interval, share_interval
+from evaluators.intervals import mean_interval, share_interval
 from evaluators.panel import Panel
 from experiments.reports.card_head import HeldOut, Parents
 from experiments.reports.model_card import model_card

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from experiments.runs.errors import UserError, one_sentence
 
@@ -45,7 +46,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
 
     hub = HfApi()
     # The bases of the Hub's error: its HTTP client's own, whichever client that is, and OSError.
-    failures = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
+    bases = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
     try:
         url = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(
@@ -54,7 +55,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
             commit_message=f"A merge by evomerge: {model.resolve().parent.name}",
             ignore_patterns=[".*"],
         )
-    except failures as error:
+    except (*bases, ValueError, RuntimeError) as error:
         raise UserError(
             f"{repo}: {_without_token(error)}; check the name and `hf auth login`, then run the "
             "same command again: it goes on from there"

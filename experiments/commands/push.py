@@ -47,6 +47,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
     hub = HfApi()
     # The bases of the Hub's error: its HTTP client's own, whichever client that is, and OSError.
     bases = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (*bases, ValueError, RuntimeError)
     try:
         url = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(
@@ -55,7 +56,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
             commit_message=f"A merge by evomerge: {model.resolve().parent.name}",
             ignore_patterns=[".*"],
         )
-    except (*bases, ValueError, RuntimeError) as error:
+    except failures as error:
         raise UserError(
             f"{repo}: {_without_token(error)}; check the name and `hf auth login`, then run the "
             "same command again: it goes on from there"

@@ -20,7 +20,7 @@ _ENDS = 4
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutFacts:
     """What is known of the held-out items beside the scores.
 
     Args:
@@ -125,7 +125,7 @@ def _method(recipe: Json) -> list[str]:
 
 
 def eval_results(
-    tasks: Sequence[TaskColumn], scores: Mapping[str, float], held_out: HeldOut
+    tasks: Sequence[TaskColumn], scores: Mapping[str, float], held_out: HeldOutFacts
 ) -> list[EvalResult]:
     """Returns the winner's held-out scores as the Hub lists them, a task each."""
     return [
@@ -133,7 +133,7 @@ def eval_results(
     ]
 
 
-def _result(task: TaskColumn, value: float, held_out: HeldOut) -> EvalResult:
+def _result(task: TaskColumn, value: float, held_out: HeldOutFacts) -> EvalResult:
     dataset, *configuration = held_out.datasets.get(task.name) or [task.name]
     told: dict[str, Any] = {}
     if task.name in held_out.items:

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from experiments.reports.card_head import (
-    HeldOut,
+    HeldOutFacts,
     Parents,
     eval_results,
     front_matter,
@@ -37,7 +37,7 @@ _UNKNOWN = Parents()
 
 
 def model_card(
-    summary: Json, recipe: Json, parents: Parents = _UNKNOWN, held_out: HeldOut | None = None
+    summary: Json, recipe: Json, parents: Parents = _UNKNOWN, held_out: HeldOutFacts | None = None
 ) -> str:
     """Returns the card of an evolved merge: Markdown with a YAML head.
 
@@ -84,7 +84,7 @@ def static_card(recipe: Json, parents: Parents = _UNKNOWN) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _results(summary: Json, held_out: HeldOut | None) -> list[EvalResult]:
+def _results(summary: Json, held_out: HeldOutFacts | None) -> list[EvalResult]:
     """Returns the winner's held-out scores for the head; none where it has none."""
     cells = [m.scores.get("report") for m in models_of(summary) if m.kind == "evolved"]
     if held_out is None or not cells or cells[0] is None:

@@ -9,7 +9,7 @@ import numpy as np
 from evaluators.evaluator import ModelInfo
 from evaluators.intervals import mean_interval, share_interval
 from evaluators.panel import Panel
-from experiments.reports.card_head import HeldOut, Parents
+from experiments.reports.card_head import HeldOutFacts, Parents
 from experiments.reports.model_card import model_card
 from experiments.runs.files import Json
 from experiments.runs.item_scores import read_item_scores
@@ -32,7 +32,7 @@ def card_of(ingredients: Ingredients, summary: Json, recipe: Json, run: Path) ->
     return model_card(summary, recipe, Parents.of(ingredients.pool), held_out)
 
 
-def _held_out(panel: Panel, info: ModelInfo, summary: Json, run: Path) -> HeldOut:
+def _held_out(panel: Panel, info: ModelInfo, summary: Json, run: Path) -> HeldOutFacts:
     stated: dict[str, Any] = {}
     for model in models_of(summary):
         if model.kind == "evolved" and (cell := model.scores.get("report")) is not None:
@@ -42,7 +42,7 @@ def _held_out(panel: Panel, info: ModelInfo, summary: Json, run: Path) -> HeldOu
         if metric not in stated and (ends := interval(cases)) is not None:
             stated[metric] = ends
     datasets = {name: getattr(task, "dataset", None) for name, task in panel.evaluators.items()}
-    return HeldOut(
+    return HeldOutFacts(
         kind=_kind(info),
         datasets={name: dataset for name, dataset in datasets.items() if dataset},
         intervals=stated,

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from experiments.reports.card_head import HeldOut, Parents
+from experiments.reports.card_head import HeldOutFacts, Parents
 from experiments.reports.model_card import model_card, static_card
 from experiments.runs.sources import looks_like_hub_id
 from tests.experiments.run_directories import build_recipe, build_summary
@@ -59,7 +59,7 @@ def test_head_says_what_all_parents_say(tmp_path):
 
 
 def test_index_lists_every_held_out_score_with_its_interval():
-    held_out = HeldOut(
+    held_out = HeldOutFacts(
         "text-generation",
         datasets={"questions": ("org/arc", "easy")},
         intervals={"questions/acc": (0.41234567, 0.6)},

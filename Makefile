@@ -24,10 +24,10 @@ docs: .venv/ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Without torch: pages are made from files alone.
-.venv/ready-docs: pyproject.toml
+.venv/ready-docs: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "evomerge needs Python 3.10 to 3.13: make PYTHON=path/to/python"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q "$$(sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)"
+	$(BIN)/pip install -q -c constraints.txt "$$(sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)"
 	@touch $@
 
 # The stamp is newer than what it was made from, so a second call does nothing. Where there is no

@@ -29,6 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     verbs = [f"options/verb_{name}.md" for name in option_pages.VERBS]
     options = sorted(path for path in made if path.startswith("options/") and path not in verbs)
     config.nav.append({"Every option": [*verbs, *options]})
+    config.nav.append({"Results": sorted(path for path in made if path.startswith("results/"))})
     named = set(_paths(config.nav))
     more = sorted(f.src_uri for f in files.documentation_pages() if f.src_uri not in named)
     if more:

@@ -214,7 +214,7 @@ def _rebuilding(files: RunFiles, name: str) -> str:
     lines = []
     command = files.environment.get("command")
     if command:
-        words = [PurePath(command[0]).name, *command[1:]]
+        words = [*PurePath(command[0]).name.split(), *command[1:]]  # "evomerge search" is one
         lines += ["# this run, as it was started", shlex.join(words), ""]
     lines += [
         "# the same weights, bit for bit, from the base and the experts",

@@ -101,5 +101,6 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     assert head is not None
     width = float(head[1]) * 96 / 72
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    style = f"width:100%;max-width:{width:.0f}px;height:auto"
+    # on a narrow screen the figure scrolls, and its text stays legible
+    style = f"width:100%;min-width:{min(width, 540):.0f}px;max-width:{width:.0f}px;height:auto"
     return f'<svg role="img" aria-label="{label}" style="{style}"{text[head.end() :]}'

@@ -39,7 +39,7 @@ def write_run(
     _lines(path / "timing.jsonl", timing)
     (path / "config.yaml").write_text("name: quickstart\nseed: 0\n")
     environment = {
-        "command": ["/home/user/.venv/bin/evomerge", "search", "experiment=quickstart", "seed=0"],
+        "command": ["/home/user/.venv/bin/evomerge search", "experiment=quickstart", "seed=0"],
         "python": "3.11.7",
         "platform": "Linux-x86_64",
         "packages": {"torch": "2.13.0", "transformers": "5.23.0", "peft": None},

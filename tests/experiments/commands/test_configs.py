@@ -12,6 +12,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 import conf
+from docs import option_pages
 from experiments.setup.pairing import DEFAULTS
 
 ROOT = Path(str(conf.__file__)).parent
@@ -74,6 +75,10 @@ def _check_options(path: Path, node: dict[Any, Any]) -> None:
         if not group.startswith("override "):
             named |= {group.partition("@")[2].partition(".")[0]} - {""}
     assert named == known, f"{path.name}: {target}"
+
+
+def test_every_option_has_a_comment_which_is_its_documentation() -> None:
+    assert option_pages.pages()  # raises an error that names the option
 
 
 def test_run_seed_reaches_every_random_method() -> None:

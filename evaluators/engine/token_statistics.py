@@ -14,7 +14,7 @@ from evaluators.engine.population import tiled
 from evaluators.engine.resident import Resident
 from evaluators.requests import PerToken, TokenStatistics
 
-_CHUNK_ELEMENTS = 1 << 25  # float32 log-probabilities held at once, twice: 256 MiB
+_CHUNK_ELEMENTS = 1 << 24  # float32 log-probabilities held at once, twice: 128 MiB
 _LEAST = -1e4  # stands for log 0, whose product with 0 would be NaN
 
 

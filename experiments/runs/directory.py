@@ -35,7 +35,7 @@ _LOGS_BYTES = 50e6  # room for logs and reports
 # winner and population, and what a run that was stopped for want of memory goes on with.
 _NOT_IDENTITY = (
     *("out", "runs", "tracker", "cache", "save_model", "adapter_rank", "zoo"),
-    *("threads", "execution", "stream", "experiment_file"),
+    *("threads", "execution", "stream", "keep_gb", "experiment_file"),
     *("tasks", "splits"),  # in the panels, by then
     *("store", "save", "suffix"),  # where deduplicated models go
 )

@@ -48,6 +48,7 @@ _PLAIN: Mapping[str, _Plain] = {
     "batch_tokens": _Plain(int | None, 1),
     "compile": _Plain(bool),
     "stream": _Plain(bool | Literal["auto"]),
+    "keep_gb": _Plain(float | None, 0),
     "timeout_s": _Plain(float | None, above=0),
     "threads": _Plain(int | None, 1),
     "knobs": _Plain(Mapping[str, float | Mapping[str, float]] | None),

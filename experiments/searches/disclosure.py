@@ -118,7 +118,7 @@ class FullDisclosure:
             ingredients = self.references.ingredients
             if (static := self.references.static_of(plan)) is not None:
                 return statics[static]
-            weights = partial(plan.weights, ingredients.held)
+            weights = partial(plan.weights, ingredients.held.reading())
             panel = ingredients.panels["search"]
             return fitness(self.references.score_one(name, "start", panel, weights))
 

@@ -82,7 +82,8 @@ class Paces:
             write = timed(_seconds, lambda: model.write(pool.base_weights()))
             ask = {split: timed(_panel_s, model, panel) for split, panel in panels.items()}
             merges = [timed(_static_s, ingredients, one) for one in parts.baselines.values()]
-            starts = [timed(_merge_s, pool, partial(plan.weights, pool)) for plan in plans]
+            once = pool.reading()
+            starts = [timed(_merge_s, pool, partial(plan.weights, once)) for plan in plans]
             problem = Problem.open(config, pool, start, config.seed)
             candidate = partial(_candidate, config.together, ingredients)
             searched = (config.common_items or 1.0) * ask["search"]

@@ -20,6 +20,7 @@ from experiments.runs.directory import (
 )
 from experiments.runs.errors import UserError, explained
 from experiments.runs.experiment_file import write_experiment
+from experiments.runs.memory import Peak
 from experiments.runs.model_scores import ModelScores
 from experiments.runs.options import check_options
 from experiments.runs.progress import ProgressBar
@@ -55,7 +56,7 @@ from experiments.setup.ingredients import Ingredients, open_ingredients, worker_
 from experiments.setup.initial import Initial, scored_plans
 from experiments.setup.own_tasks import with_tasks
 from experiments.setup.parts import SearchParts
-from experiments.setup.preflight import check
+from experiments.setup.preflight import check, memory_line
 from experiments.setup.private_checks import budget_line
 from experiments.setup.problem import Problem
 from merging.method import MergeError
@@ -90,14 +91,7 @@ def run_check(config: DictConfig) -> None:
         Budget(**config.budget)
     with _ended(run), explained():
         parts = dry_run(config)
-        ingredients, trial = open_ingredients(config, parts)
-        common = CommonItems.open(config, ingredients.panels["search"])
-        metrics = config.objective.get("metrics")
-        lines = check(
-            ingredients, trial, common, run, metrics=metrics, save_model=config.save_model
-        )
-        lines += time_lines(config, parts, ingredients, trial)
-        lines += check_room(config, ingredients.pool)
+        _, trial, _, lines = _tried(config, parts, run)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
             check_starts()
@@ -158,10 +152,11 @@ def _sealed(run: Path, config: DictConfig) -> Iterator[None]:
             destroy(run)
 
 
-def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, CommonItems | None]:
-    """Returns what a run is made of, once all is checked and its directory is there."""
-    with explained():
-        parts = dry_run(config)
+def _tried(
+    config: DictConfig, parts: SearchParts, run: Path
+) -> tuple[Ingredients, Problem, CommonItems | None, list[str]]:
+    """Returns ingredients, trial and common items once all was tried, and what that has shown."""
+    with Peak(parts.machine.device) as peak:
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
         metrics = config.objective.get("metrics")
@@ -169,7 +164,15 @@ def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, C
             ingredients, trial, common, run, metrics=metrics, save_model=config.save_model
         )
         lines += time_lines(config, parts, ingredients, trial)
-        lines += check_room(config, ingredients.pool)
+    lines.append(memory_line(ingredients, peak.bytes))
+    return ingredients, trial, common, lines + check_room(config, ingredients.pool)
+
+
+def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, CommonItems | None]:
+    """Returns what a run is made of, once all is checked and its directory is there."""
+    with explained():
+        parts = dry_run(config)
+        ingredients, _, common, lines = _tried(config, parts, run)
         make_run(run, config)
         lines += write_experiment(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()
@@ -285,6 +288,7 @@ def _conclude(
     )
     inside = None
     if in_hull.has_companion(config, problem.space):
+        ingredients.held.forget()  # orders and noise of a method that the companion lacks
         assert isinstance(disclosure, FullDisclosure), "refused in the dry run"
         inside = _inside(config, parts.initial, disclosure, objective, result.evaluations)
     statics = best_statics(search.values(), objective, parts.held_out)

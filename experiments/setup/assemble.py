@@ -13,6 +13,7 @@ from evaluators.engine.model import Model, ResidentModel
 from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
+from experiments.runs.memory import free_bytes
 from experiments.runs.progress import ProgressBar
 from experiments.runs.sources import Sources
 from experiments.zoo.opening import open_sources
@@ -21,6 +22,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.recipe import parse_dtype
 from merging.weights import Weights
 
+_KEPT_SHARE = 4  # of the memory that is free: the rest is for passes, and for others
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -87,9 +89,21 @@ def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:
     """Returns the pool where its merges run; experts that the device cannot hold are streamed."""
     stream = config.stream
     if stream == "auto":
-        stream = machine.device.type == "cuda" and fills(pool, torch.cuda.mem_get_info()[0])
+        stream = machine.device.type == "cuda" and fills(pool, free_bytes(machine.device))
     with ProgressBar(1 + len(pool.experts), "holding base and experts", "model") as bar:
-        return pool.resident(machine.device, stream=stream, on_model=bar.update)
+        return pool.resident(
+            machine.device,
+            stream=stream,
+            cache_bytes=kept_limit(config, machine.device),
+            on_model=bar.update,
+        )
+
+
+def kept_limit(config: DictConfig, device: torch.device) -> int:
+    """Returns the most bytes of what is kept because no candidate changes it."""
+    if config.keep_gb is not None:
+        return int(config.keep_gb * 1e9)
+    return free_bytes(device) // _KEPT_SHARE
 
 
 def open_resident(pool: ExpertPool, machine: Machine, layers: int | None = None) -> Resident:

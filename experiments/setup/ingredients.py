@@ -1,5 +1,6 @@
 """The ingredients of a search: what takes time to open, and what scores its candidates."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ class Ingredients:
         return Scorer(self.model, panel, self.held)
 
     def saved(self, plan: Plan) -> Weights:
-        """Returns the weights of `plan` as they would be saved."""
-        return plan.weights(self.held, dtype=self.machine.save_dtype)
+        """Returns the weights of `plan` as they would be saved; to be scored once."""
+        return plan.weights(self.held.reading(), dtype=self.machine.save_dtype)
 
     def identities(self) -> dict[str, str]:
         """Returns the sha256 of every expert by its name."""
@@ -169,7 +170,10 @@ def open_for_worker(
     """
     machine = assemble.open_machine(config)
     pool = assemble.open_pool(config)
-    held = pool.resident(machine.device, shared=machine.device.type == "cpu")
+    on_cpu = machine.device.type == "cpu"
+    beside = max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if on_cpu else 1
+    kept = assemble.kept_limit(config, machine.device) // beside
+    held = pool.resident(machine.device, shared=on_cpu, cache_bytes=kept)
     space = open_space(config.space, held, start)
     layers = layers_of(space.decode(space.first()))
     resident = assemble.open_resident(pool, machine, layers)

@@ -17,7 +17,7 @@ from experiments.runs.progress import ProgressBar
 from experiments.setup.common_items import CommonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.problem import Problem
-from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.adapters import Adapter
 from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
@@ -64,7 +64,6 @@ def check(
     search = panels["search"]
     part = "" if common is None else f"{common.item_count} of "
     parameters = sum(p.numel() for p in ingredients.engine.resident.module.parameters())
-    memory_gb = _memory_bytes(pool, machine.dtype) / 1e9
     return [
         f"base        {pool.base.source} ({parameters / 1e6:.1f}M parameters)",
         f"experts     {', '.join(pool.expert_names)}",
@@ -72,18 +71,34 @@ def check(
         f"{', '.join(search.main)}",
         *count_lines(item_counts(panels, metrics)),
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
-        f"memory      about {memory_gb:.2f} GB for base, experts and model",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
         *(f"overlap     {line}" for panel in panels.values() for line in panel.dropped),
         *_warnings(ingredients),
     ]
 
 
-def _memory_bytes(pool: ExpertPool, dtype: torch.dtype) -> int:
-    base = pool.base
-    numbers = {name: base.shape(name).numel() for name in base}
-    stored = sum(count * base.dtype(name).itemsize for name, count in numbers.items())
-    return stored * (1 + len(pool.expert_names)) + sum(numbers.values()) * dtype.itemsize
+def memory_line(ingredients: Ingredients, peak_bytes: int) -> str:
+    """Returns how much memory a search takes, for a person.
+
+    Args:
+        peak_bytes: the most that was held while a merge, static merges and batches of requests
+            were tried; 0: not known.
+    """
+    kept, models = ingredients.held.kept_bytes, _model_bytes(ingredients)
+    parts = f"{models / 1e9:.2f} base, experts and model, {kept / 1e9:.2f} kept of them (keep_gb)"
+    if not peak_bytes:
+        return f"memory      about {(models + kept) / 1e9:.2f} GB and batches: {parts}"
+    return f"memory      about {peak_bytes / 1e9:.2f} GB: {parts}, the rest program and batches"
+
+
+def _model_bytes(ingredients: Ingredients) -> int:
+    """Returns the bytes of base, experts as they are held, and the resident model."""
+    pool = ingredients.pool
+    base = sum(pool.base.shape(n).numel() * pool.base.dtype(n).itemsize for n in pool.base)
+    adapters = [e for e in pool.experts.values() if isinstance(e, Adapter)]
+    factors = sum(tensor.nbytes for adapter in adapters for _, tensor in adapter.stored())
+    module: int = sum(p.nbytes for p in ingredients.engine.resident.module.parameters())
+    return base * (1 + len(pool.experts) - len(adapters)) + factors + module
 
 
 def _try(engine: Engine, panel: Panel, bar: ProgressBar) -> None:

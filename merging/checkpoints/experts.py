@@ -244,6 +244,24 @@ class ExpertPool:
         compatibility.check_known([expert], self.expert_names)
         return _ExpertWeights(self, self.experts[expert])
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what is kept because no candidate changes it."""
+        return 0 if self._cache is None else self._cache.held_bytes
+
+    def reading(self) -> ExpertPool:
+        """Returns the same pool for what is merged once: it reads what is kept, and keeps no more.
+
+        What one merge sorts or draws is of no use to the next, unless that is of the same method.
+        """
+        cache = None if self._cache is None else self._cache.reading()
+        return replace(self, _cache=cache, _stacks=None)
+
+    def forget(self) -> None:
+        """Lets go of what is kept: it is computed anew where it is needed again."""
+        if self._cache is not None:
+            self._cache.clear()
+
     def select(self, experts: Sequence[str]) -> ExpertPool:
         """Returns the pool of fewer experts, in this order; raises CheckpointError for others.
 

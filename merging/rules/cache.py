@@ -46,6 +46,17 @@ class TensorCache:
         """Bytes of the tensors kept."""
         return self._held
 
+    def reading(self) -> "TensorCache":
+        """Returns what finds the same values and keeps no more tensors."""
+        view = TensorCache(0)
+        view._values = self._values
+        return view
+
+    def clear(self) -> None:
+        """Lets go of all that is kept."""
+        self._values.clear()
+        self._held = 0
+
     def get(self, key: Hashable, size: int, compute: Callable[[], T]) -> T | None:
         """Returns what `compute` gave the first time; None where `size` bytes do not fit."""
         if key not in self._values:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from experiments.setup.assemble import fills
+import torch
+from omegaconf import OmegaConf
+
+from experiments.runs.memory import free_bytes
+from experiments.setup.assemble import Machine, fills, kept_limit
+from experiments.setup.ingredients import Ingredients
 from merging.checkpoints.experts import ExpertPool
+from merging.grouping import Whole
+from merging.methods.ties import Ties
+from merging.plan import uniform_plan
 from tests import builders
+
+CPU = torch.device("cpu")
 
 
 def test_experts_are_streamed_where_they_fill_half_of_what_is_free(tmp_path: Path) -> None:
@@ -16,3 +27,19 @@ def test_experts_are_streamed_where_they_fill_half_of_what_is_free(tmp_path: Pat
     stored = 3 * sum(4 * pool.base_tensor(name).numel() for name in pool.names)
     assert fills(pool, 2 * stored - 2)
     assert not fills(pool, 2 * stored)
+
+
+def test_what_is_scored_once_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    base = builders.llama(tmp_path / "base")
+    pool = ExpertPool.open(str(base), builders.experts_of(base, 2, 0.02, names=("a", "b")))
+    held, idle = pool.resident(CPU), Any
+    machine = Machine(CPU, torch.float32, None)
+    ingredients = Ingredients(machine, pool, held, idle, idle, {})
+    dict(ingredients.saved(uniform_plan(Ties(), Whole(), held)))
+    assert held.kept_bytes == 0
+
+
+def test_what_is_kept_is_limited_by_an_option_or_a_share_of_what_is_free() -> None:
+    assert kept_limit(OmegaConf.create({"keep_gb": 0.5}), CPU) == 5e8
+    free = free_bytes(CPU)
+    assert 0.15 * free < kept_limit(OmegaConf.create({"keep_gb": None}), CPU) < 0.35 * free

@@ -212,6 +212,27 @@ class TestPools:
                     for name in pool.names:
                         assert torch.equal(found[name], from_files[name]), name
 
+    def test_what_is_merged_once_keeps_nothing_and_finds_what_is_kept(
+        self, pools: list[ExpertPool]
+    ) -> None:
+        for pool in pools:
+            held = pool.resident(CPU)
+            plan, *_ = self.plans(pool, Ties())
+
+            def merged(source: ExpertPool, plan: MergePlan = plan) -> list[Tensor]:
+                return list(dict(plan.weights(source, dtype=torch.float32)).values())
+
+            once = merged(held.reading())
+            assert held.kept_bytes == 0
+            many, kept = merged(held), held.kept_bytes
+            assert kept > 0
+            again = merged(held.reading())
+            assert held.kept_bytes == kept
+            assert all(map(torch.equal, once, many))
+            assert all(map(torch.equal, once, again))
+            held.forget()
+            assert held.kept_bytes == 0
+
     def test_written_in_place_like_read_and_copied(self, pools: list[ExpertPool]) -> None:
         pool = pools[0]
         for dtype in (torch.float32, torch.bfloat16):

@@ -105,7 +105,7 @@ def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | Non
     if search_path is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{search_path}']"]
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _output(run).open("a", encoding="utf-8") as output:
+    with _output(run).open("a", encoding="utf-8", buffering=1) as output:
         logging.basicConfig(stream=output, level=logging.INFO, force=True)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             with initialize_config_module("conf", version_base="1.3"):

@@ -58,7 +58,7 @@ def save_model(
         card: text of README.md; None: a short one that names base and experts.
         ledger: what its private data cost, for ``privacy.json``; None: what every expert's has.
         overwrite: replace `out` where it holds a model.
-        shard_bytes: largest size of a weight file; the most that is held in memory.
+        shard_bytes: largest size of a weight file; a tensor alone may be larger.
 
     Raises:
         CheckpointError: `out` exists and is not to be replaced; it cannot be written; `weights`

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +18,12 @@ from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.weight_files import WeightFiles
 from merging.stacks.depth import Restacked
 from merging.weights import CheckpointError, LazyWeights, Weights
+from merging.zoo.layout import DTYPES
+
+_WIDEST_FIRST = ("I64", "F64", "C64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+"""The order in which safetensors lays tensors out."""
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_weights(
@@ -70,10 +78,14 @@ class TypedWeights(LazyWeights):
         stored = self._like.dtype(name)
         return self._dtype if self._dtype is not None and stored.is_floating_point else stored
 
+    def shape(self, name: str) -> torch.Size:
+        """Returns a tensor's shape without computing it."""
+        own = self._like.stored if name in self._like.unused else self._like
+        return own.shape(name)
+
     def nbytes(self, name: str) -> int:
         """Returns how many bytes a tensor takes in the file."""
-        own = self._like.stored if name in self._like.unused else self._like
-        return own.shape(name).numel() * self.dtype(name).itemsize
+        return self.shape(name).numel() * self.dtype(name).itemsize
 
     def main_dtype(self) -> torch.dtype:
         """Returns the float dtype that most values have, which the configuration names."""
@@ -116,7 +128,7 @@ def _write_converted(
 def _write_shards(
     weights: TypedWeights, names: Mapping[str, str], directory: Path, limit: int
 ) -> None:
-    """Writes tensors under the names of the base's own files; holds one shard at a time."""
+    """Writes tensors under the names of the base's own files; holds one tensor at a time."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in weights:
@@ -128,10 +140,35 @@ def _write_shards(
     index: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = _shard_name(i, len(shards))
-        tensors = _apart({names.get(name, name): weights[name] for name in shard})
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, file))
+        stored = {names.get(name, name): name for name in shard}
+        _write_shard(weights, stored, directory / file)
+        index.update(dict.fromkeys(stored, file))
     _write_index(index, sum(map(weights.nbytes, weights)), directory)
+
+
+def _write_shard(weights: TypedWeights, names: Mapping[str, str], path: Path) -> None:
+    """Writes a safetensors file, byte for byte as `save_file` does, which needs all tensors.
+
+    Eight bytes with the header's length, the header as JSON, spaces up to a multiple of eight,
+    then the tensors: the widest dtype first, of one dtype by name.
+
+    Args:
+        names: name in the file -> name in `weights`.
+    """
+    dtypes = {name: _DTYPE_NAMES[weights.dtype(own)] for name, own in names.items()}
+    ordered = sorted(names, key=lambda name: (_WIDEST_FIRST.index(dtypes[name]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in ordered:
+        begin, end = end, end + weights.nbytes(names[name])
+        shape = list(weights.shape(names[name]))
+        header[name] = {"dtype": dtypes[name], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in ordered:
+            file.write(memoryview(weights[names[name]].view(-1).view(torch.uint8).numpy()))
 
 
 def _shard_name(i: int, count: int) -> str:
@@ -144,13 +181,3 @@ def _write_index(index: Mapping[str, str], total: int, directory: Path) -> None:
         content = {"metadata": {"total_size": total}, "weight_map": index}
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors, copied where two share memory: a stack may repeat a layer."""
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return tensors

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from experiments.runs.progress import ProgressBar
 
@@ -89,3 +91,21 @@ def test_work_whose_notes_tell_the_time_left_has_no_second_estimate() -> None:
                 bar.update(note="9 s left")
         assert shown in screen.getvalue()
         assert log.getvalue() == f"x: {line} steps, 9 s left\n"
+
+
+def test_a_log_hears_of_work_whose_first_unit_takes_long() -> None:
+    log = io.StringIO()
+    with ProgressBar(3, "references", "model", stream=log, silent_s=0.05):
+        while log.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+    first, second, *_ = log.getvalue().splitlines()
+    assert first == second == "references: 0/3 models, 00:00 so far"
+
+
+def test_any_thread_may_count() -> None:
+    log, clock = io.StringIO(), Clock()
+    with ProgressBar(4000, "reading", "megabyte", stream=log, clock=clock) as bar:
+        with ThreadPoolExecutor(8) as each:
+            list(each.map(lambda _: bar.update(), range(4000)))
+        clock.now = 5.0
+    assert log.getvalue() == "reading: 4000/4000 megabytes\n"

@@ -1,0 +1,67 @@
+"""Weight files written tensor by tensor are those that safetensors writes of all at once."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.weight_files import _DTYPES
+from merging.saving import shards
+from merging.saving.save import _write
+from merging.weights import LazyWeights
+from tests import builders
+
+
+class Typed(dict[str, torch.Tensor]):
+    def dtype(self, name: str) -> torch.dtype:
+        return self[name].dtype
+
+    def shape(self, name: str) -> torch.Size:
+        return self[name].shape
+
+    def nbytes(self, name: str) -> int:
+        return self[name].nbytes
+
+
+def test_the_bytes_are_those_of_safetensors_for_every_dtype(tmp_path: Path) -> None:
+    tensors = Typed()
+    for dtype in _DTYPES.values():
+        values = torch.arange(-3, 3).to(dtype)
+        tensors |= {f"b.{dtype}": values.view(2, 3), f"ä/{dtype}": values[:0].clone()}
+        tensors[f"a.{dtype}"] = values[2].clone()
+    written: Any = tensors
+    shards._write_shard(written, {f"model.{n}": n for n in tensors}, tmp_path / "ours")
+    whole = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(whole, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+class Counted(LazyWeights):
+    """Copies of a checkpoint's tensors; knows how many of them were there at a time."""
+
+    def __init__(self, own: Checkpoint) -> None:
+        super().__init__(own)
+        self._own = own
+        self._read: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        tensor = self._own[name].clone()
+        self._read.add(tensor)
+        self.most = max(self.most, len(self._read))
+        return tensor
+
+
+def test_a_file_of_many_tensors_needs_memory_for_few(tmp_path: Path) -> None:
+    own = Checkpoint.open(str(builders.llama(tmp_path / "base")))
+    weights = Counted(own)
+    out = tmp_path / "out"
+    out.mkdir()
+    _write(own, weights, out, None, 10**9)
+    assert set(load_file(out / "model.safetensors")) == set(own.stored)
+    assert weights.most <= 2

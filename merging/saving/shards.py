@@ -168,7 +168,7 @@ def _write_shard(weights: TypedWeights, names: Mapping[str, str], path: Path) ->
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in ordered:
-            file.write(memoryview(weights[names[name]].view(-1).view(torch.uint8).numpy()))
+            file.write(weights[names[name]].view(-1).view(torch.uint8).numpy().data)
 
 
 def _shard_name(i: int, count: int) -> str:

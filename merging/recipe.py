@@ -51,6 +51,8 @@ class Recipe:
         experts: expert name to ingredient, in the order of the pool.
         dtype: of the saved parameters, for example ``bfloat16``; None: each one's in the base.
         privacy: what `merging.privacy.ledger.Ledger` describes; None: nothing is known of it.
+        vocabulary: the rule by which tokens were brought together, and the hash of all files that
+            it follows from; None: they are the base's.
     """
 
     base: Ingredient
@@ -58,6 +60,7 @@ class Recipe:
     plan: Plan
     dtype: str | None = None
     privacy: Mapping[str, Any] | None = None
+    vocabulary: tuple[str, str] | None = None
 
     @classmethod
     def of(
@@ -74,7 +77,7 @@ class Recipe:
             for name, sha256 in zip(pool.expert_names, pool.identities, strict=True)
         }
         base = Ingredient(pool.base.source, pool.base.sha256)
-        return cls(base, experts, plan, dtype, privacy)
+        return cls(base, experts, plan, dtype, privacy, pool.vocabulary)
 
     @property
     def ingredients(self) -> dict[str, Ingredient]:
@@ -83,10 +86,12 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON."""
+        tokens = {} if self.vocabulary is None else {"vocabulary": list(self.vocabulary)}
         return {
             "format": FORMAT,
             "base": vars(self.base),
             "experts": {name: vars(expert) for name, expert in self.experts.items()},
+            **tokens,
             **self.plan.describe(),
             "dtype": self.dtype,
             "privacy": self.privacy,
@@ -117,6 +122,7 @@ class Recipe:
                 plan=plan_from_description(content),
                 dtype=dtype,
                 privacy=content.get("privacy"),
+                vocabulary=_rule_and_hash(content.get("vocabulary")),
             )
         except KeyError as error:
             raise RecipeError(f"recipe: {error.args[0]!r} is missing") from None
@@ -168,9 +174,17 @@ class Recipe:
         base = Checkpoint.open(source, trust_remote_code=trust_remote_code)
         _compare("base", base.source, base.sha256, self.base)
         places = {name: moved.get(name, expert.source) for name, expert in self.experts.items()}
-        pool = ExpertPool.open(base.source, places, trust_remote_code=trust_remote_code)
+        rule = "refuse" if self.vocabulary is None else self.vocabulary[0]
+        pool = ExpertPool.open(
+            base.source, places, trust_remote_code=trust_remote_code, vocabulary=rule
+        )
         for name, sha256 in zip(pool.expert_names, pool.identities, strict=True):
             _compare(name, pool.sources[name], sha256, self.experts[name])
+        if pool.vocabulary != self.vocabulary:
+            raise RecipeError(
+                "the tokenizers of base and experts are not those that the recipe was made with, "
+                "from which the rows of their embeddings follow: put those files back"
+            )
         return pool
 
     @property
@@ -208,6 +222,13 @@ def _compare(name: str, source: str, sha256: str, wanted: Ingredient) -> None:
             f"{name}: {source} has content {sha256[:12]}, the recipe was made with "
             f"{wanted.sha256[:12]}: name the right checkpoint of {name!r} to open_pool"
         )
+
+
+def _rule_and_hash(content: Any) -> tuple[str, str] | None:
+    if content is None:
+        return None
+    rule, sha256 = content
+    return str(rule), str(sha256)
 
 
 def _version() -> str:

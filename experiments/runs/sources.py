@@ -18,12 +18,14 @@ class Sources:
         experts: expert name to id or directory of a full checkpoint or a PEFT adapter.
         base_revision: branch, tag or commit of the base on the hub.
         trust_remote_code: let code from these repositories run; off unless asked for.
+        vocabulary: what becomes of experts with other tokens: ``refuse``, ``union``, ``base``.
     """
 
     base: str
     experts: Mapping[str, str] = field(default_factory=dict)
     base_revision: str | None = None
     trust_remote_code: bool = False
+    vocabulary: str = "refuse"
 
 
 def looks_like_hub_id(source: str) -> bool:

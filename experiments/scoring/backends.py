@@ -92,6 +92,7 @@ def completions(
         raise ValueError("backend=completions needs the extra `api`: pip install 'evomerge[api]'")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
+    _check_tokens(pool)
     _check_served(url, served_as, timeout_s)
     lm = LocalCompletionsAPI(
         base_url=f"{url.rstrip('/')}/v1/completions",
@@ -129,6 +130,7 @@ def vllm(
             f"backend=vllm reads the base's files itself: write those of {pool.base.source} with "
             "`evomerge zoo open`, and name their directory"
         )
+    _check_tokens(pool)
     from lm_eval.models.vllm_causallms import VLLM
 
     lm = VLLM(
@@ -143,6 +145,14 @@ def vllm(
     return ServedModel(
         VllmHost(lm), info, pool, rank=rank, largest_error=largest_error, folder=Path(adapters)
     )
+
+
+def _check_tokens(pool: ExpertPool) -> None:
+    if pool.base.rows is not None:
+        raise ValueError(
+            "vocabulary=union gives the base other tokens than another program reads from its "
+            "files: use backend=resident, or vocabulary=base"
+        )
 
 
 def _check_served(url: str, served_as: str, timeout_s: float) -> None:

@@ -53,6 +53,7 @@ def open_pool(config: DictConfig) -> ExpertPool:
         source.experts,
         base_revision=source.base_revision,
         trust_remote_code=source.trust_remote_code,
+        vocabulary=source.vocabulary,
     )
 
 
@@ -76,6 +77,7 @@ def named_sources(config: DictConfig) -> dict[str, Any]:
         "experts": dict(source.experts),
         "base_revision": source.base_revision,
         "trust_remote_code": source.trust_remote_code,
+        "vocabulary": source.vocabulary,
     }
 
 

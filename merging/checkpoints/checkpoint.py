@@ -19,6 +19,7 @@ from merging.checkpoints import naming
 from merging.checkpoints.architecture import POOLER, architecture_of, head_kind, read_config
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.sources import resolve
+from merging.checkpoints.vocabulary import Rows
 from merging.checkpoints.weight_files import WeightFiles
 from merging.weights import CheckpointError, LazyWeights
 
@@ -53,6 +54,7 @@ class Checkpoint(LazyWeights):
         unused: names in the file that the class is known not to read: heads of multi-token
             prediction, towers that another class has.
         trusted: whether code that the repository brings may run.
+        rows: how its rows are moved to other tokens than its own; None: they are not.
     """
 
     def __init__(
@@ -64,13 +66,16 @@ class Checkpoint(LazyWeights):
         *,
         encoder: bool = False,
         trusted: bool = False,
+        rows: Rows | None = None,
     ):
         self.source, self.path = source, path
-        self.config, self.architecture = config, architecture
-        self.skeleton = naming.skeleton(architecture, config)
+        self.rows, self._own_config = rows, config
+        self.config = config if rows is None else rows.resized(config)
+        self.architecture = architecture
+        self.skeleton = naming.skeleton(architecture, self.config)
         self.trusted = trusted
         self._encoder = encoder
-        self.stored = WeightFiles.find(path)
+        self.stored = self._files()
         self._absent: tuple[str, ...] = ()
         names = naming.match(self.skeleton, self.stored)
         self.unused = tuple(
@@ -93,6 +98,7 @@ class Checkpoint(LazyWeights):
         revision: str | None = None,
         trust_remote_code: bool = False,
         encoder: bool = False,
+        rows: Rows | None = None,
     ) -> Checkpoint:
         """Returns the checkpoint; reads configuration and headers, no weights.
 
@@ -101,6 +107,7 @@ class Checkpoint(LazyWeights):
             revision: branch, tag or commit of an id.
             trust_remote_code: whether code that the repository brings may run.
             encoder: only what transformers' AutoModel takes of it: the model without its head.
+            rows: moves its rows to common tokens.
 
         Raises:
             CheckpointError: missing, damaged, quantised or of unknown kind; names file or tensor.
@@ -108,12 +115,33 @@ class Checkpoint(LazyWeights):
         path = resolve(source, revision)
         config = read_config(path, trust_remote_code=trust_remote_code)
         architecture = architecture_of(path, config, encoder=encoder)
-        return cls(source, path, config, architecture, encoder=encoder, trusted=trust_remote_code)
+        return cls(
+            source,
+            path,
+            config,
+            architecture,
+            encoder=encoder,
+            trusted=trust_remote_code,
+            rows=rows,
+        )
 
     @cached_property
     def sha256(self) -> str:
         """Identity of the weight files by their bytes; see `files_sha256`."""
         return files_sha256(self.files)
+
+    @property
+    def inputs(self) -> Path:
+        """The directory of its tokenizer and generation settings."""
+        moved = None if self.rows is None else self.rows.inputs
+        return self.path if moved is None else moved
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Entries of the configuration that are not those of its file."""
+        size = self.config.vocab_size if self.rows is not None else None
+        same = self.rows is None or size == self._own_config.vocab_size
+        return {} if same else {"vocab_size": size}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -160,9 +188,9 @@ class Checkpoint(LazyWeights):
 
     def tokenizer(self) -> Any | None:
         """Returns the tokenizer; None where the checkpoint brings none."""
-        if not any((self.path / name).is_file() for name in _TOKENIZER_FILES):
+        if not any((self.inputs / name).is_file() for name in _TOKENIZER_FILES):
             return None
-        return transformers.AutoTokenizer.from_pretrained(self.path)
+        return transformers.AutoTokenizer.from_pretrained(self.inputs)
 
     def image_processor(self) -> Any | None:
         """Returns the image processor; None where the checkpoint brings none."""
@@ -253,9 +281,15 @@ class Checkpoint(LazyWeights):
         attach an adapter that lies beside them. Opened anew: the module's parameters lie in the
         file's pages where dtypes agree, and what is written there must not be read as the base's.
         """
-        files = WeightFiles.find(self.path)
+        files = self._files()
         state = {name: files[name] for name in files if name not in self.unused}
-        return load(self.architecture, self.config, dtype, self.path, state)
+        return load(self.architecture, self.config, dtype, self.inputs, state)
+
+    def _files(self) -> WeightFiles:
+        stored = WeightFiles.find(self.path)
+        if self.rows is None:
+            return stored
+        return self.rows.over(stored, self.architecture, self._own_config)
 
 
 def load(

@@ -82,9 +82,10 @@ def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedCon
     for field, noun in _SIZES.items():
         own, wanted = getattr(config, field, None), getattr(base.config, field, None)
         if own != wanted:
+            rules = ", or vocabulary=union or base" if field == "vocab_size" else ""
             raise CheckpointError(
                 f"{expert} has {own} {noun} ({field}), the base {base.source} has {wanted}; "
-                "use experts fine-tuned from this base"
+                f"use experts fine-tuned from this base{rules}"
             )
     for field in _MEANINGS:
         own, wanted = getattr(config, field, None), getattr(base.config, field, None)

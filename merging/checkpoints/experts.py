@@ -19,6 +19,7 @@ from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vect
 from merging.checkpoints.hashing import known_finite, remember_finite
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
+from merging.checkpoints.vocabulary import Member, Vocabulary
 from merging.finite import finite
 from merging.rules.cache import (
     LARGE,
@@ -51,6 +52,7 @@ class ExpertPool:
             experts are adapters, touched by one of them.
         heads: experts that carry a classification head of their own; all of them, or none.
         device: where `base_tensor` and `deltas` put their results.
+        vocabulary: the rule by which tokens were brought together, and the hash of their files.
     """
 
     base: Checkpoint
@@ -63,6 +65,7 @@ class ExpertPool:
     _all: ExpertPool | None = None
     _cache: TensorCache | None = None
     _stacks: dict[str, ParameterStack] | None = None
+    vocabulary: tuple[str, str] | None = None
 
     @classmethod
     def open(
@@ -72,6 +75,7 @@ class ExpertPool:
         *,
         base_revision: str | None = None,
         trust_remote_code: bool = False,
+        vocabulary: str = "refuse",
     ) -> ExpertPool:
         """Returns the pool after all checks that need no weights; `check_finite` reads them.
 
@@ -80,6 +84,7 @@ class ExpertPool:
             experts: display name -> directory or id of a checkpoint or a PEFT adapter.
             base_revision: branch, tag or commit of the base's id.
             trust_remote_code: as for `Checkpoint.open`.
+            vocabulary: what becomes of tokens that differ: ``refuse``, or as in `Vocabulary`.
 
         Raises:
             CheckpointError: no experts; one that is missing, broken, or does not fit the base.
@@ -93,19 +98,36 @@ class ExpertPool:
         }
         heads = tuple(name for name, config in configs.items() if is_classifier_config(config))
         compatibility.check_same_kind(list(experts), heads)
+        place = resolve(base, base_revision)
+        common = None
+        if vocabulary != "refuse":
+            members = {
+                name: Member.of(experts[name], paths[name], config)
+                for name, config in configs.items()
+            }
+            own = read_config(place, trust_remote_code=trust_remote_code)
+            of_base = Member.of(base, place, own, encoder=bool(heads))
+            common = Vocabulary.over(vocabulary, of_base, members)
         root = Checkpoint.open(
             base,
             revision=base_revision,
             trust_remote_code=trust_remote_code,
             encoder=bool(heads),
+            rows=None if common is None else common.base,
         )
+        moved = {} if common is None else common.experts
         for name, config in configs.items():
-            compatibility.check_config(root, name, experts[name], config)
+            rows = moved.get(name)
+            common_config = config if rows is None else rows.resized(config)
+            compatibility.check_config(root, name, experts[name], common_config)
         opened: dict[str, Expert] = {}
         for name, source in experts.items():
-            compatibility.warn_of_inputs(root, name, source, paths[name])
+            if name not in moved:
+                compatibility.warn_of_inputs(root, name, source, paths[name])
             if name in configs:
-                expert = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+                expert = Checkpoint.open(
+                    source, trust_remote_code=trust_remote_code, rows=moved.get(name)
+                )
                 compatibility.check_tensors(root, name, expert)
                 weights = classifiers.EncoderWeights(expert) if heads else expert
                 opened[name] = CheckpointExpert(expert, weights)
@@ -114,7 +136,9 @@ class ExpertPool:
         encoders = {name: expert.weights for name, expert in _checkpoints(opened).items()}
         compatibility.check_poolers(root, encoders if heads else {})
         names = _merged_names(root, opened)
-        return cls(root, opened, names, heads, torch.device("cpu"), root)
+        tokens = None if common is None else (common.rule, common.sha256)
+        device = torch.device("cpu")
+        return cls(root, opened, names, heads, device, root, vocabulary=tokens)
 
     @property
     def expert_names(self) -> tuple[str, ...]:

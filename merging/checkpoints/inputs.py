@@ -31,11 +31,11 @@ def differences(base: Path, expert: Path) -> Iterator[str]:
     for key in (*_SPECIAL, *_SETTINGS, "eos_token_id"):
         if key in own and key in wanted and own[key] != wanted[key]:
             yield f"{key} {own[key]!r}, the base {wanted[key]!r}"
-    template = _template(expert)
-    if template is not None and template != _template(base):
+    template = template_of(expert)
+    if template is not None and template != template_of(base):
         yield "a chat template that is not the base's"
     for name in _IMAGES:
-        ours, theirs = _read(expert / name), _read(base / name)
+        ours, theirs = read_json(expert / name), read_json(base / name)
         odd = [
             key
             for key in ours
@@ -62,7 +62,9 @@ def _tokens(base: Path, expert: Path) -> Iterator[str]:
         own, wanted = _VOCABULARIES[name](file), _VOCABULARIES[name](base_file)
         yield from _ids(own, wanted)
         if name == "tokenizer.json":
-            yield from (f"another {part}" for part in _rules(_read(file), _read(base_file)))
+            yield from (
+                f"another {part}" for part in _rules(read_json(file), read_json(base_file))
+            )
         return
 
 
@@ -81,7 +83,7 @@ def _ids(own: Mapping[str, int], wanted: Mapping[str, int]) -> Iterator[str]:
 
 def _rules(own: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     """Yields parts that differ beyond what releases of transformers make of one tokenizer."""
-    pairs = [[_pair(merge) for merge in _merges(content)] for content in (own, wanted)]
+    pairs = [[pair_of(merge) for merge in _merges(content)] for content in (own, wanted)]
     if pairs[0] != pairs[1]:
         yield "order of merges"
     for part in ("normalizer", "pre_tokenizer"):
@@ -94,12 +96,17 @@ def _merges(content: dict[str, Any]) -> list[Any]:
     return (content.get("model") or {}).get("merges") or []
 
 
-def _pair(merge: Any) -> Any:
+def pair_of(merge: Any) -> Any:
+    """Returns the two parts of a merge, which older files write as one text."""
     return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def _from_tokenizer(file: Path) -> dict[str, int]:
-    content = _read(file)
+    return tokens_in(read_json(file))
+
+
+def tokens_in(content: Mapping[str, Any]) -> dict[str, int]:
+    """Returns token to id, added ones included, of what tokenizer.json holds."""
     vocabulary = (content.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, list):  # Unigram: pairs of token and score
         vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
@@ -108,7 +115,7 @@ def _from_tokenizer(file: Path) -> dict[str, int]:
 
 
 def _from_vocabulary(file: Path) -> dict[str, int]:
-    return {**_read(file), **_read(file.with_name("added_tokens.json"))}
+    return {**read_json(file), **read_json(file.with_name("added_tokens.json"))}
 
 
 def _from_lines(file: Path) -> dict[str, int]:
@@ -128,10 +135,12 @@ _OPAQUE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Returns special tokens as text, what is put around texts, and the ids that end one."""
-    content = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
+    content = read_json(folder / "special_tokens_map.json") | read_json(
+        folder / "tokenizer_config.json"
+    )
     found = {key: _text(value) for key, value in content.items() if value is not None}
     for name in ("config.json", "generation_config.json"):  # the latter counts
-        ends = _read(folder / name).get("eos_token_id")
+        ends = read_json(folder / name).get("eos_token_id")
         if ends is not None:
             found["eos_token_id"] = sorted(ends) if isinstance(ends, list) else [ends]
     return found
@@ -141,13 +150,13 @@ def _text(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _template(folder: Path) -> Any | None:
+def template_of(folder: Path) -> Any | None:
     """Returns the chat template from wherever releases of transformers have put it."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     for name in ("chat_template.json", "tokenizer_config.json"):
-        template = _read(folder / name).get("chat_template")
+        template = read_json(folder / name).get("chat_template")
         if template is not None:
             return template.strip() if isinstance(template, str) else template
     return None
@@ -165,7 +174,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Returns a JSON object; empty where there is none that can be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -72,13 +72,13 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
     transformers 5 renames (GPT-NeoX, ViT) and fuses (Mixtral) tensors between file and module; its
     own renaming rules are asked.
     """
-    renamed = _renamed(module, list(file_names))
-    if renamed is None:
+    found = renamed(module, list(file_names))
+    if found is None:
         return None
     state = module.state_dict()
     naming = Naming()
     stored: dict[str, str] = {}  # module name, aliases included -> file name
-    for file_name, name in renamed.items():
+    for file_name, name in found.items():
         if name not in state:
             _place_unknown(module, file_name, name, naming)
         elif name in stored:
@@ -136,7 +136,7 @@ def _predicts(module: PreTrainedModel, name: str) -> bool:
     return bool(position and layers and promised and position[1] >= layers)
 
 
-def _renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] | None:
+def renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] | None:
     """Returns file name -> module name; None where a tensor is converted, not only renamed."""
     state = module.state_dict()
     aliases = tied(module)
@@ -152,12 +152,12 @@ def _renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] |
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters: list[Any] = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
     prefix = module.base_model_prefix
-    renamed = {}
+    names = {}
     for file_name in file_names:
         name, converter = rename_source_key(file_name, renamings, converters, prefix, state)
         if converter is not None:
             return None
         if name not in state and file_name in state:
             name = file_name
-        renamed[file_name] = name
-    return renamed
+        names[file_name] = name
+    return names

@@ -32,6 +32,7 @@ _KEYS = {
     *("base_model", "dtype", "merge_method", "models", "name", "out_dtype", "parameters"),
     *("slices", "tokenizer", "tokenizer_source"),
 }
+_VOCABULARIES = ("union", "base")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,12 @@ def _read(
     if name == PASSTHROUGH:
         stack = read_stack(content)
         before_opening([stack.origin, *stack.experts.values()])
-        pool = ExpertPool.open(stack.origin, stack.experts, trust_remote_code=trust_remote_code)
+        pool = ExpertPool.open(
+            stack.origin,
+            stack.experts,
+            trust_remote_code=trust_remote_code,
+            vocabulary=_vocabulary(content),
+        )
         return MergekitJob(pool, stack.plan(pool.base), dtype)
     spelling = METHODS[name]
     sources = listed(content)
@@ -104,7 +110,12 @@ def _read(
     method = _method(name, spelling, sources.shared, base is not None)
     experts = {entry.name: entry.model.source for entry in entries}
     before_opening([origin, *experts.values()])
-    pool = ExpertPool.open(origin, experts, trust_remote_code=trust_remote_code)
+    pool = ExpertPool.open(
+        origin,
+        experts,
+        trust_remote_code=trust_remote_code,
+        vocabulary=_vocabulary(content),
+    )
     position = positions(tuple(pool.base), pool.base.file_names or {})
     _check_layer_ranges(sources, layer_counts(tuple(pool.base)))
     values = {
@@ -119,7 +130,7 @@ def _read(
 
 
 def _refuse_keys(content: Mapping[str, Any]) -> None:
-    base = ("base", content.get("base_model"))
+    known = (*_VOCABULARIES, content.get("base_model"))
     for key, value in content.items():
         if value is None:
             continue
@@ -127,12 +138,21 @@ def _refuse_keys(content: Mapping[str, Any]) -> None:
             raise MergekitError(f"{key}: {value} is not supported: remove the key")
         source = value.get("source") if isinstance(value, dict) else value
         if key.startswith("tokenizer") and (
-            source not in base or (isinstance(value, dict) and len(value) > 1)
+            source not in known or (isinstance(value, dict) and len(value) > 1)
         ):
             raise MergekitError(
-                f"{key}: {value} is not supported: the merged model takes the base's tokenizer; "
-                "remove the key if all models share it"
+                f"{key}: {value} is not supported: expected union or base; remove the key if all "
+                "models share a tokenizer"
             )
+
+
+def _vocabulary(content: Mapping[str, Any]) -> str:
+    """Returns the rule of the pool for what mergekit says of the tokenizer."""
+    named = content.get("tokenizer") or content.get("tokenizer_source")
+    source = named.get("source") if isinstance(named, dict) else named
+    if source is None:
+        return "refuse"
+    return source if source in _VOCABULARIES else "base"
 
 
 def _dtype(content: Mapping[str, Any]) -> torch.dtype | None:

@@ -33,7 +33,8 @@ def to_mergekit(recipe: Recipe, pool: ExpertPool) -> str:
         raise MergekitError(
             f"mergekit has nothing for {plan.name!r}: keep the recipe, or save the model"
         )
-    text: str = yaml.safe_dump(document | _dtypes(recipe, pool), sort_keys=False)
+    tokens = {} if pool.vocabulary is None else {"tokenizer_source": pool.vocabulary[0]}
+    text: str = yaml.safe_dump(document | tokens | _dtypes(recipe, pool), sort_keys=False)
     return text
 
 

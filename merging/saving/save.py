@@ -18,6 +18,7 @@ from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.naming import listing
 from merging.checkpoints.privacy_record import write_record
+from merging.checkpoints.token_files import copy_tokenizer
 from merging.files import apply_umask
 from merging.privacy.ledger import Ledger
 from merging.saving.configuration import write_config
@@ -152,10 +153,12 @@ def _write(
         directory,
         architecture=like.architecture.__name__,
         dtype=None if saved == own else saved,
-        changed=like.changed if isinstance(like, Restacked) else {},
+        changed=like.changed,
         kind=type(like.config),
     )
     copy_side_files(like.path, directory, code=like.trusted)
+    if like.inputs != like.path:
+        copy_tokenizer(like.inputs, directory)
 
 
 def _check_names(pool: ExpertPool, weights: Weights, like: Checkpoint | Restacked) -> None:

@@ -23,7 +23,7 @@ class Restacked(LazyWeights):
     Raises MergeError where no model of that depth can be described.
 
     Attributes:
-        changed: entries of the configuration that are not the base's.
+        changed: entries of the configuration that are not those of the base's file.
     """
 
     def __init__(self, base: Checkpoint, origins: Sequence[int]) -> None:
@@ -38,7 +38,9 @@ class Restacked(LazyWeights):
         self.stored, self.trusted = base.stored, base.trusted
         self.config = _described(base, self._origins)
         own, before = self.config.to_dict(), base.config.to_dict()
-        self.changed = {key: value for key, value in own.items() if before.get(key) != value}
+        self.inputs = base.inputs
+        self.changed = dict(base.changed)
+        self.changed |= {key: value for key, value in own.items() if before.get(key) != value}
         self._base = base
         self._origin = {
             name: self._filling(name) for name in self.layers.names(base, len(origins))
@@ -68,7 +70,7 @@ class Restacked(LazyWeights):
     def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Returns a new module of this depth; raises CheckpointError where a tensor lacks."""
         state = {self.file_names[name]: self[name].clone() for name in self}
-        module, report = load(self.architecture, self.config, dtype, self.path, state)
+        module, report = load(self.architecture, self.config, dtype, self.inputs, state)
         if missing := sorted(set(report["missing_keys"]) & set(self)):
             raise CheckpointError(
                 f"{self.source}: transformers finds no place for {naming.listing(missing)} at "

@@ -49,8 +49,8 @@ class TestRefusals:
             ("merge_method: linear\nparameters: [1]\n" + ONE, "parameters: expected parameter"),
             ("merge_method: linear\nmodules: {}\n" + ONE, "modules: .* is not supported: remove"),
             (
-                "merge_method: linear\ntokenizer_source: union\n" + ONE,
-                "tokenizer_source: union is not supported: the merged model takes the base's",
+                "merge_method: linear\ntokenizer_source: other\n" + ONE,
+                "tokenizer_source: other is not supported: expected union or base",
             ),
             (
                 "merge_method: linear\ntokenizer: {source: base, tokens: {}}\n" + ONE,

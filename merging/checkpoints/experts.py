@@ -19,7 +19,7 @@ from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vect
 from merging.checkpoints.hashing import known_finite, remember_finite
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
-from merging.checkpoints.vocabulary import Member, Vocabulary
+from merging.checkpoints.vocabulary import TokenOwner, Vocabulary
 from merging.finite import finite
 from merging.rules.cache import (
     LARGE,
@@ -102,11 +102,11 @@ class ExpertPool:
         common = None
         if vocabulary != "refuse":
             members = {
-                name: Member.of(experts[name], paths[name], config)
+                name: TokenOwner.of(experts[name], paths[name], config)
                 for name, config in configs.items()
             }
             own = read_config(place, trust_remote_code=trust_remote_code)
-            of_base = Member.of(base, place, own, encoder=bool(heads))
+            of_base = TokenOwner.of(base, place, own, encoder=bool(heads))
             common = Vocabulary.over(vocabulary, of_base, members)
         root = Checkpoint.open(
             base,

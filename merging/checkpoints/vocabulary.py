@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 RULES = ("refuse", "union", "base")
 
 
-class Member(NamedTuple):
+class TokenOwner(NamedTuple):
     """One model as its user named it, where it lies, and what its config.json says."""
 
     source: str
@@ -51,7 +51,7 @@ class Member(NamedTuple):
     @classmethod
     def of(
         cls, source: str, path: Path, config: PreTrainedConfig, *, encoder: bool = False
-    ) -> Member:
+    ) -> TokenOwner:
         """Returns a model with the class that it is opened as.
 
         Raises:
@@ -84,7 +84,7 @@ class Vocabulary:
     experts: Mapping[str, Rows | None]
 
     @classmethod
-    def over(cls, rule: str, base: Member, experts: Mapping[str, Member]) -> Vocabulary:
+    def over(cls, rule: str, base: TokenOwner, experts: Mapping[str, TokenOwner]) -> Vocabulary:
         """Returns the common vocabulary of a base and its whole experts; reads no weights.
 
         Raises:
@@ -122,7 +122,7 @@ class Vocabulary:
 
 
 def _rows_of(
-    member: Member, content: Mapping[str, Any] | None, base: Member, ids: Mapping[str, int]
+    member: TokenOwner, content: Mapping[str, Any] | None, base: TokenOwner, ids: Mapping[str, int]
 ) -> dict[str, int]:
     """Returns token to row of one expert, in the order of its rows."""
     size = member.config.vocab_size
@@ -147,8 +147,8 @@ def _tell(rule: str, rows: Mapping[str, Mapping[str, int]], ids: Mapping[str, in
 def _moved(
     rule: str,
     sha256: str,
-    base: Member,
-    experts: Mapping[str, Member],
+    base: TokenOwner,
+    experts: Mapping[str, TokenOwner],
     rows: Mapping[str, Mapping[str, int]],
     common: Mapping[str, int],
     new: Sequence[str],

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from experiments.commands import completion
 from experiments.commands.pipe import quiet_pipe
 from experiments.runs.spelling import did_you_mean
 
@@ -55,7 +56,8 @@ evomerge: evolve one multi-task model from a base and its fine-tuned experts, wi
 
 search, check, merge, evaluate, statistics, split and zoo dedup are Hydra applications:
 NAME=VALUE replaces an option, GROUP=NAME a part, `evomerge search --cfg job` prints the whole
-configuration, `evomerge VERB --help` more.
+configuration, `evomerge VERB --help` more; eval "$(evomerge --install-completion bash)" completes
+words with the tab key, also in zsh; in fish: evomerge --install-completion fish | source.
 """
 
 
@@ -65,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: well, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if set(arguments) & set(completion.WORDS):
+        completion.complete(arguments, {verb: config for verb, (_, _, config) in _VERBS.items()})
+        return 0
     pair = arguments[:1] == ["split"] or arguments[:2] == ["zoo", "dedup"]
     words = 2 if pair else 1
     verb, rest = " ".join(arguments[:words]) or "help", arguments[words:]

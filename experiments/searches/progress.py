@@ -12,10 +12,17 @@ _TIMED = 3
 
 
 class Progress:
-    """What a search has reached so far; `names` are those of the parts of the fitness."""
+    """What a search has reached so far.
 
-    def __init__(self, budget: Budget, names: Sequence[str]) -> None:
-        self._budget, self._names = budget, names
+    Args:
+        names: of the parts of the fitness.
+        static: name and fitness of the best static merge; None: none is known, or it has parts.
+    """
+
+    def __init__(
+        self, budget: Budget, names: Sequence[str], static: tuple[str, float] | None = None
+    ) -> None:
+        self._budget, self._names, self._static = budget, names, static
         self._best: list[float] = []
         self._seconds: list[float] = []
         self._failures = 0
@@ -56,5 +63,6 @@ class Progress:
 
     def _best_text(self) -> str:
         if len(self._best) == 1:
-            return f"{self._best[0]:.4f}"
+            other = "" if self._static is None else " against {1:.4f} of {0}".format(*self._static)
+            return f"{self._best[0]:.4f}{other}"
         return " ".join(f"{n} {v:.4f}" for n, v in zip(self._names, self._best, strict=True))

@@ -40,6 +40,7 @@ from experiments.searches.steps import (
     best_statics,
     compare_in_hull,
     ledger_of,
+    level_of_statics,
     plan_of,
     read_held_out,
     recipe_of,
@@ -133,7 +134,8 @@ def run_search(config: DictConfig) -> float:
             tracker.start(resolved(config), run, run_identity(config))
             objective, search, problem = _begun(config, parts, disclosure, run)
             left = charged(budget, problem.strategy, _starts(parts, disclosure))
-            result = run_loop(disclosure, problem, objective, history, left, tracker)
+            level = level_of_statics(search, objective)
+            result = run_loop(disclosure, problem, objective, history, left, tracker, static=level)
             outcome = _conclude(config, parts, disclosure, problem, objective, search, result, run)
             write_results(outcome, tracker, partial(keep, config))
     return show(run, config)

@@ -49,10 +49,15 @@ def run_loop(
     budget: Budget,
     tracker: Tracker,
     what: str = "search",
+    static: tuple[str, float] | None = None,
 ) -> SearchResult:
-    """Searches until the budget is spent, and tells tracker and progress of every candidate."""
+    """Searches until the budget is spent, and tells tracker and progress of every candidate.
+
+    Args:
+        static: name and fitness of the best static merge, which progress is told against.
+    """
     space, loop = problem.space, disclosure.loop(problem, objective)
-    progress = Progress(budget, objective.names)
+    progress = Progress(budget, objective.names, static)
     total = budget.evaluations
     with ProgressBar(total, what, "evaluation", leave=True, estimates=False) as bar:
 
@@ -168,6 +173,21 @@ def compare_in_hull(
         report = references.score_saved(IN_HULL, "in_hull", panel, plan)
     scores = next(record.scores for record in result.records if record.id == winner.id)
     return InHull(result.evaluations, winner, scores, plan, report)
+
+
+def level_of_statics(
+    models: Mapping[str, ModelScores], objective: Objective
+) -> tuple[str, float] | None:
+    """Returns name and fitness of the best static merge; None: there is none, or several parts."""
+    for name in best_statics(models.values(), objective, 1):
+        fitness = next(
+            m.judged(objective).fitness
+            for m in models.values()
+            if m.kind == "static" and m.name == name
+        )
+        if fitness is not None and len(fitness) == 1:
+            return name, fitness[0]
+    return None
 
 
 def best_statics(

@@ -27,7 +27,8 @@ class Tracker(Protocol):
 
         Args:
             config: the resolved configuration, plain JSON values.
-            run_dir: exists; what the tracker writes goes below it.
+            run_dir: exists; what the tracker writes goes below it, unless its library has a place
+                of its own or the user names one.
             run_id: identity of the run, the same after a restart.
 
         Raises:
@@ -170,7 +171,7 @@ class WandbTracker:
             highest = float(record.fitness[0])
             self._best = highest if self._best is None else max(self._best, highest)
         if not (replayed and record.id in self._logged):
-            run.log(_metrics(record, self._best), step=record.id, commit=True)
+            run.log(step_metrics(record, self._best), step=record.id, commit=True)
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Logs candidate table, result and files, and closes the run; see `Tracker.finish`.
@@ -200,7 +201,7 @@ class WandbTracker:
         return self._run
 
 
-def _metrics(record: Record, best: float | None) -> dict[str, float]:
+def step_metrics(record: Record, best: float | None) -> dict[str, float]:
     """Returns what one step holds; the best fitness is the first objective's."""
     metrics = {**record.scores, "failed": float(record.failure is not None)}
     metrics["repeated"] = float(record.same_as is not None)

@@ -49,6 +49,36 @@ def test_process_ends_quietly_when_its_reader_has_left(closed_pipe: int, line: l
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("evomerge se", {"search"}),
+        ("evomerge ", {"search", "split", "zoo", "rebuild"}),
+        ("evomerge split ", {"vendor", "customer"}),
+        ("evomerge search tracker=", {"tracker=wandb", "tracker=none"}),
+        ("evomerge search budget.", {"budget.evaluations="}),
+        ("evomerge zoo dedup schedule=", {"schedule=drd"}),
+        ("evomerge rebuild ", set()),
+    ],
+)
+def test_words_are_completed(
+    shell: Shell, line: str, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    found = shell.run("-sc", "query=bash").stdout.split()
+    assert expected <= set(found)
+    assert len(found) == len(set(found))
+    assert bool(found) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    "words", [["--install-completion", "bash"], ["search", "-sc", "install=bash"]]
+)
+def test_completion_is_installed_for_the_command(shell: Shell, words: list[str]) -> None:
+    script = shell.run(*words).stdout
+    assert script.endswith("complete -o nospace -o default -F hydra_bash_completion evomerge\n")
+
+
 def test_nothing_is_suggested_for_words_that_are_spelt_well() -> None:
     words = ["strategy=cma,random", "strategy.sigma=2", "+more=1", "~noise", "--multirun"]
     assert suggestions("search", words) == []

@@ -53,6 +53,12 @@ def test_the_note_tells_best_and_failures():
     assert progress.note() == "best 0.9000, 1 failed, about 12 s left"
 
 
+def test_the_best_is_told_against_the_best_static_merge():
+    progress = Progress(Budget(evaluations=10), ["mean"], ("ties", 0.75))
+    progress.add(record(0, [0.9]))
+    assert progress.note() == "best 0.9000 against 0.7500 of ties"
+
+
 def test_several_objectives_are_named():
     progress = Progress(Budget(evaluations=10), ["code", "prose"])
     progress.add(record(0, [0.1, 0.9]))

@@ -1,5 +1,6 @@
 """Labelled sentences from local files, cut into items to train on and items to be judged by."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from merging.seeding import stable_seed
 EVALUATION_SPLITS = ("search", "selection", "report")
 
 _FILES = ("train", "valid", "test")
+_PART = re.compile(r"(.+)_(\d+)_(\d+)")
 _FORMAT = (
     "a folder of that name for each task, with train.jsonl, valid.jsonl and test.jsonl of lines "
     '{"text": "...", "label": 0}'
@@ -40,7 +42,10 @@ class SentenceTask:
 
 
 def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Returns task -> ``train``, ``valid``, ``test`` -> file; ValueError where one is missing."""
+    """Returns task -> ``train``, ``valid``, ``test`` -> file; ValueError where one is missing.
+
+    A task ``NAME_FIRST_LAST`` that has no folder reads that of NAME: its classes FIRST to LAST.
+    """
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks {list(tasks)}: expected one or more different folder names")
     if data is None:
@@ -52,7 +57,11 @@ def task_files(data: str | None, tasks: Sequence[str]) -> dict[str, dict[str, Pa
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ValueError(f"data directory {root} does not exist: name one with {_FORMAT}")
-    files = {task: {name: root / task / f"{name}.jsonl" for name in _FILES} for task in tasks}
+    folders = {task: root / task for task in tasks}
+    for task, folder in folders.items():
+        if not folder.is_dir() and (part := _PART.fullmatch(task)):
+            folders[task] = root / part[1]
+    files = {t: {name: f / f"{name}.jsonl" for name in _FILES} for t, f in folders.items()}
     for task, named in files.items():
         for path in named.values():
             if not path.is_file():
@@ -72,7 +81,7 @@ def read_tasks(files: Mapping[str, Mapping[str, Path]], *, seed: int) -> list[Se
             little is left; names the file.
     """
     read = {
-        name: {file: read_sentences(path) for file, path in of.items()}
+        name: {file: _part(name, path, read_sentences(path)) for file, path in of.items()}
         for name, of in files.items()
     }
     classes = {name: _classes(files[name], read[name]) for name in files}
@@ -112,6 +121,18 @@ def read_sentences(path: Path) -> list[Sentence]:
             raise ValueError(f"{line}: label {label} is negative; classes count from 0")
         sentences.append(Sentence(line.text("text"), label))
     return sentences
+
+
+def _part(task: str, path: Path, sentences: list[Sentence]) -> list[Sentence]:
+    """Returns the sentences of a task's own classes, which count from 0."""
+    part = _PART.fullmatch(task)
+    if part is None or path.parent.name == task:
+        return sentences
+    first, last = int(part[2]), int(part[3])
+    own = [Sentence(s.text, s.label - first) for s in sentences if first <= s.label <= last]
+    if not own:
+        raise ValueError(f"{path}: no sentence has a class from {first} to {last}, as {task!r} asks")
+    return own
 
 
 def _classes(files: Mapping[str, Path], parts: Mapping[str, Sequence[Sentence]]) -> int:

@@ -7,6 +7,7 @@ from merging.lineages.replay import LineagePlan
 from merging.lora.factors import FactorPlan
 from merging.paths.path import PathPlan
 from merging.plan import MergePlan, Plan
+from merging.spaces.around import AroundPlan
 from merging.spaces.displaced import DisplacedPlan
 from merging.stacks.layer_stack import LayerStackPlan
 
@@ -33,6 +34,8 @@ def plan_from_description(description: Mapping[str, Any]) -> Plan:
         )
     if kind == "displaced":
         return DisplacedPlan(*(_part(description, key) for key in ("start", "here", "there")))
+    if kind == "around":
+        return AroundPlan.from_description(description, _part(description, "start"))
     if kind == "factors":
         return FactorPlan(_part(description, "factors"))
     raise ValueError(

@@ -118,6 +118,7 @@ class WeightedMean:
             where it is to be minimised. A mapping says it for each task: what no expert is to be
             better at than the base, such as how much a model remembers, is raw.
         metrics: task to metric, for the tasks that are not to be judged by their main metric.
+        prefer: metric that judges every task that has it and that `metrics` leaves out.
         cap: most that a task may gain, or task to that; more of it counts no further, so that no
             task makes up for the others. It bends the mean: a fitness is then no mean over items,
             and racing, ``choose=shrinkage`` and paired intervals are not to be had.
@@ -130,6 +131,7 @@ class WeightedMean:
     metrics: Mapping[str, str] | None = None
     cap: float | Mapping[str, float] | None = None
     tie_break: str | None = None
+    prefer: str | None = None
 
     def bind(
         self,
@@ -153,7 +155,11 @@ class WeightedMean:
         weights = self._weights(tuple(main))
         tasks = [task for task in main if weights[task] > 0]
         known = TaskReferences(directions, main, base_scores, expert_scores)
-        terms = known.terms(tasks, self.normalize, self.metrics, self.cap)
+        preferred = {
+            t: self.prefer for t in main if self.prefer and f"{t}/{self.prefer}" in directions
+        }
+        metrics = {**preferred, **(self.metrics or {})}
+        terms = known.terms(tasks, self.normalize, metrics, self.cap)
         total = math.fsum(weights[task] for task in tasks)
         ties = known.ties(tasks, self.tie_break) if self.tie_break else ()
         return BoundObjective(terms, tuple(weights[task] / total for task in tasks), ties)

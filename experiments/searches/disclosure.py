@@ -208,13 +208,17 @@ def look_again(
     """Returns the best `count`, the winner first, ranked on items that were not ranked on yet.
 
     Those that the strategy keeps are ranked with them. Without selection items the search items
-    decide. `run` is the directory of the search.
+    decide, but where the strategy keeps a mean of candidates, which these items have flattered
+    less: that is named unless its start, kept before it, is better. `run` is the directory of the
+    search.
     """
     keeps: Sequence[int] = getattr(problem.strategy, "keeps", ())
     panel = references.ingredients.panels.get("selection")
     if panel is None:
-        unseen = unseen_finalists(result, count)
-        return sorted(unseen, key=lambda finalist: (-float(np.mean(finalist.search)), finalist.id))
+        unseen = [finalist_of(record) for record in finalists(result.records, count, keeps)]
+        kept = {each.id: float(np.mean(each.search)) for each in unseen if each.id in keeps}
+        named = max(kept, key=lambda i: (kept[i], i)) if len(keeps) > 1 and kept else None
+        return sorted(unseen, key=lambda f: (f.id != named, -float(np.mean(f.search)), f.id))
     most, path = min(count + len(keeps), len(result.records)), run / "finalists.jsonl"
     with ProgressBar(most, "second look on selection items", "candidate") as bar:
         evaluate = record_scorer(references.ingredients, problem.space, panel, bar.update)

@@ -10,8 +10,8 @@ from merging.grouping import Grouping, Layers, Whole, layer_of
 from merging.method import MergeMethod
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan, Plan, uniform_plan
+from merging.spaces.around import AroundSpace
 from merging.spaces.coefficients import CoefficientSpace
-from merging.spaces.displaced import DisplacedSpace
 from merging.spaces.vectors import VectorGenomes, VectorSpace
 from merging.weights import Weights
 
@@ -22,8 +22,8 @@ _STEP = 0.3
 class OwnKnobSpace(VectorGenomes):
     """Genome: the knobs of the start's own method, for every group of the finest grouping.
 
-    A start whose method has no weight per expert, or whose knobs stand elsewhere than in its
-    static merge, is moved as task arithmetic moves: ``start + 0.3 sum_i (w_i - 1) d_i``.
+    Around a start whose method has no weight per expert, or whose knobs stand elsewhere than in
+    its static merge, these are ``base + s (start - base) + sum_i w_i d_i``: see `AroundSpace`.
 
     `stages` say which numbers are one in coarser groupings, for strategies that begin with few.
 
@@ -94,8 +94,7 @@ def _space(
     if start is None or (per_expert and start == uniform_plan(method, Whole(), pool)):
         steps = {k.name: _STEP * k.start for k in method.knobs if k.name == "scale"}
         return CoefficientSpace(pool, method, grouping, scale=steps, dtype=dtype)
-    sums = CoefficientSpace(pool, TaskArithmetic(), grouping, knobs=["weight"], dtype=dtype)
-    return DisplacedSpace(sums, start, dtype=dtype)
+    return AroundSpace(pool, start, grouping, dtype=dtype)
 
 
 def _ties(

@@ -31,6 +31,10 @@ class Auto:
     block of layers has its own. A stage ends when `patience` generations in a row have brought no
     better candidate, and only where the budget pays for `patience` generations of the next one.
 
+    The last generation that the budget pays for begins with the mean of what CMA-ES went through:
+    the mean over the later half of its generations of their recombined means. The best sample of
+    a search on few items owes much to these items, the mean of many generations less.
+
     Args:
         seed: of every stage, with its name.
         stages: name to ``(axes,)``, for each axis the number of the coarser axis that it reads,
@@ -41,12 +45,12 @@ class Auto:
         budget: evaluations to be expected; None: unknown, a stage ends whenever it stalls.
 
     Attributes:
-        keeps: ids of the candidates that are always looked at again: the start.
+        keeps: ids of the candidates that are always looked at again: the start, and the mean
+            once it was asked, which is named where there are no items to look at again.
         spent: evaluations of the budget that went into the choice of the start.
     """
 
     compares_generations = True
-    keeps = (0,)
 
     def __init__(
         self,
@@ -69,6 +73,8 @@ class Auto:
         self._left = [(name, np.array(ties)) for name, ties in every.items()]
         self._ask_tell = AskTell[Vector](np.ndarray.copy)
         self.spent = 0
+        self.keeps: tuple[int, ...] = (0,)
+        self._means: list[Vector] = []
         self._steps: list[Step] = []
         self._stale = 0
         self._begin(start_of(self._axes))
@@ -79,15 +85,22 @@ class Auto:
         if self._left and self._stale >= self._patience and self._pays():
             self._begin(self._ask_tell.best[0])
         asked = self._inner.ask()
-        candidates = self._ask_tell.ask([one.genome[self._ties] for one in asked])
-        self._offset = candidates[0].id - asked[0].id
+        genomes = [one.genome[self._ties] for one in asked]
+        means = [self._mean()] if self._means and self._left_over() <= len(asked) else []
+        candidates = self._ask_tell.ask([*means, *genomes])
+        self._first = candidates[len(means)].id
+        self._offset = self._first - asked[0].id
+        self._asked = {c.id: c.genome for c in candidates[len(means) :]}
+        if means:
+            self.keeps = (0, candidates[0].id)
         return candidates
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Tells the stage's CMA-ES, and counts generations that brought nothing better."""
         before = self._ask_tell.best_ids
-        told = self._ask_tell.tell(outcomes)
+        told = [one for one in self._ask_tell.tell(outcomes) if one.id >= self._first]
         self._inner.tell([replace(one, id=one.id - self._offset) for one in told])
+        self._note_mean(told)
         better = self._ask_tell.best_ids != before
         self._stale = 0 if better or not self._ask_tell.best_ids else self._stale + 1
 
@@ -105,16 +118,39 @@ class Auto:
             words[i] = f"{self._patience} generations brought nothing better, so {words[i]}"
         if self._left and self._stale >= self._patience:
             words.append(f"the budget did not pay for {self._left[0][0]}")
+        if len(self.keeps) > 1:
+            words.append(f"candidate {self.keeps[1]} is the mean of the later half of generations")
         best = ", ".join(map(str, self._ask_tell.best_ids))
         return [*words, f"best on the search items: candidate {best or 'none'}"]
 
+    def _left_over(self) -> float:
+        """Returns how many evaluations the budget has left, at least."""
+        if self._budget is None:
+            return np.inf
+        return self._budget - self.spent - self._ask_tell.candidates
+
     def _pays(self) -> bool:
         """Returns whether the budget has `patience` generations of the next stage left."""
-        if self._budget is None:
-            return True
         popsize = 4 + int(3 * np.log(_count(self._left[0][1])))
-        left = self._budget - self.spent - self._ask_tell.candidates
-        return left >= self._patience * popsize
+        return self._left_over() >= self._patience * popsize
+
+    def _note_mean(self, told: Sequence[Outcome]) -> None:
+        """Notes ``sum_k w_k x_k`` of a generation's better half, ``w_k ~ ln(mu + 1/2) - ln k``."""
+        ranked = sorted(
+            (-float(np.mean(one.fitness)), one.id) for one in told if one.fitness is not None
+        )
+        better = ranked[: max(1, len(told) // 2)]
+        if better:
+            weights = np.log(len(better) + 0.5) - np.log(np.arange(1, len(better) + 1))
+            points = np.array([self._asked[number] for _, number in better])
+            self._means.append(weights @ points / weights.sum())
+
+    def _mean(self) -> Vector:
+        """Returns the mean over the later half of generations; choices are those of the best."""
+        mean: Vector = np.mean(self._means[len(self._means) // 2 :], axis=0)
+        best = self._ask_tell.best[0]
+        chosen = [isinstance(axis, Choice) for axis in self._axes]
+        return np.where(chosen, best, mean)
 
     def _begin(self, genome: Vector) -> None:
         """Begins the next stage at a genome, ``(axes,)``."""

@@ -131,7 +131,7 @@ def _part(task: str, path: Path, sentences: list[Sentence]) -> list[Sentence]:
     first, last = int(part[2]), int(part[3])
     own = [Sentence(s.text, s.label - first) for s in sentences if first <= s.label <= last]
     if not own:
-        raise ValueError(f"{path}: no sentence has a class from {first} to {last}, as {task!r} asks")
+        raise ValueError(f"{path} has no class from {first} to {last}, which task {task!r} is of")
     return own
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from merging.methods.linear import Linear
 from merging.methods.sce import Sce
 from merging.methods.ties import Ties
 from merging.plan import MergePlan, Plan, uniform_plan
+from merging.plans import plan_from_description
+from merging.spaces.around import AroundPlan
 from merging.spaces.own_knobs import OwnKnobSpace
 from tests import builders
 
@@ -39,7 +43,9 @@ def test_first_genome_is_the_start_and_others_are_not(
     assert not same_bits(pool, space.plan(moved), start)
     knobs = {axis.name.partition("/")[0] for axis in space.axes}
     own = {knob.name for knob in method.knobs}
-    assert knobs == (own if "weight" in own else {"weight"})  # Sce has no weight per expert
+    assert knobs == (
+        own if "weight" in own else {"start", "weight"}
+    )  # Sce has no weight per expert
 
 
 def test_a_point_of_a_coarse_stage_is_the_merge_of_the_whole_model(pool: ExpertPool) -> None:
@@ -66,3 +72,24 @@ def test_stages_that_say_the_same_are_one(pool: ExpertPool) -> None:
     for parts in ((), (2, 1), (0, 1)):
         with pytest.raises(ValueError, match=r"space.parts must be ascending from 1"):
             OwnKnobSpace(pool, parts=parts)
+
+
+def test_around_a_start_without_weights_its_change_and_the_experts_are_scaled(
+    pool: ExpertPool,
+) -> None:
+    start = uniform_plan(Sce(), Whole(), pool)
+    space = OwnKnobSpace(pool, initial=start, parts=(1, 2))
+    blocks = 3
+    genome = np.tile([0.5, 0.1, -0.2, 0.3], blocks)
+    genome[-4] = 2.0
+    plan = space.plan(genome)
+    assert isinstance(plan, AroundPlan)
+    again = plan_from_description(json.loads(json.dumps(plan.describe())))
+    assert same_bits(pool, again, plan)
+    moved, merge, base = space.decode(genome), start.weights(pool), pool.base_weights()
+    last = next(axis.name.split("/")[1] for axis in reversed(space.axes))
+    groups = plan.there.grouping.assign(pool.names)
+    for name in pool.names:
+        change = (2.0 if groups[name] == last else 0.5) * (merge[name] - base[name])
+        sums = torch.tensordot(torch.tensor([0.1, -0.2, 0.3]), pool.deltas(name), 1)
+        torch.testing.assert_close(moved[name], base[name] + change + sums, rtol=1e-4, atol=1e-6)

@@ -316,3 +316,11 @@ def test_a_tie_break_decides_between_equals_and_nothing_else() -> None:
     assert objective.fitness({"code/bits": 2.5})[0] == extremes[0]
     same = {name: {**scores, "code/accuracy": 0.2} for name, scores in EXPERTS.items()}
     assert bind(WeightedMean(tie_break="accuracy"), expert_scores=same).ties[-1].task == "quiz"
+
+
+def test_a_preferred_metric_judges_the_tasks_that_have_it() -> None:
+    objective = bind(WeightedMean(prefer="accuracy", normalize="ratio"))
+    assert [term.key for term in objective.terms] == ["code/accuracy", "quiz/accuracy"]
+    named = WeightedMean(prefer="accuracy", metrics={"code": "bits"})
+    assert [term.key for term in bind(named).terms] == ["code/bits", "quiz/accuracy"]
+    assert [term.key for term in bind(WeightedMean()).terms] == list(MAIN.values())

@@ -25,7 +25,7 @@ from evaluators.memorization.extraction import Extraction
 from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel
 from evaluators.requests import Classified, Classify, Likelihood, Loglikelihood
-from evaluators.tasks.classification import Accuracy, log_likelihoods, macro_f1
+from evaluators.tasks.classification import Accuracy, log_likelihoods, macro_f1, smoothed
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.question_answering import QuestionAnswering
@@ -424,6 +424,20 @@ def test_log_likelihood_equals_torch_and_survives_large_logits() -> None:
     np.testing.assert_allclose(log_likelihoods(list(logits), labels), expected, rtol=1e-12)
     far = log_likelihoods([np.array([-2e4, 2e4])], np.array([0]))
     assert far == pytest.approx([-4e4])
+
+
+def test_smooth_accuracy_does_not_depend_on_how_sure_a_model_is() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 4, 4000)
+    logits = draw.normal(0, 1, (4000, 4)) + 2 * np.eye(4)[labels]
+    smooth = smoothed(list(logits), labels)
+    np.testing.assert_allclose(smoothed(list(9 * logits), labels), smooth, rtol=1e-9)
+    right = logits.argmax(1) == labels
+    assert ((smooth > 0.5) == right).all()
+    assert smooth.mean() == pytest.approx(right.mean(), abs=0.05)
+    counts, kernels = (each.reshape(50, 80).mean(1).std() for each in (right, smooth))
+    assert kernels < 0.9 * counts  # of 80 items it varies less
+    assert smoothed([np.zeros(2)], np.array([0])).tolist() == [0.5]
 
 
 def test_log_likelihood_sees_what_accuracy_does_not(

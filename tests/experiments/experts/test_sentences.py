@@ -108,6 +108,15 @@ def test_splits_share_no_text_and_report_comes_from_test(
         assert all(" valid " in text for text in parts["search"] + parts["selection"])
 
 
+def test_a_task_may_be_some_classes_of_a_folder(data: Path) -> None:
+    (part,) = sentences.read_tasks(sentences.task_files(str(data), ("kind_1_2",)), seed=0)
+    assert part.classes == 2
+    texts_of = {label: {s.text[0] for s in part.train if s.label == label} for label in (0, 1)}
+    assert texts_of == {0: {"b"}, 1: {"c"}}
+    with pytest.raises(ValueError, match=r"has no class from 7 to 9, which task 'kind_7_9'"):
+        sentences.read_tasks(sentences.task_files(str(data), ("kind_7_9",)), seed=0)
+
+
 def test_a_text_that_recurs_is_kept_where_it_counts_most(data: Path) -> None:
     shared = [{"text": f"aaa shared {i}", "label": 0} for i in range(3)]
     for file in ("train", "valid", "test"):

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.runs.model_scores import ModelScores
 from experiments.searches.auto_start import weak_tasks
+from experiments.searches.disclosure import look_again
 from experiments.searches.references import References
 from experiments.setup.initial import BestOf, Initial, Static, Weighted, scored_plans
 from merging.checkpoints.experts import ExpertPool
@@ -18,6 +20,7 @@ from merging.grouping import Whole
 from merging.methods.linear import Linear
 from merging.methods.ties import Ties
 from search.loop import jsonl
+from search.loop.history import Record
 from search.objective import Pareto
 from search.strategies.auto import Auto
 from search.strategies.random_search import RandomSearch
@@ -46,11 +49,12 @@ def test_auto_pays_for_its_start_keeps_it_to_the_end_and_says_what_it_did(
     inside = (run / "in_hull" / "history.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["same_as"] is None for line in inside) == 32
     finalists = {each["id"]: each["selection"][0] for each in summary["finalists"]}
-    assert len(finalists) == (1 if max(history, key=lambda h: h["fitness"])["id"] == 0 else 2)
+    (note,) = [note for note in summary["notes"] if note.startswith("auto: ")]
+    mean = int(note.partition("; candidate ")[2].partition(" is the mean")[0])
+    assert set(finalists) == {max(history, key=lambda h: h["fitness"])["id"], 0, mean}
     assert summary["fitness"] == max(finalists.values()) >= finalists[0]
     best = max(starts, key=lambda m: -m["scores"].get("text/bits_per_byte", 1e9))
     assert history[0]["scores"]["text/bits_per_byte"] == best["scores"]["text/bits_per_byte"]
-    (note,) = [note for note in summary["notes"] if note.startswith("auto: ")]
     assert f"{len(scored)} merges were scored" in note
     assert f"counts as {paid} of 32 evaluations; the best is {best['name']}" in note
     assert "the whole model (" in note
@@ -110,3 +114,20 @@ def test_a_task_that_keeps_little_of_its_experts_gain_is_named(
     assert "code/bits 3.2, base 3)" in line
     assert weak_tasks(strategy, objective, models, {"quiz/acc": 0.9, "code/bits": 3.1}) == []
     assert weak_tasks(RandomSearch(axes=AXES, seed=0), objective, models, winner) == []
+
+
+@pytest.mark.parametrize(("mean", "named"), [(0.6, 7), (0.4, 0)])
+def test_without_selection_items_a_mean_is_named_unless_the_start_is_better(
+    tmp_path: Path, mean: float, named: int
+) -> None:
+    fitness = {0: 0.5, 3: 0.9, 7: mean}
+    records = [Record(i, [i], {}, np.array([value])) for i, value in fitness.items()]
+
+    def winner(keeps: tuple[int, ...]) -> int:
+        references: Any = SimpleNamespace(ingredients=SimpleNamespace(panels={}))
+        problem: Any = SimpleNamespace(strategy=SimpleNamespace(keeps=keeps))
+        result: Any = SimpleNamespace(records=records)
+        objective: Any = None
+        return look_again(references, problem, result, objective, 1, tmp_path)[0].id
+
+    assert (winner((0, 7)), winner((0,)), winner(())) == (named, 3, 3)

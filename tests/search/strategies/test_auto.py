@@ -54,3 +54,25 @@ def test_groups_stay_where_the_budget_does_not_pay_for_more() -> None:
     assert {len(set(genome.tolist())) for genome in genomes[:60]} == {1}
     unlimited = Auto(axes=AXES, seed=0, stages=STAGES)
     assert max(len(set(genome.tolist())) for genome in search(unlimited, 400)[0]) == 6
+
+
+def test_the_mean_that_ends_a_search_owes_less_to_noise_than_its_best_sample() -> None:
+    best, means = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        strategy = Auto(axes=AXES, seed=seed, budget=100)
+        told: list[tuple[float, Vector]] = []
+        while not told or len(told) < 100:
+            candidates = strategy.ask()
+            last = len(told) + len(candidates) >= 100
+            assert (strategy.keeps == (0, candidates[0].id)) == (len(strategy.keeps) > 1) == last
+            noisy = [
+                rng.normal(0, 0.5) - float(((c.genome - OPTIMUM) ** 2).sum()) for c in candidates
+            ]
+            told += [(f, c.genome) for f, c in zip(noisy, candidates, strict=True)]
+            strategy.tell(
+                [Outcome(c.id, np.array([f])) for c, f in zip(candidates, noisy, strict=True)]
+            )
+        means.append(float(((candidates[0].genome - OPTIMUM) ** 2).sum()))
+        best.append(float(((max(told, key=lambda pair: pair[0])[1] - OPTIMUM) ** 2).sum()))
+    assert np.mean(means) < np.mean(best)

@@ -15,7 +15,7 @@ from merging.method import Knob
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan, Plan
 from merging.spaces.axes import check
-from merging.spaces.coefficients import knob_axes, read_knobs
+from merging.spaces.coefficients import knob_axes
 from merging.spaces.vectors import VectorGenomes
 from merging.weights import LazyWeights, Weights
 
@@ -23,7 +23,6 @@ _KNOBS = (
     Knob("start", start=1.0, per_expert=False, scale=0.3),
     Knob("weight", start=0.0, scale=0.1),
 )
-_SEARCHED = frozenset(knob.name for knob in _KNOBS)
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,13 @@ class AroundSpace(VectorGenomes):
         if np.array_equal(genome, self.first()):
             return self.start
         experts = self.pool.expert_names
-        read = read_knobs(genome, _KNOBS, _SEARCHED, self.groups, experts)
-        sums = {g: {"weight": knobs["weight"], "scale": 1.0} for g, knobs in read.items()}
+        rows = dict(zip(self.groups, genome.reshape(len(self.groups), -1).tolist(), strict=True))
+        sums = {
+            group: {"weight": dict(zip(experts, weights, strict=True)), "scale": 1.0}
+            for group, (_, *weights) in rows.items()
+        }
         there = MergePlan(TaskArithmetic(), self.grouping, experts, sums)
-        return AroundPlan(self.start, there, {g: knobs["start"] for g, knobs in read.items()})
+        return AroundPlan(self.start, there, {group: row[0] for group, row in rows.items()})
 
     def decode(self, genome: Vector) -> Weights:
         """Returns the weights of `genome`; they are those of `plan`, bit for bit."""

@@ -13,7 +13,7 @@ from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Grouping
 from merging.method import Knob
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.plan import MergePlan, Plan
+from merging.plan import Coefficients, MergePlan, Plan
 from merging.spaces.axes import check
 from merging.spaces.coefficients import knob_axes
 from merging.spaces.vectors import VectorGenomes
@@ -99,7 +99,7 @@ class AroundSpace(VectorGenomes):
             return self.start
         experts = self.pool.expert_names
         rows = dict(zip(self.groups, genome.reshape(len(self.groups), -1).tolist(), strict=True))
-        sums = {
+        sums: Coefficients = {
             group: {"weight": dict(zip(experts, weights, strict=True)), "scale": 1.0}
             for group, (_, *weights) in rows.items()
         }

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 _DAY_NS = 86_400 * 10**9
@@ -37,14 +39,37 @@ def write_text(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def made_whole(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Returns a directory of the cache, which `make` fills, under another name, where it lacks.
+
+    Of two processes that make it at once one is taken: it has to follow from its name.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        make(draft)
+        apply_umask(draft)
+        os.replace(draft, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
 def apply_umask(path: Path) -> None:
-    """Gives a file, or a directory with all below it, the mode that the umask asks for.
+    """Gives a file, or a directory with all below it but links, the mode that the umask asks for.
 
     Temporary files, and with them what safetensors writes, are their owner's alone.
     """
     mask = os.umask(0o077)
     os.umask(mask)
     for each in (path, *path.rglob("*")):
+        if each.is_symlink():
+            continue  # its target is somebody else's
         each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from merging.checkpoints import naming
 from merging.checkpoints.architecture import POOLER, architecture_of, head_kind, read_config
 from merging.checkpoints.hashing import files_sha256
+from merging.checkpoints.quiet import quiet_transformers as quiet_transformers
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.vocabulary import Rows
 from merging.checkpoints.weight_files import WeightFiles
@@ -329,21 +328,6 @@ def _generation_config(path: Path) -> GenerationConfig:
         return GenerationConfig.from_pretrained(
             path, config_file_name="config.json", _from_model_config=True
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences the load report and the bar per file; restores both."""
-    output: Any = transformers_logging
-    verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
-    output.set_verbosity_error()
-    output.disable_progress_bar()
-    try:
-        yield
-    finally:
-        output.set_verbosity(verbosity)
-        if bars:
-            output.enable_progress_bar()
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from merging.checkpoints.single_files import directory_of
 from merging.weight_names import holds_weights
 from merging.weights import CheckpointError
 from merging.zoo.store import SOURCE, Zoo
@@ -31,6 +32,9 @@ _IGNORED = ("consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin",
 def resolve(source: str, revision: str | None = None) -> Path:
     """Returns the directory of `source`, fetched to the Hugging Face cache where needed.
 
+    A file of weights, or a directory with a GGUF file and no other weights, stands for the
+    directory that `directory_of` makes of it.
+
     A directory that exists wins over an id of that name. ``zoo:NAME`` and ``zoo:DIR/NAME`` are
     models of a zoo: of theirs it is the view.
 
@@ -47,9 +51,10 @@ def resolve(source: str, revision: str | None = None) -> Path:
             raise CheckpointError(
                 f"{local} is an empty directory; expected a checkpoint: config.json and weights"
             )
-        return local
+        alone = [] if holds_weights(local) else sorted(local.glob("*.gguf"))
+        return directory_of(alone[0]) if len(alone) == 1 else local
     if local.exists():
-        raise CheckpointError(f"{local} is a file; name the checkpoint's directory instead")
+        return directory_of(local)
     if is_path(source):
         raise CheckpointError(
             f"{local} does not exist; expected a checkpoint directory (relative to {Path.cwd()})"

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import transformers
 
 from merging.checkpoints.inputs import pair_of, read_json, template_of, tokens_in
-from merging.files import apply_umask, cache_dir
+from merging.files import cache_dir, made_whole
 from merging.weights import CheckpointError
 
 _SPECIAL = (
@@ -151,12 +149,8 @@ def write_tokenizer(
         sha256: names the directory.
         ids: every token's; CheckpointError where transformers reads others.
     """
-    out = cache_dir() / "vocabularies" / sha256
-    if out.is_dir():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{sha256[:8]}.", dir=out.parent))
-    try:
+
+    def make(draft: Path) -> None:
         for file in sorted(base.iterdir()):
             if file.suffix in (".json", ".jinja") and file.name not in _STALE:
                 shutil.copyfile(file, draft / file.name)
@@ -173,14 +167,8 @@ def write_tokenizer(
             }
         _write(draft / "tokenizer_config.json", settings)
         _check_tokens(draft, ids)
-        apply_umask(draft)
-        os.replace(draft, out)
-    except OSError:
-        if not out.is_dir():  # another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return out
+
+    return made_whole(cache_dir() / "vocabularies" / sha256, make)
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ from experiments.experts.smollm.tasks import CHOICES, TASKS, Cut, PromptedAnswer
 from experiments.experts.training.language_model import Lora, open_model
 from experiments.experts.training.loop import Schedule
 from experiments.runs.sources import Sources
+from merging.checkpoints import single_files
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
 from tests import builders
@@ -94,7 +95,7 @@ def test_a_gguf_file_becomes_a_model_directory_once(
     base = builders.llama(tmp_path / "base", tie=True, vocab_size=builders.VOCAB + 1)
     original = AutoModelForCausalLM.from_pretrained(base)
     file = write_gguf(tmp_path / "tiny.gguf", original)
-    folder = packaged.dequantised(file, tmp_path / "cache")
+    folder = single_files.dequantised(file, tmp_path / "cache")
     state = Checkpoint.open(str(folder)).module(dtype=torch.float32, device="cpu").state_dict()
     for name, tensor in original.state_dict().items():
         if ".mlp." in name:  # a step of Q4_1 is a fifteenth of the range of 32 entries
@@ -105,15 +106,20 @@ def test_a_gguf_file_becomes_a_model_directory_once(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.tokenize("a 12") == ["a", "Ġ", "1", "2"]  # digits stay apart
     assert tokenizer.decode(tokenizer("a 12").input_ids) == "a 12"
-    monkeypatch.setattr(packaged, "_convert", None)  # a second call must not read it
-    assert packaged.dequantised(file, tmp_path / "cache") == folder
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    assert Checkpoint.open(str(file)).path == folder
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / file.name).symlink_to(file)
+    assert Checkpoint.open(str(tmp_path / "alone")).path == folder
+    monkeypatch.setattr(single_files, "_convert", None)  # a second call must not read it
+    assert single_files.dequantised(file, tmp_path / "cache") == folder
 
 
 def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason=packaged.INSTALL)
     (tmp_path / "bad.gguf").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"bad\.gguf cannot be read as a GGUF file"):
-        packaged.dequantised(tmp_path / "bad.gguf", tmp_path / "cache")
+        single_files.dequantised(tmp_path / "bad.gguf", tmp_path / "cache")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -274,8 +274,8 @@ class TestRefusals:
             Checkpoint.open("nobody/nothing")
 
     def test_file_instead_of_directory(self, path: Path) -> None:
-        with pytest.raises(CheckpointError, match="is a file; name the checkpoint's directory"):
-            Checkpoint.open(str(path / "model.safetensors"))
+        with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.gguf; name"):
+            Checkpoint.open(str(path / "config.json"))
 
     def test_empty_directory(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -23,6 +23,7 @@ _SPECIAL = (
     "cls_token",
     "mask_token",
 )
+_UNREADABLE = (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
 _FORM = 1  # of the common tokenizer; another one where this file makes other files
 # Older forms of the same tokenizer, which would lack the new tokens.
 _STALE = (
@@ -45,12 +46,12 @@ _READ = (*_WRITTEN, "special_tokens_map.json", "chat_template.json", "config.jso
 
 def tokenizer_json(folder: Path) -> dict[str, Any] | None:
     """Returns what tokenizer.json holds, or would; None where the folder brings no tokenizer."""
-    if (folder / "tokenizer.json").is_file():
-        return read_json(folder / "tokenizer.json")
+    if content := read_json(folder / "tokenizer.json"):
+        return content
     try:
         loaded: Any = transformers.AutoTokenizer.from_pretrained(folder)
         return dict(json.loads(loaded.backend_tokenizer.to_str()))
-    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError):
+    except _UNREADABLE:
         return None
 
 
@@ -181,7 +182,12 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
 
 
 def _check_tokens(folder: Path, ids: Mapping[str, int]) -> None:
-    loaded: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    try:
+        loaded: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            f"transformers cannot read the common tokenizer ({error}); merge with vocabulary=base"
+        ) from error
     found = loaded.get_vocab()
     odd = [token for token in ids if found.get(token) != ids[token]]
     if odd:

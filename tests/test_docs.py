@@ -120,11 +120,15 @@ def is_option(word: str) -> bool:
     return bool(re.match(r"(?!hydra|mergekit_evolve)([\w.@/+]+=|~)", word))
 
 
-def test_links_of_the_readme_lead_somewhere_and_it_is_short() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        assert (ROOT / target).is_file(), target
-    assert text.count("\n") < 150
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    """Their anchors are looked for where the site is built."""
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") < 150
 
 
 @pytest.fixture(scope="session")

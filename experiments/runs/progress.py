@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import TextIO
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 _SHARE = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 _LONG_S = 2.0
+_MB = 1_000_000
 _SILENT_S = 60.0
 _COUNT = "{desc} {n_fmt} {unit}s in {elapsed}{postfix}"
 
@@ -126,3 +128,18 @@ class ProgressBar:
             left = tqdm.format_interval(pace_s * (self._total - self._done))
             parts.append(f"about {left} left")
         print(", ".join(parts), file=self._stream, flush=True)
+
+
+@contextmanager
+def megabytes(total_bytes: int, what: str) -> Iterator[tuple[ProgressBar, Callable[[int], None]]]:
+    """Yields a bar of megabytes, and what updates it by bytes, from any thread."""
+    done, lock = 0, Lock()
+
+    def count(more: int) -> None:
+        nonlocal done
+        with lock:
+            before, done = done, done + more
+            bar.update(done // _MB - before // _MB)
+
+    with ProgressBar(-(-total_bytes // _MB), what, "megabyte") as bar:
+        yield bar, count

@@ -14,7 +14,7 @@ from evaluators.engine.resident import Resident
 from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.memory import free_bytes
-from experiments.runs.progress import ProgressBar
+from experiments.runs.progress import ProgressBar, megabytes
 from experiments.runs.sources import Sources
 from experiments.zoo.opening import open_sources
 from merging.checkpoints.expert import CheckpointExpert
@@ -83,8 +83,8 @@ def named_sources(config: DictConfig) -> dict[str, Any]:
 
 def read_through(pool: ExpertPool) -> None:
     """Hashes and reads base and experts; raises as `ExpertPool.check_finite`."""
-    with ProgressBar(2 * (1 + len(pool.experts)), "reading base and experts", "step") as bar:
-        pool.check_finite(bar.update)
+    with megabytes(pool.reading_bytes, "hashing and reading base and experts") as (_, on_bytes):
+        pool.check_finite(on_bytes)
 
 
 def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:

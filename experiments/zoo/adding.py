@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError
+from experiments.runs.progress import megabytes
 from experiments.zoo.names import as_name, check_known, verb
-from experiments.zoo.progress import megabytes
 from experiments.zoo.sizes import size_text
 from merging.checkpoints.hashing import file_sha256
 from merging.checkpoints.mechanisms import PrivacyRecordError

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs.errors import UserError
+from experiments.runs.progress import megabytes
 from experiments.zoo.names import check_known, verb
 from experiments.zoo.needs import made_from
-from experiments.zoo.progress import megabytes
 from experiments.zoo.sizes import counted, size_text
 from merging.zoo.sharing import raw_bytes
 from merging.zoo.store import Zoo

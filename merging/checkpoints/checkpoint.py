@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,15 @@ class Checkpoint(LazyWeights):
     def sha256(self) -> str:
         """Identity of the weight files by their bytes; see `files_sha256`."""
         return files_sha256(self.files)
+
+    def hash(self, on_bytes: Callable[[int], object]) -> None:
+        """Finds `sha256` out; `on_bytes` as for `files_sha256`, of `file_bytes` in all."""
+        self.__dict__["sha256"] = files_sha256(self.files, on_bytes)
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the weight files."""
+        return sum(file.stat().st_size for file in self.files)
 
     @property
     def inputs(self) -> Path:

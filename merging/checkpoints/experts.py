@@ -155,27 +155,37 @@ class ExpertPool:
         """Display name -> as the user named it."""
         return {name: expert.source for name, expert in self.experts.items()}
 
-    def check_finite(self, on_step: Callable[[], object] = lambda: None) -> None:
+    @property
+    def reading_bytes(self) -> int:
+        """About how many bytes `check_finite` hashes and reads."""
+        adapters = [e for e in self.experts.values() if not isinstance(e, CheckpointExpert)]
+        read = sum(tensor.nbytes for adapter in adapters for _, tensor in adapter.stored())
+        return read + 2 * sum(model.file_bytes for model in self._models().values())
+
+    def _models(self) -> dict[str, Checkpoint]:
+        """Returns base and experts that are checkpoints, by what messages call them."""
+        experts = {
+            f"expert {name!r} ({expert.source})": expert.checkpoint
+            for name, expert in _checkpoints(self.experts).items()
+        }
+        return {f"base {self.base.source}": self.base, **experts}
+
+    def check_finite(self, on_bytes: Callable[[int], object] = lambda size: None) -> None:
         """Reads every tensor; raises CheckpointError, naming it, at NaN or infinity.
 
         Of weights in a zoo it is known, of others it is remembered with their hash.
 
         Args:
-            on_step: called twice for base and every expert: once it is hashed, once it is read.
+            on_bytes: called, from several threads, with the size of what was hashed or read.
         """
-        models: list[Checkpoint | Expert] = [self.base, *self.experts.values()]
+        models = self._models()
         with ThreadPoolExecutor(torch.get_num_threads()) as each:
-            for _ in each.map(lambda model: model.sha256, models):
-                on_step()
-        _check_finite(f"base {self.base.source}", self.base)
-        on_step()
+            list(each.map(lambda model: model.hash(on_bytes), models.values()))
+        for owner, model in models.items():
+            _check_finite(owner, model, on_bytes)
         for name, expert in self.experts.items():
-            owner = f"expert {name!r} ({expert.source})"
-            if isinstance(expert, CheckpointExpert):
-                _check_finite(owner, expert.checkpoint)
-            else:
-                _refuse_nonfinite(owner, expert.stored())
-            on_step()
+            if not isinstance(expert, CheckpointExpert):
+                _refuse_nonfinite(f"expert {name!r} ({expert.source})", expert.stored(), on_bytes)
 
     def base_tensor(self, name: str) -> Tensor:
         """Returns the base's tensor in its own dtype on `device`; not to be changed."""
@@ -423,14 +433,17 @@ def _merged_names(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str,
     )
 
 
-def _check_finite(owner: str, model: Checkpoint) -> None:
+def _check_finite(owner: str, model: Checkpoint, on_bytes: Callable[[int], object]) -> None:
     if model.stored.known_finite or known_finite(model.sha256, model):
+        on_bytes(model.file_bytes)
         return
-    _refuse_nonfinite(owner, model.items())
+    _refuse_nonfinite(owner, model.items(), on_bytes)
     remember_finite(model.sha256, model)
 
 
-def _refuse_nonfinite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _refuse_nonfinite(
+    owner: str, tensors: Iterable[tuple[str, Tensor]], on_bytes: Callable[[int], object]
+) -> None:
     for name, tensor in tensors:
         if not finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
@@ -438,3 +451,4 @@ def _refuse_nonfinite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None
                 f"{owner}: tensor {name} holds {bad} values that are NaN or infinite; "
                 "use an intact checkpoint"
             )
+        on_bytes(tensor.nbytes)

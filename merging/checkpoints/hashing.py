@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,29 +19,37 @@ _READ_BYTES = 16 * 2**20
 _SETTLED_S = 2.0
 
 
-def files_sha256(files: Sequence[Path]) -> str:
-    """Returns the identity of `files` by their bytes; see `joint_sha256`."""
+def files_sha256(
+    files: Sequence[Path], on_bytes: Callable[[int], object] = lambda size: None
+) -> str:
+    """Returns the identity of `files` by their bytes; see `joint_sha256`.
+
+    Args:
+        on_bytes: called, from several threads, with the size of what was read or is remembered.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as each:
-        digests = each.map(file_sha256, files)
+        digests = each.map(partial(file_sha256, on_bytes=on_bytes), files)
         return joint_sha256({file.name: sha for file, sha in zip(files, digests, strict=True)})
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, on_bytes: Callable[[int], object] = lambda size: None) -> str:
     """Returns the sha256 of a file's bytes, from the cache where path, size and time agree.
 
     A pointer into a zoo stands for the file that it names. The name of a blob in the Hugging Face
     cache is no proof: who copies a file over a snapshot's link writes into the blob.
     """
     path = path.resolve()
-    if (pointer := follow(path)) is not None:
-        return pointer.sha256
     stat = path.stat()
+    if (pointer := follow(path)) is not None:
+        on_bytes(stat.st_size)
+        return pointer.sha256
     key = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
     entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
     remembered = _recall(entry, key)
     if remembered is not None:
+        on_bytes(stat.st_size)
         return remembered
-    digest = _digest(path)
+    digest = _digest(path, on_bytes)
     # A file changed just now may change again within the clock's resolution, unseen.
     if time.time() - stat.st_mtime > _SETTLED_S:
         _remember(entry, f"{digest} {key}\n")
@@ -62,11 +71,12 @@ def _finite_entry(sha256: str, names: Iterable[str]) -> Path:
     return cache_dir() / "finite" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, on_bytes: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
+            on_bytes(len(block))
     return digest.hexdigest()
 
 

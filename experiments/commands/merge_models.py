@@ -13,8 +13,7 @@ from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.directory import check_writable
 from experiments.runs.errors import UserError, explained
 from experiments.runs.options import check_groups, check_options
-from experiments.runs.progress import ProgressBar
-from experiments.runs.shown import shown
+from experiments.runs.shown import writing
 from experiments.runs.starts import beside_others, write_start
 from experiments.setup import assemble
 from experiments.zoo.opening import open_sources
@@ -70,14 +69,15 @@ def run_merge(config: DictConfig) -> None:
         recipe = Recipe.of(pool, plan, dtype=dtype_name(dtype), privacy=ledger.describe())
     try:
         card = static_card(recipe.to_json(), Parents.of(pool))
-        with ProgressBar(len(weights), "merging", "tensor") as progress:
-            read = shown(weights, progress)
-            save_model(pool, read, out, dtype=dtype, card=card, ledger=ledger)
-        recipe.save(out / "recipe.json")
-        if config.adapter_rank is not None:
-            exact = plan.weights(held, dtype=torch.float32)
-            rank, adapter = config.adapter_rank, out / "adapter"
-            print(save_adapter(pool, exact, adapter, rank=rank, ledger=ledger))
+
+        def beside(model: Path) -> None:
+            recipe.save(model / "recipe.json")
+            if (rank := config.adapter_rank) is not None:
+                exact = plan.weights(held, dtype=torch.float32)
+                print(save_adapter(pool, exact, model / "adapter", rank=rank, ledger=ledger))
+
+        with writing(pool, weights, dtype, "merging and writing") as read:
+            save_model(pool, read, out, dtype=dtype, card=card, ledger=ledger, beside=beside)
     except (MergeError, CheckpointError, OSError) as error:
         raise UserError(str(error)) from error
     print(*privacy_lines(ledger.describe()), out, sep="\n")

@@ -43,7 +43,9 @@ def write_certificate(outcome: SearchOutcome) -> dict[str, Any]:
     try:
         points, held = _weights(outcome, candidates), outcome.references.ingredients.held
         with ProgressBar(len(points) * len(held.names), "certificate", "tensor") as bar:
-            gram = measure(held, {name: shown(one, bar) for name, one in points.items()})
+            gram = measure(
+                held, {name: shown(one, lambda _: bar.update()) for name, one in points.items()}
+            )
     except (MergeError, RuntimeError, MemoryError) as error:
         # a stack of layers has other tensors than its experts; all points may be too much to hold
         if not isinstance(error, MergeError) and not is_out_of_memory(error):

@@ -11,7 +11,7 @@ import torch
 from experiments.reports.report import write_report
 from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.runs.progress import ProgressBar
-from experiments.runs.shown import shown
+from experiments.runs.shown import shown, writing
 from experiments.searches.certificate import write_certificate
 from experiments.searches.disclosure import Disclosure, FullDisclosure
 from experiments.searches.outcome import InHull, SearchOutcome
@@ -120,12 +120,12 @@ def write_winner(
     try:
         if model and not (out := run / "model").exists():
             weights = plan.weights(pool, dtype=dtype)
-            with ProgressBar(len(weights), "saving the model", "tensor") as bar:
-                save_model(pool, shown(weights, bar), out, dtype=dtype, ledger=ledger)
+            with writing(pool, weights, dtype, "saving the model") as read:
+                save_model(pool, read, out, dtype=dtype, ledger=ledger)
         if adapter_rank is not None and not (out := run / "adapter").exists():
             weights = plan.weights(pool, dtype=torch.float32)
             with ProgressBar(len(weights), "saving the adapter", "tensor") as bar:
-                read = shown(weights, bar)
+                read = shown(weights, lambda _: bar.update())
                 saved = save_adapter(pool, read, out, rank=adapter_rank, ledger=ledger)
             print(saved)
     except AdapterError as error:

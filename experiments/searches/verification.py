@@ -28,6 +28,7 @@ from experiments.zoo.opening import open_sources
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import Recipe
 from merging.saving.rebuild import rebuild
+from merging.weights import Weights
 
 
 def verified(named: Path, copy: Path | None, tolerance: float) -> list[str]:
@@ -71,7 +72,11 @@ class _Made:
     def files(self, room: Path) -> list[str]:
         """Writes the model into `room`; returns which files of its folder are other ones."""
         with ProgressBar(len(self.pool.names), "rebuilding", "tensor") as bar:
-            rebuild(self.recipe, self.pool, room, shown=lambda weights: shown(weights, bar))
+
+            def watched(weights: Weights) -> Weights:
+                return shown(weights, lambda _: bar.update())
+
+            rebuild(self.recipe, self.pool, room, shown=watched)
         names = [f.relative_to(room) for f in sorted(room.rglob("*")) if f.is_file()]
         names.remove(Path("README.md"))
         lost = [name for name in names if not (self.model / name).is_file()]

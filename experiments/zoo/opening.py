@@ -67,8 +67,8 @@ def _progress() -> Iterator[Shown]:
     def show(name: str, weights: Weights) -> Weights:
         for bar in bars:
             bar.__exit__(None, None, None)
-        bars[:] = [ProgressBar(len(weights), f"rebuilding {name}", "tensor")]
-        return shown(weights, bars[0])
+        bars[:] = [bar := ProgressBar(len(weights), f"rebuilding {name}", "tensor")]
+        return shown(weights, lambda _: bar.update())
 
     try:
         yield show

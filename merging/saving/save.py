@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +46,7 @@ def save_model(
     ledger: Ledger | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    beside: Callable[[Path], object] = lambda model: None,
 ) -> None:
     """Writes the merged model: weights in safetensors, README.md, and what lies beside the base's.
 
@@ -59,6 +62,7 @@ def save_model(
         card: text of README.md; None: a short one that names base and experts.
         ledger: what its private data cost, for ``privacy.json``; None: what every expert's has.
         overwrite: replace `out` where it holds a model.
+        beside: writes what else belongs into the directory, which appears with it.
         shard_bytes: largest size of a weight file; a tensor alone may be larger.
 
     Raises:
@@ -84,6 +88,7 @@ def save_model(
             own = Ledger.of_experts(pool, [name])
             write_ledger(head, ledger.joined(ledger.beyond(own)))
         write_ledger(draft, ledger)
+        beside(draft)
 
 
 def write_ledger(directory: Path, ledger: Ledger) -> None:
@@ -194,28 +199,60 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a directory beside `out` that becomes `out` at the end, or vanishes on any error."""
+    """Yields a directory beside `out` that becomes `out` at the end, or vanishes on any error.
+
+    What a killed process has left of another start is removed.
+    """
     out = out.absolute()
     draft: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+            with _alone(left) as dead:
+                if dead:
+                    shutil.rmtree(left, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-        yield draft
-        apply_umask(draft)
-        if overwrite and out.exists():
-            old = draft.with_suffix(".old")
-            os.replace(out, old)
-            os.replace(draft, out)
-            shutil.rmtree(old)
-        else:
-            if out.exists():
-                out.rmdir()
-            os.replace(draft, out)
+        with _alone(draft):
+            yield draft
+            apply_umask(draft)
+            _put(draft, out, overwrite)
     except (OSError, SafetensorError) as error:
         raise _unwritable(out, error) from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _put(draft: Path, out: Path, overwrite: bool) -> None:
+    """Lets `draft` become `out`, in the place of what is there."""
+    if overwrite and out.exists():
+        old = draft.with_suffix(".old")
+        os.replace(out, old)
+        os.replace(draft, out)
+        shutil.rmtree(old)
+        return
+    if out.exists():
+        out.rmdir()
+    os.replace(draft, out)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[bool]:
+    """Locks a directory against other processes; yields whether that could be done."""
+    try:
+        opened = os.open(directory, os.O_RDONLY)
+    except OSError:  # gone meanwhile
+        yield False
+        return
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError:  # held, or the file system has no locks: then nobody tells who is alive
+        alone = False
+    try:
+        yield alone
+    finally:
+        os.close(opened)
 
 
 def _unwritable(out: Path, error: Exception) -> CheckpointError:

@@ -1,19 +1,24 @@
-"""Weight files written tensor by tensor are those that safetensors writes of all at once."""
+"""Weight files written tensor by tensor, and what a kill meanwhile leaves: nothing."""
 
 from __future__ import annotations
 
+import os
+import signal
 import weakref
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.weight_files import _DTYPES
 from merging.saving import shards
-from merging.saving.save import _write
-from merging.weights import LazyWeights
+from merging.saving.save import _write, save_model, staged
+from merging.weights import CheckpointError, LazyWeights
 from tests import builders
 
 
@@ -65,3 +70,42 @@ def test_a_file_of_many_tensors_needs_memory_for_few(tmp_path: Path) -> None:
     _write(own, weights, out, None, 10**9)
     assert set(load_file(out / "model.safetensors")) == set(own.stored)
     assert weights.most <= 2
+
+
+def _dies_at(moment: int, base: Path, out: Path) -> None:
+    """Saves a merge, and is killed as it reads the tensor of that number."""
+    pool = ExpertPool.open(str(base), {"same": str(base)})
+
+    class Fatal(Counted):
+        def _tensor(self, name: str) -> torch.Tensor:
+            if list(self).index(name) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._tensor(name)
+
+    save_model(pool, Fatal(pool.base), out, shard_bytes=40_000)
+
+
+def test_a_kill_leaves_no_output_and_the_same_again_finishes(tmp_path: Path) -> None:
+    base, out = builders.llama(tmp_path / "base"), tmp_path / "models" / "out[1]"
+    pool = ExpertPool.open(str(base), {"same": str(base)})
+    for moment in (0, len(pool.names) // 2, len(pool.names) - 1):
+        process = get_context("fork").Process(target=_dies_at, args=(moment, base, out))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not out.exists()
+        assert len(list(out.parent.iterdir())) == 1, "of the last start alone"
+    save_model(pool, pool.base_weights(), out, shard_bytes=40_000)
+    assert list(out.parent.iterdir()) == [out]
+    assert len(list(out.glob("*.safetensors"))) > 1
+
+
+def test_who_is_at_work_keeps_the_draft(tmp_path: Path) -> None:
+    def begin_again_meanwhile() -> None:
+        with staged(tmp_path / "out") as first, staged(tmp_path / "out") as second:
+            assert first.exists()
+            second.joinpath("config.json").touch()
+
+    with pytest.raises(CheckpointError, match="not empty"):
+        begin_again_meanwhile()
+    assert (tmp_path / "out" / "config.json").exists()

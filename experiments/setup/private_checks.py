@@ -230,6 +230,14 @@ def _check_objective(
             "privacy: objective.cap is on a mean of private items, whose sum is released as it "
             "is: leave it out"
         )
+    named = {*(objective.metrics or {}).values()}
+    if isinstance(objective, WeightedMean):
+        named |= {objective.prefer, objective.tie_break}
+    if "smooth_accuracy" in named:
+        raise ValueError(
+            "privacy: smooth_accuracy is in units of all items' margins, so that one of them "
+            "changes the scores of all: choose accuracy or log_likelihood"
+        )
     if privacy.release != "differences":
         return
     if objectives > 1:

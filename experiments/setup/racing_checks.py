@@ -117,7 +117,8 @@ def _check_cases(
             if not _item_by_item(panel.evaluators[term.task], term.key, classes, some=some):
                 raise ValueError(
                     f"{given} compares candidates item by item, {term.key} is no mean over scores "
-                    f"of single items: choose another metric with objective.metrics, or {remedy}"
+                    f"of single items: choose another metric with objective.metrics, or "
+                    f"objective.prefer=null where that is it, or {remedy}"
                 )
 
 

@@ -230,7 +230,7 @@ def _check_objective(
             "privacy: objective.cap is on a mean of private items, whose sum is released as it "
             "is: leave it out"
         )
-    named = {*(objective.metrics or {}).values()}
+    named: set[str | None] = {*(objective.metrics or {}).values()}
     if isinstance(objective, WeightedMean):
         named |= {objective.prefer, objective.tie_break}
     if "smooth_accuracy" in named:

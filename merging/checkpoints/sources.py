@@ -26,6 +26,7 @@ _SMALL = (
     "*.py",
     "LICENSE*",
 )
+_TEMPLATES = "additional_chat_templates"  # beside chat_template.jinja, one a file
 _IGNORED = ("consolidated*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin", "optimizer*")
 
 
@@ -90,8 +91,7 @@ def _fetch(source: str, revision: str | None) -> Path:
             path = download(*_SMALL, weights, ignored=("*/*", *_IGNORED))
             if holds_weights(path, ".safetensors"):  # not the pickles' index, which is small
                 break
-        if folders := modules(path):
-            download(*(f"{folder}/*" for folder in folders))
+        download(*(f"{folder}/*" for folder in (*modules(path), _TEMPLATES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         offline = " while HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         at = f" at revision {revision}" if revision else ""

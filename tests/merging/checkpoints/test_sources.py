@@ -10,7 +10,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 from merging.checkpoints import sources
 
-BESIDE = ("config.json", "README.md", "source.spm", "model.onnx", "onnx/model.onnx", "a/b.json")
+TEMPLATE = "additional_chat_templates/tool.jinja"
+BESIDE = ("config.json", "README.md", "source.spm", TEMPLATE)
+OTHERS = ("model.onnx", "onnx/model.onnx", "a/b.json")
 SHARDED = {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"}
 MODULES = ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors")
 
@@ -35,7 +37,7 @@ def test_what_a_model_needs_is_fetched_and_no_more(
 ) -> None:
     """An adapter beside a pickled model makes it no adapter, here as in a folder."""
     repository, here = tmp_path / "hub", tmp_path / "here"
-    for name in (*BESIDE, *weights, *modules):
+    for name in (*BESIDE, *OTHERS, *weights, *modules):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text("{}")
     if modules:
@@ -52,8 +54,8 @@ def test_what_a_model_needs_is_fetched_and_no_more(
     monkeypatch.setattr(sources, "snapshot_download", download)
     assert sources.resolve("org/name") == here
     found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
-    needed = {"config.json", "README.md", "source.spm", *modules}
+    needed = {*BESIDE, *modules}
     assert needed | (weights if wanted is None else wanted) <= found
-    assert not found & {"model.onnx", "onnx/model.onnx", "a/b.json"}
+    assert not found & {*OTHERS}
     if wanted == {"model.safetensors"}:
         assert found == needed | wanted

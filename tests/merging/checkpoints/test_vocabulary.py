@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from merging.checkpoints.experts import ExpertPool
+from merging.checkpoints.token_files import united
 from merging.grouping import Whole
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.plan import MergePlan
@@ -195,6 +196,42 @@ def test_adapter_on_a_united_base(folder: Path, tmp_path: Path) -> None:
     pool = ExpertPool.open(str(folder / "base"), sources, vocabulary="union")
     assert not pool.deltas(EMBEDDING)[1].any()
     assert pool.deltas("model.layers.0.self_attn.q_proj.weight")[1].any()
+
+
+LETTERS = list("abefhnot")
+
+
+def pieces_of(kind: str, words: list[str], added: str) -> Tokenizer:
+    if kind == "unigram":
+        scored = [(word, -2.0 if len(word) == 1 else -3.0) for word in words]
+        made = Tokenizer(models.Unigram([("<unk>", 0.0), *scored], unk_id=0))
+    else:
+        model = models.WordPiece if kind == "wordpiece" else models.WordLevel
+        vocab = {word: i for i, word in enumerate(["<unk>", *words])}
+        made = Tokenizer(model(vocab, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([added])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "cut"),
+    [
+        ("wordpiece", "the a<x> of<y>", ["the", "a", "<x>", "of", "<y>"]),
+        ("wordlevel", "the a<x> of<y>", ["the", "a", "<x>", "of", "<y>"]),
+        ("unigram", "thea<x>ofb<y>", ["the", "a", "<x>", "of", "b", "<y>"]),
+    ],
+)
+def test_pieces_of_other_kinds_of_tokenizers(kind: str, text: str, cut: list[str]) -> None:
+    """Added tokens keep their ids although new pieces stand behind them."""
+    base = pieces_of(kind, [*LETTERS, "the"], "<x>")
+    expert = pieces_of(kind, [*LETTERS[::-1], "of"], "<y>")
+    own = base.get_vocab()
+    ids = own | {"of": len(own), "<y>": len(own) + 1}
+    contents = [json.loads(each.to_str()) for each in (base, expert)]
+    made = Tokenizer.from_str(json.dumps(united(contents[0], contents[1:], ids)))
+    assert made.get_vocab() == ids
+    assert made.encode(text).tokens == cut
 
 
 class TestRefusals:

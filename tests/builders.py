@@ -209,6 +209,29 @@ def vit_classifier(
     return path
 
 
+def clip(path: Path, *, like: Path | None = None, kind: str = "clip", **options: Any) -> Path:
+    """Texts of 24 tokens and images of 8 x 8 pixels; `kind`: ``clip`` or ``siglip``."""
+    text = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64, "max_position_embeddings": 24}
+    image = {**_SIZE, "intermediate_size": 64, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    model: Any
+    if kind == "clip":
+        shape: dict[str, Any] = {"projection_dim": 16}
+        model = transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text | shape, vision_config=image | shape, **shape)
+        )
+    else:
+        model = transformers.SiglipModel(
+            transformers.SiglipConfig(text_config=text, vision_config=image)
+        )
+    save(perturb(model, seed=0, scale=0.1), path, like=like, **options)
+    byte_tokenizer(classify=True).save_pretrained(path)
+    size = {"height": 8, "width": 8}
+    processor = transformers.CLIPImageProcessor(size=size, crop_size=size)
+    processor.save_pretrained(path)
+    return path
+
+
 def experts_of(
     base: Path, n: int, scale: float = 0.02, *, names: Sequence[str] = ("code", "prose", "maths")
 ) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,12 @@ class MatchJob:
     def __init__(
         self, requests: Sequence[tuple[int, Match]], resident: Resident, *, batch_tokens: int
     ) -> None:
+        for _, request in requests:
+            if request.modules is None and not hasattr(resident.module, "get_image_features"):
+                raise ValueError(
+                    f"{type(resident.module).__name__} has no embeddings of images and texts: "
+                    "zero-shot classification needs a model of the kind of CLIP or SigLIP"
+                )
         self._requests = requests
         self._rows: dict[int, int] = {}  # id of the inputs -> row
         distinct: list[tuple[Inputs, SentenceModules | None]] = []
@@ -70,15 +76,16 @@ class MatchJob:
         vectors: dict[int, dict[int, Tensor]] = {}  # candidate -> row -> its vector
         for batch in self._batches:
             count = len(batch.rows)
-            for part in run.population.parts(count * batch.cost):
+            for part in _parts(run, batch):
                 run.deadline.check()
-                run.population.choose(part, count)
                 inputs = {k: torch.cat([one] * len(part)) for k, one in batch.inputs.items()}
                 found = _embedded(run.resident.module, inputs, batch.modules)
                 for candidate, own in zip(part, torch.split(found, count), strict=True):
                     rows = vectors.setdefault(candidate, {})
                     rows.update(zip(batch.rows, own, strict=True))
         for candidate, own_rows in vectors.items():
+            if not all(request.modules for _, request in self._requests):
+                run.population.write(candidate)  # for the scale of its logits
             self._compare(run, candidate, own_rows)
 
     def _compare(self, run: EngineRun, candidate: int, vectors: Mapping[int, Tensor]) -> None:
@@ -98,6 +105,19 @@ class MatchJob:
                     "values",
                 )
             run.answers.put(candidate, index, Matched(found.cpu().double().numpy()))
+
+
+def _parts(run: EngineRun, batch: _Batch) -> Iterator[range]:
+    """Yields candidates that go through the model together, once they are in it."""
+    if batch.modules is None:  # layers of images see patches, and the scale is a parameter
+        for candidate in range(run.population.size):
+            run.population.write(candidate)
+            yield range(candidate, candidate + 1)
+        return
+    count = len(batch.rows)
+    for part in run.population.parts(count * batch.cost):
+        run.population.choose(part, count)
+        yield part
 
 
 def _embedded(

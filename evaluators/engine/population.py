@@ -102,6 +102,12 @@ class PopulationForward:
             for layer in self._layers:
                 layer.choose(PassCandidates(index, len(candidates), len(candidates) * rows))
 
+    def write(self, candidate: int) -> None:
+        """Writes one candidate into the weights: for passes whose layers see more than rows."""
+        if self._layers:
+            self._detach()
+            self._in_place.write(candidate)
+
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()

@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from scipy.special import ndtr
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.images import Picture, pixel_inputs, read_pictures
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
 
@@ -61,13 +61,9 @@ class Accuracy:
         path = data_path(data, split)
         check_head(model, head, "inputs", f"classification on {path.name}")
         if path.suffix == ".npz" or image_field is not None:
-            pictures = (
-                _arrays(path, head, model)
-                if image_field is None
-                else _images(path, image_field, label_field, head, model)
-            )
-            taken = take_items(pictures, take, path, key=lambda one: (one.digest, one.target))
-            items = taken.values
+            pictures = read_pictures(path, image_field or "image", label_field)
+            taken = take_items(pictures, take, path, key=lambda one: (one.digest, one.label))
+            items = [_image_item(one, head, model.image_processor) for one in taken.values]
         else:
             fields = [text_field] if pair_field is None else [text_field, pair_field]
             lines = [_read(line, fields, label_field) for line in read_lines(path)]
@@ -171,55 +167,12 @@ def _text_item(
     return TaskItem(digest(*texts), (Classify(head, inputs),), label)
 
 
-def _images(
-    path: Path, image_field: str, label_field: str, head: str, model: ModelInfo
-) -> list[TaskItem[int]]:
-    items = []
-    for line in read_lines(path):
-        file = path.parent / line.text(image_field)
-        if not file.is_file():
-            raise ValueError(f"{line}: image file {file} does not exist")
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        label = int(line.field(label_field, int))
-        items.append(_image_item(pixels, label, path, head, model.image_processor))
-    return items
-
-
-def _arrays(path: Path, head: str, model: ModelInfo) -> list[TaskItem[int]]:
-    with np.load(path, allow_pickle=False) as file:
-        missing = {"images", "labels"} - set(file.files)
-        if missing:
-            raise ValueError(f"{path}: no array {', '.join(sorted(missing))}; it has {file.files}")
-        images, labels = file["images"], file["labels"]
-    if len(images) != len(labels) or images.ndim != 4 or labels.ndim != 1:
-        raise ValueError(
-            f"{path}: images must be (items, height, width, channels) and labels (items,), got "
-            f"{images.shape} and {labels.shape}"
-        )
-    if len(images) == 0:
-        raise ValueError(f"data file {path} is empty")
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
-    return [
-        _image_item(image, int(label), path, head, model.image_processor)
-        for image, label in zip(images, labels, strict=True)
-    ]
-
-
-def _image_item(
-    pixels: npt.NDArray[Any], label: int, path: Path, head: str, processor: Any
-) -> TaskItem[int]:
+def _image_item(picture: Picture, head: str, processor: Any) -> TaskItem[int]:
     """Returns an item with ``pixel_values`` ``(channels, height, width)`` float32."""
-    if pixels.dtype.kind == "f":
-        values = torch.from_numpy(pixels.astype(np.float32))
-    elif processor is None:
-        raise ValueError(f"{path}: images of integers need an image processor; the base has none")
-    else:
-        batch = processor(Image.fromarray(pixels), return_tensors="pt")
-        values = batch["pixel_values"][0].to(torch.float32)
-    content = digest(str(pixels.dtype), list(pixels.shape), pixels.tobytes().hex())
-    return TaskItem(content, (Classify(head, {"pixel_values": values}),), label)
+    if not isinstance(picture.label, int):
+        raise ValueError(f"{picture.place}: label {picture.label!r} is no index of a class")
+    inputs = {"pixel_values": pixel_inputs(picture, processor)["pixel_values"]}
+    return TaskItem(picture.digest, (Classify(head, inputs),), picture.label)
 
 
 def _check_labels(items: Sequence[TaskItem[int]], classes: int, path: Path, head: str) -> None:

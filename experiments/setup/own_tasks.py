@@ -29,6 +29,7 @@ _KINDS = {  # columns to the entry of the group `evaluator`; the first that a ta
     ("question", "choices", "label"): "multiple_choice",
     ("text1", "text2", "score"): "sentence_similarity",
     ("query", "documents"): "retrieval",
+    ("image", "label"): "zero_shot",
     ("text", "label"): "accuracy",
     ("text",): "perplexity",
 }
@@ -56,6 +57,7 @@ _FIELDS = {  # of each, column to the option that names it
         "score": "score_field",
     },
     "retrieval": {"query": "query_field", "documents": "documents_field"},
+    "zero_shot": {"image": "image_field", "label": "label_field"},
     "accuracy": {"text": "text_field", "pair": "pair_field", "label": "label_field"},
     "perplexity": {"text": "field"},
 }

@@ -202,10 +202,14 @@ class Checkpoint(LazyWeights):
 
     def image_processor(self) -> Any | None:
         """Returns the image processor; None where the checkpoint brings none."""
-        if not (self.path / "preprocessor_config.json").is_file():
+        files = ("preprocessor_config.json", "processor_config.json")
+        if not any((self.path / name).is_file() for name in files):
             return None
         processors: Any = transformers.AutoImageProcessor
-        return processors.from_pretrained(self.path)
+        try:
+            return processors.from_pretrained(self.path)
+        except (OSError, ValueError):  # that of sounds, or a tokenizer's alone
+            return None
 
     def _settle(self, names: naming.Naming) -> dict[str, str]:
         """Returns module name -> file name, or refuses by name what does not fit."""

@@ -150,6 +150,13 @@ def embedder(sentence_pool: ExpertPool) -> Resident:
 
 
 @pytest.fixture
+def clip(tmp_path: Path) -> Resident:
+    base = str(builders.clip(tmp_path / "clip"))
+    pool = ExpertPool.open(base, {"same": base})
+    return Resident.from_pool(pool, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
 def vit(checkpoints: Path) -> Resident:
     path = checkpoints / "vit"
     model = AutoModelForImageClassification.from_pretrained(path)

@@ -32,6 +32,7 @@ from evaluators.tasks.question_answering import QuestionAnswering
 from evaluators.tasks.retrieval import Retrieval
 from evaluators.tasks.sentence_similarity import SentenceSimilarity
 from evaluators.tasks.token_classification import TokenClassification
+from evaluators.tasks.zero_shot import ZeroShot
 from experiments.scoring.racing import ItemTable
 from search.normalisation import Term
 from search.objective import BoundObjective
@@ -80,6 +81,7 @@ def pictures(path: Path, count: int = 6) -> str:
         "spans",
         "similarity",
         "retrieval",
+        "zero_shot",
         "lm_eval",
         *MEMORIZATION,
     ]
@@ -92,6 +94,7 @@ def case(
     fixture = {
         **{"text": "bert", "images": "vit", "tokens": "heads", "spans": "heads"},
         **dict.fromkeys(("similarity", "retrieval"), "embedder"),
+        "zero_shot": "clip",
     }
     resident: Resident = request.getfixturevalue(fixture.get(kind, "llama"))
     info = resident.info
@@ -104,6 +107,7 @@ def case(
         "spans": lambda: QuestionAnswering(info, data=write_lines(QUESTIONS), head="spans"),
         "similarity": lambda: SentenceSimilarity(info, data=write_lines(PAIRS)),
         "retrieval": lambda: Retrieval(info, data=write_lines(QUERIES)),
+        "zero_shot": lambda: ZeroShot(info, data=pictures(tmp_path), classes=list("abcd")),
         "lm_eval": lambda: LmEvalTask(info, task=harness_task(write_lines(CHOICES))),
         "exposure": lambda: Exposure(info, data=write_lines(CANARIES)),
         "canary_auc": lambda: CanaryAuc(info, data=write_lines(CANARIES)),

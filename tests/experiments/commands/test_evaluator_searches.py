@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import builders
 from tests.evaluators.conftest import sentence
@@ -65,11 +67,29 @@ def sentences(root: Path) -> Parts:
     return base, experts, files
 
 
+def images(root: Path) -> Parts:
+    base = builders.clip(root / "base")
+    experts = {
+        name: builders.clip(root / name, like=base, seed=i, scale=0.05)
+        for i, name in enumerate(("cats", "dogs"), start=1)
+    }
+    draw = np.random.default_rng(0)
+    rows: Rows = []
+    for i in range(40):
+        pixels = draw.integers(0, 255, (12, 12, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        rows.append({"image": f"{i}.png", "label": ["cat", "dog", "fox"][i % 3]})
+    words = ',templates:["{} here"],metric:log_likelihood'
+    file = write(root / "cats.jsonl", rows)
+    return base, experts, {"cats": f"{{task:{file}{words}}}"}
+
+
 @pytest.mark.parametrize(
     ("parts", "metrics"),
     [
         (token_heads, ["accuracy", "f1"]),
         pytest.param(sentences, ["spearman", "ndcg"], marks=pytest.mark.slow),
+        pytest.param(images, ["accuracy"], marks=pytest.mark.slow),
     ],
 )
 def test_a_search_from_a_line_to_report_and_card(

@@ -26,6 +26,8 @@ class ModelInfo:
         causal: True for a left-to-right language model.
         classes: names of each head's classes, in order.
         head_kinds: what each head classifies: inputs, tokens or spans.
+        encoder_decoder: True for a model whose decoder writes of what its encoder reads.
+        decoder_start: token that such a decoder begins with; None: its configuration names none.
         directory: of the base's files, which may say more; None: there is none.
     """
 
@@ -36,6 +38,8 @@ class ModelInfo:
     causal: bool = True
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     head_kinds: Mapping[str, str] = field(default_factory=dict)
+    encoder_decoder: bool = False
+    decoder_start: int | None = None
     directory: Path | None = None
 
 

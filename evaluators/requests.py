@@ -1,7 +1,7 @@
 """What an evaluator may ask of a model, and what the engine answers; tokenised once per run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -27,16 +27,33 @@ class TransientFailure(RuntimeError):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class Media:
+    """What a model reads beside tokens: images, or a sound.
+
+    Args:
+        digest: of its content, equal on every machine; equal ones are taken to be the same.
+        inputs: model inputs of a batch of one, as the model's processor gives them. Those of
+            integers of as many columns as context and continuation together go with the tokens.
+    """
+
+    digest: str
+    inputs: Mapping[str, Tensor] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
 class Loglikelihood:
     """How likely is `continuation` after `context`?
 
     Args:
-        context: token ids, at least one.
+        context: token ids, at least one; of an encoder-decoder the encoder reads them.
         continuation: token ids, at least one. A context too long for the model loses its left end.
+        media: what the model reads too. The encoder of an encoder-decoder reads it instead of the
+            context, with which then the decoder begins.
     """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    media: Media | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Generate:
         seed: of the sampling; read only where `temperature` is above 0.
         options: of transformers' generate, by name, on top of the generation config that comes
             with the model, which then holds as well. None: neither, but for the tokens that end.
+        media: see `Loglikelihood`.
     """
 
     prompt: tuple[int, ...]
@@ -60,6 +78,7 @@ class Generate:
     top_p: float = 1.0
     seed: int = 0
     options: tuple[tuple[str, bool | int | float | str | None], ...] | None = None
+    media: Media | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

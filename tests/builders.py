@@ -232,6 +232,37 @@ def clip(path: Path, *, like: Path | None = None, kind: str = "clip", **options:
     return path
 
 
+def encoder_decoder(
+    path: Path, *, kind: str = "t5", like: Path | None = None, **options: Any
+) -> Path:
+    """`kind`: ``t5``, ``bart``, or ``whisper`` for sounds of a second at 16 kHz."""
+    torch.manual_seed(0)
+    model: Any
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64)
+    ends = {**_ENDS, "decoder_start_token_id": 2, "vocab_size": VOCAB}
+    if kind == "t5":
+        t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+        model = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(**t5, **ends | {"decoder_start_token_id": 0})
+        )
+    elif kind == "bart":
+        model = transformers.BartForConditionalGeneration(
+            transformers.BartConfig(**sizes, **ends, max_position_embeddings=128)
+        )
+    else:
+        sounds = {"num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": 64}
+        model = transformers.WhisperForConditionalGeneration(
+            transformers.WhisperConfig(
+                **sizes, **ends, **sounds, suppress_tokens=None, begin_suppress_tokens=None
+            )
+        )
+        transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(path)
+    save(perturb(model, seed=0, scale=0.2), path, like=like, classify=kind != "whisper", **options)
+    return path
+
+
 def experts_of(
     base: Path, n: int, scale: float = 0.02, *, names: Sequence[str] = ("code", "prose", "maths")
 ) -> dict[str, str]:

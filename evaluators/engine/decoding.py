@@ -33,7 +33,8 @@ class Rules:
     """What the answer to one request keeps to.
 
     Args:
-        prompt: the tokens that the model reads.
+        prompt: the tokens that the answer goes on from.
+        given: what the model reads beside them, as a batch of one: its encoder's inputs, images.
         config: of transformers' generate, with all that the request leaves open.
         ends: tokens that end the answer.
         stops: number of last tokens -> the texts that end the answer once these hold one.
@@ -41,6 +42,7 @@ class Rules:
 
     request: Generate
     prompt: tuple[int, ...]
+    given: Mapping[str, Tensor]
     resident: Resident
     config: GenerationConfig
     ends: frozenset[int]
@@ -101,13 +103,13 @@ def rules_of(requests: Sequence[Generate], resident: Resident) -> dict[Generate,
 
     rules = {}
     for request in requests:
-        prompt = _prompt(request, resident.info.max_length)
+        prompt, given = _read(request, resident)
         config = _config(request, len(prompt), resident)
         stops: dict[int, list[str]] = {}
         for text in request.stop:
             stops.setdefault(look_back(text), []).append(text)
         ends = _ids(config.eos_token_id) | _ids(tokenizer.eos_token_id)
-        rules[request] = Rules(request, prompt, resident, config, ends, stops)
+        rules[request] = Rules(request, prompt, given, resident, config, ends, stops)
     return rules
 
 
@@ -189,6 +191,32 @@ def _check(config: GenerationConfig) -> None:
             f"the base's generation_config.json or the task's options ask for {what}, which is "
             "not supported: remove what asks for it"
         )
+
+
+def decoder_start(resident: Resident) -> int:
+    """Returns the token that an encoder-decoder's answers begin with; ValueError if unknown."""
+    if resident.info.decoder_start is None:
+        raise ValueError(
+            f"{type(resident.module).__name__}: its configuration names no decoder_start_token_id"
+        )
+    return resident.info.decoder_start
+
+
+def _read(request: Generate, resident: Resident) -> tuple[tuple[int, ...], Mapping[str, Tensor]]:
+    """Returns what the answer goes on from, and what the model reads beside it."""
+    most = resident.info.max_length
+    if resident.info.encoder_decoder and request.media is None:
+        _prompt(request, most)  # there must be one, and room for an answer
+        ids = torch.tensor([request.prompt[-most:]])
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return (decoder_start(resident),), given
+    prompt = _prompt(request, most)
+    if request.media is not None and len(prompt) < len(request.prompt):
+        raise ValueError(
+            f"a prompt with its media has {len(request.prompt)} tokens, which with "
+            f"{request.max_new_tokens} new ones are more than the model takes ({most})"
+        )
+    return prompt, {} if request.media is None else request.media.inputs
 
 
 def _prompt(request: Generate, max_length: int) -> tuple[int, ...]:

@@ -9,6 +9,11 @@ import torch
 from evaluators.engine.batching import Answers, Deadline, EngineRun, Job, grown
 from evaluators.engine.class_logits import ClassLogitsJob
 from evaluators.engine.compiled import CompiledForward
+from evaluators.engine.conditioned import (
+    ConditionedGenerationJob,
+    ConditionedLikelihoodJob,
+    is_conditioned,
+)
 from evaluators.engine.generation import GenerationJob
 from evaluators.engine.likelihood import LikelihoodJob
 from evaluators.engine.matching import MatchJob
@@ -222,17 +227,25 @@ class Engine:
 
 def _jobs(requests: tuple[Request, ...], resident: Resident, batch_tokens: int) -> list[Job]:
     """Returns one job for each kind of request that occurs; without batches one for each."""
+    kinds = [_job(one, resident) for one in requests]
     if batch_tokens == 1:
-        return [
-            _JOBS[type(one)]([(i, one)], resident, batch_tokens=1)
-            for i, one in enumerate(requests)
-        ]
+        asked = zip(kinds, enumerate(requests), strict=True)
+        return [kind([one], resident, batch_tokens=1) for kind, one in asked]
     jobs: list[Job] = []
-    for kind, job in _JOBS.items():
-        of_kind = [(i, one) for i, one in enumerate(requests) if isinstance(one, kind)]
+    for kind in dict.fromkeys((*_JOBS.values(), *kinds)):  # in one order for all panels
+        of_kind = [(i, one) for i, one in enumerate(requests) if kinds[i] is kind]
         if of_kind:
-            jobs.append(job(of_kind, resident, batch_tokens=batch_tokens))
+            jobs.append(kind(of_kind, resident, batch_tokens=batch_tokens))
     return jobs
+
+
+def _job(request: Request, resident: Resident) -> Callable[..., Job]:
+    """Returns what answers a request."""
+    if isinstance(request, Loglikelihood) and is_conditioned(request, resident):
+        return ConditionedLikelihoodJob
+    if isinstance(request, Generate) and is_conditioned(request, resident):
+        return ConditionedGenerationJob
+    return _JOBS[type(request)]
 
 
 def _factor_budget(device: torch.device) -> int:

@@ -15,13 +15,10 @@ from evaluators.engine.decoding import Decoding, Rules, rules_of
 from evaluators.engine.population import tiled
 from evaluators.engine.prefix_tree import groups
 from evaluators.engine.resident import Resident
-from evaluators.engine.whole_answers import NoFiniteScoresError, generated
+from evaluators.engine.whole_answers import NOT_FINITE, NoFiniteScoresError, generated
 from evaluators.requests import Generate, Generated
 
 _log = logging.getLogger(__name__)
-_NOT_FINITE = (
-    "a generated token has no finite logits: the candidate's weights give NaN or infinite logits"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +82,7 @@ class GenerationJob:
                     try:
                         written = generated(run, rules)
                     except NoFiniteScoresError:
-                        run.answers.fail(candidate, _NOT_FINITE)
+                        run.answers.fail(candidate, NOT_FINITE)
                     else:
                         self._put(run, candidate, rules, written)
 
@@ -171,7 +168,7 @@ def _next_tokens(
         else:
             for one in answers[candidate]:
                 one.open = False
-            failures.fail(candidate, _NOT_FINITE)
+            failures.fail(candidate, NOT_FINITE)
     return chosen
 
 

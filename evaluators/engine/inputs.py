@@ -1,5 +1,6 @@
 """Inputs of any kind, one item each, put together into padded batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -49,10 +50,14 @@ def stacked(rows: Sequence[Inputs], config: Any, resident: Resident) -> dict[str
             batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
         else:
             batch = torch.stack(tensors)
-        if batch.is_floating_point():
-            batch = batch.to(resident.dtype)
-        together[name] = batch.to(resident.device)
+        together[name] = resident.placed(batch)
     return together
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether tensors are equal but for rounding in `dtype`."""
+    tolerance = math.sqrt(torch.finfo(dtype).eps)
+    return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
 def _is_sequence(tensor: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Runs `Match` requests: every input is embedded once per candidate, then compared."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluators.engine.batching import EngineRun, pack
-from evaluators.engine.inputs import Inputs, cost, shapes, stacked
+from evaluators.engine.inputs import Inputs, close, cost, shapes, stacked
 from evaluators.engine.resident import Resident
 from evaluators.requests import Match, Matched
 from evaluators.sentences import SentenceModules
@@ -169,7 +168,7 @@ def _check_logits(resident: Resident, request: Match) -> bool:
     )
     if not bool(own.isfinite().all()):
         return False
-    if not _close(found, own, resident.dtype):
+    if not close(found, own, resident.dtype):
         raise ValueError(
             f"{type(module).__name__} compares images and texts in a way of its own, which is "
             "not known here: choose a model of the kind of CLIP or SigLIP"
@@ -190,16 +189,10 @@ def _may_pad(given: Sequence[Inputs], modules: SentenceModules | None, resident:
         both = stacked([given[0], given[-1]], config, resident)
         together = _embedded(resident.module, both, modules)[1:]
         one = _embedded(resident.module, stacked([given[-1]], config, resident), modules)
-    if _close(together, one, resident.dtype) or not bool(one.isfinite().all()):
+    if close(together, one, resident.dtype) or not bool(one.isfinite().all()):
         return True
     _log.warning(
         "padded rows of %s differ from rows alone: embedding one by one",
         type(resident.module).__name__,
     )
     return False
-
-
-def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether tensors are equal but for rounding in `dtype`."""
-    tolerance = math.sqrt(torch.finfo(dtype).eps)
-    return bool((found - expected).norm() <= tolerance * expected.norm())

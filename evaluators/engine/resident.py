@@ -68,7 +68,9 @@ class Resident:
         self._written: set[str] = set()
         if depth is not None:
             depth.set(None)
-        causal = _is_causal(self.module) and not self.classifiers
+        writes = _writes(self.module) and not self.classifiers
+        encoder_decoder = bool(getattr(self.module.config, "is_encoder_decoder", False))
+        causal = writes and not encoder_decoder
         self.info = ModelInfo(
             tokenizer=tokenizer,
             image_processor=image_processor,
@@ -77,6 +79,8 @@ class Resident:
             causal=causal,
             classes={head: _classes(one) for head, one in self.classifiers.items()},
             head_kinds={head: _kind(one) for head, one in self.classifiers.items()},
+            encoder_decoder=writes and encoder_decoder,
+            decoder_start=_decoder_start(self.module) if writes else None,
             directory=directory,
         )
 
@@ -158,6 +162,10 @@ class Resident:
         Measured before the first candidate is written, so that it does not depend on any.
         """
         return measured(self.module, self.info.max_length)
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """Returns an input on the device, in the model's dtype where it is of floats."""
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def tensor(self, name: str) -> Tensor:
         """Returns a parameter or buffer itself; raises ValueError for a name there is not."""
@@ -264,10 +272,16 @@ def _classes(classifier: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label.get(i, i)) for i in range(config.num_labels))
 
 
-def _is_causal(module: Any) -> bool:
+def _writes(module: Any) -> bool:
     can_generate = getattr(module, "can_generate", None)
-    encoder_decoder = getattr(module.config, "is_encoder_decoder", False)
-    return can_generate is not None and bool(can_generate()) and not encoder_decoder
+    return can_generate is not None and bool(can_generate())
+
+
+def _decoder_start(module: Any) -> int | None:
+    """Returns what labels are shifted by in training, or else what generation begins with."""
+    configs = (module.config, getattr(module, "generation_config", None))
+    tokens = (getattr(config, "decoder_start_token_id", None) for config in configs)
+    return next((int(token) for token in tokens if token is not None), None)
 
 
 def _config_length(config: Any, tokenizer: Any, *, causal: bool) -> int:
@@ -278,7 +292,7 @@ def _config_length(config: Any, tokenizer: Any, *, causal: bool) -> int:
     text = getattr(config, "text_config", None) or config
     lengths = [
         int(length)
-        for key in ("n_positions", "max_position_embeddings", "n_ctx")
+        for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_target_positions")
         if (length := getattr(text, key, None)) is not None and length > 0  # XLNet has -1
     ][:1]
     if tokenizer is not None and not (causal and lengths):

@@ -118,6 +118,8 @@ class ServedModel:
         answers: dict[int, Response] = {}
         likelihoods = [(i, r) for i, r in enumerate(requests) if isinstance(r, Loglikelihood)]
         generations = [(i, r) for i, r in enumerate(requests) if isinstance(r, Generate)]
+        if any(request.media is not None for _, request in (*likelihoods, *generations)):
+            raise ValueError("ServedModel is asked about tokens alone: use ResidentModel")
         if len(likelihoods) + len(generations) < len(requests):
             odd = next(r for r in requests if not isinstance(r, Loglikelihood | Generate))
             raise ValueError(

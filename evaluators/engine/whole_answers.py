@@ -3,15 +3,20 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from evaluators.engine.batching import EngineRun
 from evaluators.engine.cached_rows import forget
 from evaluators.engine.decoding import Rules
+
+NOT_FINITE = (
+    "a generated token has no finite logits: the candidate's weights give NaN or infinite logits"
+)
 
 
 class NoFiniteScoresError(Exception):
@@ -38,13 +43,20 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
         return torch.full((len(tokens),), over, dtype=torch.bool, device=tokens.device)
 
     ids = torch.tensor([rules.prompt], device=resident.device)
-    forget(resident.module, ids)
+    inputs = {name: resident.placed(tensor) for name, tensor in rules.given.items()}
+    if resident.info.encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    else:
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        forget(resident.module, ids)
+    # Whisper's own generate hears long sounds in parts, with prompts of its choice
+    sounds = resident.info.encoder_decoder and rules.request.media is not None
+    plain: Any = partial(GenerationMixin.generate, resident.module)
     devices = [resident.device] if resident.device.type == "cuda" else []
     with torch.random.fork_rng(devices), _own_config_left_out(resident.module):
         torch.manual_seed(rules.request.seed)
-        rows = resident.module.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+        rows = (plain if sounds else resident.module.generate)(
+            **inputs,
             generation_config=copy.deepcopy(rules.config),
             logits_processor=[look],
             stopping_criteria=[ended],

@@ -7,9 +7,13 @@ from evaluators.evaluator import ModelInfo
 from evaluators.requests import Generate, Loglikelihood, Request
 
 
-def language_tokenizer(model: ModelInfo, task: str) -> Any:
-    """Returns the tokenizer of a causal language model; raises ValueError for other models."""
-    if not model.causal:
+def language_tokenizer(model: ModelInfo, task: str, *, encoder_decoder: bool = False) -> Any:
+    """Returns the tokenizer of a causal language model; raises ValueError for other models.
+
+    Args:
+        encoder_decoder: whether an encoder-decoder is welcome, too.
+    """
+    if not model.causal and not (encoder_decoder and model.encoder_decoder):
         raise ValueError(f"{task} needs a causal language model, and the base is none")
     if model.tokenizer is None:
         raise ValueError(f"{task} needs a tokenizer, and the base's directory has none")
@@ -33,6 +37,12 @@ def encode_text(tokenizer: Any, text: str, place: object) -> list[int]:
     if not tokens:
         raise ValueError(f"{place}: the tokenizer leaves no token of this text: remove it")
     return tokens
+
+
+def encode_apart(tokenizer: Any, context: str, continuation: str) -> Loglikelihood:
+    """Returns a request for what a decoder says after its encoder has read `context`."""
+    said = tokenizer.encode(continuation, add_special_tokens=False)
+    return Loglikelihood(tuple(tokenizer.encode(context)), tuple(said))
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> Loglikelihood:

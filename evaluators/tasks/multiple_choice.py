@@ -12,7 +12,13 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Loglikelihood, Response, totals_of
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
-from evaluators.tasks.encoding import check_fits, encode_pair, language_tokenizer, prefix_token
+from evaluators.tasks.encoding import (
+    check_fits,
+    encode_apart,
+    encode_pair,
+    language_tokenizer,
+    prefix_token,
+)
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
 
@@ -63,7 +69,10 @@ class MultipleChoice:
         take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
-        tokenizer = language_tokenizer(model, f"multiple choice on {path.name}")
+        tokenizer = language_tokenizer(
+            model, f"multiple choice on {path.name}", encoder_decoder=True
+        )
+        ask = encode_apart if model.encoder_decoder else _ask
         taken = take_items(
             [_read(line, question_field, choices_field, label_field) for line in read_lines(path)],
             take,
@@ -77,7 +86,7 @@ class MultipleChoice:
                 np.array([len(choice) for choice in choices], float),
                 np.array([len(choice.encode()) for choice in choices], float),
             )
-            requests = tuple(_ask(tokenizer, question, delimiter + choice) for choice in choices)
+            requests = tuple(ask(tokenizer, question, delimiter + choice) for choice in choices)
             check_fits(requests, model.max_length, str(line))
             items.append(TaskItem(digest(question, choices), requests, answers))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)

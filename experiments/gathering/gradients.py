@@ -111,10 +111,10 @@ def _example(task: str, item: TaskItem[object], request: Request, max_length: in
                 "task"
             )
         return Example(Item(request.inputs), torch.tensor([item.target]))
-    if isinstance(request, Generate | Match):
+    if isinstance(request, Generate | Match) or getattr(request, "media", None) is not None:
         raise ValueError(
-            f"task {task!r} generates text or compares embeddings, which has no loss: choose "
-            "another task"
+            f"task {task!r} generates text, compares embeddings or reads images or sounds, whose "
+            "loss is not known here: choose another task"
         )
     if isinstance(request, TokenStatistics):
         row, scored = request.tokens[: max_length + 1], len(request.tokens) - 1

@@ -76,17 +76,17 @@ def items_of(requests: Sequence[Request], max_length: int) -> list[Item]:
     for request in requests:
         if isinstance(request, Classify):
             items.append(Item(request.inputs))
+        elif isinstance(request, Match) or getattr(request, "media", None) is not None:
+            raise ValueError(
+                "statistics are gathered of texts to predict and of inputs to classify, not of "
+                "embeddings, images or sounds: choose other tasks for gather_on"
+            )
         elif isinstance(request, Loglikelihood):
             row = (request.context + request.continuation)[-(max_length + 1) :][:-1]
             rows[row] = max(rows.get(row, 0), len(request.continuation))
         elif isinstance(request, TokenStatistics):
             row = request.tokens[: max_length + 1][:-1]
             rows[row] = max(rows.get(row, 0), len(row))
-        elif isinstance(request, Match):
-            raise ValueError(
-                "statistics are gathered of texts to predict and of inputs to classify, not of "
-                "embeddings: choose other tasks for gather_on"
-            )
         else:
             row = request.prompt[-max(1, max_length - request.max_new_tokens) :]
             rows[row] = max(rows.get(row, 0), 1)
@@ -135,6 +135,11 @@ def logits_of(
     }
     if "input_ids" in inputs and "attention_mask" not in inputs and resident.classifiers:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if resident.info.encoder_decoder:
+        raise EvaluationError(
+            "statistics are gathered of models without a decoder behind an encoder: choose a "
+            "method that gathers none"
+        )
     if resident.classifiers:
         kind = resident.info.head_kinds[head]
         if scored and kind != "inputs":

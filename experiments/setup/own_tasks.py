@@ -30,6 +30,8 @@ _KINDS = {  # columns to the entry of the group `evaluator`; the first that a ta
     ("text1", "text2", "score"): "sentence_similarity",
     ("query", "documents"): "retrieval",
     ("image", "label"): "zero_shot",
+    ("audio", "text"): "transcription",
+    ("source", "target"): "text_to_text",
     ("text", "label"): "accuracy",
     ("text",): "perplexity",
 }
@@ -57,6 +59,8 @@ _FIELDS = {  # of each, column to the option that names it
         "score": "score_field",
     },
     "retrieval": {"query": "query_field", "documents": "documents_field"},
+    "transcription": {"audio": "audio_field", "text": "text_field"},
+    "text_to_text": {"source": "source_field", "target": "target_field"},
     "zero_shot": {"image": "image_field", "label": "label_field"},
     "accuracy": {"text": "text_field", "pair": "pair_field", "label": "label_field"},
     "perplexity": {"text": "field"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -53,6 +55,31 @@ QUERIES = [
     }
     for i in range(14)
 ]
+
+TURNED = [
+    {"source": sentence(i, 2 + 3 * i), "target": sentence(i + 3, 1 + 2 * i)} for i in range(5)
+]
+
+
+def opened(base: Path) -> Resident:
+    """The base as a search opens it."""
+    pool = ExpertPool.open(str(base), {"same": str(base)})
+    return Resident.from_pool(pool, device="cpu", dtype=torch.float32)
+
+
+def sounds(path: Path, rate: int = 16000, count: int = 4) -> list[dict[str, Any]]:
+    draw, rows = np.random.default_rng(0), []
+    for i in range(count):
+        samples = (
+            (8000 * draw.normal(size=4000 + 3000 * (i % 4))).clip(-32768, 32767).astype("<i2")
+        )
+        with wave.open(str(path / f"{i}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(samples.tobytes())
+        rows.append({"audio": f"{i}.wav", "text": sentence(i, 2 + i % 4)})
+    return rows
 
 
 def kick(resident: Resident, seed: int = 1, scale: float = 0.2) -> None:
@@ -151,9 +178,26 @@ def embedder(sentence_pool: ExpertPool) -> Resident:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Resident:
-    base = str(builders.clip(tmp_path / "clip"))
-    pool = ExpertPool.open(base, {"same": base})
-    return Resident.from_pool(pool, device="cpu", dtype=torch.float32)
+    return opened(builders.clip(tmp_path / "clip"))
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder-decoders."""
+    root = tmp_path_factory.mktemp("bases")
+    for kind in ("t5", "bart", "whisper"):
+        builders.encoder_decoder(root / kind, kind=kind)
+    return root
+
+
+@pytest.fixture
+def t5(bases: Path) -> Resident:
+    return opened(bases / "t5")
+
+
+@pytest.fixture
+def whisper(bases: Path) -> Resident:
+    return opened(bases / "whisper")
 
 
 @pytest.fixture

@@ -31,13 +31,23 @@ from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.question_answering import QuestionAnswering
 from evaluators.tasks.retrieval import Retrieval
 from evaluators.tasks.sentence_similarity import SentenceSimilarity
+from evaluators.tasks.text_to_text import TextToText
 from evaluators.tasks.token_classification import TokenClassification
+from evaluators.tasks.transcription import Transcription
 from evaluators.tasks.zero_shot import ZeroShot
 from experiments.scoring.racing import ItemTable
 from search.normalisation import Term
 from search.objective import BoundObjective
 from search.racing.pairwise import PairedTest
-from tests.evaluators.conftest import PAIRS, QUERIES, QUESTIONS, SENTENCES, sentence
+from tests.evaluators.conftest import (
+    PAIRS,
+    QUERIES,
+    QUESTIONS,
+    SENTENCES,
+    TURNED,
+    sentence,
+    sounds,
+)
 from tests.evaluators.memorization import conftest as memorization
 
 WriteLines = Callable[..., str]
@@ -82,6 +92,8 @@ def pictures(path: Path, count: int = 6) -> str:
         "similarity",
         "retrieval",
         "zero_shot",
+        "text_to_text",
+        "transcription",
         "lm_eval",
         *MEMORIZATION,
     ]
@@ -94,7 +106,7 @@ def case(
     fixture = {
         **{"text": "bert", "images": "vit", "tokens": "heads", "spans": "heads"},
         **dict.fromkeys(("similarity", "retrieval"), "embedder"),
-        "zero_shot": "clip",
+        **{"zero_shot": "clip", "text_to_text": "t5", "transcription": "whisper"},
     }
     resident: Resident = request.getfixturevalue(fixture.get(kind, "llama"))
     info = resident.info
@@ -108,6 +120,10 @@ def case(
         "similarity": lambda: SentenceSimilarity(info, data=write_lines(PAIRS)),
         "retrieval": lambda: Retrieval(info, data=write_lines(QUERIES)),
         "zero_shot": lambda: ZeroShot(info, data=pictures(tmp_path), classes=list("abcd")),
+        "text_to_text": lambda: TextToText(info, data=write_lines(TURNED), max_new_tokens=3),
+        "transcription": lambda: Transcription(
+            info, data=write_lines(sounds(tmp_path, count=5)), max_new_tokens=3
+        ),
         "lm_eval": lambda: LmEvalTask(info, task=harness_task(write_lines(CHOICES))),
         "exposure": lambda: Exposure(info, data=write_lines(CANARIES)),
         "canary_auc": lambda: CanaryAuc(info, data=write_lines(CANARIES)),

@@ -15,9 +15,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.tasks.zero_shot import ZeroShot
-from merging.checkpoints.experts import ExpertPool
 from merging.lora.low_rank import LowRankProduct
 from tests import builders
+from tests.evaluators.conftest import opened
 
 WriteLines = Callable[..., str]
 CLASSES = ["cat", "dog", "fox"]
@@ -28,11 +28,6 @@ def pictures(path: Path, labels: Any) -> str:
     images = draw.integers(0, 255, (len(labels), 12, 12, 3)).astype(np.uint8)
     np.savez(path / "images.npz", images=images, labels=np.array(labels))
     return str(path / "images.npz")
-
-
-def opened(base: Path) -> Resident:
-    pool = ExpertPool.open(str(base), {"same": str(base)})
-    return Resident.from_pool(pool, device="cpu", dtype=torch.float32)
 
 
 def own_logits(directory: Path, data: str, prompts: list[str]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import builders
-from tests.evaluators.conftest import sentence
+from tests.evaluators.conftest import sentence, sounds
 from tests.experiments.refusals import Shell
 
 Rows: TypeAlias = list[Mapping[str, Any]]
@@ -84,12 +84,41 @@ def images(root: Path) -> Parts:
     return base, experts, {"cats": f"{{task:{file}{words}}}"}
 
 
+def turned(root: Path) -> Parts:
+    base = builders.encoder_decoder(root / "base")
+    experts = {
+        name: builders.encoder_decoder(root / name, like=base, seed=i, scale=0.05)
+        for i, name in enumerate(("down", "up"), start=1)
+    }
+    rows: Rows = [{"source": f"{sentence(i, 3)} {i}", "target": "fox"} for i in range(40)]
+    choices: Rows = [
+        {"question": f"what {i}", "choices": ["fox", "dog"], "answer": i % 2} for i in range(40)
+    ]
+    files = {
+        "down": write(root / "down.jsonl", rows),
+        "up": write(root / "up.jsonl", choices),
+    }
+    return base, experts, files
+
+
+def heard(root: Path) -> Parts:
+    base = builders.encoder_decoder(root / "base", kind="whisper")
+    experts = {
+        name: builders.encoder_decoder(root / name, kind="whisper", like=base, seed=i, scale=0.05)
+        for i, name in enumerate(("near", "far"), start=1)
+    }
+    file = write(root / "near.jsonl", sounds(root, count=16))
+    return base, experts, {"near": f"{{task:{file},max_new_tokens:5}}"}
+
+
 @pytest.mark.parametrize(
     ("parts", "metrics"),
     [
         (token_heads, ["accuracy", "f1"]),
         pytest.param(sentences, ["spearman", "ndcg"], marks=pytest.mark.slow),
         pytest.param(images, ["accuracy"], marks=pytest.mark.slow),
+        pytest.param(turned, ["bits_per_byte", "acc"], marks=pytest.mark.slow),
+        pytest.param(heard, ["word_error_rate"], marks=pytest.mark.slow),
     ],
 )
 def test_a_search_from_a_line_to_report_and_card(

@@ -118,7 +118,7 @@ class ServedModel:
         answers: dict[int, Response] = {}
         likelihoods = [(i, r) for i, r in enumerate(requests) if isinstance(r, Loglikelihood)]
         generations = [(i, r) for i, r in enumerate(requests) if isinstance(r, Generate)]
-        if any(request.media is not None for _, request in (*likelihoods, *generations)):
+        if any(getattr(request, "media", None) is not None for request in requests):
             raise ValueError("ServedModel is asked about tokens alone: use ResidentModel")
         if len(likelihoods) + len(generations) < len(requests):
             odd = next(r for r in requests if not isinstance(r, Loglikelihood | Generate))

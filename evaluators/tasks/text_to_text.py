@@ -33,8 +33,8 @@ class TextToText:
 
     bits_per_byte = -sum ll / (ln 2 * bytes) of the right answers with their end, the decoder
     reading the right tokens before each (teacher forcing); the cases are each item's bits over
-    the mean bytes of all items. With `max_new_tokens` also exact_match, of the generated answer without
-    white space at its ends, and chrf in [0, 1], the mean over items of sacrebleu's chrF2.
+    the mean bytes of all items. With `max_new_tokens` also exact_match, of the generated answer
+    without white space at its ends, and chrf in [0, 1], the mean over items of sacrebleu's chrF2.
 
     Args:
         data: JSON-lines, CSV or Parquet file, one item in each line.

@@ -232,6 +232,33 @@ def clip(path: Path, *, like: Path | None = None, kind: str = "clip", **options:
     return path
 
 
+def llava(path: Path, *, like: Path | None = None, **options: Any) -> Path:
+    """Images of 8 x 8 pixels are four tokens ``<image>``."""
+    image = {**_SIZE, "intermediate_size": 64, "image_size": 8, "patch_size": 4}
+    text = {**_SIZE, **_TEXT, **_ENDS, "intermediate_size": 64, "vocab_size": VOCAB + 1}
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config={"model_type": "clip_vision_model", **image},
+            text_config={"model_type": "llama", **text},
+            image_token_id=VOCAB,
+            vision_feature_layer=-1,
+        )
+    )
+    save(perturb(model, seed=0, scale=0.2), path, like=like, **options)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    size = {"height": 8, "width": 8}
+    transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(size=size, crop_size=size),
+        tokenizer=tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(path)
+    return path
+
+
 def encoder_decoder(
     path: Path, *, kind: str = "t5", like: Path | None = None, **options: Any
 ) -> Path:

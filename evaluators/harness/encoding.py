@@ -22,10 +22,9 @@ _OPTIONS = frozenset(_KNOWN) - {"max_length", "max_new_tokens"}
 class RequestEncoder(TemplateLM):  # type: ignore[misc]
     """A model to lm-eval that answers with tokenised requests instead of numbers."""
 
-    backend = "causal"
-
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, *, encoder_decoder: bool = False) -> None:
         super().__init__()
+        self.backend = "seq2seq" if encoder_decoder else "causal"
         self.tokenizer = tokenizer
         self._prefix = prefix_token(tokenizer)
         self._max_length = max_length
@@ -67,6 +66,8 @@ class RequestEncoder(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[list[Loglikelihood]]:
         """Returns every text's windows."""
+        if self.backend != "causal":
+            raise ValueError("texts without a context need a causal language model")
         windows = partial(rolling_windows, prefix=self._prefix, window=self._max_length)
         return [list(windows(self.tok_encode(request.args[0]))) for request in requests]
 

@@ -82,7 +82,7 @@ class LmEvalTask:
         gen_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         name = task if isinstance(task, str) else str(task.get("task"))
-        tokenizer = language_tokenizer(model, f"lm-eval task {name!r}")
+        tokenizer = language_tokenizer(model, f"lm-eval task {name!r}", encoder_decoder=True)
         if apply_chat_template is None:
             apply_chat_template = bool(tokenizer.chat_template)
         if apply_chat_template and not tokenizer.chat_template:
@@ -102,7 +102,9 @@ class LmEvalTask:
             _check_lower(name, self.metrics)
         docs, source, found = choose_docs(self._task, split=split, take=take, limit=limit)
         memoise_templates(self._task, docs)
-        encoder = RequestEncoder(tokenizer, model.max_length)
+        encoder = RequestEncoder(
+            tokenizer, model.max_length, encoder_decoder=model.encoder_decoder
+        )
         chat = {
             "system_instruction": system_instruction,
             "apply_chat_template": apply_chat_template,

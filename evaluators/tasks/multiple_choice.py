@@ -24,12 +24,21 @@ from merging.arrays import Vector
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
+class ChoiceLengths:
     """The right answer's index, and the lengths of every answer, ``(answers,)``."""
 
     label: int
     characters: Vector
     bytes: Vector
+
+    @classmethod
+    def of(cls, choices: Sequence[str], label: int) -> "ChoiceLengths":
+        """Returns what the answers of one question are compared by."""
+        return cls(
+            label,
+            np.array([len(choice) for choice in choices], float),
+            np.array([len(choice.encode()) for choice in choices], float),
+        )
 
 
 class _Question(NamedTuple):
@@ -81,29 +90,32 @@ class MultipleChoice:
         )
         items = []
         for line, question, choices, label in taken.values:
-            answers = _Answers(
-                label,
-                np.array([len(choice) for choice in choices], float),
-                np.array([len(choice.encode()) for choice in choices], float),
-            )
             requests = tuple(ask(tokenizer, question, delimiter + choice) for choice in choices)
             check_fits(requests, model.max_length, str(line))
-            items.append(TaskItem(digest(question, choices), requests, answers))
+            items.append(TaskItem(digest(question, choices), requests, ChoiceLengths.of(choices, label)))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:
         """Returns the three accuracies in [0, 1]."""
-        totals = totals_of(responses)
-        right = []
-        for item, span in zip(self.items, self.items.spans, strict=True):
-            log_probs, answers = totals[span], item.target
-            ranked = (log_probs, log_probs / answers.characters, log_probs / answers.bytes)
-            right.append([float(np.argmax(values) == answers.label) for values in ranked])
-        cases = np.array(right, dtype=np.float64).T
-        return {
-            metric: Score(float(values.mean()), values)
-            for metric, values in zip(self.metrics, cases, strict=True)
-        }
+        return choice_scores(self.items, totals_of(responses))
+
+
+def choice_scores(items: ItemSet[ChoiceLengths], totals: Vector) -> dict[str, Score]:
+    """Returns acc, acc_norm and acc_bytes; see `MultipleChoice`.
+
+    Args:
+        totals: ``(answers of all items,)`` log-likelihoods.
+    """
+    right = []
+    for item, span in zip(items, items.spans, strict=True):
+        log_probs, answers = totals[span], item.target
+        ranked = (log_probs, log_probs / answers.characters, log_probs / answers.bytes)
+        right.append([float(np.argmax(values) == answers.label) for values in ranked])
+    cases = np.array(right, dtype=np.float64).T
+    return {
+        metric: Score(float(values.mean()), values)
+        for metric, values in zip(MultipleChoice.metrics, cases, strict=True)
+    }
 
 
 def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:
@@ -114,11 +126,12 @@ def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:
 
 
 def _read(line: Line, question: str, choices: str, label: str) -> _Question:
-    answers = _choices(line, choices)
-    return _Question(line, line.field(question, str), answers, _label(line, label, answers))
+    answers = choices_of(line, choices)
+    return _Question(line, line.field(question, str), answers, label_of(line, label, answers))
 
 
-def _choices(line: Line, field: str) -> list[str]:
+def choices_of(line: Line, field: str) -> list[str]:
+    """Returns the answers that a field lists; raises ValueError for fewer than two texts."""
     choices = line.field(field, (list, str))
     if isinstance(choices, str):
         try:
@@ -135,7 +148,8 @@ def _are_choices(value: Any) -> bool:
     return several and all(isinstance(text, str) and text for text in value)
 
 
-def _label(line: Line, field: str, choices: Sequence[str]) -> int:
+def label_of(line: Line, field: str, choices: Sequence[str]) -> int:
+    """Returns the right answer's index; see `MultipleChoice`."""
     label: int | str = line.field(field, (int, str))
     if isinstance(label, int) and line.path.suffix == ".csv" and str(label) in choices:
         if 0 <= label < len(choices) and choices[label] != str(label):

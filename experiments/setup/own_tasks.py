@@ -25,6 +25,8 @@ _KINDS = {  # columns to the entry of the group `evaluator`; the first that a ta
     ("question", "context", "answers"): "question_answering",
     ("tokens", "tags"): "token_classification",
     ("tokens", "ner_tags"): "token_classification",
+    ("image", "question", "choices", "answer"): "visual_choice",
+    ("image", "question", "choices", "label"): "visual_choice",
     ("question", "choices", "answer"): "multiple_choice",
     ("question", "choices", "label"): "multiple_choice",
     ("text1", "text2", "score"): "sentence_similarity",
@@ -36,13 +38,15 @@ _KINDS = {  # columns to the entry of the group `evaluator`; the first that a ta
     ("text",): "perplexity",
 }
 _OF_HEADS = ("accuracy", "question_answering", "token_classification")  # asked of an expert's own
+_CHOICES = {
+    "question": "question_field",
+    "choices": "choices_field",
+    "label": "label_field",
+    "answer": "label_field",
+}
 _FIELDS = {  # of each, column to the option that names it
-    "multiple_choice": {
-        "question": "question_field",
-        "choices": "choices_field",
-        "label": "label_field",
-        "answer": "label_field",
-    },
+    "multiple_choice": _CHOICES,
+    "visual_choice": {"image": "image_field", **_CHOICES},
     "question_answering": {
         "question": "question_field",
         "context": "context_field",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -79,6 +80,18 @@ def sounds(path: Path, rate: int = 16000, count: int = 4) -> list[dict[str, Any]
             file.setframerate(rate)
             file.writeframes(samples.tobytes())
         rows.append({"audio": f"{i}.wav", "text": sentence(i, 2 + i % 4)})
+    return rows
+
+
+def asked_of_images(path: Path, count: int) -> list[dict[str, Any]]:
+    draw, rows = np.random.default_rng(0), []
+    for i in range(count):
+        pixels = draw.integers(0, 255, (12, 12, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path / f"{i}.png")
+        choices = ["fox", "lazy dog", sentence(i, 2)]
+        rows.append(
+            {"image": f"{i}.png", "question": f"what {i}", "choices": choices, "label": i % 3}
+        )
     return rows
 
 
@@ -179,6 +192,11 @@ def embedder(sentence_pool: ExpertPool) -> Resident:
 @pytest.fixture
 def clip(tmp_path: Path) -> Resident:
     return opened(builders.clip(tmp_path / "clip"))
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Resident:
+    return opened(builders.llava(tmp_path / "llava"))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from evaluators.harness.lm_eval_task import LmEvalTask
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Generate, Generated, Likelihood
 from tests import builders
-from tests.evaluators.conftest import kick, sentence
+from tests.evaluators.conftest import kick, opened, sentence
 
 WriteLines = Callable[..., str]
 ROWS = [
@@ -708,3 +708,31 @@ def test_unknown_tasks_and_groups_are_named(llama: Resident, indexed: Path) -> N
         LmEvalTask(llama.info, task="ai2_arc")
     with pytest.raises(ValueError, match="'many' is a group; name its tasks one by one"):
         LmEvalTask(llama.info, task="many")
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "loglikelihood", "generate"])
+def test_an_encoder_decoder_scores_as_with_lm_eval(
+    bases: Path, write_lines: WriteLines, kind: str
+) -> None:
+    resident = opened(bases / "t5")
+    task = kinds(write_lines(ROWS[:4]))[kind]
+    evaluator = LmEvalTask(resident.info, task=task)
+    answers = Engine(resident).run(evaluator.items.requests)
+    lm = HFLM(
+        pretrained=resident.module,
+        tokenizer=resident.info.tokenizer,
+        backend="seq2seq",
+        max_length=resident.info.max_length,
+        device="cpu",
+    )
+    instances = [each for document in evaluator.items.targets for each in document.instances]
+    if kind == "generate":
+        whole = lm.generate_until(instances, disable_tqdm=True)  # the prompt's length longer
+        found = [each.text for each in answers if isinstance(each, Generated)]
+        assert all(text.startswith(own) for own, text in zip(found, whole, strict=True))
+        assert all(found)
+    else:
+        totals = [total for total, _ in lm.loglikelihood(instances, disable_tqdm=True)]
+        assert [each.total for each in answers if isinstance(each, Likelihood)] == pytest.approx(
+            totals, rel=1e-4
+        )

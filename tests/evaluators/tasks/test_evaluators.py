@@ -34,6 +34,7 @@ from evaluators.tasks.sentence_similarity import SentenceSimilarity
 from evaluators.tasks.text_to_text import TextToText
 from evaluators.tasks.token_classification import TokenClassification
 from evaluators.tasks.transcription import Transcription
+from evaluators.tasks.visual_choice import VisualChoice
 from evaluators.tasks.zero_shot import ZeroShot
 from experiments.scoring.racing import ItemTable
 from search.normalisation import Term
@@ -45,6 +46,7 @@ from tests.evaluators.conftest import (
     QUESTIONS,
     SENTENCES,
     TURNED,
+    asked_of_images,
     sentence,
     sounds,
 )
@@ -94,6 +96,7 @@ def pictures(path: Path, count: int = 6) -> str:
         "zero_shot",
         "text_to_text",
         "transcription",
+        "visual_choice",
         "lm_eval",
         *MEMORIZATION,
     ]
@@ -107,6 +110,7 @@ def case(
         **{"text": "bert", "images": "vit", "tokens": "heads", "spans": "heads"},
         **dict.fromkeys(("similarity", "retrieval"), "embedder"),
         **{"zero_shot": "clip", "text_to_text": "t5", "transcription": "whisper"},
+        "visual_choice": "llava",
     }
     resident: Resident = request.getfixturevalue(fixture.get(kind, "llama"))
     info = resident.info
@@ -123,6 +127,9 @@ def case(
         "text_to_text": lambda: TextToText(info, data=write_lines(TURNED), max_new_tokens=3),
         "transcription": lambda: Transcription(
             info, data=write_lines(sounds(tmp_path, count=5)), max_new_tokens=3
+        ),
+        "visual_choice": lambda: VisualChoice(
+            info, data=write_lines(asked_of_images(tmp_path, 5))
         ),
         "lm_eval": lambda: LmEvalTask(info, task=harness_task(write_lines(CHOICES))),
         "exposure": lambda: Exposure(info, data=write_lines(CANARIES)),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import builders
-from tests.evaluators.conftest import sentence, sounds
+from tests.evaluators.conftest import asked_of_images, sentence, sounds
 from tests.experiments.refusals import Shell
 
 Rows: TypeAlias = list[Mapping[str, Any]]
@@ -111,6 +111,15 @@ def heard(root: Path) -> Parts:
     return base, experts, {"near": f"{{task:{file},max_new_tokens:5}}"}
 
 
+def seen(root: Path) -> Parts:
+    base = builders.llava(root / "base")
+    experts = {
+        name: builders.llava(root / name, like=base, seed=i, scale=0.05)
+        for i, name in enumerate(("near", "far"), start=1)
+    }
+    return base, experts, {"seen": write(root / "seen.jsonl", asked_of_images(root, 24))}
+
+
 @pytest.mark.parametrize(
     ("parts", "metrics"),
     [
@@ -118,6 +127,7 @@ def heard(root: Path) -> Parts:
         pytest.param(sentences, ["spearman", "ndcg"], marks=pytest.mark.slow),
         pytest.param(images, ["accuracy"], marks=pytest.mark.slow),
         pytest.param(turned, ["bits_per_byte", "acc"], marks=pytest.mark.slow),
+        pytest.param(seen, ["acc"], marks=pytest.mark.slow),
         pytest.param(heard, ["word_error_rate"], marks=pytest.mark.slow),
     ],
 )

@@ -92,7 +92,9 @@ class MultipleChoice:
         for line, question, choices, label in taken.values:
             requests = tuple(ask(tokenizer, question, delimiter + choice) for choice in choices)
             check_fits(requests, model.max_length, str(line))
-            items.append(TaskItem(digest(question, choices), requests, ChoiceLengths.of(choices, label)))
+            items.append(
+                TaskItem(digest(question, choices), requests, ChoiceLengths.of(choices, label))
+            )
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
 
     def score(self, responses: Sequence[Response]) -> dict[str, Score]:

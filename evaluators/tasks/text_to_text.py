@@ -17,7 +17,7 @@ from merging.arrays import Vector
 
 
 @dataclass(frozen=True)
-class Target:
+class RightText:
     """The right answer of an item."""
 
     text: str
@@ -78,7 +78,7 @@ class TextToText:
         items = []
         for line, source, target in taken.values:
             requests = _ask(model, line, prefix + source, target, max_new_tokens, num_beams)
-            items.append(TaskItem(digest(source, target), requests, Target(target)))
+            items.append(TaskItem(digest(source, target), requests, RightText(target)))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
         # of all items, also on a subset
         self._mean_bytes = float(np.mean([item.target.bytes for item in items]))
@@ -99,7 +99,7 @@ class TextToText:
         return scores
 
 
-def bits_per_byte(totals: Vector, targets: Sequence[Target], mean_bytes: float) -> Score:
+def bits_per_byte(totals: Vector, targets: Sequence[RightText], mean_bytes: float) -> Score:
     """Returns ``-sum ll / (ln 2 * bytes)``, with each item's part as cases.
 
     Args:

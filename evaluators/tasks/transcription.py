@@ -23,7 +23,7 @@ from evaluators.requests import (
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits
 from evaluators.tasks.splits import ItemDraw
-from evaluators.tasks.text_to_text import Target, bits_per_byte, share_cut_off
+from evaluators.tasks.text_to_text import RightText, bits_per_byte, share_cut_off
 
 Sound: TypeAlias = npt.NDArray[np.float32]
 
@@ -94,7 +94,7 @@ class Transcription:
             check_fits(requests, model.max_length, str(line))
             if not _words(text, plain):
                 raise ValueError(f"{line}: field {text_field!r} holds no word: remove the line")
-            items.append(TaskItem(whole, requests, Target(text)))
+            items.append(TaskItem(whole, requests, RightText(text)))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
         # of all items, also on a subset
         self._mean_bytes = float(np.mean([item.target.bytes for item in items]))

@@ -45,11 +45,8 @@ def verified(named: Path, copy: Path | None, tolerance: float) -> list[str]:
     with explained():
         made = _open(named)
         card = (copy or made.model / "README.md").read_text(encoding="utf-8")
-        if not made.model.is_dir():
-            raise UserError(
-                f"{made.model} is not there: evomerge rebuild {named} --out DIR writes it"
-            )
-    with tempfile.TemporaryDirectory(dir=made.model.parent, prefix=".", suffix=".tmp") as room:
+    folder = tempfile.TemporaryDirectory(dir=made.model.parent, prefix=".", suffix=".tmp")
+    with explained(), folder as room:
         wrong = made.files(Path(room) / "model")
         try:
             again = made.card(Path(room))
@@ -157,9 +154,15 @@ def _open(named: Path) -> _Made:
     if runs and not (runs[0] / "report.html").is_file():
         raise UserError(f"{runs[0]} is not finished: the command that began it goes on with it")
     recipe = Recipe.load(file)
+    model = runs[0] / "model" if runs else folder
+    if not (model / "config.json").is_file():
+        raise UserError(
+            f"{model} holds no model that could be verified: evomerge rebuild {file} --out DIR "
+            "writes it"
+        )
     if not runs:
         open_sources(each.source for each in recipe.ingredients.values())
-        return _Made(folder, recipe, recipe.open_pool())
+        return _Made(model, recipe, recipe.open_pool())
     config = cast(DictConfig, OmegaConf.load(runs[0] / "config.yaml"))
     parts = dry_run(config)
     ingredients, _ = open_ingredients(config, parts)
@@ -168,4 +171,4 @@ def _open(named: Path) -> _Made:
     for name, wanted in recipe.ingredients.items():
         if name not in now or replace(now[name], source=wanted.source) != wanted:
             raise UserError(f"{file}: {name} has other content now: put the old content back")
-    return _Searched(runs[0] / "model", recipe, pool, runs[0], config, parts, ingredients)
+    return _Searched(model, recipe, pool, runs[0], config, parts, ingredients)

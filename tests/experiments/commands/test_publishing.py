@@ -15,9 +15,14 @@ from experiments.cli import main
 from experiments.reports.card_numbers import differences
 from tests.experiments.hub_server import Hub, hub
 from tests.experiments.local import EXPERTS, overrides
-from tests.experiments.refusals import Shell, own_logging
+from tests.experiments.refusals import Ended, Shell, own_logging
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
+
+
+def told(ended: Ended) -> list[str]:
+    """Returns what a verb says on standard error beside its progress."""
+    return [line for line in ended.messages if line.startswith("evomerge ")]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_recipe_beside_the_weights_names_no_path_of_this_machine(run: Path, worl
 
 def test_fresh_run_is_verified(run: Path, shell: Shell) -> None:
     ended = shell.run("verify", str(run / "recipe.json"))
-    assert (ended.code, ended.messages) == (0, [])
+    assert (ended.code, told(ended)) == (0, [])
     assert re.search(r"files +6, each bit for bit", ended.stdout)
     assert re.search(r"scores +9 models, asked 4 held-out items", ended.stdout)
     assert not list(run.glob(".*.tmp"))
@@ -101,7 +106,7 @@ def test_edited_copy_of_the_card_and_other_weights_are_named(
     (tmp_path / "card.md").write_text(card + more)
     ended = shell.run("verify", str(copy), "--card", str(tmp_path / "card.md"))
     assert ended.code == 1
-    changed, edited, added = ended.messages
+    changed, edited, added = told(ended)
     assert f"{weights} is not what the recipe gives" in changed
     assert f"linear, text/bits_per_byte ↓: {after} in the card, {before} made again" in edited
     assert "'It scores 99.2 on everything.': the run gives no such line" in added
@@ -120,7 +125,10 @@ def test_static_merge_is_verified_from_its_recipe(world: Path, shell: Shell) -> 
     assert "code: " in ended.stderr
 
 
-def test_what_cannot_be_verified_is_refused(shell: Shell, tmp_path: Path) -> None:
+def test_what_cannot_be_verified_is_refused(run: Path, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    shutil.copy(run / "recipe.json", tmp_path / "bare")
+    shell.refuse("bare holds no model that could be verified", "verify", str(tmp_path / "bare"))
     shell.refuse("recipe.json: cannot be read", "verify", str(tmp_path))
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     shell.refuse("is not finished", "verify", str(tmp_path))
@@ -158,7 +166,7 @@ def test_cut_push_goes_on_and_tells_no_token(
     server.cut = {"PUT": 1, "commit": 1}  # the first is tried again by the Hub's client itself
     ended = shell.run("push", str(run), "me/merge")
     assert ended.code == 2
-    (message,) = [line for line in ended.messages if line.startswith("evomerge push: ")]
+    (message,) = told(ended)
     assert "run the same command again" in message
     assert server.files["me/merge"] == {}
     assert shell.run("push", str(run), "me/merge").code == 0

@@ -41,6 +41,7 @@ BENCHMARKS = (
     "ray_scaling",
     "search_memory",
     "start_up",
+    "whole_commands",
     "zoo_codec",
     "zoo_merge",
     "zoo_open",

@@ -1,9 +1,9 @@
 """Whole commands, as a person waits for them: `evomerge merge` beside `mergekit-yaml` and `cp`.
 
 Both run the same mergekit files, in turns. Models are made in code: a bfloat16 Llama of 398
-million parameters and three experts (3 GB on the disk), others of another size with the same largest
-tensor. Memory is a process's own pages at their peak, without mapped files. mergekit is found as
-in `merge_speed`: ``EVOMERGE_MERGEKIT_PYTHON``. Linux.
+million parameters and three experts (3 GB on the disk), others of another size with the same
+largest tensor. Memory is a process's own pages at their peak, without mapped files. mergekit is
+found as in `merge_speed`: ``EVOMERGE_MERGEKIT_PYTHON``. Linux.
 """
 
 import json

@@ -77,7 +77,7 @@ def measure(
     rounding = np.zeros(len(names))
     for name in pool.names:
         base = _flat(pool.base_tensor(name))
-        of_experts = pool.deltas(name).to(base.device).flatten(1)
+        of_experts = pool.deltas(name).to(base.device).reshape(experts, -1)  # also a lone number
         deltas = _Vectors(range(experts), list(of_experts), None)
         _add(matrix, deltas, deltas, block_bytes)
         groups = _groups(len(names), base.numel() * 4, held_bytes)

@@ -15,6 +15,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
 from evaluators.tasks.zero_shot import ZeroShot
+from merging.checkpoints.experts import ExpertPool
+from merging.hull.gram import measure
 from merging.lora.low_rank import LowRankProduct
 from tests import builders
 from tests.evaluators.conftest import opened
@@ -148,3 +150,13 @@ def test_what_cannot_be_asked_is_refused(
     monkeypatch.setattr(type(resident.module), "forward", otherwise)
     with pytest.raises(ValueError, match="in a way of its own"):
         Engine(resident).run(evaluator.items.requests)
+
+
+def test_the_scale_of_logits_counts_in_distances(tmp_path: Path) -> None:
+    """A parameter that is one number has a place in the hull, too."""
+    base = builders.clip(tmp_path / "clip")
+    expert = builders.clip(tmp_path / "expert", like=base, seed=1, scale=0.05)
+    pool = ExpertPool.open(str(base), {"expert": str(expert)})
+    squares = sum(float(pool.deltas(name).double().square().sum()) for name in pool.names)
+    assert pool.deltas("logit_scale").shape == (1,)
+    assert measure(pool, {}).matrix[0, 0] == pytest.approx(squares)

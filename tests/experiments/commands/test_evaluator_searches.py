@@ -79,7 +79,7 @@ def images(root: Path) -> Parts:
         pixels = draw.integers(0, 255, (12, 12, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(root / f"{i}.png")
         rows.append({"image": f"{i}.png", "label": ["cat", "dog", "fox"][i % 3]})
-    words = ',templates:["{} here"],metric:log_likelihood'
+    words = ',templates:["{} here"]'
     file = write(root / "cats.jsonl", rows)
     return base, experts, {"cats": f"{{task:{file}{words}}}"}
 

@@ -94,6 +94,12 @@ def check_causal(resident: Resident, what: str) -> None:
             f"{name} is no causal language model; {what} need one, so use a classification "
             "evaluator with it"
         )
+    if resident.capabilities.error is not None:
+        raise ValueError(
+            f"{name} gives no logits where it is given tokens alone "
+            f"({resident.capabilities.error}); {what} need a causal language model, so use "
+            "another base"
+        )
     if not resident.capabilities.causal:
         raise ValueError(
             f"{name} lets a token change the logits before it; {what} need a causal language "

@@ -30,12 +30,14 @@ class Capabilities:
         shares: rows go on from keys and values of a row that they begin with, padding in between.
         length: of the longest rows for which this holds. Beyond it RoPE's frequencies depend on
             the longest row of a pass, by the model's configuration.
+        error: of the model when it is given tokens alone; None: it gives logits.
     """
 
     causal: bool
     grows: bool
     shares: bool
     length: int
+    error: str | None = None
 
 
 @torch.inference_mode()
@@ -45,26 +47,34 @@ def measured(module: Any, max_length: int) -> Capabilities:
     A few tokens go through it in both ways; the difference that counts is that of most rows, as
     rounding may send a single token to another expert.
     """
-    draw = _Tokens(module)
-    causal = _is_causal(module, draw, max_length)
+    draw = Tokens(module)
+    error = _error(lambda: module(input_ids=draw.tensor([draw.row(2)]), use_cache=False).logits)
+    causal = error is None and _is_causal(module, draw, max_length)
     cached = causal and cache_name(module) is not None and max_length > 2 * _TAIL
     grows = cached and _holds(lambda: _grows(module, draw))
     shares = grows and _holds(lambda: _shares(module, draw, max_length))
     length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
-    return Capabilities(causal, grows, shares, length)
+    return Capabilities(causal, grows, shares, length, error)
 
 
 def _holds(able: Callable[[], bool]) -> bool:
     """Whether a model is able; one that raises errors is not, unless memory runs out."""
+    held: list[bool] = []
+    return _error(lambda: held.append(able())) is None and held[0]
+
+
+def _error(act: Callable[[], object]) -> str | None:
+    """Returns the first line of the error that an act ends in; None: it ends well."""
     try:
-        return able()
+        act()
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        return False
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
-class _Tokens:
+class Tokens:
     """Rows of tokens that differ from each other, the same in every run."""
 
     def __init__(self, module: Any) -> None:
@@ -78,25 +88,26 @@ class _Tokens:
         return torch.randint(low, high, (length,), generator=self._noise).tolist()
 
     def tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Returns rows of one length, ``(rows, length)`` int64, where the model lies."""
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
 
-def _is_causal(module: Any, draw: _Tokens, max_length: int) -> bool:
+def _is_causal(module: Any, draw: Tokens, max_length: int) -> bool:
     """Whether rows that differ at their ends alone have the same logits before."""
     end = min(_TRUNK, max_length - 1)
     width = min(_TRUNK, max_length - end)
     shared = draw.row(width)
     ids = draw.tensor([shared + draw.row(end), shared + draw.row(end)])
     logits = module(input_ids=ids, use_cache=False).logits[:, :width]
-    return _equal(logits[1], logits[0])
+    return mostly_equal(logits[1], logits[0])
 
 
-def _grows(module: Any, draw: _Tokens) -> bool:
+def _grows(module: Any, draw: Tokens) -> bool:
     rows = [draw.row(length) for length in (_TAIL, 2, _TAIL - 1)]
     return _as_alone(module, draw, CachedRows(module, *_left_padded(rows, draw)), rows)
 
 
-def _shares(module: Any, draw: _Tokens, max_length: int) -> bool:
+def _shares(module: Any, draw: Tokens, max_length: int) -> bool:
     hole = _hole(module.config.get_text_config(decoder=True), max_length)
     if hole is None:
         return False
@@ -136,7 +147,7 @@ def _steady_length(config: Any) -> int:
     return min(lengths, default=sys.maxsize + 1) - 1  # at that length itself old ones may stay
 
 
-def _as_alone(module: Any, draw: _Tokens, together: CachedRows, rows: Sequence[list[int]]) -> bool:
+def _as_alone(module: Any, draw: Tokens, together: CachedRows, rows: Sequence[list[int]]) -> bool:
     """Whether rows give the logits that each has alone, also once they grow and are dropped."""
     more = [draw.row(2) for _ in rows]
     alone = torch.stack(
@@ -152,17 +163,17 @@ def _as_alone(module: Any, draw: _Tokens, together: CachedRows, rows: Sequence[l
             together.keep(range(len(rows))[:0:-1])  # all but the first, turned round
         found.append(together.logits())
     expected = (alone[:, 0], alone[:, 1], alone[1:, 2].flip(0))
-    return all(map(_equal, found, expected))
+    return all(map(mostly_equal, found, expected))
 
 
-def _left_padded(rows: Sequence[list[int]], draw: _Tokens) -> tuple[Tensor, Tensor]:
+def _left_padded(rows: Sequence[list[int]], draw: Tokens) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
     ids = draw.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = draw.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 
 
-def _equal(found: Tensor, expected: Tensor) -> bool:
+def mostly_equal(found: Tensor, expected: Tensor) -> bool:
     """Whether most of the rows ``(rows, vocabulary)`` are equal but for rounding.
 
     ``|found - expected| <= sqrt(eps) |expected - mean(expected)|``: rounding is some ``eps``.

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from evaluators.engine.capabilities import Tokens, mostly_equal
 from evaluators.engine.delta_layers import DeltaLayer, PassCandidates, refusal
 from evaluators.engine.in_place import InPlaceCandidate
 from evaluators.engine.resident import Resident
+from evaluators.requests import is_out_of_memory
 from merging.lora.low_rank import LowRankDeltas, LowRankProduct
+from merging.seeding import generator
+
+_PROBE_TOKENS = 8
 
 PLAIN: LowRankDeltas = {}
 """The differences of the centre itself: none."""
@@ -61,7 +66,11 @@ class PopulationForward:
         self._alone = False
         self._device = resident.device
         self._in_place = InPlaceCandidate(resident, candidates)
-        self._layers = _layers(resident, candidates)
+        self._layers: list[DeltaLayer] = []
+        if any(candidates):
+            if (why := _refused(resident, candidates)) is not None:
+                raise ValueError(f"these candidates cannot share a pass: {why}")
+            self._layers = _layers(resident, candidates, _owners(resident))
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> PopulationForward:
@@ -129,9 +138,82 @@ def tiled(index: Tensor, times: int, step: int) -> Tensor:
 
 def refusal_of(resident: Resident, deltas: LowRankDeltas) -> str | None:
     """Returns why a candidate cannot share its passes with others; None: it can."""
+    return _refused(resident, (deltas,))
+
+
+def _refused(resident: Resident, candidates: Sequence[LowRankDeltas]) -> str | None:
     owners = _owners(resident)
-    reasons = (_refusal(resident, name, _kind(delta), owners) for name, delta in deltas.items())
-    return next((why for why in reasons if why is not None), None)
+    kinds = dict.fromkeys(
+        (name, _kind(delta)) for deltas in candidates for name, delta in deltas.items()
+    )
+    for name, kind in kinds:
+        if (why := _refusal(resident, name, kind, owners)) is not None:
+            return why
+    if resident.module.main_input_name != "input_ids":
+        return None
+    names = dict.fromkeys(name for name, _ in kinds)
+    _measure(resident, [name for name in names if name not in resident.shared], owners)
+    unlike = next((name for name in names if not resident.shared[name]), None)
+    return None if unlike is None else f"{unlike} is not read through its layer, row by row"
+
+
+def _measure(resident: Resident, names: Sequence[str], owners: _Owners) -> None:
+    """Notes for each of the tensors whether two rows with tensors of their own are as if alone."""
+    if not names:
+        return
+    alike = _alike(resident, names, owners)
+    if alike or len(names) == 1:
+        resident.shared |= dict.fromkeys(names, alike)
+        return
+    half = len(names) // 2
+    _measure(resident, names[:half], owners)
+    _measure(resident, names[half:], owners)
+
+
+@torch.inference_mode()
+def _alike(resident: Resident, names: Sequence[str], owners: _Owners) -> bool:
+    """Whether two candidates that differ in these tensors give, together, what each gives alone.
+
+    They differ by as much as the tensors are large, so that what goes astray is seen.
+    """
+    module = resident.module
+    candidates = [{name: _probe(resident, name, i) for name in names} for i in range(2)]
+    tokens = Tokens(module)
+    rows = tokens.tensor([tokens.row(_PROBE_TOKENS) for _ in candidates])
+    layers = _layers(resident, candidates, owners)
+    in_place = InPlaceCandidate(resident, candidates)
+    alone = []
+    try:
+        for number in range(len(candidates)):
+            in_place.write(number)
+            alone.append(module(input_ids=rows[number : number + 1])[0])
+    finally:
+        in_place.restore()
+    handles = [handle for layer in layers for handle in layer.attach()]
+    try:
+        for layer in layers:
+            layer.choose(PassCandidates(slice(None), len(candidates), len(candidates)))
+        together = module(input_ids=rows)[0]
+    except (RuntimeError, ValueError) as error:  # of a layer that sees other rows
+        if is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+    return mostly_equal(together.flatten(0, 1), torch.cat(alone).flatten(0, 1))
+
+
+def _probe(resident: Resident, name: str, number: int) -> LowRankProduct | Tensor:
+    """Returns a difference as large as the tensor itself."""
+    tensor = resident.tensor(name)
+    noise = generator(name, number)
+    size = float(tensor.float().square().mean().sqrt()) or 1.0
+    if tensor.dim() == 1:
+        return size * torch.randn(tensor.shape, generator=noise)
+    rows, columns = tensor.shape
+    a, b = torch.randn(1, columns, generator=noise), torch.randn(rows, 1, generator=noise)
+    return LowRankProduct(a, size * b)
 
 
 def _kind(delta: LowRankProduct | Tensor) -> _Kind:
@@ -182,19 +264,12 @@ def factor_bytes(deltas: LowRankDeltas, element_bytes: int) -> int:
     return element_bytes * sum(sizes)
 
 
-def _layers(resident: Resident, candidates: Sequence[LowRankDeltas]) -> list[DeltaLayer]:
+def _layers(
+    resident: Resident, candidates: Sequence[LowRankDeltas], owners: _Owners
+) -> list[DeltaLayer]:
     """Returns a `DeltaLayer` for each layer in which a candidate differs."""
-    if not any(candidates):
-        return []
-    owners = _owners(resident)
-    kinds = dict.fromkeys(
-        (name, _kind(delta)) for deltas in candidates for name, delta in deltas.items()
-    )
-    for name, kind in kinds:
-        if (why := _refusal(resident, name, kind, owners)) is not None:
-            raise ValueError(f"these candidates cannot share a pass: {why}")
     modules: dict[nn.Module, dict[str, list[LowRankProduct | Tensor | None]]] = {}
-    for name in dict.fromkeys(name for name, _ in kinds):
+    for name in dict.fromkeys(name for deltas in candidates for name in deltas):
         for module, attribute in owners[id(resident.tensor(name))]:
             parts = modules.setdefault(module, {})
             parts[attribute] = [deltas.get(name) for deltas in candidates]

@@ -36,6 +36,9 @@ class Resident:
         original: what tensors hold that a candidate leaves alone; None: what the last one left.
         depth: shortens the model to a candidate's layers; None: all have the base's.
         directory: of the base's files; see `ModelInfo`.
+
+    Attributes:
+        shared: tensor -> whether rows of one pass can each have their own; as far as measured.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Resident:
         self._original = original
         self._depth = depth
         self._written: set[str] = set()
+        self.shared: dict[str, bool] = {}
         if depth is not None:
             depth.set(None)
         writes = _writes(self.module) and not self.classifiers

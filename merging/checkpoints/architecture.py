@@ -82,8 +82,13 @@ def head_kind(architecture: str) -> HeadKind | None:
 
 
 def is_classifier_config(config: PreTrainedConfig) -> bool:
-    """Whether `config` names a classifier of sequences, images, tokens or spans."""
-    return any(head_kind(name) for name in config.architectures or ())
+    """Whether `config` names a classifier of sequences, images, tokens or spans.
+
+    A few types have no class without the head: their models are merged head and all.
+    """
+    remote: dict[str, str] = getattr(config, "auto_map", None) or {}
+    headless = type(config) in MODEL_MAPPING or "AutoModel" in remote
+    return headless and any(head_kind(name) for name in config.architectures or ())
 
 
 def architecture_of(

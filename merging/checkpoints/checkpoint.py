@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from merging.checkpoints import naming
-from merging.checkpoints.architecture import POOLER, architecture_of, head_kind, read_config
+from merging.checkpoints.architecture import (
+    POOLER,
+    architecture_of,
+    is_classifier_config,
+    read_config,
+)
 from merging.checkpoints.hashing import files_sha256
 from merging.checkpoints.quiet import quiet_transformers as quiet_transformers
 from merging.checkpoints.sources import resolve
@@ -164,7 +169,7 @@ class Checkpoint(LazyWeights):
     @property
     def is_classifier(self) -> bool:
         """Whether it carries a classification head of its own."""
-        return not self._encoder and head_kind(self.architecture.__name__) is not None
+        return not self._encoder and is_classifier_config(self.config)
 
     @property
     def prefix(self) -> str:

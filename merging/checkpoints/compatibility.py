@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -80,7 +81,7 @@ def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedCon
             f"{base.config.model_type!r}; all experts must be fine-tuned from one base"
         )
     for field, noun in _SIZES.items():
-        own, wanted = getattr(config, field, None), getattr(base.config, field, None)
+        own, wanted = _entry(config, field), _entry(base.config, field)
         if own != wanted:
             rules = ", or vocabulary=union or base" if field == "vocab_size" else ""
             raise CheckpointError(
@@ -88,11 +89,19 @@ def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedCon
                 f"use experts fine-tuned from this base{rules}"
             )
     for field in _MEANINGS:
-        own, wanted = getattr(config, field, None), getattr(base.config, field, None)
+        own, wanted = _entry(config, field), _entry(base.config, field)
         if own != wanted:
             logger.warning(
                 "%s has %s=%s, the merged model keeps the base's %s", expert, field, own, wanted
             )
+
+
+def _entry(config: PreTrainedConfig, field: str) -> Any:
+    """Returns an entry; None where there is none, or each layer has one of its own."""
+    try:
+        return getattr(config, field, None)
+    except RuntimeError:  # of a layer: tensors are compared one by one later on
+        return None
 
 
 def warn_of_inputs(base: Checkpoint, name: str, source: str, path: Path) -> None:

@@ -72,8 +72,8 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
     transformers 5 renames (GPT-NeoX, ViT) and fuses (Mixtral) tensors between file and module; its
     own renaming rules are asked.
     """
-    found = renamed(module, list(file_names))
-    if found is None:
+    found, converted = renamed(module, list(file_names))
+    if converted:
         return None
     state = module.state_dict()
     naming = Naming()
@@ -92,7 +92,8 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
         group = [name, *(alias for alias, kept in aliases.items() if kept == name)]
         held = [each for each in group if each in stored]
         if not held:
-            naming.missing.append(name)
+            if not _absent(module, name):
+                naming.missing.append(name)
             continue
         first, *others = held
         naming.keys[name] = stored[first]
@@ -101,12 +102,16 @@ def match(module: PreTrainedModel, file_names: Iterable[str]) -> Naming | None:
 
 
 def unused(module: PreTrainedModel, file_names: Iterable[str]) -> list[str]:
-    """Returns the names of a file that the class is known not to read, found by these names."""
+    """Returns the names of a file that the class is known not to read, where it converts tensors.
+
+    A name stands for the first of the tensors that its own is converted to.
+    """
     naming = Naming()
     state = module.state_dict()
-    for name in file_names:
+    found, _ = renamed(module, list(file_names))
+    for file_name, name in found.items():
         if name not in state:
-            _place_unknown(module, name, name, naming)
+            _place_unknown(module, file_name, name, naming)
     return naming.unused
 
 
@@ -128,6 +133,12 @@ def _ignored(module: PreTrainedModel, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
+def _absent(module: PreTrainedModel, name: str) -> bool:
+    """Whether files may lack it: the class computes it (Marian's table of positions)."""
+    patterns: Iterable[str] = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def _predicts(module: PreTrainedModel, name: str) -> bool:
     """Whether it lies in a layer behind the last, as configurations count those of MTP heads."""
     config, position = getattr(module.config, "text_config", module.config), layer_of(name)
@@ -136,28 +147,28 @@ def _predicts(module: PreTrainedModel, name: str) -> bool:
     return bool(position and layers and promised and position[1] >= layers)
 
 
-def renamed(module: PreTrainedModel, file_names: list[str]) -> dict[str, str] | None:
-    """Returns file name -> module name; None where a tensor is converted, not only renamed."""
+def renamed(module: PreTrainedModel, file_names: list[str]) -> tuple[dict[str, str], bool]:
+    """Returns file name -> module name, and whether a tensor is converted, not only renamed."""
     state = module.state_dict()
     aliases = tied(module)
+    same = {name: name for name in file_names}
     needed = {aliases.get(name, name) for name in state}
     if needed <= {aliases.get(name, name) for name in file_names}:
-        return {name: name for name in file_names}  # nothing to rename: ask no private function
+        return same, False  # nothing to rename: ask no private function
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
     except ImportError:  # they move between releases; loading through the class is always right
-        return None
+        return same, True
     rules = get_model_conversion_mapping(module)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters: list[Any] = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
     prefix = module.base_model_prefix
-    names = {}
+    names, converted = {}, False
     for file_name in file_names:
         name, converter = rename_source_key(file_name, renamings, converters, prefix, state)
-        if converter is not None:
-            return None
+        converted |= converter is not None
         if name not in state and file_name in state:
             name = file_name
         names[file_name] = name
-    return names
+    return names, converted

@@ -235,7 +235,7 @@ class RowFiles(WeightFiles):
         self._rows = rows
         skeleton = naming.skeleton(architecture, config)
         dims = _dims(skeleton, architecture, config)
-        renamed = naming.renamed(skeleton, list(stored)) or {name: name for name in stored}
+        renamed, _ = naming.renamed(skeleton, list(stored))
         self._dims = {file: dims[name] for file, name in renamed.items() if name in dims}
         inside = f"{architecture.base_model_prefix}."
         by_name = {name: file for file, name in renamed.items() if name in dims}

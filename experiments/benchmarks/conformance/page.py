@@ -1,0 +1,85 @@
+"""The matrix as a page of the docs."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import transformers
+
+from experiments.benchmarks.conformance.rows import CAPABILITIES, Row
+from experiments.runs.markdown import markdown_table
+
+_HEAD = """# Every model type
+
+Written by `python -m experiments.benchmarks.conformance`; do not edit.
+
+Each type that transformers {version} knows is built tiny, with random weights far from fresh ones,
+and two experts beside it. **merge**: task arithmetic and TIES, saved, reloaded through its Auto
+class: every tensor equals plain float64 arithmetic to a few float32 roundings, tied tensors,
+buffers and the file's names and shapes are the base's. **likelihoods** and **generation**: the
+engine's log-likelihoods and greedy texts of unequal prompts, alone and in batches, with and
+without common beginnings, equal transformers' own, one by one. **population**: three candidates
+that differ in low-rank factors of every matrix, asked together, equal each by itself.
+{mergekit}Each comparison is made with a wrong model as well, which must not pass. *refused*: said
+in one sentence before work starts; the reasons stand below. An empty cell: does not apply.
+"""
+
+
+def page(rows: Mapping[str, Row]) -> str:
+    """Returns the page in Markdown."""
+    built = [row for row in rows.values() if "cells" in row]
+    beside = any("mergekit" in row["cells"] for row in built)
+    columns = [name for name in CAPABILITIES if beside or name != "mergekit"]
+    mergekit = "**mergekit**: its task arithmetic by the same check. " if beside else ""
+    head = ["type", "class", *columns, "engine"]
+    parts = [
+        _HEAD.format(version=transformers.__version__, mergekit=mergekit),
+        summary(rows),
+        markdown_table(head, [_cells(row, columns) for row in built], "l" * len(head)),
+        "## Why refused or wrong\n\n" + _reasons(built),
+        "## Not built\n\n" + _not_built(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(rows: Mapping[str, Row]) -> str:
+    """Returns how many came to what, column by column."""
+    built = [row for row in rows.values() if "cells" in row]
+    lines = [f"{len(built)} of {len(rows)} types are built."]
+    for name in CAPABILITIES:
+        counts = Counter(_word(row["cells"][name]) for row in built if name in row["cells"])
+        if counts:
+            said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+            lines.append(f"- {name}: {said}")
+    return "\n".join(lines)
+
+
+def _word(cell: str) -> str:
+    return cell.partition(":")[0]
+
+
+def _cells(row: Row, columns: list[str]) -> list[str]:
+    cells = [_word(row["cells"].get(name, "")) for name in columns]
+    return [f"`{row['type']}`", row["class"], *cells, "; ".join(row["notes"])]
+
+
+def _reasons(built: list[Row]) -> str:
+    """Returns each reason once, with the types that it holds for."""
+    who: dict[str, list[str]] = {}
+    for row in built:
+        for name, cell in row["cells"].items():
+            if _word(cell) != "right":
+                said = cell.replace(row["class"] or "\0", "CLASS")
+                who.setdefault(f"{name} {said}", []).append(row["type"])
+    return "\n".join(f"- {said}: {_listed(types)}" for said, types in sorted(who.items()))
+
+
+def _not_built(rows: Mapping[str, Row]) -> str:
+    who: dict[str, list[str]] = {}
+    for row in rows.values():
+        if "not built" in row:
+            who.setdefault(row["not built"], []).append(row["type"])
+    return "\n".join(f"- {said}: {_listed(types)}" for said, types in sorted(who.items()))
+
+
+def _listed(types: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in types)

@@ -47,14 +47,16 @@ def measured(module: Any, max_length: int) -> Capabilities:
     A few tokens go through it in both ways; the difference that counts is that of most rows, as
     rounding may send a single token to another expert.
     """
+    length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
+    error = _error(lambda: _logits(module, Tokens(module)))
+    if error is not None:
+        return Capabilities(False, False, False, length, error)
     draw = Tokens(module)
-    error = _error(lambda: module(input_ids=draw.tensor([draw.row(2)]), use_cache=False).logits)
-    causal = error is None and _is_causal(module, draw, max_length)
+    causal = _is_causal(module, draw, max_length)
     cached = causal and cache_name(module) is not None and max_length > 2 * _TAIL
     grows = cached and _holds(lambda: _grows(module, draw))
     shares = grows and _holds(lambda: _shares(module, draw, max_length))
-    length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
-    return Capabilities(causal, grows, shares, length, error)
+    return Capabilities(causal, grows, shares, length)
 
 
 def _holds(able: Callable[[], bool]) -> bool:
@@ -90,6 +92,11 @@ class Tokens:
     def tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Returns rows of one length, ``(rows, length)`` int64, where the model lies."""
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+
+def _logits(module: Any, draw: Tokens) -> Tensor:
+    logits: Tensor = module(input_ids=draw.tensor([draw.row(2)]), use_cache=False).logits
+    return logits
 
 
 def _is_causal(module: Any, draw: Tokens, max_length: int) -> bool:

@@ -180,25 +180,25 @@ def _alike(resident: Resident, names: Sequence[str], owners: _Owners) -> bool:
     candidates = [{name: _probe(resident, name, i) for name in names} for i in range(2)]
     tokens = Tokens(module)
     rows = tokens.tensor([tokens.row(_PROBE_TOKENS) for _ in candidates])
+    options = {"use_cache": False} if resident.info.causal else {}
     layers = _layers(resident, candidates, owners)
     in_place = InPlaceCandidate(resident, candidates)
-    alone = []
+    alone, handles = [], []
     try:
         for number in range(len(candidates)):
             in_place.write(number)
-            alone.append(module(input_ids=rows[number : number + 1])[0])
-    finally:
+            alone.append(module(input_ids=rows[number : number + 1], **options)[0])
         in_place.restore()
-    handles = [handle for layer in layers for handle in layer.attach()]
-    try:
+        handles = [handle for layer in layers for handle in layer.attach()]
         for layer in layers:
             layer.choose(PassCandidates(slice(None), len(candidates), len(candidates)))
-        together = module(input_ids=rows)[0]
-    except (RuntimeError, ValueError) as error:  # of a layer that sees other rows
+        together = module(input_ids=rows, **options)[0]
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        return False
+        return False  # a layer that sees other rows
     finally:
+        in_place.restore()
         for handle in handles:
             handle.remove()
     return mostly_equal(together.flatten(0, 1), torch.cat(alone).flatten(0, 1))

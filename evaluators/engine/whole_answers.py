@@ -29,6 +29,7 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
     Raises:
         NoFiniteScoresError: the weights give NaN or infinite logits.
         TransientFailure: the time is up.
+        ValueError: the model's own generate raises an error.
     """
     resident, count = run.resident, len(rules.prompt)
 
@@ -55,14 +56,20 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
     devices = [resident.device] if resident.device.type == "cuda" else []
     with torch.random.fork_rng(devices), _own_config_left_out(resident.module):
         torch.manual_seed(rules.request.seed)
-        rows = (plain if sounds else resident.module.generate)(
-            **inputs,
-            generation_config=copy.deepcopy(rules.config),
-            logits_processor=[look],
-            stopping_criteria=[ended],
-            tokenizer=resident.info.tokenizer,
-            return_dict_in_generate=False,
-        )
+        try:
+            rows = (plain if sounds else resident.module.generate)(
+                **inputs,
+                generation_config=copy.deepcopy(rules.config),
+                logits_processor=[look],
+                stopping_criteria=[ended],
+                tokenizer=resident.info.tokenizer,
+                return_dict_in_generate=False,
+            )
+        except (AttributeError, LookupError, TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"transformers' own generate does not work for {type(resident.module).__name__} "
+                f"({type(error).__name__}: {error}), so nothing can be generated: use another base"
+            ) from error
     return [int(token) for token in rows[0, count:]]
 
 

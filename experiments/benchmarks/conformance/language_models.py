@@ -89,6 +89,8 @@ def population(resident: Resident, right: Any, merged: Sequence[str]) -> str:
     candidates = [_differences(resident, names, seed) for seed in range(_CANDIDATES)]
     try:
         found = Engine(resident).run_population(asked, candidates)
+    except ValueError as error:
+        return f"refused: {error}"
     except Exception as error:
         return f"wrong: {reason(error)}"
     for deltas, answers in zip(candidates, found, strict=True):
@@ -153,7 +155,7 @@ def _own_answer(model: Any, tokenizer: Any, request: Request) -> float | str:
 @torch.inference_mode()
 def _log_likelihood(model: Any, request: Loglikelihood) -> float:
     tokens, start = torch.tensor([request.context + request.continuation]), len(request.context)
-    logits = model(input_ids=tokens[:, :-1]).logits
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     log_probs = logits[0, start - 1 :].double().log_softmax(dim=-1)
     return float(log_probs.gather(1, tokens[0, start:, None]).sum())
 

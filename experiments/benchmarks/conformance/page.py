@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from experiments.benchmarks.conformance.rows import CAPABILITIES, Row
 from experiments.runs.markdown import markdown_table
@@ -17,7 +18,7 @@ and two experts beside it. **merge**: task arithmetic and TIES, saved, reloaded 
 class: every tensor equals plain float64 arithmetic to a few float32 roundings, tied tensors,
 buffers and the file's names and shapes are the base's. **likelihoods** and **generation**: the
 engine's log-likelihoods and greedy texts of unequal prompts, alone and in batches, with and
-without common beginnings, equal transformers' own, one by one. **population**: three candidates
+without common beginnings, equal transformers' own, one by one. **population**: two candidates
 that differ in low-rank factors of every matrix, asked together, equal each by itself.
 {mergekit}Each comparison is made with a wrong model as well, which must not pass. *refused*: said
 in one sentence before work starts; the reasons stand below. An empty cell: does not apply.
@@ -44,7 +45,8 @@ def page(rows: Mapping[str, Row]) -> str:
 def summary(rows: Mapping[str, Row]) -> str:
     """Returns how many came to what, column by column."""
     built = [row for row in rows.values() if "cells" in row]
-    lines = [f"{len(built)} of {len(rows)} types are built."]
+    untried = len([*CONFIG_MAPPING]) - len(rows)
+    lines = [f"{len(built)} of {len(rows)} types are built; {untried} have not been tried yet."]
     for name in CAPABILITIES:
         counts = Counter(_word(row["cells"][name]) for row in built if name in row["cells"])
         if counts:

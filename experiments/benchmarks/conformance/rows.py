@@ -49,9 +49,10 @@ class Tried:
 
     @property
     def writes(self) -> bool:
-        """Whether transformers has the model write text by itself."""
+        """Whether transformers has the model write text from tokens alone."""
         can = getattr(self.pool.base.skeleton, "can_generate", None)
-        return can is not None and bool(can())
+        encoder = getattr(self.pool.base.config, "is_encoder_decoder", False)
+        return can is not None and bool(can()) and not encoder
 
     def likelihoods(self) -> str | None:
         """Returns what the engine's log-likelihoods came to."""

@@ -137,6 +137,9 @@ def move(model: Any, *, seed: int, scale: float) -> None:
     noise = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter += scale * torch.randn(parameter.shape, generator=noise)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Embedding) and layer.padding_idx is not None:
+            layer.weight[layer.padding_idx] = 0  # no training moves it, some loaders clear it
     stored = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if name in stored and buffer.is_floating_point():

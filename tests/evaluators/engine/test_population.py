@@ -211,6 +211,7 @@ def test_finished_candidates_leave_the_batch(llama: Resident) -> None:
     requests = [Generate(ask, 30, stop=(whole[2],)), Generate((*ask, 70), 2)]
     candidates: list[Deltas] = [{}, *(random_deltas(llama, seed) for seed in range(3))]
     assert llama.capabilities.shares
+    assert all(refusal_of(llama, deltas) is None for deltas in candidates)  # measured here
     rows: list[int] = []
     handle = llama.module.register_forward_pre_hook(
         lambda _, __, options: rows.append(len(options["input_ids"])), with_kwargs=True
@@ -261,12 +262,13 @@ def test_one_bad_candidate_fails_alone(llama: Resident) -> None:
 
 
 def test_passes_are_sized_by_tokens(llama: Resident) -> None:
+    candidates = [random_deltas(llama, seed) for seed in range(7)]
+    assert all(refusal_of(llama, deltas) is None for deltas in candidates)  # measured here
     rows: list[int] = []
     llama.module.register_forward_pre_hook(
         lambda _, __, options: rows.append(len(options["input_ids"])), with_kwargs=True
     )
     requests = (Loglikelihood(tuple(range(10, 29)), (30, 31)),)  # 20 tokens are read
-    candidates = [random_deltas(llama, seed) for seed in range(7)]
     Engine(llama, pass_tokens=70).run_population(requests, candidates)
     assert rows == [2, 2, 3]
 
@@ -275,11 +277,12 @@ def test_factors_beyond_the_room_are_taken_in_turns(
     llama: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evaluators.engine.engine._FACTOR_BYTES", 1)
+    candidates = [random_deltas(llama, seed) for seed in range(3)]
+    assert all(refusal_of(llama, deltas) is None for deltas in candidates)  # measured here
     rows: list[int] = []
     llama.module.register_forward_pre_hook(
         lambda _, __, options: rows.append(len(options["input_ids"])), with_kwargs=True
     )
-    candidates = [random_deltas(llama, seed) for seed in range(3)]
     found = Engine(llama).run_population(random_requests(1, 1, 20), candidates)
     assert rows == [1, 1, 1]
     assert len(found) == 3
@@ -305,7 +308,7 @@ def test_a_layer_that_sees_no_rows_is_refused(llama: Resident) -> None:
     layer = llama.module.model.layers[0].mlp.up_proj
     layer.register_forward_pre_hook(lambda _, arguments: (arguments[0].flatten(0, 1)[:7],))
     candidates = [random_deltas(llama, seed) for seed in range(2)]
-    with pytest.raises(ValueError, match=r"up_proj sees an input of shape \(7, 32\) where the b"):
+    with pytest.raises(ValueError, match="is not read through its layer, row by row"):
         Engine(llama).run_population(random_requests(0, 2, 9), candidates)
     assert "weight" not in llama.module.model.norm.__dict__
 

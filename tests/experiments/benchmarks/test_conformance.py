@@ -75,7 +75,8 @@ def test_the_page_counts_words_and_gives_each_reason_once() -> None:
         {"type": "w", "not built": "too large"},
     ]
     written = page({str(one["type"]): one for one in rows})
-    assert "3 of 4 types are built" in written
+    assert "3 of 4 types are built;" in written
     assert "- merge: 2 refused, 1 right" in written
+    assert f"{len([*CONFIG_MAPPING]) - 4} have not been tried yet" in written
     assert "- merge refused: CLASS is odd: `y`, `z`" in written
     assert "- too large: `w`" in written

@@ -13,7 +13,7 @@ from evaluators.engine.population import refusal_of
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Generated, Likelihood, Loglikelihood, Request, Response
 from experiments.benchmarks.conformance.sizes import WINDOW
-from experiments.benchmarks.conformance.tiny_models import reason
+from experiments.benchmarks.conformance.tiny_models import ERRORS, reason
 from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 _NEAR = 5e-5  # nats
@@ -61,13 +61,13 @@ def _compared(resident: Resident, right: Any, other: Any, asked: tuple[Request, 
     tokenizer = resident.info.tokenizer
     try:
         wanted = [_own_answer(right, tokenizer, one) for one in asked]
-    except Exception as error:  # its own code, on input of tokens alone
+    except ERRORS as error:  # its own code, on input of tokens alone
         wanted, why = None, reason(error)
     try:
         found = [Engine(resident, batch_tokens=n).run(asked) for n in (1, 8192)]
     except ValueError as error:
         return f"refused: {error}"
-    except Exception as error:
+    except ERRORS as error:
         return f"wrong: {reason(error)}"
     if wanted is None:
         return f"wrong: answered, where transformers raises {why}"
@@ -91,7 +91,7 @@ def population(resident: Resident, right: Any, merged: Sequence[str]) -> str:
         found = Engine(resident).run_population(asked, candidates)
     except ValueError as error:
         return f"refused: {error}"
-    except Exception as error:
+    except ERRORS as error:
         return f"wrong: {reason(error)}"
     for deltas, answers in zip(candidates, found, strict=True):
         own = copy.deepcopy(right)

@@ -21,6 +21,7 @@ PYTHON = "EVOMERGE_MERGEKIT_PYTHON"
 def check(saved: Saved) -> str | None:
     """Returns what mergekit's merge came to: right, what is wrong, or why there is none."""
     from experiments.benchmarks.conformance.merged_models import WEIGHTS, expected, faults
+    from experiments.benchmarks.conformance.tiny_models import ERRORS
 
     peer = _peer()
     if peer is None:
@@ -36,7 +37,7 @@ def check(saved: Saved) -> str | None:
     wanted = expected("task_arithmetic", states, WEIGHTS)
     try:
         wrong = faults(saved.load("mergekit"), base, wanted, states)
-    except Exception as error:
+    except ERRORS as error:
         return f"wrong: transformers does not load it: {type(error).__name__}"
     return f"wrong: {'; '.join(wrong)}" if wrong else "right"
 
@@ -72,7 +73,14 @@ def _serve() -> None:
         try:
             config = MergeConfiguration.model_validate(content)
             run_merge(config, asked["out"], MergeOptions(quiet=True, copy_tokenizer=False))
-        except BaseException as error:
+        except (
+            ArithmeticError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
         print(json.dumps(why), file=answers, flush=True)
 

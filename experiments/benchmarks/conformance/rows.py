@@ -14,7 +14,14 @@ import torch
 from evaluators.engine.resident import Resident
 from experiments.benchmarks.conformance import language_models, merged_models, mergekit_side
 from experiments.benchmarks.conformance.sizes import LENGTH
-from experiments.benchmarks.conformance.tiny_models import EXPERTS, NotBuilt, Saved, reason, save
+from experiments.benchmarks.conformance.tiny_models import (
+    ERRORS,
+    EXPERTS,
+    NotBuilt,
+    Saved,
+    reason,
+    save,
+)
 from merging.checkpoints.experts import ExpertPool
 from merging.weights import CheckpointError
 
@@ -107,7 +114,7 @@ def row(model_type: str) -> Row:
         for name, capability in CAPABILITIES.items():
             try:
                 cell = capability(tried)
-            except Exception as error:
+            except ERRORS as error:
                 cell = f"wrong: {reason(error)}"
             if cell is not None:
                 built["cells"][name] = cell.replace(folder, "DIR")

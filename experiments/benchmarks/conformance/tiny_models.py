@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -29,6 +31,13 @@ _FIRST = (
     "PreTraining",
 )
 """What a model is opened as: the first of these tasks that its type has; AutoModel; any other."""
+
+
+ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError, StrictDataclassError, SafetensorError),
+)
+"""What the code of some model raises where it does not work."""
 
 
 class NotBuilt(Exception):  # noqa: N818
@@ -87,7 +96,7 @@ def build(model_type: str, seed: int = 0) -> tuple[Any, Any]:
     """
     try:
         config = tiny(model_type, OVERRIDES.get(model_type, {}))
-    except Exception as error:
+    except (NotBuilt, *ERRORS) as error:
         raise NotBuilt(reason(error)) from error
     why = NotBuilt("a part of other models: transformers has no class that opens it by itself")
     for auto, kind in openers(config):
@@ -101,7 +110,7 @@ def build(model_type: str, seed: int = 0) -> tuple[Any, Any]:
             torch.manual_seed(seed)
             model = kind(copy.deepcopy(config)).float().eval()
             break
-        except Exception as error:  # composite types lend classes to their parts
+        except (NotBuilt, *ERRORS) as error:  # composite types lend classes to their parts
             why = error if isinstance(error, NotBuilt) else NotBuilt(reason(error))
     else:
         raise why
@@ -126,7 +135,7 @@ def save(model_type: str, folder: Path) -> Saved:
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
         saved.load("base")
-    except Exception as error:
+    except (NotBuilt, *ERRORS) as error:
         raise NotBuilt(f"transformers cannot save and load it: {reason(error)}") from error
     return saved
 

@@ -176,6 +176,11 @@ def _image_item(picture: Picture, head: str, processor: Any) -> TaskItem[int]:
 
 
 def _check_labels(items: Sequence[TaskItem[int]], classes: int, path: Path, head: str) -> None:
+    if classes < 2:
+        raise ValueError(
+            f"classification on {path.name}: head {head!r} has one class, so that every answer is "
+            "right: name a head with two or more"
+        )
     for i, item in enumerate(items):
         if not 0 <= item.target < classes:
             raise ValueError(

@@ -104,12 +104,12 @@ class Home:
         path.write_text(json.dumps(content), encoding="utf-8")
         return path
 
-    @property
-    def inputs(self) -> list[Path]:
-        """The weight files of all models."""
-        return sorted(self.folder.glob("*/*.safetensors"))
+    def inputs(self, models: str = "*") -> list[Path]:
+        """Returns the weight files of the models with such names."""
+        return sorted(self.folder.glob(f"{models}/*.safetensors"))
 
 
+_LINEAR = "expert*"  # what a linear merge reads: no base
 _QUIET: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -165,8 +165,10 @@ def _tiny(home: Home) -> Iterator[Measured]:
 
 
 def _copying(home: Home) -> Measured:
+    inputs = home.inputs(_LINEAR)
+
     def copy() -> None:
-        for path in (*home.inputs, home.inputs[0]):  # the output is as large as one input
+        for path in (*inputs, inputs[0]):  # the output is as large as one input
             subprocess.run(["cp", path, home.new()], check=True)
         shutil.rmtree(home.folder / "out")
 
@@ -185,13 +187,14 @@ def _finite_check(home: Home) -> Measured:
 
 def _cold(home: Home) -> Measured:
     """Returns the bytes that the system read from the disk, whose cache was emptied before."""
-    for path in home.inputs:
+    inputs = home.inputs(_LINEAR)
+    for path in inputs:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock
     home.merge("linear", "cold")
     read = 512 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock - before) / 1e9
-    size = sum(path.stat().st_size for path in home.inputs) / 1e9
+    size = sum(path.stat().st_size for path in inputs) / 1e9
     what = "read from the disk by a cold merge, first run"
     return Measured(what, read, size, "its files", "GB", read / size, 1.05, at_most=True)
 
@@ -216,7 +219,9 @@ def _first_candidate(home: Home) -> Measured:
             time.sleep(0.01)
         seconds = time.perf_counter() - began
         search.kill()
-    reading = _seconds(lambda: [path.read_bytes() for path in home.inputs])
+    if not history.exists():
+        raise subprocess.CalledProcessError(search.returncode, command)
+    reading = _seconds(lambda: [path.read_bytes() for path in home.inputs()])
     what = "`evomerge search` up to its first candidate, 398M"
     against = "reading all files once"
     return Measured(what, seconds, reading, against, "s", seconds / reading, 2, at_most=True)

@@ -74,7 +74,13 @@ def compare(
         target=aim,
         target_name=aim_name,
         held_out=held_out,
-        notes=(*repeats, *choice, *_budget_notes(groups), *test_notes),
+        notes=(
+            *repeats,
+            *choice,
+            *_metric_notes(finished[0]),
+            *_budget_notes(groups),
+            *test_notes,
+        ),
         unfinished=tuple(path for path, run in read.items() if run is None),
     )
 
@@ -150,6 +156,16 @@ def _paired_tests(
     for i, p in zip(tested, holm([tests[i].difference.p or 0.0 for i in tested]), strict=True):
         tests[i] = replace(tests[i], corrected=p)
     return tuple(tests)
+
+
+def _metric_notes(run: Run) -> list[str]:
+    """Returns what fitness and tests go by, where that is not what the tasks' columns show."""
+    shown = {task.metric for task in run.tasks}
+    judged = [term["key"] for term in run.summary.get("terms") or ()]
+    other = [key for key in judged if key not in shown]
+    if not other:
+        return []
+    return [f"Fitness and tests go by {', '.join(other)}, not by the main metrics of these tasks."]
 
 
 def _budget_notes(groups: Sequence[Group]) -> list[str]:

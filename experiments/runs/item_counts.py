@@ -36,7 +36,7 @@ def items_for(points: float) -> int:
 
 
 def item_counts(
-    panels: Mapping[Split, Panel], metrics: Mapping[str, str] | None = None
+    panels: Mapping[Split, Panel], objective: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Returns what there is of every task.
 
@@ -44,7 +44,7 @@ def item_counts(
     ones can show, None where the metric that judges the task is not known to be a share of them.
 
     Args:
-        metrics: of the objective: task to metric, where it is not judged by its main one.
+        objective: options that say which tasks are not judged by their main metric.
     """
     counts: dict[str, dict[str, Any]] = {}
     for split, panel in panels.items():
@@ -52,7 +52,9 @@ def item_counts(
             own = counts.setdefault(task, {"found": {}, "points": None})
             own[split] = len(evaluator.items)
             own["found"][evaluator.items.data] = evaluator.items.found
-            metric = (metrics or {}).get(task) or next(iter(evaluator.metrics))
+            preferred = objective.get("prefer") or ""
+            main = preferred if preferred in evaluator.metrics else next(iter(evaluator.metrics))
+            metric = (objective.get("metrics") or {}).get(task, main)
             if split == "report" and _SHARE.search(metric.partition("@")[0]):
                 own["points"] = seen_points(own[split])
     for own in counts.values():

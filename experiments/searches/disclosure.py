@@ -217,7 +217,8 @@ def look_again(
     if panel is None:
         unseen = [finalist_of(record) for record in finalists(result.records, count, keeps)]
         kept = {each.id: float(np.mean(each.search)) for each in unseen if each.id in keeps}
-        named = max(kept, key=lambda i: (kept[i], i)) if len(keeps) > 1 and kept else None
+        asked = len(keeps) > 1 and keeps[-1] in kept  # a mean that failed or repeats is not there
+        named = max(kept, key=lambda i: (kept[i], i)) if asked else None
         return sorted(unseen, key=lambda f: (f.id != named, -float(np.mean(f.search)), f.id))
     most, path = min(count + len(keeps), len(result.records)), run / "finalists.jsonl"
     with ProgressBar(most, "second look on selection items", "candidate") as bar:

@@ -161,9 +161,13 @@ def _tried(
     with Peak(parts.machine.device) as peak:
         ingredients, trial = open_ingredients(config, parts)
         common = CommonItems.open(config, ingredients.panels["search"])
-        metrics = config.objective.get("metrics")
         lines = check(
-            ingredients, trial, common, run, metrics=metrics, save_model=config.save_model
+            ingredients,
+            trial,
+            common,
+            run,
+            objective=config.objective,
+            save_model=config.save_model,
         )
         lines += time_lines(config, parts, ingredients, trial)
     lines.append(memory_line(ingredients, peak.bytes))

@@ -52,7 +52,7 @@ def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dic
         "tasks": _tasks(panels["search"]),
         "report_tasks": _tasks(panels["report"], panels["search"]) if "report" in panels else {},
         "held_out": "all" if private else options["baselines"]["report"],  # see `best_statics`
-        "items": item_counts(panels, options["objective"].get("metrics")),
+        "items": item_counts(panels, options["objective"]),
         "overlap": [line for panel in panels.values() for line in panel.dropped],
         "notes": [*outcome.notes, *told_apart(cells)],
         "terms": _terms(outcome.objective),

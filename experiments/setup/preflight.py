@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def check(
     common: CommonItems | None,
     run: Path,
     *,
-    metrics: Mapping[str, str] | None,
+    objective: Mapping[str, Any],
     save_model: bool,
 ) -> list[str]:
     """Returns what is found out of a search that is ready to run, a line each for a person.
@@ -42,7 +43,7 @@ def check(
         trial: the problem as it stands before anything is scored.
         common: the items of every generation; None: all search items for all.
         run: directory of the search.
-        metrics: the objective's, of tasks that are not judged by their main one.
+        objective: its options, which may name tasks that are not judged by their main metric.
         save_model: whether the winner is written as a model.
 
     Raises:
@@ -69,7 +70,7 @@ def check(
         f"experts     {', '.join(pool.expert_names)}",
         f"search      {trial.space.dimensions:,} dimensions, {part}{search.item_count} items on "
         f"{', '.join(search.main)}",
-        *count_lines(item_counts(panels, metrics)),
+        *count_lines(item_counts(panels, objective)),
         f"device      {machine.device}, {dtype_name(machine.dtype)}",
         *privacy_lines(Ledger.of(pool, trial.first, searched=True).describe()),
         *(f"overlap     {line}" for panel in panels.values() for line in panel.dropped),

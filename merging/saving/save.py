@@ -44,7 +44,6 @@ def save_model(
     dtype: torch.dtype | None = None,
     card: str | None = None,
     ledger: Ledger | None = None,
-    overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     beside: Callable[[Path], object] = lambda model: None,
 ) -> None:
@@ -61,20 +60,19 @@ def save_model(
         dtype: of every float tensor; None: each as in the base.
         card: text of README.md; None: a short one that names base and experts.
         ledger: what its private data cost, for ``privacy.json``; None: what every expert's has.
-        overwrite: replace `out` where it holds a model.
         beside: writes what else belongs into the directory, which appears with it.
         shard_bytes: largest size of a weight file; a tensor alone may be larger.
 
     Raises:
-        CheckpointError: `out` exists and is not to be replaced; it cannot be written; `weights`
+        CheckpointError: `out` exists; it cannot be written; `weights`
             lacks a tensor, has an unknown one or one of another shape.
     """
-    _check_target(out, overwrite)
+    _check_target(out)
     ledger = Ledger.of_experts(pool, pool.expert_names) if ledger is None else ledger
     like = _like(pool, weights)
     _check_names(pool, weights, like)
     _tell_unused(pool, like)
-    with staged(out, overwrite) as draft:
+    with staged(out) as draft:
         _write(like, MergedWeights(like, weights, ""), draft, dtype, shard_bytes)
         (draft / "README.md").write_text(card or _card(pool), encoding="utf-8")
         for name in pool.heads:
@@ -183,22 +181,17 @@ def _check_names(pool: ExpertPool, weights: Weights, like: Checkpoint | Restacke
         )
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def _check_target(out: Path) -> None:
     try:
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
     except OSError as error:
         raise _unwritable(out, error) from error
-    if not overwrite:
-        raise CheckpointError(f"{out} exists; choose another directory, or allow to overwrite it")
-    if not (out / "config.json").is_file():
-        raise CheckpointError(
-            f"{out} exists and holds no model, so it is not replaced; choose another directory"
-        )
+    raise CheckpointError(f"{out} exists; choose another directory")
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """Yields a directory beside `out` that becomes `out` at the end, or vanishes on any error.
 
     What a killed process has left of another start is removed.
@@ -215,25 +208,14 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         with _alone(draft):
             yield draft
             apply_umask(draft)
-            _put(draft, out, overwrite)
+            if out.exists():
+                out.rmdir()
+            os.replace(draft, out)
     except (OSError, SafetensorError) as error:
         raise _unwritable(out, error) from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _put(draft: Path, out: Path, overwrite: bool) -> None:
-    """Lets `draft` become `out`, in the place of what is there."""
-    if overwrite and out.exists():
-        old = draft.with_suffix(".old")
-        os.replace(out, old)
-        os.replace(draft, out)
-        shutil.rmtree(old)
-        return
-    if out.exists():
-        out.rmdir()
-    os.replace(draft, out)
 
 
 @contextmanager

@@ -20,9 +20,6 @@ from merging.stacks.depth import Restacked
 from merging.weights import CheckpointError, LazyWeights, Weights
 from merging.zoo.layout import DTYPES
 
-_WIDEST_FIRST = ("I64", "F64", "C64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
-"""The order in which safetensors lays tensors out."""
-
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -156,7 +153,8 @@ def _write_shard(weights: TypedWeights, names: Mapping[str, str], path: Path) ->
         names: name in the file -> name in `weights`.
     """
     dtypes = {name: _DTYPE_NAMES[weights.dtype(own)] for name, own in names.items()}
-    ordered = sorted(names, key=lambda name: (_WIDEST_FIRST.index(dtypes[name]), name))
+    rank = {dtype: i for i, dtype in enumerate(DTYPES)}
+    ordered = sorted(names, key=lambda name: (rank[dtypes[name]], name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in ordered:

@@ -593,6 +593,9 @@ def test_label_beyond_the_heads_classes_is_refused(
     rows = [LABELLED[0], LABELLED[1] | {"label": 3}]
     with pytest.raises(ValueError, match="item 1: label 3 is none of the 3 classes of head 'topi"):
         Accuracy(bert.info, data=write_lines(rows), head="topic")
+    info = dataclasses.replace(bert.info, classes={"topic": ("only",)})
+    with pytest.raises(ValueError, match="head 'topic' has one class"):
+        Accuracy(info, data=write_lines(rows), head="topic")
 
 
 def test_bad_image_files_are_named(vit: Resident, write_lines: WriteLines, tmp_path: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from itertools import count
+from pathlib import Path
+from subprocess import CalledProcessError
+
 import pytest
 
-from experiments.benchmarks import merge_speed
+from experiments.benchmarks import merge_speed, whole_commands
 
 
 def test_skipped_with_a_reason_without_mergekit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +37,21 @@ def test_candidates_are_new_and_near_what_mergekit_merges(
         mine = first[knob]
         assert isinstance(mine, dict)
         assert list(mine.values()) == pytest.approx(values, rel=0.11)
+
+
+def test_a_linear_merge_is_measured_by_the_files_that_it_names(tmp_path: Path) -> None:
+    home = whole_commands.Home(tmp_path, count())
+    for name in ("base", "expert0", "expert1", "expert2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    named = json.loads(home.file("linear").read_text())["models"]
+    read = home.inputs(whole_commands._LINEAR)
+    assert [str(path.parent) for path in read] == [model["model"] for model in named]
+    assert len(home.inputs()) == 1 + len(read)
+
+
+def test_a_search_that_fails_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = [sys.executable, "-c", "raise SystemExit(2)"]
+    monkeypatch.setattr(whole_commands.Home, "command", lambda self, *given: fails)
+    with pytest.raises(CalledProcessError, match="status 2"):
+        whole_commands._first_candidate(whole_commands.Home(tmp_path, count()))

@@ -424,3 +424,11 @@ def test_command_refuses_in_one_sentence(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(r"evomerge compare: nowhere: no run there; [^\n]+\n", done.stderr)
+
+
+def test_a_metric_that_judges_without_a_column_is_named(tmp_path: Path, found) -> None:
+    for seed in range(2):
+        path = write_finished(tmp_path / str(seed), seed=seed) / "summary.json"
+        path.write_text(path.read_text().replace('"key": "choice/acc"', '"key": "choice/smooth"'))
+    assert "Fitness and tests go by choice/smooth, not by" in markdown(compare([tmp_path]))
+    assert "Fitness and tests go by" not in markdown(found)

@@ -13,19 +13,26 @@ class _Items(list[int]):
 
 
 @pytest.mark.parametrize(
-    ("main", "judged", "share"),
+    ("main", "judged", "prefer", "share"),
     [
-        ("acc", None, True),
-        ("exact_match@strict", None, True),
-        ("prompt_level_strict_acc", None, True),
-        ("bleu", None, False),
-        ("exposure", None, False),
-        ("acc", "bleu", False),
-        ("bleu", "acc_norm", True),
+        ("acc", None, None, True),
+        ("exact_match@strict", None, None, True),
+        ("prompt_level_strict_acc", None, None, True),
+        ("bleu", None, None, False),
+        ("exposure", None, None, False),
+        ("acc", "bleu", None, False),
+        ("bleu", "acc_norm", None, True),
+        ("acc", None, "smooth", False),
+        ("acc", None, "unknown", True),
+        ("acc", "acc_norm", "smooth", True),
     ],
 )
-def test_points_are_for_shares_of_the_items(main: str, judged: str | None, *, share: bool) -> None:
-    task = SimpleNamespace(metrics={main: "maximize"}, items=_Items(range(1000)))
+def test_points_are_for_shares_of_the_items(
+    main: str, judged: str | None, prefer: str | None, *, share: bool
+) -> None:
+    metrics = dict.fromkeys((main, "smooth"), "maximize")
+    task = SimpleNamespace(metrics=metrics, items=_Items(range(1000)))
     panel: Any = SimpleNamespace(evaluators={"t": task})
-    points = item_counts({"report": panel}, {"t": judged} if judged else None)["t"]["points"]
+    objective = {"metrics": {"t": judged} if judged else None, "prefer": prefer}
+    points = item_counts({"report": panel}, objective)["t"]["points"]
     assert (points is not None) == share

@@ -116,12 +116,15 @@ def test_a_task_that_keeps_little_of_its_experts_gain_is_named(
     assert weak_tasks(RandomSearch(axes=AXES, seed=0), objective, models, winner) == []
 
 
-@pytest.mark.parametrize(("mean", "named"), [(0.6, 7), (0.4, 0)])
+@pytest.mark.parametrize(("mean", "named"), [(0.6, 7), (0.4, 0), (None, 3)])
 def test_without_selection_items_a_mean_is_named_unless_the_start_is_better(
-    tmp_path: Path, mean: float, named: int
+    tmp_path: Path, mean: float | None, named: int
 ) -> None:
     fitness = {0: 0.5, 3: 0.9, 7: mean}
-    records = [Record(i, [i], {}, np.array([value])) for i, value in fitness.items()]
+    records = [
+        Record(i, [i], {}, None if value is None else np.array([value]))
+        for i, value in fitness.items()
+    ]
 
     def winner(keeps: tuple[int, ...]) -> int:
         references: Any = SimpleNamespace(ingredients=SimpleNamespace(panels={}))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
+from experiments.runs import memory
 from experiments.runs.memory import free_bytes
 from experiments.setup.assemble import Machine, fills, kept_limit
 from experiments.setup.ingredients import Ingredients
@@ -43,3 +45,40 @@ def test_what_is_kept_is_limited_by_an_option_or_a_share_of_what_is_free() -> No
     assert kept_limit(OmegaConf.create({"keep_gb": 0.5}), CPU) == 5e8
     free = free_bytes(CPU)
     assert 0.15 * free < kept_limit(OmegaConf.create({"keep_gb": None}), CPU) < 0.35 * free
+
+
+@pytest.mark.parametrize(
+    ("line", "mount", "limit", "used", "prefix"),
+    [
+        ("0::/job/step", "", "memory.max", "memory.current", ""),
+        (
+            "4:memory:/job/step",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
+        ),
+    ],
+)
+def test_the_limit_of_a_job_is_what_is_free_but_for_pages_of_files(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    line: str,
+    mount: str,
+    limit: str,
+    used: str,
+    prefix: str,
+) -> None:
+    job = tmp_path / mount / "job"
+    (job / "step").mkdir(parents=True)
+    for folder, most in ((job, "9000"), (job / "step", "max")):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text("7000\n")
+        (folder / "memory.stat").write_text(
+            f"anon 9\n{prefix}inactive_file 500\n{prefix}active_file 40\n"
+        )
+    (tmp_path / "cgroup").write_text(f"5:devices:/\n{line}\n")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_MOUNT", tmp_path)
+    assert free_bytes(CPU) == 9000 - 7000 + 540

@@ -204,21 +204,12 @@ class TestTargets:
         assert modes == {"0o640"}
         assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
-    def test_existing_model_is_replaced_only_where_allowed(
-        self, pool: ExpertPool, tmp_path: Path
-    ) -> None:
+    def test_what_exists_is_never_replaced(self, pool: ExpertPool, tmp_path: Path) -> None:
         save_model(pool, mean(pool), tmp_path / "out", card="old")
         with pytest.raises(CheckpointError, match=r"out exists; choose another directory"):
             save_model(pool, mean(pool), tmp_path / "out")
-        save_model(pool, mean(pool), tmp_path / "out", card="new", overwrite=True)
-        assert (tmp_path / "out/README.md").read_text() == "new"
+        assert (tmp_path / "out/README.md").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-    def test_what_is_no_model_is_never_replaced(self, pool: ExpertPool, tmp_path: Path) -> None:
-        (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(CheckpointError, match="holds no model, so it is not replaced"):
-            save_model(pool, mean(pool), tmp_path, overwrite=True)
-        assert (tmp_path / "thesis.txt").read_text() == "mine"
 
     def test_parent_that_is_a_file(self, pool: ExpertPool, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

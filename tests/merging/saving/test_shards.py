@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
-from merging.checkpoints.weight_files import _DTYPES
 from merging.saving import shards
 from merging.saving.save import _write, save_model, staged
 from merging.weights import CheckpointError, LazyWeights
+from merging.zoo.layout import DTYPES
 from tests import builders
 
 
@@ -35,7 +35,7 @@ class Typed(dict[str, torch.Tensor]):
 
 def test_the_bytes_are_those_of_safetensors_for_every_dtype(tmp_path: Path) -> None:
     tensors = Typed()
-    for dtype in _DTYPES.values():
+    for dtype in DTYPES.values():
         values = torch.arange(-3, 3).to(dtype)
         tensors |= {f"b.{dtype}": values.view(2, 3), f"ä/{dtype}": values[:0].clone()}
         tensors[f"a.{dtype}"] = values[2].clone()

@@ -56,6 +56,9 @@ class Score:
         interval: ends of the 95 % confidence interval of `value` over items; None: not stated.
         cut_off: share of the generated answers that ended at their most tokens, before an end
             token or stop text; None: none is generated, or what serves the model does not say.
+        own_cases: whether a case follows from its own item alone; False where other items move it
+            too, so that no clipping bounds what one item changes. Sizes of all items, such as
+            their mean bytes, are none of theirs.
     """
 
     value: float
@@ -63,6 +66,7 @@ class Score:
     chance: float | None = None
     interval: tuple[float, float] | None = None
     cut_off: float | None = None
+    own_cases: bool = True
 
 
 @runtime_checkable

@@ -187,7 +187,8 @@ def _scores(values: Vector, members: Flags) -> dict[str, Score]:
     cases = np.empty(len(values))
     for side, placed in zip((members, ~members), placements(inside, outside), strict=True):
         cases[side] = area + len(values) / len(placed) * (placed - area)  # A + N / n (V - A)
-    scores = {"auc": Score(area, cases, 0.5, auc_interval(area, len(inside), len(outside)))}
+    ends = auc_interval(area, len(inside), len(outside))
+    scores = {"auc": Score(area, cases, 0.5, ends, own_cases=False)}
     for percent in (1, 10):
         hits, chance = true_positives_at(inside, outside, percent / 100)
         interval = share_interval(int(hits.sum()), len(hits))

@@ -83,7 +83,7 @@ class Accuracy:
             "accuracy": Score(float(right.mean()), right),
             "macro_f1": Score(macro_f1(labels, answers)),
             "log_likelihood": Score(float(likelihoods.mean()), likelihoods),
-            "smooth_accuracy": Score(float(smooth.mean()), smooth),
+            "smooth_accuracy": Score(float(smooth.mean()), smooth, own_cases=False),
         }
 
 

@@ -22,11 +22,12 @@ def ratio_score(counts: Matrix, wholes: Matrix) -> Score:
     found = wholes.sum(axis=0) > 0
     counts, wholes = counts[:, found], wholes[:, found]
     if not found.any():
-        return Score(0.0, np.zeros(len(counts)))
+        return Score(0.0, np.zeros(len(counts)), own_cases=False)
     totals = wholes.sum(axis=0)
     ratios = counts.sum(axis=0) / totals
     cases = (ratios + len(counts) * (counts - ratios * wholes) / totals).mean(axis=1)
-    return Score(float(ratios.mean()), cases, interval=mean_interval(cases, 0.0, 1.0))
+    interval = mean_interval(cases, 0.0, 1.0)
+    return Score(float(ratios.mean()), cases, interval=interval, own_cases=False)
 
 
 def rank_correlation(found: Vector, wanted: Vector) -> Score:
@@ -43,12 +44,12 @@ def rank_correlation(found: Vector, wanted: Vector) -> Score:
         measures, Statistical Methods & Applications 19:497, proposition 1.
     """
     if np.ptp(found) == 0 or np.ptp(wanted) == 0:
-        return Score(0.0, np.zeros(len(found)))
+        return Score(0.0, np.zeros(len(found)), own_cases=False)
     rho = float(stats.spearmanr(found, wanted).statistic)
     f, g = ((stats.rankdata(each) - 0.5) / len(each) for each in (found, wanted))
     influence = 12 * (f * g + _mean_above(f, wanted) + _mean_above(g, found))
     cases = rho + influence - influence.mean()
-    return Score(rho, cases, interval=mean_interval(cases, -1.0, 1.0))
+    return Score(rho, cases, interval=mean_interval(cases, -1.0, 1.0), own_cases=False)
 
 
 def _mean_above(values: Vector, of: Vector) -> Vector:

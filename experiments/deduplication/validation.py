@@ -184,9 +184,9 @@ def _worst(gains: Vector) -> Vector:
 
 
 def _cases(key: str, score: Score) -> Vector:
-    if score.cases is None:
+    if score.cases is None or not score.own_cases:
         raise ValueError(
-            f"{key} has no score per item, so that no item's part in it can be bounded: choose "
-            "another evaluator, or privacy=none"
+            f"{key} has no score per item that is the item's alone, so that its part cannot "
+            "be bounded: choose another evaluator, or privacy=none"
         )
     return score.cases

@@ -130,8 +130,9 @@ def open_ingredients(config: DictConfig, parts: SearchParts) -> tuple[Ingredient
     resident = assemble.open_resident(pool, machine, layers)
     panels = assemble.open_panels(config, resident)
     check_panels(panels, parts.objective)
-    check_private_panels(parts.privacy, panels)
-    check_cases(config, parts.racing, panels["search"], parts.objective, resident.info.classes)
+    classes = resident.info.classes
+    check_private_panels(parts.privacy, panels, parts.objective, classes)
+    check_cases(config, parts.racing, panels["search"], parts.objective, classes)
     assemble.read_through(pool)
     held = assemble.hold(config, pool, machine)
     engine = assemble.open_engine(config, resident)

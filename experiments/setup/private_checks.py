@@ -1,6 +1,7 @@
 """What would release private items without noise, or without paying: refused before any work."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from omegaconf import DictConfig
 
 from evaluators.memorization.membership import Membership
 from evaluators.panel import Panel, Split
+from evaluators.requests import EvaluationError
 from experiments.setup.initial import BestExpert, BestOf, Scored
 from experiments.setup.parts import SearchParts
+from experiments.setup.racing_checks import bound_on_made_up, has_own_cases
 from merging.privacy.accounting import check_delta
 from search.objective import Pareto, WeightedMean
 from search.privacy.privacy import SearchPrivacy
@@ -70,7 +73,12 @@ def budget_line(config: DictConfig, privacy: SearchPrivacy, strategy: Strategy[A
     )
 
 
-def check_private_panels(privacy: SearchPrivacy | None, panels: Mapping[Split, Panel]) -> None:
+def check_private_panels(
+    privacy: SearchPrivacy | None,
+    panels: Mapping[Split, Panel],
+    objective: Any,
+    classes: Mapping[str, tuple[str, ...]],
+) -> None:
     """Refuses private items that could move more than their own score; see `check_items`."""
     if privacy is None:
         return
@@ -78,6 +86,19 @@ def check_private_panels(privacy: SearchPrivacy | None, panels: Mapping[Split, P
     check_shown(private, panels.values())
     for panel in private:
         check_items(panel, privacy.delta)
+        _check_cases(panel, objective, classes)
+
+
+def _check_cases(panel: Panel, objective: Any, classes: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuses metrics in which an item moves the cases of others, by scoring made-up answers."""
+    for term in bound_on_made_up(objective, panel.directions, panel.main).terms:
+        with suppress(EvaluationError):  # these answers cannot be scored, a model's may
+            if not has_own_cases(panel.evaluators[term.task], term.key, classes):
+                raise ValueError(
+                    f"privacy: one item of the {panel.split} task changes what others score in "
+                    f"{term.key}, so that its part in a sum cannot be bounded: choose another "
+                    "metric with objective.metrics, or leave the task out"
+                )
 
 
 def check_shown(private: Collection[Panel], panels: Collection[Panel]) -> None:
@@ -104,8 +125,8 @@ def check_items(panel: Panel, delta: float) -> None:
 
     One that occurs twice contributes twice, and so does a record that two tasks read; one whose
     score is a comparison with the others changes their scores. A delta of one in n allows to give
-    one of n items away. How many items there are is taken as public, and so are the mean bytes of
-    texts that are scored per byte.
+    one of n items away. How many items there are is taken as public, and so are the mean bytes
+    or words of texts that are scored per byte or word.
 
     Raises:
         ValueError: names the tasks, or the option.
@@ -229,14 +250,6 @@ def _check_objective(
         raise ValueError(
             "privacy: objective.cap is on a mean of private items, whose sum is released as it "
             "is: leave it out"
-        )
-    named: set[str | None] = {*(objective.metrics or {}).values()}
-    if isinstance(objective, WeightedMean):
-        named |= {objective.prefer, objective.tie_break}
-    if "smooth_accuracy" in named:
-        raise ValueError(
-            "privacy: smooth_accuracy is in units of all items' margins, so that one of them "
-            "changes the scores of all: choose accuracy or log_likelihood"
         )
     if privacy.release != "differences":
         return

@@ -133,8 +133,20 @@ def _item_by_item(
         return False
     if not np.isclose(whole.cases.mean(), whole.value, rtol=1e-6):
         return False
-    if not some:
-        return True
+    return not some or has_own_cases(evaluator, key, classes)
+
+
+def has_own_cases(evaluator: Evaluator, key: str, classes: Mapping[str, tuple[str, ...]]) -> bool:
+    """Returns whether an item's case follows from that item alone, as far as made-up answers say.
+
+    Raises:
+        EvaluationError: these answers cannot be scored.
+    """
+    metric = key.partition("/")[2]
+    answers = [_made_up(r, classes, n) for n, r in enumerate(evaluator.items.requests)]
+    whole = evaluator.score(answers)[metric]
+    if whole.cases is None or not whole.own_cases:
+        return False
     try:
         first = evaluator.subset([0])
     except ValueError:  # an item means nothing without others

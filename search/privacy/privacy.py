@@ -17,7 +17,7 @@ class SearchPrivacy:
     """The budget of a search on private items, and its mechanisms.
 
     In neighbouring data sets one item is replaced by one that contributes nothing; how many there
-    are is public, and so are the mean bytes of texts that are scored per byte and what the
+    are is public, and so are the mean bytes of texts that are scored per byte or word and what the
     configuration says. An item that stands for several people, or one person who fills several
     items, is protected as a group.
 

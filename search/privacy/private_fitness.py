@@ -2,7 +2,7 @@
 
 In neighbouring data sets one item is replaced by one that contributes nothing. An item contributes
 to one number only, by at most the clip; the number of items is public, and so is the mean size of
-texts where a score is per byte.
+texts where a score is per byte or word.
 """
 
 import math
@@ -17,6 +17,8 @@ from merging.arrays import Vector
 from search.checks import check_positive
 from search.objective import BoundObjective
 from search.privacy.private_noise import SecretNoise, laplace_scale, largest_part
+
+_UNASKED = Score(math.nan, np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,13 @@ class Shares:
             if self.objective.weights is not None:
                 # w_t n / n_t
                 factor = self.objective.weights[number] * total / self.sizes[term.task]
-            cases: Vector | None = np.empty(0)
-            if term.key in scores:
-                cases = scores[term.key].cases
-            if cases is None:
+            score = scores.get(term.key, _UNASKED)
+            if score.cases is None or not score.own_cases:
                 raise ValueError(
-                    f"{term.key} has no score per item, so that no item's part in it can be "
-                    "bounded: choose another metric with objective.metrics"
+                    f"{term.key} has no score per item that is the item's alone, so that "
+                    "its part cannot be bounded: choose another metric with objective.metrics"
                 )
-            gains = factor * term.case_gains(cases)
+            gains = factor * term.case_gains(score.cases)
             parts.append(np.where(np.isfinite(gains), gains, -math.inf))
         return parts if self.objective.weights is None else [np.concatenate(parts)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,20 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
+from evaluators.panel import Panel
 from evaluators.requests import Classified
 from evaluators.tasks.classification import Accuracy
 from evaluators.tasks.question_answering import QuestionAnswering, best_span, exact, word_f1
+from evaluators.tasks.sentence_similarity import SentenceSimilarity
 from evaluators.tasks.token_classification import TokenClassification, entities
-from experiments.setup.racing_checks import _item_by_item
+from experiments.setup.private_checks import check_private_panels
+from experiments.setup.racing_checks import _item_by_item, _made_up, bound_on_made_up
 from merging.checkpoints.experts import ExpertPool
+from search.objective import WeightedMean
+from search.privacy.private_fitness import Shares
 from tests.evaluators.conftest import QUESTIONS, SENTENCES, sentence
+from tests.evaluators.tasks.test_embeddings import PAIRS
+from tests.evaluators.tasks.test_evaluators import LABELLED
 
 WriteLines = Callable[..., str]
 
@@ -221,6 +229,52 @@ def test_races_take_what_single_items_give(heads: Resident, write_lines: WriteLi
     assert not _item_by_item(labels, "t/macro_f1", classes, some=True)
     assert _item_by_item(labels, "t/macro_f1", classes, some=False)
     assert _item_by_item(spans, "t/f1", classes, some=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("tokens", "accuracy"),
+        ("tokens", "macro_f1"),
+        ("spans", "f1"),
+        ("text", "log_likelihood"),
+        ("text", "smooth_accuracy"),
+        ("pairs", "spearman"),
+    ],
+)
+def test_private_searches_take_what_single_items_give(
+    request: pytest.FixtureRequest, write_lines: WriteLines, kind: str, metric: str
+) -> None:
+    """In what they take, another item's answer moves no case."""
+    fixture = {"text": "bert", "pairs": "embedder"}.get(kind, "heads")
+    info = request.getfixturevalue(fixture).info
+    evaluator: Any = {
+        "tokens": lambda: TokenClassification(info, data=write_lines(SENTENCES), head="tokens"),
+        "spans": lambda: QuestionAnswering(info, data=write_lines(QUESTIONS), head="spans"),
+        "text": lambda: Accuracy(info, data=write_lines(LABELLED), head="sentiment"),
+        "pairs": lambda: SentenceSimilarity(info, data=write_lines(PAIRS)),
+    }[kind]()
+    panel, objective = Panel("search", {"t": evaluator}), WeightedMean(metrics={"t": metric})
+    privacy: Any = SimpleNamespace(public=(), delta=1e-5)
+    answers = [_made_up(r, info.classes, n) for n, r in enumerate(evaluator.items.requests)]
+    last = evaluator.items.spans[-1]
+    others = [
+        *answers[: last.start],
+        *(_made_up(r, info.classes, 4) for r in evaluator.items.requests[last]),
+    ]
+    cases = [evaluator.score(each)[metric].cases[:-1] for each in (answers, others)]
+    alone = np.array_equal(*cases)
+    assert alone == (metric in ("accuracy", "f1", "log_likelihood"))
+    if alone:
+        check_private_panels(privacy, {"search": panel}, objective, info.classes)
+        return
+    with pytest.raises(ValueError, match=f"changes what others score in t/{metric}"):
+        check_private_panels(privacy, {"search": panel}, objective, info.classes)
+    shares = Shares(
+        bound_on_made_up(objective, panel.directions, panel.main), {"t": len(cases[0])}
+    )
+    with pytest.raises(ValueError, match=f"t/{metric} has no score per item that is the item's"):
+        shares.contributions(panel.scores(answers))
 
 
 @pytest.mark.parametrize(

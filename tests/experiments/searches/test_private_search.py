@@ -306,7 +306,6 @@ TASK = {"text": {"_target_": "evaluators.tasks.perplexity.Perplexity"}}
         ({"privacy.data": " "}, "privacy.data must be text that is not empty"),
         ({"privacy.svt_margin": float("nan")}, "privacy.svt_margin must be finite, got nan"),
         ({"objective.normalize": "expert"}, "no reference's score on the private items enters"),
-        ({"objective.prefer": "smooth_accuracy"}, "one of them changes the scores of all: choose"),
         ({"objective": CONSTRAINED}, "no reference's score on the private items enters: choose"),
         ({"initial": SCORED}, "by scores on the private search items: choose initial=average"),
         ({"budget.seconds": 60.0}, "a time allows depends on the items: set budget.seconds=null"),

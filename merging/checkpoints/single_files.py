@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from merging.checkpoints import naming
 from merging.checkpoints.hashing import file_sha256
 from merging.checkpoints.quiet import quiet_transformers
 from merging.checkpoints.weight_files import WeightFiles
@@ -66,7 +68,7 @@ def dequantised(file: Path, cache: Path | None = None) -> Path:
         logger.info("reading %s, once", file)
         try:
             _convert(file, draft)
-        except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
         for mark in marks:  # it may rest on private data
             shutil.copyfile(mark, draft / mark.name)
@@ -118,7 +120,10 @@ def _convert(file: Path, out: Path) -> None:
         "gguf_file": file.name,
     }
     with quiet_transformers():
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, output_loading_info=True
+        )
+        _check_whole(found)
         model.hf_quantizer = None  # its weights are plain by now
         del model.config.quantization_config
         model.save_pretrained(out)
@@ -128,6 +133,20 @@ def _convert(file: Path, out: Path) -> None:
                 [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
             )
         tokenizer.save_pretrained(out)
+
+
+def _check_whole(found: Mapping[str, Any]) -> None:
+    """Raises ValueError for what transformers fills with random numbers, or leaves out."""
+    if missing := found["missing_keys"]:
+        raise ValueError(
+            f"it lacks {len(missing)} tensors of the model that it describes "
+            f"({naming.listing(sorted(missing))}); of a model in several files, join them first "
+            "(llama-gguf-split --merge)"
+        )
+    if odd := found["unexpected_keys"] or found["mismatched_keys"]:
+        raise ValueError(
+            f"it has tensors that do not fit ({naming.listing(sorted(map(str, odd)))})"
+        )
 
 
 def _splitting(file: Path) -> str | None:

@@ -29,6 +29,7 @@ from experiments.runs.sources import Sources
 from merging.checkpoints import single_files
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.experts import ExpertPool
+from merging.weights import CheckpointError
 from tests import builders
 from tests.experiments.local import evomerge
 
@@ -39,7 +40,7 @@ TINY = SmollmSettings(
 REAL = [os.environ.get(name) for name in ("EVOMERGE_SENTENCES", "EVOMERGE_GSM8K")]
 
 
-def write_gguf(path: Path, model: Any) -> Path:
+def write_gguf(path: Path, model: Any, *, without: str = "") -> Path:
     """Writes a Llama as llama.cpp does: rotated heads interleaved, matrices of the MLP in Q4_1."""
     gguf = pytest.importorskip("gguf", reason=packaged.INSTALL)
     config, quant = model.config, gguf.GGMLQuantizationType.Q4_1
@@ -78,6 +79,8 @@ def write_gguf(path: Path, model: Any) -> Path:
         for short, long in parts.items():
             weight = state[f"model.layers.{layer}.{long}.weight"]
             name = f"blk.{layer}.{short}.weight"
+            if name == without:
+                continue
             if long.startswith("mlp"):
                 out.add_tensor(name, gguf.quantize(weight, quant), raw_dtype=quant)
             else:
@@ -113,6 +116,14 @@ def test_a_gguf_file_becomes_a_model_directory_once(
     assert Checkpoint.open(str(tmp_path / "alone")).path == folder
     monkeypatch.setattr(single_files, "_convert", None)  # a second call must not read it
     assert single_files.dequantised(file, tmp_path / "cache") == folder
+
+
+def test_a_gguf_file_that_lacks_tensors_is_refused_by_name(tmp_path: Path) -> None:
+    base = builders.llama(tmp_path / "base", tie=True, vocab_size=builders.VOCAB + 1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    file = write_gguf(tmp_path / "part.gguf", model, without="blk.1.ffn_up.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors .*layers\.1\.mlp\.up_proj"):
+        single_files.dequantised(file, tmp_path / "cache")
 
 
 def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:

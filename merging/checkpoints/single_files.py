@@ -120,9 +120,10 @@ def _convert(file: Path, out: Path) -> None:
         "gguf_file": file.name,
     }
     with quiet_transformers():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True
         )
+        model, found = loaded
         _check_whole(found)
         model.hf_quantizer = None  # its weights are plain by now
         del model.config.quantization_config

@@ -44,7 +44,12 @@ _POOLINGS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean_sqrt_len_tokens": _root_mean,
     "weightedmean": _weighted_mean,
 }
-_OLD_NAMES = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}
+_OLD_NAMES = {
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean": "mean_tokens",
+    "weightedmean": "weightedmean_tokens",
+}
 
 _SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: normalize(a, dim=-1) @ normalize(b, dim=-1).T,

@@ -43,6 +43,9 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
         over = rules.ended(tokens[0, count:].tolist())
         return torch.full((len(tokens),), over, dtype=torch.bool, device=tokens.device)
 
+    config = copy.deepcopy(rules.config)
+    if not rules.stops:  # transformers ends every beam by itself
+        config.eos_token_id = sorted(rules.ends) or None
     ids = torch.tensor([rules.prompt], device=resident.device)
     inputs = {name: resident.placed(tensor) for name, tensor in rules.given.items()}
     if resident.info.encoder_decoder:
@@ -59,9 +62,9 @@ def generated(run: EngineRun, rules: Rules) -> list[int]:
         try:
             rows = (plain if sounds else resident.module.generate)(
                 **inputs,
-                generation_config=copy.deepcopy(rules.config),
+                generation_config=config,
                 logits_processor=[look],
-                stopping_criteria=[ended],
+                stopping_criteria=[ended] if rules.stops else [],
                 tokenizer=resident.info.tokenizer,
                 return_dict_in_generate=False,
             )

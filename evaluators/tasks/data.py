@@ -37,6 +37,15 @@ class Line:
             raise ValueError(f"{self}: field {name!r} must be {wanted}, got {value!r:.80}")
         return value
 
+    def unfolded(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        """Returns a field as `field` does; a text that is a JSON list or object (CSV) as that."""
+        value = self.field(name, kind)
+        try:
+            held = json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError:
+            return value
+        return held if isinstance(held, list | dict) else value
+
     def text(self, name: str) -> str:
         """Returns a text field that holds more than white space; raises ValueError otherwise."""
         value: str = self.field(name, str)

@@ -1,10 +1,14 @@
 """From text to token ids, by the rules that lm-eval made customary."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluators.evaluator import ModelInfo
 from evaluators.requests import Generate, Loglikelihood, Request
+
+_log = logging.getLogger(__name__)
 
 
 def language_tokenizer(model: ModelInfo, task: str, *, encoder_decoder: bool = False) -> Any:
@@ -96,3 +100,16 @@ def check_fits(requests: Sequence[Request], max_length: int, task: str) -> None:
                 f"{task}: {request.max_new_tokens} new tokens leave no room for a prompt, the "
                 f"model takes {max_length}; set fewer (gen_kwargs.max_gen_toks)"
             )
+
+
+def warn_of_cuts(texts: Sequence[Sequence[str]], model: ModelInfo, path: Path) -> None:
+    """Warns of how many of a file's texts (or pairs) are longer than the model takes."""
+    lengths = [len(model.tokenizer(*one, verbose=False)["input_ids"]) for one in texts]
+    if cut := sum(length > model.max_length for length in lengths):
+        _log.warning(
+            "%s: the model takes %d tokens, of which %d of %d texts have more: their ends are cut",
+            path,
+            model.max_length,
+            cut,
+            len(texts),
+        )

@@ -1,6 +1,5 @@
 """Accuracy of choosing the likeliest of several answers, from a local file."""
 
-import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,12 +133,7 @@ def _read(line: Line, question: str, choices: str, label: str) -> _Question:
 
 def choices_of(line: Line, field: str) -> list[str]:
     """Returns the answers that a field lists; raises ValueError for fewer than two texts."""
-    choices = line.field(field, (list, str))
-    if isinstance(choices, str):
-        try:
-            choices = json.loads(choices)
-        except json.JSONDecodeError:
-            choices = []
+    choices = line.unfolded(field, (list, str))
     if not _are_choices(choices):
         raise ValueError(f"{line}: field {field!r} must be a list of at least two texts")
     return list(choices)

@@ -1,6 +1,5 @@
 """How well a head over spans finds answers to questions in a text, as SQuAD measures it."""
 
-import json
 import re
 import string
 from collections import Counter
@@ -178,12 +177,7 @@ def _read(line: Line, question: str, context: str, answers: str) -> _Question:
 
 
 def _answers(line: Line, field: str) -> tuple[str, ...]:
-    value: Any = line.field(field, (list, dict, str))
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = [value]
+    value: Any = line.unfolded(field, (list, dict, str))
     if isinstance(value, dict):
         value = value.get("text")
     value = [value] if isinstance(value, str | int | float) else value

@@ -42,7 +42,8 @@ class Retrieval:
     Args:
         data: JSON-lines, CSV or Parquet file, one query in each line.
         documents_field: where a line holds the relevant documents: a text, a list of texts, or
-            texts with a grade above 0 each; ids instead of texts where there is a `corpus`.
+            texts with a grade above 0 each (CSV: as JSON); ids instead of texts where there is a
+            `corpus`.
         corpus: file with the documents, ``id`` and ``text`` (and maybe ``title``, which comes
             first) in each line; None: all documents that any line of `data` names.
         depth: how many documents count.
@@ -122,7 +123,7 @@ def _corpus(corpus: str) -> dict[str, str]:
 
 
 def _read(line: Line, query: str, documents: str) -> _Query:
-    value: Any = line.field(documents, (str, int, list, dict))
+    value: Any = line.unfolded(documents, (str, int, list, dict))
     if isinstance(value, dict):
         grades = {str(name): grade for name, grade in value.items()}
     else:

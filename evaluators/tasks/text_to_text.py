@@ -11,7 +11,7 @@ from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Generate, Generated, Loglikelihood, Request, Response, totals_of
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
-from evaluators.tasks.encoding import check_fits
+from evaluators.tasks.encoding import check_fits, warn_of_cuts
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
 
@@ -75,6 +75,7 @@ class TextToText:
             path,
             key=lambda one: (digest(one[1], one[2]), None),
         )
+        warn_of_cuts([(prefix + source,) for _, source, _ in taken.values], model, path)
         items = []
         for line, source, target in taken.values:
             requests = _ask(model, line, prefix + source, target, max_new_tokens, num_beams)

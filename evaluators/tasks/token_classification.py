@@ -1,6 +1,5 @@
 """How well a head over tokens does on the merged encoder: words with a label each."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -161,12 +160,7 @@ def _read(line: Line, words: str, labels: str, classes: Sequence[str]) -> _Sente
 
 
 def _listed(line: Line, field: str) -> list[Any]:
-    values = line.field(field, (list, str))
-    if isinstance(values, str):
-        try:
-            values = json.loads(values)
-        except json.JSONDecodeError:
-            values = None
+    values = line.unfolded(field, (list, str))
     if not isinstance(values, list):
         raise ValueError(f"{line}: field {field!r} must be a list")
     return values
@@ -179,9 +173,16 @@ def _label(line: Line, tag: Any, classes: Sequence[str]) -> int:
     raise ValueError(f"{line}: label {tag!r} is none of the head's: {', '.join(classes)}")
 
 
+def _apart(words: Sequence[str], tokenizer: Any) -> list[str]:
+    """Returns words as they stand in a text: some tokenizers would run them together."""
+    pair = tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    glued = str(tokenizer.decode(pair)).strip() == "ab"  # byte-level, without prefix space
+    return [f" {word}" if glued and word else word for word in words]
+
+
 def _item(sentence: _Sentence, head: str, model: ModelInfo) -> TaskItem[tuple[int, ...]]:
     line, words, labels = sentence
-    encoded = model.tokenizer(words, is_split_into_words=True)
+    encoded = model.tokenizer(_apart(words, model.tokenizer), is_split_into_words=True)
     length = len(encoded["input_ids"])
     if length > model.max_length:
         raise ValueError(

@@ -1,5 +1,6 @@
 """How well does a model write down what is said?"""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +157,7 @@ def _beginning(
     tokenizer = model.tokenizer
     if hasattr(tokenizer, "set_prefix_tokens"):
         if language is not None or task is not None:
+            tokenizer = copy.deepcopy(tokenizer)  # other tasks have the model's
             tokenizer.set_prefix_tokens(language=language, task=task)
         settings = model.directory and model.directory / "generation_config.json"
         several = settings and settings.is_file() and "lang_to_id" in settings.read_text("utf-8")

@@ -45,7 +45,8 @@ class VisualChoice:
         label_field: where it holds the right answer; see `MultipleChoice`.
         template: the prompt where there is no chat template: ``{image}`` stands for the
             processor's token of an image, ``{question}`` for the question.
-        delimiter: text between prompt and answer.
+        delimiter: text between prompt and answer; None: nothing behind a chat template, else a
+            space, as lm-eval has it.
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
@@ -62,13 +63,15 @@ class VisualChoice:
         choices_field: str = "choices",
         label_field: str = "label",
         template: str = "{image}\n{question}",
-        delimiter: str = " ",
+        delimiter: str | None = None,
         take: str | ItemDraw | None = None,
     ) -> None:
         path = data_path(data, split)
         task = f"multiple choice with images on {path.name}"
         language_tokenizer(model, task)
         processor = _processor(model, task)
+        if delimiter is None:
+            delimiter = "" if _has_template(processor) else " "
         taken = take_items(
             [
                 _read(line, image_field, question_field, choices_field, label_field)
@@ -113,8 +116,12 @@ def _processor(model: ModelInfo, task: str) -> Any:
     return processor
 
 
+def _has_template(processor: Any) -> bool:
+    return getattr(processor, "chat_template", None) is not None
+
+
 def _prompt(processor: Any, question: str, template: str) -> str:
-    if getattr(processor, "chat_template", None) is None:
+    if not _has_template(processor):
         return template.replace("{image}", processor.image_token).replace("{question}", question)
     content = [{"type": "image"}, {"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}]
@@ -134,5 +141,8 @@ def _ask(processor: Any, asked: _Question, prompt: str, answer: str) -> Loglikel
 
 def _encoded(processor: Any, asked: _Question, text: str) -> dict[str, Tensor]:
     images = [Image.fromarray(asked.image)]
-    encoded = processor(text=[text], images=images, return_tensors="pt")
+    bos = processor.tokenizer.bos_token
+    own = bos is not None and text.startswith(bos)  # a chat template may write it
+    options = {"add_special_tokens": False} if own else {}
+    encoded = processor(text=[text], images=images, return_tensors="pt", **options)
     return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}

@@ -114,8 +114,11 @@ def _index(picture: Picture, names: Sequence[str]) -> int:
 
 def _text(prompt: str, model: ModelInfo) -> dict[str, torch.Tensor]:
     """Returns a prompt as long as the model's texts: SigLIP reads the last token, padding too."""
-    encoded = model.tokenizer(
-        prompt, padding="max_length", truncation=True, max_length=model.max_length
-    )
+    encoded = model.tokenizer(prompt, padding="max_length", max_length=model.max_length)
+    if (length := len(encoded["input_ids"])) > model.max_length:
+        raise ValueError(
+            f"the prompt {prompt!r} of a class has {length} tokens, the model takes "
+            f"{model.max_length}: shorten classes or templates"
+        )
     names = [name for name in model.tokenizer.model_input_names if name in encoded]
     return {name: torch.tensor(encoded[name]) for name in names}

@@ -110,6 +110,15 @@ def test_documents_of_a_corpus_are_named_by_their_ids(
         Retrieval(embedder.info, data=gone, corpus=corpus)
 
 
+def test_documents_of_a_table_are_json(embedder: Resident, tmp_path: Path) -> None:
+    table = tmp_path / "data.csv"
+    table.write_text(
+        'query,documents\nfox,"[""a"", ""b""]"\nbox,"{""c"": 2, ""a"": 1}"\ndog,1 [d]\n'
+    )
+    targets = Retrieval(embedder.info, data=str(table)).items.targets
+    assert [one.places for one in targets] == [(0, 1), (2, 0), (3,)]
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_cases_of_a_correlation_have_its_spread(ties: bool) -> None:
     """Their standard error against the spread of rho over samples; their mean is rho."""
@@ -198,6 +207,25 @@ def test_modules_that_are_not_known_are_refused(embedder: Resident, tmp_path: Pa
     (tmp_path / "config.json").write_text('{"pooling_mode": "attention"}')
     with pytest.raises(ValueError, match="pools by attention"):
         SentenceModules.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cls_token", "cls"),
+        ("max_tokens", "max"),
+        ("mean_tokens", "mean"),
+        ("mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+        ("weightedmean_tokens", "weightedmean"),
+        ("lasttoken", "lasttoken"),
+    ],
+)
+def test_poolings_have_older_names(tmp_path: Path, old: str, new: str) -> None:
+    """Those of sentence-transformers' files before ``pooling_mode``."""
+    listed = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "config.json").write_text(json.dumps({f"pooling_mode_{old}": True}))
+    assert SentenceModules.read(tmp_path).poolings == (new,)
 
 
 def test_a_prompt_that_is_not_pooled_is_refused() -> None:

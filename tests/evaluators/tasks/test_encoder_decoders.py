@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoFeatureExtractor, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    WhisperTokenizer,
+)
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
-from evaluators.requests import Generated, Likelihood
+from evaluators.requests import Generated, Likelihood, Loglikelihood
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.text_to_text import TextToText
@@ -56,6 +62,30 @@ def test_likelihoods_and_answers_are_those_of_transformers(
     assert len(texts) > 1
     scores = evaluator.score(answers)
     assert set(scores) == {"bits_per_byte", "exact_match", "chrf"}
+
+
+def test_beams_end_where_transformers_ends_them(bases: Path, write_lines: WriteLines) -> None:
+    resident = opened(bases / "bart")
+    evaluator = TextToText(resident.info, data=write_lines(ROWS), max_new_tokens=9, num_beams=4)
+    answers = Engine(resident).run(evaluator.items.requests)
+    tokenizer, ended = resident.info.tokenizer, 0
+    for row, answer in zip(ROWS, answers[1::2], strict=True):
+        source = tokenizer(row["source"], return_tensors="pt").input_ids
+        whole = resident.module.generate(source, max_new_tokens=9, num_beams=4, do_sample=False)
+        assert isinstance(answer, Generated)
+        assert answer.text == tokenizer.decode(whole[0, 1:], skip_special_tokens=True)
+        assert answer.cut_off == (len(whole[0]) == 10 and whole[0, -1] != 2)
+        ended += not answer.cut_off
+    assert ended
+
+
+def test_sources_that_are_cut_are_counted(
+    bases: Path, write_lines: WriteLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = opened(bases / "bart").info
+    rows = [{"source": "x" * length, "target": "x"} for length in (126, 127, 200)]
+    TextToText(info, data=write_lines(rows))
+    assert "takes 128 tokens, of which 2 of 3 texts have more" in caplog.text
 
 
 def test_padding_that_is_seen_is_noticed(
@@ -159,6 +189,26 @@ def test_what_is_heard_is_what_transformers_hears(
     assert scores["word_error_rate"].value == pytest.approx(wrong / sum(2 + i for i in range(4)))
     assert scores["word_error_rate"].cases is not None
     assert scores["word_error_rate"].cases.mean() == pytest.approx(scores["word_error_rate"].value)
+
+
+def test_a_language_stays_in_its_task(
+    bases: Path, tmp_path: Path, write_lines: WriteLines
+) -> None:
+    info, data = opened(bases / "whisper").info, write_lines(sounds(tmp_path, count=1))
+    tokenizer = WhisperTokenizer(vocab=dict(info.tokenizer.get_vocab()), merges=[])
+    tokens = "startoftranscript en zh translate transcribe notimestamps"
+    special = [f"<|{token}|>" for token in tokens.split()]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    info = replace(info, tokenizer=tokenizer)
+
+    def begin(**options: str) -> list[str]:
+        asked = Transcription(info, data=data, max_new_tokens=8, **options).items.requests[0]  # type: ignore[arg-type]
+        assert isinstance(asked, Loglikelihood)
+        return [token.strip("<|>") for token in tokenizer.convert_ids_to_tokens(asked.context)]
+
+    told = begin(language="chinese", task="translate")
+    assert told == ["startoftranscript", "zh", "translate", "notimestamps"]
+    assert begin() == ["startoftranscript", "notimestamps"]
 
 
 def test_edit_distance_is_the_length_of_a_shortest_path() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
@@ -19,7 +21,7 @@ from evaluators.requests import Classified
 from evaluators.tasks.classification import Accuracy
 from evaluators.tasks.question_answering import QuestionAnswering, best_span, exact, word_f1
 from evaluators.tasks.sentence_similarity import SentenceSimilarity
-from evaluators.tasks.token_classification import TokenClassification, entities
+from evaluators.tasks.token_classification import TokenClassification, _apart, entities
 from experiments.setup.private_checks import check_private_panels
 from experiments.setup.racing_checks import _item_by_item, _made_up, bound_on_made_up
 from merging.checkpoints.experts import ExpertPool
@@ -60,8 +62,9 @@ def test_words_get_the_labels_that_transformers_gives(
     model = expert(pool, "tokens")
     wanted, answers = [], []
     for one in SENTENCES:
+        # as words stand in texts, for a tokenizer that knows them by the space before them
         encoded = heads.info.tokenizer(
-            one["tokens"], is_split_into_words=True, return_tensors="pt"
+            [f" {word}" for word in one["tokens"]], is_split_into_words=True, return_tensors="pt"
         )
         with torch.no_grad():
             logits = model(**encoded).logits[0]
@@ -71,6 +74,25 @@ def test_words_get_the_labels_that_transformers_gives(
     assert len(set(answers)) > 1
     assert scores["accuracy"].value == pytest.approx(accuracy_score(wanted, answers))
     assert scores["macro_f1"].value == pytest.approx(f1_score(wanted, answers, average="macro"))
+
+
+def test_words_are_told_apart_by_what_a_tokenizer_does(heads: Resident) -> None:
+    raw = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert _apart(["a", "b"], PreTrainedTokenizerFast(tokenizer_object=raw)) == ["a", "b"]
+    assert _apart(["a", "b"], heads.info.tokenizer) == [" a", " b"]
+
+
+@pytest.mark.parametrize(
+    ("written", "answers"),
+    [("1.50", ["1.50"]), ("1e3", ["1e3"]), ("null", ["null"]), ('["1", "b"]', ["1", "b"])],
+)
+def test_answers_are_texts_unless_they_are_lists(
+    heads: Resident, write_lines: WriteLines, written: str, answers: list[str]
+) -> None:
+    data = write_lines([{"question": "who", "context": "fox", "answers": written}])
+    evaluator = QuestionAnswering(heads.info, data=data, head="spans")
+    assert list(evaluator.items.targets[0].answers) == answers
 
 
 def test_spans_are_those_that_transformers_gives(

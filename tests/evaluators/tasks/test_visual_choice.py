@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from evaluators.engine.engine import Engine
@@ -48,10 +49,11 @@ def test_choices_are_scored_as_transformers_scores_them(
         question = row["question"]
         prompt = f"user: <image>{question}answer:" if chat else f"<image>\n{question}"
         for choice in row["choices"]:
-            given = processor(text=[f"{prompt} {choice}"], images=[image], return_tensors="pt")
+            answer = choice if chat else f" {choice}"
+            given = processor(text=[prompt + answer], images=[image], return_tensors="pt")
             with torch.no_grad():
                 log_probs = model(**given).logits[0].log_softmax(-1)
-            ids, count = given["input_ids"][0], len(f" {choice}".encode())
+            ids, count = given["input_ids"][0], len(answer.encode())
             picked = log_probs[-count - 1 : -1].gather(1, ids[-count:, None])
             totals.append(float(picked.sum()))
     assert [a.total for a in answers if isinstance(a, Likelihood)] == pytest.approx(
@@ -63,6 +65,27 @@ def test_choices_are_scored_as_transformers_scores_them(
         for i, row in enumerate(rows)
     ]
     assert scores["acc"].cases == pytest.approx(right)
+
+
+def test_a_chat_begins_once(llava: Resident, tmp_path: Path, write_lines: WriteLines) -> None:
+    """Its template writes what the tokenizer would add; no space stands before the answer."""
+    base = tmp_path / "llava"
+    tokenizer = llava.info.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save_pretrained(base)
+    (base / "chat_template.jinja").write_text("{{ bos_token }}" + TEMPLATE)
+    (row,) = asked_of_images(tmp_path, 1)
+    asked = VisualChoice(llava.info, data=write_lines([row])).items.requests[0]
+    image = {"type": "image", "image": Image.open(tmp_path / row["image"])}
+    turn = {"role": "user", "content": [image, {"type": "text", "text": row["question"]}]}
+    prompt = AutoProcessor.from_pretrained(base).apply_chat_template(
+        [turn], tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    assert isinstance(asked, Loglikelihood)
+    assert [list(asked.context)] == prompt["input_ids"]
+    assert tokenizer.decode(asked.continuation) == row["choices"][0]
 
 
 def test_the_image_counts(llava: Resident, tmp_path: Path, write_lines: WriteLines) -> None:

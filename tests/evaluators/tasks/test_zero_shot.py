@@ -137,6 +137,8 @@ def test_what_cannot_be_asked_is_refused(
         ZeroShot(resident.info, data=data, classes=CLASSES[:2])
     with pytest.raises(ValueError, match="every template needs"):
         ZeroShot(resident.info, data=data, classes=CLASSES, templates=["a photo"])
+    with pytest.raises(ValueError, match="'in all of this photo cat' of a class has 26 tokens"):
+        ZeroShot(resident.info, data=data, classes=CLASSES, templates=["in all of this photo {}"])
     evaluator = ZeroShot(resident.info, data=data, classes=CLASSES)
     with pytest.raises(ValueError, match="BertModel has no embeddings of images and texts"):
         Engine(bert).run(evaluator.items.requests)

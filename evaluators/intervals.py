@@ -23,7 +23,7 @@ def mean_interval(cases: Vector, low: float, high: float = math.inf) -> tuple[fl
         low: least that an item can be; `high` likewise. The ends lie between the two.
 
     Returns:
-        None for fewer than 2 items, or equal ones without an upper bound: nothing is known.
+        None for fewer than 2 items, or equal ones without both bounds: nothing is known.
 
     Source: Hall 1992, On the removal of skewness by transformation, JRSS B 54:221, section 2: of
         ``T = (mean - truth) / se`` it is ``g(T) = T + k T^2 / 3 + k^2 T^3 / 27 + k / 6`` that is
@@ -37,7 +37,7 @@ def mean_interval(cases: Vector, low: float, high: float = math.inf) -> tuple[fl
     if deviation <= 1e-12 * (1 + abs(mean)):
         unseen = share_interval(0, count)[1]
         ends = mean - unseen * (mean - low), mean + unseen * (high - mean)
-        return ends if math.isfinite(high) else None
+        return ends if math.isfinite(high - low) else None
     error = deviation / math.sqrt(count - 1)  # s / sqrt(n)
     skewness = float(((cases - mean) ** 3).mean()) / deviation**3
     skewness *= skewness**2 / (skewness**2 + 6 / count)

@@ -124,6 +124,8 @@ class LmEvalTask:
         check_fits(self.items.requests, model.max_length, f"lm-eval task {name!r}")
         self._mean_bytes = _mean_bytes(self._task, docs)
 
+    hub_task = "text-generation"
+
     @property
     def dataset(self) -> tuple[str, ...] | None:
         """Id of its data on the Hub, and their configuration; None: files of this machine."""

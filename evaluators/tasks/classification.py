@@ -60,7 +60,9 @@ class Accuracy:
     ) -> None:
         path = data_path(data, split)
         check_head(model, head, "inputs", f"classification on {path.name}")
-        if path.suffix == ".npz" or image_field is not None:
+        pictured = path.suffix == ".npz" or image_field is not None
+        self.hub_task = f"{'image' if pictured else 'text'}-classification"
+        if pictured:
             pictures = read_pictures(path, image_field or "image", label_field)
             taken = take_items(pictures, take, path, key=lambda one: (one.digest, one.label))
             items = [_image_item(one, head, model.image_processor) for one in taken.values]

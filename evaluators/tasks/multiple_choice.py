@@ -62,6 +62,7 @@ class MultipleChoice:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
+    hub_task = "multiple-choice"
     subset = on_subset
 
     def __init__(

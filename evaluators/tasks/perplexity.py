@@ -42,6 +42,7 @@ class Perplexity:
     """
 
     metrics: Mapping[str, Direction] = {"bits_per_byte": "minimize", "perplexity": "minimize"}
+    hub_task = "text-generation"
     subset = on_subset
 
     def __init__(

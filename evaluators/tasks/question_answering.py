@@ -65,6 +65,7 @@ class QuestionAnswering:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("f1", "exact_match"), "maximize")
+    hub_task = "question-answering"
     subset = on_subset
 
     def __init__(

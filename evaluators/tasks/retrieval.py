@@ -50,6 +50,7 @@ class Retrieval:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("ndcg", "recall"), "maximize")
+    hub_task = "text-retrieval"
     subset = on_subset
 
     def __init__(

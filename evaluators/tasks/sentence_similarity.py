@@ -25,6 +25,7 @@ class SentenceSimilarity:
     """
 
     metrics: Mapping[str, Direction] = {"spearman": "maximize"}
+    hub_task = "sentence-similarity"
 
     def __init__(
         self,

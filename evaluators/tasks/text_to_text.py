@@ -43,6 +43,7 @@ class TextToText:
         num_beams: 1: greedy. Whatever else the model's generation config says holds.
     """
 
+    hub_task = "text2text-generation"
     subset = on_subset
 
     def __init__(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from evaluators.evaluator import Direction, ModelInfo, Score
+from evaluators.intervals import mean_interval
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
 from evaluators.tasks.classification import check_head
@@ -47,6 +48,7 @@ class TokenClassification:
             configuration; -100 for words that do not count.
     """
 
+    hub_task = "token-classification"
     subset = on_subset
 
     def __init__(
@@ -89,9 +91,11 @@ class TokenClassification:
             for labels, own in zip(self.items.targets, answers, strict=True)
         ]
         right = np.array([float((labels == own).sum()) for labels, own in pairs])
-        words = sum(len(labels) for labels, _ in pairs)
+        words, cases = sum(len(labels) for labels, _ in pairs), right / self._mean_words
         scores = {
-            "accuracy": Score(float(right.sum() / words), right / self._mean_words),
+            "accuracy": Score(
+                float(right.sum() / words), cases, interval=mean_interval(cases, 0.0, 1.0)
+            ),
             "macro_f1": ratio_score(*_confusions(pairs, len(self._classes))),
         }
         if "entity_f1" in self.metrics:

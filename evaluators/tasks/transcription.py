@@ -48,6 +48,7 @@ class Transcription:
     metrics: Mapping[str, Direction] = dict.fromkeys(
         ("word_error_rate", "bits_per_byte"), "minimize"
     )
+    hub_task = "automatic-speech-recognition"
     subset = on_subset
 
     def __init__(

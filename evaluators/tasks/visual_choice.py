@@ -50,6 +50,7 @@ class VisualChoice:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
+    hub_task = "visual-question-answering"
     subset = on_subset
 
     def __init__(

@@ -44,6 +44,7 @@ class ZeroShot:
     """
 
     metrics: Mapping[str, Direction] = dict.fromkeys(("accuracy", "log_likelihood"), "maximize")
+    hub_task = "zero-shot-image-classification"
     subset = on_subset
 
     def __init__(

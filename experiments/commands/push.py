@@ -1,11 +1,20 @@
 """`evomerge push`: a model to the Hugging Face Hub."""
 
 import argparse
-from collections.abc import Sequence
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from experiments.runs.errors import UserError, one_sentence
+from experiments.runs.directory import finished_run
+from experiments.runs.errors import UserError, explained, one_sentence
+from experiments.runs.files import read_json
+from experiments.runs.sources import source_and_hash
+from merging.files import write_text
 
 
 def push(arguments: Sequence[str]) -> None:
@@ -21,7 +30,10 @@ def push(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     with one_sentence("evomerge push"):
-        print(_pushed(_model(options.run), options.repo, private=not options.public))
+        model = _model(options.run)
+        finished_run(model)
+        with explained(), _shown(model) as folder:
+            print(_pushed(folder, options.repo, private=not options.public))
 
 
 def _model(run: Path) -> Path:
@@ -33,6 +45,25 @@ def _model(run: Path) -> Path:
             f"{run / 'recipe.json'} --out DIR and push DIR"
         )
     return found
+
+
+@contextmanager
+def _shown(model: Path) -> Iterator[Path]:
+    """Yields a folder of links to a model's files; no recipe or adapter in it has a path."""
+    from experiments.searches.published import shown_recipe
+    from merging.recipe import Recipe
+
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / model.resolve().parent.name / "model"
+        shutil.copytree(model.resolve(), folder, copy_function=os.symlink)
+        if (file := folder / "recipe.json").exists():
+            shown_recipe(Recipe.load(file)).save(file)  # in the place of the link
+        for file in folder.rglob("adapter_config.json"):
+            config = read_json(file)
+            base = {"source": config["base_model_name_or_path"], "sha256": ""}
+            config["base_model_name_or_path"] = source_and_hash(base)[0]
+            write_text(file, json.dumps(config, indent=2) + "\n")
+        yield folder
 
 
 def _pushed(model: Path, repo: str, *, private: bool) -> str:
@@ -53,7 +84,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
         hub.upload_folder(
             repo_id=url.repo_id,
             folder_path=model,
-            commit_message=f"A merge by evomerge: {model.resolve().parent.name}",
+            commit_message=f"A merge by evomerge: {model.parent.name}",
             ignore_patterns=[".*"],
         )
     except failures as error:

@@ -24,13 +24,14 @@ class HeldOutFacts:
     """What is known of the held-out items beside the scores.
 
     Args:
-        kind: the Hub's name of what is asked, for example ``text-generation``.
+        kinds: task to the Hub's name of what is asked, for example ``text-generation``; the Hub
+            has none for the others, which it lists no results of.
         datasets: task to the id and configuration of its data on the Hub; others have files.
         intervals: ``task/metric`` to the ends of the winner's 95 % interval over items.
         items: task to how many there are.
     """
 
-    kind: str
+    kinds: Mapping[str, str]
     datasets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     items: Mapping[str, int] = field(default_factory=dict)
@@ -129,7 +130,9 @@ def eval_results(
 ) -> list[EvalResult]:
     """Returns the winner's held-out scores as the Hub lists them, a task each."""
     return [
-        _result(task, scores[task.metric], held_out) for task in tasks if task.metric in scores
+        _result(task, scores[task.metric], held_out)
+        for task in tasks
+        if task.metric in scores and task.name in held_out.kinds
     ]
 
 
@@ -141,7 +144,7 @@ def _result(task: TaskColumn, value: float, held_out: HeldOutFacts) -> EvalResul
     if (ends := held_out.intervals.get(task.metric)) is not None:
         told["interval_95"] = [round(float(end), _ENDS) for end in ends]
     return EvalResult(
-        task_type=held_out.kind,
+        task_type=held_out.kinds[task.name],
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_config=configuration[0] if configuration else None,

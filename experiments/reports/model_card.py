@@ -28,6 +28,7 @@ _PLANS = {
     "path": "a path through all weights, from a start along ranked noise",
     "factors": "a path through the factors of LoRA adapters, from a start along ranked noise",
     "displaced": "a merge moved so that the search began at another point",
+    "around": "a merge, more or less of what it changed and of every expert",
     "lineage": "a tree of crossovers and mutations of the experts' task vectors",
     "layer_stack": "layers of base and experts, stacked anew",
 }

@@ -190,6 +190,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def finished_run(folder: Path) -> Path | None:
+    """Returns the run that a folder is, or whose model it is; None: it belongs to none.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    above = [folder.resolve().parent] if folder.resolve().name == "model" else []
+    marks = ("config.yaml", "environment.json")
+    runs = [each for each in (folder, *above) if all((each / m).is_file() for m in marks)]
+    if runs and not (runs[0] / "report.html").is_file():
+        raise UserError(f"{runs[0]} is not finished: the command that began it goes on with it")
+    return runs[0] if runs else None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the run's lock; the system frees it when the process dies, however it dies.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.evaluator import ModelInfo
+from evaluators.evaluator import Direction
 from evaluators.intervals import mean_interval, share_interval
 from evaluators.panel import Panel
 from experiments.reports.card_head import HeldOutFacts, Parents
@@ -27,44 +27,45 @@ def card_of(ingredients: Ingredients, summary: Json, recipe: Json, run: Path) ->
         run: holds the items' scores, which the intervals are made of.
     """
     panel = ingredients.panels.get("report")
-    info = ingredients.engine.resident.info
-    held_out = None if panel is None else _held_out(panel, info, summary, run)
+    held_out = None if panel is None else _held_out(panel, summary, run)
     return model_card(summary, recipe, Parents.of(ingredients.pool), held_out)
 
 
-def _held_out(panel: Panel, info: ModelInfo, summary: Json, run: Path) -> HeldOutFacts:
+def _held_out(panel: Panel, summary: Json, run: Path) -> HeldOutFacts:
     stated: dict[str, Any] = {}
     for model in models_of(summary):
         if model.kind == "evolved" and (cell := model.scores.get("report")) is not None:
             stated = dict(cell.intervals)
     own = read_item_scores(run, "report").get(("evolved", "evolved"))
     for metric, cases in {} if own is None else own.cases.items():
-        if metric not in stated and (ends := interval(cases)) is not None:
+        if (
+            metric not in stated
+            and (ends := interval(cases, panel.directions[metric])) is not None
+        ):
             stated[metric] = ends
+    kinds = {name: getattr(task, "hub_task", None) for name, task in panel.evaluators.items()}
     datasets = {name: getattr(task, "dataset", None) for name, task in panel.evaluators.items()}
     return HeldOutFacts(
-        kind=_kind(info),
+        kinds={name: kind for name, kind in kinds.items() if kind},
         datasets={name: dataset for name, dataset in datasets.items() if dataset},
         intervals=stated,
         items={name: len(task.items) for name, task in panel.evaluators.items()},
     )
 
 
-def interval(cases: Vector) -> tuple[float, float] | None:
+def interval(cases: Vector, direction: Direction) -> tuple[float, float] | None:
     """Returns the 95 % interval of the mean of ``(items,)``; None where they tell none.
 
-    Of items that are right or wrong it is the exact one of a share.
+    Of items that are right or wrong it is the exact one of a share. Its ends keep to the bounds
+    that all items do: a metric to maximize that is within [0, 1] is a share.
     """
     if np.isin(cases, (0, 1)).all():
         return share_interval(int(cases.sum()), len(cases))
-    return mean_interval(cases, -np.inf)
-
-
-def _kind(info: ModelInfo) -> str:
-    """Returns the Hub's name of what such a model is asked."""
-    if info.tokenizer is None:
-        return "image-classification"
-    return "text-generation" if info.causal else "text-classification"
+    if (cases <= 0).all():
+        return mean_interval(cases, -np.inf, 0.0)
+    low = 0.0 if (cases >= 0).all() else -np.inf
+    share = direction == "maximize" and low == 0 and (cases <= 1).all()
+    return mean_interval(cases, low, 1.0 if share else np.inf)
 
 
 def shown_recipe(recipe: Recipe) -> Recipe:

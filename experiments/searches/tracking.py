@@ -20,7 +20,7 @@ _MODES = ("offline", "online", "disabled")
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Told of one run: `start`, one `log` per candidate in the order of ids, `finish`."""
+    """Told of one run: `start`, one `log` per candidate in the order of tells, `finish`."""
 
     def start(self, config: Mapping[str, Any], run_dir: Path, run_id: str) -> None:
         """Opens the run, or the same run again after a restart.
@@ -166,12 +166,13 @@ class WandbTracker:
             RuntimeError: `start` was not called.
         """
         run = self._opened()
+        step = len(self._records)  # W&B takes rising ones alone: ids need not be
         self._records.append(record)
         if record.fitness is not None:
             highest = float(record.fitness[0])
             self._best = highest if self._best is None else max(self._best, highest)
-        if not (replayed and record.id in self._logged):
-            run.log(step_metrics(record, self._best), step=record.id, commit=True)
+        if not (replayed and step in self._logged):
+            run.log(step_metrics(record, self._best), step=step, commit=True)
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Logs candidate table, result and files, and closes the run; see `Tracker.finish`.
@@ -183,10 +184,9 @@ class WandbTracker:
 
         run = self._opened()
         columns, rows = candidate_table(self._records)
-        after = max((record.id for record in self._records), default=-1) + 1
         with _staged_below(self._run_dir):
             table = wandb.Table(columns=list(columns), data=rows)
-            run.log({"candidates": table}, step=after, commit=True)
+            run.log({"candidates": table}, step=len(self._records), commit=True)
             for path in files:
                 artifact = wandb.Artifact(f"{path.stem}-{run.id}", type=path.stem)
                 artifact.add_file(str(path.resolve()), name=path.name, policy="immutable")

@@ -14,12 +14,13 @@ from evaluators.requests import EvaluationError, TransientFailure
 from experiments.reports.card_head import Parents
 from experiments.reports.card_numbers import count_numbers, differences
 from experiments.reports.model_card import static_card
+from experiments.runs.directory import finished_run
 from experiments.runs.errors import UserError, explained
 from experiments.runs.files import Json, read_json, read_lines, write_lines
 from experiments.runs.model_scores import IN_HULL, ModelScores, models_of
 from experiments.runs.progress import ProgressBar
 from experiments.runs.shown import shown
-from experiments.searches.published import card_of
+from experiments.searches.published import card_of, shown_recipe
 from experiments.searches.references import References
 from experiments.setup.dry_run import dry_run
 from experiments.setup.ingredients import Ingredients, open_ingredients
@@ -45,7 +46,7 @@ def verified(named: Path, copy: Path | None, tolerance: float) -> list[str]:
     with explained():
         made = _open(named)
         card = (copy or made.model / "README.md").read_text(encoding="utf-8")
-    folder = tempfile.TemporaryDirectory(dir=made.model.parent, prefix=".", suffix=".tmp")
+        folder = tempfile.TemporaryDirectory(dir=made.model.parent, prefix=".", suffix=".tmp")
     with explained(), folder as room:
         wrong = made.files(Path(room) / "model")
         try:
@@ -54,7 +55,7 @@ def verified(named: Path, copy: Path | None, tolerance: float) -> list[str]:
             raise UserError(f"{named} cannot be scored again: {error}") from error
     found = differences(card, again, tolerance)
     if not found:
-        print(f"card        {count_numbers(again)} numbers, each as it came out again")
+        print(f"card        {count_numbers(again)} numbers, each as {made.teller}")
     return [*wrong, *found]
 
 
@@ -67,13 +68,17 @@ class _Made:
     pool: ExpertPool
 
     def files(self, room: Path) -> list[str]:
-        """Writes the model into `room`; returns which files of its folder are other ones."""
+        """Writes the model into `room`; returns which files of its folder are other ones.
+
+        Hidden files and an adapter, which says how near it is, are not the recipe's.
+        """
         with ProgressBar(len(self.pool.names), "rebuilding", "tensor") as bar:
 
             def watched(weights: Weights) -> Weights:
                 return shown(weights, lambda _: bar.update())
 
             rebuild(self.recipe, self.pool, room, shown=watched)
+        self.beside(room)
         names = [f.relative_to(room) for f in sorted(room.rglob("*")) if f.is_file()]
         names.remove(Path("README.md"))
         lost = [name for name in names if not (self.model / name).is_file()]
@@ -82,12 +87,27 @@ class _Made:
             for name in names
             if name not in lost and not filecmp.cmp(room / name, self.model / name, shallow=False)
         ]
-        if not lost and not other:
+        held = {f.relative_to(self.model) for f in self.model.rglob("*") if f.is_file()}
+        added = [
+            name
+            for name in sorted(held - {*names, Path("README.md"), Path("recipe.json")})
+            if name.parts[0] != "adapter" and not any(p.startswith(".") for p in name.parts)
+        ]
+        if not lost and not other and not added:
             print(f"files       {len(names)}, each bit for bit what {self.model} holds")
         return [
             *(f"{self.model / name} is not there: the recipe gives it" for name in lost),
             *(f"{self.model / name} is not what the recipe gives" for name in other),
+            *(f"{self.model / name} is there: the recipe gives no such file" for name in added),
         ]
+
+    def beside(self, room: Path) -> None:
+        """Adds what else the model's maker wrote from the recipe."""
+
+    @property
+    def teller(self) -> str:
+        """What the card's numbers are compared with, in words."""
+        return "the recipe has it"
 
     def card(self, room: Path) -> str:
         """Returns the card as it is written today."""
@@ -102,6 +122,16 @@ class _Searched(_Made):
     config: DictConfig
     parts: SearchParts
     ingredients: Ingredients
+
+    def beside(self, room: Path) -> None:
+        """Adds the recipe as others may read it."""
+        shown_recipe(self.recipe).save(room / "recipe.json")
+
+    @property
+    def teller(self) -> str:
+        """What the card's numbers are compared with: only held-out items are asked again."""
+        files = "the run's files have it"
+        return f"it came out again or {files}" if "report" in self.ingredients.panels else files
 
     def card(self, room: Path) -> str:
         """Returns the card with what all of its models score now on the held-out items."""
@@ -150,20 +180,18 @@ def _open(named: Path) -> _Made:
     """
     file = named / "recipe.json" if named.is_dir() else named
     folder = file.parent
-    runs = [each for each in (folder, folder.parent) if (each / "config.yaml").is_file()]
-    if runs and not (runs[0] / "report.html").is_file():
-        raise UserError(f"{runs[0]} is not finished: the command that began it goes on with it")
+    run = finished_run(folder)
     recipe = Recipe.load(file)
-    model = runs[0] / "model" if runs else folder
+    model = run / "model" if run else folder
     if not (model / "config.json").is_file():
         raise UserError(
             f"{model} holds no model that could be verified: evomerge rebuild {file} --out DIR "
             "writes it"
         )
-    if not runs:
+    if run is None:
         open_sources(each.source for each in recipe.ingredients.values())
         return _Made(model, recipe, recipe.open_pool())
-    config = cast(DictConfig, OmegaConf.load(runs[0] / "config.yaml"))
+    config = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
     parts = dry_run(config)
     ingredients, _ = open_ingredients(config, parts)
     pool = ingredients.pool
@@ -171,4 +199,4 @@ def _open(named: Path) -> _Made:
     for name, wanted in recipe.ingredients.items():
         if name not in now or replace(now[name], source=wanted.source) != wanted:
             raise UserError(f"{file}: {name} has other content now: put the old content back")
-    return _Searched(model, recipe, pool, runs[0], config, parts, ingredients)
+    return _Searched(model, recipe, pool, run, config, parts, ingredients)

@@ -250,6 +250,10 @@ def _card(pool: ExpertPool) -> str:
 
 
 def ingredients(pool: ExpertPool) -> str:
-    """Returns base and experts as Markdown."""
-    experts = "\n".join(f"- {name}: `{source}`" for name, source in pool.sources.items())
-    return f"Base: `{pool.base.source}`\n\nExperts:\n{experts}"
+    """Returns base and experts as Markdown; of folders their names, which tell no path."""
+    experts = "\n".join(f"- {name}: `{_shown(s)}`" for name, s in pool.sources.items())
+    return f"Base: `{_shown(pool.base.source)}`\n\nExperts:\n{experts}"
+
+
+def _shown(source: str) -> str:
+    return Path(source).resolve().name if Path(source).exists() else source

@@ -43,7 +43,8 @@ class MlflowTracker(SteppedTracker):
             self._client = MlflowClient(f"sqlite:///{own}/mlflow.db" if own else self.uri)
             self._run = self._opened(name, None if own is None else own / "mlflow")
             options = {_key(key): str(value)[:_LONGEST] for key, value in flatten(config).items()}
-            params = [Param(*pair) for pair in options.items()]
+            held = self._client.get_run(self._run).data.params  # which cannot change
+            params = [Param(*pair) for pair in options.items() if pair[0] not in held]
             for first in range(0, len(params), _AT_ONCE):
                 self._client.log_batch(self._run, params=params[first : first + _AT_ONCE])
             marks = ("failed", "result/fitness")
@@ -71,8 +72,8 @@ class MlflowTracker(SteppedTracker):
         made = self._client.create_run(experiment, run_name=name, tags={"evomerge.run": name})
         return str(made.info.run_id)
 
-    def _write(self, record: Record, metrics: Mapping[str, float]) -> None:
-        self._log(metrics, record.id)
+    def _write(self, step: int, record: Record, metrics: Mapping[str, float]) -> None:
+        self._log(metrics, step)
 
     def _close(self, step: int, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         if numbers:

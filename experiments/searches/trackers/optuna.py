@@ -52,7 +52,7 @@ class OptunaTracker(SteppedTracker):
             self._study = optuna.load_study(study_name=name, storage=self._storage)
         return () if self._study is None else range(len(self._study.trials))
 
-    def _write(self, record: Record, metrics: Mapping[str, float]) -> None:
+    def _write(self, step: int, record: Record, metrics: Mapping[str, float]) -> None:
         """Adds a trial; those that failed wait until a fitness tells how many objectives."""
         self._waiting.append(record)
         if self._study is None and record.fitness is not None:
@@ -105,7 +105,7 @@ def _trial(record: Record, ranges: Mapping[str, tuple[float, float]]) -> Any:
 
     params = _parameters(record.genome)
     scores = {key: value for key, value in record.scores.items() if math.isfinite(value)}
-    told = {"failure": record.failure, "same_as": record.same_as}
+    told = {"id": record.id, "failure": record.failure, "same_as": record.same_as}
     trial = create_trial(
         state=TrialState.FAIL if record.fitness is None else TrialState.COMPLETE,
         values=None if record.fitness is None else record.fitness.tolist(),

@@ -13,7 +13,10 @@ from search.loop.history import Record
 
 @dataclass
 class SteppedTracker(ABC):
-    """Writes every candidate once, as the step of its id, however often the run is started.
+    """Writes every candidate once, however often the run is started.
+
+    Its step is the place of its tell, which is its line in ``history.jsonl``: an asynchronous
+    search tells ids in another order, and drops some.
 
     Attributes:
         extra: that brings the library.
@@ -41,9 +44,9 @@ class SteppedTracker(ABC):
         if record.fitness is not None:
             highest = float(record.fitness[0])
             self._best = highest if self._best is None else max(self._best, highest)
-        self._after = record.id + 1
-        if record.id not in self._logged:
-            self._write(record, step_metrics(record, self._best))
+        step, self._after = self._after, self._after + 1
+        if step not in self._logged:
+            self._write(step, record, step_metrics(record, self._best))
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Writes the result after the last step, unless it is there; see `Tracker.finish`."""
@@ -58,7 +61,7 @@ class SteppedTracker(ABC):
         """
 
     @abstractmethod
-    def _write(self, record: Record, metrics: Mapping[str, float]) -> None:
+    def _write(self, step: int, record: Record, metrics: Mapping[str, float]) -> None:
         """Writes one step, in one piece where a process may be killed."""
 
     @abstractmethod

@@ -34,8 +34,8 @@ class TensorboardTracker(SteppedTracker):
             self._writer.add_summary(text("config", indented), 0)  # type: ignore[no-untyped-call]
         return logged
 
-    def _write(self, record: Record, metrics: Mapping[str, float]) -> None:
-        self._add(metrics, record.id)
+    def _write(self, step: int, record: Record, metrics: Mapping[str, float]) -> None:
+        self._add(metrics, step)
 
     def _close(self, step: int, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         if numbers:

@@ -46,8 +46,8 @@ class TrackioTracker(SteppedTracker):
         logs = SQLiteStorage.get_logs(self.project, name, run_id=self._run.id)
         return {line["step"] for line in logs}
 
-    def _write(self, record: Record, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=record.id)
+    def _write(self, step: int, record: Record, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def _close(self, step: int, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         with redirect_stdout(sys.stderr):

@@ -56,7 +56,7 @@ def test_recipe_beside_the_weights_names_no_path_of_this_machine(run: Path, worl
 def test_fresh_run_is_verified(run: Path, shell: Shell) -> None:
     ended = shell.run("verify", str(run / "recipe.json"))
     assert (ended.code, told(ended)) == (0, [])
-    assert re.search(r"files +6, each bit for bit", ended.stdout)
+    assert re.search(r"files +7, each bit for bit", ended.stdout)
     assert re.search(r"scores +9 models, asked 4 held-out items", ended.stdout)
     assert not list(run.glob(".*.tmp"))
 
@@ -99,6 +99,11 @@ def test_edited_copy_of_the_card_and_other_weights_are_named(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    recipe = copy / "model" / "recipe.json"
+    edited_recipe = json.loads(recipe.read_text())
+    edited_recipe["coefficients"]["model"]["weight"]["prose"] += 0.1
+    recipe.write_text(json.dumps(edited_recipe))
+    (copy / "model" / "chat_template.jinja").write_text("Say no.")
     card, before, after = edit(
         (run / "model" / "README.md").read_text(), r"\| linear .* (\S+) \|$"
     )
@@ -106,8 +111,10 @@ def test_edited_copy_of_the_card_and_other_weights_are_named(
     (tmp_path / "card.md").write_text(card + more)
     ended = shell.run("verify", str(copy), "--card", str(tmp_path / "card.md"))
     assert ended.code == 1
-    changed, edited, added = told(ended)
+    changed, coefficient, more, edited, added = told(ended)
     assert f"{weights} is not what the recipe gives" in changed
+    assert f"{recipe} is not what the recipe gives" in coefficient
+    assert "chat_template.jinja is there: the recipe gives no such file" in more
     assert f"linear, text/bits_per_byte ↓: {after} in the card, {before} made again" in edited
     assert "'It scores 99.2 on everything.': the run gives no such line" in added
 
@@ -117,6 +124,12 @@ def test_static_merge_is_verified_from_its_recipe(world: Path, shell: Shell) -> 
     words = (f"base={world}/base", f"experts={{{experts}}}", "method=ties")
     assert shell.run("merge", *words, "out=merged").code == 0
     assert shell.run("verify", "merged/recipe.json").code == 0
+    Path("merged/tool.py").write_text("")
+    ended = shell.run("verify", "merged")
+    assert (ended.code, "tool.py is there: the recipe gives no such file" in ended.stderr) == (
+        1,
+        True,
+    )
     recipe = json.loads(Path("merged/recipe.json").read_text())
     recipe["experts"]["code"]["sha256"] = "0" * 64
     Path("merged/recipe.json").write_text(json.dumps(recipe))
@@ -129,8 +142,10 @@ def test_what_cannot_be_verified_is_refused(run: Path, shell: Shell, tmp_path: P
     (tmp_path / "bare").mkdir()
     shutil.copy(run / "recipe.json", tmp_path / "bare")
     shell.refuse("bare holds no model that could be verified", "verify", str(tmp_path / "bare"))
+    shell.refuse("in_hull holds no model", "verify", str(run / "in_hull" / "recipe.json"))
     shell.refuse("recipe.json: cannot be read", "verify", str(tmp_path))
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    for mark in ("config.yaml", "environment.json"):
+        (tmp_path / mark).write_text("{}\n")
     shell.refuse("is not finished", "verify", str(tmp_path))
 
 
@@ -158,6 +173,40 @@ def test_push_sends_exactly_the_models_files(run: Path, shell: Shell, server: Hu
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert shell.run("push", str(run), "me/open", "--public").code == 0
     assert server.visibility["me/open"] in ("public", None)
+
+
+def test_push_sends_no_path_of_this_machine(
+    world: Path, shell: Shell, server: Hub, tmp_path: Path
+) -> None:
+    experts = ",".join(f"{name}:{world}/base-{name}" for name in EXPERTS)
+    words = (f"base={world}/base", f"experts={{{experts}}}", "method=ties", "adapter_rank=4")
+    assert shell.run("merge", *words, "out=merged").code == 0
+    assert shell.run("rebuild", "merged/recipe.json", "--out", "rebuilt").code == 0
+    for folder in ("merged", "rebuilt"):
+        assert shell.run("push", folder, "me/merge").code == 0
+        for name, data in server.files["me/merge"].items():
+            assert str(world).encode() not in data, f"{folder}/{name}"
+    assert {"recipe.json", "adapter/adapter_config.json"} <= server.files["me/merge"].keys()
+
+
+def test_model_of_a_run_that_is_not_finished_is_not_pushed(
+    run: Path, shell: Shell, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "report.html").unlink()
+    for named in (copy, copy / "model"):
+        shell.refuse("is not finished: the command", "push", str(named), "me/merge")
+
+
+def test_verify_beside_a_model_that_cannot_be_written_says_so(
+    run: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("experiments.searches.verification.tempfile.TemporaryDirectory", refuse)
+    shell.refuse("Permission denied", "verify", str(run))
 
 
 def test_cut_push_goes_on_and_tells_no_token(

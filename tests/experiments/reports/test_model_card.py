@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import inspect
+import re
+
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -7,6 +11,8 @@ from huggingface_hub import ModelCard
 from experiments.reports.card_head import HeldOutFacts, Parents
 from experiments.reports.model_card import model_card, static_card
 from experiments.runs.sources import looks_like_hub_id
+from experiments.searches.published import interval
+from merging.plans import plan_from_description
 from tests.experiments.run_directories import build_recipe, build_summary
 
 
@@ -60,7 +66,7 @@ def test_head_says_what_all_parents_say(tmp_path):
 
 def test_index_lists_every_held_out_score_with_its_interval():
     held_out = HeldOutFacts(
-        "text-generation",
+        {"questions": "multiple-choice", "code": "text-generation"},
         datasets={"questions": ("org/arc", "easy")},
         intervals={"questions/acc": (0.41234567, 0.6)},
         items={"questions": 60},
@@ -68,14 +74,34 @@ def test_index_lists_every_held_out_score_with_its_interval():
     card = ModelCard(model_card(build_summary(), build_recipe(), held_out=held_out))
     results = {each.metric_name: each for each in card.data.eval_results}
     assert list(results)[-1] == "questions/acc"
-    assert len(results) == 4
+    assert len(results) == 2, "the Hub has no name for what the others ask"
     acc = results["questions/acc"]
     assert (acc.dataset_type, acc.dataset_config, acc.metric_type) == ("org/arc", "easy", "acc")
+    assert acc.task_type == "multiple-choice"
     assert (acc.metric_value, acc.metric_args) == (
         0.5, {"items": 60, "interval_95": [0.4123, 0.6]},
     )  # fmt: skip
     assert results["code/bits_per_byte"].metric_args is None
     assert card.data.datasets == ["org/arc"]
+
+
+def test_intervals_keep_to_the_bounds_of_a_metric():
+    few = np.array([0.999, 0.4, 0.99])
+    assert interval(few, "maximize")[1] == 1.0 < interval(few, "minimize")[1]
+    assert interval(np.array([0.001, 0.6, 0.01]), "minimize")[0] == 0.0
+    assert interval(-few, "maximize")[1] <= 0.0
+    assert interval(-few / few, "maximize") is None
+
+
+def test_every_kind_of_plan_is_in_the_cards_words():
+    kinds = set(re.findall(r'kind == "(\w+)"', inspect.getsource(plan_from_description)))
+    assert {"around", "path"} <= kinds
+    for kind in kinds - {"coefficients"}:
+        assert "- plan: " in static_card({**without_method(), "kind": kind}), kind
+
+
+def without_method():
+    return {k: v for k, v in build_recipe().items() if k not in ("method", "grouping")}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def record(i: int, fitness: float | None = 0.0, **more) -> Record:
     value = None if fitness is None else np.array([fitness])
     failure = "out of memory" if fitness is None else None
     scores = {} if fitness is None else {"code/bits_per_byte": 2.5 - fitness}
-    return Record(i, [0.1 * i, -0.2], scores, value, failure, seconds=0.25, **more)
+    return Record(i ^ 1, [0.1 * i, -0.2], scores, value, failure, seconds=0.25, **more)
 
 
 def start(tracker: Tracker, run_dir: Path) -> None:
@@ -113,7 +113,7 @@ def test_offline_run_holds_candidate_table(finished):
         "id", "genome", "fitness", "code/bits_per_byte", "failure", "same_as",
     ]  # fmt: skip
     assert len(table["data"]) == 400
-    assert table["data"][7] == [7, json.dumps([0.1 * 7, -0.2]), None, None, "out of memory", None]
+    assert table["data"][7] == [6, json.dumps([0.1 * 7, -0.2]), None, None, "out of memory", None]
     assert table["data"][8][2] == pytest.approx(0.02)
 
 
@@ -242,7 +242,7 @@ def test_log_before_start_is_refused():
 
 def test_several_objectives_have_a_column_each():
     many = Record(0, [1.0], {}, np.array([0.5, 0.25]), None)
-    columns, rows = candidate_table([many, record(1, None)])
+    columns, rows = candidate_table([many, record(0, None)])
     assert columns == ["id", "genome", "fitness_1", "fitness_2", "failure", "same_as"]
     assert rows == [
         [0, "[1.0]", 0.5, 0.25, None, None],

@@ -246,7 +246,7 @@ def test_several_objectives_have_a_column_each():
     assert columns == ["id", "genome", "fitness_1", "fitness_2", "failure", "same_as"]
     assert rows == [
         [0, "[1.0]", 0.5, 0.25, None, None],
-        [1, "[0.1, -0.2]", None, None, "out of memory", None],
+        [1, "[0.0, -0.2]", None, None, "out of memory", None],
     ]
 
 

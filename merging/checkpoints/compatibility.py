@@ -104,10 +104,14 @@ def _entry(config: PreTrainedConfig, field: str) -> Any:
         return None
 
 
-def warn_of_inputs(base: Checkpoint, name: str, source: str, path: Path) -> None:
-    """Warns where an expert reads other tokens or images than the base, whose files are kept."""
+def warn_of_inputs(base: Checkpoint, name: str, source: str, path: Path, *, moved: bool) -> None:
+    """Warns where an expert reads other tokens or images than the base, whose files are kept.
+
+    Args:
+        moved: the expert's tokens are moved to common ids, which are not compared.
+    """
     try:
-        found = list(differences(base.path, path))
+        found = list(differences(base.path, path, base.inputs if moved else None))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         found = [f"files of its tokenizer in an unknown form ({error!r})"]
     if found:

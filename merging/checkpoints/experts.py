@@ -122,8 +122,7 @@ class ExpertPool:
             compatibility.check_config(root, name, experts[name], common_config)
         opened: dict[str, Expert] = {}
         for name, source in experts.items():
-            if name not in moved:
-                compatibility.warn_of_inputs(root, name, source, paths[name])
+            compatibility.warn_of_inputs(root, name, source, paths[name], moved=name in moved)
             if name in configs:
                 expert = Checkpoint.open(
                     source, trust_remote_code=trust_remote_code, rows=moved.get(name)

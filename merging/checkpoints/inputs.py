@@ -19,20 +19,28 @@ _IMAGES = (
 _CLASSES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
 
-def differences(base: Path, expert: Path) -> Iterator[str]:
+def differences(base: Path, expert: Path, common: Path | None = None) -> Iterator[str]:
     """Yields what the folder `expert` says otherwise than `base` of what models read and end with.
 
     What one of them lacks is not compared: adapters bring no tokenizer, old files few settings.
+
+    Args:
+        common: directory of the tokenizer that the expert's tokens are moved to, so that no ids
+            are compared; None: they stay.
     """
     if base.samefile(expert):
         return
-    yield from _tokens(base, expert)
-    own, wanted = _settings(expert), _settings(base)
-    for key in (*_SPECIAL, *_SETTINGS, "eos_token_id"):
+    if common is None:
+        yield from _tokens(base, expert)
+    else:
+        yield from _parts(*(read_json(each / "tokenizer.json") for each in (expert, common)))
+    keys = (*_SPECIAL, *_SETTINGS, *(["eos_token_id"] if common is None else []))
+    own, wanted = _settings(expert), _settings(common or base)
+    for key in keys:
         if key in own and key in wanted and own[key] != wanted[key]:
             yield f"{key} {own[key]!r}, the base {wanted[key]!r}"
     template = template_of(expert)
-    if template is not None and template != template_of(base):
+    if template is not None and template != template_of(common or base):
         yield "a chat template that is not the base's"
     for name in _IMAGES:
         ours, theirs = read_json(expert / name), read_json(base / name)
@@ -62,9 +70,7 @@ def _tokens(base: Path, expert: Path) -> Iterator[str]:
         own, wanted = _VOCABULARIES[name](file), _VOCABULARIES[name](base_file)
         yield from _ids(own, wanted)
         if name == "tokenizer.json":
-            yield from (
-                f"another {part}" for part in _rules(read_json(file), read_json(base_file))
-            )
+            yield from _rules(read_json(file), read_json(base_file))
         return
 
 
@@ -85,11 +91,15 @@ def _rules(own: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     """Yields parts that differ beyond what releases of transformers make of one tokenizer."""
     pairs = [[pair_of(merge) for merge in _merges(content)] for content in (own, wanted)]
     if pairs[0] != pairs[1]:
-        yield "order of merges"
+        yield "another order of merges"
+    yield from _parts(own, wanted)
+
+
+def _parts(own: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for part in ("normalizer", "pre_tokenizer"):
         ours, theirs = own.get(part) or {}, wanted.get(part) or {}
         if ours != theirs and ours.get("type") == theirs.get("type"):
-            yield part
+            yield f"another {part}"
 
 
 def _merges(content: dict[str, Any]) -> list[Any]:
@@ -138,7 +148,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     content = read_json(folder / "special_tokens_map.json") | read_json(
         folder / "tokenizer_config.json"
     )
-    found = {key: _text(value) for key, value in content.items() if value is not None}
+    found = {key: text_of(value) for key, value in content.items() if value is not None}
     for name in ("config.json", "generation_config.json"):  # the latter counts
         ends = read_json(folder / name).get("eos_token_id")
         if ends is not None:
@@ -146,7 +156,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _text(token: Any) -> Any:
+def text_of(token: Any) -> Any:
+    """Returns a special token as text, which files hold as text or with its flags."""
     return token.get("content") if isinstance(token, dict) else token
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from merging.checkpoints.inputs import pair_of, read_json, template_of, tokens_in
+from merging.checkpoints.inputs import pair_of, read_json, template_of, text_of, tokens_in
 from merging.files import cache_dir, made_whole
 from merging.weights import CheckpointError
 
@@ -24,7 +24,7 @@ _SPECIAL = (
     "mask_token",
 )
 _UNREADABLE = (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
-_FORM = 1  # of the common tokenizer; another one where this file makes other files
+_FORM = 2  # of the common tokenizer; another one where this file makes other files
 # Older forms of the same tokenizer, which would lack the new tokens.
 _STALE = (
     "vocab.json",
@@ -126,10 +126,17 @@ def tokenizers_sha256(rule: str, folders: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def completed(base: Path, experts: Sequence[Path]) -> bool:
-    """Whether an expert has a special token or chat template where the base has none."""
+def completed(
+    base: Path, experts: Sequence[Path], ids: Mapping[str, int], size: int | None
+) -> bool:
+    """Whether an expert has a special token or chat template where the base has none.
+
+    Args:
+        ids: every token's.
+        size: rows of tokens; a special token without one is left out.
+    """
     lacks = not template_of(base) and _first_with_template(experts) is not None
-    return lacks or bool(_specials(base, experts))
+    return lacks or bool(_specials(base, experts, _with_rows(ids, size)))
 
 
 def write_tokenizer(
@@ -138,6 +145,7 @@ def write_tokenizer(
     content: Mapping[str, Any],
     sha256: str,
     ids: Mapping[str, int],
+    size: int,
 ) -> Path:
     """Returns a directory of the cache with the base's small files and the common tokenizer.
 
@@ -149,18 +157,20 @@ def write_tokenizer(
         content: of tokenizer.json.
         sha256: names the directory.
         ids: every token's; CheckpointError where transformers reads others.
+        size: rows of tokens; a special token without one is left out.
     """
+    held = _with_rows(ids, size)
 
     def make(draft: Path) -> None:
         for file in sorted(base.iterdir()):
             if file.suffix in (".json", ".jinja") and file.name not in _STALE:
                 shutil.copyfile(file, draft / file.name)
         _write(draft / "tokenizer.json", content)
-        settings = read_json(base / "tokenizer_config.json") | _specials(base, experts)
+        settings = read_json(base / "tokenizer_config.json") | _specials(base, experts, held)
         donor = None if template_of(base) else _first_with_template(experts)
         if donor is not None:
             (draft / "chat_template.jinja").write_text(str(template_of(donor)), encoding="utf-8")
-            settings |= _end_of(donor, draft, content)
+            settings |= _end_of(donor, draft, held)
         if "added_tokens_decoder" in settings:
             settings["added_tokens_decoder"] = {
                 str(token["id"]): {key: token[key] for key in token if key != "id"}
@@ -189,21 +199,26 @@ def _check_tokens(folder: Path, ids: Mapping[str, int]) -> None:
             f"transformers cannot read the common tokenizer ({error}); merge with vocabulary=base"
         ) from error
     found = loaded.get_vocab()
-    odd = [token for token in ids if found.get(token) != ids[token]]
+    odd = [token for token in {**ids, **found} if found.get(token) != ids.get(token)]
     if odd:
         raise CheckpointError(
-            f"the common tokenizer gives {odd[0]!r} the id {found.get(odd[0])}, not "
-            f"{ids[odd[0]]} ({len(odd)} such tokens): this kind of tokenizer cannot be united; "
-            "merge with vocabulary=base"
+            f"the common tokenizer gives {odd[0]!r} the id {found.get(odd[0], 'none')}, not "
+            f"{ids.get(odd[0], 'none')} ({len(odd)} such tokens): this kind of tokenizer cannot "
+            "be united; merge with vocabulary=base"
         )
 
 
-def _specials(base: Path, experts: Sequence[Path]) -> dict[str, Any]:
+def _with_rows(ids: Mapping[str, int], size: int | None) -> dict[str, int]:
+    return {token: i for token, i in ids.items() if size is not None and i < size}
+
+
+def _specials(base: Path, experts: Sequence[Path], held: Mapping[str, int]) -> dict[str, Any]:
     """Returns the special tokens that the base lacks, each of the first expert that has it."""
     own = _named(base)
     found: dict[str, Any] = {}
     for expert in experts:
-        found = {k: v for k, v in _named(expert).items() if k not in own} | found
+        lacked = {k: v for k, v in _named(expert).items() if k not in own and text_of(v) in held}
+        found = lacked | found
     return found
 
 
@@ -217,16 +232,16 @@ def _first_with_template(experts: Sequence[Path]) -> Path | None:
     return next((expert for expert in experts if template_of(expert)), None)
 
 
-def _end_of(donor: Path, draft: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _end_of(donor: Path, draft: Path, held: Mapping[str, int]) -> dict[str, Any]:
     """Returns the end token of a template; adds its id to those that end an answer."""
     end = _named(donor).get("eos_token")
-    text = end.get("content") if isinstance(end, dict) else end
-    if text is None:
+    text = text_of(end)
+    if text not in held:
         return {}
     base = read_json(draft / "config.json") | read_json(draft / "generation_config.json")
     ends = base.get("eos_token_id")
     listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    number = tokens_in(content)[text]
+    number = held[text]
     if number not in listed:
         settings = read_json(draft / "generation_config.json")
         _write(draft / "generation_config.json", settings | {"eos_token_id": [*listed, number]})

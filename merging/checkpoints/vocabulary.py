@@ -6,7 +6,8 @@ of the experts and of their ids. ``base``: the base's tokens; others are left ou
 A row belongs to a token. A model that has the token brings its own row; one that lacks it takes
 the base's, so that it changes nothing there. Of a token that the base lacks, the base's row is
 that of the one expert that has it, or the mean over those that have it. Rows without a token
-(padding) stay the base's. A token is a model's where its id is below the model's ``vocab_size``.
+(padding) stay the base's. A token is a model's where its id is below the model's ``vocab_size``;
+under ``union`` one that only the base's tokenizer has keeps its id.
 """
 
 from __future__ import annotations
@@ -52,19 +53,22 @@ class TokenOwner(NamedTuple):
     def of(
         cls, source: str, path: Path, config: PreTrainedConfig, *, encoder: bool = False
     ) -> TokenOwner:
-        """Returns a model with the class that it is opened as.
-
-        Raises:
-            CheckpointError: its configuration has no vocabulary of its own.
-        """
-        nested = config.get_text_config() is not config
-        if nested or not isinstance(getattr(config, "vocab_size", None), int):
-            raise CheckpointError(
-                f"{source}: the configuration of model_type {config.model_type!r} has no "
-                "vocab_size of its own, so its vocabulary cannot be changed; use experts with the "
-                "base's tokens, and vocabulary=refuse"
-            )
+        """Returns a model with the class that it is opened as."""
         return cls(source, path, config, architecture_of(path, config, encoder=encoder))
+
+    @property
+    def size(self) -> int | None:
+        """Rows of tokens; None where the configuration names none."""
+        return getattr(self.config.get_text_config(), "vocab_size", None)
+
+    def check_size(self) -> None:
+        """Raises CheckpointError where its configuration has no vocabulary of its own."""
+        if self.size is None or self.config.get_text_config() is not self.config:
+            raise CheckpointError(
+                f"{self.source}: the configuration of model_type {self.config.model_type!r} has "
+                "no vocab_size of its own, so its vocabulary cannot be changed; use experts with "
+                "the base's tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Vocabulary:
             raise CheckpointError(f"vocabulary={rule} is unknown: expected {', '.join(RULES)}")
         contents = {name: tokenizer_json(member.path) for name, member in experts.items()}
         own = tokenizer_json(base.path)
-        sizes = {member.config.vocab_size for member in (base, *experts.values())}
+        sizes = {member.size for member in (base, *experts.values())}
         if own is None and (any(contents.values()) or len(sizes) > 1):
             raise CheckpointError(
                 f"base {base.source} brings no tokenizer that can be read, so vocabulary={rule} "
@@ -103,21 +107,32 @@ class Vocabulary:
             )
         own = own or {}
         ids = tokens_in(own)
+        paths = [member.path for member in experts.values()]
+        sha256 = tokenizers_sha256(rule, [base.path, *paths])
+        alike = len(sizes) == 1 and all(
+            c is None or tokens_in(c) == ids for c in contents.values()
+        )
+        if alike and not (rule == "union" and completed(base.path, paths, ids, base.size)):
+            return cls(rule, sha256, None, dict.fromkeys(experts))
+        for member in (base, *experts.values()):
+            member.check_size()
+        owned = {token: i for token, i in ids.items() if i < base.config.vocab_size}
         rows = {
             name: _rows_of(member, contents[name], base, ids) for name, member in experts.items()
         }
-        new = [token for held in rows.values() for token in held if token not in ids]
+        new = [token for held in rows.values() for token in held if token not in owned]
         new = list(dict.fromkeys(new)) if rule == "union" else []
         first = max(ids.values(), default=-1) + 1
-        common = ids | {token: first + i for i, token in enumerate(new)}
-        size = max(base.config.vocab_size, first + len(new)) if new else base.config.vocab_size
-        paths = [member.path for member in experts.values()]
-        sha256 = tokenizers_sha256(rule, [base.path, *paths])
+        added = [token for token in new if token not in ids]  # others have an id, and no row
+        common = ids if rule == "union" else owned
+        common = common | {token: first + i for i, token in enumerate(added)}
+        size = max([base.config.vocab_size, *(common[token] + 1 for token in new)])
         inputs = None
-        if rule == "union" and (new or completed(base.path, paths)):
+        if rule == "union" and (new or completed(base.path, paths, common, size)):
             others = [content for content in contents.values() if content is not None]
-            inputs = write_tokenizer(base.path, paths, united(own, others, common), sha256, common)
-        _tell(rule, rows, ids)
+            content = united(own, others, common)
+            inputs = write_tokenizer(base.path, paths, content, sha256, common, size)
+        _tell(rule, rows, owned)
         return _moved(rule, sha256, base, experts, rows, common, new, size, inputs)
 
 

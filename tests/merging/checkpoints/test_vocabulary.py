@@ -198,6 +198,58 @@ def test_adapter_on_a_united_base(folder: Path, tmp_path: Path) -> None:
     assert pool.deltas("model.layers.0.self_attn.q_proj.weight")[1].any()
 
 
+def model_of(path: Path, added: list[str], size: int, **options: Any) -> str:
+    """A Llama of 258 tokens, of `added` ones, and of any number of rows."""
+    builders.llama(path, vocab_size=size, bos_token_id=0, seed=size)
+    for file in path.glob("tokenizer*"):
+        file.unlink()
+    tokenizer(["<s>", "</s>", *BYTES], [], added, **options).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("more", [[], ["<new>"]])
+def test_a_token_of_the_base_without_a_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, more: list[str]
+) -> None:
+    """Its row is the expert's under union; under base it is left out by name."""
+    base = model_of(tmp_path / "base", ["<pad>"], 258)
+    expert = model_of(tmp_path / "expert", ["<pad>", *more], 259 + len(more))
+    united = ExpertPool.open(base, {"it": expert}, vocabulary="union")
+    wanted = load_file(tmp_path / "expert" / "model.safetensors")[EMBEDDING]
+    assert torch.equal(united.base[EMBEDDING][258:], wanted[258:])
+    assert torch.equal(united.expert_weights("it")[EMBEDDING], wanted)
+    kept = ExpertPool.open(base, {"it": expert}, vocabulary="base")
+    assert torch.equal(kept.expert_weights("it")[EMBEDDING], wanted[:258])
+    assert "which are left out ('<pad>'" in caplog.text
+
+
+def test_a_special_token_without_a_row_is_no_part_of_a_union(tmp_path: Path) -> None:
+    base = model_of(tmp_path / "base", [], 258)
+    odd = {"pad_token": "<x>", "eos_token": "<x>", "chat_template": TEMPLATE}
+    expert = model_of(tmp_path / "expert", ["<x>"], 258, **odd)
+    pool = ExpertPool.open(base, {"it": expert}, vocabulary="union")
+    made = pool.base.tokenizer()
+    assert (made.pad_token, made.eos_token, len(made)) == (None, "</s>", 258)
+    assert made.chat_template == TEMPLATE
+
+
+def test_what_differs_beside_the_ids_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = model_of(tmp_path / "base", [], 258)
+    expert = model_of(tmp_path / "expert", ["<x>"], 259, bos_token="<x>")
+    ExpertPool.open(base, {"it": expert}, vocabulary="union")
+    assert "has bos_token '<x>', the base '<s>'; tokenizer," in caplog.text
+
+
+def test_equal_tokens_need_no_vocabulary_of_the_model_s_own(tmp_path: Path) -> None:
+    base = builders.llava(tmp_path / "base")
+    expert = builders.llava(tmp_path / "expert", like=base, seed=1)
+    pool = ExpertPool.open(str(base), {"it": str(expert)}, vocabulary="base")
+    assert pool.base.rows is None
+    assert pool.vocabulary is not None
+
+
 LETTERS = list("abefhnot")
 
 

@@ -189,7 +189,7 @@ def _with_media(request: Loglikelihood, resident: Resident) -> dict[str, Tensor]
 
 
 def _may_pad(given: Sequence[Inputs], resident: Resident) -> bool:
-    """Whether the shortest row has the same logits beside the longest; says so if not.
+    """Whether, by the base, the shortest row has the same logits beside the longest.
 
     Args:
         given: rows, the longest first.
@@ -197,14 +197,17 @@ def _may_pad(given: Sequence[Inputs], resident: Resident) -> bool:
     long, short = given[0], given[-1]
     if {n: t.shape for n, t in long.items()} == {n: t.shape for n, t in short.items()}:
         return True
+    key = tuple((name, tensor.shape) for row in (long, short) for name, tensor in row.items())
+    if key in resident.padded:
+        return resident.padded[key]
     config, module = resident.module.config, resident.module
     last = len(short["decoder_input_ids"]) - 1
-    with torch.inference_mode():
+    with resident.without_candidate(), torch.inference_mode():
         alone = module(**stacked([short], config, resident), use_cache=False).logits[0, last]
         both = module(**stacked([long, short], config, resident), use_cache=False).logits[1, last]
-    if close(both.float(), alone.float(), resident.dtype) or not bool(alone.isfinite().all()):
-        return True
-    _log.warning(
-        "padded rows of %s differ from rows alone: scoring one by one", type(module).__name__
-    )
-    return False
+    alike = resident.padded[key] = close(both.float(), alone.float(), resident.dtype)
+    if not alike:
+        _log.warning(
+            "padded rows of %s differ from rows alone: scoring one by one", type(module).__name__
+        )
+    return alike

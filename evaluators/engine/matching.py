@@ -177,7 +177,7 @@ def _check_logits(resident: Resident, request: Match) -> bool:
 
 
 def _may_pad(given: Sequence[Inputs], modules: SentenceModules | None, resident: Resident) -> bool:
-    """Whether the shortest row has the same vector beside the longest; says so if not.
+    """Whether, by the base, the shortest row has the same vector beside the longest.
 
     Args:
         given: rows, the longest first.
@@ -185,14 +185,17 @@ def _may_pad(given: Sequence[Inputs], modules: SentenceModules | None, resident:
     config, most = resident.module.config, cost(given[0])
     if modules is None or most == cost(given[-1]):
         return True
-    with torch.inference_mode():
+    key = (modules, most, cost(given[-1]))
+    if key in resident.padded:
+        return resident.padded[key]
+    with resident.without_candidate(), torch.inference_mode():
         both = stacked([given[0], given[-1]], config, resident)
         together = _embedded(resident.module, both, modules)[1:]
         one = _embedded(resident.module, stacked([given[-1]], config, resident), modules)
-    if close(together, one, resident.dtype) or not bool(one.isfinite().all()):
-        return True
-    _log.warning(
-        "padded rows of %s differ from rows alone: embedding one by one",
-        type(resident.module).__name__,
-    )
-    return False
+    alike = resident.padded[key] = close(together, one, resident.dtype)
+    if not alike:
+        _log.warning(
+            "padded rows of %s differ from rows alone: embedding one by one",
+            type(resident.module).__name__,
+        )
+    return alike

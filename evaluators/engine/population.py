@@ -149,7 +149,8 @@ def _refused(resident: Resident, candidates: Sequence[LowRankDeltas]) -> str | N
     for name, kind in kinds:
         if (why := _refusal(resident, name, kind, owners)) is not None:
             return why
-    if resident.module.main_input_name != "input_ids":
+    module = resident.module  # of images, or of both: candidates are written one by one
+    if module.main_input_name != "input_ids" or hasattr(module, "get_text_features"):
         return None
     names = dict.fromkeys(name for name, _ in kinds)
     _measure(resident, [name for name in names if name not in resident.shared], owners)
@@ -181,18 +182,20 @@ def _alike(resident: Resident, names: Sequence[str], owners: _Owners) -> bool:
     tokens = Tokens(module)
     rows = tokens.tensor([tokens.row(_PROBE_TOKENS) for _ in candidates])
     options = {"use_cache": False} if resident.info.causal else {}
+    two_sides = getattr(module.config, "is_encoder_decoder", False)
+    read = ("input_ids", "decoder_input_ids") if two_sides else ("input_ids",)
     layers = _layers(resident, candidates, owners)
     in_place = InPlaceCandidate(resident, candidates)
     alone, handles = [], []
     try:
         for number in range(len(candidates)):
             in_place.write(number)
-            alone.append(module(input_ids=rows[number : number + 1], **options)[0])
+            alone.append(module(**dict.fromkeys(read, rows[number : number + 1]), **options)[0])
         in_place.restore()
         handles = [handle for layer in layers for handle in layer.attach()]
         for layer in layers:
             layer.choose(PassCandidates(slice(None), len(candidates), len(candidates)))
-        together = module(input_ids=rows, **options)[0]
+        together = module(**dict.fromkeys(read, rows), **options)[0]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Resident:
 
     Attributes:
         shared: tensor -> whether rows of one pass can each have their own; as far as measured.
+        padded: shapes of two rows -> whether the shorter may be padded to the longer; likewise.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Resident:
         self._depth = depth
         self._written: set[str] = set()
         self.shared: dict[str, bool] = {}
+        self.padded: dict[Hashable, bool] = {}
         if depth is not None:
             depth.set(None)
         writes = _writes(self.module) and not self.classifiers
@@ -166,6 +169,20 @@ class Resident:
         Measured before the first candidate is written, so that it does not depend on any.
         """
         return measured(self.module, self.info.max_length)
+
+    @contextmanager
+    def without_candidate(self) -> Iterator[None]:
+        """Puts the original in the candidate's place for a while, so that no measure shows it."""
+        written = self._written
+        held = {name: self._targets[name].clone() for name in written}
+        with torch.no_grad():
+            self._restore({})
+            try:
+                yield
+            finally:
+                for name, tensor in held.items():
+                    self._targets[name].copy_(tensor)
+                self._written = written
 
     def placed(self, tensor: Tensor) -> Tensor:
         """Returns an input on the device, in the model's dtype where it is of floats."""

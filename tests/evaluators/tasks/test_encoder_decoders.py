@@ -21,7 +21,7 @@ from transformers import (
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
-from evaluators.requests import Generated, Likelihood, Loglikelihood
+from evaluators.requests import EvaluationError, Generated, Likelihood, Loglikelihood
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.text_to_text import TextToText
@@ -98,7 +98,12 @@ def test_padding_that_is_seen_is_noticed(
     encoder = resident.module.get_encoder()
     own = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda **o: own(**{**o, "attention_mask": None}))
-    assert Engine(resident).run(evaluator.items.requests) == expected
+    engine = Engine(resident)
+    resident.write({"shared.weight": torch.full_like(resident.tensor("shared.weight"), torch.nan)})
+    with pytest.raises(EvaluationError):  # tells nothing of padding, and is still there
+        engine.run(evaluator.items.requests)
+    resident.write({})
+    assert engine.run(evaluator.items.requests) == expected
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

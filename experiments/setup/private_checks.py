@@ -95,9 +95,9 @@ def _check_cases(panel: Panel, objective: Any, classes: Mapping[str, tuple[str, 
         with suppress(EvaluationError):  # these answers cannot be scored, a model's may
             if not has_own_cases(panel.evaluators[term.task], term.key, classes):
                 raise ValueError(
-                    f"privacy: one item of the {panel.split} task changes what others score in "
-                    f"{term.key}, so that its part in a sum cannot be bounded: choose another "
-                    "metric with objective.metrics, or leave the task out"
+                    f"privacy: on {panel.split} items {term.key} has no score per item that is "
+                    "the item's alone, so that its part in a sum cannot be bounded: choose "
+                    "another metric with objective.metrics, or leave the task out"
                 )
 
 

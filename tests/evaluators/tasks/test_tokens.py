@@ -290,7 +290,7 @@ def test_private_searches_take_what_single_items_give(
     if alone:
         check_private_panels(privacy, {"search": panel}, objective, info.classes)
         return
-    with pytest.raises(ValueError, match=f"changes what others score in t/{metric}"):
+    with pytest.raises(ValueError, match=f"on search items t/{metric} has no score per"):
         check_private_panels(privacy, {"search": panel}, objective, info.classes)
     shares = Shares(
         bound_on_made_up(objective, panel.directions, panel.main), {"t": len(cases[0])}

@@ -121,8 +121,8 @@ def asked(item: TaskItem[Any]) -> list[Any]:
     ]
 
 
-def touched(evaluators: list[Evaluator], resident: Resident) -> set[str]:
-    """What of the other items differs: their requests, or the cases of a metric."""
+def touched(evaluators: list[Evaluator], resident: Resident, *, own: bool) -> set[str]:
+    """What of the other items differs: their requests, or cases; `own`: said to be their own."""
     one, other = (list(evaluator.items) for evaluator in evaluators)
     assert len(one) == len(other)
     common = [place for place in range(len(one)) if place != CHANGED]
@@ -131,6 +131,8 @@ def touched(evaluators: list[Evaluator], resident: Resident) -> set[str]:
     engine = Engine(resident, batch_tokens=1)
     scores = [each.score(engine.run(each.items.requests)) for each in evaluators]
     for metric, score in scores[0].items():
+        if own and not score.own_cases:
+            continue
         cases = [score.cases, scores[1][metric].cases]
         if cases[0] is not None and cases[1] is not None:
             same = np.array_equal(cases[0][common], cases[1][common])
@@ -143,7 +145,7 @@ def test_an_item_touches_its_own_score_alone_or_is_refused(
 ) -> None:
     kind, evaluators, resident = pair
     with torch.random.fork_rng():
-        moved = touched(evaluators, resident)
+        moved = touched(evaluators, resident, own=kind != "membership")
     panel = Panel("search", {"it": evaluators[0]})
     if kind in OWN_SHOTS:
         assert "requests" in moved

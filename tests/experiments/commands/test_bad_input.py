@@ -188,7 +188,7 @@ class TestWeights:
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(shards, "save_file", full)
+        monkeypatch.setattr(shards, "_write_shard", full)
         experts = f"experts.experts={{code:{world}/base-code,prose:{world}/base-prose}}"
         line = ["experts=local", f"experts.base={world}/base", experts, "device=cpu", "out=merged"]
         pattern = r"cannot write the model to .*merged \(No space left on device\); free space th"

@@ -410,8 +410,8 @@ def test_unknown_verb(shell: Shell) -> None:
     assert ended.code == 2
     assert ended.messages == [
         "evomerge: unknown verb 'serach': expected search, check, merge, evaluate, statistics, "
-        "split vendor, split customer, rebuild, report, pseudonymize, reference-losses, compare, "
-        "zoo, zoo dedup; did you mean search?"
+        "split vendor, split customer, rebuild, report, verify, push, runs, pseudonymize, "
+        "reference-losses, compare, zoo, zoo dedup; did you mean search?"
     ]
 
 

@@ -79,7 +79,7 @@ def test_remedies_go_on_with_the_same_run(
     assert wanted in stopped.messages[-1]
     with monkeypatch.context() as disk:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        disk.setattr(shards, "save_file", lambda *_, **__: (_ for _ in ()).throw(full))
+        disk.setattr(shards, "_write_shard", lambda *_, **__: (_ for _ in ()).throw(full))
         stopped = shell.run("search", *line)
     assert stopped.code == 2
     assert "No space left on device" in stopped.messages[-1]

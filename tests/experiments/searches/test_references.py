@@ -51,7 +51,7 @@ def test_every_phase_of_a_search_tells_how_far_it_is(
     assert told == [
         "loading the model",
         *(f"preparing {split} items" for split in ("search", "selection", "report")),
-        *(f"{work} base and experts" for work in ("reading", "holding")),
+        *(f"{work} base and experts" for work in ("hashing and reading", "holding")),
         "trying a merge and requests",
         "timing the steps of the run",
         *["references on search items"] * 2,

@@ -135,7 +135,7 @@ class TestWriting:
         names = ("norm.weight", "layers.0.attn.q_norm.weight", "layers.0.norm.weight")
         base = SimpleNamespace(source="b", file_names=None, dtype=lambda _: torch.float32)
         pool: Any = SimpleNamespace(
-            names=names, base=base, experts={"a": None}, sources={"a": "a"}
+            names=names, base=base, experts={"a": None}, sources={"a": "a"}, vocabulary=None
         )
         coefficients = {name: {"weight": {"a": float(i)}} for i, name in enumerate(names)}
         plan = MergePlan(Linear(), PerTensor(), ("a",), coefficients)

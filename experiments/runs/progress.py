@@ -139,7 +139,7 @@ def megabytes(total_bytes: int, what: str) -> Iterator[tuple[ProgressBar, Callab
         nonlocal done
         with lock:
             before, done = done, done + more
-            bar.update(done // _MB - before // _MB)
+            bar.update(-(-done // _MB) + -before // _MB)  # both rounded up, as the total is
 
     with ProgressBar(-(-total_bytes // _MB), what, "megabyte") as bar:
         yield bar, count

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import sentence_schedule
+from experiments.experts.split.halves import blocks_of
 from experiments.experts.training import loop
 from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import appearing, digest_of, made_once
@@ -32,11 +34,15 @@ _WRITTEN = "written.json"
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What is trained: one expert for each of `tasks`, which are folders of the data."""
+    """What is trained: one expert for each of `tasks`, which are folders of the data.
+
+    The first `frozen` blocks stay the base's, with all that stands before them.
+    """
 
     tasks: tuple[str, ...]
     schedule: Schedule = field(default_factory=sentence_schedule)
     device: str = "cpu"
+    frozen: int = 0
 
 
 def packaged_encoder() -> Path:
@@ -171,6 +177,7 @@ def _train(
     bar.describe(f"sentences, once: training {task.name}")
     with quiet_transformers():
         model: Any = training.new_classifier(base, task.classes, seed=seed, label=task.name)
+    _freeze(model.base_model, settings.frozen)
     training.train(
         model.to(settings.device),
         encoder.tokenizer(),
@@ -182,6 +189,17 @@ def _train(
     )
     _save(model.cpu(), encoder, out)
     (out / "training.json").write_text(json.dumps({"losses": losses}) + "\n", encoding="utf-8")
+
+
+def _freeze(encoder: nn.Module, blocks: int) -> None:
+    """Keeps gradients from what comes before block number `blocks`."""
+    if not blocks:
+        return
+    behind = next(blocks_of(encoder)[1][blocks].parameters())
+    for parameter in encoder.parameters():  # in the order of the model's parts
+        if parameter is behind:
+            return
+        parameter.requires_grad_(False)
 
 
 def _save(model: Any, encoder: Checkpoint, out: Path) -> None:

@@ -24,7 +24,8 @@ class SplitMerging:
     """How the customer's expert is made, and merged with ordinary ones.
 
     Args:
-        blocks: of the customer's half; `way` and `ratio`: its noise, whose key is secret.
+        blocks: of the customer's half, which the ordinary experts keep as the base has them, too;
+            `way` and `ratio`: its noise, whose key is secret.
         schedule: of the ordinary experts.
         options: further ones of ``evomerge search experiment=sentences``.
     """
@@ -43,7 +44,7 @@ class SplitMerging:
             cache,
             base=setting.data.source,
             data=setting.data.data,
-            settings=SentenceSettings(setting.data.tasks, self.schedule),
+            settings=SentenceSettings(setting.data.tasks, self.schedule, frozen=self.blocks),
             threads=1,
         )
         with process_pool(workers, threads=1) as pool:

@@ -280,8 +280,9 @@ def _merges(kept: Sequence[Kept], facts: SplitFacts) -> str:
     said = "\n".join(f"> {line}" for line in facts.privacy)
     return (
         f"## Merged with ordinary experts\n\nThe expert of {task} has seen noised states alone "
-        "(secret noise, so that these figures differ a little from run to run). One unbounded "
-        "weight per expert, evolved on search items; accuracies of clean held-out sentences with "
-        "each expert's own head; base: the unmerged encoder under that head.\n\n"
+        "(secret noise, so that these figures differ a little from run to run). The ordinary ones "
+        "have kept the customer's blocks as the base has them, too, so that its states mean the "
+        "same to all. Searched on search items; accuracies of clean held-out sentences with each "
+        "expert's own head; base: the unmerged encoder under that head.\n\n"
         f"{markdown_table(head, rows, 'llr')}\n\nThe merge's ledger says:\n\n{said}"
     )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_prepared_once_loads_as_a_pool(
         ]
     monkeypatch.setattr(prepare, "_make", None)  # a second call must not train
     assert make() == found
+
+
+def test_frozen_blocks_stay_the_bases(tmp_path: Path, data: Path, encoder: Path) -> None:
+    settings = replace(TINY, frozen=1)
+    found = prepare.prepare(tmp_path, base=str(encoder), data=str(data), settings=settings)
+    base = AutoModel.from_pretrained(found.base).state_dict()
+    for folder in found.experts.values():
+        state = AutoModel.from_pretrained(folder).state_dict()
+        same = {name for name in base if torch.equal(state[name], base[name])}
+        early = ("embeddings.", "encoder.layer.0.")
+        assert {name for name in base if name.startswith(early)} <= same
+        assert not {n for n in same if n.startswith(("encoder.layer.1.", "pooler."))}
 
 
 def test_splits_share_no_text_and_report_comes_from_test(

@@ -15,7 +15,6 @@ from experiments.experts.pool_folder import PoolFolder
 from experiments.experts.sentences import sentences, training
 from experiments.experts.sentences.sentences import SentenceTask
 from experiments.experts.sentences.training import sentence_schedule
-from experiments.experts.split.halves import blocks_of
 from experiments.experts.training import loop
 from experiments.experts.training.loop import Schedule
 from experiments.runs.cache import appearing, digest_of, made_once
@@ -23,6 +22,7 @@ from experiments.runs.processes import torch_threads
 from experiments.runs.progress import ProgressBar
 from merging.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from merging.checkpoints.hashing import file_sha256
+from merging.grouping import layer_of
 from merging.saving.save import carry_record
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,8 @@ def _train(
     bar.describe(f"sentences, once: training {task.name}")
     with quiet_transformers():
         model: Any = training.new_classifier(base, task.classes, seed=seed, label=task.name)
-    _freeze(model.base_model, settings.frozen)
+    if settings.frozen:
+        _freeze(model.base_model, settings.frozen)
     training.train(
         model.to(settings.device),
         encoder.tokenizer(),
@@ -193,11 +194,9 @@ def _train(
 
 def _freeze(encoder: nn.Module, blocks: int) -> None:
     """Keeps gradients from what comes before block number `blocks`."""
-    if not blocks:
-        return
-    behind = next(blocks_of(encoder)[1][blocks].parameters())
-    for parameter in encoder.parameters():  # in the order of the model's parts
-        if parameter is behind:
+    for name, parameter in encoder.named_parameters():  # in the order of the model's parts
+        block = layer_of(name)
+        if block is not None and block[1] >= blocks:
             return
         parameter.requires_grad_(False)
 

@@ -180,9 +180,10 @@ def test_verdicts_follow_from_the_numbers(setting: SplitSetting) -> None:
     assert words(setting, front(BOTH, -0.001))[1] == "The opposite"
     kept = [Kept(seed, "sst2", 0.5, 0.9, 0.885) for seed in range(3)]
     assert words(setting, front(BOTH), kept)[-1] == "Reached"
-    assert (
-        words(setting, front(BOTH), [*kept, Kept(0, "trec", 0.5, 0.9, 0.87)])[-1] == "Not reached"
-    )
+    less = [*kept, Kept(0, "trec", 0.5, 0.9, 0.87)]
+    assert words(setting, front(BOTH), less)[-1] == "Reached by score, not by gain"
+    less = [*kept, Kept(0, "trec", 0.5, 0.9, 0.84)]
+    assert words(setting, front(BOTH), less)[-1] == "Not reached"
 
 
 def test_a_row_of_fewer_seeds_is_compared_with_its_own_unprotected_split() -> None:

@@ -28,8 +28,9 @@ class Capabilities:
             does, too.
         grows: rows that are padded on the left grow by a token at a time behind a cache.
         shares: rows go on from keys and values of a row that they begin with, padding in between.
-        length: of the longest rows for which this holds. Beyond it RoPE's frequencies depend on
-            the longest row of a pass, by the model's configuration.
+        length: of the longest rows for which this holds, by the model's configuration. Beyond it
+            RoPE's frequencies depend on the longest row of a pass, or attention chooses among
+            its keys, where a cache has been seen to change the choice.
         error: of the model when it is given tokens alone; None: it gives logits.
     """
 
@@ -143,7 +144,10 @@ def _hole(config: Any, max_length: int) -> int | None:
 
 
 def _steady_length(config: Any) -> int:
-    """Returns up to how many tokens the frequencies of RoPE are the same for all lengths."""
+    """Returns up to how many tokens no row is computed in another way for being long.
+
+    Beyond it RoPE has other frequencies, or attention chooses among its keys.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
     lengths = [
@@ -151,6 +155,8 @@ def _steady_length(config: Any) -> int:
         for kind in kinds
         if kind.get("rope_type") in ("dynamic", "longrope")
     ]
+    chosen = getattr(config, "index_topk", None)
+    lengths += [chosen] if isinstance(chosen, int) else []
     return min(lengths, default=sys.maxsize + 1) - 1  # at that length itself old ones may stay
 
 

@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "gpt2": RIGHT,
     "gemma3_text": RIGHT,
     "mixtral": RIGHT,
+    "hy_v4": RIGHT,  # chooses among keys where rows are long
     "mamba": RIGHT,  # reads the weight of a layer otherwise than through the layer
     "qwen2_vl": RIGHT,
     "bert": RIGHT,

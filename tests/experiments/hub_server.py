@@ -1,4 +1,9 @@
-"""A Hub on this machine: as much of its HTTP interface as an upload needs."""
+"""A Hub on this machine: as much of its HTTP interface as an upload needs.
+
+Large files come as git-lfs has them, or by Xet: the Hub names a store of chunks, which is a folder
+here (hf_xet writes and reads one as it does the real store), and the shards in it say by which
+of the store's hashes each file is read (https://huggingface.co/docs/xet/shard).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,14 @@ import base64
 import hashlib
 import json
 import re
+import struct
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 _LARGE = (".safetensors",)
@@ -21,14 +30,16 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         repos: id to visibility, and to the files that are committed.
         objects: large files by their sha256; `received` counts the bodies that came for each.
+        store: Xet's chunks; a large file of a commit that is not among the objects is in it.
         cut: how many of the next requests of a kind lose their connection: ``PUT``, ``commit``.
         tokens: of the ``Authorization`` headers that came.
     """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.store = store
         self.visibility: dict[str, str | None] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
@@ -53,7 +64,36 @@ class Hub(ThreadingHTTPServer):
             if line["key"] == "file":
                 self.files[repo][value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                self.files[repo][value["path"]] = self.objects[value["oid"]]
+                oid = value["oid"]
+                self.files[repo][value["path"]] = (
+                    self.objects[oid] if oid in self.objects else self.from_store(oid)
+                )
+
+    @property
+    def chunks(self) -> dict[str, int]:
+        """When each block of chunks came into the store."""
+        blocks = self.store.rglob("xorbs/xorbs/*")
+        return {block.name: block.stat().st_mtime_ns for block in blocks}
+
+    def from_store(self, oid: str) -> bytes:
+        """Returns the file of a sha256 as hf_xet puts it together from the chunks."""
+        from hf_xet import XetFileInfo
+        from huggingface_hub.utils._xet import get_xet_session
+
+        name, size = next(
+            (name, size)
+            for shard in self.store.rglob("xorbs/shards/*.mdb")
+            for name, sha256, size in _files(shard.read_bytes())
+            if sha256 == oid
+        )
+        with tempfile.TemporaryDirectory() as room:
+            file = Path(room) / "file"
+            group = get_xet_session().new_file_download_group(
+                token_refresh_url=f"{self.url}/xet-read-token", token_refresh_headers={}
+            )
+            with group:
+                group.start_download_file(XetFileInfo(name, size), str(file))
+            return file.read_bytes()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,6 +122,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.commit(match[1], body)
         url = f"{self.server.url}/{match[1]}/commit/1"
         return self.answer({"commitUrl": url, "commitOid": "1" * 40, "success": True})
+
+    def do_GET(self) -> None:
+        assert re.search(r"/xet-(read|write)-token(/main)?$", self.path), self.path
+        if "write" in self.path:
+            self.server.tokens.add(self.headers.get("Authorization", ""))
+        until = int(time.time()) + 3600
+        token = {
+            "accessToken": "of the store",
+            "exp": until,
+            "casUrl": f"local://{self.server.store}",
+        }
+        return self.answer(token)
 
     def do_PUT(self) -> None:
         oid, size = self.path.rpartition("/")[2], int(self.headers["Content-Length"])
@@ -123,15 +175,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def _files(shard: bytes) -> Iterator[tuple[str, str, int]]:
+    """Yields hash, sha256 and bytes of each file in a shard, whose hashes are 64-bit words."""
+    at = 48
+    while (name := _hexadecimal(shard[at : at + 32])) != 64 * "f":
+        flags, segments = struct.unpack_from("<2I", shard, at + 32)
+        assert flags >> 30 == 3, "segments are verified, and the sha256 is there"
+        size = sum(
+            struct.unpack_from("<I", shard, at + 48 * i + 36)[0] for i in range(1, segments + 1)
+        )
+        at += 48 * (1 + 2 * segments)
+        yield name, _hexadecimal(shard[at : at + 32]), size
+        at += 48
+
+
+def _hexadecimal(words: bytes) -> str:
+    return "".join(f"{word:016x}" for word in struct.unpack("<4Q", words))
+
+
 def _mode(path: str) -> dict[str, Any]:
     mode = "lfs" if path.endswith(_LARGE) else "regular"
     return {"path": path, "uploadMode": mode, "shouldIgnore": False}
 
 
 @contextmanager
-def hub() -> Iterator[Hub]:
-    """Yields a Hub that is answering."""
-    with Hub() as server:
+def hub(store: Path) -> Iterator[Hub]:
+    """Yields a Hub that is answering, with Xet's chunks in a folder."""
+    with Hub(store) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:

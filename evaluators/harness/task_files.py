@@ -250,7 +250,8 @@ def _manager_of(task: str, include_path: str | None) -> Any:
         near = difflib.get_close_matches(task, everything.all_tasks, n=3)
         hint = f"; near it are {', '.join(near)}" if near else ""
         where = f" or in {include_path}" if include_path else " and no such file"
-        raise ValueError(f"no lm-eval task {task!r} among its own{where}{hint}")
+        own = "" if include_path else "; of one of your own give the path to its YAML file"
+        raise ValueError(f"no lm-eval task {task!r} among its own{where}{hint}{own}")
     return everything
 
 

@@ -109,12 +109,15 @@ def columns(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig") as file:
         try:
             if path.suffix == ".csv":
-                return next(csv.reader(file), [])
-            first = json.loads(next((line for line in file if line.strip()), "{}"))
+                first: Any = next(csv.reader(file), [])
+            else:
+                first = json.loads(next((line for line in file if line.strip()), "{}"))
         except ValueError as error:
             raise ValueError(f"{path} does not begin as such a file does: {error}") from error
-    if not isinstance(first, dict):
+    if path.suffix != ".csv" and not isinstance(first, dict):
         raise ValueError(f"{path} holds no JSON object in its first line: write one an item")
+    if not first:
+        raise ValueError(f"{path} names no columns in its first line: write items into it")
     return list(first)
 
 

@@ -219,6 +219,7 @@ def test_a_metric_of_images_is_judged_by() -> None:
         ("[3]", "expected text or a list"),
         ("[{weight:2}]", "names no task"),
         ("[ARRAY]", "array.json holds no JSON object in its first line"),
+        ("[EMPTY]", "empty.jsonl names no columns in its first line: write items into it"),
         ("[{task:QUIZ,columns:[question]}]", r"columns \['question'\] of .* names none by its m"),
         ("[{task:arc_easy,columns:{text:a}}]", "arc_easy is no table: leave its columns: out"),
         ("[{task:QUIZ,search:-3}]", "search must be null or a number of items, got -3"),
@@ -243,6 +244,8 @@ def test_what_cannot_be_meant_is_refused(
     shell: Shell, home: Path, idle: None, tasks: str, pattern: str
 ) -> None:
     (home / "array.json").write_text('[{"text": "a"}]')
-    tasks = tasks.replace("QUIZ", f"{home}/quiz.jsonl").replace("ARRAY", f"{home}/array.json")
+    (home / "empty.jsonl").touch()
+    for name in ("quiz.jsonl", "array.json", "empty.jsonl"):
+        tasks = tasks.replace(name.partition(".")[0].upper(), f"{home}/{name}")
     words = f"tasks={tasks}".split()
     shell.refuse(pattern, "search", *line(home)[:2], *QUICK, *words)

@@ -1,17 +1,15 @@
 """From configuration to objects that any verb may need: machine, experts, model, evaluators."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from evaluators.engine.engine import Engine
-from evaluators.engine.model import Model, ResidentModel
-from evaluators.engine.resident import Resident
-from evaluators.panel import Panel, Split
 from experiments.runs.device import choose_device, choose_dtype
 from experiments.runs.memory import free_bytes
 from experiments.runs.progress import ProgressBar, megabytes
@@ -21,6 +19,12 @@ from merging.checkpoints.expert import CheckpointExpert
 from merging.checkpoints.experts import ExpertPool
 from merging.recipe import parse_dtype
 from merging.weights import Weights
+
+if TYPE_CHECKING:  # a merge imports this module, and asks no model
+    from evaluators.engine.engine import Engine
+    from evaluators.engine.model import Model
+    from evaluators.engine.resident import Resident
+    from evaluators.panel import Panel, Split
 
 _KEPT_SHARE = 4  # of the memory that is free: the rest is for passes, and for others
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")
@@ -110,6 +114,8 @@ def kept_limit(config: DictConfig, device: torch.device) -> int:
 
 def open_resident(pool: ExpertPool, machine: Machine, layers: int | None = None) -> Resident:
     """Returns the model whose weights are replaced, of so many layers (None: the base's)."""
+    from evaluators.engine.resident import Resident
+
     with ProgressBar(1, "loading the model", "model") as bar:
         resident = Resident.from_pool(
             pool, device=machine.device, dtype=machine.dtype, layers=layers
@@ -134,6 +140,8 @@ def open_engine(config: DictConfig, resident: Resident) -> Engine:
 
     Where half precision would let private items change one another's scores it asks one by one.
     """
+    from evaluators.engine.engine import Engine
+
     alone = bool(config.get("privacy")) and resident.dtype != torch.float32
     return Engine(
         resident,
@@ -149,6 +157,8 @@ def open_model(config: DictConfig, pool: ExpertPool, engine: Engine) -> Model:
     Raises:
         ValueError: nothing answers there, or it cannot answer for these experts.
     """
+    from evaluators.engine.model import ResidentModel
+
     if not config.backend:
         return ResidentModel(engine.resident, engine)
     served: Model = open_part(config.backend)(pool, engine.resident.info)
@@ -190,6 +200,8 @@ def open_panel(split: Split, entries: DictConfig | None, resident: Resident) -> 
     """
     if not entries:
         return None
+    from evaluators.panel import Panel
+
     evaluators = {}
     with ProgressBar(len(entries), f"preparing {split} items", "task") as bar:
         for task, entry in entries.items():

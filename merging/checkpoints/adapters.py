@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hashing import files_sha256
@@ -302,6 +301,8 @@ def _factors(
             f"adapter {source}: lora_{lacking} of {name} is missing; save it again"
         )
     module = name.removesuffix(".weight")
+    from transformers.pytorch_utils import Conv1D
+
     layer = base.skeleton.get_submodule(module)
     if not isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
         raise CheckpointError(

@@ -1,21 +1,16 @@
 """What a checkpoint's config.json says: its configuration and the class that it needs."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_MAPPING,
-)
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from merging.weight_names import is_adapter, models_inside
 from merging.weights import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 HeadKind: TypeAlias = Literal["inputs", "tokens", "spans"]
 """What a head classifies: whole inputs, single tokens, or where among them a span lies."""
@@ -25,7 +20,6 @@ _HEADS: dict[str, HeadKind] = {
     "ForImageClassification": "inputs",
     "ForTokenClassification": "tokens",
 }
-_SPANS = frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
 
 POOLER = "pooler."
 """The one part of an encoder that checkpoints may lack: some heads read it, others do not."""
@@ -52,6 +46,9 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
         kind = raw.get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is no valid JSON object ({error})") from error
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     if kind not in CONFIG_MAPPING and "auto_map" in raw and not trust_remote_code:
         raise CheckpointError(
             f"{path} wants to run code of its own (auto_map in config.json); "
@@ -76,7 +73,11 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 def head_kind(architecture: str) -> HeadKind | None:
     """Returns what the head of its own that a class has classifies; None: it has none."""
-    if architecture in _SPANS:  # other classes of this ending see images, or answer in words
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+
+    if (
+        architecture in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()
+    ):  # other classes of this ending see images, or answer in words
         return "spans"
     return next((kind for ending, kind in _HEADS.items() if architecture.endswith(ending)), None)
 
@@ -86,6 +87,8 @@ def is_classifier_config(config: PreTrainedConfig) -> bool:
 
     A few types have no class without the head: their models are merged head and all.
     """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
     remote: dict[str, str] = getattr(config, "auto_map", None) or {}
     headless = type(config) in MODEL_MAPPING or "AutoModel" in remote
     return headless and any(head_kind(name) for name in config.architectures or ())
@@ -98,6 +101,11 @@ def architecture_of(
 
     `encoder`: the class without a head instead. Raises CheckpointError where there is none.
     """
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
     kind = type(config)
     if encoder and kind in MODEL_MAPPING:
         return _single(MODEL_MAPPING[kind])

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from merging.checkpoints import naming
-from merging.checkpoints.architecture import (
-    POOLER,
-    architecture_of,
-    is_classifier_config,
-    read_config,
-)
+from merging.checkpoints import naming, outlines
+from merging.checkpoints.architecture import POOLER, architecture_of, read_config
 from merging.checkpoints.hashing import files_sha256
+from merging.checkpoints.outlines import Described, Outline
 from merging.checkpoints.quiet import quiet_transformers as quiet_transformers
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.vocabulary import Rows
 from merging.checkpoints.weight_files import WeightFiles
 from merging.weights import CheckpointError, LazyWeights
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +45,13 @@ class Checkpoint(LazyWeights):
     dtype of the file.
     Where transformers renames tensors between file and module, names are the module's; where it
     converts them (Mixtral fuses its experts), the weights are loaded through the class and held.
+    What the class said of such a configuration and such names is remembered (`Outline`), so that
+    it is imported where it is needed alone.
 
     Attributes:
         source: as the user named it.
         path: its directory on this machine.
-        skeleton: its class without data, on the meta device.
+        described: what is compared of its configuration.
         stored: the tensors by the names of the files.
         file_names: module name -> name in the file, in the module's order; None where converted.
         unused: names in the file that the class is known not to read: heads of multi-token
@@ -65,34 +64,48 @@ class Checkpoint(LazyWeights):
         self,
         source: str,
         path: Path,
-        config: PreTrainedConfig,
-        architecture: type[PreTrainedModel],
         *,
         encoder: bool = False,
         trusted: bool = False,
         rows: Rows | None = None,
     ):
-        self.source, self.path = source, path
-        self.rows, self._own_config = rows, config
-        self.config = config if rows is None else rows.resized(config)
-        self.architecture = architecture
-        self.skeleton = naming.skeleton(architecture, self.config)
-        self.trusted = trusted
-        self._encoder = encoder
+        self.source, self.path, self.rows = source, path, rows
+        self.trusted, self._encoder = trusted, encoder
+        self.described = Described.read(path, trust_remote_code=trusted)
+        if rows is not None:
+            self.described = Described.of(self.config)
         self.stored = self._files()
-        self._absent: tuple[str, ...] = ()
-        names = naming.match(self.skeleton, self.stored)
-        self.unused = tuple(
-            naming.unused(self.skeleton, self.stored) if names is None else names.unused
-        )
-        self.file_names = None if names is None else self._settle(names)
         self._weights: Mapping[str, Tensor] = self.stored
-        if self.file_names is None:
-            logger.info("%s: transformers converts its tensors, so all are loaded", source)
-            self._weights = self._load_all()
+        alone = rows is None and not trusted
+        key = outlines.key(path, self.stored, encoder=encoder) if alone else None
+        outline = Outline.recall(key) or self._ask(key)
+        self.kind, self.aliases, self.prefix = outline.kind, outline.aliases, outline.prefix
+        self.file_names, self.unused = outline.keys, outline.unused
+        self._absent = outline.absent
         self._keys = self.file_names or {name: name for name in self._weights}
         super().__init__(self._keys)
-        self._check_skeleton()
+
+    def _ask(self, key: str | None) -> Outline:
+        """Asks the class, and remembers what does not depend on the tensors' values."""
+        names = naming.match(self.skeleton, self.stored)
+        unused = naming.unused(self.skeleton, self.stored) if names is None else names.unused
+        keys, absent = (None, ()) if names is None else self._settle(names)
+        if keys is None:
+            logger.info("%s: transformers converts its tensors, so all are loaded", self.source)
+            self._weights = self._load_all(unused)
+        self._check_skeleton(keys)
+        prefix: str = self.skeleton.base_model_prefix
+        outline = Outline(
+            kind=self.architecture.__name__,
+            keys=keys,
+            unused=tuple(unused),
+            absent=absent,
+            aliases=naming.tied(self.skeleton),
+            prefix=f"{prefix}." if prefix and hasattr(self.skeleton, prefix) else "",
+        )
+        if names is not None and not names.twins:
+            outline.remember(key, self.architecture)
+        return outline
 
     @classmethod
     def open(
@@ -117,17 +130,26 @@ class Checkpoint(LazyWeights):
             CheckpointError: missing, damaged, quantised or of unknown kind; names file or tensor.
         """
         path = resolve(source, revision)
-        config = read_config(path, trust_remote_code=trust_remote_code)
-        architecture = architecture_of(path, config, encoder=encoder)
-        return cls(
-            source,
-            path,
-            config,
-            architecture,
-            encoder=encoder,
-            trusted=trust_remote_code,
-            rows=rows,
-        )
+        return cls(source, path, encoder=encoder, trusted=trust_remote_code, rows=rows)
+
+    @cached_property
+    def _own_config(self) -> PreTrainedConfig:
+        return read_config(self.path, trust_remote_code=self.trusted)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Its configuration, for as many tokens as it has rows."""
+        return self._own_config if self.rows is None else self.rows.resized(self._own_config)
+
+    @cached_property
+    def architecture(self) -> type[PreTrainedModel]:
+        """Its class."""
+        return architecture_of(self.path, self._own_config, encoder=self._encoder)
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """Its class without data, on the meta device."""
+        return naming.skeleton(self.architecture, self.config)
 
     @cached_property
     def sha256(self) -> str:
@@ -152,49 +174,39 @@ class Checkpoint(LazyWeights):
     @property
     def changed(self) -> dict[str, Any]:
         """Entries of the configuration that are not those of its file."""
-        size = self.config.vocab_size if self.rows is not None else None
-        same = self.rows is None or size == self._own_config.vocab_size
-        return {} if same else {"vocab_size": size}
+        if self.rows is None or self.config.vocab_size == self._own_config.vocab_size:
+            return {}
+        return {"vocab_size": self.config.vocab_size}
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files."""
         return self.stored.files
 
-    @cached_property
-    def aliases(self) -> dict[str, str]:
-        """Name left out because it is tied -> the name that is kept."""
-        return naming.tied(self.skeleton)
-
     @property
     def is_classifier(self) -> bool:
         """Whether it carries a classification head of its own."""
-        return not self._encoder and is_classifier_config(self.config)
-
-    @property
-    def prefix(self) -> str:
-        """Where the model without its head sits in the names: ``bert.``; empty for an encoder."""
-        prefix: str = self.skeleton.base_model_prefix
-        return f"{prefix}." if prefix and hasattr(self.skeleton, prefix) else ""
+        return not self._encoder and self.described.is_classifier
 
     def shape(self, name: str) -> torch.Size:
         """Returns a tensor's shape without reading it."""
-        if self.file_names is None:
-            return self._weights[name].shape
-        return self.stored.shape(self._keys[name])
+        return self._held(name, self.file_names)[0]
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns a tensor's dtype in the file without reading it."""
-        if self.file_names is None:
-            return self._weights[name].dtype
-        return self.stored.dtype(self._keys[name])
+        return self._held(name, self.file_names)[1]
+
+    def _held(self, name: str, keys: Mapping[str, str] | None) -> tuple[torch.Size, torch.dtype]:
+        if keys is None:
+            return self._weights[name].shape, self._weights[name].dtype
+        return self.stored.shape(keys[name]), self.stored.dtype(keys[name])
 
     def _tensor(self, name: str) -> Tensor:
         return self._weights[self._keys[name]]
 
     def module(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """Returns a new module with these weights, in evaluation mode, without gradients."""
-        module, _ = self._load(dtype)
+        module, _ = self._load(dtype, self.unused)
         for child in self._absent:
             setattr(module, child, None)
         return module.to(device).eval().requires_grad_(False)
@@ -203,6 +215,8 @@ class Checkpoint(LazyWeights):
         """Returns the tokenizer; None where the checkpoint brings none."""
         if not any((self.inputs / name).is_file() for name in _TOKENIZER_FILES):
             return None
+        import transformers
+
         return transformers.AutoTokenizer.from_pretrained(self.inputs)
 
     def image_processor(self) -> Any | None:
@@ -210,21 +224,23 @@ class Checkpoint(LazyWeights):
         files = ("preprocessor_config.json", "processor_config.json")
         if not any((self.path / name).is_file() for name in files):
             return None
+        import transformers
+
         processors: Any = transformers.AutoImageProcessor
         try:
             return processors.from_pretrained(self.path)
         except (OSError, ValueError):  # that of sounds, or a tokenizer's alone
             return None
 
-    def _settle(self, names: naming.Naming) -> dict[str, str]:
-        """Returns module name -> file name, or refuses by name what does not fit."""
-        missing, extra = names.missing, names.extra
+    def _settle(self, names: naming.Naming) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Returns module name -> file name and absent children; refuses by name what is wrong."""
+        missing, extra, absent = names.missing, names.extra, set[str]()
         if self._encoder:
             inside = f"{self.architecture.base_model_prefix}."
             if any(name.startswith(inside) for name in self.stored):
                 extra = [name for name in extra if name.startswith(inside)]
             if not any(name.startswith(POOLER) for name in names.keys):
-                self._absent = tuple({POOLER[:-1] for n in missing if n.startswith(POOLER)})
+                absent = {POOLER[:-1] for name in missing if name.startswith(POOLER)}
                 missing = [name for name in missing if not name.startswith(POOLER)]
         self._refuse_names(missing, extra)
         own = {}
@@ -239,7 +255,8 @@ class Checkpoint(LazyWeights):
                 )
             own[name] = second
         keys = names.keys | own
-        return {name: keys[name] for name in self.skeleton.state_dict() if name in keys}
+        ordered = {name: keys[name] for name in self.skeleton.state_dict() if name in keys}
+        return ordered, tuple(absent)
 
     def _refuse_names(self, missing: list[str], extra: list[str]) -> None:
         kind = self.architecture.__name__
@@ -254,28 +271,29 @@ class Checkpoint(LazyWeights):
                 f"{naming.listing(extra)}; its config.json and weights do not belong together"
             )
 
-    def _check_skeleton(self) -> None:
+    def _check_skeleton(self, keys: Mapping[str, str] | None) -> None:
         """Compares shapes and kinds with what the configuration builds."""
         state = self.skeleton.state_dict()
-        for name in self._keys:
-            shape, wanted = self.shape(name), state[name].shape
+        for name in keys or self._weights:
+            shape, dtype = self._held(name, keys)
+            wanted = state[name].shape
             if shape != wanted:
                 raise CheckpointError(
                     f"{self.source}: {name} has shape {tuple(shape)}, its config.json asks for "
                     f"{tuple(wanted)}; they do not belong together"
                 )
-            if state[name].is_floating_point() and not self.dtype(name).is_floating_point:
+            if state[name].is_floating_point() and not dtype.is_floating_point:
                 raise CheckpointError(
-                    f"{self.source}: {name} is stored as {self.dtype(name)}, so it seems "
+                    f"{self.source}: {name} is stored as {dtype}, so it seems "
                     "quantised; use the checkpoint in full precision"
                 )
 
-    def _load_all(self) -> dict[str, Tensor]:
+    def _load_all(self, unused: Collection[str]) -> dict[str, Tensor]:
         dtype = self.config.dtype
         if not isinstance(dtype, torch.dtype):
             dtype = self.stored.dtype(next(iter(self.stored)))
         try:
-            module, report = self._load(dtype)
+            module, report = self._load(dtype, unused)
         except RuntimeError as error:
             if "report" not in str(error):  # that of shapes, which `load` keeps quiet
                 raise
@@ -291,7 +309,9 @@ class Checkpoint(LazyWeights):
         self._refuse_names(missing + mismatched, sorted(report["unexpected_keys"]))
         return {n: t for n, t in module.state_dict().items() if n not in aliases}
 
-    def _load(self, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    def _load(
+        self, dtype: torch.dtype, unused: Collection[str]
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """Loads the tensors of `stored` through the class.
 
         By name and value, not by path: transformers would choose among the files by itself, and
@@ -299,7 +319,7 @@ class Checkpoint(LazyWeights):
         file's pages where dtypes agree, and what is written there must not be read as the base's.
         """
         files = self._files()
-        state = {name: files[name] for name in files if name not in self.unused}
+        state = {name: files[name] for name in files if name not in unused}
         return load(self.architecture, self.config, dtype, self.inputs, state)
 
     def _files(self) -> WeightFiles:
@@ -340,6 +360,8 @@ def load(
 
 def _generation_config(path: Path) -> GenerationConfig:
     """Returns the settings beside a model, as transformers finds them: BART's in config.json."""
+    from transformers import GenerationConfig
+
     try:
         return GenerationConfig.from_pretrained(path)
     except OSError:

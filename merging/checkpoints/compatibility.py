@@ -4,36 +4,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
 
 from merging.checkpoints.architecture import POOLER
 from merging.checkpoints.checkpoint import Checkpoint, same_bytes
 from merging.checkpoints.inputs import differences
 from merging.checkpoints.naming import listing
+from merging.checkpoints.outlines import MEANINGS, SIZES
 from merging.weights import CheckpointError, Weights
 
 logger = logging.getLogger(__name__)
-
-# Fields that fix shapes, and how a message calls them; checked first, for a message that says why.
-_SIZES = {
-    "num_hidden_layers": "layers",
-    "vocab_size": "vocabulary entries",
-    "hidden_size": "hidden units",
-    "intermediate_size": "units in the MLP",
-    "num_attention_heads": "attention heads",
-    "num_key_value_heads": "key-value heads",
-}
-# Fields that change what the same weights compute: the merged model takes the base's.
-_MEANINGS = (
-    "hidden_act",
-    "max_position_embeddings",
-    "rope_parameters",
-    "sliding_window",
-    "rms_norm_eps",
-    "layer_norm_eps",
-)
 
 
 def check_expert_names(names: Sequence[str]) -> None:
@@ -72,36 +51,27 @@ def check_same_kind(names: Sequence[str], heads: Sequence[str]) -> None:
         )
 
 
-def check_config(base: Checkpoint, name: str, source: str, config: PreTrainedConfig) -> None:
+def check_config(base: Checkpoint, name: str, expert: Checkpoint) -> None:
     """Raises CheckpointError where architecture, layers, vocabulary or sizes differ."""
-    expert = f"expert {name!r} ({source})"
-    if config.model_type != base.config.model_type:
+    who = f"expert {name!r} ({expert.source})"
+    described, wanted = expert.described, base.described
+    if described.model_type != wanted.model_type:
         raise CheckpointError(
-            f"{expert} is of architecture {config.model_type!r}, the base {base.source} of "
-            f"{base.config.model_type!r}; all experts must be fine-tuned from one base"
+            f"{who} is of architecture {described.model_type!r}, the base {base.source} of "
+            f"{wanted.model_type!r}; all experts must be fine-tuned from one base"
         )
-    for field, noun in _SIZES.items():
-        own, wanted = _entry(config, field), _entry(base.config, field)
-        if own != wanted:
+    for field in (*SIZES, *MEANINGS):
+        own, of_base = described.entries[field], wanted.entries[field]
+        if own != of_base and field in SIZES:
             rules = ", or vocabulary=union or base" if field == "vocab_size" else ""
             raise CheckpointError(
-                f"{expert} has {own} {noun} ({field}), the base {base.source} has {wanted}; "
-                f"use experts fine-tuned from this base{rules}"
+                f"{who} has {own} {SIZES[field]} ({field}), the base {base.source} has "
+                f"{of_base}; use experts fine-tuned from this base{rules}"
             )
-    for field in _MEANINGS:
-        own, wanted = _entry(config, field), _entry(base.config, field)
-        if own != wanted:
+        if own != of_base:
             logger.warning(
-                "%s has %s=%s, the merged model keeps the base's %s", expert, field, own, wanted
+                "%s has %s=%s, the merged model keeps the base's %s", who, field, own, of_base
             )
-
-
-def _entry(config: PreTrainedConfig, field: str) -> Any:
-    """Returns an entry; None where there is none, or each layer has one of its own."""
-    try:
-        return getattr(config, field, None)
-    except RuntimeError:  # of a layer: tensors are compared one by one later on
-        return None
 
 
 def warn_of_inputs(base: Checkpoint, name: str, source: str, path: Path, *, moved: bool) -> None:
@@ -134,7 +104,7 @@ def check_tensors(base: Checkpoint, name: str, expert: Checkpoint) -> None:
     prefix = expert.prefix if expert.is_classifier else ""
     if expert.is_classifier and not prefix:
         raise CheckpointError(
-            f"{who}: {expert.architecture.__name__} does not tell its encoder from its head "
+            f"{who}: {expert.kind} does not tell its encoder from its head "
             "(base_model_prefix), so the head cannot stay with its task"
         )
     own = {key.removeprefix(prefix): key for key in expert if key.startswith(prefix)}

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from merging.checkpoints import classifiers, compatibility
 from merging.checkpoints.adapters import Adapter
-from merging.checkpoints.architecture import is_classifier_config, read_config
+from merging.checkpoints.architecture import read_config
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vector
 from merging.checkpoints.hashing import known_finite, remember_finite
+from merging.checkpoints.outlines import Described
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
 from merging.checkpoints.vocabulary import TokenOwner, Vocabulary
@@ -91,21 +92,22 @@ class ExpertPool:
         """
         compatibility.check_expert_names(list(experts))
         paths = {name: resolve(source) for name, source in experts.items()}
-        configs = {
-            name: read_config(path, trust_remote_code=trust_remote_code)
+        full = {
+            name: Described.read(path, trust_remote_code=trust_remote_code)
             for name, path in paths.items()
             if not is_adapter(path)
         }
-        heads = tuple(name for name, config in configs.items() if is_classifier_config(config))
+        heads = tuple(name for name, described in full.items() if described.is_classifier)
         compatibility.check_same_kind(list(experts), heads)
         place = resolve(base, base_revision)
         common = None
         if vocabulary != "refuse":
+            config_in = partial(read_config, trust_remote_code=trust_remote_code)
             members = {
-                name: TokenOwner.of(experts[name], paths[name], config)
-                for name, config in configs.items()
+                name: TokenOwner.of(experts[name], paths[name], config_in(paths[name]))
+                for name in full
             }
-            own = read_config(place, trust_remote_code=trust_remote_code)
+            own = config_in(place)
             of_base = TokenOwner.of(base, place, own, encoder=bool(heads))
             common = Vocabulary.over(vocabulary, of_base, members)
         root = Checkpoint.open(
@@ -116,22 +118,19 @@ class ExpertPool:
             rows=None if common is None else common.base,
         )
         moved = {} if common is None else common.experts
-        for name, config in configs.items():
-            rows = moved.get(name)
-            common_config = config if rows is None else rows.resized(config)
-            compatibility.check_config(root, name, experts[name], common_config)
         opened: dict[str, Expert] = {}
         for name, source in experts.items():
-            compatibility.warn_of_inputs(root, name, source, paths[name], moved=name in moved)
-            if name in configs:
+            if name in full:
                 expert = Checkpoint.open(
                     source, trust_remote_code=trust_remote_code, rows=moved.get(name)
                 )
+                compatibility.check_config(root, name, expert)
                 compatibility.check_tensors(root, name, expert)
                 weights = classifiers.EncoderWeights(expert) if heads else expert
                 opened[name] = CheckpointExpert(expert, weights)
             else:
                 opened[name] = Adapter.open(source, paths[name], root)
+            compatibility.warn_of_inputs(root, name, source, paths[name], moved=name in moved)
         encoders = {name: expert.weights for name, expert in _checkpoints(opened).items()}
         compatibility.check_poolers(root, encoders if heads else {})
         names = _merged_names(root, opened)

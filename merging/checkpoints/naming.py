@@ -1,16 +1,20 @@
 """Names: which tensor of a file is which tensor of the module, found without reading data."""
 
+from __future__ import annotations
+
 import copy
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from merging.grouping import layer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Buffers that older releases saved and today's modules compute.
 _LEGACY = re.compile(

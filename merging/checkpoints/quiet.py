@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silences the load report and the bar per file; restores both."""
+    from transformers.utils import logging as transformers_logging
+
     output: Any = transformers_logging
     verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
     output.set_verbosity_error()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merging.checkpoints import naming
 from merging.checkpoints.hashing import file_sha256
@@ -115,6 +113,9 @@ def _named(*parts: str) -> str:
 
 
 def _convert(file: Path, out: Path) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": file.parent,
         "gguf_file": file.name,

@@ -8,8 +8,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from merging.checkpoints.inputs import pair_of, read_json, template_of, text_of, tokens_in
 from merging.files import cache_dir, made_whole
 from merging.weights import CheckpointError
@@ -48,8 +46,10 @@ def tokenizer_json(folder: Path) -> dict[str, Any] | None:
     """Returns what tokenizer.json holds, or would; None where the folder brings no tokenizer."""
     if content := read_json(folder / "tokenizer.json"):
         return content
+    from transformers import AutoTokenizer
+
     try:
-        loaded: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder)
         return dict(json.loads(loaded.backend_tokenizer.to_str()))
     except _UNREADABLE:
         return None
@@ -192,8 +192,10 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
 
 
 def _check_tokens(folder: Path, ids: Mapping[str, int]) -> None:
+    from transformers import AutoTokenizer
+
     try:
-        loaded: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder)
     except _UNREADABLE as error:
         raise CheckpointError(
             f"transformers cannot read the common tokenizer ({error}); merge with vocabulary=base"

@@ -17,11 +17,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from merging.checkpoints import naming
 from merging.checkpoints.architecture import architecture_of
@@ -35,6 +34,9 @@ from merging.checkpoints.token_files import (
 )
 from merging.checkpoints.weight_files import WeightFiles
 from merging.weights import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,19 @@ Never written by transformers, whose release of today would give it a form that 
 base's form (another release, other programs) take for something else.
 """
 
+from __future__ import annotations
+
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _DTYPES = ("dtype", "torch_dtype")  # today's name, and transformers 4's
 
@@ -24,7 +28,7 @@ def write_config(
     architecture: str,
     dtype: torch.dtype | None,
     changed: Mapping[str, Any],
-    kind: type[PreTrainedConfig],
+    reader: Callable[[], type[PreTrainedConfig]],
 ) -> None:
     """Writes ``target/config.json``: the file in `source`, byte for byte where nothing changes.
 
@@ -32,7 +36,7 @@ def write_config(
         architecture: name of the class that the weights are for.
         dtype: of the weights where the merge changes it; None: as in the base.
         changed: entries of the configuration that a stack of layers changes.
-        kind: class that reads the configuration.
+        reader: returns the class that reads the configuration.
     """
     file = source / "config.json"
     old = json.loads(file.read_text(encoding="utf-8"))
@@ -43,7 +47,7 @@ def write_config(
     if dtype is not None:
         _set_dtype(new, str(dtype).removeprefix("torch."))
     if changed:
-        _set_entries(new, changed, kind)
+        _set_entries(new, changed, reader())
     if new == old:
         shutil.copyfile(file, target / "config.json")
     else:

@@ -122,7 +122,7 @@ def _tell_unused(pool: ExpertPool, like: Checkpoint | Restacked) -> None:
     lost = {base.source: set(base.unused) - set(like.unused)}
     lost |= {e.source: set(e.checkpoint.unused) - set(base.unused) for e in full}
     told = "%s holds %d tensors that %s does not use (%s): %s"
-    kind = base.architecture.__name__
+    kind = base.kind
     if names := like.unused:
         fate = "the merged model has the base's, unchanged"
         logger.warning(told, base.source, len(names), kind, listing(names), fate)
@@ -154,10 +154,10 @@ def _write(
     write_config(
         like.path,
         directory,
-        architecture=like.architecture.__name__,
+        architecture=like.kind,
         dtype=None if saved == own else saved,
         changed=like.changed,
-        kind=type(like.config),
+        reader=lambda: type(like.config),
     )
     copy_side_files(like.path, directory, code=like.trusted)
     if like.inputs != like.path:

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.pytorch_utils import Conv1D
 
 from merging.checkpoints.experts import ExpertPool
 from merging.checkpoints.naming import listing
@@ -181,8 +179,11 @@ class _Draft:
 
     def config(self) -> Mapping[str, object]:
         """Returns adapter_config.json."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        from transformers.pytorch_utils import Conv1D
+
         base = self._pool.base
-        causal = base.architecture.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        causal = base.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         layers = map(base.skeleton.get_submodule, self.targets)
         return {
             "peft_type": "LORA",
@@ -210,6 +211,8 @@ def _owner(pool: ExpertPool, name: str) -> nn.Module:
 
 def _is_matrix(pool: ExpertPool, name: str) -> bool:
     """Whether factors can hold the tensor."""
+    from transformers.pytorch_utils import Conv1D
+
     kinds = nn.Linear | Conv1D | nn.Embedding
     fits = name.endswith(".weight") and isinstance(_owner(pool, name), kinds)
     return fits and _refusal(pool, name) is None

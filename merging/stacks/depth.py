@@ -34,7 +34,8 @@ class Restacked(LazyWeights):
                 "between file and module, so its layers cannot be changed: leave depth at "
                 f"{self.layers.count}"
             )
-        self.source, self.path, self.architecture = base.source, base.path, base.architecture
+        self.source, self.path, self.kind = base.source, base.path, base.kind
+        self.architecture = base.architecture
         self.stored, self.trusted = base.stored, base.trusted
         self.config = _described(base, self._origins)
         own, before = self.config.to_dict(), base.config.to_dict()

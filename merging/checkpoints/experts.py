@@ -24,6 +24,7 @@ from merging.checkpoints.vocabulary import TokenOwner, Vocabulary
 from merging.finite import finite
 from merging.rules.cache import (
     LARGE,
+    LARGE_ONCE,
     ExpertTensor,
     ModelMagnitudes,
     ParameterStack,
@@ -231,7 +232,8 @@ class ExpertPool:
 
     @cached_property
     def _large(self) -> bool:
-        return any(self.base.shape(name).numel() >= LARGE for name in self.names)
+        least = LARGE_ONCE if self._cache is None else LARGE  # nothing is held for one merge
+        return any(self.base.shape(name).numel() >= least for name in self.names)
 
     @cached_property
     def _whole(self) -> dict[str, ModelMagnitudes]:

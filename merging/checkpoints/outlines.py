@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.checkpoints import architecture
 from merging.files import cache_dir, write_text
+from merging.weight_names import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -124,13 +125,15 @@ def key(path: Path, stored: WeightFiles | None = None, *, encoder: bool = False)
         encoder: whether the class without a head is asked.
     """
     file = path / "config.json"
-    if not file.is_file() or architecture.is_adapter(path):
+    if not file.is_file() or is_adapter(path):
         return None
     told = file.read_bytes()
     if b"configuration_files" in told:  # names other files, of which one release reads each
         return None
-    tensors = {n: (*stored.shape(n), str(stored.dtype(n))) for n in stored or ()}
-    asked = repr((_release(), encoder, stored is None, list(tensors.items())))
+    tensors = None
+    if stored is not None:
+        tensors = [(name, *stored.shape(name), str(stored.dtype(name))) for name in stored]
+    asked = repr((_release(), encoder, tensors))
     return hashlib.sha256(asked.encode() + b"\n" + told).hexdigest()
 
 

@@ -144,7 +144,7 @@ def write(rule: Rule, tensors: ParameterStack, out: Tensor, *, length: int = 0) 
         out: ``(*shape)``, contiguous, on the base's device.
         length: most entries of a block; 0: what suits the device.
     """
-    large = tensors.large or out.numel() >= LARGE
+    large = out.numel() >= LARGE if tensors.large is None else tensors.large
     if large and not length and isinstance(rule, Compilable):
         from merging.rules import loops  # takes half a second, which small models do not wait for
 

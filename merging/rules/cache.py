@@ -22,6 +22,9 @@ from merging.seeding import generator
 LARGE = 2**17
 """Entries of a parameter from which on compiled loops are worth their start."""
 
+LARGE_ONCE = 2**20
+"""The same where there is one merge, and no search of many."""
+
 T = TypeVar("T")
 
 
@@ -238,12 +241,12 @@ class ParameterStack:
     Args:
         base: ``(*shape)``, in its own dtype.
         dtype: of the arithmetic.
-        large: whether this or another parameter of the model has at least `LARGE` entries, so
-            that compiled loops are worth their start.
+        large: whether this or another parameter of the model is so large that compiled loops are
+            worth their start; None: whether this one has at least `LARGE` entries.
     """
 
     name: str
     base: Tensor
     rows: ExpertTensors
     dtype: torch.dtype
-    large: bool = False
+    large: bool | None = None

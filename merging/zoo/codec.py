@@ -19,7 +19,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from merging.zoo import codec_kernels, tunstall
+# Kernels are imported where they are called: numba takes time that readers of plain files save.
 
 PLAIN, ALONE, DIFFERENCE = range(3)
 """Codec numbers: the raw bytes; byte planes of the items; of their differences to the base's."""
@@ -151,6 +151,8 @@ def _places(length: int, step: int = 1) -> list[slice]:
 
 def _planes(raw: Bytes, item_bytes: int, base: Bytes | None) -> Bytes:
     """Returns the byte planes ``(item_bytes, items)`` of a block or of its difference."""
+    from merging.zoo import codec_kernels
+
     n = len(raw) // item_bytes
     planes = np.empty((item_bytes, n), np.uint8)
     addresses = planes.ctypes.data + n * np.arange(item_bytes)
@@ -168,6 +170,8 @@ def _pack(raw: Bytes, item_bytes: int, base: Bytes | None) -> bytes:
 
 def _compressed(plane: Bytes) -> tuple[int, bytes | memoryview]:
     """Returns the smallest form of a plane, or itself where there is too little to gain."""
+    from merging.zoo import tunstall
+
     if not len(plane):
         return _AS_IT_IS, plane.data
     places = _places(len(plane))
@@ -189,6 +193,8 @@ def _compressed(plane: Bytes) -> tuple[int, bytes | memoryview]:
 
 
 def _unpack(stored: Bytes, item_bytes: int, out: Bytes, base: Bytes | None) -> None:
+    from merging.zoo import codec_kernels
+
     n, rest = divmod(len(out), item_bytes)
     at = 4 * item_bytes
     if len(stored) < at:
@@ -211,6 +217,8 @@ def _unpack(stored: Bytes, item_bytes: int, out: Bytes, base: Bytes | None) -> N
 
 def _plane(form: int, stored: Bytes, n: int) -> Bytes:
     """Returns the n bytes of a plane; ValueError where they are not what is stored."""
+    from merging.zoo import tunstall
+
     if form == _TUNSTALL:
         return tunstall.decompress(stored, n)
     if form == _FRAME:
@@ -242,4 +250,6 @@ def _address(x: Bytes | None) -> int:
 
 
 def _scratch(item_bytes: int) -> NDArray[np.unsignedinteger]:
+    from merging.zoo import codec_kernels
+
     return np.empty(codec_kernels.SCRATCH, f"u{item_bytes}")

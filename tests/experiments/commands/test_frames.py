@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from merging.rules import blocks, kernels
+from merging.checkpoints import experts
+from merging.rules import kernels
 from tests.experiments.local import overrides
 from tests.experiments.refusals import Shell
 from tests.test_layers import LAYERS, ROOT
@@ -38,7 +39,7 @@ def test_few_frames_lie_between_the_verb_and_the_kernel(
         chains.append([*own_frames(), "merging/rules/kernels.py:run_rule"])
         kernel(*arguments)
 
-    monkeypatch.setattr(blocks, "LARGE", 0)
+    monkeypatch.setattr(experts, "LARGE", 0)
     monkeypatch.setattr(kernels, "run_rule", recorded)
     options = ("method=ties", "in_hull=null", "baselines=none", "budget.evaluations=1")
     ended = shell.run("search", *overrides(world, *options, "save_model=false", "out=run"))

@@ -94,16 +94,22 @@ def check_causal(resident: Resident, what: str) -> None:
             f"{name} is no causal language model; {what} need one, so use a classification "
             "evaluator with it"
         )
-    if resident.capabilities.error is not None:
-        raise ValueError(
-            f"{name} gives no logits where it is given tokens alone "
-            f"({resident.capabilities.error}); {what} need a causal language model, so use "
-            "another base"
-        )
+    check_tokens(resident, what)
     if not resident.capabilities.causal:
         raise ValueError(
             f"{name} lets a token change the logits before it; {what} need a causal language "
             "model, so use another base"
+        )
+
+
+def check_tokens(resident: Resident, what: str) -> None:
+    """Raises ValueError if the model gives no logits over its vocabulary for tokens alone."""
+    error = resident.capabilities.error
+    if error is not None:
+        raise ValueError(
+            f"{type(resident.module).__name__} gives no logits over its vocabulary where it is "
+            f"given tokens alone ({error}); {what} need a language model of text, so use another "
+            "base"
         )
 
 

@@ -15,27 +15,32 @@ _CACHES = ("past_key_values", "cache_params")  # what models call it
 def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
     """Returns the logits at `kept`, ``(kept, vocabulary)`` in the model's dtype, and the output.
 
-    A hook in front of the output layer drops every other position. What the model does behind
-    that layer (scaling, soft caps) still applies, as it works on each position alone.
+    A hook in front of the output layer drops every other position, where that layer sees a state
+    of each token of the input (ProphetNet's sees more, FSMT's is an embedding). What the model
+    does behind it (scaling, soft caps) still applies, as it works on each position alone.
 
     Args:
-        module: a Hugging Face causal language model, which takes `inputs`.
+        module: a Hugging Face model that writes, which takes `inputs`.
         kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
     """
+    written = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+    dropped = []
+
+    def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        states = arguments[0]
+        if states.dim() != 3 or states.shape[:2] != written.shape:
+            return None
+        dropped.append(True)
+        return (states.flatten(0, 1)[kept].unsqueeze(0), *arguments[1:])
+
     head = module.get_output_embeddings()
-    if head is None:
-        output = module(**inputs)
-        return output.logits.flatten(0, 1)[kept], output
-
-    def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0].flatten(0, 1)[kept].unsqueeze(0), *arguments[1:])
-
-    handle = head.register_forward_pre_hook(keep)
+    handle = None if head is None else head.register_forward_pre_hook(keep)
     try:
         output = module(**inputs)
     finally:
-        handle.remove()
-    return output.logits.squeeze(0), output
+        if handle is not None:
+            handle.remove()
+    return output.logits.squeeze(0) if dropped else output.logits.flatten(0, 1)[kept], output
 
 
 def going_on(past: Any, parents: Tensor) -> Any:

@@ -31,7 +31,7 @@ class Capabilities:
         length: of the longest rows for which this holds, by the model's configuration. Beyond it
             RoPE's frequencies depend on the longest row of a pass, or attention chooses among
             its keys, where a cache has been seen to change the choice.
-        error: of the model when it is given tokens alone; None: it gives logits.
+        error: of the model when it is given tokens alone; None: it gives logits over its tokens.
     """
 
     causal: bool
@@ -43,14 +43,15 @@ class Capabilities:
 
 @torch.inference_mode()
 def measured(module: Any, max_length: int) -> Capabilities:
-    """Returns what a causal language model can do with the weights that it has.
+    """Returns what a model that writes can do with the weights that it has.
 
+    An encoder-decoder, which answers row by row, has nothing but its error.
     A few tokens go through it in both ways; the difference that counts is that of most rows, as
     rounding may send a single token to another expert.
     """
     length = min(max_length, _steady_length(module.config.get_text_config(decoder=True)))
-    error = _error(lambda: _logits(module, Tokens(module)))
-    if error is not None:
+    error = _error(lambda: _check_logits(module, Tokens(module)))
+    if error is not None or _is_encoder_decoder(module):
         return Capabilities(False, False, False, length, error)
     draw = Tokens(module)
     causal = _is_causal(module, draw, max_length)
@@ -82,12 +83,12 @@ class Tokens:
 
     def __init__(self, module: Any) -> None:
         self.device = module.get_input_embeddings().weight.device
-        self._size = int(module.get_input_embeddings().weight.shape[0])
+        self.size = int(module.get_input_embeddings().weight.shape[0])
         self._noise = torch.Generator().manual_seed(0)
 
     def row(self, length: int) -> list[int]:
         """Returns tokens of the vocabulary's middle: special ones stand at either end."""
-        low, high = self._size // 4, max(self._size // 2, 2)
+        low, high = self.size // 4, max(self.size // 2, 2)
         return torch.randint(low, high, (length,), generator=self._noise).tolist()
 
     def tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -95,9 +96,21 @@ class Tokens:
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
 
-def _logits(module: Any, draw: Tokens) -> Tensor:
-    logits: Tensor = module(input_ids=draw.tensor([draw.row(2)]), use_cache=False).logits
-    return logits
+def _check_logits(module: Any, draw: Tokens) -> None:
+    """Raises an error unless tokens alone give logits over a vocabulary of text, one row each.
+
+    Token tables may have rows that no logit stands for (Mllama, CPM-Ant).
+    """
+    ids = draw.tensor([draw.row(2)])
+    more = {"decoder_input_ids": ids} if _is_encoder_decoder(module) else {}
+    logits = module(input_ids=ids, **more, use_cache=False).logits
+    count = getattr(module.config.get_text_config(decoder=True), "vocab_size", draw.size)
+    if logits.shape[:-1] != ids.shape or logits.shape[-1] not in (count, draw.size):
+        raise ValueError(f"logits {tuple(logits.shape)} for 2 tokens of {count} stand for others")
+
+
+def _is_encoder_decoder(module: Any) -> bool:
+    return bool(getattr(module.config, "is_encoder_decoder", False))
 
 
 def _is_causal(module: Any, draw: Tokens, max_length: int) -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluators.engine.batching import EngineRun, pack
+from evaluators.engine.batching import EngineRun, check_tokens, pack
 from evaluators.engine.cached_rows import kept_logits
 from evaluators.engine.decoding import decoder_start, rules_of
 from evaluators.engine.forward import check_finite, token_log_probs
@@ -52,6 +52,7 @@ class ConditionedLikelihoodJob:
         self, requests: Sequence[_Asked], resident: Resident, *, batch_tokens: int
     ) -> None:
         if resident.info.encoder_decoder:
+            _check([request for _, request in requests], resident, "log-likelihoods")
             batches = _batches(requests, resident, batch_tokens)
         else:
             batches = (
@@ -77,6 +78,7 @@ class ConditionedGenerationJob:
     def __init__(
         self, requests: Sequence[tuple[int, Generate]], resident: Resident, *, batch_tokens: int
     ) -> None:
+        _check([request for _, request in requests], resident, "generations")
         self._indices: dict[Generate, list[int]] = {}
         for index, request in requests:
             self._indices.setdefault(request, []).append(index)
@@ -100,6 +102,11 @@ class ConditionedGenerationJob:
 def is_conditioned(request: Loglikelihood | Generate, resident: Resident) -> bool:
     """Whether the answer rests on more than the tokens before it."""
     return request.media is not None or resident.info.encoder_decoder
+
+
+def _check(requests: Sequence[Loglikelihood | Generate], resident: Resident, what: str) -> None:
+    if any(request.media is None for request in requests):
+        check_tokens(resident, what)
 
 
 def _answer(run: EngineRun, candidate: int, batch: _Batch) -> None:

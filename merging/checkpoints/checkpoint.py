@@ -351,23 +351,20 @@ def load(
             config=config,
             state_dict=state,
             dtype=dtype,
-            generation_config=_generation_config(path),
+            generation_config=_generation_config(architecture, path),
             output_loading_info=True,
         )
     module, report = loaded
     return module, report
 
 
-def _generation_config(path: Path) -> GenerationConfig:
+def _generation_config(architecture: type[PreTrainedModel], path: Path) -> GenerationConfig:
     """Returns the settings beside a model, as transformers finds them: BART's in config.json."""
-    from transformers import GenerationConfig
-
+    kind = architecture.generation_config_class
     try:
-        return GenerationConfig.from_pretrained(path)
+        return kind.from_pretrained(path)
     except OSError:
-        return GenerationConfig.from_pretrained(
-            path, config_file_name="config.json", _from_model_config=True
-        )
+        return kind.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

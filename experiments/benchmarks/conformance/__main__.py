@@ -9,6 +9,7 @@ on where it was. A quarter of an hour on one core. mergekit is tried beside it w
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -74,14 +75,16 @@ def _tell(row: Row) -> None:
 
 
 def _work(types: Sequence[str]) -> None:
-    """Prints a row for each type, in this process."""
+    """Prints a row for each type, in this process; what models print goes to standard error."""
     from experiments.benchmarks.conformance.rows import row
 
     output: Any = transformers_logging
     output.set_verbosity_error()
     output.disable_progress_bar()
     for name in types:
-        print(json.dumps(row(name)), flush=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            done = row(name)
+        print(json.dumps(done), flush=True)
 
 
 def _rows(types: Sequence[str]) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from evaluators.engine.population import refusal_of
 from evaluators.engine.resident import Resident
 from evaluators.requests import Generate, Generated, Likelihood, Loglikelihood, Request, Response
 from experiments.benchmarks.conformance.sizes import WINDOW
-from experiments.benchmarks.conformance.tiny_models import ERRORS, reason
+from experiments.benchmarks.conformance.tiny_models import ERRORS, reason, start_of
 from merging.lora.low_rank import LowRankDeltas, LowRankProduct
 
 _NEAR = 5e-5  # nats
@@ -149,15 +149,21 @@ def _own_answer(model: Any, tokenizer: Any, request: Request) -> float | str:
         do_sample=False,
         **dict(request.options or ()),
     )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    start = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    return str(tokenizer.decode(out[0, start:], skip_special_tokens=True))
 
 
 @torch.inference_mode()
 def _log_likelihood(model: Any, request: Loglikelihood) -> float:
-    tokens, start = torch.tensor([request.context + request.continuation]), len(request.context)
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    log_probs = logits[0, start - 1 :].double().log_softmax(dim=-1)
-    return float(log_probs.gather(1, tokens[0, start:, None]).sum())
+    read, written = list(request.context), list(request.continuation)
+    if model.config.is_encoder_decoder:
+        inputs = {"input_ids": read, "decoder_input_ids": [start_of(model), *written[:-1]]}
+    else:
+        inputs = {"input_ids": read + written[:-1]}
+    tensors = {name: torch.tensor([tokens]) for name, tokens in inputs.items()}
+    logits = model(**tensors, use_cache=False).logits[0, -len(written) :]
+    log_probs = logits.double().log_softmax(dim=-1)
+    return float(log_probs.gather(1, torch.tensor(written)[:, None]).sum())
 
 
 def _far(answers: Sequence[Response], wanted: Sequence[float | str]) -> int:

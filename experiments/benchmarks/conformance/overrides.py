@@ -15,18 +15,81 @@ _EXPERTS = {
 }
 _SECTIONED = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm46v", "glm4v", "glm_ocr"),
-    *("glmga", "paddleocr_vl", "qwen2_5_omni_thinker", "cosmos3_edge"),
+    *("glmga", "paddleocr_vl", "cosmos3_edge"),
 )
 _SECTIONED_TEXT = (
     *("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text"),
     *("glm_ocr_text", "glmga_text", "paddleocr_vl_text", "cosmos3_edge_text"),
 )
+_THINKER = {"vision_start_token_id": 124}  # in their files, not among their class's entries
+_CONFORMER = {"encoder_config": {"context_size": 16, "max_pos_emb": 32}}
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+_SLIDING_LAYERS = {
+    **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
+    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_v_head_dim"), 8),
+    **dict.fromkeys(("swa_qk_nope_head_dim", "swa_qk_rope_head_dim"), 8),
+    "swa_head_dim": 16,
+}
+_CODEC = {"num_filters": 4, "upsample_groups": 32}
 _IMAGE_TOKEN = {"vocabulary_map": {"<image>": 127}}
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     **{key: {"text_config": _SECTIONS} for key in _SECTIONED},
     **dict.fromkeys(_SECTIONED_TEXT, _SECTIONS),
     "glm4v_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 0]}}},
+    "autoformer": {"prediction_length": 4},
+    "informer": {"prediction_length": 4},
+    "bit": {"num_groups": 8},
+    "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}},
+    "cvt": {"depth": [1, 2, 3]},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}
+    },
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+    },
+    "dots3_note": {"audio_config": {"adapter_input_size": 32}, "text_config": _SLIDING_LAYERS},
+    "dots3_note_text": _SLIDING_LAYERS,
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [1],
+        "downsample_rate": "1/2",
+        "vision_config": {"hidden_size": 64},
+    },
+    "granite_speech": _CONFORMER,
+    "granite_speech_plus": _CONFORMER,
+    "hunyuan_vl": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 1, 1]}}},
+    "lw_detr": {"backbone_config": {"num_windows": 4}},
+    "lw_detr_vit": {"num_windows": 4},
+    "mimi": _CODEC,
+    "csm": {"codec_config": _CODEC},
+    "encodec": {"num_filters": 4},
+    "bark": {"codec_config": {"num_filters": 4}},
+    "musicgen": {"audio_encoder": {"num_filters": 4}},
+    "musicgen_melody": {"audio_encoder": {"num_filters": 4}},
+    "efficientloftr": {"hidden_size": 256},
+    "d_fine": {"backbone_config": {"out_features": ["stage2", "stage3", "stage4"]}},
+    "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "neomme": {"head_dim": 16},
+    "perceiver": {"d_latents": 32, "d_model": 32, "num_latents": 16},
+    "qwen3_omni_moe": {
+        "talker_config": {
+            "spatial_merge_size": 2,
+            "text_config": {"shared_expert_intermediate_size": 16},
+        }
+    },
+    "qwen4_exp_text": _INDEXER,
+    "qwen4_exp": {"text_config": _INDEXER},
     "bamba": {**_MAMBA, "num_hidden_layers": 2, "attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "chameleon": _IMAGE_TOKEN,
@@ -53,7 +116,21 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "hrm_text": {"num_layers_per_stack": None, "num_hidden_layers": 2},
-    "mistral4": {"head_dim": 16, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}},
+    "mistral4": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "nemo_speechlm": {
+        "text_config": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]}
+    },
+    "qwen2_5_omni_thinker": {**_THINKER, "text_config": _SECTIONS},
+    "qwen3_omni_moe_thinker": {**_THINKER, "text_config": _SECTIONS},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False},
     "step3p7": {"text_config": {"sliding_window": 12}},

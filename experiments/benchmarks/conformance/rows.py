@@ -58,8 +58,7 @@ class Tried:
     def writes(self) -> bool:
         """Whether transformers has the model write text from tokens alone."""
         can = getattr(self.pool.base.skeleton, "can_generate", None)
-        encoder = getattr(self.pool.base.config, "is_encoder_decoder", False)
-        return can is not None and bool(can()) and not encoder
+        return can is not None and bool(can())
 
     def likelihoods(self) -> str | None:
         """Returns what the engine's log-likelihoods came to."""
@@ -76,7 +75,8 @@ class Tried:
 
     def population(self) -> str | None:
         """Returns what candidates in shared passes came to."""
-        if not (self.writes and self.resident.info.causal and self.resident.capabilities.causal):
+        able = self.resident.capabilities if self.writes else None
+        if able is None or able.error or (self.resident.info.causal and not able.causal):
             return None
         return language_models.population(self.resident, self.right, self.pool.names)
 
@@ -118,7 +118,8 @@ def row(model_type: str) -> Row:
                 cell = f"wrong: {reason(error)}"
             if cell is not None:
                 built["cells"][name] = cell.replace(folder, "DIR")
-        if "right" in (built["cells"].get("likelihoods"), built["cells"].get("generation")):
+        asked = (built["cells"].get("likelihoods"), built["cells"].get("generation"))
+        if "right" in asked and tried.resident.info.causal:
             built["notes"] = notes(tried)
     return built
 

@@ -20,7 +20,7 @@ from experiments.benchmarks.conformance.overrides import OVERRIDES
 from experiments.benchmarks.conformance.sizes import VOCABULARY, tiny
 
 EXPERTS = ("a", "b")
-MOST_PARAMETERS = 6_000_000
+MOST_PARAMETERS = 16_000_000
 _FIRST = (
     "CausalLM",
     "Seq2SeqLM",
@@ -89,7 +89,9 @@ def _autos() -> Iterator[Any]:
 
 
 def build(model_type: str, seed: int = 0) -> tuple[Any, Any]:
-    """Returns the Auto class and a tiny model with weights far from a fresh one's.
+    """Returns what opens a type, its Auto class or its own, and a tiny model of it.
+
+    Its weights are far from a fresh one's.
 
     Raises:
         NotBuilt: with the reason.
@@ -117,7 +119,16 @@ def build(model_type: str, seed: int = 0) -> tuple[Any, Any]:
     move(model, seed=seed, scale=0.15)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.update(eos_token_id=2, pad_token_id=0)
-    return auto, model
+        if config.is_encoder_decoder and start_of(model) is None:
+            model.generation_config.decoder_start_token_id = 0
+    return (kind if auto is transformers.AutoBackbone else auto), model  # it opens no directories
+
+
+def start_of(model: Any) -> int | None:
+    """Returns the token that a decoder begins with: by its configuration, or by its generation's."""
+    own = getattr(model.config, "decoder_start_token_id", None)
+    start: int | None = model.generation_config.decoder_start_token_id if own is None else own
+    return start
 
 
 def save(model_type: str, folder: Path) -> Saved:

@@ -125,7 +125,7 @@ def build(model_type: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 def start_of(model: Any) -> int | None:
-    """Returns the token that a decoder begins with: by its configuration, or by its generation's."""
+    """Returns the token that a decoder begins with, by either of its configurations."""
     own = getattr(model.config, "decoder_start_token_id", None)
     start: int | None = model.generation_config.decoder_start_token_id if own is None else own
     return start

@@ -6,13 +6,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import ndtr
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.encoding import encoder_inputs
 from evaluators.tasks.images import Picture, pixel_inputs, read_pictures
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Vector
@@ -58,8 +58,7 @@ class Accuracy:
         label_field: str = "label",
         take: str | ItemDraw | None = None,
     ) -> None:
-        path = data_path(data, split)
-        check_head(model, head, "inputs", f"classification on {path.name}")
+        path = data_of_head(model, data, split, head, "inputs", "classification")
         pictured = path.suffix == ".npz" or image_field is not None
         self.hub_task = f"{'image' if pictured else 'text'}-classification"
         if pictured:
@@ -89,8 +88,17 @@ class Accuracy:
         }
 
 
-def check_head(model: ModelInfo, head: str, kind: str, task: str) -> None:
-    """Raises ValueError unless the expert `head` has a head of that kind; see `ModelInfo`."""
+def data_of_head(
+    model: ModelInfo, data: str, split: str | None, head: str, kind: str, what: str
+) -> Path:
+    """Returns the file of `data_path` for what a head of that kind answers; see `ModelInfo`.
+
+    Raises:
+        ValueError: the expert `head` has no such head; or it answers of places in a text, which
+            the base's tokenizer does not tell.
+    """
+    path = data_path(data, split)
+    task = f"{what} on {path.name}"
     if head not in model.heads:
         known = ", ".join(model.heads)
         raise ValueError(
@@ -102,6 +110,9 @@ def check_head(model: ModelInfo, head: str, kind: str, task: str) -> None:
             f"{task} needs a head that classifies {kind}, that of expert {head!r} classifies "
             f"{model.head_kinds[head]}: choose another evaluator or head"
         )
+    if kind != "inputs" and not getattr(model.tokenizer, "is_fast", False):
+        raise ValueError(f"{task} needs a fast tokenizer (tokenizer.json), the base has none")
+    return path
 
 
 def macro_f1(labels: Labels, answers: Labels, classes: Iterable[int] | None = None) -> float:
@@ -164,9 +175,7 @@ def _text_item(
     if model.tokenizer is None:
         raise ValueError(f"classification on {path.name} needs a tokenizer; the base has none")
     encoded = model.tokenizer(*texts, truncation=True, max_length=model.max_length)
-    kinds = {"input_ids", "token_type_ids", "attention_mask"}
-    inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
-    return TaskItem(digest(*texts), (Classify(head, inputs),), label)
+    return TaskItem(digest(*texts), (Classify(head, encoder_inputs(encoded)),), label)
 
 
 def _image_item(picture: Picture, head: str, processor: Any) -> TaskItem[int]:

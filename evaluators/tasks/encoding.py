@@ -1,9 +1,12 @@
 """From text to token ids, by the rules that lm-eval made customary."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from evaluators.evaluator import ModelInfo
 from evaluators.requests import Generate, Loglikelihood, Request
@@ -22,6 +25,12 @@ def language_tokenizer(model: ModelInfo, task: str, *, encoder_decoder: bool = F
     if model.tokenizer is None:
         raise ValueError(f"{task} needs a tokenizer, and the base's directory has none")
     return model.tokenizer
+
+
+def encoder_inputs(encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns what an encoder takes of a tokenised text, ``(tokens,)`` int64 each."""
+    kinds = {"input_ids", "token_type_ids", "attention_mask"}
+    return {kind: torch.tensor(ids) for kind, ids in encoded.items() if kind in kinds}
 
 
 def prefix_token(tokenizer: Any) -> int:

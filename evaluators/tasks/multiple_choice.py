@@ -47,7 +47,28 @@ class _Question(NamedTuple):
     label: int
 
 
-class MultipleChoice:
+class Choices:
+    """What evaluators that compare the answers to a question have in common."""
+
+    metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
+    subset = on_subset
+    items: ItemSet[ChoiceLengths]
+
+    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
+        """Returns the three accuracies in [0, 1]; see `MultipleChoice`."""
+        totals, right = totals_of(responses), []
+        for item, span in zip(self.items, self.items.spans, strict=True):
+            log_probs, answers = totals[span], item.target
+            ranked = (log_probs, log_probs / answers.characters, log_probs / answers.bytes)
+            right.append([float(np.argmax(values) == answers.label) for values in ranked])
+        cases = np.array(right, dtype=np.float64).T
+        return {
+            metric: Score(float(values.mean()), values)
+            for metric, values in zip(self.metrics, cases, strict=True)
+        }
+
+
+class MultipleChoice(Choices):
     """Which answer does the model find likeliest after the question?
 
     acc compares log-likelihoods, acc_norm log-likelihoods per character of the answer, acc_bytes
@@ -61,9 +82,7 @@ class MultipleChoice:
         delimiter: text between question and answer.
     """
 
-    metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
     hub_task = "multiple-choice"
-    subset = on_subset
 
     def __init__(
         self,
@@ -92,32 +111,9 @@ class MultipleChoice:
         for line, question, choices, label in taken.values:
             requests = tuple(ask(tokenizer, question, delimiter + choice) for choice in choices)
             check_fits(requests, model.max_length, str(line))
-            items.append(
-                TaskItem(digest(question, choices), requests, ChoiceLengths.of(choices, label))
-            )
+            lengths = ChoiceLengths.of(choices, label)
+            items.append(TaskItem(digest(question, choices), requests, lengths))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
-
-    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns the three accuracies in [0, 1]."""
-        return choice_scores(self.items, totals_of(responses))
-
-
-def choice_scores(items: ItemSet[ChoiceLengths], totals: Vector) -> dict[str, Score]:
-    """Returns acc, acc_norm and acc_bytes; see `MultipleChoice`.
-
-    Args:
-        totals: ``(answers of all items,)`` log-likelihoods.
-    """
-    right = []
-    for item, span in zip(items, items.spans, strict=True):
-        log_probs, answers = totals[span], item.target
-        ranked = (log_probs, log_probs / answers.characters, log_probs / answers.bytes)
-        right.append([float(np.argmax(values) == answers.label) for values in ranked])
-    cases = np.array(right, dtype=np.float64).T
-    return {
-        metric: Score(float(values.mean()), values)
-        for metric, values in zip(MultipleChoice.metrics, cases, strict=True)
-    }
 
 
 def _ask(tokenizer: Any, question: str, answer: str) -> Loglikelihood:

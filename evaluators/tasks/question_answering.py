@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
-from evaluators.tasks.classification import check_head
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.classification import data_of_head
+from evaluators.tasks.data import Line, digest, read_lines, take_items
+from evaluators.tasks.encoding import encoder_inputs
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Matrix
 
@@ -83,17 +83,13 @@ class QuestionAnswering:
         max_answer_tokens: int = 30,
         take: str | ItemDraw | None = None,
     ) -> None:
-        path = data_path(data, split)
-        task = f"question answering on {path.name}"
-        check_head(model, head, "spans", task)
-        if not getattr(model.tokenizer, "is_fast", False):
-            raise ValueError(f"{task} needs a fast tokenizer (tokenizer.json), the base has none")
+        path = data_of_head(model, data, split, head, "spans", "question answering")
         width = min(384, model.max_length) if window is None else window
         if not 8 <= width <= model.max_length or not 0 <= stride < width or max_answer_tokens < 1:
             raise ValueError(
-                f"{task}: window must be 8 to {model.max_length} tokens, what the model takes, "
-                f"stride less than it and max_answer_tokens at least 1, got {width}, {stride} and "
-                f"{max_answer_tokens}"
+                f"question answering on {path.name}: window must be 8 to {model.max_length} "
+                "tokens, what the model takes, stride less than it and max_answer_tokens at least "
+                f"1, got {width}, {stride} and {max_answer_tokens}"
             )
         questions = [
             _read(line, question_field, context_field, answers_field) for line in read_lines(path)
@@ -207,10 +203,9 @@ def _item(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    kinds = [kind for kind in ("input_ids", "token_type_ids", "attention_mask") if kind in encoded]
     requests, windows = [], []
     for i, offsets in enumerate(encoded["offset_mapping"]):
-        inputs = {kind: torch.tensor(encoded[kind][i]) for kind in kinds}
+        inputs = encoder_inputs({kind: each[i] for kind, each in encoded.items()})
         requests.append(Classify(head, inputs, tuple(range(len(offsets)))))
         of_context = encoded.sequence_ids(i)
         windows.append(

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evaluators.evaluator import ModelInfo
 from evaluators.sentences import SentenceModules
+from evaluators.tasks.encoding import encoder_inputs
 
 
 class SentenceInputs:
@@ -40,7 +40,5 @@ class SentenceInputs:
             whole = prompt + text.strip()
             whole = whole.lower() if self.modules.lower_case else whole
             encoded = self._tokenizer(whole, truncation=True, max_length=self._length)
-            kinds = {"input_ids", "token_type_ids", "attention_mask"}
-            found = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
-            self._known[prompt, text] = found
+            found = self._known[prompt, text] = encoder_inputs(encoded)
         return found

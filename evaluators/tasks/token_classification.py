@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from evaluators.evaluator import Direction, ModelInfo, Score
 from evaluators.intervals import mean_interval
 from evaluators.items import ItemSet, TaskItem, on_subset
 from evaluators.requests import Classified, Classify, Response
-from evaluators.tasks.classification import check_head
+from evaluators.tasks.classification import data_of_head
 from evaluators.tasks.corpus_scores import ratio_score
-from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
+from evaluators.tasks.data import Line, digest, read_lines, take_items
+from evaluators.tasks.encoding import encoder_inputs
 from evaluators.tasks.splits import ItemDraw
 from merging.arrays import Matrix
 
@@ -62,11 +62,7 @@ class TokenClassification:
         labels_field: str = "tags",
         take: str | ItemDraw | None = None,
     ) -> None:
-        path = data_path(data, split)
-        task = f"token classification on {path.name}"
-        check_head(model, head, "tokens", task)
-        if not getattr(model.tokenizer, "is_fast", False):
-            raise ValueError(f"{task} needs a fast tokenizer (tokenizer.json), the base has none")
+        path = data_of_head(model, data, split, head, "tokens", "token classification")
         self._classes = model.classes[head]
         self.metrics: Mapping[str, Direction] = dict.fromkeys(
             ("accuracy", "macro_f1", *(["entity_f1"] if _names_entities(self._classes) else [])),
@@ -203,9 +199,6 @@ def _item(sentence: _Sentence, head: str, model: ModelInfo) -> TaskItem[tuple[in
             raise ValueError(
                 f"{line}: the tokenizer leaves no token of word {words[word]!r}: label it -100"
             )
-    kinds = {"input_ids", "token_type_ids", "attention_mask"}
-    inputs = {k: torch.tensor(v) for k, v in encoded.items() if k in kinds}
     positions = tuple(first[word] for word in counted)
-    return TaskItem(
-        digest(words), (Classify(head, inputs, positions),), tuple(labels[w] for w in counted)
-    )
+    request = Classify(head, encoder_inputs(encoded), positions)
+    return TaskItem(digest(words), (request,), tuple(labels[word] for word in counted))

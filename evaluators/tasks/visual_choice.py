@@ -1,6 +1,5 @@
 """Which answer to a question about an image does a vision-language model find likeliest?"""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from evaluators.evaluator import Direction, ModelInfo, Score
-from evaluators.items import ItemSet, TaskItem, on_subset
-from evaluators.requests import Loglikelihood, Media, Response, totals_of
+from evaluators.evaluator import ModelInfo
+from evaluators.items import ItemSet, TaskItem
+from evaluators.requests import Loglikelihood, Media
 from evaluators.tasks.data import Line, data_path, digest, read_lines, take_items
 from evaluators.tasks.encoding import check_fits, language_tokenizer
 from evaluators.tasks.images import read_image
-from evaluators.tasks.multiple_choice import ChoiceLengths, choice_scores, choices_of, label_of
+from evaluators.tasks.multiple_choice import ChoiceLengths, Choices, choices_of, label_of
 from evaluators.tasks.splits import ItemDraw
 
 
@@ -32,7 +31,7 @@ class _Question(NamedTuple):
         return digest(pixels, self.question, self.choices)
 
 
-class VisualChoice:
+class VisualChoice(Choices):
     """Multiple choice with an image, by a vision-language model (LLaVA, Qwen2-VL).
 
     Question and image go through the processor of the base's directory, in its chat template where
@@ -49,9 +48,7 @@ class VisualChoice:
             space, as lm-eval has it.
     """
 
-    metrics: Mapping[str, Direction] = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "maximize")
     hub_task = "visual-question-answering"
-    subset = on_subset
 
     def __init__(
         self,
@@ -91,10 +88,6 @@ class VisualChoice:
             check_fits(requests, model.max_length, str(one.line))
             items.append(TaskItem(one.digest, requests, ChoiceLengths.of(one.choices, one.label)))
         self.items = ItemSet(taken.source, tuple(items), found=taken.found)
-
-    def score(self, responses: Sequence[Response]) -> dict[str, Score]:
-        """Returns the three accuracies in [0, 1]."""
-        return choice_scores(self.items, totals_of(responses))
 
 
 def _read(line: Line, image: str, question: str, choices: str, label: str) -> _Question:

@@ -24,7 +24,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from experiments.benchmarks.conformance.page import page
+from experiments.benchmarks.conformance.page import page, verdict
 from experiments.benchmarks.conformance.rows import Row
 from merging.files import write_text
 
@@ -45,18 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one_process:
         _work(options.types)
         return 0
-    known = {} if not ROWS.exists() else _read()
+    known = read()
     todo = options.types or [name for name in CONFIG_MAPPING if name not in known]
     for row in _rows(todo):
         known[row["type"]] = row
         _write(known)
         _tell(row)
     write_text(PAGE, page(known))
-    return int(any("wrong" in str(row.get("cells")) for row in known.values()))
+    return int(any("cells" in row and verdict(row) == "wrong" for row in known.values()))
 
 
-def _read() -> dict[str, Row]:
+def read() -> dict[str, Row]:
     """Returns the rows of the installed transformers; those of another release count for none."""
+    if not ROWS.exists():
+        return {}
     first, *lines = ROWS.read_text(encoding="utf-8").splitlines()
     if json.loads(first)["transformers"] != transformers.__version__:
         return {}

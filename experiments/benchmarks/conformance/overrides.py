@@ -55,6 +55,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
     },
     "dots3_note": {"audio_config": {"adapter_input_size": 32}, "text_config": _SLIDING_LAYERS},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32},
     "dots3_note_text": _SLIDING_LAYERS,
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},

@@ -16,10 +16,11 @@ Written by `python -m experiments.benchmarks.conformance`; do not edit.
 Each type that transformers {version} knows is built tiny, with random weights far from fresh ones,
 and two experts beside it. **merge**: task arithmetic and TIES, saved, reloaded through its Auto
 class: every tensor equals plain float64 arithmetic to a few float32 roundings, tied tensors,
-buffers and the file's names and shapes are the base's. **likelihoods** and **generation**: the
-engine's log-likelihoods and greedy texts of unequal prompts, alone and in batches, with and
-without common beginnings, equal transformers' own, one by one. **population**: two candidates
-that differ in low-rank factors of every matrix, asked together, equal each by itself.
+buffers and the file's names and shapes are the base's. **likelihoods** and **generation**, of
+all that write (encoder-decoders read the prompts): the engine's log-likelihoods and greedy texts
+of unequal prompts, alone and in batches, with and without common beginnings, equal transformers'
+own, one by one. **population**: two candidates that differ in low-rank factors of every matrix,
+asked together, equal each by itself.
 {mergekit}Each comparison is made with a wrong model as well, which must not pass. *refused*: said
 in one sentence before work starts; the reasons stand below. An empty cell: does not apply.
 """
@@ -34,7 +35,7 @@ def page(rows: Mapping[str, Row]) -> str:
     head = ["type", "class", *columns, "engine"]
     parts = [
         _HEAD.format(version=transformers.__version__, mergekit=mergekit),
-        summary(rows),
+        sentence(rows) + "\n" + summary(rows),
         markdown_table(head, [_cells(row, columns) for row in built], "l" * len(head)),
         "## Why refused or wrong\n\n" + _reasons(built),
         "## Not built\n\n" + _not_built(rows),
@@ -42,11 +43,30 @@ def page(rows: Mapping[str, Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def sentence(rows: Mapping[str, Row]) -> str:
+    """Returns how many types there are and what came of them, as README says it."""
+    built = [row for row in rows.values() if "cells" in row]
+    came = Counter(map(verdict, built))
+    return (
+        f"Of the {len([*CONFIG_MAPPING])} model types of transformers {transformers.__version__}, "
+        f"{len(built)} are built tiny: {came['right']} are right in all that they can do, "
+        f"{came['refused']} are refused in part, by name with the reason, {came['wrong']} are "
+        "wrong."
+    )
+
+
+def verdict(row: Row) -> str:
+    """Returns the worst that a type which is built came to here: right, refused or wrong."""
+    words = [_word(cell) for name, cell in row["cells"].items() if name != "mergekit"]
+    return max(words, key=("right", "refused", "wrong").index)
+
+
 def summary(rows: Mapping[str, Row]) -> str:
     """Returns how many came to what, column by column."""
     built = [row for row in rows.values() if "cells" in row]
-    untried = len([*CONFIG_MAPPING]) - len(rows)
-    lines = [f"{len(built)} of {len(rows)} types are built; {untried} have not been tried yet."]
+    lines = []
+    if untried := len([*CONFIG_MAPPING]) - len(rows):
+        lines.append(f"{untried} types have not been tried yet.")
     for name in CAPABILITIES:
         counts = Counter(_word(row["cells"][name]) for row in built if name in row["cells"])
         if counts:

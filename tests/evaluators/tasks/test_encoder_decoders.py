@@ -21,7 +21,14 @@ from transformers import (
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
-from evaluators.requests import EvaluationError, Generated, Likelihood, Loglikelihood
+from evaluators.requests import (
+    EvaluationError,
+    Generate,
+    Generated,
+    Likelihood,
+    Loglikelihood,
+    Request,
+)
 from evaluators.tasks.multiple_choice import MultipleChoice
 from evaluators.tasks.perplexity import Perplexity
 from evaluators.tasks.text_to_text import TextToText
@@ -149,6 +156,12 @@ def test_a_population_is_scored_one_by_one(bases: Path, write_lines: WriteLines)
         assert [one.total for one in answers if isinstance(one, Likelihood)] == pytest.approx(
             [one.total for one in expected if isinstance(one, Likelihood)], rel=1e-5
         )
+
+
+@pytest.mark.parametrize("request_", [Loglikelihood((5, 6), (7,)), Generate((5, 6), 3)])
+def test_what_hears_alone_is_not_asked_in_text(whisper: Resident, request_: Request) -> None:
+    with pytest.raises(ValueError, match=r"Whisper.* no logits .* given tokens alone"):
+        Engine(whisper).run([request_])
 
 
 def test_texts_alone_are_not_judged_by_an_encoder_decoder(

@@ -90,6 +90,6 @@ def test_the_page_counts_words_and_gives_each_reason_once() -> None:
     written = page({str(one["type"]): one for one in rows})
     assert "3 are built tiny: 1 are right in all that they can do, 2 are refused" in written
     assert "- merge: 2 refused, 1 right" in written
-    assert f"{len([*CONFIG_MAPPING]) - 4} have not been tried yet" in written
+    assert f"{len([*CONFIG_MAPPING]) - 4} types have not been tried yet" in written
     assert "- merge refused: CLASS is odd: `y`, `z`" in written
     assert "- too large: `w`" in written

@@ -23,7 +23,7 @@ def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
         module: a Hugging Face model that writes, which takes `inputs`.
         kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
     """
-    written = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+    written: Any = inputs.get("decoder_input_ids", inputs.get("input_ids"))
     dropped = []
 
     def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

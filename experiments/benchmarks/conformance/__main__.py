@@ -30,7 +30,7 @@ from merging.files import write_text
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
-_BATCH = 40  # types of one process
+_BATCH = 100  # types of one process
 _SECONDS = 180.0  # for one type
 
 

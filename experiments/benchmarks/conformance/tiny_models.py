@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,18 @@ class Saved:
 
     auto: Any
     folder: Path
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def path(self, name: str) -> str:
         """Returns the directory of one of them, as text."""
         return str(self.folder / name)
 
     def load(self, name: str) -> Any:
-        """Returns a model in float32 as transformers loads it."""
-        return self.auto.from_pretrained(self.path(name), dtype=torch.float32).eval()
+        """Returns a model in float32 as transformers loads it, once: it must not be changed."""
+        if name not in self._loaded:
+            path = self.path(name)
+            self._loaded[name] = self.auto.from_pretrained(path, dtype=torch.float32).eval()
+        return self._loaded[name]
 
 
 def openers(config: PreTrainedConfig) -> Iterator[tuple[Any, Any]]:

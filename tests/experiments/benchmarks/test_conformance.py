@@ -1,5 +1,6 @@
 """A dozen families in every run, all types of the installed transformers in slow ones."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_every_row_of_the_page_comes_out_again(name: str) -> None:
 
 def test_what_is_changed_after_the_merge_is_found(tmp_path: Path) -> None:
     saved = save("gpt2", tmp_path)
-    base, found = saved.load("base"), saved.load("a")
+    base, found = saved.load("base"), copy.deepcopy(saved.load("a"))
     states: dict[str, Any] = {name: saved.load(name).state_dict() for name in ("base", *EXPERTS)}
     right = {name: tensor.double() for name, tensor in found.state_dict().items()}
     assert merged_models.faults(found, base, right, states) == []

@@ -164,7 +164,17 @@ class ExpertTensor:
 
     def threshold(self, count: int) -> float:
         """Returns the `count`-th largest magnitude, `count` from 1 to the number of entries."""
-        return kth_magnitude((self,), "magnitudes", count, self.delta)
+        return kth_magnitude((self,), "magnitudes", count, self.delta, self._select)
+
+    def _select(self, count: int) -> float:
+        if self.stored.numel() >= LARGE and self.dtype == torch.float32:
+            from merging.rules.counting import TYPES, kth_difference  # as `blocks` imports `loops`
+
+            base = self.base if self.is_full_checkpoint else None
+            read = [self.stored] if base is None else [self.stored, base]
+            if all(each.dtype in TYPES and each.device.type == "cpu" for each in read):
+                return kth_difference(self.stored, base, count)
+        return select_magnitude(self.delta(), count)
 
     def ranks(self) -> Tensor:
         """Returns twice the rank of every magnitude in its row, ``(entries,)`` int16 or int32.
@@ -215,7 +225,11 @@ def _key(rows: ExpertTensors, kind: Hashable) -> Hashable:
 
 
 def kth_magnitude(
-    rows: ExpertTensors, kind: Hashable, count: int, values: Callable[[], Tensor]
+    rows: ExpertTensors,
+    kind: Hashable,
+    count: int,
+    values: Callable[[], Tensor],
+    select: Callable[[int], float] | None = None,
 ) -> float:
     """Returns the `count`-th largest magnitude of what depends on `rows` alone.
 
@@ -224,6 +238,7 @@ def kth_magnitude(
         kind: of the values, for the cache.
         count: from 1 to the number of values.
         values: returns all of them, in the dtype of the arithmetic.
+        select: finds one of them where they are not kept; None: `select_magnitude` does.
     """
     cache, entries = rows[0].cache, rows[0].stored.numel()
     if cache is not None:
@@ -231,7 +246,7 @@ def kth_magnitude(
         rising = cache.get(_key(rows, kind), size, lambda: magnitudes_in_order(values()))
         if rising is not None:
             return float(rising[entries - count])
-    return select_magnitude(values(), count)
+    return select_magnitude(values(), count) if select is None else select(count)
 
 
 @dataclass(frozen=True, eq=False)

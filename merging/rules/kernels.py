@@ -461,6 +461,58 @@ def _term(
         _multiply(_view(_as_floats(dtype, address, at, n, buffer), n), factor, total)
 
 
+@inner
+def _magnitudes(x: Any, less: Any, bits: Any, out: Any) -> None:
+    # |x - less| as a whole number, which rises with it; `bits` are those of `out`
+    for j in range(len(x)):
+        out[j] = x[j] - less[j]
+    for j in range(len(x)):
+        bits[j] &= 0x7FFFFFFF
+
+
+@cached
+def count_magnitudes(
+    stored: int,
+    dtype: int,
+    base: int,
+    base_dtype: int,
+    start: int,
+    end: int,
+    leading: int,
+    counts: Any,
+    memory: Any,
+) -> None:
+    """Counts the magnitudes of entries `start` to `end` of a delta by the bits of float32.
+
+    Args:
+        stored: address of the expert's entries.
+        dtype: an `EntryType`.
+        base: address of the base's entries; 0: none, `stored` is the delta.
+        base_dtype: an `EntryType`.
+        leading: -1 counts the leading 15 bits behind the sign; another number, of the entries
+            that have these, the other 16.
+        counts: ``(2**16,)`` int64, to which is added.
+        memory: as for `run_rule`.
+    """
+    scratch = memory.ctypes.data
+    scratch += -scratch % 64
+    for at in range(start, end, _BLOCK):
+        n = min(_BLOCK, end - at)
+        x = _as_floats(dtype, stored, at, n, scratch + _EXPERT * _STRIDE)
+        less = scratch + _ZEROS * _STRIDE
+        if base:
+            less = _as_floats(base_dtype, base, at, n, scratch + _BASE * _STRIDE)
+        bits = carray(_integers(scratch + _DELTAS * _STRIDE), n)
+        _magnitudes(_view(x, n), _view(less, n), bits, _buffer(scratch, _DELTAS, n))
+        if leading < 0:
+            for j in range(n):
+                counts[bits[j] >> 16] += 1
+        else:
+            for j in range(n):
+                if bits[j] >> 16 == leading:
+                    counts[bits[j] & 0xFFFF] += 1
+
+
 @cached
 def run_rule(
     target: int,

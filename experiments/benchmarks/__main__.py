@@ -42,6 +42,8 @@ BENCHMARKS = (
     "search_memory",
     "start_up",
     "whole_commands",
+    "whole_commands_memory",
+    "whole_commands_sparse",
     "zoo_codec",
     "zoo_merge",
     "zoo_open",

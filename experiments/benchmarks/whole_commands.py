@@ -3,7 +3,10 @@
 Both run the same mergekit files, in turns. Models are made in code: a bfloat16 Llama of 398
 million parameters and three experts (3 GB on the disk), others of another size with the same
 largest tensor. Memory is a process's own pages at their peak, without mapped files. mergekit is
-found as in `merge_speed`: ``EVOMERGE_MERGEKIT_PYTHON``. Linux.
+found as in `merge_speed`: ``EVOMERGE_MERGEKIT_PYTHON``. Loops were compiled before. Linux.
+
+Methods that trim or draw are measured by `whole_commands_sparse`, memory by
+`whole_commands_memory`: each of the three takes some minutes.
 """
 
 import json
@@ -15,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,16 +34,7 @@ from merging.finite import finite
 
 ROUNDS = 3
 LARGE: Mapping[str, int] = {"hidden": 1024, "layers": 27, "heads": 16, "vocabulary": 29000}
-SIZES = {"100M": 3, "398M": 27, "1.2B": 91}  # layers: the largest tensor is the same in all
 TINY: Mapping[str, int] = {"hidden": 64, "layers": 2, "heads": 4, "vocabulary": 3072}
-METHODS: Mapping[str, tuple[float, float]] = {  # bars with hashes cached, and at the first run
-    "linear": (2, 1.2),
-    "slerp": (2, 1.2),
-    "ties": (8, 4),
-    "dare_ties": (8, 4),
-    "breadcrumbs": (8, 4),
-    "della": (8, 4),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Home:
 
     def run(self, *command: str, cache: str = "cache") -> None:
         """Runs a command to its end, and deletes what it wrote."""
-        subprocess.run(command, check=True, env=self.environment(cache), **_QUIET)
+        subprocess.run(command, check=True, env=self.environment(cache), **QUIET)
         shutil.rmtree(self.folder / "out", ignore_errors=True)
 
     def environment(self, cache: str = "cache") -> dict[str, str]:
@@ -110,7 +104,7 @@ class Home:
 
 
 _LINEAR = "expert*"  # what a linear merge reads: no base
-_QUIET: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+QUIET: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def measure() -> Iterable[Measured]:
@@ -119,49 +113,65 @@ def measure() -> Iterable[Measured]:
         yield skipped("whole commands", "mergekit-yaml", "only Linux tells what a process reads")
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield from _tiny(_made(Path(folder) / "tiny", TINY))
-        large = _made(Path(folder) / "large", LARGE)
-        yield from _merges(large)
+        yield from _tiny(made(Path(folder) / "tiny", TINY))
+        large = made(Path(folder) / "large", LARGE)
+        for method in ("linear", "slerp"):
+            yield from beside(large, method, bars=(2, 1.2))
         yield _copying(large)
         yield _finite_check(large)
         yield _cold(large)
         yield _first_candidate(large)
-        shutil.rmtree(large.folder)
-        yield from _memory(Path(folder))
 
 
-def _made(folder: Path, sizes: Mapping[str, int]) -> Home:
+def made(folder: Path, sizes: Mapping[str, int]) -> Home:
+    """Returns new models of these sizes."""
     save_experts(random_llama(**sizes).to(torch.bfloat16), folder, noise=0.001)
     os.sync()
     return Home(folder, count())
 
 
-def _beside(home: Home, method: str, measure: str, bar: float, *, first: bool = False) -> Measured:
-    """Returns a merge of ours beside mergekit's."""
+def beside(
+    home: Home, method: str, *, bars: tuple[float, float], rounds: int = ROUNDS
+) -> Iterator[Measured]:
+    """Yields merges of ours beside mergekit's, in turns: with hashes cached, and the first.
+
+    Args:
+        bars: of the two.
+    """
+    measures = [
+        f"`evomerge merge`, {method}, 398M bf16, {k}" for k in ("hashes cached", "first run")
+    ]
     against = "`mergekit-yaml`"
     if PYTHON not in os.environ:
-        return skipped(measure, against, f"set {PYTHON} to a Python with mergekit 0.1.5")
-    caches = (f"cache{number}" if first else "cache" for number in count())
-    ours, theirs, ratio = in_turns(
-        lambda: home.merge(method, next(caches)),
-        lambda: home.run(*home.theirs(method)),
-        rounds=ROUNDS,
-    )
-    return Measured(measure, ours, theirs, against, "s", ratio, bar)
-
-
-def _merges(home: Home) -> Iterator[Measured]:
-    for method, (known, first) in METHODS.items():
-        what = f"`evomerge merge`, {method}, 398M bf16"
-        yield _beside(home, method, f"{what}, hashes cached", known)
-        yield _beside(home, method, f"{what}, first run", first, first=True)
+        reason = f"set {PYTHON} to a Python with mergekit 0.1.5"
+        yield from (skipped(measure, against, reason) for measure in measures)
+        return
+    home.merge(method)
+    turns = [
+        (
+            _seconds(lambda: home.run(*home.theirs(method))),
+            _seconds(partial(home.merge, method)),
+            _seconds(partial(home.merge, method, f"cache-{method}-{number}")),
+        )
+        for number in range(rounds)
+    ]
+    theirs = [turn[0] for turn in turns]
+    for which, (measure, bar) in enumerate(zip(measures, bars, strict=True), start=1):
+        ours = [turn[which] for turn in turns]
+        ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
+        note = f"of {rounds} rounds {ratios[0]:.3g} to {ratios[-1]:.3g}" if rounds > 1 else ""
+        middle = statistics.median
+        figures = middle(ours), middle(theirs), against, "s", middle(ratios)
+        yield Measured(measure, *figures, bar, note=note)
 
 
 def _tiny(home: Home) -> Iterator[Measured]:
-    yield _beside(home, "linear", "`evomerge merge` of 0.5M parameters", 1)
-    seconds = statistics.median(_seconds(partial(home.merge, "linear")) for _ in range(ROUNDS))
-    what = "`evomerge merge` of 0.5M parameters, seconds"
-    yield Measured(what, seconds, 3.0, "3 s", "s", seconds / 3.0, 1, at_most=True)
+    what = "`evomerge merge` of 0.5M parameters, models seen before"
+    known = next(beside(home, "linear", bars=(1, 1)))
+    yield replace(known, measure=what)
+    if known.ours is not None:
+        ratio = known.ours / 3.0
+        yield Measured(f"{what}, seconds", known.ours, 3.0, "3 s", "s", ratio, 1, at_most=True)
 
 
 def _copying(home: Home) -> Measured:
@@ -214,7 +224,7 @@ def _first_candidate(home: Home) -> Measured:
         *("baselines=none", "in_hull=null", "tracker=none", "objective.normalize=raw"),
     )
     began = time.perf_counter()
-    with subprocess.Popen(command, env=home.environment(), **_QUIET) as search:
+    with subprocess.Popen(command, env=home.environment(), **QUIET) as search:
         while search.poll() is None and not (history.exists() and history.stat().st_size):
             time.sleep(0.01)
         seconds = time.perf_counter() - began
@@ -225,39 +235,6 @@ def _first_candidate(home: Home) -> Measured:
     what = "`evomerge search` up to its first candidate, 398M"
     against = "reading all files once"
     return Measured(what, seconds, reading, against, "s", seconds / reading, 2, at_most=True)
-
-
-def _memory(folder: Path) -> Iterator[Measured]:
-    """Yields the peaks of three sizes; each beside mergekit's, the largest beside the smallest."""
-    peaks = {}
-    for name, layers in SIZES.items():
-        home = _made(folder / name, {**LARGE, "layers": layers})
-        home.merge("linear")  # hashes are known then
-        peaks[name] = _peak_bytes(home.ours("linear"), home) / 1e6
-        what, against = f"anonymous memory of a linear merge, {name}", "`mergekit-yaml`"
-        if PYTHON in os.environ:
-            other = _peak_bytes(home.theirs("linear"), home) / 1e6
-            ratio = peaks[name] / other
-            yield Measured(what, peaks[name], other, against, "MB", ratio, 1, at_most=True)
-        shutil.rmtree(home.folder)
-    least, most = min(peaks.values()), max(peaks.values())
-    what = f"the same, most of {', '.join(peaks)}"
-    yield Measured(what, most, least, "the least", "MB", most / least, 1.1, at_most=True)
-
-
-def _peak_bytes(command: Sequence[str], home: Home) -> int:
-    """Returns the most of a process's own pages, seen a hundred times a second."""
-    peak = 0
-    with subprocess.Popen(command, env=home.environment(), **_QUIET) as process:
-        statm = Path(f"/proc/{process.pid}/statm")
-        while process.poll() is None:
-            _, resident, shared, *_ = map(int, statm.read_text(encoding="ascii").split())
-            peak = max(peak, resident - shared)
-            time.sleep(0.01)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    shutil.rmtree(home.folder / "out", ignore_errors=True)
-    return peak * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds(work: Any) -> float:

@@ -160,7 +160,8 @@ def _one_objective(
         f"{relation} on {data} with fitness {number(fitness)} against {number(level)}{of_best} "
         f"({fitness - level:+.4f})"
     )
-    return f"{text}, but does not beat {', '.join(others)}" if others else text
+    joint = "but" if fitness > level else "and"
+    return f"{text}, {joint} does not beat {', '.join(others)}" if others else text
 
 
 def _many_objectives(winner: Fitness, statics: Mapping[str, Fitness], data: str) -> str:

@@ -102,6 +102,8 @@ def test_a_loss_is_said_as_plainly_as_a_win():
         "data with fitness 0.7000 against 0.7200" in found.text
     )
     assert "(-0.0200)" in found.text
+    model(summary, "ties")["report"]["fitness"] = [0.71]
+    assert "(-0.0200), and does not beat ties" in verdict(summary).text
 
 
 def test_a_draw_is_not_a_win():

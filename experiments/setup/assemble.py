@@ -92,14 +92,19 @@ def read_through(pool: ExpertPool) -> None:
 
 
 def hold(config: DictConfig, pool: ExpertPool, machine: Machine) -> ExpertPool:
-    """Returns the pool where its merges run; experts that the device cannot hold are streamed."""
-    stream = config.stream
+    """Returns the pool where its merges run.
+
+    Experts that the device cannot hold are streamed from host memory; those that the machine
+    cannot hold stay in their files, of which the system keeps in memory what there is room for.
+    """
+    stream, on_host = config.stream, machine.device.type == "cpu"
     if stream == "auto":
-        stream = machine.device.type == "cuda" and fills(pool, free_bytes(machine.device))
+        stream = fills(pool, free_bytes(machine.device))
     with ProgressBar(1 + len(pool.experts), "holding base and experts", "model") as bar:
         return pool.resident(
             machine.device,
-            stream=stream,
+            stream=stream and not on_host,
+            shared=stream and on_host,
             cache_bytes=kept_limit(config, machine.device),
             on_model=bar.update,
         )

@@ -86,7 +86,10 @@ def memory_line(ingredients: Ingredients, peak_bytes: int) -> str:
             were tried; 0: not known.
     """
     kept, models = ingredients.held.kept_bytes, _model_bytes(ingredients)
-    parts = f"{models / 1e9:.2f} base, experts and model, {kept / 1e9:.2f} kept of them (keep_gb)"
+    held = "model" if ingredients.held.in_files else "base, experts and model"
+    parts = f"{models / 1e9:.2f} {held}, {kept / 1e9:.2f} kept (keep_gb)"
+    if ingredients.held.in_files:
+        parts += ", base and experts in their files (stream)"
     if not peak_bytes:
         return f"memory      about {(models + kept) / 1e9:.2f} GB and batches: {parts}"
     return f"memory      about {peak_bytes / 1e9:.2f} GB: {parts}, the rest program and batches"
@@ -94,8 +97,9 @@ def memory_line(ingredients: Ingredients, peak_bytes: int) -> str:
 
 def _model_bytes(ingredients: Ingredients) -> int:
     """Returns the bytes of base, experts as they are held, and the resident model."""
-    pool = ingredients.pool
-    base = sum(pool.base.shape(n).numel() * pool.base.dtype(n).itemsize for n in pool.base)
+    pool, base = ingredients.pool, 0
+    if not ingredients.held.in_files:
+        base = sum(pool.base.shape(n).numel() * pool.base.dtype(n).itemsize for n in pool.base)
     adapters = [e for e in pool.experts.values() if isinstance(e, Adapter)]
     factors = sum(tensor.nbytes for adapter in adapters for _, tensor in adapter.stored())
     module: int = sum(p.nbytes for p in ingredients.engine.resident.module.parameters())

@@ -279,6 +279,11 @@ class ExpertPool:
         return _ExpertWeights(self, self.experts[expert])
 
     @property
+    def in_files(self) -> bool:
+        """Whether the base's weights, and so the experts', are read from their files."""
+        return self._base_weights is self.base
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes of what is kept because no candidate changes it."""
         return 0 if self._cache is None else self._cache.held_bytes

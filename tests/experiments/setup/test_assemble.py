@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from omegaconf import OmegaConf
 
 from experiments.runs import memory
 from experiments.runs.memory import free_bytes
-from experiments.setup.assemble import Machine, fills, kept_limit
+from experiments.setup import assemble
+from experiments.setup.assemble import Machine, fills, hold, kept_limit
 from experiments.setup.ingredients import Ingredients
+from experiments.setup.preflight import _model_bytes, memory_line
 from merging.checkpoints.experts import ExpertPool
 from merging.grouping import Whole
 from merging.methods.ties import Ties
@@ -29,6 +32,29 @@ def test_experts_are_streamed_where_they_fill_half_of_what_is_free(tmp_path: Pat
     stored = 3 * sum(4 * pool.base_tensor(name).numel() for name in pool.names)
     assert fills(pool, 2 * stored - 2)
     assert not fills(pool, 2 * stored)
+
+
+@pytest.mark.parametrize("free", [0, 10**12])
+def test_experts_that_do_not_fit_into_memory_stay_in_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """Merges are the same, and `check` counts what is held alone."""
+    base = builders.llama(tmp_path / "base")
+    pool = ExpertPool.open(str(base), builders.experts_of(base, 2, 0.02, names=("a", "b")))
+    monkeypatch.setattr(assemble, "free_bytes", lambda device: free)
+    machine = Machine(CPU, torch.float32, None)
+    held = hold(OmegaConf.create({"stream": "auto", "keep_gb": 0}), pool, machine)
+    assert held.in_files is (free == 0)
+    merged = uniform_plan(Ties(), Whole(), held).weights(held)
+    wanted = uniform_plan(Ties(), Whole(), pool).weights(pool)
+    assert all(torch.equal(merged[name], wanted[name]) for name in pool.names)
+    engine = SimpleNamespace(resident=SimpleNamespace(module=torch.nn.Linear(1000, 1000)))
+    idle: Any = None
+    ingredients = Ingredients(machine, pool, held, cast(Any, engine), idle, {})
+    stored = 3 * sum(4 * pool.base_tensor(name).numel() for name in pool.names)
+    model = 4 * 1001 * 1000 + (0 if held.in_files else stored)
+    assert _model_bytes(ingredients) == model
+    assert ("in their files" in memory_line(ingredients, 0)) is held.in_files
 
 
 def test_what_is_scored_once_leaves_nothing_in_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tries every model type of the installed transformers, and writes the table of the docs.
+"""Tries every model type of the installed transformers, and writes docs and README's sentence.
 
     python -m experiments.benchmarks.conformance [TYPE ...]
 
@@ -24,14 +24,15 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from experiments.benchmarks.conformance.page import page, verdict
+from experiments.benchmarks.conformance.page import page, told, verdict
 from experiments.benchmarks.conformance.rows import Row
 from merging.files import write_text
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
+README = Path(__file__).parents[3] / "README.md"
 _BATCH = 100  # types of one process
-_SECONDS = 180.0  # for one type
+_SECONDS = 600.0  # for one type, beside other work
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(known)
         _tell(row)
     write_text(PAGE, page(known))
+    write_text(README, told(README.read_text(encoding="utf-8"), known))
     return int(any("cells" in row and verdict(row) == "wrong" for row in known.values()))
 
 

@@ -1,5 +1,7 @@
 """The matrix as a page of the docs."""
 
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 
@@ -35,7 +37,7 @@ def page(rows: Mapping[str, Row]) -> str:
     head = ["type", "class", *columns, "engine"]
     parts = [
         _HEAD.format(version=transformers.__version__, mergekit=mergekit),
-        sentence(rows) + "\n" + summary(rows),
+        sentence(rows) + "\n\n" + summary(rows),
         markdown_table(head, [_cells(row, columns) for row in built], "l" * len(head)),
         "## Why refused or wrong\n\n" + _reasons(built),
         "## Not built\n\n" + _not_built(rows),
@@ -47,12 +49,20 @@ def sentence(rows: Mapping[str, Row]) -> str:
     """Returns how many types there are and what came of them, as README says it."""
     built = [row for row in rows.values() if "cells" in row]
     came = Counter(map(verdict, built))
+    untried = len([*CONFIG_MAPPING]) - len(rows)
     return (
         f"Of the {len([*CONFIG_MAPPING])} model types of transformers {transformers.__version__}, "
-        f"{len(built)} are built tiny: {came['right']} are right in all that they can do, "
+        + (f"{untried} of which have not been tried yet, " if untried else "")
+        + f"{len(built)} are built tiny: {came['right']} are right in all that they can do, "
         f"{came['refused']} are refused in part, by name with the reason, {came['wrong']} are "
         "wrong."
     )
+
+
+def told(readme: str, rows: Mapping[str, Row]) -> str:
+    """Returns README with the sentence as it is now."""
+    said = textwrap.fill(sentence(rows), 140, subsequent_indent="  ")
+    return re.sub(r"Of the \d+ model types .*? wrong\.", said, readme, flags=re.DOTALL)
 
 
 def verdict(row: Row) -> str:
@@ -65,8 +75,6 @@ def summary(rows: Mapping[str, Row]) -> str:
     """Returns how many came to what, column by column."""
     built = [row for row in rows.values() if "cells" in row]
     lines = []
-    if untried := len([*CONFIG_MAPPING]) - len(rows):
-        lines.append(f"{untried} types have not been tried yet.")
     for name in CAPABILITIES:
         counts = Counter(_word(row["cells"][name]) for row in built if name in row["cells"])
         if counts:

@@ -22,7 +22,6 @@ from experiments.runs.progress import ProgressBar
 from experiments.runs.shown import shown
 from experiments.searches.published import card_of, shown_recipe
 from experiments.searches.references import References
-from experiments.setup.dry_run import dry_run
 from experiments.setup.ingredients import Ingredients, open_ingredients
 from experiments.setup.parts import SearchParts
 from experiments.zoo.opening import open_sources
@@ -192,7 +191,7 @@ def _open(named: Path) -> _Made:
         open_sources(each.source for each in recipe.ingredients.values())
         return _Made(model, recipe, recipe.open_pool())
     config = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
-    parts = dry_run(config)
+    parts = SearchParts.open(config)
     ingredients, _ = open_ingredients(config, parts)
     pool = ingredients.pool
     now = Recipe.of(pool, recipe.plan).ingredients

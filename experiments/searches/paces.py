@@ -32,6 +32,7 @@ _FEW_ITEMS = 8
 _GAIN = 0.8  # twice as many items are tried where each takes less than this share of before
 _BATCH_S = 2.0  # of the items on which candidates are tried together
 _LARGE = 0.1  # of all numbers: a tensor that is too large to be tried
+_SHORT_S = 0.1  # what takes less is tried twice: a first time may warm up what others find warm
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def _pace(work: Callable[[], object]) -> float:
+    first = _seconds(work)
+    return first if first > _SHORT_S else min(first, _seconds(work))
+
+
 def _panel_s(model: Model, panel: Panel) -> float:
     return sum(_task_s(model, evaluator) for evaluator in panel.evaluators.values())
 
@@ -142,7 +148,7 @@ def _merge_s(pool: ExpertPool, weights: Callable[[], Weights]) -> float | None:
     seconds = 0.0
     with attempt() as merged:
         reads = [partial(weights().__getitem__, name) for name in tried]
-        seconds = sum(min(_seconds(read), _seconds(read)) for read in reads)
+        seconds = sum(map(_pace, reads))
     whole = seconds * total / sum(sizes[name] for name in tried)
     return None if merged.failure is not None else whole
 

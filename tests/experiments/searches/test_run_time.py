@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from evaluators.engine.engine import Engine
 from evaluators.panel import Split
 from evaluators.requests import Request
-from experiments.searches import run, run_time
+from experiments.searches import paces, run, run_time
 from experiments.searches.paces import CandidatePace, Paces
 from experiments.searches.run_time import run_times
 from tests.experiments.local import overrides, write_texts
@@ -109,3 +109,15 @@ def test_steps_count_what_a_run_does() -> None:
     assert times(3, parallel=4)[:3] == pytest.approx([references, 165, 165])
     assert times(3, budget={"seconds": 110})[1:3] == pytest.approx([110, 110])
     assert times(3, common_items=0.5)[2] == pytest.approx(10 * 11)
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 2), (0.12, 1)])
+def test_only_what_is_short_is_tried_twice(seconds: float, times: int) -> None:
+    tried: list[float] = []
+
+    def work() -> None:
+        tried.append(seconds)
+        time.sleep(seconds)
+
+    assert seconds <= paces._pace(work) < seconds + 10
+    assert len(tried) == times

@@ -3,13 +3,16 @@
 Twenty deduplicated models of MiniLM's shape (22 million parameters, 91 MB in float32), each of
 which has a twentieth of the base's large blocks and all of its small tensors anew, answer one
 sentence a request, in random order and one after the other: one of 9 tokens, the median of TREC's
-questions, or of 22, that of SST-2. Memory is that of four models.
-Ours holds one module, and blocks in the rest. The others hold four modules and load a fifth model
-in the place of the one least recently used: as transformers does it, or with the least work there
-is, from the safetensors file into the module that is there already. Under such pressure no page
-of a file stays in memory: before each of them all files, the zoo's as well, are dropped from the
-page cache. Every model is asked once before time is taken. They take turns of twenty requests, so
-that none finds the processor's caches as another left them. All answers are compared bit by bit.
+questions, or of 22, that of SST-2. Memory is that of four models, so that a fifth of the random
+requests finds its model held, or of two: one module and the blocks that differ, the least that
+ours needs.
+Ours holds one module, and blocks in the rest. The others hold as many modules as memory does, and
+load another model in the place of the one least recently used: as transformers does it, or with
+the least work there is, from the safetensors file into the module that is there already. Under
+such pressure no page of a file stays in memory: before each of them all files, the zoo's as well,
+are dropped from the page cache. Every model is asked once before time is taken. They take turns of
+twenty requests, so that none finds the processor's caches as another left them. All answers are
+compared bit by bit.
 
 What making ready saves is diluted by the forward pass, which is transformers' own for all. Rows
 show both by themselves: how much sooner a model is ready, a request with one forward pass for all,
@@ -40,7 +43,7 @@ from merging.checkpoints.checkpoint import quiet_transformers
 from merging.zoo.piecing import Piece
 from merging.zoo.store import Zoo
 
-MODELS, HELD, REQUESTS = 20, 4, 60
+MODELS, HELD, LEAST_HELD, REQUESTS = 20, 4, 2, 60
 NEW = 0.05
 """Share of the base's large blocks that a model has anew."""
 
@@ -89,16 +92,17 @@ class Reloading:
 
     Args:
         load: takes a model's directory and a module that is not needed any more, or None.
+        most: how many are held.
     """
 
-    def __init__(self, folder: Path, load: Callable[[Path, Any], Any]) -> None:
-        self._folder, self._load = folder, load
+    def __init__(self, folder: Path, load: Callable[[Path, Any], Any], most: int) -> None:
+        self._folder, self._load, self._most = folder, load, most
         self._held: OrderedDict[str, Any] = OrderedDict()
 
     def get(self, name: str) -> Any:
         """Returns the module of a model."""
         if name not in self._held:
-            full = len(self._held) == HELD
+            full = len(self._held) == self._most
             left = self._held.popitem(last=False)[1] if full else None
             self._held[name] = self._load(self._folder / name, left)
         self._held.move_to_end(name)
@@ -118,7 +122,9 @@ def measure() -> Iterable[Measured]:
         drawn = random.Random(0).choices(names, k=REQUESTS)
         around = [names[i % MODELS] for i in range(REQUESTS)]
         for tokens in (_SHORT, _LONG):
-            yield from _rows(zoo, Path(folder), "random", names, drawn, tokens)
+            for held, said in ((HELD, ""), (LEAST_HELD, ", memory of two models")):
+                kind = f"random{said}"
+                yield from _rows(zoo, Path(folder), kind, names, drawn, tokens, held=held)
         yield from _rows(zoo, Path(folder), "round-robin", names, around, _SHORT)
         yield from _rows(zoo, Path(folder), "random, warm", names, drawn, _SHORT)
 
@@ -167,12 +173,19 @@ def _noise(size: int, draw: np.random.Generator) -> bytes:
 
 
 def _rows(
-    zoo: Zoo, folder: Path, kind: str, names: list[str], requests: list[str], tokens: int
+    zoo: Zoo,
+    folder: Path,
+    kind: str,
+    names: list[str],
+    requests: list[str],
+    tokens: int,
+    *,
+    held: int = HELD,
 ) -> Iterator[Measured]:
     cold = "warm" not in kind
     files = [*folder.glob("*/model.safetensors"), *zoo.directory.rglob("*.pack")]
     size = files[0].stat().st_size
-    served = ServedSet(zoo, names, cache_bytes=(HELD - 1) * size)
+    served = ServedSet(zoo, names, cache_bytes=(held - 1) * size)
     written: list[int] = []
 
     def serve(name: str) -> Any:
@@ -181,7 +194,7 @@ def _rows(
 
     loads = {_AS_USUAL: _new, "reloading into a module": _filled}
     ours = Serving(serve)
-    others = {said: Serving(Reloading(folder, load).get) for said, load in loads.items()}
+    others = {said: Serving(Reloading(folder, load, held).get) for said, load in loads.items()}
     everyone = [ours, *others.values()]
     dropped = files if cold else []
     for begin in range(0, MODELS + REQUESTS, MODELS):

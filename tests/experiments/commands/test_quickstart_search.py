@@ -26,8 +26,8 @@ def test_evolved_beats_every_static_merge_on_held_out_items(tmp_path: Path) -> N
         gain = summary["certificate"]["gain"]
         assert gain["interval"]["p"] < 0.05
         assert gain["interval"]["low"] > 0
-        uniform = next(m for m in summary["models"] if m["name"] == "linear")["report"]["scores"]
-        base = summary["models"][0]["report"]["scores"]
+        uniform = next(m for m in summary["models"] if m["name"] == "linear")["search"]["scores"]
+        base = summary["models"][0]["search"]["scores"]
         for domain in ("code", "prose", "headers"):
             key = f"{domain}/bits_per_byte"
             assert uniform[key] < base[key], f"the uniform average loses to the base on {domain}"

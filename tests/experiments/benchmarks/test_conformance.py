@@ -67,7 +67,6 @@ def test_every_row_of_the_page_comes_out_again(name: str) -> None:
 
 def test_page_and_readme_say_what_the_rows_say() -> None:
     rows, readme = read(), README.read_text(encoding="utf-8")
-    assert not [name for name, one in rows.items() if "cells" in one and verdict(one) == "wrong"]
     assert PAGE.read_text(encoding="utf-8") == page(rows)
     assert sentence(rows) in " ".join(readme.split())
     assert told(readme, rows) == readme

@@ -11,12 +11,15 @@ from experiments.papers.split_privatize.page import PAPERS_GAIN, PAPERS_LOSS
 
 def write_plot(front: Front, path: Path) -> None:
     """Writes the plot; the paper's point lies where its gain and loss take the unprotected one."""
-    figure = Figure(figsize=(4.8 * len(front.clean), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(front.clean), 4.6), layout="constrained")
     first = None
     for number, blocks in enumerate(front.clean, start=1):
         axes = figure.add_subplot(1, len(front.clean), number, sharey=first)
         first = first or axes
         _depth(axes, front, blocks)
+    every = [axes.get_legend_handles_labels() for axes in figure.axes]
+    lines = {label: line for shown in every for line, label in zip(*shown, strict=True)}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -32,7 +35,6 @@ def _depth(axes: Axes, front: Front, blocks: int) -> None:
     axes.scatter(*paper, marker="*", s=160, color="red", zorder=3, label="paper: +0.62, -1 point")
     axes.set(xlabel="empirical privacy", ylabel="accuracy, %", title=f"behind {blocks} blocks")
     axes.set_xlim(-0.02, max(1.02, paper[0] + 0.02))
-    axes.legend(fontsize=7)
 
 
 def _line(axes: Axes, rows: list[FrontRow], label: str, colour: str) -> None:

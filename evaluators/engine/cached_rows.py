@@ -22,6 +22,9 @@ def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
     Args:
         module: a Hugging Face model that writes, which takes `inputs`.
         kept: ``(kept,)`` int64, positions counted through the flattened ``(rows, tokens)`` input.
+
+    Raises:
+        ValueError: the logits are not one row for each token of the input.
     """
     written: Any = inputs.get("decoder_input_ids", inputs.get("input_ids"))
     dropped = []
@@ -40,7 +43,14 @@ def kept_logits(module: Any, kept: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
     finally:
         if handle is not None:
             handle.remove()
-    return output.logits.squeeze(0) if dropped else output.logits.flatten(0, 1)[kept], output
+    logits = output.logits
+    wanted = (1, len(kept)) if dropped else tuple(written.shape)
+    if tuple(logits.shape[:-1]) != wanted:  # images in front (GIT), an output layer called twice
+        raise ValueError(
+            f"{type(module).__name__} gives logits {tuple(logits.shape)} where those of "
+            f"{wanted} tokens are read, so what they stand for is not known; use another base"
+        )
+    return logits.squeeze(0) if dropped else logits.flatten(0, 1)[kept], output
 
 
 def going_on(past: Any, parents: Tensor) -> Any:

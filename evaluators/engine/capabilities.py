@@ -82,13 +82,17 @@ class Tokens:
     """Rows of tokens that differ from each other, the same in every run."""
 
     def __init__(self, module: Any) -> None:
-        self.device = module.get_input_embeddings().weight.device
-        self.size = int(module.get_input_embeddings().weight.shape[0])
+        read = module.get_input_embeddings().weight
+        self.device = read.device
+        self.size = self._common = int(read.shape[0])
         self._noise = torch.Generator().manual_seed(0)
+        if _is_encoder_decoder(module):  # whose decoder may have a smaller table
+            written = getattr(module.get_output_embeddings(), "weight", read)
+            self._common = min(self.size, int(written.shape[0]))
 
     def row(self, length: int) -> list[int]:
         """Returns tokens of the vocabulary's middle: special ones stand at either end."""
-        low, high = self.size // 4, max(self.size // 2, 2)
+        low, high = self._common // 4, max(self._common // 2, 2)
         return torch.randint(low, high, (length,), generator=self._noise).tolist()
 
     def tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:

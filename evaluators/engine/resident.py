@@ -143,7 +143,7 @@ class Resident:
         for name in weights:
             if name not in self._targets:
                 raise ValueError(self._unknown(name))
-        if self.info.causal:
+        if self.info.causal or self.info.encoder_decoder:
             _ = self.capabilities
         if isinstance(weights, StackedWeights):
             weights.check_in_place()

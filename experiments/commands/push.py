@@ -85,7 +85,7 @@ def _pushed(model: Path, repo: str, *, private: bool) -> str:
             repo_id=url.repo_id,
             folder_path=model,
             commit_message=f"A merge by evomerge: {model.parent.name}",
-            ignore_patterns=[".*"],
+            ignore_patterns=[".*", "*/.*"],
         )
     except failures as error:
         raise UserError(

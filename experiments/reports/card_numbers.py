@@ -1,7 +1,7 @@
 """A model card against another of the same run, number by number."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import SequenceMatcher
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
@@ -15,13 +15,15 @@ def count_numbers(card: str) -> int:
 def differences(card: str, again: str, tolerance: float = 0.0) -> list[str]:
     """Returns where a card says something else than one made again, a sentence each.
 
-    Lines without numbers may be added to a card; what was made again must all stand in it.
+    Lines without digits may be added to a card, but none that hides or replaces what was made
+    again, which must all stand in it.
 
     Args:
         tolerance: how far apart two numbers may lie.
     """
     ours, theirs = card.splitlines(), again.splitlines()
-    masked = [[_NUMBER.sub("#", line) for line in lines] for lines in (ours, theirs)]
+    keys = {key for at in range(len(theirs)) if (key := _key(theirs, at))}
+    masked = [[_NUMBER.sub("\0", line) for line in lines] for lines in (ours, theirs)]
     matcher = SequenceMatcher(None, masked[0], masked[1], autojunk=False)
     found = []
     for kind, start, stop, first, last in matcher.get_opcodes():
@@ -29,11 +31,22 @@ def differences(card: str, again: str, tolerance: float = 0.0) -> list[str]:
             for here, there in zip(range(start, stop), range(first, last), strict=True):
                 found += _in_line(ours, here, theirs[there], tolerance)
             continue
-        more = [i for i in range(start, stop) if _NUMBER.search(ours[i])]
+        more = [i for i in range(start, stop) if _says(ours, i, keys)]
         less = [i for i in range(first, last) if theirs[i].strip()]
         found += [f"{_where(ours, i)}: the run gives no such line" for i in more]
         found += [f"{_where(theirs, i)}: the card lacks it" for i in less]
     return found
+
+
+def _says(lines: Sequence[str], at: int, keys: Collection[str]) -> bool:
+    """Whether a line that was added changes what a reader, or the Hub, takes for measured."""
+    return bool(re.search(r"\d|<!--", lines[at])) or _key(lines, at) in keys
+
+
+def _key(lines: Sequence[str], at: int) -> str | None:
+    """Returns the entry of the head that a line begins; of two, readers of YAML take the last."""
+    found = re.match(r"([\w-]+)\s*:", lines[at])
+    return found[1] if found and lines[:1] == ["---"] and "---" not in lines[1:at] else None
 
 
 def _in_line(lines: Sequence[str], at: int, again: str, tolerance: float) -> list[str]:

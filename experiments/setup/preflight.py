@@ -19,6 +19,7 @@ from experiments.setup.common_items import CommonItems
 from experiments.setup.ingredients import Ingredients
 from experiments.setup.problem import Problem
 from merging.checkpoints.adapters import Adapter
+from merging.checkpoints.expert import CheckpointExpert
 from merging.privacy.ledger import Ledger
 from merging.recipe import dtype_name
 from merging.saving.save import saved_bytes
@@ -97,13 +98,14 @@ def memory_line(ingredients: Ingredients, peak_bytes: int) -> str:
 
 def _model_bytes(ingredients: Ingredients) -> int:
     """Returns the bytes of base, experts as they are held, and the resident model."""
-    pool, base = ingredients.pool, 0
-    if not ingredients.held.in_files:
-        base = sum(pool.base.shape(n).numel() * pool.base.dtype(n).itemsize for n in pool.base)
+    pool = ingredients.pool
+    base = sum(pool.base.shape(n).numel() * pool.base.dtype(n).itemsize for n in pool.base)
     adapters = [e for e in pool.experts.values() if isinstance(e, Adapter)]
     factors = sum(tensor.nbytes for adapter in adapters for _, tensor in adapter.stored())
+    full = [e.checkpoint for e in pool.experts.values() if isinstance(e, CheckpointExpert)]
+    held = [m for m in (pool.base, *full) if not (ingredients.held.in_files and m.in_files)]
     module: int = sum(p.nbytes for p in ingredients.engine.resident.module.parameters())
-    return base * (1 + len(pool.experts) - len(adapters)) + factors + module
+    return base * len(held) + factors + module
 
 
 def _try(engine: Engine, panel: Panel, bar: ProgressBar) -> None:

@@ -166,6 +166,11 @@ class Checkpoint(LazyWeights):
         return sum(file.stat().st_size for file in self.files)
 
     @property
+    def in_files(self) -> bool:
+        """Whether tensors are read from files at every access: not decoded, not converted."""
+        return self.file_names is not None and not self.stored.in_zoo
+
+    @property
     def inputs(self) -> Path:
         """The directory of its tokenizer and generation settings."""
         moved = None if self.rows is None else self.rows.inputs

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def key(path: Path, stored: WeightFiles | None = None, *, encoder: bool = False)
         encoder: whether the class without a head is asked.
     """
     file = path / "config.json"
-    if not file.is_file() or is_adapter(path):
+    if not file.is_file() or is_adapter(path) or _unreleased():
         return None
     told = file.read_bytes()
     if b"configuration_files" in told:  # names other files, of which one release reads each
@@ -140,9 +140,16 @@ def key(path: Path, stored: WeightFiles | None = None, *, encoder: bool = False)
 @cache
 def _release() -> tuple[str, ...]:
     """Returns what tells transformers' release and the code here that asks it."""
-    asking = ("architecture", "checkpoint", "naming", "outlines")
-    code = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in asking)
+    here = Path(__file__).parent
+    asking = [here / f"{name}.py" for name in ("architecture", "checkpoint", "naming", "outlines")]
+    code = b"".join(file.read_bytes() for file in (*asking, here.parent / "grouping.py"))
     return version("transformers"), hashlib.sha256(code).hexdigest()
+
+
+@cache
+def _unreleased() -> bool:
+    """Whether transformers' code may change under one version: installed from a copy of it."""
+    return distribution("transformers").read_text("direct_url.json") is not None
 
 
 def _own(kind: type) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Entry:
-    file: Path
+    file: Path  # of pickles the first
     shape: torch.Size
     dtype: torch.dtype
 
@@ -46,12 +46,16 @@ class WeightFiles(LazyWeights):
         self.pickled = weights
         self._entries: dict[str, _Entry] = {}
         self._handles: dict[Path, Any] = {}
+        self._stamps: dict[Path, tuple[int, ...]] = {}  # packs of a zoo are never written again
         for file in files if weights is None else ():
             if (pointer := follow(file)) is None:
+                self._stamps[file] = _stamp(file)
                 self._entries.update(_read_header(file))
             else:
                 stored = self._handles[file] = ZooFile.of(pointer)
                 self._entries.update(_parsed(file, stored.header, stored.size))
+        if weights is not None:
+            self._stamps = {file: _stamp(file) for file in files}
         for name, tensor in (weights or {}).items():
             self._entries[name] = _Entry(files[0], tensor.shape, tensor.dtype)
         for name, entry in self._entries.items():
@@ -113,11 +117,28 @@ class WeightFiles(LazyWeights):
     def _tensor(self, name: str) -> Tensor:
         entry = self._entries[name]
         if self.pickled is not None:
+            self._check_unchanged(self.files)
             return self.pickled[name]
         if entry.file not in self._handles:
             self._handles[entry.file] = safe_open(str(entry.file), framework="pt")
+        self._check_unchanged([entry.file])
         tensor: Tensor = self._handles[entry.file].get_tensor(name)
         return tensor
+
+    def _check_unchanged(self, files: Sequence[Path]) -> None:
+        """Raises CheckpointError where a file is another than its header was read from."""
+        for file in files:
+            if file in self._stamps and _stamp(file) != self._stamps[file]:
+                raise CheckpointError(
+                    f"{file} changed while it was in use; put the earlier file back, or start "
+                    "again with this one"
+                )
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Returns what tells that a file was replaced or written to."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:

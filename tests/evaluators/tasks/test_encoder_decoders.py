@@ -16,6 +16,8 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
+    MarianConfig,
+    MarianMTModel,
     WhisperTokenizer,
 )
 
@@ -69,6 +71,33 @@ def test_likelihoods_and_answers_are_those_of_transformers(
     assert len(texts) > 1
     scores = evaluator.score(answers)
     assert set(scores) == {"bits_per_byte", "exact_match", "chrf"}
+
+
+def test_a_decoder_of_fewer_tokens_is_asked_within_them() -> None:
+    """A translator whose languages have a vocabulary each."""
+    each = ("encoder", "decoder")
+    sizes = {f"{one}_{what}": 2 for one in each for what in ("layers", "attention_heads")}
+    config = MarianConfig(
+        vocab_size=100,
+        decoder_vocab_size=20,
+        share_encoder_decoder_embeddings=False,
+        tie_word_embeddings=False,
+        d_model=16,
+        max_position_embeddings=32,
+        decoder_start_token_id=2,
+        pad_token_id=1,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    module: Any = MarianMTModel(config).eval()
+    request = Loglikelihood((55, 99, 7), (8, 11, 12))
+    (answer,) = Engine(Resident(module, tokenizer=None, max_length=32)).run([request])
+    read = {"input_ids": [[55, 99, 7]], "decoder_input_ids": [[2, 8, 11]]}
+    with torch.inference_mode():
+        logits = module(**{name: torch.tensor(ids) for name, ids in read.items()}).logits
+    wanted = logits[0].log_softmax(-1)[range(3), [8, 11, 12]].sum().item()
+    assert isinstance(answer, Likelihood)
+    assert answer.total == pytest.approx(wanted, abs=1e-5)
 
 
 def test_beams_end_where_transformers_ends_them(bases: Path, write_lines: WriteLines) -> None:

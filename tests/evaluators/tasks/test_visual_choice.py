@@ -12,7 +12,12 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GitConfig,
+    GitForCausalLM,
+)
 
 from evaluators.engine.engine import Engine
 from evaluators.engine.resident import Resident
@@ -189,3 +194,18 @@ def test_what_cannot_see_is_refused(
     settings.write_text(json.dumps({"processor_class": "Qwen2VLProcessor"}))
     with pytest.raises(ValueError, match="processor cannot be opened"):
         VisualChoice(llava.info, data=write_lines(rows))
+
+
+def test_logits_of_an_image_are_not_taken_for_those_of_the_text() -> None:
+    """GIT puts an image's states in front of the text's, without tokens that stand for them."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GitConfig(
+        vocab_size=64,
+        intermediate_size=16,
+        vision_config={**sizes, "intermediate_size": 16, "image_size": 8, "patch_size": 4},
+        **sizes,
+    )
+    resident = Resident(GitForCausalLM(config).eval(), tokenizer=None, max_length=32)
+    media = Media("image", {"pixel_values": torch.zeros(1, 3, 8, 8)})
+    with pytest.raises(ValueError, match=r"GitForCausalLM gives logits .* is not known"):
+        Engine(resident).run([Loglikelihood((5, 6), (7, 8), media)])

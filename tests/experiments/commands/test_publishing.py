@@ -92,6 +92,28 @@ def edit(card: str, line: str) -> tuple[str, str, str]:
     return card[:start] + after + card[end:], found[1], after
 
 
+@pytest.mark.parametrize(
+    ("at", "added"),
+    [
+        ("# ", "It beats every peer by 12pp."),
+        ("# ", "<!--"),
+        ("---\n\n", "model-index: []"),
+        (None, "| # |"),
+    ],
+)
+def test_lines_that_claim_or_hide_are_named(run: Path, at: str | None, added: str) -> None:
+    """A word of one's own, and an entry of the head that is not there yet, may be added."""
+    card = (run / "model" / "README.md").read_text()
+    if at is None:
+        edited = re.sub(r"\| \S+ \|$", added, card, count=1, flags=re.MULTILINE)
+        assert edited != card
+    else:
+        edited = card.replace(at, f"{added}\n{at}", 1)
+    assert differences(edited, card)
+    kind = edited.replace(added, "Be kind." if at == "# " else "inference: false")
+    assert at is None or differences(kind, card) == []
+
+
 def test_edited_copy_of_the_card_and_other_weights_are_named(
     run: Path, shell: Shell, tmp_path: Path
 ) -> None:

@@ -199,3 +199,24 @@ def test_what_no_loader_knows_is_no_weights(base: Path, tmp_path: Path) -> None:
     (path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds no weights; .* or pytorch_model\.bin\.ind"):
         WeightFiles.find(path)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_that_changes_in_use_is_named(
+    base: Path, tmp_path: Path, pickled: bool, begun: bool
+) -> None:
+    """What was hashed and found finite is what is read, or nothing is."""
+    path, save = tmp_path / "changing", torch.save if pickled else save_safetensors
+    shutil.copytree(base, path)
+    file = path / ("pytorch_model.bin" if pickled else "model.safetensors")
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    save(tensors, file)
+    found = WeightFiles.find(path)
+    if begun:
+        assert found[NAME].equal(tensors[NAME])
+    save({name: 2 * tensor for name, tensor in tensors.items()}, path / "other")
+    (path / "other").replace(file)
+    with pytest.raises(CheckpointError, match=rf"{file.name} changed while it was in use"):
+        found[NAME]

@@ -1,5 +1,6 @@
-"""Base and experts, scored once for many runs that ask the same of the same models."""
+"""Base, experts and static starts, scored once for many runs that ask the same of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from experiments.runs.directory import check_ingredients, make_run
 from experiments.runs.files import read_json
 from experiments.runs.item_scores import cases_path
 from experiments.runs.model_scores import SPLITS
+from experiments.setup.initial import Static
 from search.loop import jsonl
 
 _KINDS = ("base", "expert")
+_STATIC = f"{Static.__module__}.{Static.__qualname__}"
 _ASKED = (
     "experts",
     "search_on",
@@ -27,11 +30,13 @@ _ASKED = (
 
 
 def share(source: Path, run: Path, config: DictConfig) -> bool:
-    """Gives a run that has not begun the scores of base and experts that another run has taken.
+    """Gives a run that has not begun the scores of models that another run has taken.
 
-    The run's directory then looks as if an earlier start had scored them. False where nothing is
-    shared: the run has begun, asks other items or other models, or one of the two is on private
-    items, whose scores must not lie beside what it releases.
+    Of base and experts, and of the static merges that both choose their start among; those that
+    draw, draw otherwise for another seed. The run's directory then looks as if an earlier start
+    had scored them. False where nothing is shared: the run has begun, asks other items or other
+    models, or one of the two is on private items, whose scores must not lie beside what it
+    releases.
     """
     if (
         config.get("privacy")
@@ -39,13 +44,20 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
         or not (source / "ingredients.json").exists()
     ):
         return False
-    if _asked(OmegaConf.load(source / "config.yaml")) != _asked(config):
+    theirs, ours = (_resolved(one) for one in (OmegaConf.load(source / "config.yaml"), config))
+    if any(theirs.get(key) != ours.get(key) for key in _ASKED):
         return False
+    begun, wanted = _static_starts(theirs), _static_starts(ours)
+    starts = {name for name, start in wanted.items() if begun.get(name) == start}
     make_run(run, config)
     ingredients = read_json(source / "ingredients.json")
     ingredients.pop("start", None)
     check_ingredients(run, ingredients)  # the run compares its own with them before it goes on
-    lines = [line for line in jsonl.read(source / "references.jsonl") if line["kind"] in _KINDS]
+    lines = [
+        line
+        for line in jsonl.read(source / "references.jsonl")
+        if line["kind"] in _KINDS or (line["kind"] == "start" and line["name"] in starts)
+    ]
     numbers = {line["id"]: number for number, line in enumerate(lines)}
     for split in SPLITS:  # before the lines that they belong to, as a run writes them
         cases_path(run, split).unlink(missing_ok=True)  # of a copy that was cut short
@@ -57,8 +69,14 @@ def share(source: Path, run: Path, config: DictConfig) -> bool:
     return True
 
 
-def _asked(config: Any) -> dict[str, Any]:
-    """Returns the part of a configuration that the scores of base and experts depend on."""
+def _resolved(config: Any) -> dict[Any, Any]:
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    return {key: resolved.get(key) for key in _ASKED}
+    return resolved
+
+
+def _static_starts(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns the static merges among which a run chooses its start, by name."""
+    initial = config.get("initial") or {}
+    starts = (initial.get("of") or {}).items()
+    return {name: start for name, start in starts if start.get("_target_") == _STATIC}

@@ -6,17 +6,20 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
-from hydra import initialize_config_module
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.errors import UserError
+from experiments.runs.model_scores import Kind, ModelScores
 from experiments.suites import workers
 from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, checked_suite, planned_runs
 from experiments.suites.results import results_page
 from experiments.suites.shared_references import share
 from experiments.suites.suite import marked
+from search.loop import jsonl
 from tests.experiments.local import overrides, write_texts
 from tests.experiments.refusals import Shell, own_logging
 
@@ -131,6 +134,26 @@ def test_of_private_variants_neither_time_nor_failure_nor_output_is_written(
     assert "| quiet |" in page
     written = {path.name for path in (tmp_path / "tiny" / "main").iterdir()}
     assert written == {"plain-s0", "plain-s0.log", "quiet-s0"}
+
+
+def test_static_starts_that_draw_nothing_of_their_own_are_shared(tmp_path: Path) -> None:
+    def config(seed: int) -> DictConfig:
+        words = [f"seed={seed}", "initial=best_static", "space=own_knobs", "experts.base=b"]
+        with initialize_config_module("conf", version_base="1.3"):
+            return compose("search", overrides=["experts=local", "experts.experts={}", *words])
+
+    source = tmp_path / "source"
+    source.mkdir()
+    OmegaConf.save(config(0), source / "config.yaml")
+    (source / "ingredients.json").write_text("{}")
+    names = {"base": "base", "ties": "start", "dare_ties": "start", "sce": "static"}
+    for number, (name, kind) in enumerate(names.items()):
+        line = ModelScores(name, cast(Kind, kind), "search", {"a/b": float(number)}).to_json()
+        jsonl.append(source / "references.jsonl", {"id": number, **line})
+    for seed, shared in [(0, ["base", "ties", "dare_ties"]), (1, ["base", "ties"])]:
+        assert share(source, tmp_path / f"run{seed}", config(seed))
+        lines = jsonl.read(tmp_path / f"run{seed}" / "references.jsonl")
+        assert [line["name"] for line in lines] == shared
 
 
 @pytest.mark.parametrize("private", [False, True])

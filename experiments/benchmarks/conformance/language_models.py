@@ -142,14 +142,14 @@ def _own_answer(model: Any, tokenizer: Any, request: Request) -> float | str:
         return _log_likelihood(model, request)
     assert isinstance(request, Generate)
     ids = torch.tensor([request.prompt])
+    start = 1 if model.config.is_encoder_decoder else ids.shape[1]
     out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=request.max_new_tokens,
+        max_length=start + request.max_new_tokens,  # as lm-eval asks
         do_sample=False,
         **dict(request.options or ()),
     )
-    start = 1 if model.config.is_encoder_decoder else ids.shape[1]
     return str(tokenizer.decode(out[0, start:], skip_special_tokens=True))
 
 

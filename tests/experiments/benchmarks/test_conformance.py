@@ -60,8 +60,12 @@ def test_logits_that_stand_for_no_token_are_refused(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", sorted(set(CONFIG_MAPPING) - set(FAMILIES)))
 def test_every_row_of_the_page_comes_out_again(name: str) -> None:
-    found = row(name)
-    assert read().get(name, found) == found
+    found, known = row(name), read().get(name)
+    if known is None:
+        pytest.skip("the rows are of another release of transformers")
+    if "mergekit" not in found.get("cells", {}):
+        known.get("cells", {}).pop("mergekit", None)
+    assert known == found
     assert "cells" not in found or verdict(found) != "wrong"
 
 
@@ -69,6 +73,7 @@ def test_page_and_readme_say_what_the_rows_say() -> None:
     rows, readme = read(), README.read_text(encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == page(rows)
     assert sentence(rows) in " ".join(readme.split())
+    assert not [name for name, row in rows.items() if "cells" in row and verdict(row) == "wrong"]
     assert told(readme, rows) == readme
 
 

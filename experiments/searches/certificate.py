@@ -107,7 +107,7 @@ def _weights(outcome: SearchOutcome, candidates: Mapping[int, Record]) -> dict[s
     for name, method in outcome.references.baselines.items():
         if name in scored:
             plan = uniform_plan(method, Whole(), pool)
-            points[f"static {name}"] = plan.weights(pool, dtype=torch.float32)
+            points[f"static {name}"] = plan.weights(pool.reading(), dtype=torch.float32)
     if outcome.inside is not None:
         points[IN_HULL] = outcome.inside.plan.weights(pool, dtype=torch.float32)
     return points

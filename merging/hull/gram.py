@@ -13,7 +13,7 @@ from merging.method import MergeError
 from merging.rules.float64 import float64_device
 from merging.weights import Weights
 
-_BLOCK_BYTES = 64_000_000
+_BLOCK_BYTES = 16_000_000
 _HELD_BYTES = 4_000_000_000
 
 
@@ -103,8 +103,14 @@ class _Vectors:
 
     def block(self, span: slice) -> Tensor:
         """Returns a range of entries of the task vectors, ``(rows, span)`` float64."""
-        weights = torch.stack([tensor[span].double() for tensor in self.tensors])
-        return weights if self.base is None else weights - self.base[span].double()
+        entries = len(range(*span.indices(len(self.tensors[0]))))
+        device = self.tensors[0].device
+        block = torch.empty((len(self.rows), entries), dtype=torch.float64, device=device)
+        for row, tensor in zip(block, self.tensors, strict=True):
+            row.copy_(tensor[span])
+            if self.base is not None:
+                row.sub_(self.base[span])
+        return block
 
 
 def _add(matrix: Matrix, left: _Vectors, right: _Vectors, block_bytes: int) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from merging.checkpoints.adapters import Adapter
 from merging.checkpoints.architecture import read_config
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.expert import CheckpointExpert, Expert, held, task_vector
-from merging.checkpoints.hashing import known_finite, remember_finite
+from merging.checkpoints.hashing import begin_sha256, known_finite, remember_finite
 from merging.checkpoints.outlines import Described
 from merging.checkpoints.sources import resolve
 from merging.checkpoints.streamed import StreamedWeights
@@ -30,7 +32,7 @@ from merging.rules.cache import (
     ParameterStack,
     TensorCache,
 )
-from merging.weight_names import is_adapter
+from merging.weight_names import find_weights, is_adapter
 from merging.weights import CheckpointError, LazyWeights, Weights
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class ExpertPool:
         """
         compatibility.check_expert_names(list(experts))
         paths = {name: resolve(source) for name, source in experts.items()}
+        _begin_hashing(paths.values())
         full = {
             name: Described.read(path, trust_remote_code=trust_remote_code)
             for name, path in paths.items()
@@ -101,6 +104,7 @@ class ExpertPool:
         heads = tuple(name for name, described in full.items() if described.is_classifier)
         compatibility.check_same_kind(list(experts), heads)
         place = resolve(base, base_revision)
+        _begin_hashing([place])
         common = None
         if vocabulary != "refuse":
             config_in = partial(read_config, trust_remote_code=trust_remote_code)
@@ -417,6 +421,14 @@ class _ExpertWeights(LazyWeights):
 def _checkpoints(experts: Mapping[str, Expert]) -> dict[str, CheckpointExpert]:
     """Returns the experts that are full checkpoints."""
     return {name: e for name, e in experts.items() if isinstance(e, CheckpointExpert)}
+
+
+def _begin_hashing(directories: Iterable[Path]) -> None:
+    """Begins what takes long; what is wrong with a model is said where it is opened."""
+    for directory in directories:
+        with suppress(CheckpointError, OSError):
+            if not is_adapter(directory):
+                begin_sha256(find_weights(directory)[0])
 
 
 def _in_zoo(expert: Expert) -> bool:

@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
+import mmap
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -15,8 +18,12 @@ from merging.zoo.pointers import follow
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES = 16 * 2**20
+_READ_BYTES = 64 * 2**20
+_LARGE_BYTES = 2**24
+"""Of a file from which on a thread is worth starting."""
 _SETTLED_S = 2.0
+_begun: dict[str, Future[str]] = {}
+"""What is being hashed, or is known of what this process wrote, by `_key`."""
 
 
 def files_sha256(
@@ -32,6 +39,40 @@ def files_sha256(
         return joint_sha256({file.name: sha for file, sha in zip(files, digests, strict=True)})
 
 
+def begin_sha256(files: Iterable[Path]) -> None:
+    """Hashes files in threads, for whose end `file_sha256` waits, and the end of a process not.
+
+    For the time until then: whoever imports a model's class leaves other processors idle.
+    """
+    waiting: list[tuple[Path, Future[str]]] = []
+    for path in (file.resolve() for file in files):
+        stat = path.stat()
+        key = _key(path, stat)
+        new = key not in _begun and _recall(_entry(key), key) is None
+        if new and stat.st_size >= _LARGE_BYTES:
+            _begun[key] = Future()
+            waiting.append((path, _begun[key]))
+
+    def work() -> None:
+        while waiting:
+            path, future = waiting.pop()
+            try:
+                future.set_result(_digest(path))
+            except OSError as error:
+                future.set_exception(error)
+
+    for _ in range(min(len(waiting), torch.get_num_threads())):
+        Thread(target=work, daemon=True).start()
+
+
+def know_sha256(path: Path, digest: str) -> None:
+    """Tells the sha256 of a file that this process has just written."""
+    future: Future[str] = Future()
+    future.set_result(digest)
+    path = path.resolve()
+    _begun[_key(path, path.stat())] = future
+
+
 def file_sha256(path: Path, on_bytes: Callable[[int], object] = lambda size: None) -> str:
     """Returns the sha256 of a file's bytes, from the cache where path, size and time agree.
 
@@ -43,13 +84,17 @@ def file_sha256(path: Path, on_bytes: Callable[[int], object] = lambda size: Non
     if (pointer := follow(path)) is not None:
         on_bytes(stat.st_size)
         return pointer.sha256
-    key = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
-    entry = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    key = _key(path, stat)
+    entry = _entry(key)
     remembered = _recall(entry, key)
     if remembered is not None:
         on_bytes(stat.st_size)
         return remembered
-    digest = _digest(path, on_bytes)
+    if key in _begun:
+        digest = _begun[key].result()
+        on_bytes(stat.st_size)
+    else:
+        digest = _digest(path, on_bytes)
     # A file changed just now may change again within the clock's resolution, unseen.
     if time.time() - stat.st_mtime > _SETTLED_S:
         _remember(entry, f"{digest} {key}\n")
@@ -71,12 +116,29 @@ def _finite_entry(sha256: str, names: Iterable[str]) -> Path:
     return cache_dir() / "finite" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def _digest(path: Path, on_bytes: Callable[[int], object]) -> str:
+def _key(path: Path, stat: os.stat_result) -> str:
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
+
+
+def _entry(key: str) -> Path:
+    return cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _digest(path: Path, on_bytes: Callable[[int], object] = lambda size: None) -> str:
+    """Returns the sha256 of a file.
+
+    It is mapped: nothing is copied, and the interpreter's lock is asked for between blocks alone.
+    """
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            on_bytes(len(block))
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # of which there is no map
+            return digest.hexdigest()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+            held.madvise(mmap.MADV_SEQUENTIAL)
+            for at in range(0, len(held), _READ_BYTES):
+                with memoryview(held) as whole, whole[at : at + _READ_BYTES] as block:
+                    digest.update(block)
+                    on_bytes(len(block))
     return digest.hexdigest()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import struct
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.hashing import know_sha256
 from merging.checkpoints.weight_files import WeightFiles
 from merging.stacks.depth import Restacked
 from merging.weights import CheckpointError, LazyWeights, Weights
@@ -125,7 +128,7 @@ def _write_converted(
 def _write_shards(
     weights: TypedWeights, names: Mapping[str, str], directory: Path, limit: int
 ) -> None:
-    """Writes tensors under the names of the base's own files; holds one tensor at a time."""
+    """Writes tensors under the names of the base's own files; holds two at a time."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in weights:
@@ -147,7 +150,8 @@ def _write_shard(weights: TypedWeights, names: Mapping[str, str], path: Path) ->
     """Writes a safetensors file, byte for byte as `save_file` does, which needs all tensors.
 
     Eight bytes with the header's length, the header as JSON, spaces up to a multiple of eight,
-    then the tensors: the widest dtype first, of one dtype by name.
+    then the tensors: the widest dtype first, of one dtype by name. While one is written and
+    hashed, the next is computed.
 
     Args:
         names: name in the file -> name in `weights`.
@@ -163,10 +167,21 @@ def _write_shard(weights: TypedWeights, names: Mapping[str, str], path: Path) ->
         header[name] = {"dtype": dtypes[name], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    digest = hashlib.sha256()
+    with path.open("wb") as file, ThreadPoolExecutor(1) as write, ThreadPoolExecutor(1) as read:
+
+        def append(content: bytes | memoryview) -> list[Future[Any]]:
+            return [write.submit(file.write, content), read.submit(digest.update, content)]
+
+        begun = append(struct.pack("<Q", len(text)) + text)
         for name in ordered:
-            file.write(weights[names[name]].view(-1).view(torch.uint8).numpy().data)
+            content = weights[names[name]].view(-1).view(torch.uint8).numpy().data
+            for before in begun:
+                before.result()
+            begun = append(content)
+        for last in begun:
+            last.result()
+    know_sha256(path, digest.hexdigest())
 
 
 def _shard_name(i: int, count: int) -> str:

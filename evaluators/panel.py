@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 
 from evaluators.evaluator import Direction, Evaluator, Score
 from evaluators.items import ItemSet
 from evaluators.requests import EvaluationError, Request, Response
+from evaluators.split import Split
 from merging.seeding import generator
-
-Split: TypeAlias = Literal["search", "selection", "report"]
 
 
 class Answering(Protocol):

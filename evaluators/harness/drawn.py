@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from evaluators.tasks.data import digest
 from evaluators.tasks.splits import PANELS, ItemDraw, ordered
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.panel import Split
+from evaluators.split import Split
 
 PANELS: tuple[Split, ...] = ("search", "selection", "report")
 _MOST: Mapping[Split, int] = {"search": 100, "selection": 100, "report": 1000}

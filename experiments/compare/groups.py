@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.compare.labels import labels as group_labels
 from experiments.compare.labels import show
 from experiments.runs.directory import flatten, identity_config

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.compare.comparison import ComparisonRow, Reach, RunValues
 from experiments.compare.groups import Group, Run, fitness_on, gains_of
 from experiments.compare.significance import GroupSample

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.compare.comparability import check_comparable
 from experiments.compare.comparison import ComparedPair, Comparison
 from experiments.compare.groups import Group, Run, find_runs, fitness_on, group_runs, read_run

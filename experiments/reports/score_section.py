@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.page import Row, TableCell, paragraph, section, table
 from experiments.reports.table import best_value, by_fitness, fitness_text, number

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.reports.cut_offs import cut_off_lines
 from experiments.reports.privacy_section import privacy_lines
 from experiments.runs.files import Json

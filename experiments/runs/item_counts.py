@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
+from evaluators.split import Split
 
 _SPLITS: Mapping[Split, str] = {
     "search": "search",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from evaluators.evaluator import Direction, Score
-from evaluators.panel import Split
+from evaluators.split import Split
 from experiments.runs.files import Json
-from search.objective import Objective
+
+if TYPE_CHECKING:  # a finished run is shown without torch
+    from evaluators.evaluator import Direction, Score
+    from search.objective import Objective
 
 Kind = Literal["base", "expert", "static", "start", "in_hull", "evolved"]
 IN_HULL = "best in hull"  # name of the companion search's winner

@@ -9,7 +9,6 @@ from experiments.reports.table import table
 from experiments.runs.directory import plan_run
 from experiments.runs.errors import explained
 from experiments.runs.files import read_json
-from experiments.runs.options import check_options
 from experiments.setup.own_tasks import with_tasks
 
 
@@ -17,12 +16,12 @@ def show_finished(config: DictConfig) -> float | None:
     """Shows the run of a configuration if it is finished; returns the winner's fitness, or None.
 
     A private run, which may have a key left to destroy, and one that a zoo keeps are shown by the
-    search itself.
+    search itself. Options are not checked, which imports the classes that they name: the run's
+    identity says that they are those of a search that was done.
     """
     if config.privacy or config.zoo:
         return None
     with explained():
-        check_options(config)
         config = with_tasks(config)
         run = plan_run(config, strategy_name())
         finished = is_finished(run, config)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.evaluator import Score
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
+from evaluators.split import Split
 from evaluators.tasks.data import digest
 from experiments.runs.errors import UserError
 from experiments.runs.item_scores import append_item_scores, drop_unentered

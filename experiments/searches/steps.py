@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.reports.report import write_report
 from experiments.runs.model_scores import IN_HULL, ModelScores
 from experiments.runs.progress import ProgressBar
 from experiments.runs.shown import shown, writing
@@ -234,6 +233,8 @@ def write_results(
     Args:
         keep: writes what is kept elsewhere, before the run counts as finished.
     """
+    from experiments.reports.report import write_report  # imports matplotlib
+
     run = outcome.run
     log.info("writing certificate, summary and report")
     certificate = write_certificate(outcome)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from evaluators.panel import Panel
-from experiments.reports.front_plot import constraint_of
 from experiments.runs.device import peak_memory_bytes
 from experiments.runs.item_counts import item_counts
 from experiments.runs.model_scores import (
@@ -29,6 +28,8 @@ from search.winners.selection import Finalist
 
 def write_summary(outcome: SearchOutcome, certificate: Mapping[str, Any]) -> dict[str, Any]:
     """Writes ``summary.json`` and returns its content; `certificate` is `write_certificate`'s."""
+    from experiments.reports.front_plot import constraint_of  # imports matplotlib
+
     result, winner, options = outcome.result, outcome.finalists[0], outcome.options
     machine = outcome.references.ingredients.machine
     panels = outcome.references.ingredients.panels

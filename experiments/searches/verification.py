@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from evaluators.panel import Split
 from evaluators.requests import EvaluationError, TransientFailure
+from evaluators.split import Split
 from experiments.reports.card_head import Parents
 from experiments.reports.card_numbers import count_numbers, differences
 from experiments.reports.model_card import static_card

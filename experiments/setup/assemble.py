@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # a merge imports this module, and asks no model
     from evaluators.engine.engine import Engine
     from evaluators.engine.model import Model
     from evaluators.engine.resident import Resident
-    from evaluators.panel import Panel, Split
+    from evaluators.panel import Panel
+    from evaluators.split import Split
 
 _KEPT_SHARE = 4  # of the memory that is free: the rest is for passes, and for others
 _TASK = re.compile(r"[A-Za-z0-9_.-]+")

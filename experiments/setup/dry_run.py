@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from evaluators.evaluator import Direction
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
+from evaluators.split import Split
 from evaluators.tasks.data import data_path
 from experiments.runs.options import check_groups
 from experiments.setup import assemble

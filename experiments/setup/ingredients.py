@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from evaluators.engine.engine import Engine
 from evaluators.engine.model import Model
 from evaluators.evaluator import Score
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
+from evaluators.split import Split
 from evaluators.tries import tries
 from experiments.setup import assemble, in_hull
 from experiments.setup.assemble import Machine

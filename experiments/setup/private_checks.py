@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from evaluators.memorization.membership import Membership
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
 from evaluators.requests import EvaluationError
+from evaluators.split import Split
 from experiments.setup.initial import BestExpert, BestOf, Scored
 from experiments.setup.parts import SearchParts
 from experiments.setup.racing_checks import bound_on_made_up, has_own_cases
@@ -131,6 +131,8 @@ def check_items(panel: Panel, delta: float) -> None:
     Raises:
         ValueError: names the tasks, or the option.
     """
+    from evaluators.memorization.membership import Membership  # imports scipy.stats
+
     seen: dict[str, str] = {}
     read: dict[str, str] = {}
     for task, evaluator in panel.evaluators.items():

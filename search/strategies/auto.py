@@ -11,7 +11,6 @@ from merging.spaces.axes import Axis, Choice
 from merging.spaces.axes import start as start_of
 from search.checks import check_at_least, check_positive
 from search.loop.ask_tell import AskTell
-from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategy import Candidate, Outcome
 
 
@@ -154,6 +153,8 @@ class Auto:
 
     def _begin(self, genome: Vector) -> None:
         """Begins the next stage at a genome, ``(axes,)``."""
+        from search.strategies.nevergrad_optimizer import NevergradStrategy  # takes a second
+
         name, self._ties = self._left.pop(0)
         firsts = [int(np.flatnonzero(self._ties == i)[0]) for i in range(_count(self._ties))]
         self._inner = NevergradStrategy(

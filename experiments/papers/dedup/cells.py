@@ -14,7 +14,8 @@ from torch import Tensor
 
 from evaluators.engine.engine import Engine
 from evaluators.evaluator import Score
-from evaluators.panel import Panel, Split
+from evaluators.panel import Panel
+from evaluators.split import Split
 from evaluators.tasks.classification import Accuracy
 from experiments.deduplication.loaded import HEAD, LoadedTarget
 from experiments.deduplication.plan import deduplicate

@@ -14,8 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from evaluators.engine.engine import Engine
-from evaluators.panel import Split
 from evaluators.requests import Request
+from evaluators.split import Split
 from experiments.searches import paces, run, run_time
 from experiments.searches.paces import CandidatePace, Paces
 from experiments.searches.run_time import run_times

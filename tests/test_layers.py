@@ -203,6 +203,10 @@ assert not heavy, f"{heavy} must wait until it is needed"
 """
 
 
+_IDLE = ("peft", "nevergrad", "cma", "scipy.stats", "matplotlib", "lm_eval", "wandb", "pandas")
+_ASKING = ("scipy", "transformers", "numba", "tokenizers", "datasets")
+
+
 def test_importing_merging_and_search_has_no_side_effects() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SIDE_EFFECTS.replace("NAMES", repr(modules("merging", "search")))],
@@ -214,12 +218,18 @@ def test_importing_merging_and_search_has_no_side_effects() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_merge_imports_only_what_it_uses() -> None:
-    idle = {"peft", "nevergrad", "cma", "scipy", "matplotlib", "lm_eval", "wandb", "pandas"}
-    idle |= {"transformers", "numba", "tokenizers", "datasets"}
+@pytest.mark.parametrize(
+    ("module", "idle"),
+    [
+        ("experiments.searches.finished", {"torch", *_IDLE, *_ASKING}),
+        ("experiments.commands.merge_models", {*_IDLE, *_ASKING}),
+        ("experiments.searches.run", {*_IDLE}),
+    ],
+)
+def test_a_verb_imports_only_what_it_uses(module: str, idle: set[str]) -> None:
     loaded = f"print(sorted({idle} & {{*sys.modules}}))"
     done = subprocess.run(
-        [sys.executable, "-c", f"import experiments.commands.merge_models, sys; {loaded}"],
+        [sys.executable, "-c", f"import {module}, sys; {loaded}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -72,3 +72,22 @@ def test_unwritable_cache_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "file"))
     assert hashing.file_sha256(settled) == sha(b"one")
+
+
+def test_what_was_begun_is_waited_for_and_what_changed_since_is_hashed_anew(
+    cache: Path, settled: Path
+) -> None:
+    content = bytes(range(256)) * (hashing._LARGE_BYTES // 256 + 1)
+    settled.write_bytes(content)
+    hashing.begin_sha256([settled, settled])
+    assert hashing.file_sha256(settled) == sha(content)
+    settled.write_bytes(content[::-1])
+    assert hashing.file_sha256(settled) == sha(content[::-1])
+
+
+def test_what_was_written_here_is_not_read_again(
+    cache: Path, settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashing.know_sha256(settled, sha(b"one"))
+    monkeypatch.setattr(hashing, "_digest", lambda path: pytest.fail("read"))
+    assert hashing.file_sha256(settled) == sha(b"one")

@@ -21,10 +21,13 @@ def show_finished(config: DictConfig) -> float | None:
     """
     if config.privacy or config.zoo:
         return None
-    with explained():
-        config = with_tasks(config)
-        run = plan_run(config, strategy_name())
-        finished = is_finished(run, config)
+    try:
+        with explained():
+            config = with_tasks(config)
+            run = plan_run(config, strategy_name())
+            finished = is_finished(run, config)
+    except (TypeError, AttributeError):  # an option of a wrong type, which the search refuses
+        return None
     return show(run, config) if finished else None
 
 

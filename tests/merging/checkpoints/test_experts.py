@@ -81,7 +81,7 @@ class TestLanguageModels:
         assert set(pool.names) <= set(pool.base)
 
     def test_resident_pool_is_the_same_pool(self, llama: Path, tmp_path: Path) -> None:
-        experts = builders.experts_of(llama, 2) | {
+        experts = builders.experts_of(llama, 2, names=("first", "second")) | {
             "lora": str(builders.lora_adapter(tmp_path / "lora", llama))
         }
         pool = ExpertPool.open(str(llama), experts)

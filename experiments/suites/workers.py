@@ -38,7 +38,8 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
     failures: dict[Path, str] = {}
     first = {run.setting: run for run in reversed(runs)}
     others = [run for run in runs if run is not first[run.setting]]
-    began, done = time.monotonic(), 0
+    finished = {run.directory for run in runs if (run.directory / "summary.json").is_file()}
+    began, done, new = time.monotonic(), 0, 0
     for wave in (list(first.values()), others):
         with process_pool(workers) as pool:
             futures = {
@@ -48,19 +49,21 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
             try:
                 for future in as_completed(futures):
                     run, done = futures[future], done + 1
+                    new += run.directory not in finished
                     reason = _reason(future, run)
                     if reason is not None:
                         failures[run.directory] = reason
-                    left = (time.monotonic() - began) / done * (len(runs) - done)
+                    pace = (time.monotonic() - began) / max(new, 1)
+                    left = pace * (len(runs) - len(finished) - new)
                     log.info(
-                        "%d/%d runs, %s %s seed %d %s, about %s left",
+                        "%d/%d runs, %s %s seed %d %s%s",
                         done,
                         len(runs),
                         run.setting,
                         run.variant,
                         run.seed,
                         "done" if reason is None else "failed",
-                        duration(left),
+                        f", about {duration(left)} left" if new else "",
                     )
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -53,6 +53,7 @@ def store(
                 f"{name} is in the zoo {zoo.directory} already, of other blocks or with another "
                 "privacy record: choose another suffix"
             )
+        _drop_left(zoo, name)
         return
     lenders = [stored(zoo, base) for base in bases]
     pieces = pieces_of(zoo, model, dict(zip(lenders, bases, strict=True)), substitution)
@@ -188,13 +189,19 @@ def _whole(zoo: Zoo, name: str, model: DedupModel) -> Iterator[str]:
         if home.directory == zoo.directory and zoo.model(own).sha256 == model.checkpoint.sha256:
             yield own
             return
-    whole = f"{name}.whole"
-    if whole in {one.name for one in zoo.models()}:  # a killed start has left it
-        zoo.remove(whole)
+    whole = _drop_left(zoo, name)
     with plain(model.source, model.checkpoint.path) as files:
         zoo.add(files, whole)
     yield whole
     zoo.remove(whole)
+
+
+def _drop_left(zoo: Zoo, name: str) -> str:
+    """Returns the name of what is stored for the time being; what a killed start left is gone."""
+    whole = f"{name}.whole"
+    if whole in {one.name for one in zoo.models()}:
+        zoo.remove(whole)
+    return whole
 
 
 def _card(name: str, model: DedupModel, bases: Sequence[DedupModel], ledger: Ledger) -> str:

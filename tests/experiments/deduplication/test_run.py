@@ -234,7 +234,7 @@ def test_kills_at_any_moment_change_nothing(world: World) -> None:
             kills += 1
         process.join()
         assert kills < 100, "what was forked does not end"
-    assert kills > 10
+    assert kills > 5
     assert world.run() == whole
     for name in whole["targets"]:
         zoos = [Zoo.open(world.root / store) for store in ("other", "zoo")]

@@ -78,9 +78,9 @@ def test_the_same_again_is_left_alone_and_another_of_the_name_refused(tmp_path: 
     base = opened(builders.llama(tmp_path / "base"), 256)
     target = opened(builders.llama(tmp_path / "target", like=tmp_path / "base", seed=1), 256)
     zoo = Zoo.open(tmp_path / "zoo", create=True)
-    zoo.add(tmp_path / "target", "small.whole")  # as a killed start leaves it
     now = substituted(target, [base], 0)
     for _ in range(2):
+        zoo.add(tmp_path / "target", "small.whole")  # as a killed start leaves it
         store(zoo, "small", target, [base], now, Ledger())
         assert {model.name for model in zoo.models()} == {"base", "small"}
         check_name(zoo, "small", target, [base])

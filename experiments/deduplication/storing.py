@@ -88,7 +88,7 @@ def check_name(zoo: Zoo, name: str, model: DedupModel, bases: Sequence[DedupMode
             f"{name} is in the zoo {zoo.directory} already, made of other models: choose another "
             "suffix"
         )
-    if name not in known:
+    if not {name, f"{name}.whole"} & set(known):
         keeping.check_name(zoo.directory, f"{name}.whole")
 
 

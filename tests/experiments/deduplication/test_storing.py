@@ -81,6 +81,7 @@ def test_the_same_again_is_left_alone_and_another_of_the_name_refused(tmp_path: 
     now = substituted(target, [base], 0)
     for _ in range(2):
         zoo.add(tmp_path / "target", "small.whole")  # as a killed start leaves it
+        check_name(zoo, "small", target, [base])
         store(zoo, "small", target, [base], now, Ledger())
         assert {model.name for model in zoo.models()} == {"base", "small"}
         check_name(zoo, "small", target, [base])

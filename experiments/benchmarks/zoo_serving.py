@@ -271,12 +271,14 @@ def _answer(serving: Serving, name: str, tokens: int, files: Iterable[Path]) -> 
 
 
 def _note(ours: Serving, other: Serving, changed: float, size: int) -> str:
-    """Says where the time goes, and how slow a disk makes it the published figure."""
+    """Says where the time goes, what bounds it, and what disk makes it the published figure."""
     loading = (PUBLISHED * (ours.ready + ours.forward) - other.forward) / REQUESTS
     return (
         f"making ready + forward pass with {torch.get_num_threads()} threads: {ours.said()} "
         f"({changed:.1f} MB written) beside {other.said()} ({size / 1e6:.0f} MB, or none where "
-        f"the model is held): ready {other.ready / ours.ready:.0f} times sooner; "
+        f"the model is held): ready {other.ready / ours.ready:.0f} times sooner, and with nothing "
+        f"to make ready {(other.ready + other.forward) / ours.forward:.1f} times per request, the "
+        "forward pass being transformers' own; "
         f"{PUBLISHED} times per request would be loading at {size / loading / 1e6:.0f} MB/s"
     )
 

@@ -216,7 +216,7 @@ def test_a_metric_of_images_is_judged_by() -> None:
         ("[gone.jsonl]", "no file gone.jsonl"),
         ("[gone.yaml]", "gone.yaml does not exist"),
         ("[]", "name a task"),
-        ("[3]", "expected text or a list"),
+        ("[3]", "3 names no task"),
         ("[{weight:2}]", "names no task"),
         ("[ARRAY]", "array.json holds no JSON object in its first line"),
         ("[EMPTY]", "empty.jsonl names no columns in its first line: write items into it"),

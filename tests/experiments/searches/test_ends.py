@@ -16,7 +16,8 @@ from evaluators import tries
 from evaluators.evaluator import Score
 from evaluators.panel import Panel
 from evaluators.requests import EvaluationError, Response
-from experiments.searches import certificate, steps
+from experiments.reports import report
+from experiments.searches import certificate
 from experiments.searches.tracking import NoTracker
 from merging.saving import shards
 from tests import builders
@@ -89,7 +90,7 @@ def test_remedies_go_on_with_the_same_run(
     less = ("save_model=false", "adapter_rank=null", "stream=true")
     Path("run/report.html").write_text("of a run that is not finished")
     with monkeypatch.context() as disk:
-        disk.setattr(steps, "write_report", lambda _: (_ for _ in ()).throw(full))
+        disk.setattr(report, "write_report", lambda _: (_ for _ in ()).throw(full))
         assert shell.run("search", *line, *less).code == 2
     assert Path("run/summary.json").exists()
     assert not Path("run/report.html").exists(), "it would mark the run as finished"

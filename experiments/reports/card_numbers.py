@@ -45,7 +45,7 @@ def _says(lines: Sequence[str], at: int, keys: Collection[str]) -> bool:
 
 def _key(lines: Sequence[str], at: int) -> str | None:
     """Returns the entry of the head that a line begins; of two, readers of YAML take the last."""
-    found = re.match(r"([\w-]+)\s*:", lines[at])
+    found = re.match(r"[\"']?([\w-]+)[\"']?\s*:", lines[at])
     return found[1] if found and lines[:1] == ["---"] and "---" not in lines[1:at] else None
 
 

@@ -98,6 +98,7 @@ def edit(card: str, line: str) -> tuple[str, str, str]:
         ("# ", "It beats every peer by 12pp."),
         ("# ", "<!--"),
         ("---\n\n", "model-index: []"),
+        ("---\n\n", "'model-index' : []"),
         (None, "| # |"),
     ],
 )

@@ -12,8 +12,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+import conf
 from experiments.runs.errors import UserError
 from experiments.runs.model_scores import Kind, ModelScores
+from experiments.runs.options import check_options
 from experiments.suites import workers
 from experiments.suites.plan import Suite, SuiteSetting, SuiteTable, checked_suite, planned_runs
 from experiments.suites.results import results_page
@@ -22,6 +24,8 @@ from experiments.suites.suite import marked
 from search.loop import jsonl
 from tests.experiments.local import overrides, write_texts
 from tests.experiments.refusals import Shell, own_logging
+
+CONF = Path(conf.__file__).parent
 
 FILE = """\
 # @package _global_
@@ -256,3 +260,21 @@ def test_every_variant_runs_in_every_setting_with_every_seed() -> None:
     twins = replace(SUITE, tables={"one": SuiteTable("", {"A b": [], "a-B": []})})
     with pytest.raises(UserError, match="variants 'A b' and 'a-B' share the directory"):
         planned_runs(twins, Path("runs"))
+
+
+def test_the_settings_and_variants_of_the_suites_that_come_along_can_be_composed() -> None:
+    seen: set[tuple[str, ...]] = set()
+    with initialize_config_module("conf", version_base=None):
+        for file in sorted(CONF.glob("experiment/*.yaml")):
+            if "\nsuite:" not in file.read_text():
+                continue
+            config = compose("search", overrides=[f"experiment={file.stem}"])
+            for value in config.suite.get("values") or {}:
+                config.suite["values"][value] = "DIR"
+            suite = checked_suite(OmegaConf.to_container(config.suite, resolve=True))
+            for run in planned_runs(suite, Path("runs")):
+                setting = tuple(suite.settings[run.setting].options)
+                variant = tuple(suite.tables[run.table].variants[run.variant] or ())
+                if not {setting, variant} <= seen:
+                    check_options(compose("search", overrides=run.overrides))
+                seen |= {setting, variant}

@@ -19,6 +19,11 @@ METHOD = (
     "method. Intervals are 95 % and not corrected. Items count as independent."
 )
 
+_SHARES = (0.15, 0.4)
+"""Shares of the longest search after which the best is shown, from `_LONG` evaluations on."""
+
+_LONG = 100
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -94,8 +99,14 @@ def score_table(comparison: Comparison, sign: str = "±") -> TextTable:
 
 
 def cost_table(comparison: Comparison) -> TextTable:
-    """Returns what the searches of each group cost, and how soon they reached the target."""
+    """Returns what the searches of each group cost, how soon they reached the target, and more.
+
+    That is the mean over seeds of the best search fitness after shares of the longest search.
+    """
+    longest = max((len(row.curve[0]) for row in comparison.groups), default=0)
+    marks = [round(share * longest) for share in _SHARES] if longest >= _LONG else []
     head = ["group", "item evaluations per run", "evaluations to target", "time to target"]
+    head += [f"search after {mark}" for mark in marks]
     rows = []
     for row in comparison.groups:
         items, reach = row.item_evaluations.mean, row.reach
@@ -106,7 +117,10 @@ def cost_table(comparison: Comparison) -> TextTable:
             if reach.reached < reach.runs:
                 evaluations += f" ({reach.reached} of {reach.runs} runs)"
             seconds = "-" if reach.seconds is None else duration(reach.seconds)
-        rows.append([row.label, "-" if items is None else f"{items:,.0f}", evaluations, seconds])
+        means = row.curve[0]
+        after = [f"{means[mark - 1]:.4f}" if mark <= len(means) else "-" for mark in marks]
+        spent = "-" if items is None else f"{items:,.0f}"
+        rows.append([row.label, spent, evaluations, seconds, *after])
     return TextTable(head, rows)
 
 

@@ -14,6 +14,9 @@ from search.loop.ask_tell import AskTell
 from search.strategies.nevergrad_optimizer import NevergradStrategy
 from search.strategy import Candidate, Outcome
 
+_NARROWER = 0.25
+"""Factor of the first step after a subspace that brought nothing better than its centre."""
+
 
 class SubspaceEvolution:
     """Evolves paths in the span of K noises around the best point so far.
@@ -22,13 +25,14 @@ class SubspaceEvolution:
     generations without a new best the best candidate becomes the centre, and CMA starts anew over
     `growth` times as many noises, of which none was used before. The noise of the space says what
     the coordinates are: tensors, rows, singular directions of the task vectors, or, with
-    ``noise=gaussian``, a random embedding as in REMBO.
+    ``noise=gaussian``, a random embedding as in REMBO. A subspace that brought nothing better than
+    its centre was sampled too far from it: the next one begins with a quarter of its step.
 
     Args:
         seed: of CMA's samples; that of the noises is the space's.
         starts: names of the points to start from; one.
         dimensions: K of the first subspace.
-        sigma: first step along every noise, in the unit of the space's noise.
+        sigma: of the first subspace, first step along every noise, in the unit of the space's.
         popsize: CMA's samples per generation; None: ``4 + floor(3 ln K)``.
         patience: CMA's generations without a new best that a subspace is given.
         growth: factor of K, and one over that of sigma squared, from one subspace to the next.
@@ -47,7 +51,7 @@ class SubspaceEvolution:
         dimensions: int = 24,
         sigma: float = 0.1,
         popsize: int | None = None,
-        patience: int = 8,
+        patience: int = 4,
         growth: float = 1.0,
     ) -> None:
         check_at_least(2, dimensions=dimensions)
@@ -63,6 +67,7 @@ class SubspaceEvolution:
         self._ask_tell = AskTell[Path]()
         self._centre, self._subspaces = Path(starts[0]), 0
         self._highest, self._stale = -math.inf, 0
+        self._of_centre: float | None = None
         self._numbers = range(0)
         self._cma = self._opened()
 
@@ -78,8 +83,10 @@ class SubspaceEvolution:
         ordered = self._ask_tell.tell(outcomes)
         told = zip(self._asked, ordered, strict=True)
         self._cma.tell([Outcome(inner.id, outcome.fitness) for inner, outcome in told])
-        values = [float(o.fitness[0]) for o in ordered if o.fitness is not None]
-        highest = max([self._highest, *values])
+        values = [-math.inf if o.fitness is None else float(o.fitness[0]) for o in ordered]
+        if self._of_centre is None:  # the centre is a subspace's first candidate
+            self._of_centre = values[0]
+        highest = max(self._highest, *values)
         self._stale = 0 if highest > self._highest else self._stale + 1
         self._highest = highest
         if self._stale >= self._patience:
@@ -87,6 +94,9 @@ class SubspaceEvolution:
             self._stale = 0
             self._dimensions *= self._growth
             self._sigma /= math.sqrt(self._growth)
+            if self._highest <= self._of_centre:
+                self._sigma *= _NARROWER
+            self._of_centre = self._highest
             self._cma = self._opened()
 
     def recommend(self) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,21 @@ def test_a_stalled_subspace_is_left_for_a_larger_one_around_the_best() -> None:
     assert numbers(second[1:]) == set(range(4, 12))
     assert {c.genome.steps[:-1] for c in second[1:]} == {best.steps}
     assert strategy.recommend() == [best]
+
+
+def test_a_subspace_that_brought_nothing_is_followed_by_shorter_steps() -> None:
+    strategy = SubspaceEvolution(seed=0, starts=["start"], dimensions=6, patience=2)
+    lengths: dict[int, list[float]] = {}
+    for _ in range(9):
+        asked = strategy.ask()
+        for candidate in asked:
+            for number, length in (candidate.genome.steps or [()])[-1]:
+                lengths.setdefault(number // 6, []).append(abs(length))
+        # candidate 0, the start, stays the best
+        strategy.tell([Outcome(c.id, np.array([-float(c.id > 0)])) for c in asked])
+    means = [np.mean(lengths[i]) for i in sorted(lengths)]
+    assert len(means) > 2
+    assert all(0.1 < b / a < 0.5 for a, b in pairwise(means))
 
 
 def test_order_of_telling_changes_nothing_and_a_replay_goes_on() -> None:

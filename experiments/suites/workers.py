@@ -39,8 +39,9 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
     first = {run.setting: run for run in reversed(runs)}
     others = [run for run in runs if run is not first[run.setting]]
     finished = {run.directory for run in runs if (run.directory / "summary.json").is_file()}
-    began, done, new = time.monotonic(), 0, 0
+    done = 0
     for wave in (list(first.values()), others):
+        began, new, todo = time.monotonic(), 0, sum(run.directory not in finished for run in wave)
         with process_pool(workers) as pool:
             futures = {
                 pool.submit(_run_one, run, first[run.setting].directory, search_path): run
@@ -53,8 +54,7 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
                     reason = _reason(future, run)
                     if reason is not None:
                         failures[run.directory] = reason
-                    pace = (time.monotonic() - began) / max(new, 1)
-                    left = pace * (len(runs) - len(finished) - new)
+                    left = (time.monotonic() - began) / max(new, 1) * (todo - new)
                     log.info(
                         "%d/%d runs, %s %s seed %d %s%s",
                         done,
@@ -63,7 +63,8 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
                         run.variant,
                         run.seed,
                         "done" if reason is None else "failed",
-                        f", about {duration(left)} left" if new else "",
+                        # the first wave also makes experts: it says nothing of those to come
+                        f", about {duration(left)} left" if new and wave is others else "",
                     )
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -169,9 +169,13 @@ class TensorNoise:
 
     The coarsest noise outside the affine span of the experts: as many numbers as tensors times
     experts. What few numbers gain they also gain on other items.
+
+    Args:
+        whole: one number per expert for all tensors: with ``unit: deltas`` in the affine span.
     """
 
     unit: NoiseUnit = "deltas"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_unit(self.unit)
@@ -186,7 +190,7 @@ class TensorNoise:
         def shaped(delta: Tensor) -> _ShapedDraw:
             return lambda rng: _normal(1, rng, delta) * delta  # g d
 
-        return _sum_over_experts(name, pool, self.unit, shaped)
+        return _sum_over_experts(name, pool, self.unit, shaped, shared=self.whole)
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,40 @@ class SingularNoise:
         return _sum_over_experts(name, pool, self.unit, shaped)
 
 
+@dataclass(frozen=True)
+class StagedNoise:
+    """One noise first, then another: few numbers while they bring most, more of them later.
+
+    Args:
+        first: of the noises with numbers below `count`.
+        count: at least 1.
+        then: of all others.
+    """
+
+    first: Noise
+    count: int
+    then: Noise
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count of the first noises must be at least 1, got {self.count}")
+
+    def numbers(self, shape: Sequence[int], experts: int) -> int:
+        """Returns how many numbers the later noises have."""
+        return self.then.numbers(shape, experts)
+
+    def on(self, name: str, pool: ExpertPool) -> Draw:
+        """Returns the sampler of the later noises in one tensor; see `noise_at`."""
+        return self.then.on(name, pool)
+
+
+def noise_at(noise: Noise, number: int) -> Noise:
+    """Returns the noise that a number, counted from 0 over the run, belongs to."""
+    if isinstance(noise, StagedNoise):
+        return noise_at(noise.first if number < noise.count else noise.then, number)
+    return noise
+
+
 def noise_from_description(description: Mapping[str, Any]) -> Noise:
     """Returns the noise that `describe` wrote; raises ValueError where it is none."""
     noise: Noise = described.rebuild(description, "noise", ("on",))
@@ -293,9 +331,18 @@ def noise_from_description(description: Mapping[str, Any]) -> Noise:
 
 
 def _sum_over_experts(
-    name: str, pool: ExpertPool, unit: NoiseUnit, shaped: Callable[[Tensor], _ShapedDraw]
+    name: str,
+    pool: ExpertPool,
+    unit: NoiseUnit,
+    shaped: Callable[[Tensor], _ShapedDraw],
+    *,
+    shared: bool = False,
 ) -> Draw:
-    """Returns the sampler of the sum of the experts' noises, in the order of their identities."""
+    """Returns the sampler of the sum of the experts' noises, in the order of their identities.
+
+    Args:
+        shared: draw the same numbers for every tensor.
+    """
     deltas = pool.deltas(name)
     if deltas.numel() == 0:
         return GaussianNoise().on(name, pool)
@@ -308,7 +355,8 @@ def _sum_over_experts(
     def draw(seed: int, out: Tensor | None = None) -> Tensor:
         noise = deltas.new_zeros(deltas.shape[1:]) if out is None else out.zero_()
         for identity, draw_shaped in experts:
-            noise.add_(draw_shaped(generator(seed, identity, name)).reshape(noise.shape))
+            rng = generator(seed, identity, *(() if shared else (name,)))
+            noise.add_(draw_shaped(rng).reshape(noise.shape))
         return noise.mul_(factor)
 
     return draw

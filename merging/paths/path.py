@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merging import described
 from merging.checkpoints.experts import ExpertPool
-from merging.paths.noise import Draw, Noise, noise_from_description
+from merging.paths.noise import Draw, Noise, noise_at, noise_from_description
 from merging.plan import Plan
 from merging.seeding import stable_seed
 from merging.weights import InPlaceWeights, LazyWeights
@@ -142,15 +142,15 @@ class Walk:
 
     def write(self, name: str, path: Path, out: Tensor) -> None:
         """Writes what `tensor` returns into `out`: contiguous, float32, on the pool's device."""
-        draw = self.noise.on(name, self.pool) if path.steps or path.own else None
-        centre = self._centre(name, path.centre, draw, out)
-        if path.own is None or draw is None:
+        draws: dict[Noise, Draw] = {}
+        centre = self._centre(name, path.centre, draws, out)
+        if path.own is None:
             out.copy_(centre)
         else:
             number, coefficient = path.own
-            self._term(draw, number, coefficient, out).add_(centre)
+            self._term(name, draws, number, coefficient, out).add_(centre)
 
-    def _centre(self, name: str, path: Path, draw: Draw | None, scratch: Tensor) -> Tensor:
+    def _centre(self, name: str, path: Path, draws: dict[Noise, Draw], scratch: Tensor) -> Tensor:
         # Taken out while it changes: an error half-way must not leave half a step behind.
         path_so_far = self._path_to_centre.pop(name, None)
         centre = self._centres[name] if self.keep else torch.empty_like(scratch)
@@ -160,8 +160,7 @@ class Walk:
         else:
             done = len(path_so_far.steps)
         for generation in range(done, len(path.steps)):
-            assert draw is not None
-            if (move := self._move(path, generation, draw, scratch)) is not None:
+            if (move := self._move(name, path, generation, draws, scratch)) is not None:
                 centre.add_(move)  # c_{t+1} = c_t + move_t
         if self.keep:
             self._path_to_centre[name] = path
@@ -187,7 +186,9 @@ class Walk:
         else:
             out.copy_(self._start[name])
 
-    def _move(self, path: Path, generation: int, draw: Draw, scratch: Tensor) -> Tensor | None:
+    def _move(
+        self, name: str, path: Path, generation: int, draws: dict[Noise, Draw], scratch: Tensor
+    ) -> Tensor | None:
         """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: it moves nothing.
 
         `scratch`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
@@ -195,12 +196,24 @@ class Walk:
         move: Tensor | None = None
         for age in reversed(range(min(len(path.blend), generation + 1))):
             for number, coefficient in path.steps[generation - age]:
-                term = self._term(draw, number, path.blend[age] * coefficient, scratch)
+                weight = path.blend[age] * coefficient
+                term = self._term(name, draws, number, weight, scratch)
                 move = term.clone() if move is None else move.add_(term)
         return move
 
-    def _term(self, draw: Draw, number: int, coefficient: float, out: Tensor) -> Tensor:
-        return draw(stable_seed("noise", self.seed, number), out).mul_(coefficient)
+    def _term(
+        self,
+        name: str,
+        draws: dict[Noise, Draw],
+        number: int,
+        coefficient: float,
+        out: Tensor,
+    ) -> Tensor:
+        """Writes one noise times its coefficient into `out`; `draws` keeps a tensor's samplers."""
+        noise = noise_at(self.noise, number)
+        if noise not in draws:
+            draws[noise] = noise.on(name, self.pool)
+        return draws[noise](stable_seed("noise", self.seed, number), out).mul_(coefficient)
 
 
 def _leads_to(centre: Path, path: Path) -> bool:

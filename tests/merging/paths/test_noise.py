@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -18,9 +19,11 @@ from merging.paths.noise import (
     Noise,
     RowNoise,
     SingularNoise,
+    StagedNoise,
     TensorNoise,
     noise_from_description,
 )
+from merging.paths.path import Path, Walk
 from merging.paths.singular_pairs import SingularPairNoise
 from tests.merging.memory_pool import memory_pool, random_pool
 
@@ -133,6 +136,32 @@ def test_shaped_noise_lies_outside_the_affine_span(noise: Noise) -> None:
     assert torch.linalg.vector_norm(flat[:, None] - inside) > least * torch.linalg.vector_norm(
         flat
     )
+
+
+def test_whole_noise_lies_in_the_affine_span() -> None:
+    pool = random_pool(SHAPES)
+    noise = TensorNoise(whole=True)
+    flat = torch.cat([noise.on(name, pool)(3).flatten() for name in SHAPES]).double()
+    span = torch.cat([pool.deltas(name).reshape(3, -1) for name in SHAPES], 1).double()
+    inside = span.T @ torch.linalg.lstsq(span.T, flat[:, None]).solution
+    assert torch.allclose(inside[:, 0], flat, atol=1e-5)
+
+
+def test_staged_noise_is_the_one_and_then_the_other() -> None:
+    pool = random_pool(SHAPES)
+    staged = StagedNoise(TensorNoise(whole=True), 3, RowNoise())
+    assert noise_from_description(json.loads(json.dumps(describe(staged)))) == staged
+    for number in range(5):
+        path = Path().perturbed(number, 0.5).moved(((number, 0.25), (4 - number, 2.0)))
+        alone = [staged.first, staged.then]
+        for name in SHAPES:
+            found = Walk(pool, None, staged, 7).tensor(name, path)
+            parts = [
+                Walk(pool, None, alone[n >= 3], 7).tensor(name, Path().moved(((n, c),)))
+                - pool.base_tensor(name)
+                for n, c in path.steps[0]
+            ]
+            assert torch.allclose(found, pool.base_tensor(name) + sum(parts), atol=1e-5)
 
 
 def test_rows_of_row_noise_lie_in_the_span_of_the_experts_rows() -> None:

@@ -269,6 +269,26 @@ def test_on_a_small_model_the_population_climbs_and_the_winner_rebuilds(noise: N
     assert all(torch.equal(again[name].float(), decoded[name].float()) for name in SHAPES)
 
 
+def test_samples_come_nearer_where_they_tell_of_curvature_and_go_back_where_not() -> None:
+    """Along a slope of 1 with a curvature of c, the mean falls below the centre by c sigma^2."""
+    strategy = Pursuit(seed=0, starts=["start", "other"], popsize=8, sigma=0.1, shrink=False)
+    rng, distances, curvature = np.random.default_rng(0), list[float](), 100.0
+    for _ in range(24):
+        outcomes = []
+        for candidate in strategy.ask():
+            own = candidate.genome.own
+            length = own[1] if own else 0.0
+            fall = curvature * length**2 if own else 1e9 * len(candidate.genome.steps)
+            outcomes.append(Outcome(candidate.id, np.array([length * rng.normal() - fall])))
+            distances += [length] if own and length not in distances[-1:] else []
+        strategy.tell(outcomes)
+        curvature = 0.0 if len(distances) > 2 else curvature
+    assert distances[0] == 0.1
+    assert min(distances) < 0.05
+    assert distances[-1] == 0.1
+    assert max(distances) == 0.1
+
+
 def by_genome(path: Path) -> tuple[float, Vector] | None:
     """Any function of the genome alone that has some failures."""
     number = stable_seed(json.dumps(path.to_json())) % 11

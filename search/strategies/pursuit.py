@@ -18,8 +18,8 @@ _SCALES = (0.25, 1.0, 4.0)
 _CHANGE = 4.0
 """Most that one step may say of the curvature, times or divided by what was known."""
 
-_BENT = (0.1, 0.5)
-"""Falls of the samples' mean below the centre, in standard deviations, that keep sigma."""
+_NEAREST = 0.125
+"""Share of the first sigma below which it never falls."""
 
 _NOISE = 0.25
 """Reliability of slopes below which a generation counts as noise."""
@@ -54,10 +54,9 @@ class Pursuit:
     + q sum_i m_i^2`` is highest at ``m_i = s_i / (2 |q|)``, where a step gives ``sum_i s_i^2 /
     (4 |q|)``, whatever N is; a step twice as long gives nothing, any longer one takes away. q is
     what the last steps have shown, so that sigma, which only measures, can be small: in contrast
-    to `MergEvolve` the centre of the samples does not pay for their distance. It halves where
-    samples tell of curvature, their mean more than half of their standard deviation below the
-    centre, and doubles, up to the first, where it is less than a tenth below. The first step tries
-    three lengths, any other that length and a third of it.
+    to `MergEvolve` the centre of the samples does not pay for their distance. It halves after a
+    step that was no better, whose slopes were rather curvature, and doubles, up to the first,
+    after one that was. The first step tries three lengths, any other one and a third of it.
 
     Source: Nesterov and Spokoiny 2017, Random gradient-free minimization of convex functions;
     Stich, Mueller, Gaertner 2013, Optimization of convex functions with random pursuit. Shrunken
@@ -109,7 +108,6 @@ class Pursuit:
         self._starts = tuple(starts)
         self._popsize, self._most = popsize, most or popsize
         self._sigma, self._widest, self._first = sigma, sigma, step
-        self._height: float | None = None  # fitness of the centre
         self._sides = (1.0, -1.0) if antithetic else (1.0,)
         self._shrink = shrink
         self._generations = generations
@@ -167,7 +165,6 @@ class Pursuit:
         if self._shrink and reliability < _NOISE:
             self._popsize = min(2 * self._popsize, self._most)
         slopes = Slopes(tuple(first + i for i in numbers), values, reliability)
-        self._adapt(ordered)
         norm = float(np.linalg.norm(values))
         if norm == 0 or reliability == 0:
             return
@@ -177,17 +174,6 @@ class Pursuit:
         else:
             length = reliability / (2 * self._curvature)  # m_i = B s_i / (2 |q|)
             self._lengths = (length / 3, length)
-
-    def _adapt(self, ordered: Sequence[Outcome]) -> None:
-        """Changes sigma by ``(f(centre) - mean f_i) / sd f_i``, which grows with it."""
-        known = [value for value in _values(ordered) if value is not None]
-        if self._height is None or len(known) < 2 or not (spread := float(np.std(known))):
-            return
-        fall = (self._height - float(np.mean(known))) / spread
-        if fall > _BENT[1]:
-            self._sigma /= 2
-        elif fall < _BENT[0]:
-            self._sigma = min(2 * self._sigma, self._widest)
 
     def _reliability(self, ordered: Sequence[Outcome]) -> float:
         """Returns B, of this generation and, each counting half of the one after it, earlier ones.
@@ -213,14 +199,14 @@ class Pursuit:
         """Moves to the best trial that is better than the centre, and learns the curvature."""
         here, *there = _values(ordered)
         low = -math.inf if here is None else here
-        self._height = here
         gains = [-math.inf if value is None else value - low for value in there]
         best = int(np.argmax(gains))
         if gains[best] > 0:
             self._centre = centre.moved(slopes.step(self._lengths[best]))
-            self._height = there[best]
+            self._sigma = min(2 * self._sigma, self._widest)
         else:
             best = int(np.argmin(self._lengths))
+            self._sigma = max(self._sigma / 2, _NEAREST * self._widest)
         self._learn(self._lengths[best], float(slopes.values @ slopes.values), gains[best])
 
     def _learn(self, length: float, square: float, gain: float) -> None:

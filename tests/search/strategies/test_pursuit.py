@@ -269,24 +269,18 @@ def test_on_a_small_model_the_population_climbs_and_the_winner_rebuilds(noise: N
     assert all(torch.equal(again[name].float(), decoded[name].float()) for name in SHAPES)
 
 
-def test_samples_come_nearer_where_they_tell_of_curvature_and_go_back_where_not() -> None:
-    """Along a slope of 1 with a curvature of c, the mean falls below the centre by c sigma^2."""
-    strategy = Pursuit(seed=0, starts=["start", "other"], popsize=8, sigma=0.1, shrink=False)
-    rng, distances, curvature = np.random.default_rng(0), list[float](), 100.0
-    for _ in range(24):
-        outcomes = []
-        for candidate in strategy.ask():
-            own = candidate.genome.own
-            length = own[1] if own else 0.0
-            fall = curvature * length**2 if own else 1e9 * len(candidate.genome.steps)
-            outcomes.append(Outcome(candidate.id, np.array([length * rng.normal() - fall])))
-            distances += [length] if own and length not in distances[-1:] else []
-        strategy.tell(outcomes)
-        curvature = 0.0 if len(distances) > 2 else curvature
-    assert distances[0] == 0.1
-    assert min(distances) < 0.05
+def test_samples_come_nearer_after_a_step_that_fails_and_go_back_after_one_that_does_not() -> None:
+    strategy = Pursuit(seed=0, starts=["start"], popsize=4, sigma=0.1, shrink=False)
+    distances = []
+    for generation in range(24):
+        asked = strategy.ask()
+        own = [one.genome.own for one in asked if one.genome.own]
+        distances += [own[0][1]] if own else []
+        better = 1.0 if generation >= 12 else -1.0  # of steps than their centre
+        values = [float(c.id) if own else better * (c.id > asked[0].id) for c in asked]
+        strategy.tell([Outcome(c.id, np.array([v])) for c, v in zip(asked, values, strict=True)])
+    assert distances[:6] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
     assert distances[-1] == 0.1
-    assert max(distances) == 0.1
 
 
 def by_genome(path: Path) -> tuple[float, Vector] | None:

@@ -92,7 +92,7 @@ def run_check(config: DictConfig) -> None:
         Budget(**config.budget)
     with _ended(run), explained():
         parts = dry_run(config)
-        _, trial, _, lines = _tried(config, parts, run)
+        _, trial, _, lines = _tried(config, parts, run, estimate=True)
         if parts.privacy is not None:
             lines.append(budget_line(config, parts.privacy, trial.strategy))
             check_starts()
@@ -103,8 +103,11 @@ def run_check(config: DictConfig) -> None:
     print(f"run         {run}\nready")
 
 
-def run_search(config: DictConfig) -> float:
+def run_search(config: DictConfig, *, estimate: bool = True) -> float:
     """Runs or continues the search of a configuration; a finished one is shown, not run again.
+
+    Args:
+        estimate: try out what takes long, and say how long the run will take.
 
     Returns:
         The winner's fitness on the selection items (on the search items where there are none,
@@ -122,7 +125,7 @@ def run_search(config: DictConfig) -> float:
         with _sealed(run, config):  # a crash may have come before this
             return show(run, config)
     with _sealed(run, config), _ended(run), locked(run):
-        parts, ingredients, common = _checked(config, run)
+        parts, ingredients, common = _checked(config, run, estimate)
         with closing(parts.execution):
             with explained():
                 history = History(run, timed=parts.privacy is None)
@@ -155,7 +158,7 @@ def _sealed(run: Path, config: DictConfig) -> Iterator[None]:
 
 
 def _tried(
-    config: DictConfig, parts: SearchParts, run: Path
+    config: DictConfig, parts: SearchParts, run: Path, estimate: bool
 ) -> tuple[Ingredients, Problem, CommonItems | None, list[str]]:
     """Returns ingredients, trial and common items once all was tried, and what that has shown."""
     with Peak(parts.machine.device) as peak:
@@ -169,16 +172,20 @@ def _tried(
             objective=config.objective,
             save_model=config.save_model,
         )
-        lines += time_lines(config, parts, ingredients, trial)
-    lines.append(memory_line(ingredients, peak.bytes))
+        if estimate:
+            lines += time_lines(config, parts, ingredients, trial)
+    if estimate:
+        lines.append(memory_line(ingredients, peak.bytes))
     return ingredients, trial, common, lines + check_room(config, ingredients.pool)
 
 
-def _checked(config: DictConfig, run: Path) -> tuple[SearchParts, Ingredients, CommonItems | None]:
+def _checked(
+    config: DictConfig, run: Path, estimate: bool
+) -> tuple[SearchParts, Ingredients, CommonItems | None]:
     """Returns what a run is made of, once all is checked and its directory is there."""
     with explained():
         parts = dry_run(config)
-        ingredients, _, common, lines = _tried(config, parts, run)
+        ingredients, _, common, lines = _tried(config, parts, run, estimate)
         make_run(run, config)
         lines += write_experiment(run, config)
         base, experts = ingredients.pool.base.sha256, ingredients.identities()

@@ -119,7 +119,7 @@ def _run_one(run: PlannedRun, first: Path, search_path: str | None) -> str | Non
             began = time.monotonic()
             while True:
                 try:
-                    run_search(config)
+                    run_search(config, estimate=False)
                 except RunLocked as error:
                     if time.monotonic() - began > _LOCK_S:
                         return str(error)

@@ -30,6 +30,7 @@ from merging.paths.noise import (
     Noise,
     RowNoise,
     SingularNoise,
+    StagedNoise,
     TensorNoise,
 )
 from merging.paths.path import Path, PathPlan, Walk
@@ -243,7 +244,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
-    "noise", [GaussianNoise(), RowNoise(), TensorNoise(), SingularPairNoise(4)], ids=name_of
+    "noise",
+    [
+        GaussianNoise(),
+        RowNoise(),
+        TensorNoise(),
+        SingularPairNoise(4),
+        StagedNoise(TensorNoise(whole=True), 16, TensorNoise()),
+    ],
+    ids=name_of,
 )
 def test_a_population_of_32_takes_the_memory_of_two_models(noise: Noise) -> None:
     pool = random_pool({f"layer.{i}.w": (16, 32) for i in range(80)})

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from merging.arrays import Matrix, Vector
-from merging.paths.noise import GaussianNoise, Noise, RowNoise, TensorNoise
+from merging.paths.noise import GaussianNoise, Noise, RowNoise, StagedNoise, TensorNoise
 from merging.paths.path import Path
 from merging.plans import plan_from_description
 from merging.seeding import stable_seed
@@ -238,7 +238,10 @@ def test_a_step_gives_what_slopes_and_curvature_say_whatever_the_population() ->
     assert gains[20] == pytest.approx(1 - (1 - 1 / SIZE) ** 228, abs=0.12)
 
 
-@pytest.mark.parametrize("noise", [TensorNoise(), RowNoise(), GaussianNoise("deltas")], ids=str)
+STAGED = StagedNoise(TensorNoise(whole=True), 24, TensorNoise())
+
+
+@pytest.mark.parametrize("noise", [STAGED, RowNoise(), GaussianNoise("deltas")], ids=str)
 def test_on_a_small_model_the_population_climbs_and_the_winner_rebuilds(noise: Noise) -> None:
     """A network of two layers on fixed inputs; the experts are off its best weights."""
     space = space_of(noise, seed=3)

@@ -18,9 +18,6 @@ _SCALES = (0.25, 1.0, 4.0)
 _CHANGE = 4.0
 """Most that one step may say of the curvature, times or divided by what was known."""
 
-_NEAREST = 0.125
-"""Share of the first sigma below which it never falls."""
-
 _NOISE = 0.25
 """Reliability of slopes below which a generation counts as noise."""
 
@@ -54,9 +51,8 @@ class Pursuit:
     + q sum_i m_i^2`` is highest at ``m_i = s_i / (2 |q|)``, where a step gives ``sum_i s_i^2 /
     (4 |q|)``, whatever N is; a step twice as long gives nothing, any longer one takes away. q is
     what the last steps have shown, so that sigma, which only measures, can be small: in contrast
-    to `MergEvolve` the centre of the samples does not pay for their distance. It halves after a
-    step that was no better, whose slopes were rather curvature, and doubles, up to the first,
-    after one that was. The first step tries three lengths, any other one and a third of it.
+    to `MergEvolve` the centre of the samples does not pay for their distance. The first step tries
+    three lengths, any other that length and a third of it.
 
     Source: Nesterov and Spokoiny 2017, Random gradient-free minimization of convex functions;
     Stich, Mueller, Gaertner 2013, Optimization of convex functions with random pursuit. Shrunken
@@ -66,8 +62,7 @@ class Pursuit:
         seed: not used; the noises' seed is the space's.
         starts: names of the points to start from; of several the best becomes the centre.
         popsize: N, samples per generation.
-        sigma: how far samples lie from the centre at first and at most, in the unit of the space's
-            noise.
+        sigma: how far samples lie from the centre, in the unit of the space's noise.
         step: length of the first step that is tried, in that unit, beside a quarter and four
             times of it.
         antithetic: sample both sides of every noise, N / 2 noises: what curves upwards or
@@ -107,7 +102,7 @@ class Pursuit:
             raise ValueError(f"antithetic pairs need an even popsize, got {popsize}")
         self._starts = tuple(starts)
         self._popsize, self._most = popsize, most or popsize
-        self._sigma, self._widest, self._first = sigma, sigma, step
+        self._sigma, self._first = sigma, step
         self._sides = (1.0, -1.0) if antithetic else (1.0,)
         self._shrink = shrink
         self._generations = generations
@@ -203,10 +198,8 @@ class Pursuit:
         best = int(np.argmax(gains))
         if gains[best] > 0:
             self._centre = centre.moved(slopes.step(self._lengths[best]))
-            self._sigma = min(2 * self._sigma, self._widest)
         else:
             best = int(np.argmin(self._lengths))
-            self._sigma = max(self._sigma / 2, _NEAREST * self._widest)
         self._learn(self._lengths[best], float(slopes.values @ slopes.values), gains[best])
 
     def _learn(self, length: float, square: float, gain: float) -> None:

@@ -272,18 +272,21 @@ def test_on_a_small_model_the_population_climbs_and_the_winner_rebuilds(noise: N
     assert all(torch.equal(again[name].float(), decoded[name].float()) for name in SHAPES)
 
 
-def test_samples_come_nearer_after_a_step_that_fails_and_go_back_after_one_that_does_not() -> None:
-    strategy = Pursuit(seed=0, starts=["start"], popsize=4, sigma=0.1, shrink=False)
-    distances = []
-    for generation in range(24):
-        asked = strategy.ask()
-        own = [one.genome.own for one in asked if one.genome.own]
-        distances += [own[0][1]] if own else []
-        better = 1.0 if generation >= 12 else -1.0  # of steps than their centre
-        values = [float(c.id) if own else better * (c.id > asked[0].id) for c in asked]
-        strategy.tell([Outcome(c.id, np.array([v])) for c, v in zip(asked, values, strict=True)])
-    assert distances[:6] == [0.1, 0.05, 0.025, 0.0125, 0.0125, 0.0125]
-    assert distances[-1] == 0.1
+def test_of_a_step_and_a_third_of_it_the_better_is_taken() -> None:
+    space = space_of(GaussianNoise("deltas"))
+    score = quadratic_bowl(space)
+    strategy = Pursuit(seed=0, starts=["start"], popsize=8, sigma=0.01, shrink=False)
+    samples = strategy.ask()
+    for generation in range(6):
+        strategy.tell(told(samples, space, score))
+        centre, *steps = strategy.ask()
+        best = steps[generation % len(steps)]
+        values = {centre.id: 0.5, best.id: 1.0}
+        tried = [centre, *steps]
+        strategy.tell([Outcome(c.id, np.array([values.get(c.id, 0.0)])) for c in tried])
+        samples = strategy.ask()
+        assert {c.genome.centre for c in samples} == {best.genome}
+        assert len(steps) == (2 if generation else 3)
 
 
 def by_genome(path: Path) -> tuple[float, Vector] | None:

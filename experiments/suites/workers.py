@@ -62,7 +62,7 @@ def run_all(runs: Sequence[PlannedRun], workers: int, search_path: str | None) -
                         run.setting,
                         run.variant,
                         run.seed,
-                        "done" if reason is None else "failed",
+                        "done" if reason is None else f"failed: {reason}",
                         # the first wave also makes experts: it says nothing of those to come
                         f", about {duration(left)} left" if new and wave is others else "",
                     )

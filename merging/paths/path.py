@@ -143,14 +143,23 @@ class Walk:
     def write(self, name: str, path: Path, out: Tensor) -> None:
         """Writes what `tensor` returns into `out`: contiguous, float32, on the pool's device."""
         draws: dict[Noise, Draw] = {}
-        centre = self._centre(name, path.centre, draws, out)
-        if path.own is None:
-            out.copy_(centre)
-        else:
+        centre, done = self._centre(name, path, draws, out)
+        if path.own is not None:
             number, coefficient = path.own
             self._term(name, draws, number, coefficient, out).add_(centre)
+        elif (move := self._move(name, path, done, draws, out)) is not None:
+            torch.add(centre, move, out=out)
+        else:
+            out.copy_(centre)
 
-    def _centre(self, name: str, path: Path, draws: dict[Noise, Draw], scratch: Tensor) -> Tensor:
+    def _centre(
+        self, name: str, path: Path, draws: dict[Noise, Draw], scratch: Tensor
+    ) -> tuple[Tensor, int]:
+        """Returns the centre, and how many of its steps are made: all, or all but the last.
+
+        The last step of a path without a perturbation of its own may be one that is only tried:
+        a kept centre stays before it, and does not begin anew when it is given up.
+        """
         # Taken out while it changes: an error half-way must not leave half a step behind.
         path_so_far = self._path_to_centre.pop(name, None)
         centre = self._centres[name] if self.keep else torch.empty_like(scratch)
@@ -159,12 +168,13 @@ class Walk:
             done = 0
         else:
             done = len(path_so_far.steps)
-        for generation in range(done, len(path.steps)):
+        for generation in range(done, len(path.steps) - (path.own is None)):
             if (move := self._move(name, path, generation, draws, scratch)) is not None:
                 centre.add_(move)  # c_{t+1} = c_t + move_t
+            done = generation + 1
         if self.keep:
-            self._path_to_centre[name] = path
-        return centre
+            self._path_to_centre[name] = replace(path, steps=path.steps[:done], own=None)
+        return centre, done
 
     @cached_property
     def _centres(self) -> dict[str, Tensor]:
@@ -189,11 +199,13 @@ class Walk:
     def _move(
         self, name: str, path: Path, generation: int, draws: dict[Noise, Draw], scratch: Tensor
     ) -> Tensor | None:
-        """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: it moves nothing.
+        """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: it moves nothing, or is none.
 
         `scratch`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
         """
         move: Tensor | None = None
+        if generation == len(path.steps):
+            return None
         for age in reversed(range(min(len(path.blend), generation + 1))):
             for number, coefficient in path.steps[generation - age]:
                 weight = path.blend[age] * coefficient

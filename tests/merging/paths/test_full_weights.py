@@ -153,6 +153,27 @@ def test_weights_decoded_before_the_centre_moved_on_still_hold() -> None:
     assert_same(read(early), before)
 
 
+def test_a_step_that_is_given_up_does_not_make_the_start_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space, begun = space_of(random_pool(SHAPES)), list[str]()
+    original = Walk._write_start
+
+    def counted(walk: Walk, name: str, start: str, out: Tensor) -> None:
+        begun.append(name)
+        original(walk, name, start, out)
+
+    monkeypatch.setattr(Walk, "_write_start", counted)
+    centre = Path("start")
+    for number in range(3):
+        samples = [centre.perturbed(number, 0.1), centre.perturbed(number, -0.1)]
+        tried = [centre, centre.moved(((number, 0.3),)), centre.moved(((number, 0.1),))]
+        for path in [*samples, *tried]:
+            read(space.decode(path))
+        centre = tried[number % len(tried)]
+    assert sorted(begun) == sorted(SHAPES)
+
+
 def test_an_error_half_way_leaves_no_half_step() -> None:
     pool = random_pool(SHAPES)
 

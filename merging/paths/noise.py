@@ -346,7 +346,7 @@ def _sum_over_experts(
     deltas = pool.deltas(name)
     if deltas.numel() == 0:
         return GaussianNoise().on(name, pool)
-    rms = _rms(deltas)
+    rms = pool.cached(name, "rms of the deltas", lambda: _rms(deltas))
     size = rms if unit == "deltas" else size_of(unit, name, pool)
     factor = size / (rms * math.sqrt(len(deltas))) if rms else 0.0  # E mean(noise^2) = size^2
     order = sorted(range(len(deltas)), key=pool.identities.__getitem__)

@@ -199,7 +199,7 @@ class Walk:
     def _move(
         self, name: str, path: Path, generation: int, draws: dict[Noise, Draw], scratch: Tensor
     ) -> Tensor | None:
-        """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: it moves nothing, or is none.
+        """Returns ``sum_a blend[a] step[t - a]`` of generation t; None: no move, or no such step.
 
         `scratch`, ``(*shape)``, takes single noises; the sum is a tensor of its own.
         """

@@ -1,7 +1,7 @@
 """What a benchmark suite consists of: settings, tables and variants, checked, and every run."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,7 +102,18 @@ def checked_suite(content: Any) -> Suite:
         if setting
     }
     tables = {name: _table(name, table) for name, table in suite.tables.items() if table}
-    return replace(suite, settings=settings, tables=tables)
+    left_out = {name for name, setting in suite.settings.items() if not setting}
+    return replace(suite, settings=settings, tables=_without(tables, left_out))
+
+
+def _without(tables: Mapping[str, SuiteTable], left_out: Collection[str]) -> dict[str, SuiteTable]:
+    """Returns the tables without these settings, and without those tables that name no other."""
+    kept = {}
+    for name, table in tables.items():
+        named = [setting for setting in table.settings or () if setting not in left_out]
+        if named or not table.settings:
+            kept[name] = replace(table, settings=named)
+    return kept
 
 
 def _replaced(content: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:

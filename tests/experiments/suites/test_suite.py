@@ -47,6 +47,7 @@ suite:
         in hull: [strategy=cma, space=convex]
         affine: [strategy=cma, space=weights]
         broken: [strategy=cma, space=weights, initial=recipe, initial.path=nowhere.json]
+    nothing: {title: Of no setting that is there, settings: [off], variants: {any: []}}
     models:
       title: Models
       models: true

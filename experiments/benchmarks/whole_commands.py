@@ -9,6 +9,7 @@ Methods that trim or draw are measured by `whole_commands_sparse`, memory by
 `whole_commands_memory`: each of the three takes some minutes.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -156,13 +158,54 @@ def beside(
         for number in range(rounds)
     ]
     theirs = [turn[0] for turn in turns]
+    floor = _Floor.of(home, method)
     for which, (measure, bar) in enumerate(zip(measures, bars, strict=True), start=1):
         ours = [turn[which] for turn in turns]
         ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
-        note = f"of {rounds} rounds {ratios[0]:.3g} to {ratios[-1]:.3g}" if rounds > 1 else ""
         middle = statistics.median
+        notes = [f"of {rounds} rounds {ratios[0]:.3g} to {ratios[-1]:.3g}"] if rounds > 1 else []
+        note = "; ".join([*notes, floor.said(middle(theirs), hashing=which == 2)])
         figures = middle(ours), middle(theirs), against, "s", middle(ratios)
         yield Measured(measure, *figures, bar, note=note)
+
+
+@dataclass(frozen=True)
+class _Floor:
+    """Seconds of what no merge of this kind can leave out, each measured alone."""
+
+    imports: float
+    reading: float
+    writing: float
+    hashing: float
+
+    @classmethod
+    def of(cls, home: Home, method: str) -> "_Floor":
+        """Returns the floor of a merge by `method`."""
+        inputs = home.inputs({"linear": _LINEAR, "slerp": "expert[01]"}.get(method, "*"))
+        code = "import experiments.commands.merge_models, hydra, torch"
+        imports = [_seconds(lambda: home.run(sys.executable, "-c", code)) for _ in range(ROUNDS)]
+        reading = _seconds(lambda: [path.read_bytes() for path in inputs])
+        # the output is as large as one input
+        writing = _seconds(lambda: home.run("cp", str(inputs[0]), str(home.new())))
+        with ThreadPoolExecutor() as pool:
+            hashing = _seconds(lambda: list(pool.map(_sha256, inputs)))
+        return cls(statistics.median(imports), reading, writing, hashing)
+
+    def said(self, theirs: float, *, hashing: bool) -> str:
+        """Returns the parts, and the ratio if a merge did nothing else."""
+        parts = {
+            "imports": self.imports,
+            "reading": self.reading,
+            "`cp` of the output": self.writing,
+        }
+        if hashing:
+            parts["SHA-256 of its files in threads"] = self.hashing
+        shown = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in parts.items())
+        return f"{shown}: a ratio of {theirs / sum(parts.values()):.3g} if nothing else were done"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _tiny(home: Home) -> Iterator[Measured]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from merging.method import Knob
@@ -40,5 +41,6 @@ class Slerp(RuledMethod):
 
 
 def _arc(first: ExpertTensor, second: ExpertTensor) -> Arc:
+    threads = torch.get_num_threads()
     with one_thread():  # torch adds up in as many parts as there are threads
-        return arc(first.own(), second.own())
+        return arc(first.own, second.own, threads=threads)

@@ -1,8 +1,10 @@
 """Means on the sphere: tensors as directions and lengths, whatever their size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from merging.rules.consensus import weighted_sum
 
 _FLAT = 1e-6
 """Below this sine two directions are parallel or opposite: no great circle is singled out."""
+
+_SLICE = 2**17
+"""Entries."""
 
 
 def direction_and_length(x: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
@@ -23,10 +28,35 @@ def direction_and_length(x: Tensor, dim: int | None = None) -> tuple[Tensor, Ten
         x: at least one entry.
         dim: along which the vectors lie; None: the whole tensor is one vector.
     """
-    peak = x.abs().amax(dim=() if dim is None else dim, keepdim=True)
+    peak = _peak(x, dim)
     scaled = x / torch.where(peak > 0, peak, 1)
     length = scaled.square().sum(dim=dim, keepdim=True).sqrt_()  # |x| / max |x|
     return scaled.div_(torch.where(length > 0, length, 1)), length * peak
+
+
+def _length(x: Tensor, dim: int | None) -> Tensor:
+    """Returns the lengths of `direction_and_length`; x is used up."""
+    peak = _peak(x, dim)
+    x.div_(torch.where(peak > 0, peak, 1)).square_()
+    return x.sum(dim=dim, keepdim=True).sqrt_() * peak
+
+
+def _peak(x: Tensor, dim: int | None) -> Tensor:
+    """Returns ``max |x|``, `dim` reduced to 1, without a copy of a whole tensor."""
+    if dim is not None:
+        return x.abs().amax(dim=dim, keepdim=True)
+    low, high = torch.aminmax(x)
+    return torch.maximum(low.abs(), high.abs()).reshape((1,) * x.dim())
+
+
+def _butterfly(u: Tensor, v: Tensor) -> None:
+    """Replaces u by ``u + v`` and v by ``u - v``, a slice that the cache holds at a time."""
+    contiguous = u.is_contiguous() and v.is_contiguous()
+    parts = [torch.split(x.view(-1), _SLICE) if contiguous else (x,) for x in (u, v)]
+    for x, y in zip(*parts, strict=True):
+        difference = x - y
+        x.add_(y)
+        y.copy_(difference)
 
 
 def cosine(u: Tensor, v: Tensor) -> float:
@@ -48,7 +78,7 @@ def slerp(a: Tensor, b: Tensor, t: float, dim: int | None = None) -> Tensor:
 
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3.
     """
-    left, right = arc(a, b, dim).at(t)
+    left, right = arc(lambda: a, lambda: b, dim).at(t)
     return left * a + right * b  # sin((1-t) O)/sin(O) a + sin(t O)/sin(O) b
 
 
@@ -93,12 +123,28 @@ class Arc:
         return left, right
 
 
-def arc(a: Tensor, b: Tensor, dim: int | None = None) -> Arc:
-    """Returns the arc from a to b; arguments as of `slerp`."""
-    u, a_length = direction_and_length(a, dim)
-    v, b_length = direction_and_length(b, dim)
-    chord = direction_and_length(u - v, dim)[1]  # 2 sin(O/2)
-    resultant = direction_and_length(u + v, dim)[1]  # 2 cos(O/2)
+def arc(
+    a: Callable[[], Tensor],
+    b: Callable[[], Tensor],
+    dim: int | None = None,
+    *,
+    threads: int = 1,
+) -> Arc:
+    """Returns the arc from a to b; arguments as of `slerp`.
+
+    Args:
+        a: returns the first vector.
+        b: returns the second.
+        threads: with two or more both vectors are read at once, to the same bits.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        both = map if threads == 1 else pool.map  # no thread starts without work
+        inference = torch.inference_mode(torch.is_inference_mode_enabled())  # not inherited
+        polar = both(inference(lambda each: direction_and_length(each(), dim)), (a, b))
+        (u, a_length), (v, b_length) = polar
+        _butterfly(u, v)
+        lengths = both(inference(partial(_length, dim=dim)), (v, u))
+        chord, resultant = lengths  # 2 sin(O/2), 2 cos(O/2)
     angle = 2 * torch.atan2(chord, resultant)  # exact where acos of a cosine is not
     sine = chord * resultant / 2  # sin(O) = 2 sin(O/2) cos(O/2)
     return Arc(angle, sine, (sine > _FLAT) & (a_length > 0) & (b_length > 0))

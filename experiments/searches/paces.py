@@ -30,7 +30,7 @@ from search.loop.evaluation import Batch, attempt
 
 T = TypeVar("T")
 _FEW_ITEMS = 8
-_GAIN = 0.8  # twice as many items are tried where each takes less than this share of before
+_GAIN = 0.8  # more items are tried where each takes less than this share of before
 _BATCH_S = 2.0  # of items: more are tried up to then, and candidates are tried together on so many
 _LARGE = 0.1  # of all numbers: a tensor that is too large to be tried
 _SHORT_S = 0.1  # what takes less is tried twice: a first time may warm up what others find warm
@@ -121,13 +121,12 @@ def _panel_s(model: Model, panel: Panel) -> float:
 def _task_s(model: Model, evaluator: Evaluator) -> float:
     """Returns the seconds of all items, from evenly spread ones.
 
-    They are as many as a batch needs to be full: twice as many, until that makes each no faster
-    and they take `_BATCH_S`: only a full batch shows the memory that it holds.
+    They are as many as a batch needs to be full: more, until that makes each no faster and they
+    take `_BATCH_S`: only a full batch shows the memory that it holds.
     Whole items are tried, as their requests share beginnings.
     """
-    items, taken, before = evaluator.items, _FEW_ITEMS // 2, np.inf
+    items, taken, before = evaluator.items, min(_FEW_ITEMS, len(evaluator.items)), np.inf
     while True:
-        taken = min(2 * taken, len(items))
         chosen = np.linspace(0, len(items) - 1, taken).astype(int).tolist()
         requests = list(items.subset(chosen).requests)  # of a tuple the engine keeps its plan
         seconds = _seconds(partial(model.run, requests))
@@ -135,6 +134,7 @@ def _task_s(model: Model, evaluator: Evaluator) -> float:
         if taken == len(items) or (each > _GAIN * before and seconds > _BATCH_S):
             return min(each, before) * len(items.requests)
         before = each
+        taken = min(max(2 * taken, int(taken * _BATCH_S / max(seconds, 1e-9))), len(items))
 
 
 def _static_s(ingredients: Ingredients, method: MergeMethod) -> float | None:

@@ -41,6 +41,6 @@ class Slerp(RuledMethod):
 
 
 def _arc(first: ExpertTensor, second: ExpertTensor) -> Arc:
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if first.stored.is_cpu else 1
     with one_thread():  # torch adds up in as many parts as there are threads
         return arc(first.own, second.own, threads=threads)
